@@ -1,0 +1,19 @@
+"""Settings of the network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gtvray.config.base import Section
+
+
+class NetworkConfig(Section):
+    """Which network, and how large."""
+
+    kind: Literal["unet", "residual_unet"] = Field("unet", description="plain or residual-encoder 3D U-Net")
+    size: Literal["tiny", "small", "base", "large"] = Field("small", description="the dial: width and depth follow it")
+    features: tuple[int, ...] | None = Field(None, description="channels of each stage; overrides what size gives")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of channels dropped in training")
+    deep_supervision: bool = Field(False, description="a loss on the coarser decoder stages as well")

@@ -1,0 +1,49 @@
+"""Settings of the loss, the optimizer and the training loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from gtvray.config.base import Section
+
+
+class LossConfig(Section):
+    """What is minimised."""
+
+    kind: Literal["dice_ce", "dice_focal", "dice_topk"] = Field("dice_ce", description="per-sample Dice plus a voxel loss")
+    dice_weight: float = Field(1.0, ge=0, description="weight of the Dice term; the voxel loss has weight 1")
+
+
+class OptimizerConfig(Section):
+    """How it is minimised."""
+
+    kind: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum 0.99")
+    lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled for adamw")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps that raise the rate from zero")
+    clip_norm: float = Field(12.0, gt=0, description="largest gradient norm")
+
+
+class TrainingConfig(Section):
+    """The loop; an epoch is `steps_per_epoch` optimizer steps."""
+
+    epochs: int = Field(20, ge=1, le=10_000, description="epochs of a full training")
+    steps_per_epoch: int = Field(50, ge=1, le=100_000, description="optimizer steps an epoch")
+    batch_size: int = Field(2, ge=1, le=1024, description="patches a step, over all workers")
+    patch_ijk: tuple[int, int, int] = Field((48, 48, 48), description="patch size in voxels of the prepared spacing")
+    foreground_share: float = Field(0.5, ge=0, le=1, description="share of patches centred on the tumour")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 is off")
+    num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers; 2 and more go through Ray Train")
+    cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads of a worker")
+    use_gpu: bool = Field(False, description="one GPU a worker")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes bf16 where the hardware has it")
+    seed: int = Field(0, ge=0, description="decides weights, order and augmentation")
+
+    @field_validator("patch_ijk")
+    @classmethod
+    def _patch_plausible(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(8 <= v <= 512 for v in value):
+            raise ValueError("patch must be 8 to 512 voxels on each axis")
+        return value

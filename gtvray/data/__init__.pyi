@@ -1,0 +1,16 @@
+from .cache import CachedCase as CachedCase
+from .cache import CaseCache as CaseCache
+from .checks import Finding as Finding
+from .checks import check_dataset as check_dataset
+from .checks import require_sound as require_sound
+from .fingerprint import Fingerprint as Fingerprint
+from .fingerprint import fingerprint as fingerprint
+from .layouts import Case as Case
+from .layouts import Dataset as Dataset
+from .layouts import index_dataset as index_dataset
+from .layouts import read_label as read_label
+from .ledger import Ledger as Ledger
+from .patches import PatchSampler as PatchSampler
+from .phantoms import write_phantoms as write_phantoms
+from .splits import Split as Split
+from .splits import split_cases as split_cases

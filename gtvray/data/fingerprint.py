@@ -1,0 +1,55 @@
+"""What a dataset is: which files, and the figures that shape a plan."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from gtvray.data.cache import CachedCase
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Digest of the files, and medians over the cases.
+
+    Attributes:
+        digest: sha256 over every case id with its scan's and mask's digests.
+        cases: how many.
+        spacing_mm: median spacing of the scans along their own axes.
+        prepared_shape: median size on the prepared grid.
+        tumour_ml: median tumour volume.
+    """
+
+    digest: str
+    cases: int
+    spacing_mm: tuple[float, float, float]
+    prepared_shape: tuple[int, int, int]
+    tumour_ml: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def fingerprint(cases: list[CachedCase]) -> Fingerprint:
+    """The fingerprint of prepared cases."""
+    ids = "\n".join(sorted(f"{case.case_id} {case.meta['image_sha256']} {case.meta['label_sha256']}" for case in cases))
+    return Fingerprint(
+        digest=hashlib.sha256(ids.encode()).hexdigest(),
+        cases=len(cases),
+        spacing_mm=_medians([case.meta["source_spacing_mm"] for case in cases]),
+        prepared_shape=_int_medians([list(case.shape) for case in cases]),
+        tumour_ml=median(case.meta["tumour_ml"] for case in cases),
+    )
+
+
+def _medians(rows: list[list[float]]) -> tuple[float, float, float]:
+    i, j, k = (float(median(column)) for column in zip(*rows, strict=True))
+    return i, j, k
+
+
+def _int_medians(rows: list[list[int]]) -> tuple[int, int, int]:
+    i, j, k = (int(median(column)) for column in zip(*rows, strict=True))
+    return i, j, k

@@ -1,0 +1,543 @@
+"""Head-and-neck CT phantoms with a gross tumour volume, for demonstrations and tests without patient data.
+
+Every case is evaluated analytically on its own voxel-centre coordinates, so that pose, size, oblique grids and axis
+orders need no resampling. All positions are in the head frame: mm, RAS directions, origin in the nasopharynx.
+Published numbers depend on these cases: change what they look like only together with `PHANTOM_VERSION`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from gtvray.errors import DataError, InputError
+from gtvray.geometry import Volume
+from gtvray.io import atomic_dir, read_json, write_json, write_volume
+
+PHANTOM_VERSION = 1
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Vector = NDArray[np.float64]
+Window = tuple[slice, slice, slice]
+
+_ORIENTATIONS = ("LPI", "RAS", "LAS", "LPS", "PSR")
+_ORIENTATION_SHARES = (0.3, 0.2, 0.2, 0.2, 0.1)
+_SOFT_HU = 40.0
+_VOLUME_RANGE_ML = (6.0, 80.0)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """An ellipsoid, or an upright elliptic cylinder, of one tissue; a paired one is repeated on the other side."""
+
+    tissue: str
+    centre_mm: tuple[float, float, float]
+    radii_mm: tuple[float, float, float]
+    paired: bool = False
+    upright: bool = False
+
+
+# Painted in this order, later over earlier.
+_SOFT_SHAPES = (
+    _Shape("fat", (22, 6, -12), (5, 9, 18), paired=True),  # parapharyngeal
+    _Shape("fat", (45, 45, -15), (10, 12, 12), paired=True),  # buccal
+    _Shape("muscle", (32, 18, 2), (12, 14, 10), paired=True),  # lateral pterygoid
+    _Shape("muscle", (34, 10, -28), (8, 12, 22), paired=True),  # medial pterygoid
+    _Shape("muscle", (57, 18, -28), (7, 16, 28), paired=True),  # masseter
+    _Shape("muscle", (62, 25, 30), (6, 26, 28), paired=True),  # temporalis
+    _Shape("muscle", (9, -13, -40), (7, 5, 40), paired=True),  # longus colli and capitis
+    _Shape("muscle", (20, -72, -60), (20, 20, 70), paired=True),  # trapezius, splenius
+    _Shape("muscle", (0, 34, -36), (24, 30, 17)),  # tongue
+    _Shape("tonsil", (15, -2, -28), (6, 7, 12), paired=True),
+    _Shape("tonsil", (0, -9, 8), (11, 4, 7)),  # adenoid
+    _Shape("parotid", (58, -8, -18), (11, 15, 22), paired=True),
+    _Shape("gland", (32, 18, -62), (9, 14, 10), paired=True),  # submandibular
+)
+_BONE_SHAPES = (
+    _Shape("bone", (26, 48, 0), (17, 20, 20), paired=True),  # maxilla, hollowed by its sinus
+    _Shape("bone", (31, 62, 28), (21, 21, 20), paired=True),  # orbital walls
+    _Shape("bone", (58, 42, 8), (6, 22, 5), paired=True),  # zygoma
+    _Shape("bone", (15, 14, -4), (2.5, 8, 14), paired=True),  # pterygoid plates
+    _Shape("bone", (0, 42, -17), (22, 28, 3)),  # hard palate
+    _Shape("spongy", (0, -14, 16), (14, 7, 13)),  # clivus
+    _Shape("bone", (0, 18, 24), (15, 13, 12)),  # sphenoid
+    _Shape("petrous", (38, -28, 12), (22, 10, 9), paired=True),
+    _Shape("spongy", (54, -38, 0), (10, 13, 15), paired=True),  # mastoid
+    _Shape("bone", (47, 10, -26), (5, 14, 30), paired=True),  # mandibular ramus
+)
+_CAVITY_SHAPES = (
+    _Shape("fat", (31, 62, 28), (18, 20, 17), paired=True),  # orbit
+    _Shape("muscle", (27, 46, 27), (2.5, 14, 2.5), paired=True),  # optic nerve
+    _Shape("water", (31, 66, 28), (12, 12, 12), paired=True),  # globe
+    _Shape("lens", (31, 75, 28), (4.5, 2.5, 4.5), paired=True),
+    _Shape("air", (0, 18, 24), (11, 9, 8)),  # sphenoid sinus
+    _Shape("air", (0, 42, 4), (13, 34, 20)),  # nasal cavity
+    _Shape("soft", (8, 40, -4), (4, 24, 6), paired=True),  # inferior turbinate
+    _Shape("soft", (7, 38, 10), (3, 20, 5), paired=True),  # middle turbinate
+    _Shape("soft", (0, 45, 4), (1.8, 30, 22)),  # septum
+    _Shape("air", (0, 2, 0), (13, 9, 13)),  # nasopharynx
+    _Shape("air", (0, -3, -32), (11, 8, 24)),  # oropharynx
+    _Shape("air", (0, 0, -70), (9, 7, 22)),  # hypopharynx
+    _Shape("air", (0, 5, -140), (9, 9, 60), upright=True),  # larynx, trachea
+    _Shape("air", (62, -22, 6), (14, 3.5, 3.5), paired=True),  # ear canal
+)
+_BRAIN_SHAPES = (
+    _Shape("water", (10, -5, 72), (6, 28, 9), paired=True),  # lateral ventricles
+    _Shape("water", (0, -12, 55), (3, 10, 9)),  # third ventricle
+    _Shape("water", (0, -46, 28), (6, 5, 8)),  # fourth ventricle
+)
+# Tumour places: share, centre, half range of the centre on each axis; the side is drawn apart.
+_SITES = (
+    (0.25, (10, -13, -2), (8, 4, 12)),  # posterior wall
+    (0.35, (25, -2, -4), (7, 9, 12)),  # lateral wall, parapharyngeal space
+    (0.2, (10, 3, 17), (9, 8, 5)),  # roof, skull base
+    (0.2, (13, -6, -36), (9, 8, 9)),  # towards the oropharynx
+)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is drawn for a case before any voxel exists: grid, pose and tumour (head frame unless named)."""
+
+    shape: tuple[int, int, int]
+    affine: Vector  # RAS axis order; the final order comes last
+    orientation: str
+    head_to_ijk: Vector
+    couch_mm: float  # couch top on the scanner's y axis, from the volume's centre
+    tumour_mm: Vector
+    tumour_ml: float
+    tumour_hu: float
+
+
+def make_phantom(index: int, seed: int) -> tuple[Volume, Volume]:
+    """One case: CT (int16, HU) and its tumour label (uint8, 0 or 1) on the same grid.
+
+    The same `index` and `seed` (both >= 0) always give the same case, whatever else is generated.
+    """
+    streams = np.random.default_rng([PHANTOM_VERSION, seed, index]).spawn(4)
+    plan = _draw_plan(streams[0])
+    head = _Head(plan, streams[1])
+    head.paint_all()
+    label = _grow_tumour(head, plan, streams[2])
+    hu = _scan(head.hu, streams[3])
+    ct = Volume(hu, plan.affine).reoriented(plan.orientation)
+    return ct, Volume(label.astype(np.uint8), plan.affine).reoriented(plan.orientation)
+
+
+def _draw_plan(rng: np.random.Generator) -> _Plan:
+    pixel_mm, slice_mm = rng.uniform(2.3, 2.9), rng.uniform(3.0, 4.0)
+    # Below these extents the head, or a tumour off the centre, would not fit.
+    fewest_pixels, fewest_slices = max(96, math.ceil(250 / pixel_mm)), max(40, math.ceil(150 / slice_mm))
+    columns, rows = (int(n) for n in rng.integers(fewest_pixels, 121, size=2))
+    shape = (columns, rows, int(rng.integers(fewest_slices, 61)))
+    tilt = _rotation(*rng.uniform(-4.5, 4.5, 3)) if rng.random() < 0.4 else np.eye(3)
+    grid = tilt @ np.diag([pixel_mm, pixel_mm, slice_mm])
+    scale = rng.uniform(0.9, 1.1) * rng.uniform(0.97, 1.03, 3)
+    pose = _rotation(*np.clip(rng.normal(0, 5, 3), -10, 10)) @ np.diag(scale)
+    tumour_mm = _draw_site(rng)
+    tumour_ml = math.exp(rng.uniform(*np.log(_VOLUME_RANGE_ML)))
+    offset = rng.uniform((-28, -18, -40), (28, 42, 40))
+    # A tumour never reaches the first or last slices: slide the head along z until it fits.
+    reach_mm = shape[2] * slice_mm / 2 - 1.5 * math.cbrt(tumour_ml * 1000 * 0.75 / math.pi) - 12
+    z_mm = (pose @ tumour_mm)[2]
+    offset[2] = np.clip(z_mm + offset[2], -reach_mm, reach_mm) - z_mm
+    centre_ijk = (np.array(shape) - 1) / 2
+    affine = np.eye(4)
+    affine[:3, :3] = grid
+    affine[:3, 3] = rng.uniform(-150, 150, 3) - grid @ centre_ijk
+    head_to_ijk = np.eye(4)
+    head_to_ijk[:3, :3] = np.linalg.inv(grid) @ pose
+    head_to_ijk[:3, 3] = np.linalg.inv(grid) @ offset + centre_ijk
+    return _Plan(
+        shape=shape,
+        affine=affine,
+        orientation=str(rng.choice(_ORIENTATIONS, p=_ORIENTATION_SHARES)),
+        head_to_ijk=head_to_ijk,
+        couch_mm=float(offset[1] - 122 * scale[1]),
+        tumour_mm=tumour_mm,
+        tumour_ml=tumour_ml,
+        tumour_hu=_SOFT_HU + rng.uniform(20, 35),
+    )
+
+
+def _draw_site(rng: np.random.Generator) -> Vector:
+    site = rng.choice(len(_SITES), p=[share for share, _, _ in _SITES])
+    _, centre, half_range = _SITES[site]
+    place = np.array(centre) + np.array(half_range) * rng.uniform(-1, 1, 3)
+    place[0] *= rng.choice((-1, 1))
+    return place
+
+
+def _rotation(pitch_deg: float, roll_deg: float, yaw_deg: float) -> Vector:
+    """Rotation matrix about x, then y, then z."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.radians([pitch_deg, roll_deg, yaw_deg])):
+        turn = np.eye(3)
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn[[a, b], [a, b]] = math.cos(angle)
+        turn[b, a], turn[a, b] = math.sin(angle), -math.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+class _Head:
+    """The noise-free CT while it is painted: `hu`, head-frame coordinates and depth under the skin (mm), per voxel."""
+
+    def __init__(self, plan: _Plan, rng: np.random.Generator) -> None:
+        self.plan, self.rng = plan, rng
+        linear, offset = np.linalg.inv(plan.head_to_ijk)[:3, :3], plan.head_to_ijk[:3, 3]
+        x, self.y, self.z = (_linear_field(plan.shape, row, float(-row @ offset)) for row in linear)
+        lopsided = rng.uniform(-0.04, 0.04)
+        self.x = np.where(x > 0, x * np.float32(1 + lopsided), x * np.float32(1 - lopsided))
+        self.texture = _smooth_field(rng, plan.shape, (4.0, 4.0, 3.0))
+        self.depth_mm = self._skin_depth()
+        self.brain: Mask = np.zeros(plan.shape, dtype=bool)
+        self.hu: Floats = np.full(plan.shape, -1000, dtype=np.float32)
+        self.tissue_hu = self._draw_tissues()
+
+    def paint_all(self) -> None:
+        """Paint everything but the tumour."""
+        self._paint_couch()
+        self._paint_body()
+        self._paint_shapes(_SOFT_SHAPES)
+        self._paint_vessels_and_nodes()
+        self._paint_shapes(_BONE_SHAPES)
+        self._paint_vault()
+        self._paint_spine()
+        self._paint_jaws()
+        self._paint_shapes(_CAVITY_SHAPES)
+        self._paint_sinuses()
+
+    def window(self, centre_mm: Vector, reach_mm: float) -> Window:
+        """Index ranges that hold a ball of the head frame, cut to the grid."""
+        linear = self.plan.head_to_ijk[:3, :3]
+        middle = linear @ centre_mm + self.plan.head_to_ijk[:3, 3]
+        # The lopsided x axis is not in the matrix: a centre may lie 4 % further out than computed.
+        half = np.linalg.norm(linear, axis=1) * (1.05 * reach_mm + 0.05 * abs(centre_mm[0]) + 1)
+        low = np.clip(np.floor(middle - half), 0, self.plan.shape).astype(int)
+        high = np.clip(np.ceil(middle + half) + 1, low, self.plan.shape).astype(int)
+        i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        return i, j, k
+
+    def _draw_tissues(self) -> dict[str, float]:
+        ranges = {
+            "soft": (_SOFT_HU, _SOFT_HU),
+            "fat": (-110, -85),
+            "muscle": (48, 62),
+            "tonsil": (48, 62),
+            "parotid": (-15, 25),
+            "gland": (45, 65),
+            "vessel": (65, 120),
+            "water": (5, 12),
+            "lens": (80, 110),
+            "bone": (700, 1100),
+            "spongy": (280, 450),
+            "petrous": (1000, 1300),
+            "disc": (75, 100),
+            "tooth": (1700, 2400),
+            "cord": (30, 40),
+            "air": (-1000, -990),
+        }
+        return {tissue: float(self.rng.uniform(*bounds)) for tissue, bounds in ranges.items()}
+
+    def _rho(self, window: Window, centre: Vector, radii: Vector, axes: str = "xyz") -> Floats:
+        """Ellipsoidal radius: 1 on the surface, over the named axes only."""
+        fields = {"x": self.x, "y": self.y, "z": self.z}
+        total = np.zeros(self.x[window].shape, dtype=np.float32)
+        for axis, c, r in zip("xyz", centre, radii, strict=True):
+            if axis in axes:
+                total += ((fields[axis][window] - np.float32(c)) / np.float32(r)) ** 2
+        return np.sqrt(total)
+
+    def _skin_depth(self) -> Floats:
+        """Approximate depth under the smooth union of vault, face, jaw, nose, ears and neck; negative outside."""
+        everywhere = (slice(None),) * 3
+        parts = (
+            ((0, -18, 55), (79, 101, 76)),
+            ((0, 20, -8), (68, 74, 68)),
+            ((0, 34, -48), (60, 52, 31)),
+            ((0, 90, 0), (11, 16, 20)),
+            ((80, -22, 12), (8, 14, 26)),
+            ((-80, -22, 12), (8, 14, 26)),
+        )
+        # The neck hangs below z = -15 and widens into the shoulders.
+        widening = 1 + np.clip(-125 - self.z, 0, 60) / np.float32(28)
+        neck = np.sqrt((self.x / (58 * widening)) ** 2 + ((self.y + 35) / (57 * np.sqrt(widening))) ** 2)
+        neck_mm = np.minimum((1 - neck) * 57, -15 - self.z)
+        softness_mm = np.float32(5)
+        total = np.exp(np.clip(neck_mm / softness_mm, -30, 30))
+        for centre, radii in parts:
+            depth = (1 - self._rho(everywhere, np.array(centre), np.array(radii))) * np.float32(min(radii))
+            total += np.exp(np.clip(depth / softness_mm, -30, 30))
+        return softness_mm * np.log(total)
+
+    def _paint(self, tissue_hu: float, centre: Vector, radii: Vector, upright: bool = False) -> None:
+        """Fill an ellipsoid, at least 3 mm under the skin."""
+        window = self.window(centre, float(np.linalg.norm(radii) if upright else max(radii)))
+        inside = self._rho(window, centre, radii, "xy" if upright else "xyz") < 1
+        if upright:
+            inside &= np.abs(self.z[window] - np.float32(centre[2])) < radii[2]
+        self.hu[window][inside & (self.depth_mm[window] > 3)] = tissue_hu
+
+    def _paint_shapes(self, shapes: tuple[_Shape, ...]) -> None:
+        for shape in shapes:
+            for side in (1, -1) if shape.paired else (1,):
+                centre = np.array(shape.centre_mm) * (side, 1, 1) + self.rng.normal(0, 1.2, 3)
+                radii = np.array(shape.radii_mm) * self.rng.uniform(0.9, 1.1, 3)
+                self._paint(self.tissue_hu[shape.tissue], centre, radii, shape.upright)
+
+    def _paint_capsule(self, tissue_hu: float, start: Vector, end: Vector, radius_mm: float) -> None:
+        along = end - start
+        window = self.window((start + end) / 2, float(np.linalg.norm(along)) / 2 + radius_mm)
+        point = [field[window] - np.float32(c) for field, c in zip((self.x, self.y, self.z), start, strict=True)]
+        t = sum(p * np.float32(a) for p, a in zip(point, along, strict=True)) / np.float32(along @ along)
+        t = np.clip(t, 0, 1)
+        squared = sum((p - t * np.float32(a)) ** 2 for p, a in zip(point, along, strict=True))
+        self.hu[window][(squared < radius_mm**2) & (self.depth_mm[window] > 3)] = tissue_hu
+
+    def _paint_couch(self) -> None:
+        """Two thin shells with foam between, fixed to the scanner rather than to the head."""
+        row = self.plan.affine[1, :3]
+        middle = (np.array(self.plan.shape) - 1) / 2
+        below = np.float32(self.plan.couch_mm) - _linear_field(self.plan.shape, row, float(-row @ middle))
+        self.hu[(below > 0) & (below < 32)] = -930
+        self.hu[((below > 0) & (below < 3.5)) | ((below > 29) & (below < 32.5))] = -250
+
+    def _paint_body(self) -> None:
+        """Skin, subcutaneous fat, and soft tissue with texture and strands of fat."""
+        depth, hu = self.depth_mm, self.hu
+        strands = _smooth_field(self.rng, self.plan.shape, (5.0, 5.0, 4.0))
+        deep = _SOFT_HU + 4 * self.texture - 120 * np.clip(strands - np.float32(1.5), 0, 1)
+        fat_mm = 2.5 + self.rng.uniform(2, 6)
+        inside = depth > 0
+        hu[inside] = np.where(depth < 2.5, 15, np.where(depth < fat_mm, self.tissue_hu["fat"], deep))[inside]
+
+    def _paint_vessels_and_nodes(self) -> None:
+        """Distractors: round or tubular, as bright as a tumour or brighter."""
+        for side in (1, -1):
+            wiggle = self.rng.normal(0, 2, (4, 3))
+            vein = (np.array((33, -20, -150)), np.array((31, -22, 8)))
+            artery = (np.array((25, -12, -150)), np.array((25, -16, 12)))
+            muscle = (np.array((24, 12, -150)), np.array((56, -38, -8)))
+            for hu, (low, high), radius in (
+                (self.tissue_hu["muscle"], muscle, 9.5),
+                (self.tissue_hu["vessel"] - 10, vein, self.rng.uniform(4.5, 7)),
+                (self.tissue_hu["vessel"], artery, self.rng.uniform(3.2, 4.2)),
+            ):
+                self._paint_capsule(hu, low * (side, 1, 1) + wiggle[0], high * (side, 1, 1) + wiggle[1], radius)
+        for _ in range(self.rng.integers(2, 8)):
+            centre = self.rng.uniform((30, -28, -105), (50, 14, -28)) * (self.rng.choice((-1, 1)), 1, 1)
+            self._paint(_SOFT_HU + self.rng.uniform(15, 35), centre, self.rng.uniform(4, 10, 3))
+
+    def _paint_vault(self) -> None:
+        """Skull vault and posterior fossa: two tables with diploe between, brain and its ventricles inside."""
+        everywhere = (slice(None),) * 3
+        sheared = self.z - np.float32(0.25) * (self.y + 18)
+        vault = np.sqrt((self.x / 71) ** 2 + ((self.y + 18) / 92) ** 2 + ((sheared - 68) / 56) ** 2)
+        fossa = self._rho(everywhere, np.array((0, -58, 22)), np.array((52, 42, 36)))
+        inner_mm = np.maximum((1 - vault) * 62, (1 - fossa) * 40)
+        inner_mm[self.depth_mm < 3] = -1
+        wall_mm = self.rng.uniform(6, 9)
+        bone = (inner_mm > 0) & (inner_mm < wall_mm)
+        diploe = (inner_mm > 0.35 * wall_mm) & (inner_mm < 0.65 * wall_mm)
+        self.hu[bone] = self.tissue_hu["bone"]
+        self.hu[diploe] = self.tissue_hu["spongy"] + 100
+        self.brain = inner_mm >= wall_mm
+        self.hu[self.brain] = (35 + 3 * self.texture)[self.brain]
+        self.hu[self.brain & (inner_mm < wall_mm + 2.5)] = 18  # cerebrospinal fluid
+        self._paint_shapes(_BRAIN_SHAPES)
+
+    def _paint_spine(self) -> None:
+        """Seven cervical and two thoracic vertebrae with discs, arches, processes, and the canal with its cord."""
+        pitch_mm = self.rng.uniform(16.5, 19)
+        bow_mm = self.rng.uniform(-2, 9)
+        bone, spongy = 0.8 * self.tissue_hu["bone"], self.tissue_hu["spongy"]
+        for level in range(9):
+            z = -9 - pitch_mm * level
+            y = -26 + bow_mm * math.sin(math.pi * level / 8)
+            self._paint(self.tissue_hu["disc"], np.array((0, y, z - pitch_mm / 2)), np.array((13, 9, 4)), True)
+            self._paint(bone, np.array((0, y - 18, z)), np.array((15, 13, 5.5)), True)
+            self._paint(bone, np.array((0, y - 38, z - 5)), np.array((4, 15, 4)))
+            for side in (1, -1):
+                self._paint(bone, np.array((side * 21, y - 8, z)), np.array((10, 6, 5)))
+            self._paint(bone, np.array((0, y, z)), np.array((13.5, 9, pitch_mm / 2 - 2)), True)
+            self._paint(spongy, np.array((0, y, z)), np.array((10.5, 6.5, pitch_mm / 2 - 4)), True)
+            self._paint(self.tissue_hu["water"], np.array((0, y - 18, z)), np.array((10.5, 8.5, pitch_mm / 2)), True)
+            self._paint(self.tissue_hu["cord"], np.array((0, y - 18, z)), np.array((6.5, 5, pitch_mm / 2)), True)
+
+    def _paint_jaws(self) -> None:
+        """Mandible, hyoid and both rows of teeth, each a horseshoe open to the back."""
+        self._paint_arch(self.tissue_hu["bone"], (48, 54), 5, -64, -40, back_mm=8)
+        self._paint_arch(self.tissue_hu["spongy"], (48, 54), 2, -60, -45, back_mm=8)
+        self._paint_arch(self.tissue_hu["spongy"], (19, 22), 2.5, -74, -69, back_mm=4)
+        missing = float(self.rng.uniform(-0.6, 0.4))
+        self._paint_arch(self.tissue_hu["spongy"], (31, 46), 5, -27, -17, back_mm=22)
+        self._paint_arch(self.tissue_hu["tooth"], (31, 46), 3.5, -42, -23, back_mm=24, gaps=missing)
+
+    def _paint_arch(
+        self,
+        tissue_hu: float,
+        radii: tuple[float, float],
+        half_width_mm: float,
+        bottom_mm: float,
+        top_mm: float,
+        back_mm: float,
+        gaps: float | None = None,
+    ) -> None:
+        centre = np.array((0, 22, (bottom_mm + top_mm) / 2))
+        window = self.window(centre, max(radii) + half_width_mm + 12)
+        x, y, z = self.x[window], self.y[window], self.z[window]
+        ring = np.abs(self._rho(window, centre, np.array((*radii, 1)), "xy") - 1) * min(radii) < half_width_mm
+        arch = ring & (y > back_mm) & (z > bottom_mm) & (z < top_mm) & (self.depth_mm[window] > 3)
+        if gaps is not None:
+            arch &= np.cos(22 * np.arctan2(x, y - 22)) > gaps
+        self.hu[window][arch] = tissue_hu
+
+    def _paint_sinuses(self) -> None:
+        """Maxillary sinuses, sometimes filled, sometimes with a swollen floor; mastoid air cells."""
+        for side in (1, -1):
+            centre = np.array((side * 26, 48, 0)) + self.rng.normal(0, 1, 3)
+            filled = self.rng.random() < 0.15
+            self._paint(25 if filled else -995, centre, np.array((14, 17, 17)) * self.rng.uniform(0.85, 1.05, 3))
+            if self.rng.random() < 0.4:
+                self._paint(30, centre - (0, 0, 12), np.array((11, 12, 7)))
+            for _ in range(8):
+                place = np.array((side * 54, -38, 0)) + self.rng.uniform((-6, -9, -11), (6, 9, 11))
+                self._paint(-700, place, self.rng.uniform(2.5, 5, 3))
+
+
+def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
+    """Paint the tumour into `head` and return its mask, one connected piece without holes."""
+    radius_mm = math.cbrt(plan.tumour_ml * 1000 * 0.75 / math.pi)
+    window = head.window(plan.tumour_mm, 2.2 * radius_mm + 10)
+    effort = _lobes(head, window, plan.tumour_mm, radius_mm, rng)
+    effort += 0.16 * _smooth_field(rng, plan.shape, (4.0, 4.0, 3.0))[window]
+    hu = head.hu[window]
+    # Growth follows soft tissue: bone, airway, brain and the spinal canal cost a longer way.
+    effort += 0.45 * (hu > 200) + 0.3 * (hu < -300) + 0.6 * head.brain[window]
+    effort[head.depth_mm[window] < 7] = np.inf
+    voxel_ml = abs(float(np.linalg.det(plan.affine[:3, :3]))) / 1000
+    wanted = round(plan.tumour_ml / voxel_ml)
+    grown = _solid(effort <= np.partition(effort, wanted, axis=None)[wanted])
+    hu[grown] = (plan.tumour_hu + 4 * head.texture[window])[grown]
+    mask: Mask = np.zeros(plan.shape, dtype=bool)
+    mask[window] = grown
+    return mask
+
+
+def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: np.random.Generator) -> Floats:
+    """Smooth union of a main ellipsoid and a few lobes about it: about 1 on the surface."""
+    total = np.zeros(head.x[window].shape, dtype=np.float32)
+    point = np.stack([field[window] for field in (head.x, head.y, head.z)], axis=-1)
+    for lobe in range(rng.integers(3, 6)):
+        direction = rng.normal(size=3)
+        away = 0 if lobe == 0 else rng.uniform(0.4, 0.9) * radius_mm
+        radii = radius_mm * rng.uniform(0.75, 1.15, 3) * (1 if lobe == 0 else rng.uniform(0.45, 0.8))
+        axes = _rotation(*rng.uniform(-90, 90, 3)) / radii
+        start = centre + away * direction / np.linalg.norm(direction)
+        local = [_dot(point, axes[:, n]) - np.float32(start @ axes[:, n]) for n in range(3)]
+        total += np.exp(-6 * np.sqrt(local[0] ** 2 + local[1] ** 2 + local[2] ** 2))
+    return -np.log(total + np.float32(1e-30)) / np.float32(6)
+
+
+def _dot(point: Floats, axis: Vector) -> Floats:
+    # Not `@`: the rounding of a BLAS product may depend on the number of threads.
+    x, y, z = (np.float32(a) for a in axis)
+    product: Floats = point[..., 0] * x + point[..., 1] * y + point[..., 2] * z
+    return product
+
+
+def _solid(mask: Mask) -> Mask:
+    """Largest connected piece, holes filled."""
+    pieces, _ = ndimage.label(mask)
+    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    outside, _ = ndimage.label(np.pad(~largest, 1, constant_values=True))
+    filled: Mask = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return filled
+
+
+def _scan(hu: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
+    """Blur by the scanner's point spread, add slightly correlated noise, and saturate as a CT does."""
+    blurred = ndimage.gaussian_filter(hu, (0.5, 0.5, 0.35), truncate=3)
+    noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.6, 0.6, 0.3), truncate=3)
+    noise *= np.float32(rng.uniform(12, 20)) / noise.std()
+    return np.clip(np.rint(blurred + noise), -1024, 3071).astype(np.int16)
+
+
+def _linear_field(shape: tuple[int, int, int], row: Vector, constant: float) -> Floats:
+    """`row @ ijk + constant` for every voxel."""
+    i, j, k = (np.arange(n) * a for n, a in zip(shape, row, strict=True))
+    return ((i[:, None, None] + j[:, None]) + (k + constant)).astype(np.float32)
+
+
+def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: tuple[float, ...]) -> Floats:
+    """Random field of mean 0 and deviation 1: cubic B-splines on nodes `pitch` voxels apart."""
+    nodes = [math.ceil((n - 1) / p) + 4 for n, p in zip(shape, pitch, strict=True)]
+    field = rng.standard_normal(nodes, dtype=np.float32)
+    for axis, (size, step) in enumerate(zip(shape, pitch, strict=True)):
+        first, t = np.divmod(np.arange(size) / step, 1)
+        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        column = [-1 if n == axis else 1 for n in range(3)]
+        field = sum(
+            field.take(first.astype(int) + tap, axis) * weight.astype(np.float32).reshape(column)
+            for tap, weight in enumerate(weights)
+        )
+    centred: Floats = field - field.mean()
+    return centred / centred.std()
+
+
+def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, int], None] | None = None) -> None:
+    """Write `count` cases in StructSeg's layout, `folder/<n>/data.nii.gz` and `label.nii.gz`, n from 1.
+
+    A case appears under its number only when complete, so an interrupted call can simply be repeated. Cases of
+    another generator version, seed or count are replaced. `report(done, count)` is called after every case.
+    One writer at a time.
+
+    Raises:
+        InputError: `count` is below 1.
+        DataError: the folder holds something else than phantoms; nothing is touched.
+    """
+    if count < 1:
+        raise InputError("no phantoms asked for", expected="a count of at least 1", found=str(count))
+    _claim(folder, {"phantom_version": PHANTOM_VERSION, "seed": seed, "count": count})
+    for number in range(1, count + 1):
+        case = folder / str(number)
+        if not all((case / name).is_file() for name in ("data.nii.gz", "label.nii.gz")):
+            _write_case(case, number, seed)
+        if report is not None:
+            report(number, count)
+
+
+def _claim(folder: Path, wanted: dict[str, int]) -> None:
+    """Make `folder` ours: keep it if its `phantoms.json` says `wanted`, else empty it of older phantoms."""
+    record = folder / "phantoms.json"
+    if record.is_file():
+        if read_json(record) == wanted:
+            return
+        for case in (entry for entry in folder.iterdir() if entry.name.isdecimal()):
+            # Renamed first: a case is never seen half removed.
+            shutil.rmtree(case.rename(case.with_name(f".partial-{case.name}")))
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise DataError(
+            "this folder holds other data",
+            where=folder,
+            expected="a new or empty folder, or one with phantoms.json",
+            do="choose another folder for the phantoms",
+        )
+    # Written before the first case: whatever lies beside it was then made to its terms.
+    write_json(record, wanted)
+
+
+def _write_case(case: Path, number: int, seed: int) -> None:
+    ct, label = make_phantom(number, seed)
+    with atomic_dir(case) as partial:
+        write_volume(partial / "data.nii.gz", ct)
+        write_volume(partial / "label.nii.gz", label)

@@ -1,0 +1,15 @@
+from .baseline import MeanPositionBaseline as MeanPositionBaseline
+from .metrics import CaseScore as CaseScore
+from .metrics import dice as dice
+from .metrics import hd95_mm as hd95_mm
+from .metrics import nsd as nsd
+from .metrics import nsd_tolerance_mm as nsd_tolerance_mm
+from .metrics import score_case as score_case
+from .report import render_overlay as render_overlay
+from .report import scores_table as scores_table
+from .report import summarise as summarise
+from .statistics import Interval as Interval
+from .statistics import PairedDifference as PairedDifference
+from .statistics import aggregated_dsc as aggregated_dsc
+from .statistics import bootstrap_mean_interval as bootstrap_mean_interval
+from .statistics import paired_difference as paired_difference

@@ -1,0 +1,9 @@
+from .affine import check_affine as check_affine
+from .affine import is_sheared as is_sheared
+from .affine import orientation_codes as orientation_codes
+from .affine import orthogonal_grid as orthogonal_grid
+from .affine import spacing_from_affine as spacing_from_affine
+from .box import Box as Box
+from .resample import resample_to_grid as resample_to_grid
+from .resample import resampled_grid as resampled_grid
+from .volume import Volume as Volume

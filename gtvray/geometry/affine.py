@@ -1,0 +1,79 @@
+"""Affines: voxel indices (i, j, k) to patient millimetres (RAS, as nibabel has it)."""
+
+from __future__ import annotations
+
+import numpy as np
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+
+from gtvray.errors import GeometryError
+
+# Directions may deviate from orthogonal by rounding in float32 headers, not by gantry tilt (degrees of arc).
+ORTHOGONALITY_TOLERANCE = 1e-3
+SPACING_RANGE_MM = (0.05, 20.0)
+
+Affine = NDArray[np.float64]
+
+
+def spacing_from_affine(affine: Affine) -> tuple[float, float, float]:
+    """Voxel spacing along i, j, k in millimetres: the lengths of the affine's columns."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+
+def orientation_codes(affine: Affine) -> str:
+    """The anatomical direction each axis points to, nearest to it, such as "LPI"."""
+    return "".join(aff2axcodes(affine))
+
+
+def check_affine(affine: Affine, where: object = None) -> Affine:
+    """Return the affine as float64, or say why it cannot place a voxel.
+
+    Raises:
+        GeometryError: not 4x4, not finite, singular, or of a spacing no CT has.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise GeometryError("affine is not a finite 4x4 matrix", where=where, found=matrix.tolist())
+    spacing_mm = spacing_from_affine(matrix)
+    low, high = SPACING_RANGE_MM
+    if not all(low <= value <= high for value in spacing_mm):
+        raise GeometryError(
+            "voxel spacing is not plausible",
+            where=where,
+            expected=f"{low} to {high} mm on each axis",
+            found=" x ".join(f"{value:.4g}" for value in spacing_mm) + " mm",
+            do="export the volume again with its spacing in millimetres",
+        )
+    if abs(np.linalg.det(matrix[:3, :3] / spacing_mm)) < 0.1:
+        raise GeometryError("affine is singular or nearly so", where=where, found=matrix[:3, :3].round(4).tolist())
+    return matrix
+
+
+def is_sheared(affine: Affine) -> bool:
+    """Whether two axes are not at right angles (gantry tilt, for one)."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > ORTHOGONALITY_TOLERANCE)
+
+
+def orthogonal_grid(affine: Affine, shape: tuple[int, int, int]) -> tuple[Affine, tuple[int, int, int]]:
+    """The smallest orthogonal grid of the same spacing that covers a sheared one.
+
+    The first two axes' plane is kept (for CT: the slices); the third becomes its normal.
+
+    Returns:
+        the new affine and shape.
+    """
+    spacing_mm = np.asarray(spacing_from_affine(affine))
+    # QR keeps axis i and the plane of i and j, and turns k into their normal.
+    q, r = np.linalg.qr(affine[:3, :3])
+    directions = q * np.sign(np.diag(r))
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    corners_mm = affine[:3, :3] @ corners + affine[:3, 3:]
+    along = directions.T @ corners_mm
+    low, high = along.min(axis=1), along.max(axis=1)
+    size = np.ceil((high - low) / spacing_mm - 1e-6).astype(int) + 1
+    result = np.eye(4)
+    result[:3, :3] = directions * spacing_mm
+    result[:3, 3] = directions @ low
+    return result, (int(size[0]), int(size[1]), int(size[2]))

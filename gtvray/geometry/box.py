@@ -1,0 +1,56 @@
+"""A box of voxels: the one way to crop, and to put a crop back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gtvray.errors import GeometryError
+
+
+@dataclass(frozen=True)
+class Box:
+    """Half-open voxel ranges on a grid: `start_ijk` included, `stop_ijk` not."""
+
+    start_ijk: tuple[int, int, int]
+    stop_ijk: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if any(stop <= start for start, stop in zip(self.start_ijk, self.stop_ijk, strict=True)):
+            raise GeometryError("box is empty", found=f"{self.start_ijk} to {self.stop_ijk}")
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Box:
+        """The box of a whole grid."""
+        return cls((0, 0, 0), (int(shape[0]), int(shape[1]), int(shape[2])))
+
+    @classmethod
+    def around(cls, mask: NDArray[np.bool_]) -> Box | None:
+        """The tightest box around a mask's voxels, or None for an empty mask."""
+        ranges = []
+        for axis in range(3):
+            hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+            if hits.size == 0:
+                return None
+            ranges.append((int(hits[0]), int(hits[-1]) + 1))
+        return cls(*zip(*ranges, strict=True))  # type: ignore[arg-type]  # three ranges make two triples
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels along i, j, k."""
+        size = [stop - start for start, stop in zip(self.start_ijk, self.stop_ijk, strict=True)]
+        return size[0], size[1], size[2]
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as an index into an array of the grid."""
+        i, j, k = (slice(start, stop) for start, stop in zip(self.start_ijk, self.stop_ijk, strict=True))
+        return i, j, k
+
+    def grown(self, margin_ijk: tuple[int, int, int], shape: tuple[int, ...]) -> Box:
+        """The box with a margin on each side, cut at the grid's border."""
+        start = [max(0, s - m) for s, m in zip(self.start_ijk, margin_ijk, strict=True)]
+        stop = [min(int(n), s + m) for s, m, n in zip(self.stop_ijk, margin_ijk, shape, strict=True)]
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -1,0 +1,95 @@
+"""Writing so that a reader, or a second run after kill -9, sees the whole or nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gtvray.errors import InputError, ResourceError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it is flushed and renamed to `path`, otherwise removed.
+
+    Raises:
+        ResourceError: the disk is full.
+        InputError: the place cannot be written to.
+    """
+    final = Path(path)
+    with _disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # The suffixes are kept at the end: writers choose their format by them.
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + final.name, dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The same for a folder, which takes the place of an older one of that name.
+
+    Raises:
+        ResourceError: the disk is full.
+        InputError: the place cannot be written to.
+    """
+    final = Path(path)
+    with _disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", suffix="-" + final.name, dir=final.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            temporary.chmod(0o755)
+            if final.exists():
+                retired = Path(tempfile.mkdtemp(prefix=".retired-", dir=final.parent))
+                final.replace(retired / final.name)
+                temporary.replace(final)
+                shutil.rmtree(retired)
+            else:
+                temporary.replace(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError("the disk is full", where=path.parent, do="free some space and run it again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise InputError(
+                "cannot write here", where=path.parent, found=error.strerror, do="choose a folder you may write to"
+            ) from error
+        raise
