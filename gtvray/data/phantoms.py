@@ -31,6 +31,24 @@ Window = tuple[slice, slice, slice]
 _ORIENTATIONS = ("LPI", "RAS", "LAS", "LPS", "PSR")
 _ORIENTATION_SHARES = (0.3, 0.2, 0.2, 0.2, 0.1)
 _SOFT_HU = 40.0
+_TISSUES_HU = {  # drawn once a case
+    "air": (-1000, -990),
+    "artery": (75, 130),
+    "bone": (700, 1100),
+    "cord": (30, 40),
+    "disc": (75, 100),
+    "fat": (-110, -85),
+    "gland": (45, 65),
+    "muscle": (48, 62),
+    "parotid": (-15, 25),
+    "petrous": (1000, 1300),
+    "soft": (40, 40),
+    "spongy": (280, 450),
+    "tonsil": (48, 62),
+    "tooth": (1700, 2400),
+    "vein": (65, 110),
+    "water": (5, 12),
+}
 _VOLUME_RANGE_ML = (6.0, 80.0)
 
 
@@ -56,6 +74,9 @@ _SOFT_SHAPES = (
     _Shape("muscle", (9, -13, -40), (7, 5, 40), paired=True),  # longus colli and capitis
     _Shape("muscle", (20, -72, -60), (20, 20, 70), paired=True),  # trapezius, splenius
     _Shape("muscle", (0, 34, -36), (24, 30, 17)),  # tongue
+    _Shape("muscle", (43, -14, -72), (9, 11, 70), paired=True),  # sternocleidomastoid
+    _Shape("vein", (32, -21, -70), (6, 5, 78), paired=True, upright=True),
+    _Shape("artery", (25, -14, -70), (4, 4, 80), paired=True, upright=True),
     _Shape("tonsil", (15, -2, -28), (6, 7, 12), paired=True),
     _Shape("tonsil", (0, -9, 8), (11, 4, 7)),  # adenoid
     _Shape("parotid", (58, -8, -18), (11, 15, 22), paired=True),
@@ -77,7 +98,6 @@ _CAVITY_SHAPES = (
     _Shape("fat", (31, 62, 28), (18, 20, 17), paired=True),  # orbit
     _Shape("muscle", (27, 46, 27), (2.5, 14, 2.5), paired=True),  # optic nerve
     _Shape("water", (31, 66, 28), (12, 12, 12), paired=True),  # globe
-    _Shape("lens", (31, 75, 28), (4.5, 2.5, 4.5), paired=True),
     _Shape("air", (0, 18, 24), (11, 9, 8)),  # sphenoid sinus
     _Shape("air", (0, 42, 4), (13, 34, 20)),  # nasal cavity
     _Shape("soft", (8, 40, -4), (4, 24, 6), paired=True),  # inferior turbinate
@@ -88,10 +108,7 @@ _CAVITY_SHAPES = (
     _Shape("air", (0, 0, -70), (9, 7, 22)),  # hypopharynx
     _Shape("air", (0, 5, -140), (9, 9, 60), upright=True),  # larynx, trachea
     _Shape("air", (62, -22, 6), (14, 3.5, 3.5), paired=True),  # ear canal
-)
-_BRAIN_SHAPES = (
-    _Shape("water", (10, -5, 72), (6, 28, 9), paired=True),  # lateral ventricles
-    _Shape("water", (0, -12, 55), (3, 10, 9)),  # third ventricle
+    _Shape("water", (10, -5, 72), (6, 28, 9), paired=True),  # lateral ventricle
     _Shape("water", (0, -46, 28), (6, 5, 8)),  # fourth ventricle
 )
 # Tumour places: share, centre, half range of the centre on each axis; the side is drawn apart.
@@ -201,14 +218,14 @@ class _Head:
         self.depth_mm = self._skin_depth()
         self.brain: Mask = np.zeros(plan.shape, dtype=bool)
         self.hu: Floats = np.full(plan.shape, -1000, dtype=np.float32)
-        self.tissue_hu = self._draw_tissues()
+        self.tissue_hu = {tissue: float(rng.uniform(*bounds)) for tissue, bounds in _TISSUES_HU.items()}
 
     def paint_all(self) -> None:
         """Paint everything but the tumour."""
         self._paint_couch()
         self._paint_body()
         self._paint_shapes(_SOFT_SHAPES)
-        self._paint_vessels_and_nodes()
+        self._paint_nodes()
         self._paint_shapes(_BONE_SHAPES)
         self._paint_vault()
         self._paint_spine()
@@ -227,27 +244,6 @@ class _Head:
         i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         return i, j, k
 
-    def _draw_tissues(self) -> dict[str, float]:
-        ranges = {
-            "soft": (_SOFT_HU, _SOFT_HU),
-            "fat": (-110, -85),
-            "muscle": (48, 62),
-            "tonsil": (48, 62),
-            "parotid": (-15, 25),
-            "gland": (45, 65),
-            "vessel": (65, 120),
-            "water": (5, 12),
-            "lens": (80, 110),
-            "bone": (700, 1100),
-            "spongy": (280, 450),
-            "petrous": (1000, 1300),
-            "disc": (75, 100),
-            "tooth": (1700, 2400),
-            "cord": (30, 40),
-            "air": (-1000, -990),
-        }
-        return {tissue: float(self.rng.uniform(*bounds)) for tissue, bounds in ranges.items()}
-
     def _rho(self, window: Window, centre: Vector, radii: Vector, axes: str = "xyz") -> Floats:
         """Ellipsoidal radius: 1 on the surface, over the named axes only."""
         fields = {"x": self.x, "y": self.y, "z": self.z}
@@ -265,8 +261,8 @@ class _Head:
             ((0, 20, -8), (68, 74, 68)),
             ((0, 34, -48), (60, 52, 31)),
             ((0, 90, 0), (11, 16, 20)),
-            ((80, -22, 12), (8, 14, 26)),
-            ((-80, -22, 12), (8, 14, 26)),
+            ((72, -22, 14), (9, 14, 24)),
+            ((-72, -22, 14), (9, 14, 24)),
         )
         # The neck hangs below z = -15 and widens into the shoulders.
         widening = 1 + np.clip(-125 - self.z, 0, 60) / np.float32(28)
@@ -294,15 +290,6 @@ class _Head:
                 radii = np.array(shape.radii_mm) * self.rng.uniform(0.9, 1.1, 3)
                 self._paint(self.tissue_hu[shape.tissue], centre, radii, shape.upright)
 
-    def _paint_capsule(self, tissue_hu: float, start: Vector, end: Vector, radius_mm: float) -> None:
-        along = end - start
-        window = self.window((start + end) / 2, float(np.linalg.norm(along)) / 2 + radius_mm)
-        point = [field[window] - np.float32(c) for field, c in zip((self.x, self.y, self.z), start, strict=True)]
-        t = sum(p * np.float32(a) for p, a in zip(point, along, strict=True)) / np.float32(along @ along)
-        t = np.clip(t, 0, 1)
-        squared = sum((p - t * np.float32(a)) ** 2 for p, a in zip(point, along, strict=True))
-        self.hu[window][(squared < radius_mm**2) & (self.depth_mm[window] > 3)] = tissue_hu
-
     def _paint_couch(self) -> None:
         """Two thin shells with foam between, fixed to the scanner rather than to the head."""
         row = self.plan.affine[1, :3]
@@ -320,19 +307,8 @@ class _Head:
         inside = depth > 0
         hu[inside] = np.where(depth < 2.5, 15, np.where(depth < fat_mm, self.tissue_hu["fat"], deep))[inside]
 
-    def _paint_vessels_and_nodes(self) -> None:
-        """Distractors: round or tubular, as bright as a tumour or brighter."""
-        for side in (1, -1):
-            wiggle = self.rng.normal(0, 2, (4, 3))
-            vein = (np.array((33, -20, -150)), np.array((31, -22, 8)))
-            artery = (np.array((25, -12, -150)), np.array((25, -16, 12)))
-            muscle = (np.array((24, 12, -150)), np.array((56, -38, -8)))
-            for hu, (low, high), radius in (
-                (self.tissue_hu["muscle"], muscle, 9.5),
-                (self.tissue_hu["vessel"] - 10, vein, self.rng.uniform(4.5, 7)),
-                (self.tissue_hu["vessel"], artery, self.rng.uniform(3.2, 4.2)),
-            ):
-                self._paint_capsule(hu, low * (side, 1, 1) + wiggle[0], high * (side, 1, 1) + wiggle[1], radius)
+    def _paint_nodes(self) -> None:
+        """Distractors: lymph nodes as bright as a tumour."""
         for _ in range(self.rng.integers(2, 8)):
             centre = self.rng.uniform((30, -28, -105), (50, 14, -28)) * (self.rng.choice((-1, 1)), 1, 1)
             self._paint(_SOFT_HU + self.rng.uniform(15, 35), centre, self.rng.uniform(4, 10, 3))
@@ -345,7 +321,7 @@ class _Head:
         fossa = self._rho(everywhere, np.array((0, -58, 22)), np.array((52, 42, 36)))
         inner_mm = np.maximum((1 - vault) * 62, (1 - fossa) * 40)
         inner_mm[self.depth_mm < 3] = -1
-        wall_mm = self.rng.uniform(6, 9)
+        wall_mm = self.rng.uniform(5, 7.5)
         bone = (inner_mm > 0) & (inner_mm < wall_mm)
         diploe = (inner_mm > 0.35 * wall_mm) & (inner_mm < 0.65 * wall_mm)
         self.hu[bone] = self.tissue_hu["bone"]
@@ -353,7 +329,6 @@ class _Head:
         self.brain = inner_mm >= wall_mm
         self.hu[self.brain] = (35 + 3 * self.texture)[self.brain]
         self.hu[self.brain & (inner_mm < wall_mm + 2.5)] = 18  # cerebrospinal fluid
-        self._paint_shapes(_BRAIN_SHAPES)
 
     def _paint_spine(self) -> None:
         """Seven cervical and two thoracic vertebrae with discs, arches, processes, and the canal with its cord."""
@@ -374,44 +349,31 @@ class _Head:
             self._paint(self.tissue_hu["cord"], np.array((0, y - 18, z)), np.array((6.5, 5, pitch_mm / 2)), True)
 
     def _paint_jaws(self) -> None:
-        """Mandible, hyoid and both rows of teeth, each a horseshoe open to the back."""
-        self._paint_arch(self.tissue_hu["bone"], (48, 54), 5, -64, -40, back_mm=8)
-        self._paint_arch(self.tissue_hu["spongy"], (48, 54), 2, -60, -45, back_mm=8)
-        self._paint_arch(self.tissue_hu["spongy"], (19, 22), 2.5, -74, -69, back_mm=4)
-        missing = float(self.rng.uniform(-0.6, 0.4))
-        self._paint_arch(self.tissue_hu["spongy"], (31, 46), 5, -27, -17, back_mm=22)
-        self._paint_arch(self.tissue_hu["tooth"], (31, 46), 3.5, -42, -23, back_mm=24, gaps=missing)
-
-    def _paint_arch(
-        self,
-        tissue_hu: float,
-        radii: tuple[float, float],
-        half_width_mm: float,
-        bottom_mm: float,
-        top_mm: float,
-        back_mm: float,
-        gaps: float | None = None,
-    ) -> None:
-        centre = np.array((0, 22, (bottom_mm + top_mm) / 2))
-        window = self.window(centre, max(radii) + half_width_mm + 12)
-        x, y, z = self.x[window], self.y[window], self.z[window]
-        ring = np.abs(self._rho(window, centre, np.array((*radii, 1)), "xy") - 1) * min(radii) < half_width_mm
-        arch = ring & (y > back_mm) & (z > bottom_mm) & (z < top_mm) & (self.depth_mm[window] > 3)
-        if gaps is not None:
-            arch &= np.cos(22 * np.arctan2(x, y - 22)) > gaps
-        self.hu[window][arch] = tissue_hu
+        """Mandible with its marrow, upper jaw and teeth, some missing: horseshoes open to the back."""
+        gaps = float(self.rng.uniform(-0.6, 0.4))
+        for tissue, radii, half_width_mm, bottom_mm, top_mm, comb in (
+            ("bone", (48, 54), 5.0, -64, -40, -1.0),
+            ("spongy", (48, 54), 2.0, -60, -45, -1.0),
+            ("spongy", (31, 46), 5.0, -27, -17, -1.0),
+            ("tooth", (31, 46), 3.5, -42, -23, gaps),
+        ):
+            centre = np.array((0, 22, (bottom_mm + top_mm) / 2))
+            window = self.window(centre, max(radii) + 17)
+            x, y, z = self.x[window], self.y[window] - 22, self.z[window]
+            ring = np.abs(self._rho(window, centre, np.array((*radii, 1)), "xy") - 1) * min(radii) < half_width_mm
+            arch = ring & (y > 45 - radii[0]) & (z > bottom_mm) & (z < top_mm) & (self.depth_mm[window] > 3)
+            self.hu[window][arch & (np.cos(22 * np.arctan2(x, y)) >= comb)] = self.tissue_hu[tissue]
 
     def _paint_sinuses(self) -> None:
-        """Maxillary sinuses, sometimes filled, sometimes with a swollen floor; mastoid air cells."""
+        """Maxillary sinuses, sometimes filled or with a swollen floor; mastoid air cells."""
         for side in (1, -1):
-            centre = np.array((side * 26, 48, 0)) + self.rng.normal(0, 1, 3)
-            filled = self.rng.random() < 0.15
-            self._paint(25 if filled else -995, centre, np.array((14, 17, 17)) * self.rng.uniform(0.85, 1.05, 3))
-            if self.rng.random() < 0.4:
-                self._paint(30, centre - (0, 0, 12), np.array((11, 12, 7)))
+            sinus, mastoid = np.array((side * 26, 48, 0)), np.array((side * 54, -38, 0))
+            filled, swollen = self.rng.random(2) < (0.15, 0.4)
+            self._paint(25 if filled else -995, sinus, np.array((14, 17, 17)) * self.rng.uniform(0.85, 1.05, 3))
+            if swollen:
+                self._paint(30, sinus - (0, 0, 12), np.array((11, 12, 7)))
             for _ in range(8):
-                place = np.array((side * 54, -38, 0)) + self.rng.uniform((-6, -9, -11), (6, 9, 11))
-                self._paint(-700, place, self.rng.uniform(2.5, 5, 3))
+                self._paint(-700, mastoid + self.rng.uniform((-6, -9, -11), (6, 9, 11)), self.rng.uniform(2.5, 5, 3))
 
 
 def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
@@ -421,8 +383,9 @@ def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
     effort = _lobes(head, window, plan.tumour_mm, radius_mm, rng)
     effort += 0.16 * _smooth_field(rng, plan.shape, (4.0, 4.0, 3.0))[window]
     hu = head.hu[window]
-    # Growth follows soft tissue: bone, airway, brain and the spinal canal cost a longer way.
+    # Growth follows soft tissue: bone, airway, brain and the way behind the prevertebral fascia cost effort.
     effort += 0.45 * (hu > 200) + 0.3 * (hu < -300) + 0.6 * head.brain[window]
+    effort += 0.035 * np.clip(-20 - head.y[window], 0, None)
     effort[head.depth_mm[window] < 7] = np.inf
     voxel_ml = abs(float(np.linalg.det(plan.affine[:3, :3]))) / 1000
     wanted = round(plan.tumour_ml / voxel_ml)
@@ -436,23 +399,20 @@ def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
 def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: np.random.Generator) -> Floats:
     """Smooth union of a main ellipsoid and a few lobes about it: about 1 on the surface."""
     total = np.zeros(head.x[window].shape, dtype=np.float32)
-    point = np.stack([field[window] for field in (head.x, head.y, head.z)], axis=-1)
+    fields = [field[window] for field in (head.x, head.y, head.z)]
     for lobe in range(rng.integers(3, 6)):
         direction = rng.normal(size=3)
         away = 0 if lobe == 0 else rng.uniform(0.4, 0.9) * radius_mm
         radii = radius_mm * rng.uniform(0.75, 1.15, 3) * (1 if lobe == 0 else rng.uniform(0.45, 0.8))
         axes = _rotation(*rng.uniform(-90, 90, 3)) / radii
         start = centre + away * direction / np.linalg.norm(direction)
-        local = [_dot(point, axes[:, n]) - np.float32(start @ axes[:, n]) for n in range(3)]
-        total += np.exp(-6 * np.sqrt(local[0] ** 2 + local[1] ** 2 + local[2] ** 2))
+        squared = np.zeros_like(total)
+        for axis in axes.T:
+            # Not `@`: the rounding of a BLAS product may depend on the number of threads.
+            local = sum(f * np.float32(a) for f, a in zip(fields, axis, strict=True)) - np.float32(start @ axis)
+            squared += local**2
+        total += np.exp(-6 * np.sqrt(squared))
     return -np.log(total + np.float32(1e-30)) / np.float32(6)
-
-
-def _dot(point: Floats, axis: Vector) -> Floats:
-    # Not `@`: the rounding of a BLAS product may depend on the number of threads.
-    x, y, z = (np.float32(a) for a in axis)
-    product: Floats = point[..., 0] * x + point[..., 1] * y + point[..., 2] * z
-    return product
 
 
 def _solid(mask: Mask) -> Mask:

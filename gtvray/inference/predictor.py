@@ -1,0 +1,79 @@
+"""The network at work: fixed-size batches in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gtvray.geometry import Volume
+from gtvray.inference.case import CaseJob
+from gtvray.models import Bundle
+
+
+class Predictor:
+    """A warm bundle.
+
+    A batch is always filled up to the bundle's batch size, so a patch meets the same arithmetic whatever shares its
+    batch: alone, among its own case's, or among other requests'.
+
+    Args:
+        bundle: the model.
+        threads: CPU threads torch may use in this process; None leaves them.
+        device: "cpu" or a CUDA device.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.bundle = bundle
+        self._device = torch.device(device)
+        self._network = bundle.build_network().to(self._device)
+        self._dtype = torch.bfloat16 if bundle.inference.precision == "bf16" else torch.float32
+
+    @property
+    def batch_size(self) -> int:
+        """Patches a forward pass."""
+        return self.bundle.inference.batch_size
+
+    def begin(self, scan: Volume, where: object = None) -> CaseJob:
+        """Prepare a scan.
+
+        Raises:
+            DataError: the scan is not a CT of a body.
+        """
+        return CaseJob(scan, self.bundle.preprocessing, self.bundle.inference, self.bundle.patch_ijk, where)
+
+    def forward(self, channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
+        batch = np.zeros((self.batch_size, *channels[0].shape), dtype=np.float32)
+        for row, patch in zip(batch, channels, strict=False):
+            row[:] = patch
+        with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, self._dtype == torch.bfloat16):
+            logits = self._network(torch.from_numpy(batch).to(self._device))
+        probabilities: NDArray[np.float32] = torch.sigmoid(logits[: len(channels), 0].float()).cpu().numpy()
+        return probabilities
+
+    def warm(self) -> None:
+        """Run one empty batch, so that the first request does not pay for set-up."""
+        self.forward([np.zeros((len(self.bundle.preprocessing.windows_hu), *self.bundle.patch_ijk), np.float32)])
+
+    def predict(self, scan: Volume, where: object = None) -> Volume:
+        """The uint8 mask of a scan, on its own grid.
+
+        Raises:
+            DataError: the scan is not a CT of a body.
+        """
+        job = self.begin(scan, where)
+        run_to_end(self, job)
+        return job.finish()
+
+
+def run_to_end(predictor: Predictor, job: CaseJob) -> None:
+    """Answer every patch of a job."""
+    while job.remaining:
+        patches = [job.take() for _ in range(min(predictor.batch_size, job.remaining))]
+        for patch, probability in zip(patches, predictor.forward([p.channels for p in patches]), strict=True):
+            job.put(patch.number, probability)

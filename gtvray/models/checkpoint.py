@@ -1,0 +1,65 @@
+"""The Checkpoint: all that a training needs to go on as if it had never stopped. Nothing in it is pickled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gtvray.errors import TrainingError
+from gtvray.io import atomic_dir, read_json, sha256_of, write_json
+
+_TENSORS = "state.safetensors"
+_META = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training's state at the end of an epoch.
+
+    Attributes:
+        tensors: flat name -> tensor: weights, moving average, optimizer moments, random state.
+        meta: position and history, plain JSON values.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint as a folder; atomic."""
+        with atomic_dir(folder) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary / _TENSORS)
+            write_json(temporary / _META, {**self.meta, "sha256": sha256_of(temporary / _TENSORS)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read a checkpoint and hold its tensors against their digest.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
+        meta = read_json(folder / _META)
+        found = sha256_of(folder / _TENSORS)
+        if found != meta.pop("sha256", None):
+            raise TrainingError("checkpoint is damaged", where=folder, do="resume from the one before it")
+        return cls(load_file(folder / _TENSORS), meta)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's per-parameter state as flat tensors, `index/name`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `flatten_optimizer` took; the parameter groups stay as configured."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

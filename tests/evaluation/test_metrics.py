@@ -1,0 +1,203 @@
+"""Scores against MONAI, which is built on other code, and against values that can be worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric
+from scipy.ndimage import gaussian_filter
+
+from gtvray.errors import GeometryError, InputError
+from gtvray.evaluation import CaseScore, dice, hd95_mm, nsd, nsd_tolerance_mm, score_case
+from gtvray.geometry import Volume
+from gtvray.io import read_volume
+
+Mask = npt.NDArray[np.bool_]
+# MONAI 1.6 calls its own function with an argument it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+
+STRUCTSEG_MM = (1.14, 1.14, 3.0)
+
+
+def blob(seed: int, shape: tuple[int, int, int] = (40, 36, 24)) -> Mask:
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 3)
+    return np.asarray(noise > np.quantile(noise, 0.93))
+
+
+def ellipsoid(semi_axes_mm: tuple[float, float, float], centre_mm: tuple[float, float, float] = (0, 0, 0)) -> Mask:
+    steps = [(np.arange(n) - n / 2) * step for n, step in zip((64, 64, 32), STRUCTSEG_MM, strict=True)]
+    grid = np.meshgrid(*steps, indexing="ij")
+    terms = [((x - c) / a) ** 2 for x, c, a in zip(grid, centre_mm, semi_axes_mm, strict=True)]
+    return np.asarray(sum(terms) <= 1)
+
+
+def volume_of(mask: Mask, spacing_mm: tuple[float, float, float]) -> Volume:
+    return Volume(mask.astype(np.uint8), np.diag([*spacing_mm, 1.0]))
+
+
+def monai_scores(
+    reference: Mask, prediction: Mask, spacing_mm: tuple[float, float, float], tolerance_mm: float
+) -> list[float]:
+    y, y_pred = (torch.from_numpy(np.stack([~mask, mask])[None]).float() for mask in (reference, prediction))
+    spacing = list(spacing_mm)
+    surface = SurfaceDiceMetric([tolerance_mm], use_subvoxels=True)
+    return [
+        float(DiceMetric(include_background=False)(y_pred, y)),
+        float(HausdorffDistanceMetric(percentile=95)(y_pred, y, spacing=spacing)),
+        float(surface(y_pred, y, spacing=spacing)),
+    ]
+
+
+def our_scores(
+    reference: Mask, prediction: Mask, spacing_mm: tuple[float, float, float], tolerance_mm: float
+) -> list[float]:
+    return [
+        dice(reference, prediction),
+        hd95_mm(reference, prediction, spacing_mm),
+        nsd(reference, prediction, spacing_mm, tolerance_mm),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), STRUCTSEG_MM, (4.3, 0.7, 2.1)])
+def test_random_blobs_score_as_monai_scores_them(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+    masks = blob(seed), blob(seed + 100)
+    # A tolerance no distance on these grids can equal, so that rounding on either side cannot decide.
+    tolerance_mm = 1.7391
+    assert our_scores(*masks, spacing_mm, tolerance_mm) == pytest.approx(
+        monai_scores(*masks, spacing_mm, tolerance_mm), abs=1e-4
+    )
+
+
+def test_real_case_scores_as_monai_scores_it(shared_data: Path) -> None:
+    label = read_volume(shared_data / "openkbp_ptv70" / "train" / "pt_1" / "label.nii.gz")
+    reference = label.array != 0
+    prediction = np.roll(reference, (2, -1, 3), axis=(0, 1, 2))
+    prediction[:, :, ::7] = False
+    assert our_scores(reference, prediction, label.spacing_mm, 5.1) == pytest.approx(
+        monai_scores(reference, prediction, label.spacing_mm, 5.1), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("prediction", [ellipsoid((20, 20, 20), (2, 0, 0)), ellipsoid((20, 20, 17), (0, 0, 3))])
+def test_displaced_ellipsoids_score_as_monai_scores_them(prediction: Mask) -> None:
+    reference = ellipsoid((20, 20, 20))
+    assert our_scores(reference, prediction, STRUCTSEG_MM, 1.0) == pytest.approx(
+        monai_scores(reference, prediction, STRUCTSEG_MM, 1.0), abs=1e-4
+    )
+
+
+def test_two_millimetre_shift_is_measured_in_millimetres() -> None:
+    reference, prediction = ellipsoid((20, 20, 20)), ellipsoid((20, 20, 20), (2, 0, 0))
+    assert dice(reference, prediction) == pytest.approx(0.924, abs=5e-4)
+    # 1.61 would be the area-weighted definition, 1.41 the spacing forgotten.
+    assert hd95_mm(reference, prediction, STRUCTSEG_MM) == pytest.approx(2.28, abs=5e-3)
+
+
+def test_hd95_sees_a_distant_false_positive_that_a_pooled_percentile_does_not() -> None:
+    # 95 surface-only voxels agree on both sides; six more lie far away in the prediction alone.
+    reference = np.zeros((200, 3, 3), dtype=bool)
+    reference[:95, 1, 1] = True
+    prediction = reference.copy()
+    prediction[190:196, 1, 1] = True
+    pooled = np.percentile([0.0] * 190 + [float(i - 94) for i in range(190, 196)], 95)
+    assert pooled == 0.0
+    directed = np.percentile([0.0] * 95 + [float(i - 94) for i in range(190, 196)], 95)
+    assert hd95_mm(reference, prediction, (2.0, 1.0, 1.0)) == pytest.approx(2 * directed)
+    assert directed > 90
+
+
+def test_mask_at_the_edge_of_the_grid_has_a_surface_there() -> None:
+    reference = np.zeros((12, 12, 12), dtype=bool)
+    reference[:6] = True
+    prediction = reference.copy()
+    prediction[:3] = False
+    assert our_scores(reference, prediction, (1.0, 2.0, 3.0), 1.3) == pytest.approx(
+        monai_scores(reference, prediction, (1.0, 2.0, 3.0), 1.3), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.1, 1.1, 1.1), (0.1, 0.3, 0.7)])
+def test_surface_exactly_at_the_tolerance_counts_as_close(spacing_mm: tuple[float, float, float]) -> None:
+    reference = np.zeros((20, 8, 8), dtype=bool)
+    reference[5:12, 2:6, 2:6] = True
+    prediction = np.roll(reference, 3, axis=0)
+    assert nsd(reference, prediction, spacing_mm, 3 * spacing_mm[0]) == pytest.approx(1.0)
+    assert nsd(reference, prediction, spacing_mm, 2.99 * spacing_mm[0]) < 0.95
+
+
+def test_empty_masks() -> None:
+    spacing_mm = (3.0, 1.0, 2.0)
+    nothing = np.zeros((4, 12, 42), dtype=bool)
+    something = nothing.copy()
+    something[1, 2, 3] = True
+    assert our_scores(nothing, nothing, spacing_mm, 1.0) == [1.0, 0.0, 1.0]
+    diagonal_mm = (12.0**2 + 12.0**2 + 84.0**2) ** 0.5
+    for pair in ((nothing, something), (something, nothing)):
+        assert our_scores(*pair, spacing_mm, 1.0) == [0.0, pytest.approx(diagonal_mm), 0.0]
+
+
+@pytest.mark.parametrize(("predicted", "missed"), [(0, True), (1, False)])
+def test_score_case_says_volumes_and_whether_it_was_missed(predicted: int, missed: bool) -> None:
+    mask = np.zeros((10, 10, 10), dtype=bool)
+    mask[2:6, 2:7, 2:4] = True
+    reference = volume_of(mask, (2.0, 2.0, 2.5))
+    score = score_case("a", reference, reference.with_array(mask * np.uint8(predicted)))
+    perfect = float(predicted)
+    assert score == CaseScore(
+        case_id="a",
+        dsc=perfect,
+        hd95_mm=pytest.approx(0.0 if predicted else (20**2 + 20**2 + 25**2) ** 0.5),
+        nsd=perfect,
+        nsd_tolerance_mm=1.0,
+        volume_reference_ml=pytest.approx(0.4),
+        volume_prediction_ml=pytest.approx(0.4 * predicted),
+        missed=missed,
+    )
+
+
+def test_both_empty_is_not_a_miss() -> None:
+    empty = volume_of(np.zeros((5, 5, 5), dtype=bool), (1.0, 1.0, 1.0))
+    assert not score_case("a", empty, empty).missed
+
+
+def test_score_is_the_same_in_every_orientation() -> None:
+    reference, prediction = (volume_of(blob(seed), STRUCTSEG_MM) for seed in (1, 2))
+    turned = score_case("a", reference.reoriented("PIR"), prediction.reoriented("PIR"))
+    straight = score_case("a", reference, prediction)
+    assert [turned.dsc, turned.hd95_mm] == pytest.approx([straight.dsc, straight.hd95_mm], rel=1e-6)
+
+
+def test_another_grid_is_refused() -> None:
+    reference = volume_of(blob(1), (1.0, 1.0, 1.0))
+    with pytest.raises(GeometryError, match="do not share a grid"):
+        score_case("a", reference, volume_of(blob(1), (1.0, 1.0, 1.1)))
+
+
+def test_sheared_grid_is_refused() -> None:
+    affine = np.eye(4)
+    affine[1, 2] = 0.3
+    tilted = Volume(blob(1).astype(np.uint8), affine)
+    with pytest.raises(GeometryError, match="sheared"):
+        score_case("a", tilted, tilted)
+
+
+def test_masks_that_cannot_be_compared_are_refused() -> None:
+    mask = np.ones((3, 3, 3), dtype=bool)
+    with pytest.raises(InputError, match="bool"):
+        dice(mask.astype(np.uint8), mask)  # type: ignore[arg-type]
+    with pytest.raises(GeometryError, match="shape"):
+        dice(mask, mask[:2])
+    with pytest.raises(GeometryError, match="spacing"):
+        hd95_mm(mask, mask, (1.0, 0.0, 1.0))
+    with pytest.raises(InputError, match="tolerance"):
+        nsd(mask, mask, (1.0, 1.0, 1.0), float("nan"))
+
+
+def test_tolerance_follows_the_spacing() -> None:
+    assert nsd_tolerance_mm(STRUCTSEG_MM) == 1.0
+    assert nsd_tolerance_mm((3.9, 3.9, 2.5)) == 5.0

@@ -1,0 +1,127 @@
+"""Pictures show what lies where; tables and summaries count every case."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gtvray.errors import GeometryError, InputError
+from gtvray.evaluation import CaseScore, render_overlay, scores_table, summarise
+from gtvray.geometry import Volume
+
+SCORE = CaseScore("one", 0.8, 4.0, 0.6, 1.0, 10.0, 12.0, missed=False)
+
+
+def phantom() -> tuple[Volume, Volume]:
+    """A water body in air with a bone rod at the patient's left, and a mask inside; axes R, A, S."""
+    hu = np.full((60, 50, 30), -1000, dtype=np.int16)
+    hu[8:52, 8:42] = 0
+    hu[12:16, 20:24] = 900
+    mask = np.zeros(hu.shape, dtype=np.uint8)
+    mask[30:42, 20:34, 10:22] = 1
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    return Volume(hu, affine), Volume(mask, affine)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def coloured(rgb: np.ndarray, channel: int) -> int:
+    others = [other for other in range(3) if other != channel]
+    return int(np.count_nonzero((rgb[..., channel] > 180) & (rgb[..., others] < 110).all(axis=-1)))
+
+
+def test_overlay_is_a_png_with_both_outlines(tmp_path: Path) -> None:
+    image, mask = phantom()
+    shifted = mask.with_array(np.roll(mask.array, 4, axis=0))
+    path = tmp_path / "overlay.png"
+    render_overlay(path, image, mask, shifted, "case")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["overlay.png"]
+    rgb = pixels(path)
+    assert rgb.shape == (480, 1200, 3)
+    assert coloured(rgb, 1) > 200
+    assert coloured(rgb, 0) > 200
+
+
+def test_overlay_shows_only_the_outlines_it_was_given(tmp_path: Path) -> None:
+    image, mask = phantom()
+    render_overlay(tmp_path / "reference.png", image, mask, None, "case")
+    render_overlay(tmp_path / "none.png", image, None, None, "case")
+    assert coloured(pixels(tmp_path / "reference.png"), 0) == 0
+    assert coloured(pixels(tmp_path / "none.png"), 1) == 0
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR"])
+def test_patient_left_is_on_the_viewers_right(tmp_path: Path, codes: str) -> None:
+    image, _ = phantom()
+    # The rod lies at the low end of an axis that runs to the right: at the patient's left, a little posterior.
+    render_overlay(tmp_path / "a.png", image.reoriented(codes), None, None, "")
+    axial = pixels(tmp_path / "a.png")[:, :400]
+    body = np.argwhere((axial.max(axis=-1) > 80) & (axial.max(axis=-1) < 130))
+    white = np.argwhere(axial.min(axis=-1) > 240)
+    rod = np.median(white[white[:, 0] > 100], axis=0)
+    assert rod[1] > body[:, 1].mean() + 40
+    assert rod[0] > body[:, 0].mean()
+
+
+def test_overlay_refuses_a_mask_from_another_grid(tmp_path: Path) -> None:
+    image, mask = phantom()
+    moved = Volume(mask.array, np.diag([2.0, 2.0, 2.5, 1.0]))
+    with pytest.raises(GeometryError, match="prediction"):
+        render_overlay(tmp_path / "a.png", image, mask, moved, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_overlay_of_a_mask_that_fills_the_grid_or_is_empty(tmp_path: Path) -> None:
+    image, mask = phantom()
+    full, empty = (mask.with_array(np.full(mask.shape, value, dtype=np.uint8)) for value in (1, 0))
+    render_overlay(tmp_path / "a.png", image, full, empty, "")
+    assert coloured(pixels(tmp_path / "a.png"), 1) > 200
+
+
+def test_table_has_the_worst_case_first_and_names_its_definition() -> None:
+    missed = replace(SCORE, case_id="a|b", dsc=0.0, missed=True)
+    lines = scores_table([SCORE, missed]).splitlines()
+    assert lines[2].startswith("| a\\|b | 0.0000 |")
+    assert lines[2].endswith("| yes |")
+    assert lines[3] == "| one | 0.8000 | 4.00 | 0.6000 at 1 mm | 10.00 | 12.00 |  |"
+    assert "max of the two directed 95th percentiles" in lines[-1]
+
+
+def test_summary_counts_every_case() -> None:
+    missed = replace(SCORE, dsc=0.0, hd95_mm=400.0, nsd=0.0, volume_prediction_ml=0.0, missed=True)
+    coarse = replace(SCORE, nsd=0.9, nsd_tolerance_mm=5.0)
+    summary = summarise([SCORE, SCORE, missed, coarse])
+    json.dumps(summary, allow_nan=False)
+    assert (summary["cases"], summary["missed"]) == (4, 1)
+    dsc = summary["dsc"]
+    assert isinstance(dsc, dict)
+    assert (dsc["mean"], dsc["median"], dsc["n"]) == (pytest.approx(0.6), 0.8, 4)
+    assert dsc["interval"][0] < 0.6 < dsc["interval"][1]
+    assert summary["aggregated_dsc"] == pytest.approx(0.8 * 66 / 76)
+    assert summary["nsd"] == [
+        {
+            "tolerance_mm": 1.0,
+            "mean": pytest.approx(0.4),
+            "median": 0.6,
+            "interval": summary["nsd"][0]["interval"],
+            "n": 3,
+        },
+        {"tolerance_mm": 5.0, "mean": 0.9, "median": 0.9, "interval": None, "n": 1},
+    ]
+
+
+def test_summary_of_two_cases_has_no_interval_and_of_none_is_refused() -> None:
+    hd95 = summarise([SCORE, SCORE])["hd95_mm"]
+    assert isinstance(hd95, dict)
+    assert (hd95["mean"], hd95["interval"]) == (4.0, None)
+    with pytest.raises(InputError, match="no scores"):
+        summarise([])
