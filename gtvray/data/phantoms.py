@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,28 +29,12 @@ Mask = NDArray[np.bool_]
 Vector = NDArray[np.float64]
 Window = tuple[slice, slice, slice]
 
-_ORIENTATIONS = ("LPI", "RAS", "LAS", "LPS", "PSR")
-_ORIENTATION_SHARES = (0.3, 0.2, 0.2, 0.2, 0.1)
+_ORIENTATION_SHARES = {"LPI": 0.3, "RAS": 0.2, "LAS": 0.2, "LPS": 0.2, "PSR": 0.1}
 _SOFT_HU = 40.0
-_TISSUES_HU = {  # drawn once a case
-    "air": (-1000, -990),
-    "artery": (75, 130),
-    "bone": (700, 1100),
-    "cord": (30, 40),
-    "disc": (75, 100),
-    "fat": (-110, -85),
-    "gland": (45, 65),
-    "muscle": (48, 62),
-    "parotid": (-15, 25),
-    "petrous": (1000, 1300),
-    "soft": (40, 40),
-    "spongy": (280, 450),
-    "tonsil": (48, 62),
-    "tooth": (1700, 2400),
-    "vein": (65, 110),
-    "water": (5, 12),
-}
-_VOLUME_RANGE_ML = (6.0, 80.0)
+# Ranges from which each case draws a tissue's value.
+_SOFT_TISSUES_HU = {"fat": (-110, -85), "muscle": (48, 62), "parotid": (-15, 25), "vessel": (70, 125), "water": (5, 12)}
+_HARD_TISSUES_HU = {"spongy": (280, 450), "bone": (700, 1100), "petrous": (1000, 1300), "tooth": (1700, 2400)}
+_AIR_HU = {"air": (-1000, -990)}
 
 
 @dataclass(frozen=True)
@@ -75,12 +60,12 @@ _SOFT_SHAPES = (
     _Shape("muscle", (20, -72, -60), (20, 20, 70), paired=True),  # trapezius, splenius
     _Shape("muscle", (0, 34, -36), (24, 30, 17)),  # tongue
     _Shape("muscle", (43, -14, -72), (9, 11, 70), paired=True),  # sternocleidomastoid
-    _Shape("vein", (32, -21, -70), (6, 5, 78), paired=True, upright=True),
-    _Shape("artery", (25, -14, -70), (4, 4, 80), paired=True, upright=True),
-    _Shape("tonsil", (15, -2, -28), (6, 7, 12), paired=True),
-    _Shape("tonsil", (0, -9, 8), (11, 4, 7)),  # adenoid
+    _Shape("vessel", (32, -21, -70), (6, 5, 78), paired=True, upright=True),  # jugular vein
+    _Shape("vessel", (25, -14, -70), (4, 4, 80), paired=True, upright=True),  # carotid artery
+    _Shape("muscle", (15, -2, -28), (6, 7, 12), paired=True),  # tonsil
+    _Shape("muscle", (0, -9, 8), (11, 4, 7)),  # adenoid
     _Shape("parotid", (58, -8, -18), (11, 15, 22), paired=True),
-    _Shape("gland", (32, 18, -62), (9, 14, 10), paired=True),  # submandibular
+    _Shape("muscle", (32, 18, -62), (9, 14, 10), paired=True),  # submandibular
 )
 _BONE_SHAPES = (
     _Shape("bone", (26, 48, 0), (17, 20, 20), paired=True),  # maxilla, hollowed by its sinus
@@ -96,20 +81,30 @@ _BONE_SHAPES = (
 )
 _CAVITY_SHAPES = (
     _Shape("fat", (31, 62, 28), (18, 20, 17), paired=True),  # orbit
-    _Shape("muscle", (27, 46, 27), (2.5, 14, 2.5), paired=True),  # optic nerve
     _Shape("water", (31, 66, 28), (12, 12, 12), paired=True),  # globe
     _Shape("air", (0, 18, 24), (11, 9, 8)),  # sphenoid sinus
     _Shape("air", (0, 42, 4), (13, 34, 20)),  # nasal cavity
-    _Shape("soft", (8, 40, -4), (4, 24, 6), paired=True),  # inferior turbinate
-    _Shape("soft", (7, 38, 10), (3, 20, 5), paired=True),  # middle turbinate
-    _Shape("soft", (0, 45, 4), (1.8, 30, 22)),  # septum
+    _Shape("muscle", (8, 40, -4), (4, 24, 6), paired=True),  # inferior turbinate
+    _Shape("muscle", (7, 38, 10), (3, 20, 5), paired=True),  # middle turbinate
+    _Shape("muscle", (0, 45, 4), (1.8, 30, 22)),  # septum
     _Shape("air", (0, 2, 0), (13, 9, 13)),  # nasopharynx
     _Shape("air", (0, -3, -32), (11, 8, 24)),  # oropharynx
     _Shape("air", (0, 0, -70), (9, 7, 22)),  # hypopharynx
     _Shape("air", (0, 5, -140), (9, 9, 60), upright=True),  # larynx, trachea
     _Shape("air", (62, -22, 6), (14, 3.5, 3.5), paired=True),  # ear canal
+    _Shape("air", (54, -38, 0), (6, 9, 9), paired=True),  # mastoid cells
     _Shape("water", (10, -5, 72), (6, 28, 9), paired=True),  # lateral ventricle
-    _Shape("water", (0, -46, 28), (6, 5, 8)),  # fourth ventricle
+)
+# Positions from the centre of the vertebral body.
+_VERTEBRA_SHAPES = (
+    _Shape("vessel", (0, 0, -9), (13, 9, 4), upright=True),  # disc, as bright
+    _Shape("spongy", (0, -18, 0), (15, 13, 5.5), upright=True),  # arch
+    _Shape("spongy", (0, -38, -5), (4, 15, 4)),  # spinous process
+    _Shape("bone", (21, -8, 0), (10, 6, 5), paired=True),  # transverse process
+    _Shape("bone", (0, 0, 0), (13.5, 9, 7), upright=True),
+    _Shape("spongy", (0, 0, 0), (10.5, 6.5, 4.5), upright=True),
+    _Shape("water", (0, -18, 0), (10.5, 8.5, 9.5), upright=True),  # canal
+    _Shape("muscle", (0, -18, 0), (6, 4.5, 10), upright=True),  # cord
 )
 # Tumour places: share, centre, half range of the centre on each axis; the side is drawn apart.
 _SITES = (
@@ -127,11 +122,10 @@ class _Plan:
     shape: tuple[int, int, int]
     affine: Vector  # RAS axis order; the final order comes last
     orientation: str
-    head_to_ijk: Vector
+    head_to_ijk: Vector  # (3, 4)
     couch_mm: float  # couch top on the scanner's y axis, from the volume's centre
     tumour_mm: Vector
     tumour_ml: float
-    tumour_hu: float
 
 
 def make_phantom(index: int, seed: int) -> tuple[Volume, Volume]:
@@ -155,33 +149,27 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
     fewest_pixels, fewest_slices = max(96, math.ceil(250 / pixel_mm)), max(40, math.ceil(150 / slice_mm))
     columns, rows = (int(n) for n in rng.integers(fewest_pixels, 121, size=2))
     shape = (columns, rows, int(rng.integers(fewest_slices, 61)))
-    tilt = _rotation(*rng.uniform(-4.5, 4.5, 3)) if rng.random() < 0.4 else np.eye(3)
+    tilt = _rotation(rng.uniform(-4.5, 4.5, 3)) if rng.random() < 0.4 else np.eye(3)
     grid = tilt @ np.diag([pixel_mm, pixel_mm, slice_mm])
     scale = rng.uniform(0.9, 1.1) * rng.uniform(0.97, 1.03, 3)
-    pose = _rotation(*np.clip(rng.normal(0, 5, 3), -10, 10)) @ np.diag(scale)
+    pose = _rotation(np.clip(rng.normal(0, 5, 3), -10, 10)) @ np.diag(scale)
     tumour_mm = _draw_site(rng)
-    tumour_ml = math.exp(rng.uniform(*np.log(_VOLUME_RANGE_ML)))
+    tumour_ml = math.exp(rng.uniform(math.log(6), math.log(80)))
     offset = rng.uniform((-28, -18, -40), (28, 42, 40))
     # A tumour never reaches the first or last slices: slide the head along z until it fits.
     reach_mm = shape[2] * slice_mm / 2 - 1.5 * math.cbrt(tumour_ml * 1000 * 0.75 / math.pi) - 12
     z_mm = (pose @ tumour_mm)[2]
     offset[2] = np.clip(z_mm + offset[2], -reach_mm, reach_mm) - z_mm
     centre_ijk = (np.array(shape) - 1) / 2
-    affine = np.eye(4)
-    affine[:3, :3] = grid
-    affine[:3, 3] = rng.uniform(-150, 150, 3) - grid @ centre_ijk
-    head_to_ijk = np.eye(4)
-    head_to_ijk[:3, :3] = np.linalg.inv(grid) @ pose
-    head_to_ijk[:3, 3] = np.linalg.inv(grid) @ offset + centre_ijk
+    origin_mm = rng.uniform(-150, 150, 3) - grid @ centre_ijk
     return _Plan(
         shape=shape,
-        affine=affine,
-        orientation=str(rng.choice(_ORIENTATIONS, p=_ORIENTATION_SHARES)),
-        head_to_ijk=head_to_ijk,
+        affine=np.vstack([np.column_stack([grid, origin_mm]), (0, 0, 0, 1)]),
+        orientation=str(rng.choice(list(_ORIENTATION_SHARES), p=list(_ORIENTATION_SHARES.values()))),
+        head_to_ijk=np.column_stack([np.linalg.inv(grid) @ pose, np.linalg.inv(grid) @ offset + centre_ijk]),
         couch_mm=float(offset[1] - 122 * scale[1]),
         tumour_mm=tumour_mm,
         tumour_ml=tumour_ml,
-        tumour_hu=_SOFT_HU + rng.uniform(20, 35),
     )
 
 
@@ -193,14 +181,12 @@ def _draw_site(rng: np.random.Generator) -> Vector:
     return place
 
 
-def _rotation(pitch_deg: float, roll_deg: float, yaw_deg: float) -> Vector:
-    """Rotation matrix about x, then y, then z."""
+def _rotation(angles_deg: Vector) -> Vector:
+    """Matrix that turns about x, then y, then z."""
     matrix = np.eye(3)
-    for axis, angle in enumerate(np.radians([pitch_deg, roll_deg, yaw_deg])):
+    for (a, b), angle in zip(((1, 2), (2, 0), (0, 1)), np.radians(angles_deg), strict=True):
         turn = np.eye(3)
-        a, b = (axis + 1) % 3, (axis + 2) % 3
-        turn[[a, b], [a, b]] = math.cos(angle)
-        turn[b, a], turn[a, b] = math.sin(angle), -math.sin(angle)
+        turn[[a, b, a, b], [a, b, b, a]] = math.cos(angle), math.cos(angle), -math.sin(angle), math.sin(angle)
         matrix = turn @ matrix
     return matrix
 
@@ -210,7 +196,7 @@ class _Head:
 
     def __init__(self, plan: _Plan, rng: np.random.Generator) -> None:
         self.plan, self.rng = plan, rng
-        linear, offset = np.linalg.inv(plan.head_to_ijk)[:3, :3], plan.head_to_ijk[:3, 3]
+        linear, offset = np.linalg.inv(plan.head_to_ijk[:, :3]), plan.head_to_ijk[:, 3]
         x, self.y, self.z = (_linear_field(plan.shape, row, float(-row @ offset)) for row in linear)
         lopsided = rng.uniform(-0.04, 0.04)
         self.x = np.where(x > 0, x * np.float32(1 + lopsided), x * np.float32(1 - lopsided))
@@ -218,7 +204,8 @@ class _Head:
         self.depth_mm = self._skin_depth()
         self.brain: Mask = np.zeros(plan.shape, dtype=bool)
         self.hu: Floats = np.full(plan.shape, -1000, dtype=np.float32)
-        self.tissue_hu = {tissue: float(rng.uniform(*bounds)) for tissue, bounds in _TISSUES_HU.items()}
+        ranges = _SOFT_TISSUES_HU | _HARD_TISSUES_HU | _AIR_HU
+        self.tissue_hu = {tissue: float(rng.uniform(*bounds)) for tissue, bounds in ranges.items()}
 
     def paint_all(self) -> None:
         """Paint everything but the tumour."""
@@ -235,8 +222,8 @@ class _Head:
 
     def window(self, centre_mm: Vector, reach_mm: float) -> Window:
         """Index ranges that hold a ball of the head frame, cut to the grid."""
-        linear = self.plan.head_to_ijk[:3, :3]
-        middle = linear @ centre_mm + self.plan.head_to_ijk[:3, 3]
+        linear = self.plan.head_to_ijk[:, :3]
+        middle = linear @ centre_mm + self.plan.head_to_ijk[:, 3]
         # The lopsided x axis is not in the matrix: a centre may lie 4 % further out than computed.
         half = np.linalg.norm(linear, axis=1) * (1.05 * reach_mm + 0.05 * abs(centre_mm[0]) + 1)
         low = np.clip(np.floor(middle - half), 0, self.plan.shape).astype(int)
@@ -244,18 +231,18 @@ class _Head:
         i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         return i, j, k
 
-    def _rho(self, window: Window, centre: Vector, radii: Vector, axes: str = "xyz") -> Floats:
+    def _rho(self, window: Window | EllipsisType, centre: Vector, radii: Vector, axes: str = "xyz") -> Floats:
         """Ellipsoidal radius: 1 on the surface, over the named axes only."""
         fields = {"x": self.x, "y": self.y, "z": self.z}
         total = np.zeros(self.x[window].shape, dtype=np.float32)
         for axis, c, r in zip("xyz", centre, radii, strict=True):
             if axis in axes:
                 total += ((fields[axis][window] - np.float32(c)) / np.float32(r)) ** 2
-        return np.sqrt(total)
+        rho: Floats = np.sqrt(total)
+        return rho
 
     def _skin_depth(self) -> Floats:
         """Approximate depth under the smooth union of vault, face, jaw, nose, ears and neck; negative outside."""
-        everywhere = (slice(None),) * 3
         parts = (
             ((0, -18, 55), (79, 101, 76)),
             ((0, 20, -8), (68, 74, 68)),
@@ -271,9 +258,10 @@ class _Head:
         softness_mm = np.float32(5)
         total = np.exp(np.clip(neck_mm / softness_mm, -30, 30))
         for centre, radii in parts:
-            depth = (1 - self._rho(everywhere, np.array(centre), np.array(radii))) * np.float32(min(radii))
+            depth = (1 - self._rho(..., np.array(centre), np.array(radii))) * np.float32(min(radii))
             total += np.exp(np.clip(depth / softness_mm, -30, 30))
-        return softness_mm * np.log(total)
+        skin_depth: Floats = softness_mm * np.log(total)
+        return skin_depth
 
     def _paint(self, tissue_hu: float, centre: Vector, radii: Vector, upright: bool = False) -> None:
         """Fill an ellipsoid, at least 3 mm under the skin."""
@@ -283,10 +271,10 @@ class _Head:
             inside &= np.abs(self.z[window] - np.float32(centre[2])) < radii[2]
         self.hu[window][inside & (self.depth_mm[window] > 3)] = tissue_hu
 
-    def _paint_shapes(self, shapes: tuple[_Shape, ...]) -> None:
+    def _paint_shapes(self, shapes: tuple[_Shape, ...], shift_mm: tuple[float, float, float] = (0, 0, 0)) -> None:
         for shape in shapes:
             for side in (1, -1) if shape.paired else (1,):
-                centre = np.array(shape.centre_mm) * (side, 1, 1) + self.rng.normal(0, 1.2, 3)
+                centre = np.array(shape.centre_mm) * (side, 1, 1) + shift_mm + self.rng.normal(0, 1.2, 3)
                 radii = np.array(shape.radii_mm) * self.rng.uniform(0.9, 1.1, 3)
                 self._paint(self.tissue_hu[shape.tissue], centre, radii, shape.upright)
 
@@ -304,8 +292,7 @@ class _Head:
         strands = _smooth_field(self.rng, self.plan.shape, (5.0, 5.0, 4.0))
         deep = _SOFT_HU + 4 * self.texture - 120 * np.clip(strands - np.float32(1.5), 0, 1)
         fat_mm = 2.5 + self.rng.uniform(2, 6)
-        inside = depth > 0
-        hu[inside] = np.where(depth < 2.5, 15, np.where(depth < fat_mm, self.tissue_hu["fat"], deep))[inside]
+        hu[:] = np.select([depth <= 0, depth < 2.5, depth < fat_mm], [hu, 15, self.tissue_hu["fat"]], deep)
 
     def _paint_nodes(self) -> None:
         """Distractors: lymph nodes as bright as a tumour."""
@@ -315,38 +302,23 @@ class _Head:
 
     def _paint_vault(self) -> None:
         """Skull vault and posterior fossa: two tables with diploe between, brain and its ventricles inside."""
-        everywhere = (slice(None),) * 3
         sheared = self.z - np.float32(0.25) * (self.y + 18)
         vault = np.sqrt((self.x / 71) ** 2 + ((self.y + 18) / 92) ** 2 + ((sheared - 68) / 56) ** 2)
-        fossa = self._rho(everywhere, np.array((0, -58, 22)), np.array((52, 42, 36)))
+        fossa = self._rho(..., np.array((0, -58, 22)), np.array((52, 42, 36)))
         inner_mm = np.maximum((1 - vault) * 62, (1 - fossa) * 40)
         inner_mm[self.depth_mm < 3] = -1
         wall_mm = self.rng.uniform(5, 7.5)
-        bone = (inner_mm > 0) & (inner_mm < wall_mm)
-        diploe = (inner_mm > 0.35 * wall_mm) & (inner_mm < 0.65 * wall_mm)
-        self.hu[bone] = self.tissue_hu["bone"]
-        self.hu[diploe] = self.tissue_hu["spongy"] + 100
+        self.hu[(inner_mm > 0) & (inner_mm < wall_mm)] = self.tissue_hu["bone"]
+        self.hu[(inner_mm > 0.35 * wall_mm) & (inner_mm < 0.65 * wall_mm)] = self.tissue_hu["spongy"] + 100
         self.brain = inner_mm >= wall_mm
         self.hu[self.brain] = (35 + 3 * self.texture)[self.brain]
         self.hu[self.brain & (inner_mm < wall_mm + 2.5)] = 18  # cerebrospinal fluid
 
     def _paint_spine(self) -> None:
-        """Seven cervical and two thoracic vertebrae with discs, arches, processes, and the canal with its cord."""
-        pitch_mm = self.rng.uniform(16.5, 19)
+        """Seven cervical and two thoracic vertebrae, on a bow."""
         bow_mm = self.rng.uniform(-2, 9)
-        bone, spongy = 0.8 * self.tissue_hu["bone"], self.tissue_hu["spongy"]
         for level in range(9):
-            z = -9 - pitch_mm * level
-            y = -26 + bow_mm * math.sin(math.pi * level / 8)
-            self._paint(self.tissue_hu["disc"], np.array((0, y, z - pitch_mm / 2)), np.array((13, 9, 4)), True)
-            self._paint(bone, np.array((0, y - 18, z)), np.array((15, 13, 5.5)), True)
-            self._paint(bone, np.array((0, y - 38, z - 5)), np.array((4, 15, 4)))
-            for side in (1, -1):
-                self._paint(bone, np.array((side * 21, y - 8, z)), np.array((10, 6, 5)))
-            self._paint(bone, np.array((0, y, z)), np.array((13.5, 9, pitch_mm / 2 - 2)), True)
-            self._paint(spongy, np.array((0, y, z)), np.array((10.5, 6.5, pitch_mm / 2 - 4)), True)
-            self._paint(self.tissue_hu["water"], np.array((0, y - 18, z)), np.array((10.5, 8.5, pitch_mm / 2)), True)
-            self._paint(self.tissue_hu["cord"], np.array((0, y - 18, z)), np.array((6.5, 5, pitch_mm / 2)), True)
+            self._paint_shapes(_VERTEBRA_SHAPES, (0, -26 + bow_mm * math.sin(math.pi * level / 8), -9 - 18 * level))
 
     def _paint_jaws(self) -> None:
         """Mandible with its marrow, upper jaw and teeth, some missing: horseshoes open to the back."""
@@ -365,15 +337,13 @@ class _Head:
             self.hu[window][arch & (np.cos(22 * np.arctan2(x, y)) >= comb)] = self.tissue_hu[tissue]
 
     def _paint_sinuses(self) -> None:
-        """Maxillary sinuses, sometimes filled or with a swollen floor; mastoid air cells."""
+        """Maxillary sinuses, sometimes filled or with a swollen floor."""
         for side in (1, -1):
-            sinus, mastoid = np.array((side * 26, 48, 0)), np.array((side * 54, -38, 0))
+            centre = np.array((side * 26, 48, 0))
             filled, swollen = self.rng.random(2) < (0.15, 0.4)
-            self._paint(25 if filled else -995, sinus, np.array((14, 17, 17)) * self.rng.uniform(0.85, 1.05, 3))
+            self._paint(25 if filled else -995, centre, np.array((14, 17, 17)) * self.rng.uniform(0.85, 1.05, 3))
             if swollen:
-                self._paint(30, sinus - (0, 0, 12), np.array((11, 12, 7)))
-            for _ in range(8):
-                self._paint(-700, mastoid + self.rng.uniform((-6, -9, -11), (6, 9, 11)), self.rng.uniform(2.5, 5, 3))
+                self._paint(30, centre - (0, 0, 12), np.array((11, 12, 7)))
 
 
 def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
@@ -390,7 +360,7 @@ def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
     voxel_ml = abs(float(np.linalg.det(plan.affine[:3, :3]))) / 1000
     wanted = round(plan.tumour_ml / voxel_ml)
     grown = _solid(effort <= np.partition(effort, wanted, axis=None)[wanted])
-    hu[grown] = (plan.tumour_hu + 4 * head.texture[window])[grown]
+    hu[grown] = (_SOFT_HU + rng.uniform(20, 35) + 4 * head.texture[window])[grown]
     mask: Mask = np.zeros(plan.shape, dtype=bool)
     mask[window] = grown
     return mask
@@ -404,7 +374,7 @@ def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: n
         direction = rng.normal(size=3)
         away = 0 if lobe == 0 else rng.uniform(0.4, 0.9) * radius_mm
         radii = radius_mm * rng.uniform(0.75, 1.15, 3) * (1 if lobe == 0 else rng.uniform(0.45, 0.8))
-        axes = _rotation(*rng.uniform(-90, 90, 3)) / radii
+        axes = _rotation(rng.uniform(-90, 90, 3)) / radii
         start = centre + away * direction / np.linalg.norm(direction)
         squared = np.zeros_like(total)
         for axis in axes.T:
@@ -412,7 +382,8 @@ def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: n
             local = sum(f * np.float32(a) for f, a in zip(fields, axis, strict=True)) - np.float32(start @ axis)
             squared += local**2
         total += np.exp(-6 * np.sqrt(squared))
-    return -np.log(total + np.float32(1e-30)) / np.float32(6)
+    surface: Floats = -np.log(total + np.float32(1e-30)) / np.float32(6)
+    return surface
 
 
 def _solid(mask: Mask) -> Mask:
@@ -429,13 +400,15 @@ def _scan(hu: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
     blurred = ndimage.gaussian_filter(hu, (0.5, 0.5, 0.35), truncate=3)
     noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.6, 0.6, 0.3), truncate=3)
     noise *= np.float32(rng.uniform(12, 20)) / noise.std()
-    return np.clip(np.rint(blurred + noise), -1024, 3071).astype(np.int16)
+    scanned: NDArray[np.int16] = np.clip(np.rint(blurred + noise), -1024, 3071).astype(np.int16)
+    return scanned
 
 
 def _linear_field(shape: tuple[int, int, int], row: Vector, constant: float) -> Floats:
     """`row @ ijk + constant` for every voxel."""
     i, j, k = (np.arange(n) * a for n, a in zip(shape, row, strict=True))
-    return ((i[:, None, None] + j[:, None]) + (k + constant)).astype(np.float32)
+    field: Floats = ((i[:, None, None] + j[:, None]) + (k + constant)).astype(np.float32)
+    return field
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: tuple[float, ...]) -> Floats:
@@ -445,13 +418,10 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: 
     for axis, (size, step) in enumerate(zip(shape, pitch, strict=True)):
         first, t = np.divmod(np.arange(size) / step, 1)
         weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-        column = [-1 if n == axis else 1 for n in range(3)]
-        field = sum(
-            field.take(first.astype(int) + tap, axis) * weight.astype(np.float32).reshape(column)
-            for tap, weight in enumerate(weights)
-        )
-    centred: Floats = field - field.mean()
-    return centred / centred.std()
+        columns = np.array(weights, dtype=np.float32).reshape([4, *(-1 if n == axis else 1 for n in range(3))])
+        field = sum(field.take(first.astype(int) + tap, axis) * column for tap, column in enumerate(columns))
+    standard: Floats = (field - field.mean()) / field.std()
+    return standard
 
 
 def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, int], None] | None = None) -> None:
@@ -471,7 +441,10 @@ def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, i
     for number in range(1, count + 1):
         case = folder / str(number)
         if not all((case / name).is_file() for name in ("data.nii.gz", "label.nii.gz")):
-            _write_case(case, number, seed)
+            ct, label = make_phantom(number, seed)
+            with atomic_dir(case) as partial:
+                write_volume(partial / "data.nii.gz", ct)
+                write_volume(partial / "label.nii.gz", label)
         if report is not None:
             report(number, count)
 
@@ -479,25 +452,17 @@ def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, i
 def _claim(folder: Path, wanted: dict[str, int]) -> None:
     """Make `folder` ours: keep it if its `phantoms.json` says `wanted`, else empty it of older phantoms."""
     record = folder / "phantoms.json"
-    if record.is_file():
-        if read_json(record) == wanted:
-            return
-        for case in (entry for entry in folder.iterdir() if entry.name.isdecimal()):
-            # Renamed first: a case is never seen half removed.
-            shutil.rmtree(case.rename(case.with_name(f".partial-{case.name}")))
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise DataError(
-            "this folder holds other data",
-            where=folder,
-            expected="a new or empty folder, or one with phantoms.json",
-            do="choose another folder for the phantoms",
-        )
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    leftovers = [entry for entry in entries if entry.name.startswith((".partial-", ".retired-"))]
+    if folder.is_file() or (not record.is_file() and len(entries) > len(leftovers)):
+        do = "choose a new or empty folder, or one with phantoms.json"
+        raise DataError("there is other data in the phantoms' place", where=folder, do=do)
+    for entry in leftovers:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if record.is_file() and read_json(record) == wanted:
+        return
+    for case in (entry for entry in entries if entry.name.isdecimal()):
+        # Renamed first: a case is never seen half removed.
+        shutil.rmtree(case.rename(case.with_name(f".retired-{case.name}")))
     # Written before the first case: whatever lies beside it was then made to its terms.
     write_json(record, wanted)
-
-
-def _write_case(case: Path, number: int, seed: int) -> None:
-    ct, label = make_phantom(number, seed)
-    with atomic_dir(case) as partial:
-        write_volume(partial / "data.nii.gz", ct)
-        write_volume(partial / "label.nii.gz", label)

@@ -80,12 +80,13 @@ def _centred_crop(label: Volume) -> Volume | None:
 
 
 def _common_grid(masks: list[Volume], spacing_mm: Spacing) -> tuple[npt.NDArray[np.float64], tuple[int, int, int]]:
-    """Affine and shape of the RAS grid that covers every mask."""
+    """Affine and shape of the RAS grid that covers the voxels of every mask."""
     corners_mm = np.concatenate([_corners_mm(mask) for mask in masks])
     low_mm, high_mm = corners_mm.min(axis=0), corners_mm.max(axis=0)
-    size = np.ceil((high_mm - low_mm) / np.asarray(spacing_mm)).astype(int) + 1
+    size = np.ceil((high_mm - low_mm) / np.asarray(spacing_mm) - 1e-6).astype(int)
     affine = np.diag([*spacing_mm, 1.0])
-    affine[:3, 3] = low_mm
+    # Edge on edge: with centres on the masks' voxel edges, every nearest lookup would round the same way.
+    affine[:3, 3] = low_mm + np.asarray(spacing_mm) / 2
     return affine, (int(size[0]), int(size[1]), int(size[2]))
 
 

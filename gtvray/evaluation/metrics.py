@@ -71,8 +71,8 @@ def score_case(case_id: str, reference: Volume, prediction: Volume) -> CaseScore
 def dice(reference: Mask, prediction: Mask) -> float:
     """Dice similarity coefficient of two bool masks (i, j, k), 0 to 1."""
     _check_pair(reference, prediction)
-    total = np.count_nonzero(reference) + np.count_nonzero(prediction)
-    return 2.0 * np.count_nonzero(reference & prediction) / total if total else 1.0
+    total = int(np.count_nonzero(reference)) + int(np.count_nonzero(prediction))
+    return 2 * int(np.count_nonzero(reference & prediction)) / total if total else 1.0
 
 
 def hd95_mm(reference: Mask, prediction: Mask, spacing_mm: Spacing) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gtvray.errors import GeometryError, InputError
 from gtvray.evaluation.metrics import CaseScore
 from gtvray.evaluation.statistics import aggregated_dsc, bootstrap_mean_interval
-from gtvray.geometry import Volume
+from gtvray.geometry import Box, Volume
 from gtvray.io import atomic_path
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HD95_DEFINITION = "max of the two directed 95th percentiles between surface voxels, mm"
 _WINDOW_HU = (-160.0, 240.0)
+_BODY_ABOVE_HU = -500.0
+_MARGIN_IJK = (3, 3, 3)
 _REFERENCE_COLOUR, _PREDICTION_COLOUR = "#20e040", "#ff3030"
 _FEWEST_FOR_INTERVAL = 3
 _SUMMARY_SEED = 0
@@ -32,7 +34,7 @@ _VIEWS = (
 )
 
 
-def summarise(scores: Sequence[CaseScore]) -> dict[str, object]:
+def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
     """Mean, median and 95 % interval of each score, number of missed cases and aggregated DSC; ready for JSON.
 
     With fewer than three cases an interval is None. NSD is given apart for each tolerance that occurs.
@@ -57,7 +59,7 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, object]:
     }
 
 
-def _spread(values: list[float]) -> dict[str, object]:
+def _spread(values: list[float]) -> dict[str, Any]:
     enough = len(values) >= _FEWEST_FOR_INTERVAL
     interval = bootstrap_mean_interval(values, seed=_SUMMARY_SEED) if enough else None
     return {
@@ -107,9 +109,10 @@ def render_overlay(
     for name, mask in (("reference", reference), ("prediction", prediction)):
         if mask is not None and not image.same_grid(mask):
             raise GeometryError(f"{name} is not on the image's grid", expected=image.shape, found=mask.shape)
-    shown = image.reoriented("LPS")
+    box = _shown_box(image, [mask for mask in (reference, prediction) if mask is not None])
+    shown = image.cropped(box).reoriented("LPS")
     outlines = [
-        (mask.reoriented("LPS").array != 0, colour, name)
+        (mask.cropped(box).reoriented("LPS").array != 0, colour, name)
         for mask, colour, name in (
             (reference, _REFERENCE_COLOUR, "reference"),
             (prediction, _PREDICTION_COLOUR, "prediction"),
@@ -125,6 +128,13 @@ def render_overlay(
     figure.suptitle(title, color="white", fontsize=11)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def _shown_box(image: Volume, masks: list[Volume]) -> Box:
+    """What is worth showing: body and masks, without the air around them."""
+    of_interest = np.logical_or.reduce([image.array > _BODY_ABOVE_HU, *(mask.array != 0 for mask in masks)])
+    box = Box.around(of_interest)
+    return Box.whole(image.shape) if box is None else box.grown(_MARGIN_IJK, image.shape)
 
 
 def _middle(masks: list[npt.NDArray[np.bool_]], shape: tuple[int, int, int]) -> list[int]:
@@ -170,7 +180,7 @@ def _draw_view(
         axes.text(
             *place, letter, transform=axes.transAxes, color="yellow", ha=horizontal, va=vertical, fontweight="bold"
         )
-    axes.set_title(f"{name}, slice {centre[normal]}", color="white", fontsize=9)
+    axes.set_title(name, color="white", fontsize=9)
     axes.set_axis_off()
 
 

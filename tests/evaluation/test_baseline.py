@@ -43,11 +43,18 @@ def test_grid_alone_decides_never_the_image() -> None:
 
 @pytest.mark.parametrize("codes", ["LPI", "SRA", "ASL"])
 def test_orientation_does_not_matter(codes: str) -> None:
-    label = ball((12, -18, 9))
-    straight = MeanPositionBaseline.fit([label]).predict(label)
-    turned = MeanPositionBaseline.fit([label.reoriented(codes)]).predict(label.reoriented(codes))
+    # At 1 mm every common voxel lies inside one voxel of the label, so no lookup is a tie and both agree exactly.
+    label, fine_mm = ball((12, -18, 9)), (1.0, 1.0, 1.0)
+    straight = MeanPositionBaseline.fit([label], fine_mm).predict(label)
+    turned = MeanPositionBaseline.fit([label.reoriented(codes)], fine_mm).predict(label.reoriented(codes))
     assert turned.orientation == codes
-    assert overlap(turned.reoriented("RAS"), straight) > 0.98
+    assert np.array_equal(turned.reoriented("RAS").array, straight.array)
+
+
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, (1.0, 1.0, 1.0)])
+def test_one_mask_comes_back_where_it_was(spacing_mm: tuple[float, float, float]) -> None:
+    label = ball((7, 3, -12))
+    assert np.array_equal(MeanPositionBaseline.fit([label], spacing_mm).predict(label).array, label.array)
 
 
 def test_origin_of_the_grid_does_not_matter() -> None:

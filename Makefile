@@ -1,0 +1,49 @@
+# Every target works on a fresh clone: the environment is made when it is missing or constraints change.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all test-gpu lint format bench docs clean
+
+demo: .venv/run
+	$(BIN)/gtvray demo $(ARGS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: .venv/dev
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: .venv/dev
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/run
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --json || exit 1; done
+
+docs: .venv/run
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache gtvray-runs
+
+.venv/run: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is missing: install the package python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "Python's venv is missing: install the package python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
