@@ -47,13 +47,13 @@ class GtvrayError(Exception):
         found: object = None,
         do: str | None = None,
     ) -> None:
-        self.what = what
+        self.what = _one_line(what)
         self.fields: dict[str, str] = {
             name: _one_line(value)
             for name, value in (("where", where), ("expected", expected), ("found", found), ("do", do))
             if value is not None
         }
-        super().__init__(what)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return "\n".join([self.what, *(f"  {name}: {value}" for name, value in self.fields.items())])

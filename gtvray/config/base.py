@@ -8,4 +8,5 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """One room's settings; its fields are the dotted keys of CLI, YAML, search space and MLflow."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # NaN passes every bound that is a comparison, and neither it nor infinity can be written as JSON.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

@@ -79,6 +79,9 @@ def load_sweep(path: Path) -> SweepConfig:
         unknown = set(point) - set(sweep.space)
         if unknown:
             raise ConfigError("a start point has a key outside the space", where=path, found=sorted(unknown))
+        for key, value in point.items():
+            if not sweep.space[key].holds(value):
+                raise ConfigError(f"a start point lies outside the range of {key}", where=path, found=value)
         with_dotted(Config(), {**sweep.base, **point}, path)
     return sweep
 
@@ -136,7 +139,7 @@ def build(section: type[S], values: Mapping[str, Any], where: object) -> S:
         key = ".".join(str(part) for part in first["loc"])
         more = f" (and {others} more)" if others else ""
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"unknown config key{more}", where=where, found=key, do=_suggestion(key)) from None
+            raise ConfigError(f"unknown config key{more}", where=where, found=key, do=_suggestion(key, section)) from None
         raise ConfigError(
             f"config value refused: {key}{more}",
             where=where,
@@ -174,6 +177,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section} is a section of keys", where=key, found=values, do="write its keys below it")
     values[leaf] = value
 
 
@@ -190,8 +195,8 @@ def _yaml_value(text: str, item: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError("an override's value is not YAML", found=item) from error
-    # YAML 1.1 reads 3e-4 as text, for want of a dot; people mean a number.
-    if isinstance(value, str):
+    # YAML 1.1 reads 3e-4 as text, for want of a dot; people mean a number, unless they put it in quotes.
+    if isinstance(value, str) and value == text.strip():
         try:
             return float(value)
         except ValueError:
@@ -199,10 +204,13 @@ def _yaml_value(text: str, item: str) -> Any:
     return value
 
 
-def _suggestion(key: str) -> str:
-    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+def _suggestion(key: str, section: type[BaseModel] = Config) -> str:
+    keys = known_keys(section)
+    if key in keys:
+        return "nest it in a file: the section, and below it the field"
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if not near:
-        by_leaf = {known.rpartition(".")[2]: known for known in known_keys()}
+        by_leaf = {known.rpartition(".")[2]: known for known in keys}
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)]
     return f"did you mean {near[0]}?" if near else "`gtvray config schema` lists every key"
 

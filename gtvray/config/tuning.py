@@ -23,13 +23,24 @@ class Range(Section):
             raise ValueError("an empty range: low must be below high")
         if self.log and self.low <= 0:
             raise ValueError("a log range starts above 0")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("an integer range has whole bounds")
         return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in the range."""
+        whole = isinstance(value, int) or (isinstance(value, float) and (value.is_integer() or not self.integer))
+        return whole and self.low <= value <= self.high
 
 
 class Choice(Section):
     """One of several values."""
 
     choice: Annotated[list[Any], Field(min_length=1)]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of the choices."""
+        return value in self.choice
 
 
 class SchedulerConfig(Section):

@@ -1,7 +1,6 @@
 """Head-and-neck CT phantoms with a gross tumour volume, for demonstrations and tests without patient data.
 
-Every case is evaluated analytically on its own voxel-centre coordinates, so that pose, size, oblique grids and axis
-orders need no resampling. All positions are in the head frame: mm, RAS directions, origin in the nasopharynx.
+Shapes are evaluated on the voxel centres in the head frame (mm, RAS, origin in the nasopharynx); nothing is resampled.
 Published numbers depend on these cases: change what they look like only together with `PHANTOM_VERSION`.
 """
 
@@ -32,9 +31,8 @@ Window = tuple[slice, slice, slice]
 _ORIENTATION_SHARES = {"LPI": 0.3, "RAS": 0.2, "LAS": 0.2, "LPS": 0.2, "PSR": 0.1}
 _SOFT_HU = 40.0
 # Ranges from which each case draws a tissue's value.
-_SOFT_TISSUES_HU = {"fat": (-110, -85), "muscle": (48, 62), "parotid": (-15, 25), "vessel": (70, 125), "water": (5, 12)}
-_HARD_TISSUES_HU = {"spongy": (280, 450), "bone": (700, 1100), "petrous": (1000, 1300), "tooth": (1700, 2400)}
-_AIR_HU = {"air": (-1000, -990)}
+_SOFT_TISSUES_HU = {"fat": (-110, -85), "parotid": (-15, 25), "fluid": (5, 12), "muscle": (48, 62), "vessel": (70, 125)}
+_OTHER_TISSUES_HU = {"air": (-999, -990), "spongy": (280, 450), "bone": (700, 1100), "tooth": (1700, 2400)}
 
 
 @dataclass(frozen=True)
@@ -75,17 +73,16 @@ _BONE_SHAPES = (
     _Shape("bone", (0, 42, -17), (22, 28, 3)),  # hard palate
     _Shape("spongy", (0, -14, 16), (14, 7, 13)),  # clivus
     _Shape("bone", (0, 18, 24), (15, 13, 12)),  # sphenoid
-    _Shape("petrous", (38, -28, 12), (22, 10, 9), paired=True),
+    _Shape("bone", (38, -28, 12), (22, 10, 9), paired=True),  # petrous
     _Shape("spongy", (54, -38, 0), (10, 13, 15), paired=True),  # mastoid
     _Shape("bone", (47, 10, -26), (5, 14, 30), paired=True),  # mandibular ramus
 )
 _CAVITY_SHAPES = (
     _Shape("fat", (31, 62, 28), (18, 20, 17), paired=True),  # orbit
-    _Shape("water", (31, 66, 28), (12, 12, 12), paired=True),  # globe
+    _Shape("fluid", (31, 66, 28), (12, 12, 12), paired=True),  # globe
     _Shape("air", (0, 18, 24), (11, 9, 8)),  # sphenoid sinus
     _Shape("air", (0, 42, 4), (13, 34, 20)),  # nasal cavity
-    _Shape("muscle", (8, 40, -4), (4, 24, 6), paired=True),  # inferior turbinate
-    _Shape("muscle", (7, 38, 10), (3, 20, 5), paired=True),  # middle turbinate
+    _Shape("muscle", (8, 40, -2), (4, 24, 8), paired=True),  # turbinates
     _Shape("muscle", (0, 45, 4), (1.8, 30, 22)),  # septum
     _Shape("air", (0, 2, 0), (13, 9, 13)),  # nasopharynx
     _Shape("air", (0, -3, -32), (11, 8, 24)),  # oropharynx
@@ -93,7 +90,7 @@ _CAVITY_SHAPES = (
     _Shape("air", (0, 5, -140), (9, 9, 60), upright=True),  # larynx, trachea
     _Shape("air", (62, -22, 6), (14, 3.5, 3.5), paired=True),  # ear canal
     _Shape("air", (54, -38, 0), (6, 9, 9), paired=True),  # mastoid cells
-    _Shape("water", (10, -5, 72), (6, 28, 9), paired=True),  # lateral ventricle
+    _Shape("fluid", (10, -5, 72), (6, 28, 9), paired=True),  # lateral ventricle
 )
 # Positions from the centre of the vertebral body.
 _VERTEBRA_SHAPES = (
@@ -103,7 +100,7 @@ _VERTEBRA_SHAPES = (
     _Shape("bone", (21, -8, 0), (10, 6, 5), paired=True),  # transverse process
     _Shape("bone", (0, 0, 0), (13.5, 9, 7), upright=True),
     _Shape("spongy", (0, 0, 0), (10.5, 6.5, 4.5), upright=True),
-    _Shape("water", (0, -18, 0), (10.5, 8.5, 9.5), upright=True),  # canal
+    _Shape("fluid", (0, -18, 0), (10.5, 8.5, 9.5), upright=True),  # canal
     _Shape("muscle", (0, -18, 0), (6, 4.5, 10), upright=True),  # cord
 )
 # Tumour places: share, centre, half range of the centre on each axis; the side is drawn apart.
@@ -138,9 +135,9 @@ def make_phantom(index: int, seed: int) -> tuple[Volume, Volume]:
     head = _Head(plan, streams[1])
     head.paint_all()
     label = _grow_tumour(head, plan, streams[2])
-    hu = _scan(head.hu, streams[3])
-    ct = Volume(hu, plan.affine).reoriented(plan.orientation)
-    return ct, Volume(label.astype(np.uint8), plan.affine).reoriented(plan.orientation)
+    arrays = _scan(head.hu, streams[3]), label.astype(np.uint8)
+    ct, truth = (Volume(array, plan.affine).reoriented(plan.orientation) for array in arrays)
+    return ct, truth
 
 
 def _draw_plan(rng: np.random.Generator) -> _Plan:
@@ -174,8 +171,7 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
 
 
 def _draw_site(rng: np.random.Generator) -> Vector:
-    site = rng.choice(len(_SITES), p=[share for share, _, _ in _SITES])
-    _, centre, half_range = _SITES[site]
+    _, centre, half_range = _SITES[rng.choice(len(_SITES), p=[share for share, _, _ in _SITES])]
     place = np.array(centre) + np.array(half_range) * rng.uniform(-1, 1, 3)
     place[0] *= rng.choice((-1, 1))
     return place
@@ -202,9 +198,8 @@ class _Head:
         self.x = np.where(x > 0, x * np.float32(1 + lopsided), x * np.float32(1 - lopsided))
         self.texture = _smooth_field(rng, plan.shape, (4.0, 4.0, 3.0))
         self.depth_mm = self._skin_depth()
-        self.brain: Mask = np.zeros(plan.shape, dtype=bool)
         self.hu: Floats = np.full(plan.shape, -1000, dtype=np.float32)
-        ranges = _SOFT_TISSUES_HU | _HARD_TISSUES_HU | _AIR_HU
+        ranges = _SOFT_TISSUES_HU | _OTHER_TISSUES_HU
         self.tissue_hu = {tissue: float(rng.uniform(*bounds)) for tissue, bounds in ranges.items()}
 
     def paint_all(self) -> None:
@@ -238,8 +233,7 @@ class _Head:
         for axis, c, r in zip("xyz", centre, radii, strict=True):
             if axis in axes:
                 total += ((fields[axis][window] - np.float32(c)) / np.float32(r)) ** 2
-        rho: Floats = np.sqrt(total)
-        return rho
+        return np.asarray(np.sqrt(total), dtype=np.float32)
 
     def _skin_depth(self) -> Floats:
         """Approximate depth under the smooth union of vault, face, jaw, nose, ears and neck; negative outside."""
@@ -255,13 +249,11 @@ class _Head:
         widening = 1 + np.clip(-125 - self.z, 0, 60) / np.float32(28)
         neck = np.sqrt((self.x / (58 * widening)) ** 2 + ((self.y + 35) / (57 * np.sqrt(widening))) ** 2)
         neck_mm = np.minimum((1 - neck) * 57, -15 - self.z)
-        softness_mm = np.float32(5)
-        total = np.exp(np.clip(neck_mm / softness_mm, -30, 30))
+        total = np.exp(np.clip(neck_mm / 5, -30, 30))
         for centre, radii in parts:
             depth = (1 - self._rho(..., np.array(centre), np.array(radii))) * np.float32(min(radii))
-            total += np.exp(np.clip(depth / softness_mm, -30, 30))
-        skin_depth: Floats = softness_mm * np.log(total)
-        return skin_depth
+            total += np.exp(np.clip(depth / 5, -30, 30))
+        return np.asarray(5 * np.log(total), dtype=np.float32)
 
     def _paint(self, tissue_hu: float, centre: Vector, radii: Vector, upright: bool = False) -> None:
         """Fill an ellipsoid, at least 3 mm under the skin."""
@@ -280,19 +272,17 @@ class _Head:
 
     def _paint_couch(self) -> None:
         """Two thin shells with foam between, fixed to the scanner rather than to the head."""
-        row = self.plan.affine[1, :3]
-        middle = (np.array(self.plan.shape) - 1) / 2
-        below = np.float32(self.plan.couch_mm) - _linear_field(self.plan.shape, row, float(-row @ middle))
+        row, shape = -self.plan.affine[1, :3], self.plan.shape
+        below = _linear_field(shape, row, self.plan.couch_mm - float(row @ (np.array(shape) - 1) / 2))
         self.hu[(below > 0) & (below < 32)] = -930
         self.hu[((below > 0) & (below < 3.5)) | ((below > 29) & (below < 32.5))] = -250
 
     def _paint_body(self) -> None:
         """Skin, subcutaneous fat, and soft tissue with texture and strands of fat."""
-        depth, hu = self.depth_mm, self.hu
         strands = _smooth_field(self.rng, self.plan.shape, (5.0, 5.0, 4.0))
         deep = _SOFT_HU + 4 * self.texture - 120 * np.clip(strands - np.float32(1.5), 0, 1)
-        fat_mm = 2.5 + self.rng.uniform(2, 6)
-        hu[:] = np.select([depth <= 0, depth < 2.5, depth < fat_mm], [hu, 15, self.tissue_hu["fat"]], deep)
+        where = [self.depth_mm <= 0, self.depth_mm < 2.5, self.depth_mm < 2.5 + self.rng.uniform(2, 6)]
+        self.hu = np.select(where, [self.hu, 15, self.tissue_hu["fat"]], deep).astype(np.float32)
 
     def _paint_nodes(self) -> None:
         """Distractors: lymph nodes as bright as a tumour."""
@@ -302,15 +292,15 @@ class _Head:
 
     def _paint_vault(self) -> None:
         """Skull vault and posterior fossa: two tables with diploe between, brain and its ventricles inside."""
-        sheared = self.z - np.float32(0.25) * (self.y + 18)
-        vault = np.sqrt((self.x / 71) ** 2 + ((self.y + 18) / 92) ** 2 + ((sheared - 68) / 56) ** 2)
+        y, sheared_z = self.y + 18, self.z - 68 - np.float32(0.25) * (self.y + 18)
+        vault = np.sqrt((self.x / 71) ** 2 + (y / 92) ** 2 + (sheared_z / 56) ** 2)
         fossa = self._rho(..., np.array((0, -58, 22)), np.array((52, 42, 36)))
         inner_mm = np.maximum((1 - vault) * 62, (1 - fossa) * 40)
         inner_mm[self.depth_mm < 3] = -1
         wall_mm = self.rng.uniform(5, 7.5)
         self.hu[(inner_mm > 0) & (inner_mm < wall_mm)] = self.tissue_hu["bone"]
         self.hu[(inner_mm > 0.35 * wall_mm) & (inner_mm < 0.65 * wall_mm)] = self.tissue_hu["spongy"] + 100
-        self.brain = inner_mm >= wall_mm
+        self.brain: Mask = inner_mm >= wall_mm
         self.hu[self.brain] = (35 + 3 * self.texture)[self.brain]
         self.hu[self.brain & (inner_mm < wall_mm + 2.5)] = 18  # cerebrospinal fluid
 
@@ -322,12 +312,11 @@ class _Head:
 
     def _paint_jaws(self) -> None:
         """Mandible with its marrow, upper jaw and teeth, some missing: horseshoes open to the back."""
-        gaps = float(self.rng.uniform(-0.6, 0.4))
         for tissue, radii, half_width_mm, bottom_mm, top_mm, comb in (
             ("bone", (48, 54), 5.0, -64, -40, -1.0),
             ("spongy", (48, 54), 2.0, -60, -45, -1.0),
             ("spongy", (31, 46), 5.0, -27, -17, -1.0),
-            ("tooth", (31, 46), 3.5, -42, -23, gaps),
+            ("tooth", (31, 46), 3.5, -42, -23, float(self.rng.uniform(-0.6, 0.4))),
         ):
             centre = np.array((0, 22, (bottom_mm + top_mm) / 2))
             window = self.window(centre, max(radii) + 17)
@@ -354,11 +343,10 @@ def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
     effort += 0.16 * _smooth_field(rng, plan.shape, (4.0, 4.0, 3.0))[window]
     hu = head.hu[window]
     # Growth follows soft tissue: bone, airway, brain and the way behind the prevertebral fascia cost effort.
-    effort += 0.45 * (hu > 200) + 0.3 * (hu < -300) + 0.6 * head.brain[window]
+    effort += 0.7 * (hu > 200) + 0.5 * (hu < -300) + head.brain[window]
     effort += 0.035 * np.clip(-20 - head.y[window], 0, None)
     effort[head.depth_mm[window] < 7] = np.inf
-    voxel_ml = abs(float(np.linalg.det(plan.affine[:3, :3]))) / 1000
-    wanted = round(plan.tumour_ml / voxel_ml)
+    wanted = round(plan.tumour_ml * 1000 / abs(float(np.linalg.det(plan.affine[:3, :3]))))
     grown = _solid(effort <= np.partition(effort, wanted, axis=None)[wanted])
     hu[grown] = (_SOFT_HU + rng.uniform(20, 35) + 4 * head.texture[window])[grown]
     mask: Mask = np.zeros(plan.shape, dtype=bool)
@@ -382,8 +370,7 @@ def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: n
             local = sum(f * np.float32(a) for f, a in zip(fields, axis, strict=True)) - np.float32(start @ axis)
             squared += local**2
         total += np.exp(-6 * np.sqrt(squared))
-    surface: Floats = -np.log(total + np.float32(1e-30)) / np.float32(6)
-    return surface
+    return np.asarray(-np.log(total + np.float32(1e-30)) / 6, dtype=np.float32)
 
 
 def _solid(mask: Mask) -> Mask:
@@ -391,8 +378,7 @@ def _solid(mask: Mask) -> Mask:
     pieces, _ = ndimage.label(mask)
     largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
     outside, _ = ndimage.label(np.pad(~largest, 1, constant_values=True))
-    filled: Mask = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    return filled
+    return np.asarray(outside != outside[0, 0, 0], dtype=bool)[1:-1, 1:-1, 1:-1]
 
 
 def _scan(hu: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
@@ -400,15 +386,13 @@ def _scan(hu: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
     blurred = ndimage.gaussian_filter(hu, (0.5, 0.5, 0.35), truncate=3)
     noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.6, 0.6, 0.3), truncate=3)
     noise *= np.float32(rng.uniform(12, 20)) / noise.std()
-    scanned: NDArray[np.int16] = np.clip(np.rint(blurred + noise), -1024, 3071).astype(np.int16)
-    return scanned
+    return np.asarray(np.clip(np.rint(blurred + noise), -1024, 3071), dtype=np.int16)
 
 
 def _linear_field(shape: tuple[int, int, int], row: Vector, constant: float) -> Floats:
     """`row @ ijk + constant` for every voxel."""
     i, j, k = (np.arange(n) * a for n, a in zip(shape, row, strict=True))
-    field: Floats = ((i[:, None, None] + j[:, None]) + (k + constant)).astype(np.float32)
-    return field
+    return np.asarray((i[:, None, None] + j[:, None]) + (k + constant), dtype=np.float32)
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: tuple[float, ...]) -> Floats:
@@ -420,16 +404,14 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: 
         weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
         columns = np.array(weights, dtype=np.float32).reshape([4, *(-1 if n == axis else 1 for n in range(3))])
         field = sum(field.take(first.astype(int) + tap, axis) * column for tap, column in enumerate(columns))
-    standard: Floats = (field - field.mean()) / field.std()
-    return standard
+    return np.asarray((field - field.mean()) / field.std(), dtype=np.float32)
 
 
 def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, int], None] | None = None) -> None:
     """Write `count` cases in StructSeg's layout, `folder/<n>/data.nii.gz` and `label.nii.gz`, n from 1.
 
-    A case appears under its number only when complete, so an interrupted call can simply be repeated. Cases of
-    another generator version, seed or count are replaced. `report(done, count)` is called after every case.
-    One writer at a time.
+    A case appears under its number only when complete, so an interrupted call can simply be repeated; cases of
+    another generator version, seed or count are replaced. `report(done, count)` follows each. One writer at a time.
 
     Raises:
         InputError: `count` is below 1.

@@ -17,6 +17,7 @@ from gtvray.io import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HD95_DEFINITION = "max of the two directed 95th percentiles between surface voxels, mm"
 _WINDOW_HU = (-160.0, 240.0)
@@ -103,12 +104,18 @@ def render_overlay(
     Raises:
         GeometryError: a mask is not on the image's grid.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     for name, mask in (("reference", reference), ("prediction", prediction)):
         if mask is not None and not image.same_grid(mask):
             raise GeometryError(f"{name} is not on the image's grid", expected=image.shape, found=mask.shape)
+    figure = _overlay_figure(image, reference, prediction, title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def _overlay_figure(image: Volume, reference: Volume | None, prediction: Volume | None, title: str) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     box = _shown_box(image, [mask for mask in (reference, prediction) if mask is not None])
     shown = image.cropped(box).reoriented("LPS")
     outlines = [
@@ -126,8 +133,7 @@ def render_overlay(
         _draw_view(axes, shown, outlines, centre, view)
     _legend(figure.axes[0], outlines)
     figure.suptitle(title, color="white", fontsize=11)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    return figure
 
 
 def _shown_box(image: Volume, masks: list[Volume]) -> Box:

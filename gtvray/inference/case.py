@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Volume
 from gtvray.inference.schedule import gaussian_weights, patch_starts
-from gtvray.preprocessing import AIR_HU, Prepared, prepare, restore_mask, to_channels
+from gtvray.preprocessing import AIR_HU, Prepared, restore_mask, to_channels
 
 
 @dataclass(frozen=True)
@@ -23,30 +23,25 @@ class Patch:
 
 
 class CaseJob:
-    """Takes a scan, hands out patches in a fixed order, takes answers in that order, gives the mask.
+    """Takes a prepared scan, hands out patches in a fixed order, takes answers in that order, gives the mask.
 
     The order is fixed because sums of floats depend on it, and a served mask equals the offline one voxel for voxel.
 
     Args:
-        scan: CT in HU.
+        prepared: the scan on the prepared grid.
         preprocessing, inference, patch_ijk: the bundle's settings.
-        where: what to name in an error.
-
-    Raises:
-        DataError: the scan is not a CT of a body.
     """
 
     def __init__(
         self,
-        scan: Volume,
+        prepared: Prepared,
         preprocessing: PreprocessingConfig,
         inference: InferenceConfig,
         patch_ijk: tuple[int, int, int],
-        where: object = None,
     ) -> None:
+        self._prepared = prepared
         self._preprocessing, self._inference, self._patch_ijk = preprocessing, inference, patch_ijk
-        self._prepared: Prepared = prepare(scan, preprocessing, where)
-        shape = self._prepared.hu.shape
+        shape = prepared.hu.shape
         self._padded = tuple(max(n, p) for n, p in zip(shape, patch_ijk, strict=True))
         # A grid smaller than the patch sits in the middle of it, as it does in training.
         self._before = tuple((p - n) // 2 for n, p in zip(shape, self._padded, strict=True))

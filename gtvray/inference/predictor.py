@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gtvray.geometry import Volume
 from gtvray.inference.case import CaseJob
 from gtvray.models import Bundle
+from gtvray.preprocessing import prepare
 
 
 class Predictor:
@@ -44,17 +45,12 @@ class Predictor:
         Raises:
             DataError: the scan is not a CT of a body.
         """
-        return CaseJob(scan, self.bundle.preprocessing, self.bundle.inference, self.bundle.patch_ijk, where)
+        prepared = prepare(scan, self.bundle.preprocessing, where)
+        return CaseJob(prepared, self.bundle.preprocessing, self.bundle.inference, self.bundle.patch_ijk)
 
     def forward(self, channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
-        batch = np.zeros((self.batch_size, *channels[0].shape), dtype=np.float32)
-        for row, patch in zip(batch, channels, strict=False):
-            row[:] = patch
-        with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, self._dtype == torch.bfloat16):
-            logits = self._network(torch.from_numpy(batch).to(self._device))
-        probabilities: NDArray[np.float32] = torch.sigmoid(logits[: len(channels), 0].float()).cpu().numpy()
-        return probabilities
+        return forward_batch(self._network, channels, self.batch_size, self._device, self._dtype)
 
     def warm(self) -> None:
         """Run one empty batch, so that the first request does not pay for set-up."""
@@ -67,13 +63,32 @@ class Predictor:
             DataError: the scan is not a CT of a body.
         """
         job = self.begin(scan, where)
-        run_to_end(self, job)
+        run_to_end(job, self.forward, self.batch_size)
         return job.finish()
 
 
-def run_to_end(predictor: Predictor, job: CaseJob) -> None:
+def forward_batch(
+    network: torch.nn.Module,
+    channels: Sequence[NDArray[np.float32]],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> NDArray[np.float32]:
+    """Tumour probabilities (b, i, j, k) of at most `batch_size` patches (c, i, j, k); the batch is filled with zeros."""
+    batch = np.zeros((batch_size, *channels[0].shape), dtype=np.float32)
+    for row, patch in zip(batch, channels, strict=False):
+        row[:] = patch
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        logits = network(torch.from_numpy(batch).to(device))
+    probabilities: NDArray[np.float32] = torch.sigmoid(logits[: len(channels), 0].float()).cpu().numpy()
+    return probabilities
+
+
+def run_to_end(
+    job: CaseJob, forward: Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]], batch_size: int
+) -> None:
     """Answer every patch of a job."""
     while job.remaining:
-        patches = [job.take() for _ in range(min(predictor.batch_size, job.remaining))]
-        for patch, probability in zip(patches, predictor.forward([p.channels for p in patches]), strict=True):
+        patches = [job.take() for _ in range(min(batch_size, job.remaining))]
+        for patch, probability in zip(patches, forward([p.channels for p in patches]), strict=True):
             job.put(patch.number, probability)

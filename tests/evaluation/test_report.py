@@ -12,6 +12,7 @@ from PIL import Image
 
 from gtvray.errors import GeometryError, InputError
 from gtvray.evaluation import CaseScore, render_overlay, scores_table, summarise
+from gtvray.evaluation.report import _overlay_figure
 from gtvray.geometry import Volume
 
 SCORE = CaseScore("one", 0.8, 4.0, 0.6, 1.0, 10.0, 12.0, missed=False)
@@ -70,6 +71,20 @@ def test_patient_left_is_on_the_viewers_right(tmp_path: Path, codes: str) -> Non
     rod = np.median(white[white[:, 0] > 100], axis=0)
     assert rod[1] > body[:, 1].mean() + 40
     assert rod[0] > body[:, 0].mean()
+
+
+def test_letters_stand_at_the_edges_they_name() -> None:
+    figure = _overlay_figure(*phantom(), None, "")
+    edges = {axes.get_title(): {text.get_text(): text.get_position() for text in axes.texts} for axes in figure.axes}
+    left, right, top, bottom = (0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)
+    assert edges == {
+        "axial": {"R": left, "L": right, "A": top, "P": bottom},
+        "coronal": {"R": left, "L": right, "S": top, "I": bottom},
+        "sagittal": {"A": left, "P": right, "S": top, "I": bottom},
+    }
+    # Rows count towards posterior in the axial view, towards superior in the others.
+    rows_run_up = {axes.get_title(): axes.get_ylim()[0] < axes.get_ylim()[1] for axes in figure.axes}
+    assert rows_run_up == {"axial": False, "coronal": True, "sagittal": True}
 
 
 def test_overlay_refuses_a_mask_from_another_grid(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""Serving: an HTTP front without torch, model replicas that share batches among requests, and the client."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

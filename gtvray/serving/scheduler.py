@@ -1,0 +1,142 @@
+"""Many scans, one network: each batch is dealt out in turn among the scans under way. Torch-free."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gtvray.inference import Patch
+
+Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
+
+
+class PatchJob(Protocol):
+    """What the scheduler needs of a CaseJob."""
+
+    @property
+    def remaining(self) -> int:
+        """Patches not handed out."""
+
+    def take(self) -> Patch:
+        """The next patch."""
+
+    def put(self, number: int, probability: NDArray[np.float32]) -> None:
+        """Its answer."""
+
+
+class _Entry:
+    """A job and the future its owner waits on."""
+
+    def __init__(self, job: PatchJob) -> None:
+        self.job = job
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class PatchScheduler:
+    """Round robin over jobs, one patch each a turn, until the batch is full.
+
+    A small scan overtakes a large one that came before it, and an empty row is left only when no job has a patch for
+    it. Jobs are touched by the one inference thread only; the event loop plans, and is never held up.
+
+    Args:
+        forward: probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k).
+        batch_size: patches a call.
+    """
+
+    def __init__(self, forward: Forward, batch_size: int) -> None:
+        self._forward, self._batch_size = forward, batch_size
+        self._ring: deque[_Entry] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._pump: asyncio.Task[None] | None = None
+        self._batch_began: float | None = None
+
+    @property
+    def batch_seconds(self) -> float:
+        """For how long the batch under way has been running; 0 when idle."""
+        return 0.0 if self._batch_began is None else time.monotonic() - self._batch_began
+
+    async def run(self, job: PatchJob) -> None:
+        """Answer every patch of a job; if the caller is cancelled, the job is in no later batch.
+
+        Raises:
+            whatever `forward`, or the job itself, raised on this job's patches.
+        """
+        if not job.remaining:
+            return
+        entry = _Entry(job)
+        self._ring.append(entry)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run_batches())
+        try:
+            await entry.finished
+        finally:
+            if entry in self._ring:
+                self._ring.remove(entry)
+
+    async def _run_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while picks := self._pick():
+            self._batch_began = time.monotonic()
+            errors = await loop.run_in_executor(self._thread, self._answer, picks)
+            self._batch_began = None
+            for entry in set(picks):
+                self._settle(entry, errors.get(entry))
+
+    def _settle(self, entry: _Entry, error: Exception | None) -> None:
+        if (error is None and entry.job.remaining) or entry.finished.done():
+            return
+        # The owner wakes only after this turn of the loop; the next batch is planned before that.
+        self._ring.remove(entry)
+        if error is None:
+            entry.finished.set_result(None)
+        else:
+            entry.finished.set_exception(error)
+
+    def _pick(self) -> list[_Entry]:
+        """Whose patch fills each row of the next batch."""
+        left = {entry: entry.job.remaining for entry in self._ring}
+        picks: list[_Entry] = []
+        while len(picks) < self._batch_size and any(left.values()):
+            entry = self._ring[0]
+            self._ring.rotate(-1)
+            if left[entry]:
+                left[entry] -= 1
+                picks.append(entry)
+        return picks
+
+    def _answer(self, picks: list[_Entry]) -> dict[_Entry, Exception]:
+        """Run one batch in the inference thread.
+
+        Returns:
+            the errors, by job. When a shared batch fails, each of its jobs is tried alone, so that one job's
+            patches cannot fail another's.
+        """
+        rows: list[tuple[_Entry, Patch]] = []
+        errors: dict[_Entry, Exception] = {}
+        for entry, count in Counter(picks).items():
+            try:
+                rows += [(entry, entry.job.take()) for _ in range(count)]
+            except Exception as error:  # noqa: BLE001  # goes to the job's owner
+                errors[entry] = error
+        try:
+            self._forward_rows(rows)
+        except Exception:  # noqa: BLE001  # whose fault it was is found next
+            for entry in dict.fromkeys(entry for entry, _ in rows):
+                try:
+                    self._forward_rows([row for row in rows if row[0] is entry])
+                except Exception as error:  # noqa: BLE001  # goes to the job's owner
+                    errors[entry] = error
+        return errors
+
+    def _forward_rows(self, rows: list[tuple[_Entry, Patch]]) -> None:
+        if rows:
+            probabilities = self._forward([patch.channels for _, patch in rows])
+            for (entry, patch), probability in zip(rows, probabilities, strict=True):
+                entry.job.put(patch.number, probability)

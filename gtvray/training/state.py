@@ -1,0 +1,148 @@
+"""What a training carries from step to step: network, moving average, optimizer, position."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from gtvray.config import Config, OptimizerConfig
+from gtvray.errors import GtvrayError, TrainingError
+from gtvray.models import Checkpoint, build_network, load_weights, weights_of
+from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
+
+_KEPT_NEWEST = 2
+_NAME = re.compile(r"epoch-(\d+)")
+
+
+@dataclass
+class TrainingState:
+    """Mutable state of one training on one worker."""
+
+    config: Config
+    device: torch.device
+    network: torch.nn.Module
+    averaged: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    best_dsc: float = -1.0
+    best_epoch: int = 0
+    history: list[float] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, config: Config) -> TrainingState:
+        """A fresh state; weights and dropout follow the seed."""
+        torch.manual_seed(config.training.seed)
+        device = torch.device("cuda" if config.training.use_gpu else "cpu")
+        network = build_network(
+            config.network,
+            len(config.preprocessing.windows_hu),
+            config.preprocessing.spacing_mm,
+            config.training.patch_ijk,
+        ).to(device)
+        averaged = copy.deepcopy(network).eval().requires_grad_(False)
+        return cls(config, device, network, averaged, _OPTIMIZERS[config.optimizer.kind](network, config.optimizer))
+
+    def average(self, step: int) -> None:
+        """Fold the weights into the moving average, which follows closely in the first steps."""
+        decay = min(self.config.training.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+
+    def averaged_network(self) -> torch.nn.Module:
+        """The network that is selected and kept."""
+        return self.averaged
+
+    def finish_epoch(self, dsc: float) -> bool:
+        """Count the epoch; True if it is the best so far."""
+        self.epoch += 1
+        self.history.append(dsc)
+        if dsc > self.best_dsc:
+            self.best_dsc, self.best_epoch = dsc, self.epoch
+            return True
+        return False
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything needed to go on."""
+        parts = {
+            "network": weights_of(self.network),
+            "averaged": weights_of(self.averaged),
+            "optimizer": flatten_optimizer(self.optimizer),
+            "random": {"cpu": torch.get_rng_state()},
+        }
+        tensors = {f"{part}:{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+        meta = {
+            "epoch": self.epoch,
+            "best_dsc": self.best_dsc,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "network": self.config.network.model_dump(mode="json"),
+        }
+        return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, meta)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            TrainingError: it is another network's.
+        """
+        mine = self.config.network.model_dump(mode="json")
+        if checkpoint.meta["network"] != mine:
+            raise TrainingError(
+                "checkpoint is of another network",
+                expected=mine,
+                found=checkpoint.meta["network"],
+                do="resume with the settings it was made with, or start in another folder",
+            )
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in checkpoint.tensors.items():
+            part, name = key.split(":", 1)
+            parts.setdefault(part, {})[name] = tensor
+        load_weights(self.network, parts["network"])
+        load_weights(self.averaged, parts["averaged"])
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        torch.set_rng_state(parts["random"]["cpu"])
+        self.epoch = int(checkpoint.meta["epoch"])
+        self.best_dsc, self.best_epoch = float(checkpoint.meta["best_dsc"]), int(checkpoint.meta["best_epoch"])
+        self.history = list(checkpoint.meta["history"])
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in a folder that is sound; a damaged one is passed over."""
+    for epoch in sorted(_epochs(folder), reverse=True):
+        try:
+            return Checkpoint.load(folder / f"epoch-{epoch:05d}")
+        except GtvrayError:
+            continue
+    return None
+
+
+def keep_checkpoints(folder: Path, best: int) -> None:
+    """Remove all but the newest two and the best."""
+    epochs = sorted(_epochs(folder))
+    for epoch in set(epochs[:-_KEPT_NEWEST]) - {best}:
+        shutil.rmtree(folder / f"epoch-{epoch:05d}")
+
+
+def _epochs(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+
+
+def _adamw(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay, foreach=True)
+
+
+def _sgd(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        network.parameters(), config.lr, momentum=0.99, nesterov=True, weight_decay=config.weight_decay
+    )
+
+
+_OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}

@@ -1,0 +1,65 @@
+"""A sweep file is tried against the schema before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gtvray.config import Choice, Range, load_sweep
+from gtvray.errors import ConfigError, NotFoundError
+
+LR = {"low": 1e-4, "high": 1e-2, "log": True}
+
+
+def _load(tmp_path: Path, **content: Any) -> Any:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_sweep(path)
+
+
+def test_a_sound_sweep(tmp_path: Path) -> None:
+    space = {"optimizer.lr": LR, "network.size": {"choice": ["tiny", "small"]}, "training.patch_ijk": {"choice": [[32] * 3]}}
+    start = [{"optimizer.lr": 1e-3, "network.size": "small"}, {"optimizer.lr": 1e-4}]
+    sweep = _load(tmp_path, trials=8, base={"training.epochs": 3}, space=space, start=start)
+    assert isinstance(sweep.space["optimizer.lr"], Range)
+    assert isinstance(sweep.space["network.size"], Choice)
+    assert (sweep.trials, sweep.base) == (8, {"training.epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"space": {}}, "space"),
+        ({}, "space"),
+        ({"space": {"optimizer.lr": {"low": 1e-2, "high": 1e-2}}}, "empty range"),
+        ({"space": {"optimizer.lr": {"low": 1e-2, "high": 1e-4}}}, "empty range"),
+        ({"space": {"optimizer.lr": {"low": 0, "high": 1e-2, "log": True}}}, "log range"),
+        ({"space": {"training.epochs": {"low": 1.2, "high": 1.8, "integer": True}}}, "whole"),
+        ({"space": {"network.size": {"choice": []}}}, "network.size"),
+        ({"space": {"network.size": {"choice": ["tiny", "huge"]}}}, "network.size"),
+        ({"space": {"optimizer.lr": {"low": 0.1, "high": 2}}}, "optimizer.lr"),
+        ({"space": {"optimizer.rl": LR}}, "optimizer.rl"),
+        ({"space": {"optimizer.lr": LR}, "base": {"training.epoch": 3}}, "training.epoch"),
+        ({"space": {"optimizer.lr": LR}, "base": {"training.epochs": 0}}, "training.epochs"),
+        ({"space": {"optimizer.lr": LR}, "base": {"optimizer.lr": 1e-3}}, "both fixed and searched"),
+        ({"space": {"optimizer.lr": LR}, "start": [{"training.epochs": 3}]}, "training.epochs"),
+        ({"space": {"optimizer.lr": LR}, "start": [{"optimizer.lr": 0.5}]}, "optimizer.lr"),
+        ({"space": {"network.size": {"choice": ["tiny"]}}, "start": [{"network.size": "base"}]}, "network.size"),
+        ({"space": {"optimizer.lr": LR}, "trials": 0}, "trials"),
+        ({"space": {"optimizer.lr": LR}, "searcher": "grid"}, "searcher"),
+        ({"space": {"optimizer.lr": {**LR, "logg": True}}}, "optimizer.lr"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_sweep_is_named(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, **content)
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_no_such_sweep(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        load_sweep(tmp_path / "none.yaml")

@@ -1,0 +1,66 @@
+"""The error tree: what people see, what scripts get as exit code, what HTTP clients get."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from gtvray import errors
+from gtvray.errors import ConfigError, FailureError, GtvrayError, InputError
+
+
+def _tree(kind: type[GtvrayError]) -> list[type[GtvrayError]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _tree(child))]
+
+
+KINDS = [kind for kind in _tree(GtvrayError) if kind.__module__ == errors.__name__]
+STATUS = {
+    "GtvrayError": 500, "InputError": 422, "ConfigError": 422, "DataError": 422, "VolumeError": 422,
+    "GeometryError": 422, "AuthError": 401, "NotFoundError": 404, "TooLargeError": 413, "FailureError": 500,
+    "ResourceError": 503, "BusyError": 503, "NotReadyError": 503, "BundleError": 500, "TrainingError": 500,
+    "GateRefusedError": 409,
+}  # fmt: skip
+
+
+def test_the_tree_is_the_one_drawn() -> None:
+    assert {kind.__name__: kind.http_status for kind in KINDS} == STATUS
+    assert errors.__doc__ is not None
+    drawn = [word for line in errors.__doc__.splitlines() for word in line.split() if word.endswith("Error")]
+    assert sorted(drawn) == sorted(STATUS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exit_code_says_whose_fault_it_is(kind: type[GtvrayError]) -> None:
+    assert kind.exit_code == (2 if issubclass(kind, InputError) else 1)
+    assert kind is GtvrayError or issubclass(kind, InputError) != issubclass(kind, FailureError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_crosses_a_process_border_whole(kind: type[GtvrayError]) -> None:
+    error = kind("it broke", where="here", expected=1, found=0, do="mend it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert (str(copy), copy.fields, copy.args) == (str(error), error.fields, error.args)
+
+
+def test_five_lines_at_most_whatever_is_put_in() -> None:
+    endless = "word \n\t" * 1000
+    lines = str(ConfigError(f"bad\nkey {endless}", where=endless, expected=endless, found=endless, do=endless)).split("\n")
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 320
+    assert [line.split(":")[0] for line in lines[1:]] == ["  where", "  expected", "  found", "  do"]
+
+
+def test_only_what_was_given_is_said() -> None:
+    assert str(GtvrayError("alone")) == "alone"
+    # 0 and False are findings; None is silence.
+    assert str(GtvrayError("x", found=0, do=None)) == "x\n  found: 0"
+
+
+def test_the_problem_document_has_the_members_of_rfc_9457() -> None:
+    assert ConfigError("no", where="cfg.yaml", do="fix").problem("/jobs/1") == {
+        "type": "urn:gtvray:ConfigError", "title": "no", "status": 422, "where": "cfg.yaml", "do": "fix",
+        "instance": "/jobs/1",
+    }  # fmt: skip
+    assert "instance" not in ConfigError("no").problem()
