@@ -13,5 +13,4 @@ class PromotionConfig(Section):
     min_difference_low: float = Field(
         0.0, ge=-1, le=1, description="paired lower bound of the DSC difference to the baseline must exceed this"
     )
-    level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of that bound")
     min_cases: int = Field(3, ge=3, description="fewer held-out cases decide nothing")

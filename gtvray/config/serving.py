@@ -18,4 +18,5 @@ class ServingConfig(Section):
     max_upload_mb: int = Field(256, ge=1, le=4096, description="largest request body")
     max_volume_mb: int = Field(1024, ge=1, le=4096, description="largest inflated volume")
     max_pending: int = Field(16, ge=1, le=10_000, description="requests under way before others are sent away")
+    scans_in_memory: int = Field(4, ge=1, le=1024, description="decoded scans a replica holds at once")
     timeout_s: float = Field(300.0, gt=0, description="longest time for one request")

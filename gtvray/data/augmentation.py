@@ -26,22 +26,22 @@ def augment(
         fill: intensity outside the patch.
     """
     # Every number is drawn whether used or not: switching one change off leaves the others as they were.
-    draws = rng.random(6)
+    draws = rng.random(5)
     angles = np.deg2rad(config.rotate_degrees) * rng.uniform(-1, 1, 3)
     zoom = 1.0 + config.scale * rng.uniform(-1, 1)
+    sigma, gain, shift, power = rng.uniform((0.0, 0.85, -0.05, 0.75), (0.08, 1.15, 0.05, 1.4))
     if draws[0] < config.flip_left_right:
         image, mask = image[:, ::-1], mask[::-1]
     if draws[1] < config.rotate:
         image, mask = _rotate(image, mask, angles, zoom, fill)
     image = np.array(image, dtype=np.float32)
     if draws[2] < config.noise:
-        sigma = rng.uniform(0.0, 0.08)
         image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
     if draws[3] < config.brightness:
-        image *= np.float32(rng.uniform(0.85, 1.15))
-        image += np.float32(rng.uniform(-0.05, 0.05))
+        image *= np.float32(gain)
+        image += np.float32(shift)
     if draws[4] < config.gamma:
-        image = np.power(np.clip(image, 0, 1), np.float32(rng.uniform(0.75, 1.4)), dtype=np.float32)
+        image = np.power(np.clip(image, 0, 1), np.float32(power), dtype=np.float32)
     return np.clip(image, 0.0, 1.0), np.ascontiguousarray(mask)
 
 

@@ -93,7 +93,7 @@ class CaseCache:
         key, digests = self._key(case)
         folder = self._folder / key
         if not (folder / "meta.json").exists():
-            with atomic_dir(folder) as temporary:
+            with atomic_dir(folder, complete_with="meta.json") as temporary:
                 self._write(case, digests, temporary)
         return CachedCase(case.case_id, folder, read_json(folder / "meta.json"))
 

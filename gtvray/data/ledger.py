@@ -39,9 +39,12 @@ class Ledger:
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # One write of one line: O_APPEND keeps lines of several writers whole.
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, (json.dumps(look) + "\n").encode())
+            size = os.fstat(handle).st_size
+            # A line that a crash cut off must not swallow this one.
+            start = "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
+            os.write(handle, (start + json.dumps(look) + "\n").encode())
             os.fsync(handle)
         finally:
             os.close(handle)

@@ -40,7 +40,8 @@ def resample_to_grid(
 ) -> Volume:
     """The volume's values at the voxel centres of another grid.
 
-    Points up to half a voxel outside the volume take the border's value; points further out take `fill`.
+    Points up to half a voxel outside the volume take the border's value; points further out take `fill`. Where the
+    grids' axes are not parallel, values fade from the border's to `fill` over one voxel instead.
 
     Args:
         volume: what to sample, any dtype.

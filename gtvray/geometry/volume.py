@@ -82,9 +82,20 @@ class Volume:
 
     def reoriented(self, codes: str) -> Volume:
         """The same voxels with axes permuted and flipped so that they point nearest to `codes`; exact, a view."""
-        change = ornt_transform(io_orientation(self.affine), axcodes2ornt(tuple(codes)))
-        array = apply_orientation(self.array, change)
-        return Volume(array, self.affine @ inv_ornt_aff(change, self.shape))
+        return self._with_axes(ornt_transform(io_orientation(self.affine), axcodes2ornt(tuple(codes))))
+
+    def aligned_to(self, other: Volume) -> Volume:
+        """The same voxels with axes in the order and directions of `other`, whose grid is parallel; undoes `reoriented`.
+
+        By axes and not by codes: on a grid turned by 45 degrees two axes are equally near to a direction.
+        """
+        # Row: axis of other; column: own axis; entries +-1 and 0.
+        turn = np.rint(np.linalg.solve(other.affine[:3, :3] / other.spacing_mm, self.affine[:3, :3] / self.spacing_mm))
+        return self._with_axes(np.column_stack([np.abs(turn).argmax(axis=0), turn.sum(axis=0)]))
+
+    def _with_axes(self, change: NDArray[np.float64]) -> Volume:
+        """Axes moved and flipped as nibabel's orientation array says."""
+        return Volume(apply_orientation(self.array, change), self.affine @ inv_ornt_aff(change, self.shape))
 
     def cropped(self, box: Box) -> Volume:
         """The voxels in a box; a view."""

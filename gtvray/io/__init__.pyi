@@ -7,3 +7,4 @@ from .nifti import decode_nifti as decode_nifti
 from .nifti import encode_nifti as encode_nifti
 from .nifti import read_volume as read_volume
 from .nifti import write_volume as write_volume
+from .workspace import Workspace as Workspace

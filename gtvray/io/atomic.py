@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gtvray.errors import InputError, ResourceError
@@ -39,8 +39,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None) -> Iterator[Path]:
     """The same for a folder, which takes the place of an older one of that name.
+
+    Args:
+        path: the folder.
+        complete_with: an older folder that holds this file stays, and the new one is dropped. For folders found by
+            content, which others may be reading.
 
     Raises:
         ResourceError: the disk is full.
@@ -56,13 +61,12 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
                 if file.is_file():
                     _flush(file)
             temporary.chmod(0o755)
-            if final.exists():
+            while not (complete_with and (final / complete_with).exists()) and not _renamed(temporary, final):
+                # Something is there, if only since a moment ago: another process may write the same folder.
                 retired = Path(tempfile.mkdtemp(prefix=".retired-", dir=final.parent))
-                final.replace(retired / final.name)
-                temporary.replace(final)
+                with suppress(FileNotFoundError):
+                    final.replace(retired / final.name)
                 shutil.rmtree(retired)
-            else:
-                temporary.replace(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -71,6 +75,16 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _renamed(temporary: Path, final: Path) -> bool:
+    try:
+        temporary.replace(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:
@@ -88,7 +102,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError("the disk is full", where=path.parent, do="free some space and run it again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
                 "cannot write here", where=path.parent, found=error.strerror, do="choose a folder you may write to"
             ) from error

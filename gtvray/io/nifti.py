@@ -6,6 +6,7 @@ Standard: https://nifti.nimh.nih.gov/nifti-1/documentation/nifti1fields
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -72,7 +73,7 @@ def encode_nifti(volume: Volume, *, compress: bool) -> bytes:
     image.set_sform(volume.affine, code=1)
     # A quaternion cannot hold shear: nibabel stores the nearest rotation, and code 0 says not to use it.
     image.set_qform(volume.affine, code=1, strip_shears=True)
-    if not np.allclose(image.get_qform(), volume.affine, atol=1e-3):
+    if _furthest_corner_mm(image.get_qform(), volume.affine, volume.shape) > 0.1 * min(volume.spacing_mm):
         image.set_qform(volume.affine, code=0)
     image.header.set_xyzt_units("mm")
     content: bytes = image.to_bytes()
@@ -86,7 +87,7 @@ def _read(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) ->
     try:
         header = _read_header(stream, where)
         shape = _shape(header, where)
-        expected = int(np.prod(shape)) * header.get_data_dtype().itemsize
+        expected = math.prod(shape) * header.get_data_dtype().itemsize
         if expected > limit_bytes:
             raise TooLargeError("volume is too large", where=where, expected=f"<= {limit_bytes} bytes", found=expected)
         content = stream.read(expected)
@@ -122,10 +123,10 @@ def _read_header(stream: Any, where: object) -> Nifti1Header:
             found=bytes(header["magic"]),
             do=_DO,
         )
-    offset = int(header["vox_offset"])
+    offset = float(header["vox_offset"])
     if not kind.sizeof_hdr <= offset <= 1 << 24:
         raise VolumeError("voxel offset is absurd", where=where, found=offset, do=_DO)
-    stream.read(offset - kind.sizeof_hdr)
+    stream.read(int(offset) - kind.sizeof_hdr)
     return header
 
 
@@ -136,7 +137,7 @@ def _shape(header: Nifti1Header, where: object) -> tuple[int, int, int]:
         raise VolumeError("not one three-dimensional volume", where=where, found=f"dim = {sizes}", do=_DO)
     try:
         dtype = header.get_data_dtype()
-    except nibabel.spatialimages.HeaderDataError as error:
+    except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
         raise VolumeError("unknown data type", where=where, found=int(header["datatype"]), do=_DO) from error
     if dtype.kind not in "iuf":
         raise VolumeError("voxels are not single numbers", where=where, found=dtype, do=_DO)
@@ -148,14 +149,17 @@ def _scaled(array: NDArray[Any], header: Nifti1Header, where: object) -> NDArray
     if slope not in (0.0, 1.0) or (slope == 1.0 and intercept != 0.0):
         if not np.isfinite([slope, intercept]).all():
             raise VolumeError("intensity scaling is not finite", where=where, found=f"{slope}, {intercept}", do=_DO)
-        array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     elif not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind == "f":
+        # What float32 cannot hold becomes infinite and is refused as such.
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         if bad:
             raise VolumeError("voxels are NaN or infinite", where=where, found=f"{bad} of {array.size}", do=_DO)
-        array = array.astype(np.float32)
     return array
 
 
@@ -173,7 +177,7 @@ def _affine(header: Nifti1Header, where: object) -> NDArray[np.float64]:
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     if qform_code > 0 and (not np.isfinite(pixdim).all() or (pixdim <= 0).any()):
         raise GeometryError("voxel spacing is zero or not finite", where=where, found=f"pixdim {pixdim}", do=_DO)
-    qform = header.get_qform() if qform_code > 0 else None
+    qform = _qform(header, where) if qform_code > 0 else None
     sform = header.get_sform() if sform_code > 0 else None
     if sform is not None and qform is not None and qform_code == sform_code:
         apart_mm = _furthest_corner_mm(sform, qform, header.get_data_shape())
@@ -186,6 +190,16 @@ def _affine(header: Nifti1Header, where: object) -> NDArray[np.float64]:
                 do="find out which is right and write both alike",
             )
     return np.asarray(sform if sform is not None else qform, dtype=np.float64)
+
+
+def _qform(header: Nifti1Header, where: object) -> NDArray[Any]:
+    """The quaternion's affine; as the standard has it, a handedness (qfac) of 0 is 1, and spacing is positive."""
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    try:
+        return np.asarray(header.get_qform())
+    except ValueError as error:
+        raise GeometryError("the header's quaternion is no rotation", where=where, found=error, do=_DO) from error
 
 
 def _furthest_corner_mm(one: NDArray[Any], other: NDArray[Any], shape: tuple[int, ...]) -> float:

@@ -134,7 +134,7 @@ def verify_digest(folder: Path) -> str:
     try:
         files = read_json(folder / _MANIFEST)["files"]
         changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
-    except (InputError, OSError, KeyError, TypeError) as error:
+    except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
         raise BundleError("not a whole bundle", where=folder, found=error, do="fetch or write it again") from error
     present = {file.name for file in folder.iterdir()} - {_MANIFEST}
     if changed or present != {_BUNDLE, _WEIGHTS} or set(files) != present:

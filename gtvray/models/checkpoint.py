@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gtvray.errors import TrainingError
+from gtvray.errors import InputError, TrainingError
 from gtvray.io import atomic_dir, read_json, sha256_of, write_json
 
 _TENSORS = "state.safetensors"
@@ -39,12 +39,16 @@ class Checkpoint:
         """Read a checkpoint and hold its tensors against their digest.
 
         Raises:
-            TrainingError: it is damaged.
+            TrainingError: it is damaged, or not there.
         """
-        meta = read_json(folder / _META)
-        found = sha256_of(folder / _TENSORS)
-        if found != meta.pop("sha256", None):
-            raise TrainingError("checkpoint is damaged", where=folder, do="resume from the one before it")
+        do = "resume from the one before it"
+        try:
+            meta = read_json(folder / _META)
+            sound = sha256_of(folder / _TENSORS) == meta.pop("sha256")
+        except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError("not a whole checkpoint", where=folder, found=error, do=do) from error
+        if not sound:
+            raise TrainingError("checkpoint is damaged", where=folder, do=do)
         return cls(load_file(folder / _TENSORS), meta)
 
 

@@ -13,7 +13,7 @@ import torch
 from monai.networks.nets.dynunet import DynUNet
 
 from gtvray.config import NetworkConfig
-from gtvray.errors import BundleError
+from gtvray.errors import BundleError, ConfigError
 
 # Widths are multiples of 16: bf16 kernels on CPU and GPU are built for those.
 FEATURES: dict[str, tuple[int, ...]] = {
@@ -24,6 +24,7 @@ FEATURES: dict[str, tuple[int, ...]] = {
 }
 _ANISOTROPY = 2.0
 _SMALLEST_AXIS = 4
+_FEWEST_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class NetworkPlan:
 def plan_network(
     config: NetworkConfig, spacing_mm: tuple[float, float, float], patch_ijk: tuple[int, int, int]
 ) -> NetworkPlan:
-    """Derive kernels and strides from spacing and patch; stages that could pool no axis are left out."""
+    """Derive kernels and strides from spacing and patch; stages that could pool no axis are left out.
+
+    Raises:
+        ConfigError: the patch cannot be halved twice, which a U-Net needs.
+    """
     features = config.features or FEATURES[config.size]
     spacing, size = list(spacing_mm), list(patch_ijk)
     strides: list[tuple[int, int, int]] = [(1, 1, 1)]
@@ -63,6 +68,13 @@ def plan_network(
         size = [n // t for n, t in zip(size, stride, strict=True)]
         strides.append((stride[0], stride[1], stride[2]))
         kernels.append(_kernel(spacing))
+    if len(strides) < _FEWEST_STAGES:
+        raise ConfigError(
+            "training.patch_ijk cannot be halved twice on any axis",
+            expected="16 voxels or more, a multiple of 4",
+            found=patch_ijk,
+            do="make it a multiple of 16",
+        )
     return NetworkPlan(tuple(features[: len(strides)]), tuple(kernels), tuple(strides))
 
 

@@ -109,7 +109,7 @@ def restore_mask(probability: NDArray[np.float32], prepared: Prepared, threshold
     values = resample_to_grid(soft, part.affine, part.shape, order=1, fill=0.0).array > threshold
     full = np.zeros(upright.shape, dtype=np.uint8)
     full[target.slices] = values
-    restored = upright.with_array(full).reoriented(source.orientation)
+    restored = upright.with_array(full).aligned_to(source)
     # The affine is the scan's own, not one that went through two reorientations.
     return Volume(np.ascontiguousarray(restored.array), prepared.source_affine)
 
@@ -117,7 +117,7 @@ def restore_mask(probability: NDArray[np.float32], prepared: Prepared, threshold
 def check_hu(scan: Volume, where: object = None) -> None:
     """Refuse a scan whose values cannot be Hounsfield units.
 
-    A CT of a head or body holds both air and tissue, so its values reach below -500 HU and above 0 HU.
+    A CT of a head or body holds both air and tissue, so its values reach below -500 HU and above -100 HU.
 
     Raises:
         DataError: they do not.
@@ -140,7 +140,8 @@ def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> Bo
     box = Box.around(np.asarray(largest) > 0)
     if box is None:
         raise DataError("no body in this scan", where=where, expected="tissue", found="air only")
-    start = [s * step for s, step in zip(box.start_ijk, steps, strict=True)]
+    # The sample before the first in the body was air, but what lies between the two was not looked at.
+    start = [max(0, (s - 1) * step + 1) for s, step in zip(box.start_ijk, steps, strict=True)]
     stop = [min(n, s * step) for n, s, step in zip(upright.shape, box.stop_ijk, steps, strict=True)]
     margin = [round(config.body_margin_mm / spacing) for spacing in upright.spacing_mm]
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])).grown(

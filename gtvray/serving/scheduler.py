@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gtvray.errors import FailureError
 from gtvray.inference import Patch
 
 Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
@@ -57,10 +59,15 @@ class PatchScheduler:
         self._pump: asyncio.Task[None] | None = None
         self._batch_began: float | None = None
 
-    @property
-    def batch_seconds(self) -> float:
-        """For how long the batch under way has been running; 0 when idle."""
-        return 0.0 if self._batch_began is None else time.monotonic() - self._batch_began
+    def check(self, longest_s: float) -> None:
+        """Whether batches still run.
+
+        Raises:
+            FailureError: one has been running for more than `longest_s`, or jobs wait and nothing runs.
+        """
+        stuck = self._batch_began is not None and time.monotonic() - self._batch_began > longest_s
+        if stuck or (self._ring and (self._pump is None or self._pump.done())):
+            raise FailureError("inference does not move on", expected=f"a batch within {longest_s:g} s")
 
     async def run(self, job: PatchJob) -> None:
         """Answer every patch of a job; if the caller is cancelled, the job is in no later batch.
@@ -92,7 +99,7 @@ class PatchScheduler:
     def _settle(self, entry: _Entry, error: Exception | None) -> None:
         if (error is None and entry.job.remaining) or entry.finished.done():
             return
-        # The owner wakes only after this turn of the loop; the next batch is planned before that.
+        # Out at once: the next batch is planned before the owner wakes.
         self._ring.remove(entry)
         if error is None:
             entry.finished.set_result(None)
@@ -118,25 +125,35 @@ class PatchScheduler:
             the errors, by job. When a shared batch fails, each of its jobs is tried alone, so that one job's
             patches cannot fail another's.
         """
-        rows: list[tuple[_Entry, Patch]] = []
         errors: dict[_Entry, Exception] = {}
+        taken: dict[_Entry, list[Patch]] = {}
         for entry, count in Counter(picks).items():
-            try:
-                rows += [(entry, entry.job.take()) for _ in range(count)]
-            except Exception as error:  # noqa: BLE001  # goes to the job's owner
-                errors[entry] = error
+            with _blamed_on(entry, errors):
+                taken[entry] = [entry.job.take() for _ in range(count)]
+        answers: dict[_Entry, NDArray[np.float32]] = {}
         try:
-            self._forward_rows(rows)
+            answers = self._forward_together(taken)
         except Exception:  # noqa: BLE001  # whose fault it was is found next
-            for entry in dict.fromkeys(entry for entry, _ in rows):
-                try:
-                    self._forward_rows([row for row in rows if row[0] is entry])
-                except Exception as error:  # noqa: BLE001  # goes to the job's owner
-                    errors[entry] = error
+            for entry, patches in taken.items():
+                with _blamed_on(entry, errors):
+                    answers |= self._forward_together({entry: patches})
+        for entry, probabilities in answers.items():
+            with _blamed_on(entry, errors):
+                for patch, probability in zip(taken[entry], probabilities, strict=True):
+                    entry.job.put(patch.number, probability)
         return errors
 
-    def _forward_rows(self, rows: list[tuple[_Entry, Patch]]) -> None:
-        if rows:
-            probabilities = self._forward([patch.channels for _, patch in rows])
-            for (entry, patch), probability in zip(rows, probabilities, strict=True):
-                entry.job.put(patch.number, probability)
+    def _forward_together(self, taken: dict[_Entry, list[Patch]]) -> dict[_Entry, NDArray[np.float32]]:
+        channels = [patch.channels for patches in taken.values() for patch in patches]
+        if not channels:
+            return {}
+        ends = np.cumsum([len(patches) for patches in taken.values()])
+        return dict(zip(taken, np.split(self._forward(channels), ends[:-1]), strict=True))
+
+
+@contextmanager
+def _blamed_on(entry: _Entry, errors: dict[_Entry, Exception]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # goes to the job's owner
+        errors[entry] = error

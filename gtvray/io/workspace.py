@@ -1,0 +1,117 @@
+"""The workspace: one folder that holds what gtvray writes, and one writer of it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtvray.errors import InputError, ResourceError
+
+_LEFTOVERS = (".partial-*", ".retired-*")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where things lie under one root."""
+
+    root: Path
+
+    @property
+    def cache(self) -> Path:
+        """Prepared cases."""
+        return self.root / "cache"
+
+    @property
+    def phantoms(self) -> Path:
+        """Generated cases."""
+        return self.root / "phantoms"
+
+    @property
+    def sweeps(self) -> Path:
+        """A folder a sweep, with its trials' checkpoints."""
+        return self.root / "sweeps"
+
+    @property
+    def bundles(self) -> Path:
+        """Bundles by digest."""
+        return self.root / "bundles"
+
+    @property
+    def reports(self) -> Path:
+        """Tables and pictures."""
+        return self.root / "reports"
+
+    @property
+    def ledger(self) -> Path:
+        """Who looked at which cases for what."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def decisions(self) -> Path:
+        """Every decision of the promotion gate."""
+        return self.root / "decisions.jsonl"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The embedded MLflow store."""
+        return f"sqlite:///{self.root.resolve() / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Artifacts of the embedded MLflow store."""
+        return self.root / "mlartifacts"
+
+    @contextmanager
+    def lock(self, need_bytes: int = 0) -> Iterator[None]:
+        """Hold the workspace for writing, and clear what a killed writer left half-done.
+
+        Args:
+            need_bytes: free disk space to insist on.
+
+        Raises:
+            InputError: the folder cannot be made or written to.
+            ResourceError: another process holds it, or too little space is free.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(
+                "cannot write to the workspace", where=self.root, found=error.strerror, do="choose another folder"
+            ) from error
+        try:
+            self._hold(handle)
+            free = shutil.disk_usage(self.root).free
+            if free < need_bytes:
+                raise ResourceError(
+                    "too little disk space",
+                    where=self.root.resolve(),
+                    expected=f"{need_bytes / 1e9:.1f} GB free",
+                    found=f"{free / 1e9:.1f} GB",
+                    do="free some space or choose another workspace",
+                )
+            self._clear_leftovers()
+            yield
+        finally:
+            os.close(handle)
+
+    def _hold(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResourceError(
+                "another gtvray process is using this workspace",
+                where=self.root.resolve(),
+                do="wait for it to end, or choose another workspace",
+            ) from error
+
+    def _clear_leftovers(self) -> None:
+        for folder in (self.root, self.cache, self.phantoms, self.sweeps, self.bundles, self.reports):
+            for pattern in _LEFTOVERS:
+                for leftover in folder.glob(pattern):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

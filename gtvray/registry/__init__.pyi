@@ -1,0 +1,3 @@
+from .registry import CHAMPION as CHAMPION
+from .registry import ModelVersion as ModelVersion
+from .registry import Registry as Registry

@@ -1,0 +1,161 @@
+"""The Api deployment: HTTP, limits and retries. torch is never imported in its process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import ray
+from fastapi import FastAPI
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gtvray import __version__
+from gtvray.errors import BusyError, GtvrayError, NotReadyError, ResourceError
+from gtvray.serving.arguments import AppArguments
+from gtvray.serving.auth import read_token
+from gtvray.serving.guard import Guard
+from gtvray.serving.logs import log_event
+from gtvray.serving.model import Prediction
+from gtvray.serving.problems import MEDIA_TYPE, DeadlineError, http_problem
+from gtvray.serving.spool import spool_body
+
+NOTICE = "Research use only, not a medical device, a clinician must review"
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+_ATTEMPTS = 3
+_READY_WITHIN_S = 2.0
+
+
+class Api:
+    """The HTTP routes.
+
+    Args:
+        args: the application's arguments.
+        model: handle of the Model deployment, or None before anything is promoted.
+
+    Raises:
+        ConfigError: there is no token.
+    """
+
+    def __init__(self, args: AppArguments, model: Any) -> None:
+        self._args, self._model = args, model
+        self._token = read_token(args.token_file)
+        self._pending = 0
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """The ASGI application; Serve calls this in the replica, after the constructor."""
+        app = FastAPI(title="gtvray", description=NOTICE, version=__version__, docs_url=None, redoc_url=None)
+        app.add_middleware(Guard, token=self._token)
+        app.add_exception_handler(HTTPException, _answer_http_error)
+        app.add_api_route("/healthz", self.healthz, methods=["GET"])
+        app.add_api_route("/readyz", self.readyz, methods=["GET"])
+        app.add_api_route("/v1/model", self.describe, methods=["GET"])
+        app.add_api_route("/v1/predict", self.predict, methods=["POST"], response_class=Response)
+        return app
+
+    async def healthz(self) -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    async def readyz(self) -> dict[str, str]:
+        """A warm model answers too."""
+        await self._describe()
+        return {"status": "ready"}
+
+    async def describe(self) -> dict[str, Any]:
+        """What is served, and what it is for."""
+        return {**await self._describe(), "intended_use": NOTICE}
+
+    async def predict(self, request: Request) -> Response:
+        """NIfTI in, NIfTI mask on the same grid out."""
+        began, serving = time.monotonic(), self._args.serving
+        self._require_model()
+        with self._admitted():
+            try:
+                async with asyncio.timeout(serving.timeout_s):
+                    with tempfile.TemporaryFile(dir=self._args.spool_dir) as spool:
+                        await spool_body(request, spool, serving.max_upload_mb << 20)
+                        content = await asyncio.to_thread(_into_object_store, spool)
+                    prediction = await self._ask(content, request.state.request_id)
+            except TimeoutError:
+                raise DeadlineError("the mask was not ready in time", expected=f"{serving.timeout_s:g} s") from None
+        milliseconds = round(1000 * (time.monotonic() - began))
+        return Response(prediction.mask_gz, media_type="application/gzip", headers=_headers(prediction, milliseconds))
+
+    def _require_model(self) -> Any:
+        if self._model is None:
+            raise NotReadyError("nothing is promoted yet", do="promote a model version, then start the server with it")
+        return self._model
+
+    async def _describe(self) -> dict[str, Any]:
+        response = self._require_model().describe.remote()
+        try:
+            async with asyncio.timeout(_READY_WITHIN_S):
+                description: dict[str, Any] = await response
+        except (TimeoutError, DeploymentUnavailableError, *_LOST):
+            response.cancel()
+            raise NotReadyError("the model is not warm yet", do="ask again in a few seconds") from None
+        return description
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        limit = self._args.serving.max_pending
+        if self._pending >= limit:
+            raise BusyError("every place is taken", expected=f"fewer than {limit} requests under way", do="try later")
+        self._pending += 1
+        try:
+            yield
+        finally:
+            self._pending -= 1
+
+    async def _ask(self, content: Any, request_id: str) -> Prediction:
+        """Have a replica answer; Serve does not retry a request that a dying replica had accepted, so we do."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            response = self._model.predict.remote(content, request_id)
+            try:
+                prediction: Prediction = await response
+            except _LOST as error:
+                log_event("replica_lost", request_id, logging.WARNING, attempt=attempt, kind=type(error).__name__)
+                await asyncio.sleep(0.2 * attempt)
+            except DeploymentUnavailableError:
+                raise ResourceError("the model could not be started", do="look into the server's log") from None
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, GtvrayError) else error from None
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            else:
+                return prediction
+        raise ResourceError("replicas died over this request", found=f"{_ATTEMPTS} in a row")
+
+
+def _into_object_store(spool: IO[bytes]) -> Any:
+    """A reference to the upload: it crosses nodes, and a retry need not send it again."""
+    spool.seek(0)
+    return ray.put(spool.read())
+
+
+def _headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:
+    return {
+        "X-Gtvray-Model-Digest": prediction.digest,
+        "X-Gtvray-Model-Version": prediction.version,
+        "X-Gtvray-Volume-Ml": f"{prediction.volume_ml:.3f}",
+        "X-Gtvray-Patches": str(prediction.patches),
+        "X-Gtvray-Milliseconds": str(milliseconds),
+        "X-Gtvray-Notice": NOTICE,
+    }
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    problem = http_problem(error.status_code, request.state.request_id)
+    return JSONResponse(problem, error.status_code, error.headers, MEDIA_TYPE)

@@ -1,0 +1,108 @@
+"""The run record of a sweep: a parent run, a child run a trial, written by the driver alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtvray.tracking.spool import Entry, Spool
+from gtvray.tracking.store import experiment_id
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_PARAM_LIMIT = 6000
+_BATCH = 100
+
+
+class SweepRecorder:
+    """Records one sweep in MLflow.
+
+    Args:
+        client: of the tracking store, which answers now; later absences are bridged.
+        experiment: name of the experiment.
+        sweep: the sweep's own id; the same id goes on in the same parent run.
+        spool: the queue's file.
+        artifacts: where a new experiment keeps artifacts; None leaves it to the server.
+    """
+
+    def __init__(
+        self, client: MlflowClient, experiment: str, sweep: str, spool: Path, artifacts: Path | None = None
+    ) -> None:
+        self._client, self._sweep = client, sweep
+        self._experiment = experiment_id(client, experiment, artifacts)
+        self._runs: dict[str, str] = {}
+        self.run_id = self._find_or_create(sweep, {"gtvray.sweep": sweep, "mlflow.runName": sweep})
+        self._spool = Spool(spool, self._deliver)
+
+    def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Params and tags of the parent run."""
+        self._spool.put({"trial": None, "params": _texts(params), "tags": dict(tags)})
+
+    def start(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """A trial's params and tags; its run is made, or found again."""
+        self._spool.put({"trial": trial, "params": _texts(params), "tags": dict(tags)})
+
+    def log(self, trial: str, metrics: Mapping[str, float], step: int) -> None:
+        """A trial's figures at an epoch."""
+        now = int(time.time() * 1000)
+        self._spool.put({"trial": trial, "metrics": dict(metrics), "step": step, "at_ms": now})
+
+    def finish(self, trial: str | None, status: str) -> None:
+        """End a trial's run, or the parent's: FINISHED, FAILED or KILLED."""
+        self._spool.put({"trial": trial, "status": status, "at_ms": int(time.time() * 1000)})
+
+    def trial_run_id(self, trial: str) -> str:
+        """The MLflow run of a trial, once everything queued has arrived."""
+        return self._run(trial)
+
+    def flush(self, timeout_s: float = 30.0) -> bool:
+        """Wait for delivery; False if MLflow is still away."""
+        return self._spool.flush(timeout_s)
+
+    def close(self, timeout_s: float = 30.0) -> bool:
+        """Flush and stop; False if something stays queued on disk."""
+        return self._spool.close(timeout_s)
+
+    def _deliver(self, entries: list[Entry]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        for start in range(0, len(entries), _BATCH):
+            pending: dict[str, list[Metric]] = {}
+            for entry in entries[start : start + _BATCH]:
+                run_id = self._run(entry["trial"])
+                if "metrics" in entry:
+                    at = (entry["at_ms"], entry["step"])
+                    pending.setdefault(run_id, []).extend(Metric(k, v, *at) for k, v in entry["metrics"].items())
+                elif "status" in entry:
+                    self._client.log_batch(run_id, metrics=pending.pop(run_id, []))
+                    self._client.set_terminated(run_id, entry["status"], entry["at_ms"])
+                else:
+                    params = list(entry["params"].items())
+                    tags = [RunTag(k, v) for k, v in entry["tags"].items()]
+                    for first in range(0, len(params), _BATCH):
+                        batch = [Param(k, v) for k, v in params[first : first + _BATCH]]
+                        self._client.log_batch(run_id, params=batch, tags=tags)
+            for run_id, metrics in pending.items():
+                self._client.log_batch(run_id, metrics=metrics)
+
+    def _run(self, trial: str | None) -> str:
+        if trial is None:
+            return self.run_id
+        if trial not in self._runs:
+            tags = {"ray.trial_id": trial, "mlflow.parentRunId": self.run_id, "mlflow.runName": f"trial-{trial}"}
+            self._runs[trial] = self._find_or_create(f"{self._sweep}/{trial}", tags)
+        return self._runs[trial]
+
+    def _find_or_create(self, key: str, tags: Mapping[str, str]) -> str:
+        """A run by its key: looked up before it is made, so that a restart goes on in it."""
+        runs = self._client.search_runs([self._experiment], f"tags.`gtvray.key` = '{key}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
+        return str(self._client.create_run(self._experiment, tags={"gtvray.key": key, **tags}).info.run_id)
+
+
+def _texts(params: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:_PARAM_LIMIT] for name, value in params.items()}

@@ -1,0 +1,87 @@
+"""Reaching MLflow: checked at once, quiet, and never unpickling."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from gtvray.errors import InputError, ResourceError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_CONNECT_TIMEOUT_S = 5.0
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
+    """A client of a tracking store; a SQLite store is made, and migrated, when needed.
+
+    Args:
+        uri: `sqlite:///path`, `http(s)://host:port`, or any that MLflow knows.
+        artifacts: where a SQLite store keeps its artifacts.
+
+    Raises:
+        ResourceError: the server does not answer, or the database cannot be opened.
+        InputError: the URI is of no known kind.
+    """
+    parsed = urlparse(uri)
+    if parsed.scheme in _DEFAULT_PORTS:
+        _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient as Client
+
+    # After the import: MLflow sets its loggers up when it is loaded.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        mlflow.set_tracking_uri(uri)
+        client = Client(uri)
+        client.search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        text = str(error)
+        if "URI" in text or "scheme" in text:
+            raise InputError("MLflow does not know this URI", where=uri, found=text) from error
+        raise ResourceError("cannot reach MLflow", where=uri, found=text, do="check tracking.uri") from error
+    if parsed.scheme == "sqlite":
+        artifacts.mkdir(parents=True, exist_ok=True)
+    return client
+
+
+def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    """The experiment's id; it is made when it is not there.
+
+    Args:
+        client: of the store.
+        name: of the experiment.
+        artifacts: where its artifacts go; None leaves it to the server.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = artifacts.resolve().as_uri() if artifacts is not None else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _require_answer(uri: str, host: str, port: int) -> None:
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S):
+            return
+    except OSError as error:
+        raise ResourceError(
+            "cannot reach MLflow",
+            where=uri,
+            found=error,
+            do="start the server or correct tracking.uri; leave it out to use SQLite in the workspace",
+        ) from error

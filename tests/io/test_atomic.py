@@ -1,0 +1,172 @@
+"""Whole or nothing: an error, a full disk or a second writer leaves no half file behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gtvray.errors import InputError, NotFoundError, ResourceError
+from gtvray.geometry import Volume
+from gtvray.io import atomic_dir, atomic_path, read_json, sha256_of, write_json, write_volume
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_file_appears_whole_and_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with atomic_path(path) as temporary:
+            assert temporary.parent == path.parent
+            assert temporary.suffix == ".txt"
+            before = path.read_text() if path.exists() else ""
+            temporary.write_text(text)
+            assert (path.read_text() if path.exists() else "") == before
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_appears_whole_and_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "d"
+    for name in ("one", "two"):
+        with atomic_dir(path) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / name).write_text(name)
+        assert [file.name for file in (path / "sub").iterdir()] == [name]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException], there: bool) -> None:
+    if there:
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "x").write_text("old")
+        (tmp_path / "f").write_text("old")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error), atomic_dir(tmp_path / "d") as folder:
+        (folder / "x").write_text("new")
+        raise error
+    with pytest.raises(error), atomic_path(tmp_path / "f") as file:
+        file.write_text("new")
+        raise error
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all(file.read_text() == "old" for file in before if file.is_file())
+
+
+def test_a_second_writer_who_was_faster_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with atomic_dir(path) as slow:
+        (slow / "who").write_text("slow")
+        with atomic_dir(path) as fast:
+            (fast / "who").write_text("fast")
+        assert (path / "who").read_text() == "fast"
+    assert (path / "who").read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_may_arrive_at_the_very_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's folder appears just before the renaming."""
+    path, chmod = tmp_path / "d", Path.chmod
+
+    def arrive(self: Path, mode: int) -> None:
+        chmod(self, mode)
+        path.mkdir()
+        (path / "who").write_text("other")
+
+    with atomic_dir(path) as mine:
+        (mine / "who").write_text("mine")
+        monkeypatch.setattr(Path, "chmod", arrive)
+    assert (path / "who").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_complete_folder_may_be_kept(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    for text, kept in (("cut", "cut"), ("whole", "whole"), ("again", "whole")):
+        with atomic_dir(path, complete_with="done") as folder:
+            (folder / "text").write_text(text)
+            if text != "cut":
+                (folder / "done").touch()
+        assert (path / "text").read_text() == kept
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_and_cleaned_up(tiny_disk: Path) -> None:
+    noise = Volume(np.random.default_rng(0).integers(0, 1 << 15, (40, 40, 40)).astype(np.int16), np.eye(4))
+    (tiny_disk / "old.json").write_text("1")
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        write_volume(tiny_disk / "v.nii.gz", noise)
+    assert caught.value.fields["where"] == str(tiny_disk)
+    with pytest.raises(ResourceError), atomic_dir(tiny_disk / "d") as folder:
+        (folder / "x").write_bytes(bytes(200_000))
+    with pytest.raises(ResourceError):
+        write_json(tiny_disk / "old.json", list(range(100_000)))
+    assert [file.name for file in tiny_disk.iterdir()] == ["old.json"]
+    assert read_json(tiny_disk / "old.json") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(errno.ENOSPC, ResourceError), (errno.EDQUOT, ResourceError), (errno.EROFS, InputError), (errno.EIO, OSError)],
+)
+def test_an_error_of_the_disk_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
+) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(kind), atomic_path(tmp_path / "f") as file:
+        file.write_text("x")
+    with pytest.raises(kind), atomic_dir(tmp_path / "d") as folder:
+        (folder / "x").write_text("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_below_a_file_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x"):
+        with pytest.raises(InputError, match="cannot write"), atomic_path(path):
+            pass
+
+
+def test_json_there_and_back(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": {"ü": True}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert list(read_json(tmp_path / "x.json")) == ["b", "a"]
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(tmp_path / "x.json", [bad])
+    assert read_json(tmp_path / "x.json") == value
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
+def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match="not a JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(NotFoundError):
+        read_json(tmp_path / "none.json")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(100_000))
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(bytes(100_000)).hexdigest()

@@ -1,0 +1,102 @@
+"""A tiny bundle, scans to send, and an endpoint."""
+
+from __future__ import annotations
+
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    # Serve's own schema uses a deprecated argument of pydantic's Field.
+    warnings.simplefilter("ignore")
+    import ray.serve
+
+from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig, ServingConfig
+from gtvray.geometry import Volume
+from gtvray.io import decode_nifti, encode_nifti
+from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.serving import Server, start_server
+
+TOKEN = "a-test-token"
+PATCH_IJK = (16, 16, 16)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    import torch
+
+    torch.manual_seed(1)
+    preprocessing, network = PreprocessingConfig(), NetworkConfig(size="tiny")
+    weights = weights_of(build_network(network, 1, preprocessing.spacing_mm, PATCH_IJK))
+    return write_bundle(
+        tmp_path_factory.mktemp("serving") / "bundle",
+        weights=weights,
+        preprocessing=preprocessing,
+        network=network,
+        # The probabilities of random weights lie close around one half.
+        inference=InferenceConfig(threshold=0.5),
+        patch_ijk=PATCH_IJK,
+        info={},
+    )
+
+
+def make_scan(shape: tuple[int, int, int], seed: int = 0) -> Volume:
+    """An ellipsoid of noisy tissue in air, spacing 3 mm, as it is read back from a file."""
+    at = np.stack(np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij"))
+    tissue = np.random.default_rng(seed).integers(-100, 200, shape)
+    array = np.where((at**2).sum(axis=0) < 1, tissue, -1000).astype(np.int16)
+    return decode_nifti(encode_nifti(Volume(array, np.diag([3.0, 3.0, 3.0, 1.0])), compress=False))
+
+
+@pytest.fixture(scope="session")
+def large_scan() -> bytes:
+    """Takes a replica many seconds."""
+    return encode_nifti(make_scan((160, 160, 120)), compress=True)
+
+
+@pytest.fixture(scope="module")
+def start(local_ray: None) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start_one(bundle: Bundle | None, **settings: Any) -> Server:
+        server = start_server(bundle and bundle.folder, ServingConfig(port=free_port(), **settings), TOKEN, "7")
+        servers.append(server)
+        if bundle is not None:
+            server.wait_ready(100)
+        return server
+
+    yield start_one
+    for server in servers:
+        server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def log_lines(deployment: str, text: str) -> list[str]:
+    """Lines with `text` in the log files of a deployment's replicas."""
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    files = folder.glob(f"replica_gtvray_{deployment}_*.log")
+    return [line for file in files for line in file.read_text().splitlines() if text in line]
+
+
+def wait_for_log(deployment: str, text: str) -> str:
+    while not (lines := log_lines(deployment, text)):
+        time.sleep(0.1)
+    return lines[0]

@@ -1,0 +1,202 @@
+"""The endpoint end to end, on a local Ray."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from gtvray.config import ServingConfig
+from gtvray.errors import AuthError, InputError, ResourceError, TooLargeError, VolumeError
+from gtvray.inference import Predictor
+from gtvray.io import decode_nifti, encode_nifti, write_volume
+from gtvray.models import Bundle
+from gtvray.serving import Server, predict_remote, start_server
+
+from .conftest import TOKEN, log_lines, make_scan, wait_for_log
+
+pytestmark = pytest.mark.ray
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., Server], bundle: Bundle) -> Server:
+    return start(bundle, max_upload_mb=1, max_pending=6, scans_in_memory=3)
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, headers=BEARER, timeout=100) as client:
+        yield client
+
+
+def check_problem(answer: httpx.Response, status: int, kind: str) -> dict[str, object]:
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, object] = answer.json()
+    assert problem["type"] == kind
+    assert problem["status"] == status
+    assert problem["instance"] == answer.headers["X-Request-ID"]
+    return problem
+
+
+def test_concurrent_masks_are_the_offline_ones_voxel_for_voxel(server: Server, bundle: Bundle) -> None:
+    scans = [make_scan((40 + 6 * n, 44, 30), seed=n) for n in range(6)]
+    offline = Predictor(bundle, threads=1)
+    expected = [offline.predict(scan) for scan in scans]
+    with ThreadPoolExecutor(len(scans)) as pool:
+        results = list(pool.map(lambda scan: predict_remote(server.url, TOKEN, scan), scans))
+    for scan, mask, result in zip(scans, expected, results, strict=True):
+        assert 0 < mask.array.sum() < mask.array.size
+        assert np.array_equal(result.mask.array, mask.array)
+        assert result.mask.same_grid(scan)
+        assert result.mask.array.dtype == np.uint8
+        assert result.volume_ml == pytest.approx(mask.array.sum(dtype=int) * 0.027, abs=1e-3)
+        assert result.patches == offline.begin(scan).patches
+        assert (result.model_digest, result.model_version) == (bundle.digest, "7")
+        assert "not a medical device" in result.notice
+
+
+def test_file_is_sent_as_it_is(server: Server, tmp_path: Path) -> None:
+    scan = make_scan((40, 40, 30))
+    write_volume(tmp_path / "scan.nii", scan)
+    assert predict_remote(server.url, TOKEN, tmp_path / "scan.nii").mask.same_grid(scan)
+
+
+def test_token_is_asked_for_everywhere_but_at_the_probes(server: Server) -> None:
+    for path, method in (("/v1/predict", "POST"), ("/v1/model", "GET"), ("/openapi.json", "GET"), ("/no", "GET")):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+            answer = httpx.request(method, server.url + path, headers=headers)
+            check_problem(answer, 401, "urn:gtvray:AuthError")
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert httpx.get(server.url + "/healthz").status_code == 200
+    assert httpx.get(server.url + "/readyz").json() == {"status": "ready"}
+    with pytest.raises(AuthError, match="bearer token"):
+        predict_remote(server.url, "wrong", make_scan((20, 20, 20)))
+
+
+def test_model_is_described(http: httpx.Client, bundle: Bundle) -> None:
+    described = http.get("/v1/model").json()
+    assert described["digest"] == bundle.digest
+    assert described["version"] == "7"
+    assert described["labels"] == {"GTV": 1}
+    assert described["preprocessing"]["spacing_mm"] == [3.0, 3.0, 3.0]
+    assert "Research use only" in described["intended_use"]
+
+
+def test_upload_over_the_limit_is_refused(http: httpx.Client, server: Server) -> None:
+    over = os.urandom((1 << 20) + 1)
+    check_problem(http.post("/v1/predict", content=over), 413, "urn:gtvray:TooLargeError")
+    # Without a Content-Length the bytes are counted as they come.
+    check_problem(http.post("/v1/predict", content=iter([over[:700_000]] * 2)), 413, "urn:gtvray:TooLargeError")
+    with pytest.raises(TooLargeError, match="upload is too large"):
+        predict_remote(server.url, TOKEN, make_scan((200, 200, 60)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "text", "bomb"])
+def test_damaged_upload_is_the_senders_fault(http: httpx.Client, damage: str) -> None:
+    whole = encode_nifti(make_scan((30, 30, 20)), compress=True)
+    content = {
+        "cut": whole[: len(whole) // 2],
+        "noise": whole[:200] + os.urandom(200) + whole[400:],
+        "text": b"not a scan",
+        "bomb": gzip.compress(encode_nifti(make_scan((20, 20, 20)), compress=False) + bytes(2 << 20)),
+    }[damage]
+    problem = check_problem(http.post("/v1/predict", content=content), 422, "urn:gtvray:VolumeError")
+    assert problem["where"] == "upload"
+
+
+def test_other_misuse_is_told_in_problems(http: httpx.Client, server: Server) -> None:
+    check_problem(http.post("/v1/predict", content=b""), 422, "urn:gtvray:InputError")
+    check_problem(http.get("/v1/predict"), 405, "about:blank")
+    check_problem(http.get("/nowhere"), 404, "about:blank")
+    scan = make_scan((20, 20, 20))
+    with pytest.raises(InputError, match="Hounsfield"):
+        predict_remote(server.url, TOKEN, scan.with_array(scan.array.clip(0)))
+    with pytest.raises(VolumeError, match="not a NIfTI file"):
+        predict_remote(server.url, TOKEN, Path(__file__))
+
+
+def test_request_id_goes_through_to_both_logs(server: Server, http: httpx.Client) -> None:
+    result = predict_remote(server.url, TOKEN, make_scan((30, 30, 20)), request_id="visit-4.b_2")
+    assert result.request_id == "visit-4.b_2"
+    assert "status=200" in wait_for_log("Api", "event=request request=visit-4.b_2")
+    assert f"patches={result.patches}" in wait_for_log("Model", "event=predicted request=visit-4.b_2")
+
+
+def test_unfit_request_id_is_replaced(http: httpx.Client) -> None:
+    problem = http.get("/nowhere", headers={"X-Request-ID": "Doe, John"}).json()
+    assert len(str(problem["instance"])) == 32
+    assert "status=404" in wait_for_log("Api", f"event=request request={problem['instance']}")
+
+
+def test_api_process_has_no_torch(server: Server) -> None:
+    import ray.util.state
+
+    loaded = {}
+    for actor in ray.util.state.list_actors(filters=[("state", "=", "ALIVE")]):
+        if actor.class_name.startswith("ServeReplica:gtvray:"):
+            maps = Path(f"/proc/{actor.pid}/maps").read_text()
+            loaded[actor.class_name.rpartition(":")[2]] = "libtorch" in maps
+    assert loaded == {"Api": False, "Model": True}
+
+
+def test_client_that_leaves_frees_the_model(server: Server, large_scan: bytes) -> None:
+    headers = {**BEARER, "X-Request-ID": "leaves"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/predict", content=large_scan, headers=headers, timeout=httpx.Timeout(20, read=2))
+    wait_for_log("Model", "event=cancelled request=leaves")
+    assert not log_lines("Model", "event=predicted request=leaves")
+    assert "status=gone" in wait_for_log("Api", "event=request request=leaves")
+
+
+def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle: Bundle) -> None:
+    scan = make_scan((100, 100, 80))
+    killed = threading.Event()
+
+    def kill_when_busy() -> None:
+        _, pid = model_replica()
+        # The request is with the replica once it is past the ingress.
+        time.sleep(1.0)
+        os.kill(pid, signal.SIGKILL)
+        killed.set()
+
+    killer = threading.Thread(target=kill_when_busy)
+    killer.start()
+    result = predict_remote(server.url, TOKEN, scan, request_id=f"survives-{os.urandom(4).hex()}", timeout_s=100)
+    assert killed.is_set(), "the scan is large enough to be under way when the replica dies"
+    killer.join()
+    wait_for_log("Api", f"event=replica_lost request={result.request_id}")
+    assert np.array_equal(result.mask.array, Predictor(bundle, threads=1).predict(scan).array)
+
+
+def model_replica() -> tuple[str, int]:
+    import ray.util.state
+
+    actors = ray.util.state.list_actors(filters=[("state", "=", "ALIVE")])
+    return next((a.actor_id, a.pid) for a in actors if a.class_name == "ServeReplica:gtvray:Model")
+
+
+def test_second_server_is_refused(server: Server, bundle: Bundle) -> None:
+    taken = int(server.url.rpartition(":")[2])
+    with pytest.raises(ResourceError, match="port is in use"):
+        start_server(bundle.folder, ServingConfig(port=taken), TOKEN)
+    with pytest.raises(ResourceError, match="already runs Serve"):
+        start_server(bundle.folder, ServingConfig(port=1 + taken), TOKEN)
+
+
+def test_mask_header_is_readable_by_others(http: httpx.Client) -> None:
+    answer = http.post("/v1/predict", content=encode_nifti(make_scan((30, 30, 20)), compress=True))
+    assert answer.headers["content-type"] == "application/gzip"
+    assert answer.headers.get_list("X-Request-ID") != []
+    assert len(answer.headers.get_list("X-Request-ID")) == 1
+    assert decode_nifti(gzip.decompress(answer.content)).shape == (30, 30, 20)

@@ -1,0 +1,53 @@
+"""A full endpoint, one that is too slow, and one without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from gtvray.errors import BusyError, NotReadyError
+from gtvray.io import encode_nifti
+from gtvray.models import Bundle
+from gtvray.serving import DeadlineError, Server, predict_remote
+
+from .conftest import TOKEN, make_scan
+
+pytestmark = pytest.mark.ray
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def test_full_then_too_slow(start: Callable[..., Server], bundle: Bundle, large_scan: bytes) -> None:
+    server = start(bundle, max_pending=1, timeout_s=4)
+    small = encode_nifti(make_scan((20, 20, 20)), compress=True)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(httpx.post, f"{server.url}/v1/predict", content=large_scan, headers=BEARER, timeout=60)
+        while (full := httpx.post(f"{server.url}/v1/predict", content=small, headers=BEARER)).status_code == 200:
+            assert not slow.done()
+        assert full.status_code == 503
+        assert full.json()["type"] == "urn:gtvray:BusyError"
+        assert int(full.headers["Retry-After"]) > 0
+        with pytest.raises(BusyError):
+            predict_remote(server.url, TOKEN, make_scan((20, 20, 20)))
+        assert httpx.get(f"{server.url}/readyz").status_code == 200, "full is not unready"
+        assert slow.result().status_code == 504
+        assert slow.result().json()["type"] == "urn:gtvray:DeadlineError"
+    assert predict_remote(server.url, TOKEN, make_scan((20, 20, 20))).patches > 0, "its place is free again"
+    with pytest.raises(DeadlineError):
+        predict_remote(server.url, TOKEN, make_scan((160, 160, 120)))
+    server.stop()
+
+
+def test_without_a_bundle_it_is_up_but_not_ready(start: Callable[..., Server]) -> None:
+    server = start(None)
+    with pytest.raises(NotReadyError):
+        server.wait_ready(1)
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    answer = httpx.get(f"{server.url}/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["title"] == "nothing is promoted yet"
+    assert "Retry-After" in answer.headers
+    with pytest.raises(NotReadyError, match="nothing is promoted yet"):
+        predict_remote(server.url, TOKEN, make_scan((20, 20, 20)))
