@@ -9,6 +9,7 @@ from .promotion import PromotionConfig as PromotionConfig
 from .schema import Config as Config
 from .schema import build as build
 from .schema import check_key as check_key
+from .schema import describe_keys as describe_keys
 from .schema import flatten as flatten
 from .schema import known_keys as known_keys
 from .schema import load_config as load_config

@@ -104,16 +104,21 @@ def flatten(config: Section) -> dict[str, Any]:
     return dict(_leaves(config.model_dump(mode="json"), ""))
 
 
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Every dotted key of the schema."""
-    keys: list[str] = []
+    return [row["key"] for row in describe_keys()]
+
+
+def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[dict[str, str]]:
+    """Every dotted key with its default and what it means."""
+    rows: list[dict[str, str]] = []
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += known_keys(kind, f"{prefix}{name}.")
+            rows += describe_keys(kind, f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
-    return keys
+            rows.append({"key": prefix + name, "default": str(field.default), "about": field.description or ""})
+    return rows
 
 
 def check_key(key: str, where: object) -> None:

@@ -12,5 +12,7 @@ from .layouts import read_label as read_label
 from .ledger import Ledger as Ledger
 from .patches import PatchSampler as PatchSampler
 from .phantoms import write_phantoms as write_phantoms
+from .project import Project as Project
+from .project import open_project as open_project
 from .splits import Split as Split
 from .splits import split_cases as split_cases

@@ -12,7 +12,7 @@ from gtvray.data.cache import CachedCase
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digest of the files, and medians over the cases.
+    """Digest of the files, and medians over the training cases.
 
     Attributes:
         digest: sha256 over every case id with its scan's and mask's digests.
@@ -33,15 +33,20 @@ class Fingerprint:
         return asdict(self)
 
 
-def fingerprint(cases: list[CachedCase]) -> Fingerprint:
-    """The fingerprint of prepared cases."""
+def fingerprint(cases: list[CachedCase], train: list[CachedCase]) -> Fingerprint:
+    """The fingerprint of a dataset.
+
+    Args:
+        cases: all prepared cases; they make the digest.
+        train: those that may shape a plan; they make the medians.
+    """
     ids = "\n".join(sorted(f"{case.case_id} {case.meta['image_sha256']} {case.meta['label_sha256']}" for case in cases))
     return Fingerprint(
         digest=hashlib.sha256(ids.encode()).hexdigest(),
         cases=len(cases),
-        spacing_mm=_medians([case.meta["source_spacing_mm"] for case in cases]),
-        prepared_shape=_int_medians([list(case.shape) for case in cases]),
-        tumour_ml=median(case.meta["tumour_ml"] for case in cases),
+        spacing_mm=_medians([case.meta["source_spacing_mm"] for case in train]),
+        prepared_shape=_int_medians([list(case.shape) for case in train]),
+        tumour_ml=median(case.meta["tumour_ml"] for case in train),
     )
 
 

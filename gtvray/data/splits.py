@@ -50,7 +50,12 @@ def split_cases(case_ids: tuple[str, ...], config: SplitConfig) -> Split:
     held_out = max(3, round(count * config.held_out_share))
     selection = max(1, round(count * config.selection_share))
     if count - held_out - selection < 2:
-        raise DataError("too few cases to split", expected="at least 6", found=count, do="add cases")
+        raise DataError(
+            "too few cases to split",
+            expected="at least 2 for training beside selection and held-out",
+            found=f"{count} cases, of them {selection} for selection and {held_out} held out",
+            do="add cases, or lower split.selection_share or split.held_out_share",
+        )
     order = [case_ids[i] for i in np.random.default_rng(config.seed).permutation(count)]
     return Split(
         train=tuple(order[held_out + selection :]),

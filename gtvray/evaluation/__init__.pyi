@@ -8,6 +8,8 @@ from .metrics import score_case as score_case
 from .report import render_overlay as render_overlay
 from .report import scores_table as scores_table
 from .report import summarise as summarise
+from .scoring import ScoredCase as ScoredCase
+from .scoring import score_cases as score_cases
 from .statistics import Interval as Interval
 from .statistics import PairedDifference as PairedDifference
 from .statistics import aggregated_dsc as aggregated_dsc

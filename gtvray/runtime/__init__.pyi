@@ -1,3 +1,4 @@
+from .progress import Show as Show
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
 from .ports import port_is_free as port_is_free

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
@@ -39,6 +40,8 @@ def build_searcher(sweep: SweepConfig) -> Searcher | BasicVariantGenerator:
     start = [encode(point, sweep.space) for point in sweep.start]
     if sweep.searcher == "random":
         return BasicVariantGenerator(points_to_evaluate=start or None, random_state=sweep.seed)
+    # Its log goes past every setting of ours, to the terminal.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(points_to_evaluate=start or None, seed=sweep.seed)
 
 

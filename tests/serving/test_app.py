@@ -91,7 +91,7 @@ def test_model_refuses_another_bundle(bundle: Bundle) -> None:
         Model(AppArguments(bundle=bundle.folder, digest="0" * 64))
 
 
-def test_front_loads_neither_torch_nor_the_client_ray() -> None:
+def test_front_loads_no_torch_and_client_no_ray() -> None:
     probe = (
         "import sys, gtvray.serving.{0}; print([m for m in ('torch', 'monai', 'mlflow', 'ray') if m in sys.modules])"
     )

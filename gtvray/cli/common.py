@@ -1,0 +1,118 @@
+"""What verbs share: options, progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", help="Folder that everything is written to.", envvar="GTVRAY_WORKSPACE")
+]
+WORKSPACE = Path("gtvray-runs")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="A running Ray cluster, host:port or auto; one is started otherwise.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Override a setting, such as -s serving.port=8080; repeatable.")
+]
+
+
+class Progress:
+    """Stages on stderr: a live line on a terminal, a line a stage elsewhere, nothing beside JSON elsewhere.
+
+    Args:
+        expected_s: seconds a stage is expected to take, in order; tells the time left.
+        quiet: `--json` was given.
+    """
+
+    def __init__(self, expected_s: Mapping[str, float], quiet: bool) -> None:
+        self._expected_s = dict(expected_s)
+        self._terminal = sys.stderr.isatty()
+        self._silent = quiet and not self._terminal
+        self._stage, self._detail, self._began = "", "", time.monotonic()
+        self._status: Any = None
+
+    def begin(self, stage: str, detail: str) -> None:
+        """A stage begins."""
+        if self._stage:
+            self._expected_s.pop(self._stage, None)
+        self._stage, self._detail, self._began = stage, detail, time.monotonic()
+        if self._silent:
+            return
+        if self._terminal:
+            self._update("")
+        else:
+            sys.stderr.write(f"{stage}: {detail} ({self._left(0.0)})\n")
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        """The present stage is this far."""
+        if self._terminal and not self._silent:
+            share = done / total if total else 0.0
+            said = detail or f"{done:g}/{total:g}"
+            self._update(f"  {said}", share)
+
+    @contextmanager
+    def live(self) -> Iterator[Progress]:
+        """Keep the line on the screen for the length of a `with` block."""
+        if self._terminal:
+            from rich.console import Console
+
+            with Console(stderr=True).status("") as self._status:
+                yield self
+            self._status = None
+        else:
+            yield self
+
+    def _update(self, said: str, share: float = 0.0) -> None:
+        if self._status is not None:
+            self._status.update(f"[bold]{self._stage}[/]  {self._detail}{said}  [dim]{self._left(share)}[/]")
+
+    def _left(self, share: float) -> str:
+        elapsed = time.monotonic() - self._began
+        expected = self._expected_s.get(self._stage, 0.0)
+        # What has been seen of the stage outweighs what was expected, the more so the further it is.
+        present = max(0.0, (1 - share) * (share * (elapsed / share) + (1 - share) * expected) if share else expected)
+        later = list(self._expected_s)
+        rest = later[later.index(self._stage) + 1 :] if self._stage in later else []
+        seconds = present + sum(self._expected_s[name] for name in rest)
+        return f"about {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+def emit(value: Any, as_json: bool, text: str) -> None:
+    """Print a result: JSON, or text for people."""
+    typer.echo(json.dumps(value, default=str) if as_json else text)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """Rows as an aligned text table.
+
+    Args:
+        rows: by key.
+        columns: key -> heading; floats are shown with three digits.
+    """
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    numeric = {key for key in columns if all(isinstance(row.get(key), int | float | None) for row in rows)}
+    widths = [max(len(text) for text in column) for column in zip(columns.values(), *cells, strict=True)]
+    lines = [list(columns.values()), ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if key in numeric else text.ljust(width)
+            for key, text, width in zip(columns, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

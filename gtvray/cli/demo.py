@@ -1,0 +1,104 @@
+"""`gtvray demo`: the main job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gtvray.cli.common import (
+    WORKSPACE,
+    AddressOption,
+    ConfigOption,
+    JsonOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    table,
+)
+
+if TYPE_CHECKING:
+    from gtvray.demo import DemoResult
+
+_COLUMNS = {
+    "case": "case",
+    "dsc": "DSC",
+    "hd95_mm": "HD95 mm",
+    "baseline_dsc": "baseline DSC",
+    "baseline_hd95_mm": "baseline HD95 mm",
+    "milliseconds": "HTTP ms",
+}
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="A folder in StructSeg's layout; phantoms otherwise.")] = None,
+    address: AddressOption = None,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the endpoint up until Ctrl-C.")] = False,
+    sweep: Annotated[Path | None, typer.Option(help="A search space; tune_configs/demo.yaml otherwise.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the endpoint.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Scans, sweep, MLflow, promotion, serving and masks over HTTP, in one go.
+
+    Example: gtvray demo --data Naso_GTV --json
+    """
+    from gtvray.config import load_config
+    from gtvray.demo import STAGES, Demo, DemoOptions
+    from gtvray.errors import GateRefusedError
+    from gtvray.io import Workspace
+
+    overrides = [*(override or []), *([f"serving.port={port}"] if port is not None else [])]
+    options = DemoOptions(Workspace(workspace), data, address, sweep, load_config(config, overrides), _hold if keep_serving else None)
+    progress = Progress(STAGES, as_json)
+    run = Demo(options, progress)
+    try:
+        with progress.live():
+            result = run.run()
+    except GateRefusedError:
+        if not as_json:
+            typer.echo(_evidence(run.result), err=True)
+        raise
+    emit({"ok": True, **asdict(result)}, as_json, _text(result, workspace))
+
+
+def _hold(url: str, token: str) -> None:
+    from threading import Event
+
+    typer.echo(f"serving at {url} until Ctrl-C; bearer token: {token}", err=True)
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        typer.echo("stopping", err=True)
+
+
+def _text(result: DemoResult, workspace: Path) -> str:
+    pictures = "\n".join(f"  {path}" for path in result.pictures)
+    return "\n".join(
+        [
+            table(result.cases, _COLUMNS),
+            "",
+            _evidence(result),
+            f"champion: version {result.promotion['version']}; every served mask equals the offline one",
+            f"pictures:\n{pictures}",
+            "go on with:",
+            f"  gtvray serve --workspace {workspace}",
+            f"  gtvray predict SCAN.nii.gz -o MASK.nii.gz --workspace {workspace}",
+            f"  .venv/bin/mlflow ui --backend-store-uri {result.tracking['uri']}",
+            result.notice,
+        ]
+    )
+
+
+def _evidence(result: DemoResult) -> str:
+    lines = []
+    for name in ("model", "baseline"):
+        spread = result.summary[name]
+        missed = f"{spread['missed']} of {spread['cases']} missed"
+        lines.append(f"{name}: mean DSC {spread['dsc']['mean']:.3f}, HD95 {spread['hd95_mm']['mean']:.1f} mm, {missed}")
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Entry: verbs, and the one place where an error becomes lines and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+import typer
+
+from gtvray import __version__
+from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, serve, submit, sweep
+from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
+
+app = typer.Typer(
+    name="gtvray",
+    help="From CT scans and tumour contours to a served segmentation model, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.command("sweep")(sweep.sweep)
+app.command("evaluate")(evaluate.evaluate)
+app.command("promote")(models.promote)
+app.command("rollback")(models.rollback)
+app.command("models")(models.models)
+app.command("serve")(serve.serve)
+app.command("predict")(predict.predict)
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit.submit)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong use or input."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        code = _fail(FailureError("interrupted", do="run it again; what was finished is kept"))
+    except GtvrayError as error:
+        code = _fail(error)
+    except click.exceptions.ClickException as error:
+        code = _fail(InputError(error.format_message(), do="see --help"))
+    except OSError as error:
+        code = _fail(_of_system(error))
+    except Exception as error:  # noqa: BLE001  # the last net: a stack trace helps nobody who runs a sweep
+        code = _fail(_unexpected(error))
+    # Ray and MLflow leave threads that have nothing more to say.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: GtvrayError) -> int:
+    if "--json" in sys.argv:
+        sys.stdout.write(json.dumps({"error": error.problem()}) + "\n")
+    sys.stderr.write(f"error: {error}\n")
+    return error.exit_code
+
+
+def _of_system(error: OSError) -> GtvrayError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError("the disk is full", where=error.filename, do="free some space and run it again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError("not permitted", where=error.filename, found=error.strerror)
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> FailureError:
+    if os.environ.get("GTVRAY_DEBUG"):
+        raise error
+    lines = str(error).strip().splitlines() or [""]
+    return FailureError(
+        "something unforeseen went wrong",
+        found=f"{type(error).__name__}: {lines[0]}",
+        do="run it again with GTVRAY_DEBUG=1 and report what it prints",
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

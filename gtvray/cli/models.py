@@ -1,0 +1,131 @@
+"""`gtvray promote | rollback | models`: what is registered, and which one is served."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit, table
+
+if TYPE_CHECKING:
+    from gtvray.config import Config
+    from gtvray.io import Workspace
+    from gtvray.models import Bundle
+    from gtvray.registry import Registry
+
+
+def open_registry(place: Workspace, config: Config | None = None) -> Registry:
+    """The registry of a workspace."""
+    from gtvray.config import Config
+    from gtvray.registry import Registry
+    from gtvray.tracking import connect_mlflow
+
+    tracking = (config or Config()).tracking
+    client = connect_mlflow(tracking.uri or place.mlflow_uri, place.artifacts)
+    return Registry(client, tracking.model_name, place.bundles)
+
+
+def resolve_model(model: str, place: Workspace, config: Config | None = None) -> Bundle:
+    """A bundle by its folder, its registered version, or as champion."""
+    from gtvray.models import Bundle
+    from gtvray.registry import CHAMPION
+
+    if Path(model).is_dir():
+        return Bundle.load(Path(model))
+    registry = open_registry(place, config)
+    return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
+
+
+def promote(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, as `gtvray sweep` printed it.")],
+    data: Annotated[Path, typer.Option(help="The data it was trained on; its held-out cases decide.")],
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a bundle through the gate; make it the champion if it passes.
+
+    Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
+    """
+    from gtvray.config import load_config
+    from gtvray.data import Ledger, index_dataset, open_project
+    from gtvray.errors import InputError
+    from gtvray.io import Workspace
+    from gtvray.models import Bundle
+    from gtvray.promotion import DecisionLog, gather_evidence
+    from gtvray.promotion import promote as through_gate
+
+    place, base, candidate = Workspace(workspace), load_config(config, override or []), Bundle.load(bundle)
+    progress = Progress({"prepare": 10, "evaluate": 30}, as_json)
+    with progress.live(), place.lock():
+        registry = open_registry(place, base)
+        progress.begin("prepare", "finding the split the bundle was trained with")
+        prepared = base.model_copy(update={"preprocessing": candidate.preprocessing})
+        project = open_project(
+            index_dataset(data), prepared, cache=place.cache, splits=place.root / "splits", report=progress.advance
+        )
+        trained_on = candidate.info["training_data"]["digest"]
+        if trained_on != project.fingerprint.digest:
+            raise InputError(
+                "the bundle was trained on other data",
+                where=data,
+                expected=trained_on,
+                found=project.fingerprint.digest,
+                do="name the folder it was trained on; a held-out case must not have been trained on",
+            )
+        progress.begin("evaluate", f"{len(project.held_out)} held-out cases")
+        masks = place.reports / f"promote-{candidate.digest[:12]}" / "masks"
+        threads = max(1, int(base.serving.cpus_per_replica))
+        ledger = Ledger(place.ledger)
+        evidence, _ = gather_evidence(candidate, project, masks, ledger, threads, progress.advance)
+        log = DecisionLog(place.decisions)
+        run_id = candidate.info["mlflow_run"]
+        version, judgement = through_gate(candidate, run_id, evidence, base.promotion, registry, log)
+    found = {"version": version.version, "digest": candidate.digest, **asdict(judgement)}
+    gain = judgement.difference
+    told = f", DSC {gain.mean:+.3f} over the baseline (from {gain.low:+.3f})" if gain else ""
+    emit(found, as_json, f"version {version.version} is champion{told}")
+
+
+def rollback(
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the champion before this one the champion again.
+
+    Example: gtvray rollback
+    """
+    from gtvray.config import load_config
+    from gtvray.io import Workspace
+    from gtvray.promotion import DecisionLog
+    from gtvray.promotion import rollback as go_back
+
+    place = Workspace(workspace)
+    with place.lock():
+        version = go_back(open_registry(place, load_config(config, override or [])), DecisionLog(place.decisions))
+    emit(asdict(version), as_json, f"version {version.version} is champion again")
+
+
+def models(
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the registered versions.
+
+    Example: gtvray models
+    """
+    from gtvray.config import load_config
+    from gtvray.io import Workspace
+
+    versions = open_registry(Workspace(workspace), load_config(config, override or [])).versions()
+    rows = [{**asdict(version), "aliases": ", ".join(version.aliases)} for version in versions]
+    columns = {"version": "version", "aliases": "aliases", "digest": "digest", "run_id": "MLflow run"}
+    emit(rows, as_json, table(rows, columns) if rows else "nothing is registered yet")

@@ -1,0 +1,87 @@
+"""`gtvray predict`: scans to masks, here or through an endpoint, with the same result."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gtvray.cli.common import WORKSPACE, JsonOption, Progress, WorkspaceOption, emit, table
+from gtvray.cli.evaluate import ModelOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gtvray.geometry import Volume
+
+_NOTICE = "Research use only. Not a medical device. A clinician must review every mask."
+
+
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(help="Scans (.nii, .nii.gz), or folders of cases.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A file for one scan, a folder for more.")],
+    model: ModelOption = "champion",
+    server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
+    token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    workspace: WorkspaceOption = WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Mark the tumour in scans; each mask lies on its scan's own grid.
+
+    Example: gtvray predict scan.nii.gz -o mask.nii.gz
+    """
+    from gtvray.io import write_volume
+
+    scans = _scans(inputs)
+    segment = _remote(server, token) if server else _local(model, workspace, threads)
+    progress = Progress({"predict": 2.0 * len(scans)}, as_json)
+    rows: list[dict[str, Any]] = []
+    with progress.live():
+        progress.begin("predict", f"{len(scans)} scans")
+        for name, path in scans.items():
+            began = time.perf_counter()
+            mask = segment(path)
+            target = out if len(scans) == 1 and out.name.endswith((".nii", ".nii.gz")) else out / f"{name}.nii.gz"
+            write_volume(target, mask)
+            volume_ml = float(mask.array.sum()) * mask.voxel_volume_ml
+            milliseconds = round(1000 * (time.perf_counter() - began))
+            rows.append({"scan": name, "volume_ml": volume_ml, "milliseconds": milliseconds, "mask": str(target)})
+            progress.advance(len(rows), len(scans))
+    columns = {"scan": "scan", "volume_ml": "ml", "milliseconds": "ms", "mask": "mask"}
+    emit({"masks": rows, "notice": _NOTICE}, as_json, f"{table(rows, columns)}\n{_NOTICE}")
+
+
+def _scans(inputs: list[Path]) -> dict[str, Path]:
+    from gtvray.data import index_dataset
+    from gtvray.errors import InputError
+
+    scans: dict[str, Path] = {}
+    for entry in inputs:
+        found = (
+            [(case.case_id, case.image) for case in index_dataset(entry, labels_required=False).cases]
+            if entry.is_dir()
+            else [(entry.name.removesuffix(".gz").removesuffix(".nii"), entry)]
+        )
+        for name, path in found:
+            if name in scans:
+                raise InputError("two scans of one name", found=f"{scans[name]} and {path}", do="predict them apart")
+            scans[name] = path
+    return scans
+
+
+def _local(model: str, workspace: Path, threads: int) -> Callable[[Path], Volume]:
+    from gtvray.cli.models import resolve_model
+    from gtvray.inference import Predictor
+    from gtvray.io import Workspace, read_volume
+
+    predictor = Predictor(resolve_model(model, Workspace(workspace)), threads=threads)
+    return lambda path: predictor.predict(read_volume(path), path)
+
+
+def _remote(server: str, token: str) -> Callable[[Path], Volume]:
+    from gtvray.serving import predict_remote
+
+    return lambda path: predict_remote(server, token, path).mask

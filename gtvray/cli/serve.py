@@ -1,0 +1,55 @@
+"""`gtvray serve`: the champion behind an HTTP endpoint, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from threading import Event
+from typing import Annotated
+
+import typer
+
+from gtvray.cli.common import WORKSPACE, AddressOption, ConfigOption, Progress, SetOption, WorkspaceOption
+from gtvray.cli.evaluate import ModelOption
+
+
+def serve(
+    model: ModelOption = "champion",
+    address: AddressOption = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Serve a model; the bearer token is GTVRAY_TOKEN, or one that is made and printed.
+
+    Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
+    """
+    from gtvray.cli.models import open_registry, resolve_model
+    from gtvray.config import load_config
+    from gtvray.io import Workspace
+    from gtvray.runtime import connect, require_port
+    from gtvray.serving import start_server
+
+    base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
+    require_port(base.serving.host, base.serving.port, "--port")
+    place = Workspace(workspace)
+    bundle = resolve_model(model, place, base)
+    versions = {known.digest: known.version for known in open_registry(place, base).versions()}
+    token = os.environ.get("GTVRAY_TOKEN") or secrets.token_urlsafe(24)
+    progress = Progress({"ray": 8, "serve": 15}, quiet=False)
+    with progress.live():
+        progress.begin("ray", "connecting to Ray")
+        with connect(address):
+            progress.begin("serve", "starting the endpoint")
+            version = versions.get(bundle.digest, "unregistered")
+            server = start_server(bundle.folder, base.serving, token, version=version, digest=bundle.digest)
+            try:
+                server.wait_ready()
+                made = "" if os.environ.get("GTVRAY_TOKEN") else f"; bearer token: {token}"
+                typer.echo(f"serving version {version} at {server.url} until Ctrl-C{made}", err=True)
+                Event().wait()
+            except KeyboardInterrupt:
+                typer.echo("stopping", err=True)
+            finally:
+                server.stop()

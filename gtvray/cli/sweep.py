@@ -1,0 +1,59 @@
+"""`gtvray sweep`: a search over trainings, to a bundle."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gtvray.cli.common import (
+    WORKSPACE,
+    AddressOption,
+    ConfigOption,
+    JsonOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    table,
+)
+
+
+def sweep(
+    space: Annotated[Path, typer.Argument(help="A search space, such as tune_configs/demo.yaml.")],
+    data: Annotated[Path, typer.Option(help="A folder in StructSeg's layout.")],
+    address: AddressOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search, record every trial in MLflow, and write the best as a bundle.
+
+    Example: gtvray sweep tune_configs/demo.yaml --data Naso_GTV
+    """
+    from gtvray.config import load_config, load_sweep
+    from gtvray.io import Workspace
+    from gtvray.runtime import connect
+    from gtvray.tuning import SweepJob
+
+    spec, base, place = load_sweep(space), load_config(config, override or []), Workspace(workspace)
+    name = f"{space.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    progress = Progress({"data": 10, "prepare": 20, "ray": 8, "sweep": spec.time_budget_s or 3600}, as_json)
+    with progress.live(), place.lock():
+        job = SweepJob(spec, base, place, name, progress)
+        project = job.open(data)
+        progress.begin("ray", "connecting to Ray")
+        with connect(address) as cluster:
+            outcome = job.run(project, cluster)
+    rows = [
+        {"trial": trial.trial_id, "epochs": trial.epochs, "dsc": trial.best_dsc, **trial.point}
+        for trial in outcome.result.trials
+    ]
+    columns = {"trial": "trial", "epochs": "epochs", "dsc": "best DSC", **{key: key for key in spec.space}}
+    found = {"bundle": str(outcome.bundle.folder), "digest": outcome.bundle.digest, "run": outcome.run_id}
+    text = f"{table(rows, columns)}\n\nbundle: {found['bundle']}\npromote it: gtvray promote {found['bundle']} --data {data}"
+    emit({"ok": True, "trials": rows, **found}, as_json, text)

@@ -1,0 +1,232 @@
+"""The main job from end to end: scans, sweep, MLflow, promotion, Ray Serve, masks over HTTP.
+
+Every stage is a few calls of the rooms below; what it proves is that they fit together.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gtvray.config import Config, load_sweep
+from gtvray.data import Case, Ledger, Project, read_label, write_phantoms
+from gtvray.errors import FailureError
+from gtvray.evaluation import ScoredCase, render_overlay, scores_table, summarise
+from gtvray.io import Workspace, atomic_path, read_volume, write_json
+from gtvray.promotion import DecisionLog, Evidence, gather_evidence, promote
+from gtvray.registry import ModelVersion, Registry
+from gtvray.runtime import Show, connect, require_port
+from gtvray.tuning import SweepJob, SweepOutcome
+
+NOTICE = "Research use only. Not a medical device. A clinician must review every mask."
+# Seconds a stage takes on two cores, to tell the time left before it has been seen.
+STAGES = {"data": 10, "prepare": 10, "ray": 8, "sweep": 175, "evaluate": 25, "promote": 3, "serve": 20, "request": 10}
+_PHANTOMS = 32
+_PHANTOM_SEED = 0
+_NEED_BYTES = 2_000_000_000
+_CLIENTS = 4
+
+# Told the endpoint's URL and token; returns when it is to end.
+Hold = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What a user may choose.
+
+    Attributes:
+        workspace: where everything is written.
+        data: a folder in StructSeg's layout; phantoms are made without it.
+        address: of a running Ray cluster; one is started here without it.
+        sweep: a file of a search space; the shipped `demo.yaml` without it.
+        config: everything else.
+        hold: keeps the endpoint up at the end.
+    """
+
+    workspace: Workspace
+    data: Path | None = None
+    address: str | None = None
+    sweep: Path | None = None
+    config: Config = field(default_factory=Config)
+    hold: Hold | None = None
+
+
+@dataclass
+class DemoResult:
+    """What came of it, ready for JSON."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    promotion: dict[str, Any] = field(default_factory=dict)
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    tracking: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notice: str = NOTICE
+
+
+class Demo:
+    """One run of the demo; `run` is the whole of it, `result` what there is so far.
+
+    Args:
+        options: what the user chose.
+        show: told of progress.
+    """
+
+    def __init__(self, options: DemoOptions, show: Show) -> None:
+        self._options, self._show = options, show
+        self._workspace, self._config = options.workspace, options.config
+        self._name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{secrets.token_hex(2)}"
+        self._reports = self._workspace.reports / self._name
+        self.result = DemoResult()
+
+    def run(self) -> DemoResult:
+        """Run every stage.
+
+        Raises:
+            InputError: the data or the settings are wrong.
+            GateRefusedError: the model is no better than the baseline.
+            FailureError: a stage failed.
+        """
+        shipped = Path(str(resources.files("gtvray.tune_configs") / "demo.yaml"))
+        sweep = load_sweep(self._options.sweep or shipped)
+        serving = self._config.serving
+        # What would fail at the end is looked at first.
+        require_port(serving.host, serving.port, "--port")
+        with self._workspace.lock(_NEED_BYTES):
+            job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
+            project = self._data(job)
+            self._show.begin("ray", "connecting to Ray")
+            with connect(self._options.address) as cluster:
+                with self._timed("sweep"):
+                    outcome = job.run(project, cluster)
+                self._record_sweep(job, outcome)
+                evidence, scored = self._evaluate(outcome, project)
+                registry = Registry(job.client, self._config.tracking.model_name, self._workspace.bundles)
+                version = self._promote(outcome, evidence, registry)
+                self._serve(registry, version, scored)
+        write_json(self._reports / "result.json", asdict(self.result))
+        return self.result
+
+    def _data(self, job: SweepJob) -> Project:
+        made = self._options.data is None
+        folder = self._options.data or self._workspace.phantoms
+        with self._timed("data"):
+            project = job.open(folder, self._make_phantoms if made else None)
+            case = project.dataset.subset(project.split.train[:1])[0]
+            self._picture("prepared", case, case.case_id)
+        self.result.data = {
+            "root": str(project.dataset.root),
+            "phantoms": made,
+            "split": {name: len(ids) for name, ids in vars(project.split).items()},
+            "fingerprint": project.fingerprint.as_dict(),
+            "warnings": [asdict(warning) for warning in job.warnings],
+        }
+        return project
+
+    def _make_phantoms(self, folder: Path) -> None:
+        write_phantoms(folder, _PHANTOMS, _PHANTOM_SEED, self._show.advance)
+
+    def _record_sweep(self, job: SweepJob, outcome: SweepOutcome) -> None:
+        trials = [{**asdict(trial), "best_checkpoint": str(trial.best_checkpoint)} for trial in outcome.result.trials]
+        self.result.sweep = {
+            "trials": trials,
+            "failed": outcome.result.failed,
+            "bundle": str(outcome.bundle.folder),
+            "digest": outcome.bundle.digest,
+        }
+        self.result.tracking = {"uri": job.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
+
+    def _evaluate(self, outcome: SweepOutcome, project: Project) -> tuple[Evidence, list[ScoredCase]]:
+        with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their own grids"):
+            ledger = Ledger(self._workspace.ledger)
+            masks = self._reports / "masks"
+            advance = self._show.advance
+            evidence, scored = gather_evidence(outcome.bundle, project, masks, ledger, self._threads(), advance)
+            by_dsc = sorted(scored, key=lambda entry: entry.score.dsc)
+            for name, entry in (("worst", by_dsc[0]), ("median", by_dsc[len(by_dsc) // 2])):
+                title = f"{entry.case.case_id}: DSC {entry.score.dsc:.3f}"
+                self._picture(f"held-out-{name}", entry.case, title, entry.mask)
+            with atomic_path(self._reports / "scores.md") as temporary:
+                temporary.write_text(scores_table(evidence.candidate))
+        self.result.summary = {"model": summarise(evidence.candidate), "baseline": summarise(evidence.baseline)}
+        return evidence, scored
+
+    def _promote(self, outcome: SweepOutcome, evidence: Evidence, registry: Registry) -> ModelVersion:
+        with self._stage("promote", "through the gate"):
+            log = DecisionLog(self._workspace.decisions)
+            config = self._config.promotion
+            version, judgement = promote(outcome.bundle, outcome.run_id, evidence, config, registry, log)
+        self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
+        return version
+
+    def _serve(self, registry: Registry, version: ModelVersion, scored: Sequence[ScoredCase]) -> None:
+        from gtvray.serving import start_server
+
+        token = secrets.token_urlsafe(24)
+        with ExitStack() as stack:
+            with self._stage("serve", "starting the endpoint"):
+                champion = registry.fetch(version)
+                server = start_server(
+                    champion.folder, self._config.serving, token, version=version.version, digest=champion.digest
+                )
+                stack.callback(server.stop)
+                server.wait_ready()
+            with self._stage("request", f"{len(scored)} scans over HTTP"), ThreadPoolExecutor(_CLIENTS) as clients:
+                answers = clients.map(lambda entry: self._request(server.url, token, entry), scored)
+                for done, row in enumerate(answers, 1):
+                    self.result.cases.append(row)
+                    self._show.advance(done, len(scored))
+            if self._options.hold is not None:
+                self._options.hold(server.url, token)
+
+    def _request(self, url: str, token: str, entry: ScoredCase) -> dict[str, Any]:
+        from gtvray.serving import predict_remote
+
+        began = time.perf_counter()
+        served = predict_remote(url, token, entry.case.image, timeout_s=self._config.serving.timeout_s)
+        milliseconds = round(1000 * (time.perf_counter() - began))
+        offline = read_volume(entry.mask)
+        if not (served.mask.same_grid(offline) and np.array_equal(served.mask.array, offline.array)):
+            raise FailureError(
+                "the served mask is not the offline one",
+                where=f"case {entry.case.case_id}, request {served.request_id}",
+                do="do not use this model here; run `gtvray doctor`",
+            )
+        row = {"case": entry.case.case_id, "dsc": entry.score.dsc, "hd95_mm": entry.score.hd95_mm}
+        if entry.baseline is not None:
+            row |= {"baseline_dsc": entry.baseline.dsc, "baseline_hd95_mm": entry.baseline.hd95_mm}
+        return {**row, "milliseconds": milliseconds, "request_id": served.request_id, "same_as_offline": True}
+
+    def _threads(self) -> int:
+        # As many as a replica has: with another count of threads sums are taken in another order.
+        return max(1, int(self._config.serving.cpus_per_replica))
+
+    def _picture(self, name: str, case: Case, title: str, prediction: Path | None = None) -> None:
+        scan = read_volume(case.image)
+        path = self._reports / f"{name}.png"
+        mask = read_volume(prediction) if prediction is not None else None
+        render_overlay(path, scan, read_label(case, scan), mask, title)
+        self.result.pictures.append(str(path))
+
+    @contextmanager
+    def _stage(self, name: str, detail: str) -> Iterator[None]:
+        self._show.begin(name, detail)
+        with self._timed(name):
+            yield
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.result.seconds[name] = round(time.perf_counter() - began, 2)

@@ -1,0 +1,50 @@
+"""Gathering what the gate looks at: candidate and baseline on the held-out cases, and a fresh process's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gtvray.data import Ledger, Project, read_label
+from gtvray.evaluation import MeanPositionBaseline, ScoredCase, score_cases
+from gtvray.inference import Predictor
+from gtvray.io import read_volume
+from gtvray.models import Bundle
+from gtvray.promotion.gate import Evidence
+from gtvray.promotion.probe import answers_alike
+
+
+def gather_evidence(
+    bundle: Bundle,
+    project: Project,
+    masks: Path,
+    ledger: Ledger,
+    threads: int,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[Evidence, list[ScoredCase]]:
+    """Score a bundle on the held-out cases, and write the look into the ledger.
+
+    Args:
+        bundle: the candidate.
+        project: the data it was trained on.
+        masks: folder for the predicted masks.
+        ledger: of looks.
+        threads: CPU threads, as many as a serving replica has.
+        report: told (done, all) after each case.
+    """
+    digest = project.fingerprint.digest
+    looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest)
+    trained_on = project.dataset.subset(project.split.train)
+    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in trained_on])
+    predictor = Predictor(bundle, threads=threads)
+    predictor.warm()
+    scored = score_cases(predictor, project.held_out, masks, baseline, report)
+    evidence = Evidence(
+        digest=bundle.digest,
+        data=digest,
+        candidate=tuple(entry.score for entry in scored),
+        baseline=tuple(entry.baseline for entry in scored if entry.baseline is not None),
+        loads_fresh=answers_alike(bundle, threads),
+        looks=looks,
+    )
+    return evidence, scored

@@ -1,0 +1,134 @@
+"""A sweep with all that belongs to it: data, run record, trials, and the best one's bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gtvray.config import Config, SweepConfig, with_dotted
+from gtvray.data import Finding, Project, index_dataset, open_project, require_sound
+from gtvray.io import Workspace
+from gtvray.models import Bundle
+from gtvray.runtime import Cluster, Show
+from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tuning.export import export_best
+from gtvray.tuning.sweep import SweepResult, run_sweep
+from gtvray.tuning.watch import SweepStatus
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep leaves.
+
+    Attributes:
+        result: its trials.
+        bundle: of the best.
+        run_id: MLflow run of the best.
+        sweep_run_id: MLflow run of the sweep.
+        delivered: whether MLflow has everything; otherwise the rest waits in the sweep's folder.
+    """
+
+    result: SweepResult
+    bundle: Bundle
+    run_id: str
+    sweep_run_id: str
+    delivered: bool
+
+
+@dataclass
+class SweepJob:
+    """One sweep.
+
+    Attributes:
+        sweep: the search space.
+        config: what holds outside of it.
+        workspace: held by the caller.
+        name: names its folder and its run.
+        show: told of progress.
+        client: of the tracking store, reached when the job is made.
+        warnings: what the data check had to say.
+    """
+
+    sweep: SweepConfig
+    config: Config
+    workspace: Workspace
+    name: str
+    show: Show
+    warnings: list[Finding] = field(default_factory=list)
+    client: MlflowClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = connect_mlflow(self.uri, self.workspace.artifacts)
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI."""
+        return self.config.tracking.uri or self.workspace.mlflow_uri
+
+    def open(self, data: Path, make: Callable[[Path], None] | None = None) -> Project:
+        """Index, check, split and prepare the data.
+
+        Args:
+            data: a folder in StructSeg's layout.
+            make: fills that folder first.
+
+        Raises:
+            InputError: the data are not usable.
+        """
+        self.show.begin("data", "reading and checking the cases")
+        if make is not None:
+            make(data)
+        dataset = index_dataset(data)
+        self.warnings = require_sound(dataset, self.show.advance)
+        self.show.begin("prepare", f"preparing {len(dataset.cases)} cases")
+        return open_project(
+            dataset,
+            with_dotted(self.config, self.sweep.base, "base"),
+            cache=self.workspace.cache,
+            splits=self.workspace.root / "splits",
+            report=self.show.advance,
+        )
+
+    def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
+        """Run the trials and write the best one's bundle.
+
+        Raises:
+            as `run_sweep`.
+        """
+        self.show.begin("sweep", f"{self.sweep.trials} trials, {self.sweep.searcher} and {self.sweep.scheduler.kind}")
+        folder = self.workspace.sweeps / self.name
+        artifacts = self.workspace.artifacts if self.uri.startswith("sqlite") else None
+        experiment = self.config.tracking.experiment
+        recorder = SweepRecorder(self.client, experiment, self.name, folder / "spool.jsonl", artifacts)
+        status = "FAILED"
+        try:
+            result = run_sweep(
+                self.sweep,
+                self.config,
+                project.train,
+                project.selection,
+                cluster=cluster,
+                recorder=recorder,
+                folder=folder,
+                tags={"gtvray.data": project.fingerprint.digest},
+                report=self._report,
+            )
+            recorder.flush()
+            target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
+            bundle, run_id = export_best(result, project.fingerprint, target, recorder, self.client)
+            status = "FINISHED"
+        finally:
+            recorder.finish(None, status)
+            delivered = recorder.close()
+        return SweepOutcome(result, bundle, run_id, recorder.run_id, delivered)
+
+    def _report(self, status: SweepStatus) -> None:
+        trials = self.sweep.trials
+        told = f"trial {status.started}/{trials}, epoch {status.epoch}/{status.epochs}"
+        done = max(status.ended / trials, status.elapsed_s / (self.sweep.time_budget_s or float("inf")))
+        self.show.advance(min(done, 1.0), 1, f"{told}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")

@@ -1,0 +1,147 @@
+"""The way from a scan to a mask without a network: patches cover it, answers are put together without seams."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gtvray.config import InferenceConfig, PreprocessingConfig
+from gtvray.geometry import Volume
+from gtvray.inference import CaseJob, gaussian_weights, patch_starts
+from gtvray.preprocessing import prepare
+
+PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0))
+
+
+def _scan(shape: tuple[int, int, int] = (40, 44, 36), affine: np.ndarray | None = None) -> Volume:
+    """An L of tissue in a box: the bounding box of the body has an empty corner."""
+    rng = np.random.default_rng(0)
+    hu = np.full(shape, -1000.0)
+    i, j, k = (n // 10 for n in shape)
+    hu[i:-i, j : 4 * j, k:-k] = hu[i : 4 * i, j:-j, k:-k] = 40
+    hu[hu > 0] += rng.normal(0, 20, int((hu > 0).sum()))
+    return Volume(hu.astype(np.int16), np.diag([-4.0, -4, 4, 1]) if affine is None else affine)
+
+
+def _job(scan: Volume, patch: tuple[int, int, int] = (16, 16, 16), **inference: Any) -> CaseJob:
+    return CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, InferenceConfig(**inference), patch)
+
+
+def _run(job: CaseJob, answer: Any) -> np.ndarray:
+    while job.remaining:
+        patch = job.take()
+        job.put(patch.number, answer(patch.channels))
+    assert job.done
+    return job.probability()
+
+
+def _local(channels: np.ndarray) -> np.ndarray:
+    """A made-up network: its answer at a voxel follows from the patch as a whole."""
+    return (0.5 * channels[0] + 0.5 * channels[0].mean()).astype(np.float32)
+
+
+@settings(max_examples=300)
+@given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.89))
+def test_patches_cover_every_voxel_and_overlap_as_told(shape: Any, patch: Any, overlap: float) -> None:
+    starts = patch_starts(shape, patch, overlap)
+    axes = [sorted({start[axis] for start in starts}) for axis in range(3)]
+    assert starts == sorted(set(starts)) == list(product(*axes))
+    for places, size, side in zip(axes, shape, patch, strict=True):
+        assert places[0] == 0
+        assert places[-1] == max(0, size - side)
+        for one, next_ in pairwise(places):
+            assert side - (next_ - one) >= min(side - 1, overlap * side - 1e-9)
+        # No more patches than the overlap asks for.
+        assert len(places) <= max(0, size - side) / max(1, int(side * (1 - overlap))) + 2
+
+
+@given(st.tuples(*[st.integers(1, 40)] * 3))
+def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int, int]) -> None:
+    weights = gaussian_weights(patch)
+    assert weights.shape == patch
+    assert weights.dtype == np.float32
+    assert weights.max() == 1
+    assert weights.min() >= np.float32(1e-3)
+    for axis in range(3):
+        np.testing.assert_array_equal(weights, np.flip(weights, axis))
+        half = weights.take(range((patch[axis] + 1) // 2), axis)
+        assert (np.diff(half, axis=axis) >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["exhaustive", "body"])
+@pytest.mark.parametrize("patch", [(16, 16, 16), (12, 20, 9), (64, 64, 64), (16, 64, 8)])
+def test_a_constant_answer_stays_constant(mode: Any, patch: tuple[int, int, int]) -> None:
+    job = _job(_scan(), patch, mode=mode)
+    found = _run(job, lambda channels: np.full(channels.shape[1:], 0.37, np.float32))
+    if mode == "exhaustive":
+        np.testing.assert_allclose(found, 0.37, rtol=1e-5)
+    else:
+        assert ((np.abs(found - 0.37) < 1e-5) | (found == 0)).all()
+
+
+def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
+    """A network that knows bone finds a bright block again, on a tilted left-handed grid."""
+    affine = np.array([[3.0, -0.6, 0, -90], [0.6, 3.0, 0.4, 20], [0, -0.4, 4.2, 300], [0, 0, 0, 1]])
+    scan = _scan(affine=affine)
+    array = scan.array.copy()
+    array[12:20, 9:16, 14:24] = 290
+    array[28:34, 9:15, 10:16] = 290
+    scan = scan.with_array(array)
+    for keep_largest in (False, True):
+        job = _job(scan, threshold=0.7, keep_largest=keep_largest)
+        _run(job, lambda channels: channels[0])
+        mask = job.finish()
+        assert mask.same_grid(scan)
+        assert mask.affine.tobytes() == scan.affine.tobytes()
+        assert mask.array.dtype == np.uint8
+        wanted = array == 290
+        wanted[28:34] &= not keep_largest
+        assert 2 * (mask.array & wanted).sum() / (mask.array.sum() + wanted.sum()) > 0.8
+        assert bool(mask.array[28:34].any()) != keep_largest
+
+
+def test_body_mode_is_exhaustive_where_every_patch_was_run() -> None:
+    scan = _scan()
+    every, body = (_job(scan, (8, 8, 8), mode=mode) for mode in ("exhaustive", "body"))
+    assert body.patches < every.patches
+    shape = prepare(scan, PREPROCESSING).hu.shape
+    starts, run, covered = patch_starts(shape, (8, 8, 8), 0.5), np.zeros(shape, int), np.zeros(shape, int)
+    inside = prepare(scan, PREPROCESSING).hu.array > PREPROCESSING.body_threshold_hu
+    for start in starts:
+        place = tuple(slice(s, s + 8) for s in start)
+        covered[place] += 1
+        run[place] += inside[place].any()
+    all_of_it, part = _run(every, _local), _run(body, _local)
+    np.testing.assert_array_equal(part[run == covered], all_of_it[run == covered])
+    assert (part[run == 0] == 0).all()
+    # No voxel of the body is left without an answer.
+    assert (run[inside] > 0).all()
+    assert (run < covered).any()
+
+
+def test_patches_and_answers_are_counted() -> None:
+    job = _job(_scan())
+    count = job.patches
+    assert count > 4
+    first, second = job.take(), job.take()
+    assert (first.number, second.number, job.remaining, job.done) == (0, 1, count - 2, False)
+    assert first.channels.shape == (1, 16, 16, 16)
+    with pytest.raises(AssertionError, match="order"):
+        job.put(1, np.zeros((16, 16, 16), np.float32))
+    with pytest.raises(AssertionError, match="answered"):
+        job.probability()
+
+
+def test_a_scan_smaller_than_a_patch_sits_in_its_middle() -> None:
+    scan = _scan((20, 12, 10))
+    hu = prepare(scan, PREPROCESSING).hu
+    job = _job(scan, (32, 32, 32), mode="exhaustive")
+    assert job.patches == 1
+    found = _run(job, lambda channels: channels[0])
+    assert found.shape == hu.shape
+    np.testing.assert_allclose(found, np.clip((hu.array + 200) / 500, 0, 1), atol=1e-5)

@@ -1,0 +1,80 @@
+"""The tree keeps its promises: rows of rooms, light doors, modules one can read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "gtvray"
+HEAVY = ("torch", "ray", "mlflow", "monai")
+ROOMS = sorted(folder.name for folder in PACKAGE.iterdir() if any(folder.glob("*.py")))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _loaded(program: str, watched: tuple[str, ...] = HEAVY) -> list[str]:
+    """Which of the watched packages a fresh interpreter has loaded after a program."""
+    ask = f"{program}\nimport sys; print('loaded:', *[name for name in {watched} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ask], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def _every_module(*rooms: str) -> str:
+    files = [file for room in rooms for file in (PACKAGE / room).rglob("*.py")]
+    names = [".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    assert len(names) > len(rooms)
+    return "\n".join(f"import {name}" for name in names)
+
+
+def test_a_room_imports_lower_rows_only() -> None:
+    """The contract is in pyproject.toml."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["gtvray", "gtvray.config", "gtvray.data", "gtvray.preprocessing"])
+def test_a_light_door_loads_nothing_heavy(name: str) -> None:
+    assert _loaded(f"import {name}\n[getattr({name}, each) for each in dir({name})]") == []
+
+
+def test_every_door_can_be_opened_without_what_lies_behind() -> None:
+    assert _loaded("\n".join(f"import gtvray.{room}" for room in ROOMS if room != "cli")) == []
+
+
+def test_low_rooms_load_neither_torch_nor_ray_in_any_module() -> None:
+    assert _loaded(_every_module("geometry", "io", "config")) == []
+
+
+def test_a_case_on_its_way_needs_no_torch() -> None:
+    assert _loaded("from gtvray.inference import CaseJob, patch_starts") == []
+
+
+@pytest.mark.skipif(not (PACKAGE / "cli" / "__init__.py").is_file(), reason="there is no command line yet")
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    run = f"import sys\nfrom gtvray.cli import main\nsys.argv[1:] = {arguments}\ntry: main()\nexcept SystemExit: pass"
+    assert _loaded(run) == []
+
+
+def test_a_room_has_one_door_that_lists_what_it_holds() -> None:
+    rooms = [room for room in ROOMS if room != "cli"]
+    assert [room for room in rooms if not (PACKAGE / room / "__init__.pyi").is_file()] == []
+    opened = "".join(
+        f"import gtvray.{room} as room\nassert room.__all__\n[getattr(room, name) for name in room.__all__]\n" for room in rooms
+    )
+    done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
+def test_a_module_can_be_read_in_one_go(module: Path) -> None:
+    text = module.read_text()
+    assert len(text.splitlines()) <= 450
+    assert text.lstrip().startswith(('"""', 'r"""')), "a module says first what it is for"
