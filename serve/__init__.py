@@ -1,0 +1,1 @@
+"""Serve config files and their import target; installed as gtvray.deploy."""

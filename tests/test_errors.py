@@ -46,7 +46,9 @@ def test_an_error_crosses_a_process_border_whole(kind: type[GtvrayError]) -> Non
 
 def test_five_lines_at_most_whatever_is_put_in() -> None:
     endless = "word \n\t" * 1000
-    lines = str(ConfigError(f"bad\nkey {endless}", where=endless, expected=endless, found=endless, do=endless)).split("\n")
+    lines = str(ConfigError(f"bad\nkey {endless}", where=endless, expected=endless, found=endless, do=endless)).split(
+        "\n"
+    )
     assert len(lines) == 5
     assert max(map(len, lines)) <= 320
     assert [line.split(":")[0] for line in lines[1:]] == ["  where", "  expected", "  found", "  do"]

@@ -19,7 +19,12 @@ def _loaded(program: str, watched: tuple[str, ...] = HEAVY) -> list[str]:
     """Which of the watched packages a fresh interpreter has loaded after a program."""
     ask = f"{program}\nimport sys; print('loaded:', *[name for name in {watched} if name in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ask], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False
+        [sys.executable, "-W", "error", "-c", ask],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()[1:]
@@ -67,7 +72,8 @@ def test_a_room_has_one_door_that_lists_what_it_holds() -> None:
     rooms = [room for room in ROOMS if room != "cli"]
     assert [room for room in rooms if not (PACKAGE / room / "__init__.pyi").is_file()] == []
     opened = "".join(
-        f"import gtvray.{room} as room\nassert room.__all__\n[getattr(room, name) for name in room.__all__]\n" for room in rooms
+        f"import gtvray.{room} as room\nassert room.__all__\n[getattr(room, name) for name in room.__all__]\n"
+        for room in rooms
     )
     done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -104,9 +104,9 @@ def flatten(config: Section) -> dict[str, Any]:
     return dict(_leaves(config.model_dump(mode="json"), ""))
 
 
-def known_keys() -> list[str]:
-    """Every dotted key of the schema."""
-    return [row["key"] for row in describe_keys()]
+def known_keys(section: type[BaseModel] = Config) -> list[str]:
+    """Every dotted key of the schema, or of one section."""
+    return [row["key"] for row in describe_keys(section)]
 
 
 def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[dict[str, str]]:
@@ -210,7 +210,7 @@ def _yaml_value(text: str, item: str) -> Any:
 
 
 def _suggestion(key: str, section: type[BaseModel] = Config) -> str:
-    keys = known_keys(section)
+    keys = [row["key"] for row in describe_keys(section)]
     if key in keys:
         return "nest it in a file: the section, and below it the field"
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)

@@ -93,7 +93,8 @@ class CaseJob:
         """The uint8 mask on the scan's own grid."""
         mask = restore_mask(self.probability(), self._prepared, self._inference.threshold)
         if self._inference.keep_largest and mask.array.any():
-            largest = np.asarray(cc3d.largest_k(mask.array, k=1, connectivity=26)) > 0
+            # A copy: cc3d refuses what is read-only.
+            largest = np.asarray(cc3d.largest_k(mask.array.copy(), k=1, connectivity=26)) > 0
             mask = mask.with_array(largest.astype(np.uint8))
         return mask
 

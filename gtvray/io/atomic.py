@@ -61,8 +61,10 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
                 if file.is_file():
                     _flush(file)
             temporary.chmod(0o755)
-            while not (complete_with and (final / complete_with).exists()) and not _renamed(temporary, final):
+            while not _renamed(temporary, final):
                 # Something is there, if only since a moment ago: another process may write the same folder.
+                if complete_with and (final / complete_with).exists():
+                    break
                 retired = Path(tempfile.mkdtemp(prefix=".retired-", dir=final.parent))
                 with suppress(FileNotFoundError):
                     final.replace(retired / final.name)

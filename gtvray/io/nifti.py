@@ -163,6 +163,7 @@ def _scaled(array: NDArray[Any], header: Nifti1Header, where: object) -> NDArray
     return array
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused, not warned about
 def _affine(header: Nifti1Header, where: object) -> NDArray[np.float64]:
     """The sform if it has a code, else the qform; the header's own spacing must agree with what is used."""
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
@@ -181,7 +182,7 @@ def _affine(header: Nifti1Header, where: object) -> NDArray[np.float64]:
     sform = header.get_sform() if sform_code > 0 else None
     if sform is not None and qform is not None and qform_code == sform_code:
         apart_mm = _furthest_corner_mm(sform, qform, header.get_data_shape())
-        if apart_mm > 1.0:
+        if not apart_mm <= 1.0:
             raise GeometryError(
                 "qform and sform place the voxels differently",
                 where=where,

@@ -4,6 +4,6 @@ from .bundle import write_bundle as write_bundle
 from .checkpoint import Checkpoint as Checkpoint
 from .losses import build_loss as build_loss
 from .networks import build_network as build_network
-from .networks import plan_network as plan_network
 from .networks import load_weights as load_weights
+from .networks import plan_network as plan_network
 from .networks import weights_of as weights_of

@@ -1,8 +1,8 @@
 """The Bundle: an immutable folder that is evaluated, promoted and served. Nothing in it is pickled.
 
-    weights.safetensors   the network's tensors
-    bundle.json           network, preprocessing and its version, labels, inference settings, training data, metrics
-    manifest.json         sha256 of each of the above; the bundle's digest is the sha256 of this file
+weights.safetensors   the network's tensors
+bundle.json           network, preprocessing and its version, labels, inference settings, training data, metrics
+manifest.json         sha256 of each of the above; the bundle's digest is the sha256 of this file
 """
 
 from __future__ import annotations

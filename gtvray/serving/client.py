@@ -65,7 +65,9 @@ def predict_remote(
     if request_id is not None:
         headers["X-Request-ID"] = request_id
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/v1/predict", content=_content(scan), headers=headers, timeout=timeout_s)
+        # Loading the trusted certificates takes 30 ms, for nothing where there is no TLS.
+        with httpx.Client(verify=not url.startswith("http://"), timeout=timeout_s) as client:
+            answer = client.post(f"{url.rstrip('/')}/v1/predict", content=_content(scan), headers=headers)
     except httpx.TimeoutException as error:
         raise DeadlineError("the server took too long", where=url, expected=f"{timeout_s:g} s") from error
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -33,6 +33,7 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
     if parsed.scheme in _DEFAULT_PORTS:
         _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

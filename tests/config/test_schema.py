@@ -101,7 +101,7 @@ def test_a_key_of_a_sweep_is_suggested_from_the_sweep() -> None:
 def test_a_value_out_of_range_or_of_another_type_is_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         with_dotted(Config(), {key: value}, "cfg.yaml")
-    assert key.split(".")[0] in caught.value.what
+    assert key.split(".", maxsplit=1)[0] in caught.value.what
     assert caught.value.fields["where"] == "cfg.yaml"
     assert len(str(caught.value).splitlines()) <= 5
 

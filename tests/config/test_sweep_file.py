@@ -21,7 +21,11 @@ def _load(tmp_path: Path, **content: Any) -> Any:
 
 
 def test_a_sound_sweep(tmp_path: Path) -> None:
-    space = {"optimizer.lr": LR, "network.size": {"choice": ["tiny", "small"]}, "training.patch_ijk": {"choice": [[32] * 3]}}
+    space = {
+        "optimizer.lr": LR,
+        "network.size": {"choice": ["tiny", "small"]},
+        "training.patch_ijk": {"choice": [[32] * 3]},
+    }
     start = [{"optimizer.lr": 1e-3, "network.size": "small"}, {"optimizer.lr": 1e-4}]
     sweep = _load(tmp_path, trials=8, base={"training.epochs": 3}, space=space, start=start)
     assert isinstance(sweep.space["optimizer.lr"], Range)

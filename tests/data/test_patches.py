@@ -62,7 +62,9 @@ def test_each_turn_visits_every_case_once_in_an_order_of_its_own(prepared_cases:
 def test_the_foreground_share_is_kept(prepared_cases: list[CachedCase]) -> None:
     big = prepared_cases[:3]
     touched = {
-        share: np.mean([_sampler(big, PLAIN, foreground_share=share, patch_ijk=(8, 8, 8)).sample(n)[1].any() for n in range(300)])
+        share: np.mean(
+            [_sampler(big, PLAIN, foreground_share=share, patch_ijk=(8, 8, 8)).sample(n)[1].any() for n in range(300)]
+        )
         for share in (0.0, 0.5, 1.0)
     }
     assert touched[1.0] == 1
@@ -78,11 +80,11 @@ def test_an_unaugmented_patch_is_a_piece_of_the_case(prepared_cases: list[Cached
     windows = np.lib.stride_tricks.sliding_window_view(whole[0], (16, 16, 16))
     for number in range(4):
         image, patch_mask = _sampler([case], PLAIN).sample(number)
-        places = np.argwhere((windows[..., 0, 0, 0] == image[0, 0, 0, 0]) & (windows[..., 15, 8, 3] == image[0, 15, 8, 3]))
-        box = next(
-            box for start in places.tolist()
-            if np.array_equal(whole[(slice(None), *(box := Box(tuple(start), tuple(s + 16 for s in start))).slices)], image)
-        )  # fmt: skip
+        places = np.argwhere(
+            (windows[..., 0, 0, 0] == image[0, 0, 0, 0]) & (windows[..., 15, 8, 3] == image[0, 15, 8, 3])
+        )
+        boxes = [Box(tuple(start), tuple(s + 16 for s in start)) for start in places.tolist()]
+        box = next(box for box in boxes if np.array_equal(whole[(slice(None), *box.slices)], image))
         np.testing.assert_array_equal(mask[box.slices], patch_mask)
 
 

@@ -17,7 +17,9 @@ from gtvray.errors import DataError
 
 
 @given(st.integers(6, 300), st.integers(0, 50), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
-def test_every_case_is_in_one_part_and_again_in_the_same(count: int, seed: int, selection: float, held_out: float) -> None:
+def test_every_case_is_in_one_part_and_again_in_the_same(
+    count: int, seed: int, selection: float, held_out: float
+) -> None:
     config = SplitConfig(seed=seed, selection_share=selection, held_out_share=held_out)
     ids = tuple(f"pt_{n}" for n in range(count))
     if count - max(3, round(count * held_out)) - max(1, round(count * selection)) < 2:

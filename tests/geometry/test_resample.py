@@ -83,12 +83,16 @@ def test_nearest_takes_the_nearest_and_keeps_the_dtype(seed: int, factor: float,
 @pytest.mark.parametrize("order", [0, 1])
 def test_the_same_grid_gives_the_same_values(order: int) -> None:
     volume = _volume(3)
-    np.testing.assert_array_equal(resample_to_grid(volume, volume.affine, volume.shape, order=order, fill=0).array, volume.array)
+    np.testing.assert_array_equal(
+        resample_to_grid(volume, volume.affine, volume.shape, order=order, fill=0).array, volume.array
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.tuples(*[st.floats(0.5, 6)] * 3))
-def test_the_resampled_grid_covers_the_extent_about_one_centre(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+def test_the_resampled_grid_covers_the_extent_about_one_centre(
+    seed: int, spacing_mm: tuple[float, float, float]
+) -> None:
     volume = _volume(seed)
     affine, shape = resampled_grid(volume, spacing_mm)
     grid = Volume(np.zeros(shape, np.uint8), affine)

@@ -21,7 +21,9 @@ CODES = ["".join(pair[s] for pair, s in zip(order, signs, strict=True))
 @st.composite
 def affines(draw: st.DrawFn) -> np.ndarray:
     """Oblique, left- and right-handed, half of them sheared, any spacing and origin."""
-    turn = Rotation.from_euler("xyz", [draw(st.sampled_from([0, 12, 45, 90, 133.7, 180])) for _ in range(3)], degrees=True)
+    turn = Rotation.from_euler(
+        "xyz", [draw(st.sampled_from([0, 12, 45, 90, 133.7, 180])) for _ in range(3)], degrees=True
+    )
     shear = np.eye(3) + np.triu(np.array([[0, *draw(st.tuples(*[st.sampled_from([0, 0.21, -0.08])] * 2))]] * 3), 1)
     spacing_mm = [draw(st.floats(0.5, 5)) * draw(st.sampled_from([1, -1])) for _ in range(3)]
     affine = np.eye(4)

@@ -58,9 +58,10 @@ def _probability(predictor: Predictor, scan: Volume) -> np.ndarray:
     return job.probability()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_patch_has_one_answer_whatever_shares_its_batch(make: Any, precision: str) -> None:
-    predictor = Predictor(make(batch_size=4, precision=precision))
+@pytest.mark.parametrize(("precision", "threads"), [("fp32", 1), ("fp32", 2), ("bf16", 1)])
+def test_a_patch_has_one_answer_whatever_shares_its_batch(make: Any, precision: str, threads: int) -> None:
+    predictor = Predictor(make(batch_size=4, precision=precision), threads=threads)
+    assert torch.get_num_threads() == threads
     patches = list(np.random.default_rng(1).random((4, 2, *PATCH), dtype=np.float32))
     together = predictor.forward(patches)
     assert together.shape == (4, *PATCH)
@@ -73,9 +74,12 @@ def test_a_patch_has_one_answer_whatever_shares_its_batch(make: Any, precision: 
 
 @pytest.mark.parametrize(
     # MONAI's own weights are not brought to 1 at the peak before they are cut off at 0.001: that shows in few voxels.
-    ("weights", "furthest"), [(torch.from_numpy(gaussian_weights(PATCH)), 1e-5), (None, 0.03)]
+    ("weights", "furthest"),
+    [(torch.from_numpy(gaussian_weights(PATCH)), 1e-5), (None, 0.03)],
 )
-def test_exhaustive_inference_is_monais_sliding_window(make: Any, weights: torch.Tensor | None, furthest: float) -> None:
+def test_exhaustive_inference_is_monais_sliding_window(
+    make: Any, weights: torch.Tensor | None, furthest: float
+) -> None:
     # 32 and 40 are whole steps of half a patch beyond 16, where both place the same patches.
     scan, bundle = _scan((32, 40, 24)), make(mode="exhaustive", batch_size=2)
     hu = prepare(scan, PREPROCESSING).hu

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,15 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
         (tmp_path / "d" / "x").write_text("old")
         (tmp_path / "f").write_text("old")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(error), atomic_dir(tmp_path / "d") as folder:
-        (folder / "x").write_text("new")
-        raise error
-    with pytest.raises(error), atomic_path(tmp_path / "f") as file:
-        file.write_text("new")
-        raise error
+
+    def fail_in(place: AbstractContextManager[Path], name: str) -> None:
+        with place as temporary:
+            (temporary / name).write_text("new")
+            raise error
+
+    for place, name in ((atomic_dir(tmp_path / "d"), "x"), (atomic_path(tmp_path / "f"), "")):
+        with pytest.raises(error):
+            fail_in(place, name)
     assert sorted(tmp_path.rglob("*")) == before
     assert all(file.read_text() == "old" for file in before if file.is_file())
 
@@ -81,19 +85,23 @@ def test_a_second_writer_who_was_faster_is_no_obstacle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_writer_may_arrive_at_the_very_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other's folder appears just before the renaming."""
-    path, chmod = tmp_path / "d", Path.chmod
+@pytest.mark.parametrize(("complete_with", "stays"), [(None, "mine"), ("who", "other"), ("more", "mine")])
+def test_a_writer_may_arrive_at_the_very_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete_with: str | None, stays: str
+) -> None:
+    """The other's folder appears as the renaming is tried."""
+    path, replace = tmp_path / "d", Path.replace
 
-    def arrive(self: Path, mode: int) -> None:
-        chmod(self, mode)
+    def arrive(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
         path.mkdir()
         (path / "who").write_text("other")
+        return replace(self, target)
 
-    with atomic_dir(path) as mine:
+    with atomic_dir(path, complete_with=complete_with) as mine:
         (mine / "who").write_text("mine")
-        monkeypatch.setattr(Path, "chmod", arrive)
-    assert (path / "who").read_text() == "mine"
+        monkeypatch.setattr(Path, "replace", arrive)
+    assert (path / "who").read_text() == stays
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -59,7 +59,9 @@ def test_a_bundle_is_the_model_that_was_put_in(bundle: Bundle, network: torch.nn
     assert "not a medical device" in (bundle.folder / "bundle.json").read_text().lower()
 
 
-def test_the_digest_names_the_content_and_not_the_place(tmp_path: Path, bundle: Bundle, network: torch.nn.Module) -> None:
+def test_the_digest_names_the_content_and_not_the_place(
+    tmp_path: Path, bundle: Bundle, network: torch.nn.Module
+) -> None:
     again = write_bundle(tmp_path / "again", weights=dict(reversed(weights_of(network).items())), **SETTINGS)
     moved = shutil.copytree(bundle.folder, tmp_path / "moved")
     assert again.digest == bundle.digest == verify_digest(moved) == verify_digest(bundle.folder)

@@ -20,7 +20,9 @@ from gtvray.preprocessing import AIR_HU, check_hu, prepare, prepare_mask, restor
 CONFIG = PreprocessingConfig()
 
 
-def _affine(turn_degrees: tuple[float, float, float], tilt: float, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def _affine(
+    turn_degrees: tuple[float, float, float], tilt: float, spacing_mm: tuple[float, float, float]
+) -> np.ndarray:
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", turn_degrees, degrees=True).as_matrix()
     affine[:3, :3] = turn @ [[1, 0, 0], [0, 1, tilt], [0, 0, 1]] @ np.diag(spacing_mm)
