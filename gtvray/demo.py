@@ -152,7 +152,9 @@ class Demo:
             ledger = Ledger(self._workspace.ledger)
             masks = self._reports / "masks"
             advance = self._show.advance
-            evidence, scored = gather_evidence(outcome.bundle, project, masks, ledger, self._threads(), advance)
+            evidence, scored = gather_evidence(
+                outcome.bundle, project, masks=masks, ledger=ledger, threads=self._threads(), report=advance
+            )
             by_dsc = sorted(scored, key=lambda entry: entry.score.dsc)
             for name, entry in (("worst", by_dsc[0]), ("median", by_dsc[len(by_dsc) // 2])):
                 title = f"{entry.case.case_id}: DSC {entry.score.dsc:.3f}"
@@ -166,7 +168,9 @@ class Demo:
         with self._stage("promote", "through the gate"):
             log = DecisionLog(self._workspace.decisions)
             config = self._config.promotion
-            version, judgement = promote(outcome.bundle, outcome.run_id, evidence, config, registry, log)
+            version, judgement = promote(
+                outcome.bundle, outcome.run_id, evidence, config=config, registry=registry, log=log
+            )
         self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
         return version
 

@@ -158,4 +158,4 @@ def _one_line(value: object) -> str:
 
 
 def _rebuild(kind: type[GtvrayError], what: str, fields: Mapping[str, str]) -> GtvrayError:
-    return kind(what, **fields)  # type: ignore[arg-type]  # the names are the keyword arguments themselves
+    return kind(what, **fields)

@@ -1,10 +1,16 @@
-"""Fixtures every test may use."""
+"""Fixtures every test may use. One local Ray cluster serves the whole session."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from gtvray.config import Config
+    from gtvray.runtime import Cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -22,3 +28,39 @@ def shared_data() -> Path:
 def real_cases(shared_data: Path) -> Path:
     """Real head-and-neck planning CTs in StructSeg's layout."""
     return shared_data / "openkbp_ptv70" / "train"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of twelve phantoms in StructSeg's layout; not to be written to."""
+    from gtvray.data import write_phantoms
+
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(folder, count=12, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    """Settings with which an epoch takes about a second."""
+    from gtvray.config import load_config
+
+    return load_config(
+        overrides=[
+            "preprocessing.spacing_mm=[8, 8, 8]",
+            "network.features=[8, 16]",
+            "training.patch_ijk=[24, 24, 24]",
+            "training.epochs=2",
+            "training.steps_per_epoch=2",
+            "training.precision=fp32",
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[Cluster]:
+    """The session's Ray cluster, two CPUs."""
+    from gtvray.runtime import connect
+
+    with connect(cpus=2) as cluster:
+        yield cluster

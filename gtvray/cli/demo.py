@@ -54,7 +54,9 @@ def demo(
     from gtvray.io import Workspace
 
     overrides = [*(override or []), *([f"serving.port={port}"] if port is not None else [])]
-    options = DemoOptions(Workspace(workspace), data, address, sweep, load_config(config, overrides), _hold if keep_serving else None)
+    options = DemoOptions(
+        Workspace(workspace), data, address, sweep, load_config(config, overrides), _hold if keep_serving else None
+    )
     progress = Progress(STAGES, as_json)
     run = Demo(options, progress)
     try:

@@ -102,5 +102,3 @@ def _mlflow(uri: str | None) -> dict[str, Any]:
         except GtvrayError as error:
             return _row("mlflow", False, str(error).replace("\n", ";"))
     return _row("mlflow", True, uri or "SQLite")
-
-

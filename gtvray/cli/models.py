@@ -81,10 +81,14 @@ def promote(
         masks = place.reports / f"promote-{candidate.digest[:12]}" / "masks"
         threads = max(1, int(base.serving.cpus_per_replica))
         ledger = Ledger(place.ledger)
-        evidence, _ = gather_evidence(candidate, project, masks, ledger, threads, progress.advance)
+        evidence, _ = gather_evidence(
+            candidate, project, masks=masks, ledger=ledger, threads=threads, report=progress.advance
+        )
         log = DecisionLog(place.decisions)
         run_id = candidate.info["mlflow_run"]
-        version, judgement = through_gate(candidate, run_id, evidence, base.promotion, registry, log)
+        version, judgement = through_gate(
+            candidate, run_id, evidence, config=base.promotion, registry=registry, log=log
+        )
     found = {"version": version.version, "digest": candidate.digest, **asdict(judgement)}
     gain = judgement.difference
     told = f", DSC {gain.mean:+.3f} over the baseline (from {gain.low:+.3f})" if gain else ""

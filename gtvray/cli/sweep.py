@@ -55,5 +55,6 @@ def sweep(
     ]
     columns = {"trial": "trial", "epochs": "epochs", "dsc": "best DSC", **{key: key for key in spec.space}}
     found = {"bundle": str(outcome.bundle.folder), "digest": outcome.bundle.digest, "run": outcome.run_id}
-    text = f"{table(rows, columns)}\n\nbundle: {found['bundle']}\npromote it: gtvray promote {found['bundle']} --data {data}"
+    go_on = f"gtvray promote {found['bundle']} --data {data} --workspace {workspace}"
+    text = f"{table(rows, columns)}\n\nbundle: {found['bundle']}\npromote it: {go_on}"
     emit({"ok": True, "trials": rows, **found}, as_json, text)

@@ -144,7 +144,9 @@ def build(section: type[S], values: Mapping[str, Any], where: object) -> S:
         key = ".".join(str(part) for part in first["loc"])
         more = f" (and {others} more)" if others else ""
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"unknown config key{more}", where=where, found=key, do=_suggestion(key, section)) from None
+            raise ConfigError(
+                f"unknown config key{more}", where=where, found=key, do=_suggestion(key, section)
+            ) from None
         raise ConfigError(
             f"config value refused: {key}{more}",
             where=where,
@@ -218,4 +220,3 @@ def _suggestion(key: str, section: type[BaseModel] = Config) -> str:
         by_leaf = {known.rpartition(".")[2]: known for known in keys}
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)]
     return f"did you mean {near[0]}?" if near else "`gtvray config schema` lists every key"
-

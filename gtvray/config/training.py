@@ -12,7 +12,9 @@ from gtvray.config.base import Section
 class LossConfig(Section):
     """What is minimised."""
 
-    kind: Literal["dice_ce", "dice_focal", "dice_topk"] = Field("dice_ce", description="per-sample Dice plus a voxel loss")
+    kind: Literal["dice_ce", "dice_focal", "dice_topk"] = Field(
+        "dice_ce", description="per-sample Dice plus a voxel loss"
+    )
     dice_weight: float = Field(1.0, ge=0, description="weight of the Dice term; the voxel loss has weight 1")
 
 
@@ -34,7 +36,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(2, ge=1, le=1024, description="patches a step, over all workers")
     patch_ijk: tuple[int, int, int] = Field((48, 48, 48), description="patch size in voxels of the prepared spacing")
     foreground_share: float = Field(0.5, ge=0, le=1, description="share of patches centred on the tumour")
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 is off")
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 is off"
+    )
     num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers; 2 and more go through Ray Train")
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads of a worker")
     use_gpu: bool = Field(False, description="one GPU a worker")

@@ -138,5 +138,3 @@ def _sample_foreground(mask: NDArray[np.uint8]) -> NDArray[np.int32]:
     if len(voxels) > _FOREGROUND_SAMPLES:
         voxels = voxels[np.linspace(0, len(voxels) - 1, _FOREGROUND_SAMPLES).astype(int)]
     return voxels
-
-

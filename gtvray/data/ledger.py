@@ -6,6 +6,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 class Ledger:
@@ -51,7 +52,7 @@ class Ledger:
         same = [entry for entry in self.looks() if entry["purpose"] == purpose and entry["data"] == data]
         return len({entry["subject"] for entry in same if set(entry["cases"]) & set(case_ids)})
 
-    def looks(self) -> list[dict[str, object]]:
+    def looks(self) -> list[dict[str, Any]]:
         """Every look so far; a line cut off by a crash is passed over."""
         if not self._path.exists():
             return []

@@ -35,7 +35,7 @@ class Box:
             if hits.size == 0:
                 return None
             ranges.append((int(hits[0]), int(hits[-1]) + 1))
-        return cls(*zip(*ranges, strict=True))  # type: ignore[arg-type]  # three ranges make two triples
+        return cls(*zip(*ranges, strict=True))
 
     @property
     def shape(self) -> tuple[int, int, int]:

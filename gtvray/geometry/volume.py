@@ -85,7 +85,7 @@ class Volume:
         return self._with_axes(ornt_transform(io_orientation(self.affine), axcodes2ornt(tuple(codes))))
 
     def aligned_to(self, other: Volume) -> Volume:
-        """The same voxels with axes in the order and directions of `other`, whose grid is parallel; undoes `reoriented`.
+        """The same voxels with axes in the order and directions of a parallel grid; undoes `reoriented`.
 
         By axes and not by codes: on a grid turned by 45 degrees two axes are equally near to a direction.
         """

@@ -108,4 +108,6 @@ class CaseJob:
         if self._inference.mode == "exhaustive":
             return starts
         body = self._hu > self._preprocessing.body_threshold_hu
-        return [s for s in starts if body[tuple(slice(a, a + p) for a, p in zip(s, self._patch_ijk, strict=True))].any()]
+        return [
+            s for s in starts if body[tuple(slice(a, a + p) for a, p in zip(s, self._patch_ijk, strict=True))].any()
+        ]

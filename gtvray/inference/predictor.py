@@ -74,7 +74,7 @@ def forward_batch(
     device: torch.device,
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
-    """Tumour probabilities (b, i, j, k) of at most `batch_size` patches (c, i, j, k); the batch is filled with zeros."""
+    """Tumour probabilities (b, i, j, k) of at most `batch_size` patches (c, i, j, k); zeros fill the batch."""
     batch = np.zeros((batch_size, *channels[0].shape), dtype=np.float32)
     for row, patch in zip(batch, channels, strict=False):
         row[:] = patch

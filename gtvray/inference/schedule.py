@@ -31,4 +31,4 @@ def gaussian_weights(patch_ijk: tuple[int, int, int]) -> NDArray[np.float32]:
         offset = np.arange(size) - (size - 1) / 2
         falls.append(np.exp(-0.5 * (offset / (size / 8)) ** 2))
     weights = falls[0][:, None, None] * falls[1][None, :, None] * falls[2][None, None, :]
-    return np.maximum(weights / weights.max(), 1e-3).astype(np.float32)
+    return np.asarray(np.maximum(weights / weights.max(), 1e-3), dtype=np.float32)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ def _read(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) ->
         content = stream.read(expected)
         # Reading on to the end lets gzip check its own checksum; a second volume's worth is not ours to inflate.
         trailing = len(stream.read(1 << 20))
-    except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile, OSError) as error:
+    except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile, OSError) as error:
         raise VolumeError("gzip stream is damaged", where=where, found=error, do=_DO) from error
     if len(content) < expected:
         raise VolumeError(
@@ -137,7 +137,7 @@ def _shape(header: Nifti1Header, where: object) -> tuple[int, int, int]:
         raise VolumeError("not one three-dimensional volume", where=where, found=f"dim = {sizes}", do=_DO)
     try:
         dtype = header.get_data_dtype()
-    except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
+    except (HeaderDataError, KeyError) as error:
         raise VolumeError("unknown data type", where=where, found=int(header["datatype"]), do=_DO) from error
     if dtype.kind not in "iuf":
         raise VolumeError("voxels are not single numbers", where=where, found=dtype, do=_DO)

@@ -31,11 +31,13 @@ def build_loss(config: LossConfig) -> Loss:
 
 
 def _dice_ce(config: LossConfig) -> Loss:
-    return DiceCELoss(sigmoid=True, batch=False, lambda_dice=config.dice_weight, smooth_nr=1.0, smooth_dr=1.0)
+    loss: Loss = DiceCELoss(sigmoid=True, batch=False, lambda_dice=config.dice_weight, smooth_nr=1.0, smooth_dr=1.0)
+    return loss
 
 
 def _dice_focal(config: LossConfig) -> Loss:
-    return DiceFocalLoss(sigmoid=True, batch=False, lambda_dice=config.dice_weight, smooth_nr=1.0, smooth_dr=1.0)
+    loss: Loss = DiceFocalLoss(sigmoid=True, batch=False, lambda_dice=config.dice_weight, smooth_nr=1.0, smooth_dr=1.0)
+    return loss
 
 
 def _dice_topk(config: LossConfig) -> Loss:
@@ -44,7 +46,8 @@ def _dice_topk(config: LossConfig) -> Loss:
     def loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         voxels = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1)
         hardest = voxels.topk(max(1, int(voxels.shape[1] * _TOPK_SHARE)), dim=1).values
-        return config.dice_weight * dice(logits, masks) + hardest.mean()
+        total: torch.Tensor = config.dice_weight * dice(logits, masks) + hardest.mean()
+        return total
 
     return loss
 

@@ -87,7 +87,7 @@ def build_network(
     """
     plan = plan_network(config, spacing_mm, patch_ijk)
     supervised = config.deep_supervision and len(plan.features) > 3
-    return DynUNet(
+    network: torch.nn.Module = DynUNet(
         spatial_dims=3,
         in_channels=channels,
         out_channels=1,
@@ -101,6 +101,7 @@ def build_network(
         deep_supr_num=min(2, len(plan.features) - 3) if supervised else 1,
         res_block=config.kind == "residual_unet",
     )
+    return network
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:

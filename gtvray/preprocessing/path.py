@@ -78,7 +78,7 @@ def to_channels(hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ..
     channels = np.empty((len(windows_hu), *hu.shape), dtype=np.float32)
     for channel, (low, high) in zip(channels, windows_hu, strict=True):
         np.subtract(hu, np.float32(low), out=channel)
-        channel *= np.float32(1.0 / (high - low))
+        np.multiply(channel, np.float32(1.0 / (high - low)), out=channel)
         np.clip(channel, 0.0, 1.0, out=channel)
     return channels
 

@@ -14,7 +14,7 @@ from gtvray.registry import ModelVersion, Registry
 
 
 def promote(
-    bundle: Bundle, run_id: str, evidence: Evidence, config: PromotionConfig, registry: Registry, log: DecisionLog
+    bundle: Bundle, run_id: str, evidence: Evidence, *, config: PromotionConfig, registry: Registry, log: DecisionLog
 ) -> tuple[ModelVersion, Judgement]:
     """Register a bundle and make it the champion, if the gate accepts it.
 

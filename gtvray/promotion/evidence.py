@@ -17,6 +17,7 @@ from gtvray.promotion.probe import answers_alike
 def gather_evidence(
     bundle: Bundle,
     project: Project,
+    *,
     masks: Path,
     ledger: Ledger,
     threads: int,

@@ -21,9 +21,7 @@ from gtvray.training.plan import training_precision
 _OVERLAP = 0.25
 
 
-def selection_dsc(
-    config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
-) -> float:
+def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device) -> float:
     """Mean DSC over cases, the same on every worker."""
     workers = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -39,12 +37,8 @@ def _case_dsc(config: Config, network: torch.nn.Module, case: CachedCase, device
     hu, mask = case.read(Box.whole(case.shape))
     grid = Volume(hu, np.asarray(case.meta["affine"]))
     inference = config.inference.model_copy(update={"overlap": _OVERLAP})
-    job = CaseJob(
-        Prepared(grid, grid.affine, grid.shape), config.preprocessing, inference, config.training.patch_ijk
-    )
+    job = CaseJob(Prepared(grid, grid.affine, grid.shape), config.preprocessing, inference, config.training.patch_ijk)
     size = inference.batch_size
-    forward = partial(
-        forward_batch, network, batch_size=size, device=device, dtype=training_precision(config)
-    )
+    forward = partial(forward_batch, network, batch_size=size, device=device, dtype=training_precision(config))
     run_to_end(job, forward, size)
     return dice(mask > 0, job.probability() > inference.threshold)

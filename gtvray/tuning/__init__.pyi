@@ -1,4 +1,6 @@
 from .export import export_best as export_best
+from .job import SweepJob as SweepJob
+from .job import SweepOutcome as SweepOutcome
 from .space import decode as decode
 from .space import tune_space as tune_space
 from .sweep import SweepResult as SweepResult
@@ -7,5 +9,3 @@ from .sweep import run_sweep as run_sweep
 from .trainable import SegmentationTrial as SegmentationTrial
 from .trainable import TrialContext as TrialContext
 from .watch import SweepStatus as SweepStatus
-from .job import SweepJob as SweepJob
-from .job import SweepOutcome as SweepOutcome

@@ -140,13 +140,7 @@ def test_unfit_request_id_is_replaced(http: httpx.Client) -> None:
 
 
 def test_api_process_has_no_torch(server: Server) -> None:
-    import ray.util.state
-
-    loaded = {}
-    for actor in ray.util.state.list_actors(filters=[("state", "=", "ALIVE")]):
-        if actor.class_name.startswith("ServeReplica:gtvray:"):
-            maps = Path(f"/proc/{actor.pid}/maps").read_text()
-            loaded[actor.class_name.rpartition(":")[2]] = "libtorch" in maps
+    loaded = {name: "libtorch" in Path(f"/proc/{pid}/maps").read_text() for name, pid in replicas().items()}
     assert loaded == {"Api": False, "Model": True}
 
 
@@ -164,7 +158,7 @@ def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle:
     killed = threading.Event()
 
     def kill_when_busy() -> None:
-        _, pid = model_replica()
+        pid = replicas()["Model"]
         # The request is with the replica once it is past the ingress.
         time.sleep(1.0)
         os.kill(pid, signal.SIGKILL)
@@ -179,11 +173,15 @@ def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle:
     assert np.array_equal(result.mask.array, Predictor(bundle, threads=1).predict(scan).array)
 
 
-def model_replica() -> tuple[str, int]:
-    import ray.util.state
+def replicas() -> dict[str, int]:
+    """Process id of each deployment's replica."""
+    import ray
+    from ray.util.state import list_actors
 
-    actors = ray.util.state.list_actors(filters=[("state", "=", "ALIVE")])
-    return next((a.actor_id, a.pid) for a in actors if a.class_name == "ServeReplica:gtvray:Model")
+    # Left alone, this finds "the" cluster of the machine, which need not be ours.
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address, filters=[("state", "=", "ALIVE")])
+    return {a.class_name.rpartition(":")[2]: a.pid for a in actors if a.class_name.startswith("ServeReplica:gtvray:")}
 
 
 def test_second_server_is_refused(server: Server, bundle: Bundle) -> None:
