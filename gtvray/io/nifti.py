@@ -18,6 +18,7 @@ import numpy as np
 from isal import igzip, igzip_lib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from gtvray.errors import GeometryError, NotFoundError, TooLargeError, VolumeError
@@ -28,6 +29,7 @@ from gtvray.io.atomic import atomic_path
 MAX_VOLUME_BYTES = 4 << 30
 _SIZES = {348: Nifti1Header, 540: Nifti2Header}
 _GZIP_LEVEL = 1
+_DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile)
 _DO = "export the volume again from where it came from"
 
 
@@ -93,7 +95,7 @@ def _read(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) ->
         content = stream.read(expected)
         # Reading on to the end lets gzip check its own checksum; a second volume's worth is not ours to inflate.
         trailing = len(stream.read(1 << 20))
-    except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile, OSError) as error:
+    except _DAMAGED as error:
         raise VolumeError("gzip stream is damaged", where=where, found=error, do=_DO) from error
     if len(content) < expected:
         raise VolumeError(

@@ -80,6 +80,12 @@ def test_nearest_takes_the_nearest_and_keeps_the_dtype(seed: int, factor: float,
     np.testing.assert_array_equal(found.array[sure], volume.array[i, j, k])
 
 
+def test_nearest_half_way_between_two_always_takes_the_same_side() -> None:
+    volume, affine = Volume(np.arange(6, dtype=np.uint8).reshape(6, 1, 1), np.eye(4)), np.eye(4)
+    affine[0, 3] = 0.5
+    assert resample_to_grid(volume, affine, (5, 1, 1), order=0, fill=0).array.ravel().tolist() == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("order", [0, 1])
 def test_the_same_grid_gives_the_same_values(order: int) -> None:
     volume = _volume(3)
