@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gtvray import NOTICE
 from gtvray.config import Config, load_sweep
 from gtvray.data import Case, Ledger, Project, read_label, write_phantoms
 from gtvray.errors import FailureError
@@ -27,7 +28,6 @@ from gtvray.registry import ModelVersion, Registry
 from gtvray.runtime import Show, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 
-NOTICE = "Research use only. Not a medical device. A clinician must review every mask."
 # Seconds a stage takes on two cores, to tell the time left before it has been seen.
 STAGES = {"data": 10, "prepare": 10, "ray": 8, "sweep": 175, "evaluate": 25, "promote": 3, "serve": 20, "request": 10}
 _PHANTOMS = 32

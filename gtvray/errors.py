@@ -13,6 +13,7 @@ GtvrayError
     ├── ResourceError       503           disk, port, memory, Ray, MLflow not to be had
     ├── BusyError           503           full: come again later
     ├── NotReadyError       503           nothing is promoted yet
+    ├── DeadlineError       504           not done in the time allowed
     ├── BundleError                       a bundle is damaged or not what its digest says
     ├── TrainingError                     training cannot go on
     └── GateRefusedError    409           the promotion gate said no
@@ -136,6 +137,12 @@ class NotReadyError(FailureError):
     """Nothing has been promoted yet."""
 
     http_status = 503
+
+
+class DeadlineError(FailureError):
+    """Not done in the time allowed."""
+
+    http_status = 504
 
 
 class BundleError(FailureError):

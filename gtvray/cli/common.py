@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +45,8 @@ class Progress:
 
     def begin(self, stage: str, detail: str) -> None:
         """A stage begins."""
+        # Ray, once connected, has put its own handler in the place of ours.
+        take_sigterm()
         if self._stage:
             self._expected_s.pop(self._stage, None)
         self._stage, self._detail, self._began = stage, detail, time.monotonic()
@@ -87,6 +91,11 @@ class Progress:
         return f"about {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
+def take_sigterm() -> None:
+    """Let SIGTERM do what Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
 def emit(value: Any, as_json: bool, text: str) -> None:
     """Print a result: JSON, or text for people."""
     typer.echo(json.dumps(value, default=str) if as_json else text)
@@ -116,3 +125,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

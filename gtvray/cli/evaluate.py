@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gtvray import NOTICE
 from gtvray.cli.common import WORKSPACE, JsonOption, Progress, WorkspaceOption, emit
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundle's folder, a version, or champion.")]
@@ -58,7 +59,7 @@ def evaluate(
         "model": summarise(scores),
         "cases": [asdict(score) for score in scores],
         "looks": looks,
-        "notice": "Research use only. Not a medical device. A clinician must review every mask.",
+        "notice": NOTICE,
     }
     if floor is not None:
         floors = [entry.baseline for entry in scored if entry.baseline is not None]

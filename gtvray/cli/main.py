@@ -6,15 +6,13 @@ import contextlib
 import errno
 import json
 import os
-import signal
 import sys
-from types import FrameType
 
-import click
 import typer
 
 from gtvray import __version__
 from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, serve, submit, sweep
+from gtvray.cli.common import take_sigterm
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
 
 app = typer.Typer(
@@ -48,17 +46,18 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong use or input."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    take_sigterm()
+    code = 0
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Exit as leave:
+        _run(sys.argv[1:])
+    except typer.Exit as leave:
         code = leave.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail(FailureError("interrupted", do="run it again; what was finished is kept"))
     except GtvrayError as error:
         code = _fail(error)
-    except click.exceptions.ClickException as error:
-        code = _fail(InputError(error.format_message(), do="see --help"))
+    except typer.TyperException as error:
+        code = _misused(error)
     except OSError as error:
         code = _fail(_of_system(error))
     except Exception as error:  # noqa: BLE001  # the last net: a stack trace helps nobody who runs a sweep
@@ -67,7 +66,23 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> None:
+    # Typer's own way in would make an exit code of Ctrl-C, and say nothing.
+    command = typer.main.get_command(app)
+    with command.make_context("gtvray", arguments) as context:
+        command.invoke(context)
+
+
+def _misused(error: typer.TyperException) -> int:
+    said = error.format_message()
+    if said.startswith("Usage:"):
+        # No verb was given; then the message is the help.
+        sys.stderr.write(f"{said}\n")
+        return InputError.exit_code
+    return _fail(InputError(said, do="see --help"))
 
 
 def _fail(error: GtvrayError) -> int:
@@ -94,7 +109,3 @@ def _unexpected(error: Exception) -> FailureError:
         found=f"{type(error).__name__}: {lines[0]}",
         do="run it again with GTVRAY_DEBUG=1 and report what it prints",
     )
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gtvray import NOTICE
 from gtvray.cli.common import WORKSPACE, JsonOption, Progress, WorkspaceOption, emit, table
 from gtvray.cli.evaluate import ModelOption
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gtvray.geometry import Volume
-
-_NOTICE = "Research use only. Not a medical device. A clinician must review every mask."
 
 
 def predict(
@@ -51,7 +50,7 @@ def predict(
             rows.append({"scan": name, "volume_ml": volume_ml, "milliseconds": milliseconds, "mask": str(target)})
             progress.advance(len(rows), len(scans))
     columns = {"scan": "scan", "volume_ml": "ml", "milliseconds": "ms", "mask": "mask"}
-    emit({"masks": rows, "notice": _NOTICE}, as_json, f"{table(rows, columns)}\n{_NOTICE}")
+    emit({"masks": rows, "notice": NOTICE}, as_json, f"{table(rows, columns)}\n{NOTICE}")
 
 
 def _scans(inputs: list[Path]) -> dict[str, Path]:

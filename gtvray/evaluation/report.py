@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gtvray import NOTICE
 from gtvray.errors import GeometryError, InputError
 from gtvray.evaluation.metrics import CaseScore
 from gtvray.evaluation.statistics import aggregated_dsc, bootstrap_mean_interval
@@ -133,6 +134,7 @@ def _overlay_figure(image: Volume, reference: Volume | None, prediction: Volume 
         _draw_view(axes, shown, outlines, centre, view)
     _legend(figure.axes[0], outlines)
     figure.suptitle(title, color="white", fontsize=11)
+    figure.supxlabel(NOTICE, color="gray", fontsize=8)
     return figure
 
 

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtvray.data import Case, read_label
 from gtvray.evaluation.baseline import MeanPositionBaseline
 from gtvray.evaluation.metrics import CaseScore, score_case
-from gtvray.inference import Predictor
 from gtvray.io import read_volume, write_volume
+
+if TYPE_CHECKING:
+    from gtvray.inference import Predictor
 
 
 @dataclass(frozen=True)

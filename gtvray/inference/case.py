@@ -44,7 +44,7 @@ class CaseJob:
         shape = prepared.hu.shape
         self._padded = tuple(max(n, p) for n, p in zip(shape, patch_ijk, strict=True))
         # A grid smaller than the patch sits in the middle of it, as it does in training.
-        self._before = tuple((p - n) // 2 for n, p in zip(shape, self._padded, strict=True))
+        self._before = tuple(p // 2 - n // 2 for n, p in zip(shape, self._padded, strict=True))
         pad = [(b, p - n - b) for n, p, b in zip(shape, self._padded, self._before, strict=True)]
         self._hu = np.pad(self._prepared.hu.array, pad, constant_values=AIR_HU)
         self._starts = self._schedule()

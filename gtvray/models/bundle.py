@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gtvray import __version__
+from gtvray import NOTICE, __version__
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig, build
 from gtvray.errors import BundleError, InputError
 from gtvray.io import atomic_dir, read_json, sha256_of, write_json
@@ -108,7 +108,7 @@ def write_bundle(
             {
                 "schema_version": SCHEMA_VERSION,
                 "preprocessing_version": PREPROCESSING_VERSION,
-                "intended_use": "Research use only. Not a medical device. A clinician must review every mask.",
+                "intended_use": NOTICE,
                 "labels": {"GTV": 1},
                 "patch_ijk": list(patch_ijk),
                 "network": network.model_dump(mode="json"),

@@ -18,17 +18,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gtvray import __version__
-from gtvray.errors import BusyError, GtvrayError, NotReadyError, ResourceError
+from gtvray import NOTICE, __version__
+from gtvray.errors import BusyError, DeadlineError, GtvrayError, NotReadyError, ResourceError
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.auth import read_token
 from gtvray.serving.guard import Guard
 from gtvray.serving.logs import log_event
 from gtvray.serving.model import Prediction
-from gtvray.serving.problems import MEDIA_TYPE, DeadlineError, http_problem
+from gtvray.serving.problems import MEDIA_TYPE, http_problem
 from gtvray.serving.spool import spool_body
 
-NOTICE = "Research use only, not a medical device, a clinician must review"
 _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _ATTEMPTS = 3
 _READY_WITHIN_S = 2.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 
-from gtvray.errors import GtvrayError, NotFoundError, ResourceError
+from gtvray.errors import DeadlineError, GtvrayError, NotFoundError, ResourceError
 from gtvray.geometry import Volume
 from gtvray.io import decode_nifti, encode_nifti
-from gtvray.serving.problems import MEDIA_TYPE, DeadlineError, error_of
+from gtvray.serving.problems import MEDIA_TYPE, error_of
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,6 @@ _FIELDS = ("where", "expected", "found", "do")
 _RETRY_AFTER_S = 5
 
 
-class DeadlineError(FailureError):
-    """The answer was not there in the time allowed."""
-
-    http_status = 504
-
-
 def http_problem(status: int, instance: str) -> dict[str, object]:
     """The document of a plain HTTP error, such as an unknown route."""
     return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "instance": instance}

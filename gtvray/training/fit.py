@@ -91,6 +91,8 @@ def fit(
     start = Checkpoint.load(resume) if resume is not None else newest_checkpoint(folder)
     if start is not None:
         state.restore(start)
+        if not (folder / f"epoch-{state.best_epoch:05d}").is_dir():
+            state.forget_best()
     loop = _Loop(config, state, PatchSampler(train, config.training, config.preprocessing, config.augmentation))
     with ThreadPoolExecutor(1) as reader:
         while state.epoch < config.training.epochs:
@@ -159,16 +161,17 @@ class _Loop:
             logits = self._network(images.to(device, non_blocking=True))
         loss = self._loss(logits, masks.to(device, non_blocking=True))
         value = float(loss.detach())
-        if not math.isfinite(value):
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), self._optimizing.clip_norm)
+        # A loss may be finite and its slope not; one step along it, and every weight is NaN.
+        if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingError(
                 "the loss is not a number any more",
                 where=f"step {step}",
-                found=value,
-                do="lower optimizer.lr or optimizer.clip_norm; the last epoch's checkpoint is sound",
+                found=f"loss {value:g}, gradient norm {float(norm):g}",
+                do="lower optimizer.lr or optimizer.clip_norm, and start in another folder",
             )
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), self._optimizing.clip_norm)
         state.optimizer.step()
         state.average(step)
         return value

@@ -26,13 +26,7 @@ def check_plan(config: Config, train: Sequence[CachedCase], selection: Sequence[
             expected=f"training.batch_size a multiple of training.num_workers = {training.num_workers}",
             found=training.batch_size,
         )
-    divisor = plan_network(config.network, config.preprocessing.spacing_mm, training.patch_ijk).divisor_ijk
-    if any(size % by for size, by in zip(training.patch_ijk, divisor, strict=True)):
-        raise ConfigError(
-            "the patch does not fit the network",
-            expected=f"training.patch_ijk a multiple of {divisor}",
-            found=training.patch_ijk,
-        )
+    plan_network(config.network, config.preprocessing.spacing_mm, training.patch_ijk)
     if not train or not selection:
         raise DataError("no case to learn from or to compare on", found=f"{len(train)} and {len(selection)} cases")
     shared = {case.meta["image_sha256"] for case in train} & {case.meta["image_sha256"] for case in selection}

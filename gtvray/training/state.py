@@ -67,6 +67,10 @@ class TrainingState:
             return True
         return False
 
+    def forget_best(self) -> None:
+        """Look for the best anew: the one there was lies in another folder."""
+        self.best_dsc, self.best_epoch = -1.0, 0
+
     def checkpoint(self) -> Checkpoint:
         """Everything needed to go on."""
         parts = {

@@ -21,17 +21,11 @@ from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig, S
 from gtvray.geometry import Volume
 from gtvray.io import decode_nifti, encode_nifti
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.runtime import Cluster
 from gtvray.serving import Server, start_server
 
 TOKEN = "a-test-token"
 PATCH_IJK = (16, 16, 16)
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +63,7 @@ def large_scan() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def start(local_ray: None) -> Iterator[Callable[..., Server]]:
+def start(local_ray: Cluster) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start_one(bundle: Bundle | None, **settings: Any) -> Server:

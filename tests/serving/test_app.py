@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from gtvray.config import ServingConfig, build
-from gtvray.errors import AuthError, BundleError, BusyError, ConfigError, ResourceError, VolumeError
+from gtvray.errors import AuthError, BundleError, BusyError, ConfigError, DeadlineError, ResourceError, VolumeError
 from gtvray.models import Bundle
-from gtvray.serving import AppArguments, DeadlineError, build_app, predict_remote
+from gtvray.serving import AppArguments, build_app, predict_remote
 from gtvray.serving.arguments import DeployFile
 from gtvray.serving.auth import TOKEN_VARIABLE, check_token, read_token
 from gtvray.serving.guard import problem_response

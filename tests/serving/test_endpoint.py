@@ -189,7 +189,7 @@ def test_second_server_is_refused(server: Server, bundle: Bundle) -> None:
     with pytest.raises(ResourceError, match="port is in use"):
         start_server(bundle.folder, ServingConfig(port=taken), TOKEN)
     with pytest.raises(ResourceError, match="already runs Serve"):
-        start_server(bundle.folder, ServingConfig(port=1 + taken), TOKEN)
+        start_server(bundle.folder, ServingConfig(port=free_port()), TOKEN)
 
 
 def test_mask_header_is_readable_by_others(http: httpx.Client) -> None:

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from gtvray.errors import BusyError, NotReadyError
+from gtvray.errors import BusyError, DeadlineError, NotReadyError
 from gtvray.io import encode_nifti
 from gtvray.models import Bundle
-from gtvray.serving import DeadlineError, Server, predict_remote
+from gtvray.serving import Server, predict_remote
 
 from .conftest import TOKEN, make_scan
 

@@ -1,0 +1,151 @@
+"""What a trial costs beside its training: our trials against the plain nested pattern, in one run.
+
+The nested pattern is the one in Ray's own examples: Tune's function trainable starts a TorchTrainer of one worker.
+Both run the same `fit` on the same cases, one trial at a time; a trial's added seconds are the sweep's wall-clock less
+the seconds that its epochs report. Equal output: the last training loss of every trial is the same to the last bit.
+
+    python benchmarks/sweep_overhead.py --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gtvray.config import Config, SweepConfig, load_config
+from gtvray.data import CachedCase, CaseCache, index_dataset, write_phantoms
+from gtvray.io import Workspace
+from gtvray.runtime import Cluster, connect
+from gtvray.tracking import SweepRecorder, connect_mlflow
+
+TRIALS = 4
+SETTINGS = [
+    "preprocessing.spacing_mm=[6, 6, 6]",
+    "network.size=tiny",
+    "training.patch_ijk=[32, 32, 32]",
+    "training.epochs=2",
+    "training.steps_per_epoch=10",
+    "training.precision=fp32",
+]
+
+
+def main() -> None:
+    """Run everything and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
+    parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as scratch, connect(cpus=2) as cluster:
+        root = Path(scratch)
+        write_phantoms(root / "phantoms", 6, 0)
+        config = load_config(overrides=SETTINGS)
+        dataset = index_dataset(root / "phantoms")
+        cases = CaseCache(root / "cache", config.preprocessing, config.cache).prepare_all(dataset.cases)
+        multi = load_config(overrides=[*SETTINGS, "training.num_workers=2"])
+        runs = {
+            "one": ours(config, cases, 1, cluster, root / "one"),
+            "many": ours(config, cases, TRIALS, cluster, root / "many"),
+            "nested": nested(config, cases, TRIALS, root / "nested"),
+            "multi_one": ours(multi, cases, 1, cluster, root / "multi-one"),
+            "multi_two": ours(multi, cases, 2, cluster, root / "multi-two"),
+        }
+    print(json.dumps(report(runs)))
+
+
+def report(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures, with everything they come from."""
+    added = {name: run["wall_s"] - run["busy_s"] for name, run in runs.items()}
+    losses = {round(loss, 6) for name in ("many", "nested") for loss in runs[name]["losses"]}
+    return {
+        "benchmark": "sweep_overhead",
+        "cold_s": round(added["one"], 2),
+        "warm_s": round((added["many"] - added["one"]) / (TRIALS - 1), 2),
+        "nested_s": round(added["nested"] / TRIALS, 2),
+        "warm_multi_s": round(added["multi_two"] - added["multi_one"], 2),
+        "utilisation": round(runs["many"]["busy_s"] / runs["many"]["wall_s"], 3),
+        "nested_utilisation": round(runs["nested"]["busy_s"] / runs["nested"]["wall_s"], 3),
+        "equal_output": len(losses) == 1,
+        "raw": runs,
+        "versions": {name: metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "mlflow")},
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+    }
+
+
+def ours(config: Config, cases: list[CachedCase], trials: int, cluster: Cluster, folder: Path) -> dict[str, Any]:
+    """A sweep of equal trials, one at a time."""
+    from gtvray.tuning import run_sweep
+
+    place = Workspace(folder)
+    client = connect_mlflow(place.mlflow_uri, place.artifacts)
+    recorder = SweepRecorder(client, "benchmark", "sweep", folder / "spool.jsonl", place.artifacts)
+    sweep = SweepConfig.model_validate(
+        {
+            "trials": trials,
+            "max_concurrent": 1,
+            "searcher": "random",
+            "scheduler": {"kind": "none"},
+            "space": {"optimizer.lr": {"choice": [2e-3]}},
+        }
+    )
+    began = time.perf_counter()
+    run_sweep(sweep, config, cases[:4], cases[4:], cluster=cluster, recorder=recorder, folder=folder / "sweep", tags={})
+    wall_s = time.perf_counter() - began
+    recorder.close()
+    runs = [run for run in client.search_runs(["1"]) if "ray.trial_id" in run.data.tags]
+    seconds = [m.value for run in runs for m in client.get_metric_history(run.info.run_id, "seconds")]
+    return {"wall_s": wall_s, "busy_s": sum(seconds), "losses": [run.data.metrics["train_loss"] for run in runs]}
+
+
+def nested(config: Config, cases: list[CachedCase], trials: int, folder: Path) -> dict[str, Any]:
+    """The same trainings, each a TorchTrainer of one worker inside a function trainable."""
+    import ray.train
+    from ray import tune
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    def worker(loop: dict[str, Any]) -> None:
+        from gtvray.training import fit
+
+        for report in fit(config, cases[:4], cases[4:], Path(loop["folder"])):
+            ray.train.report(report.metrics())
+
+    def driver(point: dict[str, Any]) -> None:
+        name = tune.get_context().get_trial_id()
+        TorchTrainer(
+            worker,
+            train_loop_config={"folder": str(folder / name / "checkpoints")},
+            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            run_config=ray.train.RunConfig(name=name, storage_path=str(folder), callbacks=[TuneReportCallback()]),
+        ).fit()
+
+    seconds: list[float] = []
+
+    class Collect(tune.Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            seconds.append(result["seconds"])
+
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        grid = tune.Tuner(
+            tune.with_resources(driver, {"CPU": 0.1}),
+            param_space={"lr": tune.choice([2e-3])},
+            tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
+            run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[Collect()]),
+        ).fit()
+    wall_s = time.perf_counter() - began
+    return {"wall_s": wall_s, "busy_s": sum(seconds), "losses": [result.metrics["train_loss"] for result in grid]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

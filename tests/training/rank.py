@@ -1,0 +1,36 @@
+"""One of two data-parallel ranks: `python rank.py FOLDER RANK` trains every variant that FOLDER/job.json names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from gtvray.config import Config, with_dotted
+from gtvray.data import CachedCase
+from gtvray.training import fit
+
+
+def main(folder: Path, rank: int) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    config = Config.model_validate(job["config"])
+    train, selection = (
+        [CachedCase(case_id, Path(place), meta) for case_id, place, meta in job[side]]
+        for side in ("train", "selection")
+    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    curves = {
+        name: [
+            [report.train_loss, report.selection_dsc]
+            for report in fit(with_dotted(config, changes), train, selection, folder / name)
+        ]
+        for name, changes in job["variants"].items()
+    }
+    dist.destroy_process_group()
+    (folder / f"rank-{rank}.json").write_text(json.dumps(curves))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
