@@ -22,7 +22,7 @@ from gtvray.io import decode_nifti, encode_nifti, write_volume
 from gtvray.models import Bundle
 from gtvray.serving import Server, predict_remote, start_server
 
-from .conftest import TOKEN, log_lines, make_scan, wait_for_log
+from .conftest import TOKEN, free_port, log_lines, make_scan, wait_for_log
 
 pytestmark = pytest.mark.ray
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
