@@ -13,6 +13,9 @@ class PreprocessingConfig(Section):
     spacing_mm: tuple[float, float, float] = Field(
         (3.0, 3.0, 3.0), description="voxel spacing the network sees: right-left, front-back, up-down"
     )
+    antialias: bool = Field(
+        True, description="average over a coarser voxel; false samples a point in it, as nnU-Net and MONAI do"
+    )
     windows_hu: tuple[tuple[float, float], ...] = Field(
         ((-200.0, 300.0),), description="(low, high) in HU; each becomes a channel scaled to 0..1", min_length=1
     )

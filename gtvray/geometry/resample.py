@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from gtvray.geometry.affine import Affine
 from gtvray.geometry.volume import Volume
@@ -37,6 +37,7 @@ def resample_to_grid(
     *,
     order: int,
     fill: float,
+    antialias: bool = False,
 ) -> Volume:
     """The volume's values at the voxel centres of another grid.
 
@@ -49,6 +50,9 @@ def resample_to_grid(
         shape: the target grid's shape.
         order: 0 nearest (dtype kept), 1 linear (float32).
         fill: value outside the volume.
+        antialias: on axes that get coarser, weigh all voxels within one target voxel of a point, falling linearly to
+            its ends (order 1 and parallel axes only). Point samples keep all of the noise; this keeps the share that
+            averaging leaves.
     """
     to_source = np.linalg.inv(volume.affine) @ affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
@@ -57,7 +61,14 @@ def resample_to_grid(
         # The axis that shrinks most goes first, so that the later ones have less to do.
         for axis in sorted(range(3), key=lambda a: shape[a] / volume.shape[a]):
             positions = np.arange(shape[axis]) * matrix[axis, axis] + offset[axis]
-            values = _along_axis(values, axis, positions, order, fill)
+            step = abs(float(matrix[axis, axis]))
+            if order == 0:
+                sampled = _nearest(values, axis, positions)
+            elif antialias and step > 1:
+                sampled = _averaged(values, axis, positions, step)
+            else:
+                sampled = _linear(values, axis, positions)
+            values = _filled_outside(sampled, axis, positions, values.shape[axis], fill)
         return Volume(np.ascontiguousarray(values), affine)
     source = volume.array if order == 0 else volume.array.astype(np.float32)
     values = ndimage.affine_transform(
@@ -66,27 +77,41 @@ def resample_to_grid(
     return Volume(values, affine)
 
 
-def _along_axis(
-    values: NDArray[Any], axis: int, positions: NDArray[np.float64], order: int, fill: float
+def _nearest(values: NDArray[Any], axis: int, positions: NDArray[np.float64]) -> NDArray[Any]:
+    # floor(x + 0.5) and not rint: rint's ties to even would shift every second voxel.
+    nearest = np.floor(positions + 0.5).astype(np.intp).clip(0, values.shape[axis] - 1)
+    return np.asarray(np.take(values, nearest, axis=axis))
+
+
+def _linear(values: NDArray[Any], axis: int, positions: NDArray[np.float64]) -> NDArray[np.float32]:
+    last = values.shape[axis] - 1
+    inside = np.clip(positions, 0, last)
+    low = np.floor(inside).astype(np.intp)
+    weight = (inside - low).astype(np.float32)
+    result = np.take(values, low, axis=axis).astype(np.float32)
+    if weight.any():
+        upper = np.take(values, np.minimum(low + 1, last), axis=axis)
+        result += (upper - result) * weight.reshape([-1 if a == axis else 1 for a in range(3)])
+    return result
+
+
+def _averaged(values: NDArray[Any], axis: int, positions: NDArray[np.float64], step: float) -> NDArray[np.float32]:
+    """Triangle-weighted means over `step` voxels to each side; weights beyond the border are left out."""
+    apart = np.abs(np.arange(values.shape[axis])[None, :] - np.clip(positions, 0, values.shape[axis] - 1)[:, None])
+    weights = np.maximum(0.0, 1.0 - apart / step)
+    matrix = sparse.csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+    front = np.moveaxis(values, axis, 0).astype(np.float32)
+    means = matrix @ front.reshape(front.shape[0], -1)
+    return np.moveaxis(means.reshape(-1, *front.shape[1:]), 0, axis)
+
+
+def _filled_outside(
+    sampled: NDArray[Any], axis: int, positions: NDArray[np.float64], size: int, fill: float
 ) -> NDArray[Any]:
-    size = values.shape[axis]
+    """`fill` where a position is more than half a voxel outside the source's `size` voxels."""
     outside = (positions < -0.5 - 1e-6) | (positions > size - 0.5 + 1e-6)
-    inside = np.clip(positions, 0, size - 1)
-    if order == 0:
-        # floor(x + 0.5) and not rint: rint's ties to even would shift every second voxel.
-        result = np.take(values, np.floor(inside + 0.5).astype(np.intp).clip(0, size - 1), axis=axis)
-    else:
-        low = np.floor(inside).astype(np.intp)
-        weight = (inside - low).astype(np.float32)
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        weight = weight.reshape(shape)
-        result = np.take(values, low, axis=axis).astype(np.float32)
-        if weight.any():
-            upper = np.take(values, np.minimum(low + 1, size - 1), axis=axis)
-            result += (upper - result) * weight
     if outside.any():
         index: list[Any] = [slice(None)] * 3
         index[axis] = outside
-        result[tuple(index)] = fill
-    return result
+        sampled[tuple(index)] = fill
+    return sampled

@@ -33,11 +33,13 @@ class Prepared:
         hu: int16 HU on the prepared grid (RAS axes, `spacing_mm`).
         source_affine: affine of the scan as it came.
         source_shape: its shape.
+        antialias: how it was resampled.
     """
 
     hu: Volume
     source_affine: Affine
     source_shape: tuple[int, int, int]
+    antialias: bool = True
 
 
 def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> Prepared:
@@ -57,20 +59,22 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> 
         upright = resample_to_grid(scan, *orthogonal_grid(scan.affine, scan.shape), order=1, fill=AIR_HU)
     upright = upright.reoriented(AXES)
     body = upright.cropped(_body_box(upright, config, where))
-    resampled = resample_to_grid(body, *resampled_grid(body, config.spacing_mm), order=1, fill=AIR_HU)
+    resampled = resample_to_grid(
+        body, *resampled_grid(body, config.spacing_mm), order=1, fill=AIR_HU, antialias=config.antialias
+    )
     hu = np.clip(np.rint(resampled.array), *_HU_RANGE).astype(np.int16)
-    return Prepared(resampled.with_array(hu), scan.affine, scan.shape)
+    return Prepared(resampled.with_array(hu), scan.affine, scan.shape, config.antialias)
 
 
 def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
     """Bring a mask drawn on the scan's own grid to the prepared grid.
 
-    A voxel belongs to the result where linear interpolation of the mask reaches one half.
+    A voxel belongs to the result where the mask, resampled as the scan is, reaches one half.
     """
     soft = mask.with_array((mask.array > 0).astype(np.float32)).reoriented(AXES)
-    return (resample_to_grid(soft, prepared.hu.affine, prepared.hu.shape, order=1, fill=0.0).array >= 0.5).astype(
-        np.uint8
-    )
+    grid = prepared.hu
+    share = resample_to_grid(soft, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias)
+    return (share.array >= 0.5).astype(np.uint8)
 
 
 def to_channels(hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ...]) -> NDArray[np.float32]:
