@@ -24,7 +24,9 @@ _HOW = "Written by `make docs` from the code; do not edit."
 _SWEEP_NOTE = """\
 A value of `space` is a range, `{low: 1.0e-4, high: 1.0e-2, log: true}` (`log` and `integer` are optional), or a
 choice, `{choice: [0.3, 0.6]}`. Keys of `base`, `space` and `start` are those of the first table."""
-_SERVE_NOTE = "They stand under `args` in `serve/config.yaml`; `serving` there holds the `serving.*` keys of the first table."
+_SERVE_NOTE = (
+    "They stand under `args` in `serve/config.yaml`; `serving` there holds the `serving.*` keys of the first table."
+)
 
 
 def verbs() -> Iterator[tuple[str, Any]]:

@@ -83,8 +83,8 @@ class Progress:
     def _left(self, share: float) -> str:
         elapsed = time.monotonic() - self._began
         expected = self._expected_s.get(self._stage, 0.0)
-        # What has been seen of the stage outweighs what was expected, the more so the further it is.
-        present = max(0.0, (1 - share) * (share * (elapsed / share) + (1 - share) * expected) if share else expected)
+        # What has been seen of a stage tells more than what was expected, once some of it has been seen.
+        present = elapsed * (1 - share) / share if share > 0.05 else max(0.0, expected - elapsed)
         later = list(self._expected_s)
         rest = later[later.index(self._stage) + 1 :] if self._stage in later else []
         seconds = present + sum(self._expected_s[name] for name in rest)

@@ -24,24 +24,30 @@ def submit(
 ) -> None:
     """Run a verb on a Ray cluster through Ray Jobs; its exit code is 0 if the job succeeded.
 
-    The job runs where the cluster's head is, in this environment's gtvray: paths must be seen from there.
+    The job runs on the cluster's head, with this environment's Python: paths must be seen from there. Ray tells the job
+    of its cluster through RAY_ADDRESS.
 
     Example: gtvray submit --address http://head:8265 -- sweep demo.yaml --data /data/Naso_GTV
     """
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from gtvray.errors import AuthError, FailureError, ResourceError
+    from gtvray.runtime import TOKEN_ADVICE, use_token
 
-    from gtvray.errors import FailureError, ResourceError
+    use_token()
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
-        entry = [sys.executable, "-m", "gtvray", *verb, "--address", "auto"]
+        entry = [sys.executable, "-m", "gtvray", *verb]
         job = client.submit_job(entrypoint=shlex.join(entry), metadata={"gtvray.verb": verb[0]})
+    except AuthenticationError as error:
+        raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
     except (ConnectionError, RuntimeError) as error:
         raise ResourceError(
             "no Ray cluster takes jobs here",
             where=address,
             found=str(error).strip().splitlines()[0],
-            do="start one with `ray start --head`, or correct --address; RAY_AUTH_TOKEN must be the cluster's",
+            do="start one with `ray start --head`, or correct --address",
         ) from error
     if wait:
         shown = 0

@@ -1,5 +1,7 @@
+from .cluster import TOKEN_ADVICE as TOKEN_ADVICE
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
+from .cluster import use_token as use_token
 from .ports import port_is_free as port_is_free
 from .ports import require_port as require_port
 from .progress import Show as Show

@@ -12,10 +12,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from gtvray.errors import ResourceError
+from gtvray.errors import AuthError, ResourceError
 
+TOKEN_ADVICE = "set RAY_AUTH_TOKEN to the cluster's token (on its head: `ray get-auth-token`)"  # noqa: S105
 # Read by Ray when its modules are imported, in this process and, by inheritance, in those it starts.
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -51,7 +53,8 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     """Connect to a running cluster, or start one here, for the length of a `with` block.
 
     Args:
-        address: of a running cluster ("auto" finds one on this machine); None starts one.
+        address: of a running cluster ("auto" finds one on this machine); without it the one RAY_ADDRESS names, as in
+            a job on a cluster, and without that one is started.
         cpus: CPUs of a started one; all if not given.
 
     Raises:
@@ -59,12 +62,17 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto"):
         _require_answer(str(address))
+    use_token()
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         context = ray.init(**(_joining(str(address)) if address else _starting(cpus)))
+    except AuthenticationError as error:
+        raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ResourceError(
             "cannot connect to Ray" if address else "cannot start Ray on this machine",
@@ -72,6 +80,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             found=error,
             do="start one with `ray start --head`, or leave the address out" if address else "run `gtvray doctor`",
         ) from error
+    before = os.environ.get("RAY_ADDRESS")
     try:
         gcs = str(context.address_info["gcs_address"])
         # Actors that look for "the" cluster must find this one, whatever else runs on the machine.
@@ -79,12 +88,24 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         total = ray.cluster_resources()
         yield Cluster(gcs, address is None, float(total.get("CPU", 0)), float(total.get("GPU", 0)))
     finally:
-        os.environ.pop("RAY_ADDRESS", None)
+        if before is None:
+            os.environ.pop("RAY_ADDRESS", None)
+        else:
+            os.environ["RAY_ADDRESS"] = before
         ray.shutdown()
 
 
+def use_token() -> None:
+    """Bear the cluster's token if there is one; call it before Ray is imported.
+
+    Ray looks for a token by itself only where it starts a cluster, not where it joins one or submits to it.
+    """
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if os.environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def _starting(cpus: int | None) -> dict[str, Any]:
-    os.environ.pop("RAY_ADDRESS", None)
     options: dict[str, Any] = {
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",

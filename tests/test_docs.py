@@ -1,0 +1,196 @@
+"""The documents keep up with the code: every name, link, command and setting in them is real, and none is left out."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from gtvray import __version__, errors
+from gtvray.config import known_keys
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("cluster/*.md")])
+GUIDES = [path for path in DOCUMENTS if "reference" not in path.parts]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def _load_build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_build", REPOSITORY / "docs" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILD = _load_build()
+VERBS: dict[str, Any] = dict(BUILD.verbs())
+
+
+def _defined(path: Path) -> set[str]:
+    """Functions and classes of a module, methods as Class.method."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{each.name}"
+                for each in node.body
+                if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+    return names
+
+
+def _references(cell: str) -> list[tuple[str, str]]:
+    return re.findall(r"`([\w/]+\.py)::([\w.]+)`", cell)
+
+
+def _hazards() -> list[list[str]]:
+    lines = (REPOSITORY / "docs" / "hazards.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| H\d", line)]
+
+
+@pytest.mark.parametrize("row", _hazards(), ids=lambda row: row[0])
+def test_a_hazard_names_controls_and_tests_that_exist(row: list[str]) -> None:
+    _, hazard, controls, tests = row
+    assert hazard
+    for cell, folder in ((controls, "gtvray/"), (tests, "tests/")):
+        found = _references(cell)
+        assert len(found) == cell.count("`") // 2 > 0, f"every entry is `file::name`: {cell}"
+        for file, name in found:
+            assert file.startswith(folder)
+            assert name in _defined(REPOSITORY / file), f"{file} has no {name}"
+
+
+def test_hazards_are_numbered_without_a_gap() -> None:
+    ids = [row[0] for row in _hazards()]
+    assert ids == [f"H{number:02d}" for number in range(1, len(ids) + 1)]
+    assert ids
+
+
+@pytest.mark.parametrize("name", BUILD.PAGES)
+def test_the_reference_is_what_the_code_says(name: str) -> None:
+    assert (BUILD.REFERENCE / name).read_text() == BUILD.PAGES[name](), "stale: run `make docs`"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_documented(verb: str) -> None:
+    assert f"## gtvray {verb}\n" in (BUILD.REFERENCE / "commands.md").read_text()
+    assert f"`gtvray {verb}`" in (REPOSITORY / "README.md").read_text()
+    assert "Example: " in VERBS[verb].help
+    assert [option.name for option in VERBS[verb].params if not option.help] == []
+
+
+def test_every_setting_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", (BUILD.REFERENCE / "settings.md").read_text(), re.MULTILINE)
+    assert set(known_keys()) <= {key for key, _ in rows}
+    assert [key for key, about in rows if not about.strip()] == []
+
+
+def _examples() -> list[Any]:
+    """Lines of shell blocks, and the verbs' own examples, that call gtvray."""
+    texts = [(_name(path), path.read_text()) for path in GUIDES]
+    lines = [
+        (name, line)
+        for name, text in texts
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    lines += [(verb, line) for verb, each in VERBS.items() for line in re.findall(r"Example: (.*)", each.help)]
+    calls = [(name, re.sub(r"^(\w+=\S+ )*", "", line)) for name, line in lines]
+    return [pytest.param(call, id=f"{name}: {call}") for name, call in calls if call.startswith("gtvray ")]
+
+
+@pytest.mark.parametrize("call", _examples())
+def test_a_documented_call_is_understood(call: str) -> None:
+    words = shlex.split(call, comments=True)[1:]
+    verb = max((each for each in VERBS if words[: len(each.split())] == each.split()), key=len, default=None)
+    assert verb is not None, "no such verb"
+    rest = words[len(verb.split()) :]
+    try:
+        VERBS[verb].make_context(verb, rest)
+    except typer.Exit:
+        assert "--help" in rest
+    except typer.TyperException as error:
+        pytest.fail(error.format_message())
+    for key in re.findall(r"(?:-s|--set) ([\w.]+)=", call):
+        assert key in known_keys()
+    if "--" in rest:
+        test_a_documented_call_is_understood("gtvray " + shlex.join(rest[rest.index("--") + 1 :]))
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=_name)
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+    dead = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=_name)
+def test_files_named_in_a_document_exist(path: Path) -> None:
+    """A name is relative to the repository, the package, or the document; NAME stands for anything."""
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*\.(?:py|sh|yaml|toml))(?:::[\w.]+)?`", path.read_text())
+    homes = (REPOSITORY, REPOSITORY / "gtvray", path.parent, REPOSITORY / "tune_configs")
+    assert [name for name in named if not any((home / name).exists() for home in homes)] == []
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=_name)
+def test_settings_and_errors_named_in_a_document_exist(path: Path) -> None:
+    text = path.read_text()
+    sections = {key.partition(".")[0] for key in known_keys()}
+    keys = {key for key in re.findall(r"`([a-z_]+\.[a-z_]+)\b[^`]*`", text) if key.partition(".")[0] in sections}
+    assert sorted(key for key in keys if key not in known_keys() and not key.endswith(("_s", ".py"))) == []
+    raised = re.findall(r"`(\w+Error)`", text)
+    assert [name for name in raised if not hasattr(errors, name)] == []
+
+
+def test_the_layers_drawn_are_the_contract() -> None:
+    (contract,) = PROJECT["tool"]["importlinter"]["contracts"]
+    layers = [layer.replace("gtvray.", "") for layer in contract["layers"]]
+    assert f"```text\n{chr(10).join(layers)}\n```" in (REPOSITORY / "ARCHITECTURE.md").read_text()
+
+
+def test_one_version_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)[0] == version == __version__
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (version, PROJECT["project"]["license"])
+
+
+def test_the_citation_has_what_its_format_asks_for() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert {entry["doi"] for entry in citation["references"]} == {"10.21227/h75x-gt46", "10.1002/mp.14845"}
+    assert all({"type", "title", "authors"} <= set(entry) for entry in citation["references"])
+
+
+def test_decisions_are_numbered_without_a_gap_and_fit_a_page() -> None:
+    pages = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+    assert [page.name[:5] for page in pages] == [f"{number:04d}-" for number in range(1, len(pages) + 1)]
+    for page in pages:
+        lines = page.read_text().splitlines()
+        assert lines[0].startswith(f"# {page.name[:4]}: ")
+        assert len(lines) <= 60
+
+
+def test_what_must_be_said_is_said() -> None:
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    for words in ("Research use only", "not a medical device", "clinician must review", "What was never validated"):
+        assert words.lower() in readme.lower()
+    assert "Apache License" in (REPOSITORY / "LICENSE").read_text()
