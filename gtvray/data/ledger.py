@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from gtvray.io import append_json_line, read_json_lines
 
 
 class Ledger:
@@ -38,28 +38,10 @@ class Ledger:
             "data": data,
             "cases": sorted(case_ids),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # One write of one line: O_APPEND keeps lines of several writers whole.
-        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(handle).st_size
-            # A line that a crash cut off must not swallow this one.
-            start = "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
-            os.write(handle, (start + json.dumps(look) + "\n").encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        append_json_line(self._path, look)
         same = [entry for entry in self.looks() if entry["purpose"] == purpose and entry["data"] == data]
         return len({entry["subject"] for entry in same if set(entry["cases"]) & set(case_ids)})
 
     def looks(self) -> list[dict[str, Any]]:
-        """Every look so far; a line cut off by a crash is passed over."""
-        if not self._path.exists():
-            return []
-        entries = []
-        for line in self._path.read_text().splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return entries
+        """Every look so far."""
+        return read_json_lines(self._path)

@@ -1,7 +1,9 @@
 from .atomic import atomic_dir as atomic_dir
 from .atomic import atomic_path as atomic_path
 from .atomic import sha256_of as sha256_of
+from .jsonfile import append_json_line as append_json_line
 from .jsonfile import read_json as read_json
+from .jsonfile import read_json_lines as read_json_lines
 from .jsonfile import write_json as write_json
 from .nifti import decode_nifti as decode_nifti
 from .nifti import encode_nifti as encode_nifti

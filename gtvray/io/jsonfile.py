@@ -1,8 +1,9 @@
-"""JSON files, read with an explanation and written whole."""
+"""JSON files, read with an explanation and written whole; and files of one JSON object a line, only ever added to."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,30 @@ def read_json(path: Path) -> Any:
         raise NotFoundError("no such file", where=path) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError("not a JSON file", where=path, found=error) from error
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Add an object as a line; on disk when this returns. Lines of several writers stay whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        # A line that a crash cut off must not swallow this one.
+        start = "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
+        os.write(handle, (start + json.dumps(value) + "\n").encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every object of such a file, or none if there is no file; a line cut off by a crash is passed over."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from gtvray.io import append_json_line, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,12 @@ class DecisionLog:
     def append(self, decision: Decision) -> Decision:
         """Write a decision down, with the time."""
         stamped = Decision(**{**asdict(decision), "at": datetime.now(UTC).isoformat(timespec="seconds")})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, (json.dumps(asdict(stamped)) + "\n").encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        append_json_line(self._path, asdict(stamped))
         return stamped
 
     def decisions(self) -> list[Decision]:
         """All decisions, oldest first."""
-        if not self._path.exists():
-            return []
-        return [Decision(**json.loads(line)) for line in self._path.read_text().splitlines() if line]
+        return [Decision(**entry) for entry in read_json_lines(self._path)]
 
     def standing(self) -> Decision | None:
         """The decision that made the present champion."""
