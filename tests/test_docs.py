@@ -123,7 +123,7 @@ def test_a_documented_call_is_understood(call: str) -> None:
     assert verb is not None, "no such verb"
     rest = words[len(verb.split()) :]
     try:
-        VERBS[verb].make_context(verb, rest)
+        VERBS[verb].make_context(verb, list(rest))
     except typer.Exit:
         assert "--help" in rest
     except typer.TyperException as error:
@@ -143,7 +143,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GUIDES, ids=_name)
 def test_files_named_in_a_document_exist(path: Path) -> None:
-    """A name is relative to the repository, the package, or the document; NAME stands for anything."""
+    """A name is relative to the repository, the package, the document, or the shipped sweeps."""
     named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*\.(?:py|sh|yaml|toml))(?:::[\w.]+)?`", path.read_text())
     homes = (REPOSITORY, REPOSITORY / "gtvray", path.parent, REPOSITORY / "tune_configs")
     assert [name for name in named if not any((home / name).exists() for home in homes)] == []
@@ -153,7 +153,7 @@ def test_files_named_in_a_document_exist(path: Path) -> None:
 def test_settings_and_errors_named_in_a_document_exist(path: Path) -> None:
     text = path.read_text()
     sections = {key.partition(".")[0] for key in known_keys()}
-    keys = {key for key in re.findall(r"`([a-z_]+\.[a-z_]+)\b[^`]*`", text) if key.partition(".")[0] in sections}
+    keys = {key for key in re.findall(r"`(?:-s )?([a-z_]+\.[a-z_]+)\b", text) if key.partition(".")[0] in sections}
     assert sorted(key for key in keys if key not in known_keys()) == []
     raised = re.findall(r"`(\w+Error)`", text)
     assert [name for name in raised if not hasattr(errors, name)] == []

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, JsonOption, Progress, WorkspaceOption, emit
+from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundle's folder, a version, or champion.")]
 
@@ -23,6 +23,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """DSC, HD95 and NSD of a model, a case at a time and together, on the original grid.
@@ -30,13 +32,14 @@ def evaluate(
     Example: gtvray evaluate --data val --model champion --baseline train
     """
     from gtvray.cli.models import resolve_model
+    from gtvray.config import load_config
     from gtvray.data import Ledger, index_dataset, read_label, require_sound
     from gtvray.evaluation import MeanPositionBaseline, paired_difference, score_cases, scores_table, summarise
     from gtvray.inference import Predictor
     from gtvray.io import Workspace, atomic_path, read_volume, write_json
 
     place = Workspace(workspace)
-    bundle = resolve_model(model, place)
+    bundle = resolve_model(model, place, load_config(config, override or []))
     dataset = index_dataset(data)
     folder = out or place.reports / f"evaluate-{bundle.digest[:12]}"
     progress = Progress({"check": 5, "baseline": 10, "evaluate": len(dataset.cases) * 1.5}, as_json)

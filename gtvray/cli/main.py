@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+from itertools import takewhile
 
 import typer
 
@@ -14,6 +15,7 @@ from gtvray import __version__
 from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, serve, submit, sweep
 from gtvray.cli.common import take_sigterm
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
+from gtvray.runtime import use_token
 
 app = typer.Typer(
     name="gtvray",
@@ -47,6 +49,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong use or input."""
     take_sigterm()
+    use_token()
     code = 0
     try:
         _run(sys.argv[1:])
@@ -86,7 +89,8 @@ def _misused(error: typer.TyperException) -> int:
 
 
 def _fail(error: GtvrayError) -> int:
-    if "--json" in sys.argv:
+    # After "--" stand the options of another command, as in `gtvray submit`.
+    if "--json" in takewhile(lambda argument: argument != "--", sys.argv):
         sys.stdout.write(json.dumps({"error": error.problem()}) + "\n")
     sys.stderr.write(f"error: {error}\n")
     return error.exit_code

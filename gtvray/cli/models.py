@@ -51,7 +51,7 @@ def promote(
 
     Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
     """
-    from gtvray.config import load_config
+    from gtvray.config import load_config, with_dotted
     from gtvray.data import Ledger, index_dataset, open_project
     from gtvray.errors import InputError
     from gtvray.io import Workspace
@@ -64,9 +64,10 @@ def promote(
     with progress.live(), place.lock():
         registry = open_registry(place, base)
         progress.begin("prepare", "finding the split the bundle was trained with")
-        prepared = base.model_copy(update={"preprocessing": candidate.preprocessing})
+        # The split is the training's own: with another, held-out cases could be ones it has seen.
+        trained_with = with_dotted(base, candidate.info["config"], bundle)
         project = open_project(
-            index_dataset(data), prepared, cache=place.cache, splits=place.root / "splits", report=progress.advance
+            index_dataset(data), trained_with, cache=place.cache, splits=place.root / "splits", report=progress.advance
         )
         trained_on = candidate.info["training_data"]["digest"]
         if trained_on != project.fingerprint.digest:

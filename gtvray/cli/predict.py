@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, JsonOption, Progress, WorkspaceOption, emit, table
+from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit, table
 from gtvray.cli.evaluate import ModelOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gtvray.geometry import Volume
+    from gtvray.models import Bundle
 
 
 def predict(
@@ -26,16 +27,24 @@ def predict(
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Mark the tumour in scans; each mask lies on its scan's own grid.
 
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
-    from gtvray.io import write_volume
+    from gtvray.cli.models import resolve_model
+    from gtvray.config import load_config
+    from gtvray.io import Workspace, write_volume
 
     scans = _scans(inputs)
-    segment = _remote(server, token) if server else _local(model, workspace, threads)
+    if server:
+        segment = _remote(server, token)
+    else:
+        bundle = resolve_model(model, Workspace(workspace), load_config(config, override or []))
+        segment = _local(bundle, threads)
     progress = Progress({"predict": 2.0 * len(scans)}, as_json)
     rows: list[dict[str, Any]] = []
     with progress.live():
@@ -71,12 +80,11 @@ def _scans(inputs: list[Path]) -> dict[str, Path]:
     return scans
 
 
-def _local(model: str, workspace: Path, threads: int) -> Callable[[Path], Volume]:
-    from gtvray.cli.models import resolve_model
+def _local(bundle: Bundle, threads: int) -> Callable[[Path], Volume]:
     from gtvray.inference import Predictor
-    from gtvray.io import Workspace, read_volume
+    from gtvray.io import read_volume
 
-    predictor = Predictor(resolve_model(model, Workspace(workspace)), threads=threads)
+    predictor = Predictor(bundle, threads=threads)
     return lambda path: predictor.predict(read_volume(path), path)
 
 

@@ -29,12 +29,11 @@ def submit(
 
     Example: gtvray submit --address http://head:8265 -- sweep demo.yaml --data /data/Naso_GTV
     """
-    from gtvray.errors import AuthError, FailureError, ResourceError
-    from gtvray.runtime import TOKEN_ADVICE, use_token
-
-    use_token()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
+
+    from gtvray.errors import AuthError, FailureError, ResourceError
+    from gtvray.runtime import TOKEN_ADVICE
 
     try:
         client = JobSubmissionClient(address)

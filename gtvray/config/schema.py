@@ -25,6 +25,19 @@ from gtvray.errors import ConfigError, NotFoundError
 S = TypeVar("S", bound=Section)
 
 
+# What differs between trials; the rest holds for a sweep as a whole.
+_SEARCHABLE = (
+    "preprocessing.windows_hu",
+    "augmentation.",
+    "network.",
+    "loss.",
+    "optimizer.",
+    "training.",
+    "inference.",
+)
+_PLANNED_ONCE = ("training.epochs", "training.num_workers", "training.cpus_per_worker", "training.use_gpu")
+
+
 class Config(Section):
     """Everything a run can be told; a key is `section.field`."""
 
@@ -72,6 +85,14 @@ def load_sweep(path: Path) -> SweepConfig:
     for key in [*sweep.base, *sweep.space]:
         check_key(key, path)
     for key in sweep.space:
+        if not key.startswith(_SEARCHABLE) or key in _PLANNED_ONCE:
+            raise ConfigError(
+                "this key cannot be searched",
+                where=path,
+                expected="one of what a trial decides: " + ", ".join(prefix.rstrip(".") for prefix in _SEARCHABLE),
+                found=key,
+                do="fix it under base: cases are split and prepared, and workers planned, once a sweep",
+            )
         if key in sweep.base:
             raise ConfigError("a key is both fixed and searched", where=path, found=key, do="keep one of the two")
     corners = [{key: probe} for key, entry in sweep.space.items() for probe in _probes(entry)]
@@ -117,7 +138,13 @@ def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[d
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             rows += describe_keys(kind, f"{prefix}{name}.")
         else:
-            rows.append({"key": prefix + name, "default": str(field.default), "about": field.description or ""})
+            rows.append(
+                {
+                    "key": prefix + name,
+                    "default": str(field.get_default(call_default_factory=True)),
+                    "about": field.description or "",
+                }
+            )
     return rows
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from gtvray.errors import AuthError, ResourceError
 
-TOKEN_ADVICE = "set RAY_AUTH_TOKEN to the cluster's token (on its head: `ray get-auth-token`)"  # noqa: S105
+TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (on the head: `ray get-auth-token`)"  # noqa: S105
 # Read by Ray when its modules are imported, in this process and, by inheritance, in those it starts.
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -65,7 +65,6 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto"):
         _require_answer(str(address))
-    use_token()
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -96,7 +95,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
 
 
 def use_token() -> None:
-    """Bear the cluster's token if there is one; call it before Ray is imported.
+    """Bear the cluster's token if there is one; to be called before anything imports Ray, which reads it once.
 
     Ray looks for a token by itself only where it starts a cluster, not where it joins one or submits to it.
     """
@@ -107,6 +106,8 @@ def use_token() -> None:
 
 def _starting(cpus: int | None) -> dict[str, Any]:
     options: dict[str, Any] = {
+        # Without an address Ray would join whatever was last started on this machine.
+        "address": "local",
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "object_store_memory": 512 << 20,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,7 @@ class SweepJob:
                 cluster=cluster,
                 recorder=recorder,
                 folder=folder,
-                tags={"gtvray.data": project.fingerprint.digest},
+                tags={"gtvray.data": project.fingerprint.digest, **_versions()},
                 report=self._report,
             )
             recorder.flush()
@@ -132,3 +133,7 @@ class SweepJob:
         told = f"trial {status.started}/{trials}, epoch {status.epoch}/{status.epochs}"
         done = max(status.ended / trials, status.elapsed_s / (self.sweep.time_budget_s or float("inf")))
         self.show.advance(min(done, 1.0), 1, f"{told}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")
+
+
+def _versions() -> dict[str, str]:
+    return {f"version.{name}": metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "numpy")}

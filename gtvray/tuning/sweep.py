@@ -148,6 +148,8 @@ def _result(grid: ResultGrid, sweep: SweepConfig, base: Config) -> SweepResult:
     ]
     if not trials:
         first = next((str(result.error).strip().splitlines()[-1] for result in grid if result.error), "no result")
-        raise TrainingError("no trial gave an epoch", found=first, do="try one training alone: `gtvray train`")
+        raise TrainingError(
+            "no trial gave an epoch", found=first, do="look into the trials' error.txt in the sweep's folder"
+        )
     ranked = sorted(trials, key=lambda trial: -trial.best_dsc)
     return SweepResult(base, tuple(ranked), len(list(grid)) - len(trials))

@@ -69,7 +69,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment, _MARK: self._mark.partition("=")[2]},
+            env={**_environment(), **environment, _MARK: self._mark.partition("=")[2]},
             # A process group of its own, as a shell gives it: Ctrl-C goes to all of it.
             start_new_session=True,
         )
@@ -128,10 +128,11 @@ class Running:
         return self._process.poll() is None or any(reader.is_alive() for reader in self._readers)
 
     def _read(self, name: str) -> None:
-        for line in getattr(self._process, name):
-            with self._news:
-                self._said[name] += line
-                self._news.notify_all()
+        with getattr(self._process, name) as stream:
+            for line in stream:
+                with self._news:
+                    self._said[name] += line
+                    self._news.notify_all()
         with self._news:
             self._news.notify_all()
 
@@ -144,8 +145,18 @@ def run(*arguments: object, within_s: float = 100, **environment: str) -> Finish
     return finished
 
 
+def partial_files(workspace: Path) -> list[Path]:
+    """What an interrupted writer left in a workspace."""
+    return [*workspace.rglob(".partial-*"), *workspace.rglob(".retired-*")]
+
+
 def free_port() -> int:
     """A port nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _environment() -> dict[str, str]:
+    # The session's cluster is not to be found by accident: tests that use it name it.
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

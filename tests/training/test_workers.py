@@ -17,6 +17,9 @@ from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster
 from gtvray.training import fit, fit_distributed
 
+# Ray Data's own, when Ray Train loads it.
+pytestmark = pytest.mark.filterwarnings("ignore:`use_(push_based_shuffle|polars)` is deprecated")
+
 Curve = list[list[float]]
 # Each loss, and a network whose coarser heads have losses of their own.
 VARIANTS: dict[str, dict[str, Any]] = {

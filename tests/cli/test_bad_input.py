@@ -1,0 +1,240 @@
+"""Data, settings and surroundings that cannot work: said in at most five lines, in time, with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gtvray.io import read_volume, write_volume
+
+from .command import TINY_SWEEP, free_port, partial_files, run
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _other_grid(folder: Path) -> None:
+    label = read_volume(folder / "1" / "label.nii.gz")
+    write_volume(folder / "1" / "label.nii.gz", label.reoriented("RAS").reoriented("LPS"))
+
+
+def _relabel(value: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        label = read_volume(folder / "1" / "label.nii.gz")
+        write_volume(folder / "1" / "label.nii.gz", label.with_array((label.array * value).astype(np.uint8)))
+
+    return change
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "1" / "data.nii.gz"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _rescale(folder: Path) -> None:
+    scan = read_volume(folder / "1" / "data.nii.gz")
+    array = np.clip((scan.array + 1000) / 2000, 0, 1).astype(np.float32)
+    write_volume(folder / "1" / "data.nii.gz", scan.with_array(array))
+
+
+# What is done to sound data, and what the message names.
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "data"),
+    "empty folder": (_empty, "data"),
+    "case without label": (lambda folder: (folder / "1" / "label.nii.gz").unlink(), "data/1"),
+    "case without scan": (lambda folder: (folder / "1" / "data.nii.gz").unlink(), "data/1"),
+    "label on another grid": (_other_grid, "data/1/label.nii.gz"),
+    "label not binary": (_relabel(2), "data/1/label.nii.gz"),
+    "label all zero": (_relabel(0), "data/1/label.nii.gz"),
+    "truncated scan": (_truncate, "data/1/data.nii.gz"),
+    "not an image": (lambda folder: (folder / "1" / "data.nii.gz").write_text("hello"), "data/1/data.nii.gz"),
+    "not in HU": (_rescale, "data/1/data.nii.gz"),
+    "a scan twice": (lambda folder: shutil.copytree(folder / "1", folder / "3"), "data/3"),
+}
+
+
+@pytest.fixture(params=FAULTS)
+def faulty(request: pytest.FixtureRequest, tmp_path: Path, phantoms: Path) -> tuple[Path, str]:
+    folder = tmp_path / "data"
+    for name in ("1", "2"):
+        shutil.copytree(phantoms / name, folder / name)
+    damage, named = FAULTS[request.param]
+    damage(folder)
+    return folder, str(tmp_path / named)
+
+
+def test_bad_data_never_reaches_the_cluster(faulty: tuple[Path, str], tmp_path: Path) -> None:
+    folder, named = faulty
+    refused = run("demo", "--data", folder, "--workspace", tmp_path / "workspace", "--port", free_port())
+    assert named in refused.error(code=2)
+    assert "ray:" not in refused.stderr
+    assert not partial_files(tmp_path)
+
+
+def test_bad_data_is_found_by_the_check(faulty: tuple[Path, str]) -> None:
+    folder, named = faulty
+    checked = run("data", "check", folder, "--json")
+    assert checked.code == 2, checked
+    assert "Traceback" not in checked.stderr
+    told = checked.json()
+    if "error" in told:
+        assert named in told["error"]["where"]
+    else:
+        case, _, file = named.removeprefix(f"{folder}/").partition("/")
+        messages = [row["message"] for row in told["findings"] if row["case_id"] == case]
+        assert len(messages) == 1
+        assert file in messages[0]
+
+
+def test_too_few_cases(phantoms: Path, tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        shutil.copytree(phantoms / name, tmp_path / "data" / name)
+    refused = run("demo", "--data", tmp_path / "data", "--workspace", tmp_path / "w", "--port", free_port(), "--json")
+    said = refused.error(code=2)
+    error = refused.json()["error"]
+    assert said.startswith(error["title"])
+    assert "cases" in error["title"]
+    assert error["do"] in said
+
+
+def test_sound_data_pass_the_check(phantoms: Path) -> None:
+    checked = run("data", "check", phantoms, "--json")
+    assert (checked.code, checked.json()["findings"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["-s", "optimiser.lr=1"], ["optimiser.lr", "optimizer.lr"]),
+        (["-s", "training.epochs=many"], ["training.epochs", "many"]),
+        (["-s", "serving.port"], ["serving.port", "="]),
+        (["--port", "70000"], ["serving.port", "70000"]),
+        (["--config", "{file}"], ["{file}", "training.epoch", "training.epochs"]),
+        (["--config", "/no/such.yaml"], ["/no/such.yaml"]),
+        (["--sweep", "{file}"], ["{file}", "training"]),
+        (["--sweep", "/no/such.yaml"], ["/no/such.yaml"]),
+        (["-s", "training.batch_size=3", "-s", "training.num_workers=2"], ["training.batch_size"]),
+        (["--workspace", "{file}"], ["{file}"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("training: {epoch: 3}\n")
+    options = [option.format(file=file) for option in options]
+    base = ["--data", phantoms, "--workspace", tmp_path / "workspace"]
+    refused = run("demo", *base, *([] if "--port" in options else ["--port", free_port()]), *options)
+    error = refused.error(code=2)
+    assert [name for name in names if name.format(file=file) not in error] == []
+    assert "ray:" not in refused.stderr
+
+
+def test_an_unknown_key_of_a_sweep_file(phantoms: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(TINY_SWEEP.replace("optimizer.lr", "optimizer.learning"))
+    error = run("sweep", file, "--data", phantoms, "--workspace", tmp_path / "workspace").error(code=2)
+    assert "optimizer.learning" in error
+    assert str(file) in error
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_a_port_in_use(phantoms: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run("demo", "--data", phantoms, "--workspace", tmp_path / "workspace", "--port", port)
+    error = refused.error(code=1)
+    assert f"127.0.0.1:{port}" in error
+    assert "--port" in error
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_ray_and_mlflow_that_do_not_answer(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
+    dead = f"127.0.0.1:{free_port()}"
+    base = ["demo", "--data", phantoms, "--workspace", tmp_path, "--port", free_port(), "--sweep", tiny_sweep]
+    no_ray = run(*base, "--address", dead).error(code=1)
+    assert "Ray" in no_ray
+    assert dead in no_ray
+    assert "do: " in no_ray
+    no_mlflow = run(*base, "-s", f"tracking.uri=http://{dead}")
+    error = no_mlflow.error(code=1)
+    assert "MLflow" in error
+    assert f"http://{dead}" in error
+    assert not no_mlflow.stderr.startswith("data:"), "the cases were read first"
+
+
+@pytest.mark.parametrize(
+    "words", ["models --json", "rollback --json", "predict {scan} -o {out} --json", "evaluate --data {data} --json"]
+)
+def test_nothing_is_promoted_yet(words: str, phantoms: Path, tmp_path: Path) -> None:
+    places = {"scan": phantoms / "1" / "data.nii.gz", "out": tmp_path / "mask.nii.gz", "data": phantoms}
+    told = run(*words.format(**places).split(), "--workspace", tmp_path / "workspace")
+    if words.startswith("models"):
+        assert (told.code, told.json()) == (0, [])
+        return
+    told.error(code=1)
+    assert told.json()["error"]["do"]
+    assert not (tmp_path / "mask.nii.gz").exists()
+
+
+def test_an_endpoint_that_does_not_answer(phantoms: Path, tmp_path: Path) -> None:
+    url, mask = f"http://127.0.0.1:{free_port()}", tmp_path / "mask.nii.gz"
+    assert url in run("predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url).error(code=1)
+    assert not mask.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted: list[Path] = []
+
+    def mount(kilobytes: int) -> Path:
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("this system does not let root mount a file system")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_the_demo_wants_room_on_the_disk(small_disk: Callable[[int], Path], phantoms: Path) -> None:
+    disk = small_disk(4096)
+    refused = run("demo", "--data", phantoms, "--workspace", disk, "--port", free_port())
+    error = refused.error(code=1)
+    assert "disk" in error
+    assert str(disk) in error
+    assert "ray:" not in refused.stderr
+
+
+@pytest.mark.parametrize("kilobytes", [64, 1400, 2500], ids=["tracking store", "first cases", "later cases"])
+def test_the_disk_fills_up(
+    kilobytes: int, small_disk: Callable[[int], Path], phantoms: Path, tiny_sweep: Path
+) -> None:
+    disk = small_disk(kilobytes)
+    error = run("sweep", tiny_sweep, "--data", phantoms, "--workspace", disk).error(code=1)
+    assert "disk is full" in error
+    assert str(disk) in error
+    assert "do: " in error
+    assert not partial_files(disk)
+
+
+def test_phantoms_on_a_full_disk(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(1500)
+    assert "disk is full" in run("data", "phantom", disk / "phantoms", "--count", "8").error(code=1)
+    assert not partial_files(disk)
+    for case in (disk / "phantoms").glob("[0-9]*"):
+        assert {file.name for file in case.iterdir()} == {"data.nii.gz", "label.nii.gz"}

@@ -1,0 +1,113 @@
+"""What every verb says of itself, wrong use, and the verbs that only tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gtvray import __version__
+from gtvray.cli.main import app
+from gtvray.config import known_keys
+
+from .command import free_port, run
+
+GROUPS = {group.name: group.typer_instance for group in app.registered_groups}
+VERBS = [
+    *[str(command.name) for command in app.registered_commands],
+    *[
+        f"{name} {command.name or command.callback.__name__}"
+        for name, group in GROUPS.items()
+        for command in group.registered_commands
+    ],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    told = run(*verb.split(), "--help")
+    assert told.code == 0
+    assert "Example: " in told.stdout
+    assert f"gtvray {verb}" in told.stdout.partition("Example: ")[2]
+    assert not told.stderr
+
+
+@pytest.mark.parametrize("words", ["", *GROUPS])
+def test_without_a_verb_the_help_is_shown_and_the_exit_code_is_of_wrong_use(words: str) -> None:
+    told = run(*words.split())
+    assert (told.code, told.stdout) == (2, "")
+    assert told.stderr.startswith("Usage: gtvray")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("demoo", "demoo"),
+        ("demo --dat here", "--dat"),
+        ("demo --port eighty", "--port"),
+        ("predict", "inputs"),
+        ("data phantom here --count 0", "--count"),
+        ("config diff", "config"),
+    ],
+)
+def test_wrong_use(words: str, names: str) -> None:
+    assert names in run(*words.split()).error(code=2)
+
+
+def test_wrong_use_in_json() -> None:
+    refused = run("demo", "--json", "--nope")
+    refused.error(code=2)
+    error = refused.json()["error"]
+    assert "--nope" in error["title"]
+    assert error["status"] == 422
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"{__version__}\n"
+
+
+def test_config_shows_every_key_as_it_would_be(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("serving: {port: 8123}\n")
+    shown = run("config", "show", "--config", file, "-s", "optimizer.lr=3e-4", "--json").json()
+    assert set(shown) == set(known_keys())
+    assert (shown["serving.port"], shown["optimizer.lr"]) == (8123, 3e-4)
+    lines = run("config", "show").stdout.splitlines()
+    assert [line.partition("=")[0] for line in lines] == known_keys()
+
+
+def test_config_schema() -> None:
+    schema = run("config", "schema", "--json").json()
+    assert schema["properties"].keys() == {key.partition(".")[0] for key in known_keys()}
+    rows = run("config", "schema").stdout.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == known_keys()
+
+
+def test_config_diff(tmp_path: Path) -> None:
+    mine, same = tmp_path / "mine.yaml", tmp_path / "same.yaml"
+    mine.write_text("serving: {port: 8123}\n")
+    same.write_text("{}\n")
+    assert run("config", "diff", mine, "--json").json() == {"serving.port": {"value": 8123, "other": 8000}}
+    assert run("config", "diff", same).stdout == "no difference\n"
+
+
+@pytest.mark.ray
+def test_doctor_finds_what_there_is_and_what_is_missing(tmp_path: Path) -> None:
+    dead = f"127.0.0.1:{free_port()}"
+    told = run("doctor", "--workspace", tmp_path, "--port", free_port(), "--address", dead, "--json")
+    assert told.code == 1
+    report = told.json()
+    checks = {row["check"]: row for row in report["checks"]}
+    assert [name for name, row in checks.items() if not row["ok"]] == ["ray"]
+    assert dead in checks["ray"]["found"]
+    assert report["ok"] is False
+    assert checks["versions"]["versions"]["gtvray"] == __version__
+    assert checks["disk"]["free_gb"] > 0
+
+
+@pytest.mark.ray
+def test_a_sound_machine_passes_the_doctor(tmp_path: Path) -> None:
+    told = run("doctor", "--workspace", tmp_path / "new", "--port", free_port())
+    assert told.code == 0, told
+    assert "BAD" not in told.stdout
+    assert not (tmp_path / "new").exists()
