@@ -47,7 +47,7 @@ class DemoOptions:
         workspace: where everything is written.
         data: a folder in StructSeg's layout; phantoms are made without it.
         address: of a running Ray cluster; one is started here without it.
-        sweep: a file of a search space; the shipped `demo.yaml` without it.
+        sweep: a file of a search space; without it the shipped `demo.yaml`, or `demo_data.yaml` with `data`.
         config: everything else.
         hold: keeps the endpoint up at the end.
     """
@@ -98,7 +98,8 @@ class Demo:
             GateRefusedError: the model is no better than the baseline.
             FailureError: a stage failed.
         """
-        shipped = Path(str(resources.files("gtvray.tune_configs") / "demo.yaml"))
+        name = "demo.yaml" if self._options.data is None else "demo_data.yaml"
+        shipped = Path(str(resources.files("gtvray.tune_configs") / name))
         sweep = load_sweep(self._options.sweep or shipped)
         serving = self._config.serving
         # What would fail at the end is looked at first.

@@ -37,7 +37,7 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="A folder in StructSeg's layout; phantoms otherwise.")] = None,
     address: AddressOption = None,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the endpoint up until Ctrl-C.")] = False,
-    sweep: Annotated[Path | None, typer.Option(help="A search space; tune_configs/demo.yaml otherwise.")] = None,
+    sweep: Annotated[Path | None, typer.Option(help="A search space; the shipped one otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the endpoint.")] = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,

@@ -36,6 +36,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(2, ge=1, le=1024, description="patches a step, over all workers")
     patch_ijk: tuple[int, int, int] = Field((48, 48, 48), description="patch size in voxels of the prepared spacing")
     foreground_share: float = Field(0.5, ge=0, le=1, description="share of patches centred on the tumour")
+    selection_cases: int = Field(16, ge=1, description="selection cases scored after an epoch, the first ones")
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 is off"
     )

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 _DIGEST_TAG = "gtvray.digest"
+# MLflow's words for a model, or an alias, that is not there.
+_NO_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered bundle."""
+    """A registered bundle; `digest` is empty when it was registered by other means."""
 
     version: str
     digest: str
@@ -77,6 +79,8 @@ class Registry:
         try:
             entry = self._client.get_model_version_by_alias(self._name, CHAMPION)
         except MlflowException as error:
+            if error.error_code not in _NO_ALIAS:
+                raise
             raise NotReadyError(
                 "nothing has been promoted yet", where=self._name, do="promote a model: `gtvray promote`"
             ) from error
@@ -127,7 +131,7 @@ class Registry:
 
     def _version(self, version: str) -> ModelVersion:
         entry = self._client.get_model_version(self._name, version)
-        return ModelVersion(version, entry.tags[_DIGEST_TAG], entry.run_id, tuple(entry.aliases))
+        return ModelVersion(version, entry.tags.get(_DIGEST_TAG, ""), entry.run_id, tuple(entry.aliases))
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException

@@ -33,6 +33,7 @@ class Spool:
         self._path, self._mark = path, path.with_suffix(".mark")
         self._deliver = deliver
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_half_line(path)
         self._file = path.open("ab")
         self._done = int(self._mark.read_text()) if self._mark.exists() else 0
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -78,14 +79,14 @@ class Spool:
                 continue
             try:
                 self._deliver(entries)
+                with atomic_path(self._mark) as temporary:
+                    temporary.write_text(str(end))
             except Exception as error:  # noqa: BLE001  # whatever keeps MLflow from answering, the entries stay
                 self.last_error = str(error)
                 self._closing.wait(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 continue
             wait_s = _FIRST_WAIT_S
-            with atomic_path(self._mark) as temporary:
-                temporary.write_text(str(end))
             with self._delivered:
                 self._done = end
                 self._delivered.notify_all()
@@ -94,7 +95,14 @@ class Spool:
         with self._path.open("rb") as file:
             file.seek(self._done)
             content = file.read()
-        # A line that a crash cut off has no end and was never acknowledged.
+        # A line that is being written has no end yet.
         whole = content[: content.rfind(b"\n") + 1]
         entries = [json.loads(line) for line in whole.splitlines() if line.strip()]
         return entries, self._done + len(whole)
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a crash left without an end: it was never acknowledged, and would spoil the line after it."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)

@@ -93,12 +93,13 @@ def fit(
         state.restore(start)
         if not (folder / f"epoch-{state.best_epoch:05d}").is_dir():
             state.forget_best()
+    scored = selection[: config.training.selection_cases]
     loop = _Loop(config, state, PatchSampler(train, config.training, config.preprocessing, config.augmentation))
     with ThreadPoolExecutor(1) as reader:
         while state.epoch < config.training.epochs:
             began = time.perf_counter()
             loss, busy_s, wait_s = loop.epoch(reader)
-            dsc = selection_dsc(config, state.averaged_network(), selection, state.device)
+            dsc = selection_dsc(config, state.averaged_network(), scored, state.device)
             is_best = state.finish_epoch(dsc)
             checkpoint = folder / f"epoch-{state.epoch:05d}"
             if _rank() == 0:

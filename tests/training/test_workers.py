@@ -18,7 +18,7 @@ from gtvray.runtime import Cluster
 from gtvray.training import fit, fit_distributed
 
 # Ray Data's own, when Ray Train loads it.
-pytestmark = pytest.mark.filterwarnings("ignore:`use_(push_based_shuffle|polars)` is deprecated")
+pytestmark = pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")
 
 Curve = list[list[float]]
 # Each loss, and a network whose coarser heads have losses of their own.
