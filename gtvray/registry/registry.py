@@ -124,7 +124,9 @@ class Registry:
         import mlflow
 
         with tempfile.TemporaryDirectory() as scratch:
-            source = mlflow.artifacts.download_artifacts(f"models:/{self._name}/{version.version}", dst_path=scratch)
+            source = mlflow.artifacts.download_artifacts(
+                f"models:/{self._name}/{version.version}", dst_path=scratch, tracking_uri=self._client.tracking_uri
+            )
             verify_digest(Path(source))
             with atomic_dir(folder) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)

@@ -34,6 +34,7 @@ class SweepRecorder:
         self._client, self._sweep = client, sweep
         self._experiment = experiment_id(client, experiment, artifacts)
         self._runs: dict[str, str] = {}
+        self._open: set[str] = set()
         self.run_id = self._find_or_create(sweep, {"gtvray.sweep": sweep, "mlflow.runName": sweep})
         self._spool = Spool(spool, self._deliver)
 
@@ -43,6 +44,7 @@ class SweepRecorder:
 
     def start(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """A trial's params and tags; its run is made, or found again."""
+        self._open.add(trial)
         self._spool.put({"trial": trial, "params": _texts(params), "tags": dict(tags)})
 
     def log(self, trial: str, metrics: Mapping[str, float], step: int) -> None:
@@ -50,8 +52,18 @@ class SweepRecorder:
         now = int(time.time() * 1000)
         self._spool.put({"trial": trial, "metrics": dict(metrics), "step": step, "at_ms": now})
 
-    def finish(self, trial: str | None, status: str) -> None:
-        """End a trial's run, or the parent's: FINISHED, FAILED or KILLED."""
+    def finish(self, trial: str, status: str) -> None:
+        """End a trial's run: FINISHED, FAILED or KILLED."""
+        self._open.discard(trial)
+        self._end(trial, status)
+
+    def finish_sweep(self, status: str) -> None:
+        """End the parent run, and with it the runs of trials that were under way."""
+        for trial in sorted(self._open):
+            self.finish(trial, status)
+        self._end(None, status)
+
+    def _end(self, trial: str | None, status: str) -> None:
         self._spool.put({"trial": trial, "status": status, "at_ms": int(time.time() * 1000)})
 
     def trial_run_id(self, trial: str) -> str:

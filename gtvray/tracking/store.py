@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -32,6 +34,8 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
     parsed = urlparse(uri)
     if parsed.scheme in _DEFAULT_PORTS:
         _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+    if parsed.scheme == "sqlite":
+        _require_database(uri)
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
@@ -85,4 +89,18 @@ def _require_answer(uri: str, host: str, port: int) -> None:
             where=uri,
             found=error,
             do="start the server or correct tracking.uri; leave it out to use SQLite in the workspace",
+        ) from error
+
+
+def _require_database(uri: str) -> None:
+    """MLflow would try for minutes to open what is no database, and say so in SQLAlchemy's words."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=_CONNECT_TIMEOUT_S)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        raise ResourceError(
+            "cannot open the MLflow database", where=path, found=error, do="correct tracking.uri, or move it away"
         ) from error

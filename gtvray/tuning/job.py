@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Finding, Project, index_dataset, open_project, require_sound
+from gtvray.errors import GtvrayError
 from gtvray.io import Workspace
 from gtvray.models import Bundle
 from gtvray.runtime import Cluster, Show
@@ -106,7 +107,7 @@ class SweepJob:
         artifacts = self.workspace.artifacts if self.uri.startswith("sqlite") else None
         experiment = self.config.tracking.experiment
         recorder = SweepRecorder(self.client, experiment, self.name, folder / "spool.jsonl", artifacts)
-        status = "FAILED"
+        status = "KILLED"
         try:
             result = run_sweep(
                 self.sweep,
@@ -123,8 +124,11 @@ class SweepJob:
             target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
             bundle, run_id = export_best(result, project.fingerprint, target, recorder, self.client)
             status = "FINISHED"
+        except GtvrayError:
+            status = "FAILED"
+            raise
         finally:
-            recorder.finish(None, status)
+            recorder.finish_sweep(status)
             delivered = recorder.close()
         return SweepOutcome(result, bundle, run_id, recorder.run_id, delivered)
 

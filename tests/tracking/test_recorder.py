@@ -1,0 +1,161 @@
+"""Run records in a real MLflow: found again, complete, nothing twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from gtvray.tracking import SweepRecorder, connect_mlflow
+
+PARAMS = {"optimizer.lr": 0.003, "training.patch_ijk": [16, 16, 16], "loss.kind": "dice_ce"}
+
+
+def children(client: MlflowClient, recorder: SweepRecorder) -> dict[str, Run]:
+    """Child runs of a sweep by trial."""
+    experiment = client.get_run(recorder.run_id).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{recorder.run_id}'")
+    runs = {run.data.tags["ray.trial_id"]: run for run in found}
+    assert len(runs) == len(found), "a trial has one run"
+    return runs
+
+
+def steps(client: MlflowClient, run: Run, name: str = "selection_dsc") -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def record(recorder: SweepRecorder, trials: int, epochs: range) -> None:
+    for trial in range(trials):
+        recorder.start(f"t{trial}", PARAMS, {"gtvray.data": "d1"})
+    for epoch in epochs:
+        for trial in range(trials):
+            recorder.log(f"t{trial}", {"selection_dsc": epoch / 10, "train_loss": 1 / epoch}, epoch)
+
+
+def test_a_sweep_is_a_run_and_its_trials_are_children(client: MlflowClient, tmp_path: Path) -> None:
+    recorder = SweepRecorder(client, "children", "sweep-1", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    recorder.describe({f"key.{n}": n for n in range(250)} | {"long": "x" * 10_000}, {"gtvray.data": "d1"})
+    # More entries than one request carries.
+    record(recorder, 3, range(1, 61))
+    recorder.finish("t0", "FINISHED")
+    recorder.finish("t1", "FAILED")
+    recorder.finish_sweep("FINISHED")
+    assert recorder.close()
+    parent, runs = client.get_run(recorder.run_id), children(client, recorder)
+    assert parent.data.params["key.249"] == "249"
+    assert len(parent.data.params) == 251
+    assert parent.data.tags["gtvray.data"] == "d1"
+    assert sorted(runs) == ["t0", "t1", "t2"]
+    assert [runs[f"t{n}"].info.status for n in range(3)] == ["FINISHED", "FAILED", "RUNNING"]
+    assert parent.info.status == "FINISHED"
+    for trial, run in runs.items():
+        assert run.data.params == {key: str(value) for key, value in PARAMS.items()}
+        assert steps(client, run) == [(epoch, epoch / 10) for epoch in range(1, 61)]
+        assert recorder.trial_run_id(trial) == run.info.run_id
+
+
+def test_a_restarted_sweep_goes_on_in_the_same_runs(client: MlflowClient, tmp_path: Path) -> None:
+    first = SweepRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    record(first, 2, range(1, 3))
+    assert first.close()
+    again = SweepRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    record(again, 2, range(3, 5))
+    assert again.close()
+    assert again.run_id == first.run_id
+    runs = children(client, again)
+    assert len(runs) == 2
+    for run in runs.values():
+        assert [step for step, _ in steps(client, run)] == [1, 2, 3, 4]
+    other = SweepRecorder(client, "restart", "another", tmp_path / "other.jsonl", tmp_path / "artifacts")
+    assert other.close()
+    assert other.run_id != first.run_id
+
+
+def test_a_crash_between_delivery_and_mark_doubles_nothing(client: MlflowClient, tmp_path: Path) -> None:
+    first = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    record(first, 1, range(1, 4))
+    first.finish("t0", "FINISHED")
+    assert first.close()
+    (tmp_path / "spool.mark").unlink()
+    again = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    assert again.close()
+    (run,) = children(client, again).values()
+    assert [step for step, _ in steps(client, run)] == [1, 2, 3]
+    assert run.info.status == "FINISHED"
+
+
+class Server:
+    """`mlflow server` on a port that stays the same."""
+
+    def __init__(self, database: Path, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                         "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]  # fmt: skip
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+                cwd=self._folder,
+            )
+        while not self._answers():
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
+                return True
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def server(tmp_path: Path, client: MlflowClient, database: Path) -> Iterator[Server]:
+    server = Server(database, tmp_path)
+    yield server
+    server.kill()
+
+
+def test_a_server_that_goes_away_and_comes_back_misses_nothing(
+    server: Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    server.start()
+    over_http = connect_mlflow(f"http://127.0.0.1:{server.port}", tmp_path)
+    recorder = SweepRecorder(over_http, "bridged", "sweep", tmp_path / "spool.jsonl")
+    record(recorder, 1, range(1, 3))
+    assert recorder.flush(60)
+    server.kill()
+    record(recorder, 2, range(3, 6))
+    assert not recorder.flush(1)
+    server.start()
+    recorder.log("t0", {"selection_dsc": 0.6}, 6)
+    recorder.finish("t0", "FINISHED")
+    assert recorder.close(60)
+    runs = children(client, recorder)
+    assert [step for step, _ in steps(client, runs["t0"])] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in steps(client, runs["t1"])] == [3, 4, 5]
+    assert runs["t0"].info.status == "FINISHED"

@@ -1,0 +1,48 @@
+"""Reaching MLflow, or hearing at once why not."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from gtvray.errors import InputError, ResourceError
+from gtvray.tracking import connect_mlflow
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Taken, but nobody answers: connections are refused."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.timeout(30)
+def test_a_server_that_is_not_there_is_told_of_at_once(silent_port: int, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="cannot reach MLflow") as caught:
+        connect_mlflow(f"http://127.0.0.1:{silent_port}", tmp_path)
+    assert str(silent_port) in caught.value.fields["where"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("not a database" * 100)])
+def test_a_database_that_cannot_be_opened_is_told_of_at_once(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "mlflow.db"
+    make(path)
+    with pytest.raises(ResourceError) as caught:
+        connect_mlflow(f"sqlite:///{path}", tmp_path)
+    assert caught.value.fields["where"] == str(path)
+
+
+def test_a_uri_of_no_known_kind_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        connect_mlflow("gopher://somewhere", tmp_path)
+
+
+def test_nothing_is_ever_unpickled(client: MlflowClient) -> None:
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
