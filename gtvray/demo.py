@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +23,25 @@ from gtvray.data import Case, Ledger, Project, read_label, write_phantoms
 from gtvray.errors import FailureError
 from gtvray.evaluation import ScoredCase, render_overlay, scores_table, summarise
 from gtvray.io import Workspace, atomic_path, read_volume, write_json
-from gtvray.promotion import DecisionLog, Evidence, gather_evidence, promote
-from gtvray.registry import ModelVersion, Registry
 from gtvray.runtime import Show, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 
+if TYPE_CHECKING:
+    from gtvray.promotion import Evidence
+    from gtvray.registry import ModelVersion, Registry
+
 # Seconds a stage takes on two cores, to tell the time left before it has been seen.
-STAGES = {"data": 10, "prepare": 10, "ray": 8, "sweep": 175, "evaluate": 25, "promote": 3, "serve": 20, "request": 10}
+STAGES = {
+    "data": 10,
+    "prepare": 10,
+    "mlflow": 4,
+    "ray": 8,
+    "sweep": 175,
+    "evaluate": 25,
+    "promote": 3,
+    "serve": 20,
+    "request": 10,
+}
 _PHANTOMS = 32
 _PHANTOM_SEED = 0
 _NEED_BYTES = 2_000_000_000
@@ -107,15 +119,15 @@ class Demo:
         with self._workspace.lock(_NEED_BYTES):
             job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
             project = self._data(job)
+            self._show.begin("mlflow", job.uri)
+            _ = job.client
             self._show.begin("ray", "connecting to Ray")
             with connect(self._options.address) as cluster:
                 with self._timed("sweep"):
                     outcome = job.run(project, cluster)
                 self._record_sweep(job, outcome)
                 evidence, scored = self._evaluate(outcome, project)
-                registry = Registry(job.client, self._config.tracking.model_name, self._workspace.bundles)
-                version = self._promote(outcome, evidence, registry)
-                self._serve(registry, version, scored)
+                self._serve(*self._promote(job, outcome, evidence), scored)
         write_json(self._reports / "result.json", asdict(self.result))
         return self.result
 
@@ -149,6 +161,8 @@ class Demo:
         self.result.tracking = {"uri": job.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
 
     def _evaluate(self, outcome: SweepOutcome, project: Project) -> tuple[Evidence, list[ScoredCase]]:
+        from gtvray.promotion import gather_evidence
+
         with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their own grids"):
             ledger = Ledger(self._workspace.ledger)
             masks = self._reports / "masks"
@@ -165,7 +179,11 @@ class Demo:
         self.result.summary = {"model": summarise(evidence.candidate), "baseline": summarise(evidence.baseline)}
         return evidence, scored
 
-    def _promote(self, outcome: SweepOutcome, evidence: Evidence, registry: Registry) -> ModelVersion:
+    def _promote(self, job: SweepJob, outcome: SweepOutcome, evidence: Evidence) -> tuple[Registry, ModelVersion]:
+        from gtvray.promotion import DecisionLog, promote
+        from gtvray.registry import Registry
+
+        registry = Registry(job.client, self._config.tracking.model_name, self._workspace.bundles)
         with self._stage("promote", "through the gate"):
             log = DecisionLog(self._workspace.decisions)
             config = self._config.promotion
@@ -173,7 +191,7 @@ class Demo:
                 outcome.bundle, outcome.run_id, evidence, config=config, registry=registry, log=log
             )
         self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
-        return version
+        return registry, version
 
     def _serve(self, registry: Registry, version: ModelVersion, scored: Sequence[ScoredCase]) -> None:
         from gtvray.serving import start_server

@@ -48,15 +48,17 @@ def demo(
 
     Example: gtvray demo --data Naso_GTV --json
     """
-    from gtvray.config import load_config
+    from gtvray.config import load_config, load_sweep
+
+    # What a file or an option says is held against the schema before anything large is loaded.
+    base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
+    if sweep is not None:
+        load_sweep(sweep)
     from gtvray.demo import STAGES, Demo, DemoOptions
     from gtvray.errors import GateRefusedError
     from gtvray.io import Workspace
 
-    overrides = [*(override or []), *([f"serving.port={port}"] if port is not None else [])]
-    options = DemoOptions(
-        Workspace(workspace), data, address, sweep, load_config(config, overrides), _hold if keep_serving else None
-    )
+    options = DemoOptions(Workspace(workspace), data, address, sweep, base, _hold if keep_serving else None)
     progress = Progress(STAGES, as_json)
     run = Demo(options, progress)
     try:

@@ -104,12 +104,16 @@ def _of_system(error: OSError) -> GtvrayError:
     return _unexpected(error)
 
 
-def _unexpected(error: Exception) -> FailureError:
+def _unexpected(error: Exception) -> GtvrayError:
     if os.environ.get("GTVRAY_DEBUG"):
         raise error
     lines = str(error).strip().splitlines() or [""]
+    found = f"{type(error).__name__}: {lines[0]}"
+    # As SQLite and safetensors say it, whose errors are no OSError.
+    if "disk is full" in found or os.strerror(errno.ENOSPC) in found:
+        return ResourceError("the disk is full", found=found, do="free some space and run it again")
     return FailureError(
         "something unforeseen went wrong",
-        found=f"{type(error).__name__}: {lines[0]}",
+        found=found,
         do="run it again with GTVRAY_DEBUG=1 and report what it prints",
     )

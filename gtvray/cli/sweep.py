@@ -38,9 +38,11 @@ def sweep(
     from gtvray.config import load_config, load_sweep
     from gtvray.io import Workspace
     from gtvray.runtime import connect
-    from gtvray.tuning import SweepJob
 
     spec, base, place = load_sweep(space), load_config(config, override or []), Workspace(workspace)
+    # Ray and torch are loaded for settings that can be used, not to refuse others.
+    from gtvray.tuning import SweepJob
+
     name = f"{space.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     progress = Progress({"data": 10, "prepare": 20, "ray": 8, "sweep": spec.time_budget_s or 3600}, as_json)
     with progress.live(), place.lock():

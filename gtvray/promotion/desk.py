@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gtvray.config import PromotionConfig
-from gtvray.errors import GateRefusedError, InputError, NotReadyError
+from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
 from gtvray.models import Bundle, verify_digest
 from gtvray.promotion.decisions import Decision, DecisionLog
 from gtvray.promotion.gate import Evidence, Judgement, judge
@@ -25,7 +25,8 @@ def promote(
     """
     if evidence.digest != bundle.digest:
         raise InputError("evidence is another bundle's", expected=bundle.digest, found=evidence.digest)
-    verify_digest(bundle.folder)
+    if (digest := verify_digest(bundle.folder)) != bundle.digest:
+        raise BundleError("another bundle lies in its place", where=bundle.folder, expected=bundle.digest, found=digest)
     judgement = judge(evidence, config)
     with log.lease():
         previous = _champion(registry, log)
@@ -38,6 +39,10 @@ def promote(
                 do="train longer or on more cases; the champion stays as it was",
             )
         version = registry.register(bundle, run_id)
+        standing = log.standing()
+        if standing is not None and version.version == previous:
+            # The champion once more: the way back leads to the one before it still.
+            previous = standing.previous
         registry.fetch(version)
         registry.point_champion(version.version)
         log.append(Decision("promoted", bundle.digest, version.version, previous, _plain(evidence, judgement)))
@@ -72,13 +77,14 @@ def _champion(registry: Registry, log: DecisionLog) -> str | None:
     try:
         version = registry.champion().version
     except NotReadyError:
-        return None
+        version = None
     standing = log.standing()
-    if standing is None or standing.version != version:
+    expected = standing.version if standing else None
+    if version != expected:
         raise InputError(
             "the champion was changed from outside the gate",
-            expected=f"version {standing.version if standing else 'none'}",
-            found=f"version {version}",
+            expected=f"version {expected or 'none'}",
+            found=f"version {version or 'none'}",
             do="set the alias back, or begin a new decision log after looking into it",
         )
     return version

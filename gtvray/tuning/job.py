@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +13,15 @@ from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Finding, Project, index_dataset, open_project, require_sound
 from gtvray.errors import GtvrayError
 from gtvray.io import Workspace
-from gtvray.models import Bundle
 from gtvray.runtime import Cluster, Show
 from gtvray.tracking import SweepRecorder, connect_mlflow
-from gtvray.tuning.export import export_best
-from gtvray.tuning.sweep import SweepResult, run_sweep
-from gtvray.tuning.watch import SweepStatus
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+    from gtvray.models import Bundle
+    from gtvray.tuning.sweep import SweepResult
+    from gtvray.tuning.watch import SweepStatus
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class SweepJob:
         workspace: held by the caller.
         name: names its folder and its run.
         show: told of progress.
-        client: of the tracking store, reached when the job is made.
         warnings: what the data check had to say.
     """
 
@@ -62,10 +62,15 @@ class SweepJob:
     name: str
     show: Show
     warnings: list[Finding] = field(default_factory=list)
-    client: MlflowClient = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.client = connect_mlflow(self.uri, self.workspace.artifacts)
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Client of the tracking store, reached at first use.
+
+        Raises:
+            ResourceError: it does not answer.
+        """
+        return connect_mlflow(self.uri, self.workspace.artifacts)
 
     @property
     def uri(self) -> str:
@@ -102,6 +107,10 @@ class SweepJob:
         Raises:
             as `run_sweep`.
         """
+        # Ray and torch take seconds to load: data that are not usable are told of before.
+        from gtvray.tuning.export import export_best
+        from gtvray.tuning.sweep import run_sweep
+
         self.show.begin("sweep", f"{self.sweep.trials} trials, {self.sweep.searcher} and {self.sweep.scheduler.kind}")
         folder = self.workspace.sweeps / self.name
         artifacts = self.workspace.artifacts if self.uri.startswith("sqlite") else None

@@ -99,6 +99,7 @@ class Running:
             code = self._process.wait(within_s)
         finally:
             self._process.kill()
+            self._process.wait()
         for reader in self._readers:
             # A stray process may hold the pipe open; the test is to say so, not to hang.
             reader.join(5)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,6 @@ def test_sound_data_pass_the_check(phantoms: Path) -> None:
         (["--config", "/no/such.yaml"], ["/no/such.yaml"]),
         (["--sweep", "{file}"], ["{file}", "training"]),
         (["--sweep", "/no/such.yaml"], ["/no/such.yaml"]),
-        (["-s", "training.batch_size=3", "-s", "training.num_workers=2"], ["training.batch_size"]),
         (["--workspace", "{file}"], ["{file}"]),
     ],
     ids=lambda value: " ".join(value),
@@ -136,6 +136,12 @@ def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_
     error = refused.error(code=2)
     assert [name for name in names if name.format(file=file) not in error] == []
     assert "ray:" not in refused.stderr
+
+
+def test_settings_that_do_not_go_together(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
+    odd = ["-s", "training.batch_size=3", "-s", "training.num_workers=2"]
+    base = ["--data", phantoms, "--workspace", tmp_path / "workspace"]
+    assert "training.batch_size" in run("sweep", tiny_sweep, *base, *odd).error(code=2)
 
 
 def test_an_unknown_key_of_a_sweep_file(phantoms: Path, tmp_path: Path) -> None:
@@ -191,50 +197,64 @@ def test_an_endpoint_that_does_not_answer(phantoms: Path, tmp_path: Path) -> Non
     assert not mask.exists()
 
 
+@dataclass(frozen=True)
+class Disk:
+    """A file system of its own, which can grow."""
+
+    place: Path
+
+    def resize(self, size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.place)], check=True)
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def disk(tmp_path: Path) -> Iterator[Disk]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
-    mounted: list[Path] = []
-
-    def mount(kilobytes: int) -> Path:
-        place = tmp_path / "disk"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("this system does not let root mount a file system")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let root mount a file system")
+    yield Disk(place)
+    subprocess.run(["umount", str(place)], check=True)
 
 
-def test_the_demo_wants_room_on_the_disk(small_disk: Callable[[int], Path], phantoms: Path) -> None:
-    disk = small_disk(4096)
-    refused = run("demo", "--data", phantoms, "--workspace", disk, "--port", free_port())
+def test_the_demo_wants_room_on_the_disk(disk: Disk, phantoms: Path) -> None:
+    disk.resize("1g")
+    refused = run("demo", "--data", phantoms, "--workspace", disk.place, "--port", free_port())
     error = refused.error(code=1)
     assert "disk" in error
-    assert str(disk) in error
-    assert "ray:" not in refused.stderr
+    assert str(disk.place) in error
+    assert refused.stderr.startswith("error: "), "no stage had begun"
 
 
-@pytest.mark.parametrize("kilobytes", [64, 1400, 2500], ids=["tracking store", "first cases", "later cases"])
-def test_the_disk_fills_up(
-    kilobytes: int, small_disk: Callable[[int], Path], phantoms: Path, tiny_sweep: Path
-) -> None:
-    disk = small_disk(kilobytes)
-    error = run("sweep", tiny_sweep, "--data", phantoms, "--workspace", disk).error(code=1)
+def test_no_room_for_the_tracking_store(disk: Disk, tiny_sweep: Path, phantoms: Path) -> None:
+    sweep = ["sweep", tiny_sweep, "--data", phantoms, "--workspace", disk.place]
+    error = run(*sweep).error(code=1)
     assert "disk is full" in error
-    assert str(disk) in error
-    assert "do: " in error
-    assert not partial_files(disk)
+    assert "do: free some space" in error
+    disk.resize("64m")
+    assert run("models", "--workspace", disk.place).code == 0
 
 
-def test_phantoms_on_a_full_disk(small_disk: Callable[[int], Path]) -> None:
-    disk = small_disk(1500)
-    assert "disk is full" in run("data", "phantom", disk / "phantoms", "--count", "8").error(code=1)
-    assert not partial_files(disk)
-    for case in (disk / "phantoms").glob("[0-9]*"):
+def test_no_room_for_the_cases(disk: Disk, phantoms: Path, tmp_path: Path) -> None:
+    disk.resize("4m")
+    fine = tmp_path / "fine.yaml"
+    fine.write_text(TINY_SWEEP.replace("[8.0, 8.0, 8.0]", "[1.5, 1.5, 1.5]"))
+    full = run("sweep", fine, "--data", phantoms, "--workspace", disk.place)
+    error = full.error(code=1)
+    assert "disk is full" in error
+    assert str(disk.place / "cache") in error
+    assert "ray:" not in full.stderr
+    assert partial_files(disk.place) == []
+
+
+def test_no_room_for_phantoms(disk: Disk) -> None:
+    disk.resize("1500k")
+    error = run("data", "phantom", disk.place / "phantoms", "--count", "8").error(code=1)
+    assert "disk is full" in error
+    assert str(disk.place) in error
+    assert partial_files(disk.place) == []
+    for case in (disk.place / "phantoms").glob("[0-9]*"):
         assert {file.name for file in case.iterdir()} == {"data.nii.gz", "label.nii.gz"}

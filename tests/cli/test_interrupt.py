@@ -1,0 +1,92 @@
+"""Ctrl-C, SIGTERM and kill -9 while the demo is at work: nothing stays running, and the next run works.
+
+All runs share one workspace: each begins where the one before was cut off.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from gtvray.runtime import Cluster
+
+from .command import OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[object]:
+    """The demo with one trial of one epoch, in a workspace that the tests of this module share."""
+    folder = tmp_path_factory.mktemp("interrupt")
+    sweep = folder / "one.yaml"
+    sweep.write_text(TINY_SWEEP.replace("trials: 2", "trials: 1").replace("epochs: 2", "epochs: 1"))
+    return ["demo", "--data", phantoms, "--sweep", sweep, "--workspace", folder / "workspace", *OPEN_GATE]
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("data", signal.SIGINT),
+        ("prepare", signal.SIGTERM),
+        ("ray", signal.SIGINT),
+        ("sweep", signal.SIGINT),
+        ("sweep", signal.SIGTERM),
+    ],
+)
+def test_interrupted_with_a_cluster_of_its_own(stage: str, number: signal.Signals, base: list[object]) -> None:
+    demo = Running(*base, "--port", free_port())
+    _interrupt(demo, stage, number)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("sweep", signal.SIGTERM),
+        ("evaluate", signal.SIGINT),
+        ("promote", signal.SIGTERM),
+        ("serve", signal.SIGINT),
+        ("request", signal.SIGTERM),
+    ],
+)
+def test_interrupted_on_a_running_cluster(
+    stage: str, number: signal.Signals, base: list[object], local_ray: Cluster
+) -> None:
+    demo = Running(*base, "--port", free_port(), "--address", local_ray.address)
+    _interrupt(demo, stage, number)
+    assert _left_on(local_ray) == []
+
+
+def test_killed_in_a_sweep_and_run_again(base: list[object]) -> None:
+    killed = Running(*base, "--port", free_port())
+    killed.wait_for("sweep: ")
+    killed.interrupt(signal.SIGKILL)
+    assert killed.end().code == -signal.SIGKILL
+    assert killed.strays() == []
+
+    again = Running(*base, "--port", free_port())
+    finished = again.end()
+    assert finished.code == 0, finished
+    assert again.strays() == []
+    workspace = Path(str(base[base.index("--workspace") + 1]))
+    assert (workspace / "mlflow.db").exists()
+    assert partial_files(workspace) == []
+
+
+def _interrupt(demo: Running, stage: str, number: signal.Signals) -> None:
+    demo.wait_for(f"{stage}: ")
+    demo.interrupt(number)
+    finished = demo.end()
+    assert "interrupted" in finished.error(code=1)
+    assert finished.stdout == ""
+    assert demo.strays() == []
+
+
+def _left_on(cluster: Cluster) -> list[str]:
+    """Actors and placement groups that a run left on the session's cluster."""
+    from ray.util.state import list_actors, list_placement_groups
+
+    actors = [f"{actor.class_name} {actor.state}" for actor in list_actors() if actor.state != "DEAD"]
+    return actors + [group.name for group in list_placement_groups() if group.state != "REMOVED"]

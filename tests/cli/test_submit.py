@@ -1,0 +1,64 @@
+"""A verb as a job on a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gtvray.runtime import Cluster
+
+from .command import OPEN_GATE, Finished, free_port, run
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def dashboard(local_ray: Cluster) -> str:
+    from ray._private.worker import get_dashboard_url
+
+    return f"http://{get_dashboard_url()}"
+
+
+def submit(dashboard: str, *words: object) -> Finished:
+    return run("submit", "--address", dashboard, *words)
+
+
+def test_a_job_that_succeeds(dashboard: str, phantoms: Path) -> None:
+    done = submit(dashboard, "--json", "--", "data", "check", phantoms, "--json")
+    assert done.code == 0, done
+    assert done.json()["status"] == "SUCCEEDED"
+    assert '"findings": []' in done.stderr
+
+
+def test_a_job_that_fails_says_so(dashboard: str, phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms / "1", tmp_path / "data" / "1")
+    (tmp_path / "data" / "1" / "label.nii.gz").unlink()
+    done = submit(dashboard, "--", "data", "check", tmp_path / "data", "--json")
+    assert done.code == 1
+    assert done.stdout == "", "--json was the job's"
+    assert "case has no mask" in done.stderr
+    assert "\nerror: the job did not succeed" in done.stderr
+
+
+def test_a_sweep_finds_the_cluster_it_was_submitted_to(
+    dashboard: str, local_ray: Cluster, phantoms: Path, tiny_sweep: Path, tmp_path: Path
+) -> None:
+    done = submit(dashboard, "--", "sweep", tiny_sweep, "--data", phantoms, "--workspace", tmp_path, *OPEN_GATE)
+    assert done.code == 0, done
+    assert len(list((tmp_path / "bundles").iterdir())) == 1
+
+
+def test_no_wait(dashboard: str, phantoms: Path) -> None:
+    done = submit(dashboard, "--no-wait", "--json", "--", "data", "check", phantoms)
+    assert done.code == 0, done
+    assert done.json()["job"]
+
+
+def test_no_cluster_to_submit_to(phantoms: Path) -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    error = submit(dead, "--", "data", "check", phantoms).error(code=1)
+    assert dead in error
+    assert "do: " in error

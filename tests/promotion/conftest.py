@@ -1,0 +1,75 @@
+"""A store on SQLite, made once, bundles of random weights, and scores to judge them by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from gtvray.evaluation import CaseScore
+from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.promotion import Evidence
+from gtvray.tracking import connect_mlflow
+
+MakeBundle = Callable[[int], Bundle]
+MakeEvidence = Callable[..., Evidence]
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with warnings.catch_warnings():
+        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
+        warnings.simplefilter("ignore")
+        return connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
+
+
+@pytest.fixture
+def run_id(client: MlflowClient, tmp_path: Path) -> str:
+    experiment = client.create_experiment(tmp_path.name, artifact_location=(tmp_path / "artifacts").as_uri())
+    return str(client.create_run(experiment).info.run_id)
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    """A bundle by its seed."""
+
+    def make(seed: int) -> Bundle:
+        torch.manual_seed(seed)
+        network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
+        return write_bundle(
+            tmp_path / f"made-{seed}",
+            weights=weights_of(build_network(network, 1, (4.0, 4.0, 4.0), patch_ijk)),
+            preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
+            network=network,
+            inference=InferenceConfig(),
+            patch_ijk=patch_ijk,
+            info={"seed": seed},
+        )
+
+    return make
+
+
+def scores(dsc: Sequence[float]) -> tuple[CaseScore, ...]:
+    return tuple(CaseScore(str(n), value, 5.0, value, 5.0, 20.0, 20.0, value == 0) for n, value in enumerate(dsc))
+
+
+@pytest.fixture(scope="session")
+def make_evidence() -> MakeEvidence:
+    """Evidence for a digest, good unless told otherwise."""
+
+    def make(
+        digest: str,
+        candidate: Sequence[float] = (0.8, 0.7, 0.75),
+        baseline: Sequence[float] = (0.2, 0.15, 0.1),
+        loads_fresh: bool = True,
+        looks: int = 1,
+    ) -> Evidence:
+        return Evidence(digest, "data-1", scores(candidate), scores(baseline), loads_fresh, looks)
+
+    return make

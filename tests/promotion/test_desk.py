@@ -1,0 +1,226 @@
+"""Moving the champion: through the gate alone, written down, and back again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from gtvray.config import PromotionConfig
+from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
+from gtvray.models import Bundle
+from gtvray.promotion import DecisionLog, Evidence, promote, rollback
+from gtvray.registry import Registry
+
+
+@dataclass
+class Desk:
+    """A registry with its log, and bundles to promote by number."""
+
+    registry: Registry
+    log: DecisionLog
+    make_bundle: Callable[[int], Bundle]
+    make_evidence: Callable[..., Evidence]
+    run_id: str
+
+    def promote(self, bundle: Bundle | int, evidence: Evidence | None = None) -> str:
+        bundle = self.make_bundle(bundle) if isinstance(bundle, int) else bundle
+        evidence = evidence or self.make_evidence(bundle.digest)
+        config = PromotionConfig()
+        version, _ = promote(bundle, self.run_id, evidence, config=config, registry=self.registry, log=self.log)
+        return version.version
+
+    @property
+    def moves(self) -> list[tuple[str, str | None, str | None]]:
+        return [(decision.kind, decision.previous, decision.version) for decision in self.log.decisions()]
+
+
+@pytest.fixture
+def desk(
+    client: MlflowClient,
+    make_bundle: Callable[[int], Bundle],
+    make_evidence: Callable[..., Evidence],
+    run_id: str,
+    tmp_path: Path,
+) -> Desk:
+    registry = Registry(client, f"model-{tmp_path.name}", tmp_path / "bundles")
+    return Desk(registry, DecisionLog(tmp_path / "log" / "decisions.jsonl"), make_bundle, make_evidence, run_id)
+
+
+def test_the_first_and_the_next_champion(desk: Desk) -> None:
+    assert desk.promote(0) == "1" == desk.registry.champion().version
+    assert desk.promote(1) == "2" == desk.registry.champion().version
+    assert desk.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
+    first = desk.log.decisions()[0]
+    assert first.digest == desk.make_bundle(0).digest
+    assert first.evidence["candidate"][0]["dsc"] == 0.8
+    assert first.evidence["difference"]["n"] == 3
+    assert first.at.endswith("+00:00")
+
+
+def test_a_refusal_is_written_down_and_moves_nothing(desk: Desk) -> None:
+    desk.promote(0)
+    worse = desk.make_bundle(1)
+    evidence = desk.make_evidence(worse.digest, candidate=(0.1, 0.1, 0.0), loads_fresh=False)
+    with pytest.raises(GateRefusedError) as caught:
+        desk.promote(worse, evidence)
+    assert "must exceed" in caught.value.fields["found"]
+    assert "fresh process" in caught.value.fields["found"]
+    assert [version.version for version in desk.registry.versions()] == ["1"]
+    assert desk.registry.champion().version == "1"
+    refused = desk.log.decisions()[-1]
+    assert (refused.kind, refused.digest, refused.version, refused.previous) == ("refused", worse.digest, None, "1")
+    assert refused.evidence["candidate"][2]["missed"]
+    assert len(refused.evidence["reasons"]) == 2
+    assert desk.promote(2) == "2", "a refusal stands in nobody's way"
+
+
+def test_evidence_of_another_bundle_is_refused(desk: Desk) -> None:
+    with pytest.raises(InputError, match="another bundle's"):
+        desk.promote(desk.make_bundle(0), desk.make_evidence(desk.make_bundle(1).digest))
+    assert desk.log.decisions() == []
+    assert desk.registry.versions() == []
+
+
+def test_a_bundle_that_changed_since_it_was_scored_is_refused(desk: Desk) -> None:
+    bundle, other = desk.make_bundle(0), desk.make_bundle(1)
+    shutil.rmtree(bundle.folder)
+    shutil.copytree(other.folder, bundle.folder)
+    with pytest.raises(BundleError):
+        desk.promote(bundle)
+    (bundle.folder / "bundle.json").write_text("{}")
+    with pytest.raises(BundleError):
+        desk.promote(bundle)
+    assert desk.registry.versions() == []
+
+
+def test_rollback_goes_back_and_forth(desk: Desk) -> None:
+    with pytest.raises(NotReadyError, match="no champion to go back to"):
+        rollback(desk.registry, desk.log)
+    desk.promote(0)
+    with pytest.raises(NotReadyError, match="no champion to go back to"):
+        rollback(desk.registry, desk.log)
+    desk.promote(1)
+    desk.promote(2)
+    for expected in ("2", "3", "2"):
+        assert rollback(desk.registry, desk.log).version == expected == desk.registry.champion().version
+    assert desk.moves[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "3"), ("rolled_back", "3", "2")]
+    assert desk.log.decisions()[-1].digest == desk.make_bundle(1).digest
+    assert desk.promote(3) == "4"
+    assert rollback(desk.registry, desk.log).version == "2"
+
+
+def test_promoting_the_champion_again_keeps_the_way_back(desk: Desk) -> None:
+    desk.promote(0)
+    assert desk.promote(1) == desk.promote(1) == "2"
+    assert rollback(desk.registry, desk.log).version == "1"
+
+
+def test_a_former_champion_can_be_promoted_again(desk: Desk) -> None:
+    for number, version in ((0, "1"), (1, "2"), (0, "1")):
+        assert desk.promote(number) == version
+    assert desk.moves[-1] == ("promoted", "2", "1")
+    assert rollback(desk.registry, desk.log).version == "2"
+
+
+def test_a_rollback_to_a_damaged_bundle_moves_nothing(desk: Desk, tmp_path: Path) -> None:
+    desk.promote(0)
+    desk.promote(1)
+    for fetched in (tmp_path / "bundles").glob(f"{desk.make_bundle(0).digest[:16]}/weights.safetensors"):
+        fetched.write_bytes(b"")
+    with pytest.raises(BundleError):
+        rollback(desk.registry, desk.log)
+    assert desk.registry.champion().version == "2"
+    assert len(desk.moves) == 2
+
+
+@pytest.mark.parametrize("move", ["to another version", "away"])
+def test_a_champion_moved_from_outside_is_noticed(
+    desk: Desk, client: MlflowClient, tmp_path: Path, move: str
+) -> None:
+    desk.promote(0)
+    desk.promote(1)
+    name = f"model-{tmp_path.name}"
+    if move == "away":
+        client.delete_registered_model_alias(name, "champion")
+    else:
+        client.set_registered_model_alias(name, "champion", "1")
+    with pytest.raises(InputError, match="from outside") as caught:
+        desk.promote(2)
+    assert caught.value.fields["expected"] == "version 2"
+    with pytest.raises(InputError, match="from outside"):
+        rollback(desk.registry, desk.log)
+    assert len(desk.moves) == 2
+    client.set_registered_model_alias(name, "champion", "2")
+    assert desk.promote(2) == "3"
+
+
+def test_a_champion_without_any_decision_is_noticed(desk: Desk) -> None:
+    version = desk.registry.register(desk.make_bundle(0), desk.run_id)
+    desk.registry.point_champion(version.version)
+    with pytest.raises(InputError, match="from outside") as caught:
+        desk.promote(1)
+    assert caught.value.fields["expected"] == "version none"
+
+
+def test_a_decision_cut_off_by_a_crash_is_passed_over(desk: Desk, tmp_path: Path) -> None:
+    desk.promote(0)
+    with (tmp_path / "log" / "decisions.jsonl").open("a") as file:
+        file.write('{"kind": "promo')
+    assert desk.promote(1) == "2"
+    assert desk.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
+
+
+_PROMOTER = """
+import json, pathlib, sys, time
+from gtvray.config import PromotionConfig
+from gtvray.evaluation import CaseScore
+from gtvray.models import Bundle
+from gtvray.promotion import DecisionLog, Evidence, promote
+from gtvray.registry import Registry
+from gtvray.tracking import connect_mlflow
+job = json.loads(sys.argv[1])
+folder = pathlib.Path(job["folder"])
+registry = Registry(connect_mlflow(job["uri"], folder), job["name"], folder / "bundles")
+bundle, log = Bundle.load(pathlib.Path(job["bundle"])), DecisionLog(folder / "decisions.jsonl")
+good, bad = (tuple(CaseScore(str(n), dsc, 5., dsc, 5., 9., 9., False) for n in range(3)) for dsc in (.8, .1))
+evidence = Evidence(bundle.digest, "d", good, bad, True, 1)
+(folder / f"ready-{bundle.folder.name}").touch()
+while len(list(folder.glob("ready-*"))) < 2: time.sleep(0.01)
+for _ in range(3):
+    promote(bundle, job["run_id"], evidence, config=PromotionConfig(), registry=registry, log=log)
+"""
+
+
+def test_promotions_of_two_processes_do_not_mix(
+    client: MlflowClient, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
+) -> None:
+    name = f"model-{tmp_path.name}"
+    started = []
+    for number in range(2):
+        job = {"uri": client.tracking_uri, "name": name, "run_id": run_id, "folder": str(tmp_path),
+               "bundle": str(make_bundle(number).folder)}  # fmt: skip
+        command = [sys.executable, "-c", _PROMOTER, json.dumps(job)]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in started:
+            assert process.wait(90) == 0, process.communicate()[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    registry = Registry(client, name, tmp_path / "bundles")
+    decisions = DecisionLog(tmp_path / "decisions.jsonl").decisions()
+    assert len(decisions) == 6
+    assert len(registry.versions()) == 2
+    assert registry.champion().version == decisions[-1].version
+    for before, after in zip(decisions, decisions[1:], strict=False):
+        # Either the champion moved away from the one before, or it was promoted once more.
+        assert after.previous == (before.previous if after.version == before.version else before.version)

@@ -1,0 +1,122 @@
+"""Bundles as versions of a registered model: what is fetched is what was registered, or an error."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from gtvray.errors import BundleError, NotFoundError, NotReadyError
+from gtvray.models import Bundle
+from gtvray.registry import Registry
+
+
+@pytest.fixture
+def registry(client: MlflowClient, tmp_path: Path) -> Registry:
+    return Registry(client, f"model-{tmp_path.name}", tmp_path / "bundles")
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[[int], Bundle]) -> Bundle:
+    return make_bundle(0)
+
+
+def test_what_is_fetched_is_what_was_registered(registry: Registry, bundle: Bundle, run_id: str) -> None:
+    version = registry.register(bundle, run_id)
+    assert (version.version, version.digest, version.run_id, version.aliases) == ("1", bundle.digest, run_id, ())
+    shutil.rmtree(bundle.folder)
+    fetched = registry.fetch(version)
+    assert fetched.digest == bundle.digest
+    assert fetched.folder != bundle.folder
+    assert fetched.info == bundle.info
+    before = [file.stat().st_mtime_ns for file in fetched.folder.iterdir()]
+    assert registry.fetch(version).folder == fetched.folder
+    assert [file.stat().st_mtime_ns for file in fetched.folder.iterdir()] == before, "downloaded once"
+
+
+def test_a_bundle_is_registered_once(
+    registry: Registry, bundle: Bundle, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
+) -> None:
+    first = registry.register(bundle, run_id)
+    moved = Bundle.load(shutil.copytree(bundle.folder, tmp_path / "moved"))
+    assert registry.register(moved, run_id) == first
+    second = registry.register(make_bundle(1), run_id)
+    assert [version.version for version in registry.versions()] == ["1", "2"]
+    assert second.digest != first.digest
+
+
+def test_a_stored_bundle_that_was_tampered_with_is_refused(
+    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    version = registry.register(bundle, run_id)
+    (stored,) = (tmp_path / "artifacts").rglob("weights.safetensors")
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(BundleError):
+            registry.fetch(version)
+    stored.write_bytes(content)
+    assert registry.fetch(version).digest == bundle.digest
+
+
+def test_another_sound_bundle_in_its_place_is_refused(
+    registry: Registry, bundle: Bundle, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
+) -> None:
+    version, other = registry.register(bundle, run_id), make_bundle(1)
+    (stored,) = (tmp_path / "artifacts").rglob("weights.safetensors")
+    for file in other.folder.iterdir():
+        shutil.copy(file, stored.parent / file.name)
+    for _ in range(2):
+        with pytest.raises(BundleError, match="not the one registered"):
+            registry.fetch(version)
+
+
+def test_a_fetched_bundle_that_was_tampered_with_is_refused(registry: Registry, bundle: Bundle, run_id: str) -> None:
+    version = registry.register(bundle, run_id)
+    description = registry.fetch(version).folder / "bundle.json"
+    description.write_text(description.read_text().replace('"threshold": 0.5', '"threshold": 0.1'))
+    with pytest.raises(BundleError):
+        registry.fetch(version)
+
+
+def test_there_is_no_champion_before_the_first(registry: Registry, bundle: Bundle, run_id: str) -> None:
+    with pytest.raises(NotReadyError, match="nothing has been promoted"):
+        registry.champion()
+    version = registry.register(bundle, run_id)
+    with pytest.raises(NotReadyError, match="nothing has been promoted"):
+        registry.champion()
+    registry.point_champion(version.version)
+    assert registry.champion().digest == bundle.digest
+    assert registry.get("1").aliases == ("champion",)
+
+
+def test_a_store_that_fails_is_not_taken_for_an_empty_one(
+    registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MlflowException("database is locked")
+
+    monkeypatch.setattr(client, "get_model_version_by_alias", fail)
+    with pytest.raises(MlflowException, match="locked"):
+        registry.champion()
+
+
+def test_an_unknown_version_is_told_with_the_known_ones(registry: Registry, bundle: Bundle, run_id: str) -> None:
+    registry.register(bundle, run_id)
+    with pytest.raises(NotFoundError) as caught:
+        registry.get("7")
+    assert caught.value.fields["expected"] == "1"
+
+
+def test_a_version_made_by_other_means_does_not_break_the_rest(
+    registry: Registry, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    registry.register(bundle, run_id)
+    client.create_model_version(f"model-{tmp_path.name}", source=bundle.folder.as_uri(), run_id=run_id)
+    assert [version.digest for version in registry.versions()] == [bundle.digest, ""]
+    with pytest.raises(BundleError):
+        registry.fetch(registry.get("2"))

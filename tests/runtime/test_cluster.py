@@ -1,0 +1,103 @@
+"""A cluster is there for the length of a `with` block, and nothing of it after that, however the block ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gtvray.errors import ResourceError
+from gtvray.runtime import connect
+
+# Tells where its cluster is, then holds it until its input ends.
+_HOLDER = """
+import os, sys
+from gtvray.runtime import connect
+with connect(sys.argv[1] or None, cpus=1 if not sys.argv[1] else None) as cluster:
+    import ray
+    assert os.environ["RAY_ADDRESS"] == cluster.address
+    two = ray.get(ray.remote(lambda: 1 + 1).remote())
+    session = ray._private.worker._global_node.get_session_dir_path()
+    print(cluster.address, cluster.is_local, cluster.cpus, two, session, flush=True)
+    sys.stdin.read()
+assert "RAY_ADDRESS" not in os.environ
+"""
+
+
+@contextmanager
+def holding(address: str = "") -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A process within `connect`, and what it told."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", _HOLDER, address]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as holder:
+        try:
+            assert holder.stdout is not None
+            yield holder, holder.stdout.readline().split()
+        finally:
+            holder.kill()
+
+
+def processes_of(session: str) -> list[str]:
+    """Command lines of the processes of a Ray session."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if session in line:
+            found.append(line[:200])
+    return found
+
+
+def wait_until_gone(session: str, *names: str) -> None:
+    """Until no process of the session is left, or none with these names; pytest's own time limit bounds it."""
+    while any(not names or any(name in line for name in names) for line in processes_of(session)):
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+def test_a_cluster_ends_with_its_block_and_one_that_was_joined_does_not() -> None:
+    with holding() as (holder, (address, is_local, cpus, two, session)):
+        assert (is_local, cpus, two) == ("True", "1.0", "2")
+        assert any("raylet" in line for line in processes_of(session))
+        with holding(address) as (guest, (joined, guest_is_local, *_)):
+            assert (joined, guest_is_local) == (address, "False")
+            guest.communicate()
+            assert guest.returncode == 0
+        assert holder.poll() is None
+        assert any("gcs_server" in line for line in processes_of(session))
+        holder.communicate()
+        assert holder.returncode == 0
+    wait_until_gone(session)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(90)
+def test_a_killed_driver_leaves_no_cluster() -> None:
+    with holding() as (holder, (*_, session)):
+        assert any("gcs_server" in line for line in processes_of(session))
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        wait_until_gone(session, "raylet/raylet", "gcs/gcs_server")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nowhere", "host.invalid:6379"])
+def test_an_address_that_does_not_answer_is_told_of_at_once(address: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = address.format(port=taken.getsockname()[1])
+        with pytest.raises(ResourceError, match="cannot connect to Ray") as caught, connect(address):
+            pass
+    assert caught.value.fields["where"] == address
+    assert len(str(caught.value).splitlines()) <= 5

@@ -1,0 +1,229 @@
+"""The main job from end to end, and the verbs that go on from what it leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gtvray.io import read_volume
+from gtvray.runtime import Cluster
+from gtvray.tracking import connect_mlflow
+
+from .cli.command import OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files, run
+
+pytestmark = pytest.mark.ray
+TRIALS, EPOCHS = 2, 2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[object]:
+    """A demo of seconds, its workspace shared by the tests of this module."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "tiny.yaml").write_text(TINY_SWEEP)
+    return ["demo", "--data", phantoms, "--sweep", folder / "tiny.yaml", "--workspace", folder / "workspace"]
+
+
+@pytest.fixture(scope="module")
+def workspace(base: list[object]) -> Path:
+    return Path(str(base[-1]))
+
+
+@pytest.fixture(scope="module")
+def first(base: list[object]) -> dict[str, Any]:
+    """What the first demo says, on a cluster of its own."""
+    finished = run(*base, *OPEN_GATE, "--port", free_port(), "--json")
+    assert (finished.code, finished.stderr) == (0, "")
+    return dict(finished.json())
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A served champion."""
+
+    url: str
+    token: str
+    process: Running
+
+
+@pytest.fixture(scope="module")
+def second(base: list[object], first: dict[str, Any], local_ray: Cluster) -> Iterator[Endpoint]:
+    """The endpoint of a second demo in the same workspace, held by `--keep-serving`."""
+    port = free_port()
+    running = Running(*base, *OPEN_GATE, "--port", port, "--keep-serving", "--address", local_ray.address)
+    said = running.wait_for("bearer token: ", within_s=110)
+    yield Endpoint(f"http://127.0.0.1:{port}", said.rpartition("bearer token: ")[2].split()[0], running)
+    running.interrupt()
+    running.end()
+
+
+@pytest.fixture(scope="module")
+def scan(phantoms: Path) -> Path:
+    return phantoms / "2" / "data.nii.gz"
+
+
+def test_every_held_out_case_is_scored_and_served_as_offline(first: dict[str, Any]) -> None:
+    assert first["ok"] is True
+    assert len(first["cases"]) == first["data"]["split"]["held_out"] == 3
+    for row in first["cases"]:
+        assert row["same_as_offline"] is True
+        assert 0 <= row["dsc"] <= 1
+        assert row["hd95_mm"] >= 0
+        assert row["milliseconds"] > 0
+    assert "not a medical device" in first["notice"]
+    assert {"data", "sweep", "evaluate", "promote", "serve", "request"} <= first["seconds"].keys()
+
+
+def test_pictures_and_reports_are_there(first: dict[str, Any], workspace: Path) -> None:
+    assert len(first["pictures"]) == 3
+    for picture in map(Path, first["pictures"]):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert (picture.parent / "scores.md").exists()
+        stored = json.loads((picture.parent / "result.json").read_text())
+        assert stored["cases"] == first["cases"]
+    assert partial_files(workspace) == []
+
+
+def test_the_sweep_is_in_mlflow(first: dict[str, Any], workspace: Path) -> None:
+    client = connect_mlflow(first["tracking"]["uri"], workspace / "mlartifacts")
+    parent = client.get_run(first["tracking"]["sweep_run"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["gtvray.data"] == first["data"]["fingerprint"]["digest"]
+    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([parent.info.experiment_id], where)
+    trials = {trial["trial_id"]: trial for trial in first["sweep"]["trials"]}
+    assert len(children) == len(trials) == TRIALS
+    for child in children:
+        trial = trials[child.data.tags["ray.trial_id"]]
+        assert child.info.status == "FINISHED"
+        assert float(child.data.params["optimizer.lr"]) == trial["point"]["optimizer.lr"]
+        history = client.get_metric_history(child.info.run_id, "selection_dsc")
+        assert [entry.step for entry in history] == list(range(1, EPOCHS + 1))
+        assert max(entry.value for entry in history) == pytest.approx(trial["best_dsc"])
+
+
+def test_the_champion_is_the_bundle_of_the_best_trial(first: dict[str, Any], workspace: Path) -> None:
+    client = connect_mlflow(first["tracking"]["uri"], workspace / "mlartifacts")
+    champion = client.get_model_version_by_alias("gtvray-gtv", "champion")
+    # The version that the first demo made, whichever one is champion by now.
+    made = client.get_model_version("gtvray-gtv", first["promotion"]["version"])
+    assert first["promotion"]["version"] == "1"
+    assert champion.name == made.name
+    assert made.tags["gtvray.digest"] == first["sweep"]["digest"]
+    assert made.run_id == first["tracking"]["best_run"]
+    best = max(first["sweep"]["trials"], key=lambda trial: trial["best_dsc"])
+    assert client.get_run(made.run_id).data.tags["ray.trial_id"] == best["trial_id"]
+
+
+def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
+    base: list[object], first: dict[str, Any], workspace: Path, local_ray: Cluster
+) -> None:
+    before = run("models", "--workspace", workspace, "--json").json()
+    refused = run(*base, "--port", free_port(), "--address", local_ray.address)
+    assert "lower bound" in refused.error(code=1)
+    for name in ("model", "baseline"):
+        assert f"{name}: mean DSC" in refused.stderr
+    assert run("models", "--workspace", workspace, "--json").json() == before
+    last = json.loads((workspace / "decisions.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "refused"
+    assert len(last["evidence"]["candidate"]) == len(last["evidence"]["baseline"]) == 3
+
+
+def test_the_endpoint_and_the_command_line_give_the_same_mask(
+    second: Endpoint, workspace: Path, scan: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here.nii.gz", tmp_path / "there.nii.gz"
+    offline = run("predict", scan, "-o", here, "--workspace", workspace, "--json")
+    served = run("predict", scan, "-o", there, "--server", second.url, "--json", GTVRAY_TOKEN=second.token)
+    assert _same_mask(here, there, scan)
+    (mine,), (theirs,) = offline.json()["masks"], served.json()["masks"]
+    assert mine["volume_ml"] == theirs["volume_ml"] > 0
+    assert mine["mask"] == str(here)
+
+
+def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.nii.gz"
+    refused = run("predict", scan, "-o", mask, "--server", second.url, GTVRAY_TOKEN="wrong")
+    assert "token" in refused.error(code=2)
+    assert not mask.exists()
+
+
+def test_evaluate_tells_of_the_champion(second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path) -> None:
+    told = run(
+        *["evaluate", "--data", phantoms, "--model", "champion", "--baseline", phantoms],
+        *["--workspace", workspace, "--out", tmp_path / "out", "--json"],
+    )
+    assert told.code == 0, told
+    found = told.json()
+    assert found["digest"] == _champion(workspace)["digest"]
+    assert len(found["cases"]) == len(list((tmp_path / "out" / "masks").iterdir())) == 12
+    assert (tmp_path / "out" / "scores.md").exists()
+    assert {"mean", "low", "high"} <= found["dsc_over_baseline"].keys()
+
+
+def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspace: Path, scan: Path) -> None:
+    second.process.interrupt()
+    ended = second.process.end()
+    assert ended.code == 0, ended
+    assert "champion: version 2" in ended.stdout
+    assert second.process.strays() == []
+
+    versions = run("models", "--workspace", workspace, "--json").json()
+    assert {row["version"]: row["aliases"] for row in versions} == {"1": [], "2": ["champion"]}
+    assert run("rollback", "--workspace", workspace, "--json").json()["version"] == "1"
+    assert _champion(workspace)["version"] == "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_answers_as_offline_until_it_is_told_to_end(
+    number: signal.Signals, first: dict[str, Any], workspace: Path, scan: Path, local_ray: Cluster, tmp_path: Path
+) -> None:
+    port, here, there = free_port(), tmp_path / "here.nii.gz", tmp_path / "there.nii.gz"
+    serving = Running(
+        *["serve", "--model", "1", "--port", port, "--address", local_ray.address, "--workspace", workspace],
+        GTVRAY_TOKEN="a-token",
+    )
+    said = serving.wait_for("until Ctrl-C")
+    assert "a-token" not in said
+    assert run("predict", scan, "-o", here, "--model", "1", "--workspace", workspace).code == 0
+    asked = run("predict", scan, "-o", there, "--server", f"http://127.0.0.1:{port}", GTVRAY_TOKEN="a-token")
+    assert asked.code == 0, asked
+    assert _same_mask(here, there, scan)
+    serving.interrupt(number)
+    ended = serving.end()
+    assert (ended.code, ended.stdout) == (0, ""), ended
+    assert ended.stderr.endswith("stopping\n")
+    assert serving.strays() == []
+
+
+def test_an_unknown_version_is_named(first: dict[str, Any], workspace: Path, scan: Path, tmp_path: Path) -> None:
+    refused = run("predict", scan, "-o", tmp_path / "mask.nii", "--model", "77", "--workspace", workspace)
+    assert "77" in refused.error(code=2)
+
+
+def test_promote_refuses_other_data_than_the_bundle_was_trained_on(
+    first: dict[str, Any], workspace: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "data"
+    other.mkdir()
+    for case in sorted(phantoms.iterdir())[1:]:
+        (other / case.name).symlink_to(case)
+    refused = run("promote", first["sweep"]["bundle"], "--data", other, "--workspace", workspace, *OPEN_GATE)
+    assert "trained on other data" in refused.error(code=2)
+
+
+def _champion(workspace: Path) -> dict[str, Any]:
+    versions = run("models", "--workspace", workspace, "--json").json()
+    return next(row for row in versions if "champion" in row["aliases"])
+
+
+def _same_mask(one: Path, other: Path, scan: Path) -> bool:
+    mask = read_volume(one)
+    assert mask.same_grid(read_volume(scan))
+    return mask.same_grid(read_volume(other)) and np.array_equal(mask.array, read_volume(other).array)

@@ -1,0 +1,53 @@
+"""Prepared phantoms, settings with which an epoch takes a fraction of a second, and an MLflow store."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from gtvray.config import Config, load_config
+from gtvray.data import CachedCase, CaseCache, index_dataset
+from gtvray.tracking import connect_mlflow
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return load_config(
+        overrides=[
+            "preprocessing.spacing_mm=[8, 8, 8]",
+            "network.features=[4, 8, 8]",
+            "training.patch_ijk=[16, 16, 16]",
+            "training.epochs=2",
+            "training.steps_per_epoch=1",
+            "training.precision=fp32",
+            "inference.overlap=0",
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def cases(phantoms: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
+    cache = CaseCache(tmp_path_factory.mktemp("tuning") / "cache", config.preprocessing, config.cache)
+    return cache.prepare_all(index_dataset(phantoms).cases[:6])
+
+
+@pytest.fixture(scope="session")
+def train(cases: list[CachedCase]) -> list[CachedCase]:
+    return cases[:4]
+
+
+@pytest.fixture(scope="session")
+def selection(cases: list[CachedCase]) -> list[CachedCase]:
+    return cases[4:]
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with warnings.catch_warnings():
+        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
+        warnings.simplefilter("ignore")
+        return connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")

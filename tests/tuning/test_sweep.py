@@ -1,0 +1,150 @@
+"""Whole sweeps on a real cluster, recorded in a real MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from gtvray.config import Choice, Config, SweepConfig, with_dotted
+from gtvray.data import CachedCase
+from gtvray.errors import ConfigError, ResourceError, TrainingError
+from gtvray.models import Checkpoint
+from gtvray.runtime import Cluster
+from gtvray.tracking import SweepRecorder
+from gtvray.training import fit
+from gtvray.tuning import SweepResult, SweepStatus, run_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")]
+SPACE: dict[str, Any] = {
+    "optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True},
+    "training.patch_ijk": {"choice": [[16, 16, 16], [24, 16, 16]]},
+}
+START = {"optimizer.lr": 0.004, "training.patch_ijk": [24, 16, 16]}
+
+
+class Sweep:
+    """A sweep's surroundings; `run` runs it, and `children` are its trials' runs."""
+
+    def __init__(
+        self, cluster: Cluster, client: MlflowClient, config: Config, cases: list[CachedCase], folder: Path
+    ) -> None:
+        self.cluster, self.client, self.config, self.cases, self.folder = cluster, client, config, cases, folder
+        self.recorder = SweepRecorder(client, folder.name, "sweep", folder / "spool.jsonl", folder / "artifacts")
+        self.statuses: list[SweepStatus] = []
+
+    def run(self, config: Config | None = None, **sweep: Any) -> SweepResult:
+        try:
+            return run_sweep(
+                SweepConfig.model_validate({"space": SPACE, **sweep}),
+                config or self.config,
+                self.cases[:4],
+                self.cases[4:],
+                cluster=self.cluster,
+                recorder=self.recorder,
+                folder=self.folder,
+                tags={"gtvray.data": "d1"},
+                report=self.statuses.append,
+            )
+        finally:
+            assert self.recorder.close(60)
+
+    @property
+    def children(self) -> dict[str, Run]:
+        experiment = self.client.get_run(self.recorder.run_id).info.experiment_id
+        runs = self.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{self.recorder.run_id}'")
+        found = {run.data.tags["ray.trial_id"]: run for run in runs}
+        assert len(found) == len(runs)
+        return found
+
+    def history(self, run: Run, name: str) -> list[tuple[int, float]]:
+        return [(metric.step, metric.value) for metric in self.client.get_metric_history(run.info.run_id, name)]
+
+
+@pytest.fixture
+def sweep(
+    local_ray: Cluster, client: MlflowClient, config: Config, cases: list[CachedCase], tmp_path: Path
+) -> Callable[[], Sweep]:
+    return Sweep(local_ray, client, config, cases, tmp_path)
+
+
+def test_a_sweep_is_recorded_whole(sweep: Sweep, tmp_path: Path) -> None:
+    result = sweep.run(trials=3, max_concurrent=1, scheduler={"kind": "none"}, start=[START])
+    assert (len(result.trials), result.failed) == (3, 0)
+    assert [trial.best_dsc for trial in result.trials] == sorted((t.best_dsc for t in result.trials), reverse=True)
+    runs = sweep.children
+    assert sorted(runs) == sorted(trial.trial_id for trial in result.trials)
+    assert sweep.client.get_run(sweep.recorder.run_id).data.params["training.steps_per_epoch"] == "1"
+    for trial in result.trials:
+        run = runs[trial.trial_id]
+        assert run.data.params == {key: str(value) for key, value in trial.point.items()}
+        assert (run.info.status, run.data.tags["gtvray.data"]) == ("FINISHED", "d1")
+        for name in ("train_loss", "selection_dsc", "lr", "seconds"):
+            assert [step for step, _ in sweep.history(run, name)] == [1, 2]
+        assert max(value for _, value in sweep.history(run, "selection_dsc")) == trial.best_dsc
+        assert Checkpoint.load(trial.best_checkpoint).meta["network"]["features"] == [4, 8, 8]
+        assert result.config_of(trial).training.patch_ijk == tuple(trial.point["training.patch_ijk"])
+    assert [(status.started, status.ended, status.epoch, status.epochs) for status in sweep.statuses] == [
+        (started, started - 1, epoch, 2) for started in (1, 2, 3) for epoch in (1, 2)
+    ]
+    first = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[0].trial)
+    assert first.point == START
+    # An actor that has been another trial before trains as a fresh process would.
+    last = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[-1].trial)
+    alone = list(fit(result.config_of(last), sweep.cases[:4], sweep.cases[4:], tmp_path / "alone"))
+    told = [value for _, value in sweep.history(runs[last.trial_id], "train_loss")]
+    assert told == pytest.approx([report.train_loss for report in alone], rel=1e-5)
+
+
+def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
+    """The first two learn; the others, with no learning rate to speak of, cannot keep up."""
+    rates = [0.02, 0.01, 1e-9, 1e-10]
+    longer = with_dotted(sweep.config, {"training.epochs": 8, "training.steps_per_epoch": 4})
+    result = sweep.run(
+        longer,
+        trials=4,
+        max_concurrent=1,
+        space={"optimizer.lr": Choice(choice=rates).model_dump()},
+        start=[{"optimizer.lr": rate} for rate in rates],
+        scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
+    )
+    epochs = sorted(trial.epochs for trial in result.trials)
+    assert len(epochs) == 4
+    assert epochs[0] == 2
+    assert epochs[-1] == 8
+    for trial in result.trials:
+        run = sweep.children[trial.trial_id]
+        assert [step for step, _ in sweep.history(run, "train_loss")] == list(range(1, trial.epochs + 1))
+        assert run.info.status == "FINISHED"
+
+
+def test_a_trial_of_two_workers(sweep: Sweep) -> None:
+    two = with_dotted(sweep.config, {"training.num_workers": 2})
+    result = sweep.run(two, trials=1, scheduler={"kind": "none"}, start=[START])
+    (trial,) = result.trials
+    assert (trial.epochs, trial.point) == (2, START)
+    assert [step for step, _ in sweep.history(sweep.children[trial.trial_id], "train_loss")] == [1, 2]
+
+
+def test_a_sweep_of_which_every_trial_fails_says_why(sweep: Sweep) -> None:
+    for case in sweep.cases:
+        assert (case.folder / "hu.b2nd").is_file()
+    broken = [CachedCase(case.case_id, case.folder / "gone", case.meta) for case in sweep.cases]
+    sweep.cases = broken
+    with pytest.raises(TrainingError, match="no trial gave an epoch") as caught:
+        sweep.run(trials=2)
+    assert len(str(caught.value).splitlines()) <= 5
+    assert "gone" in caught.value.fields["found"]
+    assert {run.info.status for run in sweep.children.values()} == {"FAILED"}
+
+
+def test_what_cannot_work_is_refused_before_any_trial(sweep: Sweep) -> None:
+    with pytest.raises(ConfigError):
+        sweep.run(base={"training.patch_ijk": [8, 8, 8]}, space={"optimizer.lr": {"low": 0.1, "high": 0.2}})
+    with pytest.raises(ResourceError):
+        sweep.run(base={"training.cpus_per_worker": 64})
+    assert sweep.children == {}
