@@ -125,7 +125,7 @@ def test_sound_data_pass_the_check(phantoms: Path) -> None:
         (["--sweep", "/no/such.yaml"], ["/no/such.yaml"]),
         (["--workspace", "{file}"], ["{file}"]),
     ],
-    ids=lambda value: " ".join(value),
+    ids=" ".join,
 )
 def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
