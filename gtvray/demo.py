@@ -27,19 +27,21 @@ from gtvray.runtime import Show, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 
 if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
     from gtvray.promotion import Evidence
     from gtvray.registry import ModelVersion, Registry
 
 # Seconds a stage takes on two cores, to tell the time left before it has been seen.
 STAGES = {
-    "data": 10,
-    "prepare": 10,
+    "data": 5,
+    "prepare": 5,
     "mlflow": 4,
-    "ray": 8,
-    "sweep": 175,
-    "evaluate": 25,
+    "ray": 6,
+    "sweep": 165,
+    "evaluate": 20,
     "promote": 3,
-    "serve": 20,
+    "serve": 15,
     "request": 10,
 }
 _PHANTOMS = 32
@@ -120,14 +122,14 @@ class Demo:
             job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
             project = self._data(job)
             self._show.begin("mlflow", job.uri)
-            _ = job.client
+            client = job.client
             self._show.begin("ray", "connecting to Ray")
             with connect(self._options.address) as cluster:
                 with self._timed("sweep"):
                     outcome = job.run(project, cluster)
                 self._record_sweep(job, outcome)
                 evidence, scored = self._evaluate(outcome, project)
-                self._serve(*self._promote(job, outcome, evidence), scored)
+                self._serve(*self._promote(client, outcome, evidence), scored)
         write_json(self._reports / "result.json", asdict(self.result))
         return self.result
 
@@ -179,11 +181,13 @@ class Demo:
         self.result.summary = {"model": summarise(evidence.candidate), "baseline": summarise(evidence.baseline)}
         return evidence, scored
 
-    def _promote(self, job: SweepJob, outcome: SweepOutcome, evidence: Evidence) -> tuple[Registry, ModelVersion]:
+    def _promote(
+        self, client: MlflowClient, outcome: SweepOutcome, evidence: Evidence
+    ) -> tuple[Registry, ModelVersion]:
         from gtvray.promotion import DecisionLog, promote
         from gtvray.registry import Registry
 
-        registry = Registry(job.client, self._config.tracking.model_name, self._workspace.bundles)
+        registry = Registry(client, self._config.tracking.model_name, self._workspace.bundles)
         with self._stage("promote", "through the gate"):
             log = DecisionLog(self._workspace.decisions)
             config = self._config.promotion
