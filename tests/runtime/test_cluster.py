@@ -20,7 +20,8 @@ from gtvray.runtime import connect
 # Tells where its cluster is, then holds it until its input ends.
 _HOLDER = """
 import os, sys
-from gtvray.runtime import connect
+from gtvray.runtime import connect, use_token
+use_token()
 with connect(sys.argv[1] or None, cpus=1 if not sys.argv[1] else None) as cluster:
     import ray
     assert os.environ["RAY_ADDRESS"] == cluster.address

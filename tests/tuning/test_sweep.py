@@ -107,11 +107,15 @@ def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
     result = sweep.run(
         longer,
         trials=4,
+        searcher="random",
         max_concurrent=1,
         space={"optimizer.lr": Choice(choice=rates).model_dump()},
         start=[{"optimizer.lr": rate} for rate in rates],
         scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
     )
+    order = list(dict.fromkeys(status.trial for status in sweep.statuses))
+    by_id = {trial.trial_id: trial for trial in result.trials}
+    assert [by_id[trial].point["optimizer.lr"] for trial in order] == rates, "start points come first, in order"
     epochs = sorted(trial.epochs for trial in result.trials)
     assert len(epochs) == 4
     assert epochs[0] == 2
