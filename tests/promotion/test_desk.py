@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -142,9 +143,7 @@ def test_a_rollback_to_a_damaged_bundle_moves_nothing(desk: Desk, tmp_path: Path
 
 
 @pytest.mark.parametrize("move", ["to another version", "away"])
-def test_a_champion_moved_from_outside_is_noticed(
-    desk: Desk, client: MlflowClient, tmp_path: Path, move: str
-) -> None:
+def test_a_champion_moved_from_outside_is_noticed(desk: Desk, client: MlflowClient, tmp_path: Path, move: str) -> None:
     desk.promote(0)
     desk.promote(1)
     name = f"model-{tmp_path.name}"
@@ -221,6 +220,6 @@ def test_promotions_of_two_processes_do_not_mix(
     assert len(decisions) == 6
     assert len(registry.versions()) == 2
     assert registry.champion().version == decisions[-1].version
-    for before, after in zip(decisions, decisions[1:], strict=False):
+    for before, after in itertools.pairwise(decisions):
         # Either the champion moved away from the one before, or it was promoted once more.
         assert after.previous == (before.previous if after.version == before.version else before.version)
