@@ -133,4 +133,5 @@ def models(
     versions = open_registry(Workspace(workspace), load_config(config, override or [])).versions()
     rows = [{**asdict(version), "aliases": ", ".join(version.aliases)} for version in versions]
     columns = {"version": "version", "aliases": "aliases", "digest": "digest", "run_id": "MLflow run"}
-    emit(rows, as_json, table(rows, columns) if rows else "nothing is registered yet")
+    text = table(rows, columns) if rows else "nothing is registered yet"
+    emit([asdict(version) for version in versions], as_json, text)

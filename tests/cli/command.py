@@ -88,10 +88,8 @@ class Running:
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
         """Send a signal: Ctrl-C to the whole group, as a terminal does, others to the process."""
-        if number == signal.SIGINT:
-            os.killpg(self._process.pid, number)
-        else:
-            os.kill(self._process.pid, number)
+        if self._process.poll() is None:
+            (os.killpg if number == signal.SIGINT else os.kill)(self._process.pid, number)
 
     def end(self, within_s: float = 100) -> Finished:
         """Wait for the end."""

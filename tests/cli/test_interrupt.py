@@ -31,6 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[objec
     [
         ("data", signal.SIGINT),
         ("prepare", signal.SIGTERM),
+        ("mlflow", signal.SIGTERM),
         ("ray", signal.SIGINT),
         ("sweep", signal.SIGINT),
         ("sweep", signal.SIGTERM),

@@ -49,15 +49,15 @@ def test_a_sweep_is_a_run_and_its_trials_are_children(client: MlflowClient, tmp_
     record(recorder, 3, range(1, 61))
     recorder.finish("t0", "FINISHED")
     recorder.finish("t1", "FAILED")
-    recorder.finish_sweep("FINISHED")
+    recorder.finish_sweep("KILLED")
     assert recorder.close()
     parent, runs = client.get_run(recorder.run_id), children(client, recorder)
     assert parent.data.params["key.249"] == "249"
     assert len(parent.data.params) == 251
     assert parent.data.tags["gtvray.data"] == "d1"
     assert sorted(runs) == ["t0", "t1", "t2"]
-    assert [runs[f"t{n}"].info.status for n in range(3)] == ["FINISHED", "FAILED", "RUNNING"]
-    assert parent.info.status == "FINISHED"
+    assert [runs[f"t{n}"].info.status for n in range(3)] == ["FINISHED", "FAILED", "KILLED"]
+    assert parent.info.status == "KILLED"
     for trial, run in runs.items():
         assert run.data.params == {key: str(value) for key, value in PARAMS.items()}
         assert steps(client, run) == [(epoch, epoch / 10) for epoch in range(1, 61)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from gtvray.config import Config, with_dotted
@@ -122,9 +124,6 @@ def test_a_failure_in_a_worker_is_told_as_on_one(
 
 def assert_nothing_left() -> None:
     """All CPUs are free, and no placement group stands."""
-    import time
-
-    import ray
     from ray.util.placement_group import placement_group_table
 
     for _ in range(100):
