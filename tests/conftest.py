@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from gtvray.config import Config
     from gtvray.runtime import Cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,23 +37,6 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(folder, count=12, seed=0)
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_config() -> Config:
-    """Settings with which an epoch takes about a second."""
-    from gtvray.config import load_config
-
-    return load_config(
-        overrides=[
-            "preprocessing.spacing_mm=[8, 8, 8]",
-            "network.features=[8, 16]",
-            "training.patch_ijk=[24, 24, 24]",
-            "training.epochs=2",
-            "training.steps_per_epoch=2",
-            "training.precision=fp32",
-        ]
-    )
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,8 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
 
     Args:
         address: of a running cluster ("auto" finds one on this machine); without it the one RAY_ADDRESS names, as in
-            a job on a cluster, and without that one is started.
+            a job on a cluster, and without that one is started. To join one that wants a token, call `use_token`
+            before Ray is imported.
         cpus: CPUs of a started one; all if not given.
 
     Raises:

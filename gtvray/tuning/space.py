@@ -35,11 +35,18 @@ def decode(point: Mapping[str, Any], space: Mapping[str, Range | Choice]) -> dic
     return {key: json.loads(point[key]) if isinstance(entry, Choice) else point[key] for key, entry in space.items()}
 
 
-def build_searcher(sweep: SweepConfig) -> Searcher | BasicVariantGenerator:
-    """The searcher of a sweep: Optuna's TPE, or random."""
+def build_searcher(sweep: SweepConfig, concurrent: int) -> Searcher | BasicVariantGenerator:
+    """The searcher of a sweep: Optuna's TPE, or random.
+
+    Args:
+        sweep: space, seed and start points.
+        concurrent: trials at once; Tune's own limit does not hold for its random search.
+    """
     start = [encode(point, sweep.space) for point in sweep.start]
     if sweep.searcher == "random":
-        return BasicVariantGenerator(points_to_evaluate=start or None, random_state=sweep.seed)
+        return BasicVariantGenerator(
+            points_to_evaluate=start or None, random_state=sweep.seed, max_concurrent=concurrent
+        )
     # Its log goes past every setting of ours, to the terminal.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(points_to_evaluate=start or None, seed=sweep.seed)

@@ -112,7 +112,7 @@ def run_sweep(
             metric=METRIC,
             mode=MODE,
             num_samples=sweep.trials,
-            search_alg=build_searcher(sweep),
+            search_alg=build_searcher(sweep, plan.concurrent),
             scheduler=build_scheduler(sweep, base),
             max_concurrent_trials=plan.concurrent,
             time_budget_s=sweep.time_budget_s,

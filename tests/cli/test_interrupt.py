@@ -65,15 +65,17 @@ def test_killed_in_a_sweep_and_run_again(base: list[object]) -> None:
     killed.wait_for("sweep: ")
     killed.interrupt(signal.SIGKILL)
     assert killed.end().code == -signal.SIGKILL
-    assert killed.strays() == []
 
     again = Running(*base, "--port", free_port())
     finished = again.end()
     assert finished.code == 0, finished
     assert again.strays() == []
     workspace = Path(str(base[base.index("--workspace") + 1]))
-    assert (workspace / "mlflow.db").exists()
     assert partial_files(workspace) == []
+
+    assert [process for process in killed.strays(within_s=10) if "Agent" not in process] == []
+    # Ray's own agents look for the control store for a minute before they end too.
+    assert killed.strays(within_s=80) == []
 
 
 def _interrupt(demo: Running, stage: str, number: signal.Signals) -> None:

@@ -56,7 +56,7 @@ def test_every_draw_is_a_config() -> None:
 
 def test_start_points_come_first_and_the_seed_decides_the_rest() -> None:
     def proposals(seed: int) -> list[dict[str, Any]]:
-        searcher = build_searcher(SweepConfig(space=SPACE, trials=4, seed=seed, start=[POINT]))
+        searcher = build_searcher(SweepConfig(space=SPACE, trials=4, seed=seed, start=[POINT]), 1)
         searcher.set_search_properties("selection_dsc", "max", tune_space(SPACE))
         return [decode(searcher.suggest(f"t{n}"), SPACE) for n in range(4)]
 

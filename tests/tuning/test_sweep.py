@@ -110,6 +110,7 @@ def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
         start=[{"optimizer.lr": rate} for rate in rates],
         scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
     )
+    assert {status.started - status.ended for status in sweep.statuses} == {1}, "one trial at a time"
     order = list(dict.fromkeys(status.trial for status in sweep.statuses))
     by_id = {trial.trial_id: trial for trial in result.trials}
     assert [by_id[trial].point["optimizer.lr"] for trial in order] == rates, "start points come first, in order"
