@@ -124,13 +124,13 @@ class CaseCache:
 
     def _store(self, array: NDArray[Any], path: Path) -> None:
         chunks = tuple(min(_CHUNK, size) for size in array.shape)
-        blosc2.asarray(
+        packed = blosc2.asarray(
             np.ascontiguousarray(array),
-            urlpath=str(path),
-            mode="w",
             chunks=chunks,
             cparams={"codec": blosc2.Codec.ZSTD, "clevel": self._config.codec_level, "nthreads": 1},
         )
+        # Written by us: blosc2 itself does not say that a disk is full.
+        path.write_bytes(packed.to_cframe())
 
 
 def _sample_foreground(mask: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from gtvray.errors import InputError, ResourceError
+from gtvray.io import atomic_path
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -34,8 +35,6 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
     parsed = urlparse(uri)
     if parsed.scheme in _DEFAULT_PORTS:
         _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
-    if parsed.scheme == "sqlite":
-        _require_database(uri)
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
@@ -50,6 +49,8 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
+    if parsed.scheme == "sqlite":
+        _ensure_database(Path(uri.removeprefix("sqlite:///")))
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri)
@@ -92,15 +93,21 @@ def _require_answer(uri: str, host: str, port: int) -> None:
         ) from error
 
 
-def _require_database(uri: str) -> None:
-    """MLflow would try for minutes to open what is no database, and say so in SQLAlchemy's words."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.exists():
-        return
+def _ensure_database(path: Path) -> None:
+    """Make the database if there is none, whole or not at all; refuse what is none.
+
+    MLflow could not go on with a half-migrated one, and would try for minutes to open another kind of file.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient as Client
+
     try:
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                Client(f"sqlite:///{temporary.resolve()}").search_experiments(max_results=1)
         with closing(sqlite3.connect(path, timeout=_CONNECT_TIMEOUT_S)) as database:
             database.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MlflowException) as error:
         raise ResourceError(
             "cannot open the MLflow database", where=path, found=error, do="correct tracking.uri, or move it away"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def run_sweep(
             verbose=0,
         ),
     )
+    # A failed trial's reason is in the result; Tune would also log its whole stack.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Tune prints its own tables whatever it is told; a sweep shows one screen, and it is ours.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 from gtvray.io import read_volume, write_volume
+from gtvray.runtime import Cluster
 
-from .command import TINY_SWEEP, free_port, partial_files, run
+from .command import TINY_SWEEP, Running, free_port, partial_files, run
 
 
 def _empty(folder: Path) -> None:
@@ -201,17 +203,6 @@ def test_nothing_is_promoted_yet(words: str, new_workspace: Path, phantoms: Path
     assert not out.exists()
 
 
-@pytest.mark.ray
-@pytest.mark.xfail(reason="Tune logs each failed trial's stack trace on stderr")
-def test_trials_that_all_fail(phantoms: Path, tmp_path: Path, local_ray: Cluster) -> None:
-    wild = tmp_path / "wild.yaml"
-    base = "{low: 0.9, high: 1.0}\n".join(TINY_SWEEP.split("{low: 1.0e-3, high: 6.0e-3, log: true}\n"))
-    wild.write_text(base.replace("training.precision: fp32", "training.precision: fp32\n  training.batch_size: 7000"))
-    where = ["--data", phantoms, "--workspace", tmp_path / "workspace", "--address", local_ray.address]
-    failed = run("sweep", wild, *where)
-    assert "no trial gave an epoch" in failed.error(code=1)
-
-
 def test_an_endpoint_that_does_not_answer(phantoms: Path, tmp_path: Path) -> None:
     url, mask = f"http://127.0.0.1:{free_port()}", tmp_path / "mask.nii.gz"
     assert url in run("predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url).error(code=1)
@@ -226,6 +217,11 @@ class Disk:
 
     def resize(self, size: str) -> None:
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.place)], check=True)
+
+    def fill(self) -> None:
+        with (self.place / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
 
 
 @pytest.fixture
@@ -258,7 +254,6 @@ def test_no_room_for_the_tracking_store(disk: Disk) -> None:
     assert run("models", "--workspace", disk.place).code == 0
 
 
-@pytest.mark.xfail(reason="blosc2 calls a full disk a RuntimeError, and nothing translates it")
 def test_no_room_for_the_cases(disk: Disk, phantoms: Path, tmp_path: Path) -> None:
     disk.resize("4m")
     fine = tmp_path / "fine.yaml"
@@ -268,6 +263,19 @@ def test_no_room_for_the_cases(disk: Disk, phantoms: Path, tmp_path: Path) -> No
     assert "disk is full" in error
     assert str(disk.place / "cache") in error
     assert "ray:" not in full.stderr
+    assert partial_files(disk.place) == []
+
+
+@pytest.mark.ray
+def test_the_disk_fills_up_in_a_sweep(disk: Disk, phantoms: Path, tiny_sweep: Path, local_ray: Cluster) -> None:
+    disk.resize("64m")
+    sweep = Running("sweep", tiny_sweep, "--data", phantoms, "--workspace", disk.place, "--address", local_ray.address)
+    sweep.wait_for("sweep: ")
+    disk.fill()
+    failed = sweep.end()
+    assert sweep.strays() == []
+    error = failed.error(code=1)
+    assert "No space left" in error or "disk is full" in error
     assert partial_files(disk.place) == []
 
 
