@@ -85,7 +85,7 @@ class SweepJob:
             make: fills that folder first.
 
         Raises:
-            InputError: the data are not usable.
+            InputError: the data are not usable, or the settings do not go together.
         """
         self.show.begin("data", "reading and checking the cases")
         if make is not None:
@@ -93,13 +93,19 @@ class SweepJob:
         dataset = index_dataset(data)
         self.warnings = require_sound(dataset, self.show.advance)
         self.show.begin("prepare", f"preparing {len(dataset.cases)} cases")
-        return open_project(
+        config = with_dotted(self.config, self.sweep.base, "base")
+        project = open_project(
             dataset,
-            with_dotted(self.config, self.sweep.base, "base"),
+            config,
             cache=self.workspace.cache,
             splits=self.workspace.root / "splits",
             report=self.show.advance,
         )
+        # Loads torch, so it comes after the data have been looked at, and before a cluster is touched.
+        from gtvray.training import check_plan
+
+        check_plan(config, project.train, project.selection)
+        return project
 
     def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
         """Run the trials and write the best one's bundle.

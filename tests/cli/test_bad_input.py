@@ -140,7 +140,6 @@ def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_
     assert "ray:" not in refused.stderr
 
 
-@pytest.mark.xfail(reason="the plan is checked after Ray has been started")
 def test_settings_that_do_not_go_together(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
     odd = ["-s", "training.batch_size=3", "-s", "training.num_workers=2"]
     base = ["--data", phantoms, "--workspace", tmp_path / "workspace"]

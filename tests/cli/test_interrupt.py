@@ -80,7 +80,6 @@ def test_killed_in_a_sweep_and_run_again(base: list[object]) -> None:
     assert killed.strays(within_s=80) == []
 
 
-@pytest.mark.xfail(reason="MLflow cannot go on with a store of which only a part was made")
 def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
     killed = Running("models", "--workspace", tmp_path)
     store = tmp_path / "mlflow.db"
@@ -92,7 +91,6 @@ def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
     assert (again.code, again.stdout) == (0, "[]\n")
 
 
-@pytest.mark.xfail(reason="Tune logs the stack trace of every failed trial on stderr")
 def test_cases_that_vanish_during_a_sweep(phantoms: Path, tiny_sweep: Path, tmp_path: Path, local_ray: Cluster) -> None:
     sweep = Running("sweep", tiny_sweep, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
     sweep.wait_for("sweep: ")
