@@ -21,6 +21,10 @@ class Workspace:
 
     root: Path
 
+    def __post_init__(self) -> None:
+        # Trials run in working folders of their own, where a relative path means another place.
+        object.__setattr__(self, "root", self.root.resolve())
+
     @property
     def cache(self) -> Path:
         """Prepared cases."""
