@@ -67,3 +67,10 @@ def test_what_is_wrong_in_a_sweep_is_named(tmp_path: Path, content: dict[str, An
 def test_no_such_sweep(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         load_sweep(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_data", "head_neck_6mm"])
+def test_shipped_sweeps_are_sound(name: str) -> None:
+    shipped = Path(__file__).resolve().parents[2] / "tune_configs"
+    assert {file.stem for file in shipped.glob("*.yaml")} >= {name}
+    assert load_sweep(shipped / f"{name}.yaml").trials >= 4
