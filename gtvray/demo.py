@@ -143,7 +143,7 @@ class Demo:
         self.result.data = {
             "root": str(project.dataset.root),
             "phantoms": made,
-            "split": {name: len(ids) for name, ids in vars(project.split).items()},
+            "split": {name: len(ids) for name, ids in project.split.parts.items()},
             "fingerprint": project.fingerprint.as_dict(),
             "warnings": [asdict(warning) for warning in job.warnings],
         }

@@ -17,7 +17,7 @@ from gtvray.io import read_volume
 from gtvray.runtime import Cluster
 from gtvray.tracking import connect_mlflow
 
-from .cli.command import OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files, run
+from .cli.command import ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files, run
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -132,7 +132,10 @@ def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
     base: list[object], first: dict[str, Any], workspace: Path, local_ray: Cluster
 ) -> None:
     before = run("models", "--workspace", workspace, "--json").json()
-    refused = run(*base, "--port", free_port(), "--address", local_ray.address)
+    (workspace.parent / "one.yaml").write_text(ONE_TRIAL_SWEEP)
+    refused = run(
+        *base, "--sweep", workspace.parent / "one.yaml", "--port", free_port(), "--address", local_ray.address
+    )
     assert "lower bound" in refused.error(code=1)
     for name in ("model", "baseline"):
         assert f"{name}: mean DSC" in refused.stderr
@@ -161,17 +164,29 @@ def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) 
     assert not mask.exists()
 
 
-def test_evaluate_tells_of_the_champion(second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_evaluate_ranks_models_and_the_baseline(
+    second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path
+) -> None:
     told = run(
-        *["evaluate", "--data", phantoms, "--model", "champion", "--baseline", phantoms],
+        *["evaluate", "--data", phantoms, "--model", "champion", "--model", "1", "--baseline", phantoms],
         *["--workspace", workspace, "--out", tmp_path / "out", "--json"],
     )
     assert told.code == 0, told
     found = told.json()
-    assert found["digest"] == _champion(workspace)["digest"]
-    assert len(found["cases"]) == len(list((tmp_path / "out" / "masks").iterdir())) == 12
-    assert (tmp_path / "out" / "scores.md").exists()
-    assert {"mean", "low", "high"} <= found["dsc_over_baseline"].keys()
+    champion, first = found["models"]
+    assert champion["digest"] == _champion(workspace)["digest"] != first["digest"]
+    for model in (champion, first):
+        masks = tmp_path / "out" / "masks" / model["digest"][:12]
+        assert len(model["cases"]) == len(list(masks.iterdir())) == model["summary"]["cases"] == 12
+    assert {ranked["name"] for ranked in found["ranking"]} == {"champion", "1", "mean position"}
+    assert [(pair["model"], pair["other"]) for pair in found["differences"]] == [
+        ("champion", "1"),
+        ("champion", "mean position"),
+        ("1", "mean position"),
+    ]
+    assert len(found["pictures"]) == 6
+    assert all(Path(picture).read_bytes().startswith(b"\x89PNG") for picture in found["pictures"])
+    assert "rank by DSC" in (tmp_path / "out" / "scores.md").read_text()
 
 
 def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspace: Path, scan: Path) -> None:
@@ -187,7 +202,7 @@ def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspa
     assert _champion(workspace)["version"] == "1"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_serve_answers_as_offline_until_it_is_told_to_end(
     number: signal.Signals, first: dict[str, Any], workspace: Path, scan: Path, local_ray: Cluster, tmp_path: Path
 ) -> None:

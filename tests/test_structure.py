@@ -46,7 +46,9 @@ def test_a_room_imports_lower_rows_only() -> None:
 
 @pytest.mark.parametrize("name", ["gtvray", "gtvray.config", "gtvray.data", "gtvray.preprocessing"])
 def test_a_light_door_loads_nothing_heavy(name: str) -> None:
-    assert _loaded(f"import {name}\n[getattr({name}, each) for each in dir({name})]") == []
+    # Patches are changed in torch; all else that the data room holds must do without.
+    names = f"[each for each in dir({name}) if each != 'PatchSampler']"
+    assert _loaded(f"import {name}\n[getattr({name}, each) for each in {names}]") == []
 
 
 def test_every_door_can_be_opened_without_what_lies_behind() -> None:

@@ -22,6 +22,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="A running Ray cluster, host:port or auto; one is started otherwise.")
 ]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundle's folder, a version, or champion.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override a setting, such as -s serving.port=8080; repeatable.")

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit, table
-from gtvray.cli.evaluate import ModelOption
+from gtvray.cli.common import (
+    WORKSPACE,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

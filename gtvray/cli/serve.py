@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gtvray.cli.common import WORKSPACE, AddressOption, ConfigOption, Progress, SetOption, WorkspaceOption
-from gtvray.cli.evaluate import ModelOption
+from gtvray.cli.common import WORKSPACE, AddressOption, ConfigOption, ModelOption, Progress, SetOption, WorkspaceOption
 
 
 def serve(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from gtvray.config.base import Section
@@ -15,6 +17,9 @@ class PreprocessingConfig(Section):
     )
     antialias: bool = Field(
         True, description="average over a coarser voxel; false samples a point in it, as nnU-Net and MONAI do"
+    )
+    interpolation: Literal["linear", "cubic"] = Field(
+        "linear", description="between the scan's voxels; cubic is the interpolating spline, as nnU-Net uses"
     )
     windows_hu: tuple[tuple[float, float], ...] = Field(
         ((-200.0, 300.0),), description="(low, high) in HU; each becomes a channel scaled to 0..1", min_length=1

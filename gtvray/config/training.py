@@ -40,6 +40,9 @@ class TrainingConfig(Section):
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 is off"
     )
+    calibrate: bool = Field(
+        True, description="let the selection cases decide inference.threshold and inference.keep_largest in the end"
+    )
     num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers; 2 and more go through Ray Train")
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads of a worker")
     use_gpu: bool = Field(False, description="one GPU a worker")

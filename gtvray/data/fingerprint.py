@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from gtvray.data.cache import CachedCase
+from gtvray.data.cache.prepared import CachedCase
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Fingerprint:
     """Digest of the files, and medians over the training cases.
 
     Attributes:
-        digest: sha256 over every case id with its scan's and mask's digests.
+        digest: sha256 over every case id with its scan's and mask's digests; `open_project` adds which cases share a
+            patient.
         cases: how many.
         spacing_mm: median spacing of the scans along their own axes.
         prepared_shape: median size on the prepared grid.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gtvray.config import Config
-from gtvray.data.cache import CachedCase, CaseCache
+from gtvray.config import Config, SplitConfig
+from gtvray.data.cache.cases import CaseCache
+from gtvray.data.cache.prepared import CachedCase
 from gtvray.data.fingerprint import Fingerprint, fingerprint
-from gtvray.data.layouts import Case, Dataset
+from gtvray.data.folds import Folds, split_folds
+from gtvray.data.layouts.cases import Case, Dataset
+from gtvray.data.layouts.patients import Patients, find_patients
 from gtvray.data.splits import Split, split_cases
 
 
@@ -23,6 +27,8 @@ class Project:
         split: which case is for what.
         train, selection: prepared cases.
         fingerprint: of the dataset.
+        patients: who the cases are of, if anything tells.
+        split_file: where the split is stored.
     """
 
     dataset: Dataset
@@ -30,11 +36,27 @@ class Project:
     train: list[CachedCase]
     selection: list[CachedCase]
     fingerprint: Fingerprint
+    patients: Patients | None
+    split_file: Path
 
     @property
     def held_out(self) -> tuple[Case, ...]:
         """The cases no choice may look at, as they came."""
         return self.dataset.subset(self.split.held_out)
+
+    def folds(self, count: int, seed: int) -> Folds:
+        """Training and selection cases in folds for cross-validation, stored beside the split and found again.
+
+        Raises:
+            DataError: as `split_folds`.
+        """
+        stored = self.split_file.with_name(f"{self.split_file.stem}-folds-{count}-{seed}.json")
+        if stored.exists():
+            return Folds.load(stored)[0]
+        tumour_ml = {case.case_id: float(case.meta["tumour_ml"]) for case in (*self.train, *self.selection)}
+        folds = split_folds(self.split, count, seed, tumour_ml, self.patients)
+        folds.save(stored, self.fingerprint.digest)
+        return folds
 
 
 def open_project(
@@ -42,7 +64,9 @@ def open_project(
 ) -> Project:
     """Split a dataset and prepare its cases.
 
-    The split is stored under the dataset's fingerprint and found again there.
+    The split is stored under the dataset's fingerprint and found again there. Which cases share a patient is part of
+    the fingerprint: a model trained before that was known may have seen the patients who are held out now, and is
+    refused at promotion as one of other data.
 
     Args:
         dataset: sound cases.
@@ -55,21 +79,36 @@ def open_project(
         DataError: too few cases, or one that is not usable.
         ResourceError: the disk is full.
     """
+    patients = find_patients(dataset, config.split.patient_pattern)
     prepared = CaseCache(cache, config.preprocessing, config.cache).prepare_all(dataset.cases, report)
     by_id = {case.case_id: case for case in prepared}
-    split = split_cases(tuple(by_id), config.split)
-    train = [by_id[case_id] for case_id in split.train]
-    data = fingerprint(prepared, train)
-    settings = hashlib.sha256(config.split.model_dump_json().encode()).hexdigest()[:8]
-    stored = splits / f"{data.digest[:16]}-{settings}.json"
+    digest = _with_patients(fingerprint(prepared, prepared).digest, patients)
+    stored = splits / f"{digest[:16]}-{_digest(config.split)}.json"
     if stored.exists():
         split, _ = Split.load(stored)
+        # Each case a patient of its own: not known when it was stored, perhaps, and known now.
+        split = replace(split, grouping=split.grouping if patients is None else patients.grouping)
     else:
-        split.save(stored, data.digest)
+        split = split_cases(tuple(by_id), config.split, patients)
+        split.save(stored, digest)
+    train = [by_id[case_id] for case_id in split.train]
     return Project(
         dataset=dataset,
         split=split,
-        train=[by_id[case_id] for case_id in split.train],
+        train=train,
         selection=[by_id[case_id] for case_id in split.selection],
-        fingerprint=data,
+        fingerprint=replace(fingerprint(prepared, train), digest=digest),
+        patients=patients,
+        split_file=stored,
     )
+
+
+def _with_patients(digest: str, patients: Patients | None) -> str:
+    shared = patients.shared if patients is not None else []
+    return hashlib.sha256(json.dumps([digest, shared]).encode()).hexdigest() if shared else digest
+
+
+def _digest(config: SplitConfig) -> str:
+    # A setting that came later counts where it is used only: splits stored before it are found again.
+    later = {"patient_pattern"} & {name for name, value in config if not value}
+    return hashlib.sha256(config.model_dump_json(exclude=later).encode()).hexdigest()[:8]

@@ -11,6 +11,8 @@ from gtvray.errors import GeometryError
 # Directions may deviate from orthogonal by rounding in float32 headers, not by gantry tilt (degrees of arc).
 ORTHOGONALITY_TOLERANCE = 1e-3
 SPACING_RANGE_MM = (0.05, 20.0)
+# No scanner's coordinates reach a hundred metres, and float32 headers place a voxel to 0.01 mm up to there.
+FURTHEST_ORIGIN_MM = 1e5
 
 Affine = NDArray[np.float64]
 
@@ -30,20 +32,30 @@ def check_affine(affine: Affine, where: object = None) -> Affine:
     """Return the affine as float64, or say why it cannot place a voxel.
 
     Raises:
-        GeometryError: not 4x4, not finite, singular, or of a spacing no CT has.
+        GeometryError: not 4x4, not finite, singular, or of a spacing or an origin no CT has.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
         raise GeometryError("affine is not a finite 4x4 matrix", where=where, found=matrix.tolist())
-    spacing_mm = spacing_from_affine(matrix)
+    with np.errstate(over="ignore"):  # what overflows is refused, not warned about
+        spacing_mm = spacing_from_affine(matrix)
     low, high = SPACING_RANGE_MM
-    if not all(low <= value <= high for value in spacing_mm):
+    # A rotation's rounding may carry a spacing at the limit past it.
+    if not all(low * (1 - 1e-6) <= value <= high * (1 + 1e-6) for value in spacing_mm):
         raise GeometryError(
             "voxel spacing is not plausible",
             where=where,
             expected=f"{low} to {high} mm on each axis",
             found=" x ".join(f"{value:.4g}" for value in spacing_mm) + " mm",
             do="export the volume again with its spacing in millimetres",
+        )
+    if np.abs(matrix[:3, 3]).max() > FURTHEST_ORIGIN_MM:
+        raise GeometryError(
+            "origin is not plausible",
+            where=where,
+            expected=f"within {FURTHEST_ORIGIN_MM / 1000:.0f} m of the scanner's",
+            found=" x ".join(f"{value:.4g}" for value in matrix[:3, 3]) + " mm",
+            do="export the volume again from where it came from",
         )
     if abs(np.linalg.det(matrix[:3, :3] / spacing_mm)) < 0.1:
         raise GeometryError("affine is singular or nearly so", where=where, found=matrix[:3, :3].round(4).tolist())

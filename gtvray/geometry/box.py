@@ -1,8 +1,9 @@
-"""A box of voxels: the one way to crop, and to put a crop back."""
+"""A box of voxels: the one way to crop and to pad, and to put either back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,16 @@ class Box:
         return cls((0, 0, 0), (int(shape[0]), int(shape[1]), int(shape[2])))
 
     @classmethod
-    def around(cls, mask: NDArray[np.bool_]) -> Box | None:
+    def around(cls, mask: NDArray[Any]) -> Box | None:
         """The tightest box around a mask's voxels, or None for an empty mask."""
-        ranges = []
-        for axis in range(3):
+        ranges = [(0, 0)] * 3
+        # One pass over all, across the axis that is slowest in memory; the others look at what is left.
+        for axis in sorted(range(3), key=lambda a: -abs(mask.strides[a])):
             hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
             if hits.size == 0:
                 return None
-            ranges.append((int(hits[0]), int(hits[-1]) + 1))
+            ranges[axis] = (int(hits[0]), int(hits[-1]) + 1)
+            mask = mask[(slice(None),) * axis + (slice(*ranges[axis]),)]
         return cls(*zip(*ranges, strict=True))
 
     @property
@@ -53,4 +56,25 @@ class Box:
         """The box with a margin on each side, cut at the grid's border."""
         start = [max(0, s - m) for s, m in zip(self.start_ijk, margin_ijk, strict=True)]
         stop = [min(int(n), s + m) for s, m, n in zip(self.stop_ijk, margin_ijk, shape, strict=True)]
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+    def holds(self, other: Box) -> bool:
+        """Whether all of another box lies within this one."""
+        return all(
+            s <= start and stop <= t
+            for s, t, start, stop in zip(self.start_ijk, self.stop_ijk, other.start_ijk, other.stop_ijk, strict=True)
+        )
+
+    def overlap(self, other: Box) -> Box | None:
+        """The voxels in both boxes, or None if there are none."""
+        start = [max(pair) for pair in zip(self.start_ijk, other.start_ijk, strict=True)]
+        stop = [min(pair) for pair in zip(self.stop_ijk, other.stop_ijk, strict=True)]
+        if any(t <= s for s, t in zip(start, stop, strict=True)):
+            return None
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+    def moved(self, origin_ijk: tuple[int, int, int]) -> Box:
+        """The same voxels in the indices of a grid that begins at `origin_ijk` of this one."""
+        start = [s - o for s, o in zip(self.start_ijk, origin_ijk, strict=True)]
+        stop = [s - o for s, o in zip(self.stop_ijk, origin_ijk, strict=True)]
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -1,18 +1,29 @@
-"""Resampling from one grid to another; separable where the grids' axes are parallel, which is nearly always."""
+"""Resampling from one grid to another; separable where the grids' axes are parallel, which is nearly always.
+
+Parallel grids are done in slabs across the axis that is slowest in memory, two at a time, so that no copy of the whole
+volume in float32 exists, only the result in the type that is asked for.
+"""
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import ndimage
 
 from gtvray.geometry.affine import Affine
+from gtvray.geometry.axis import AxisSampler
+from gtvray.geometry.box import Box
 from gtvray.geometry.volume import Volume
 
 # Off-diagonal terms below this (in voxels over a whole axis of 1,000) are rounding, not rotation.
 _PARALLEL_TOLERANCE = 1e-6
+# What a slab holds, counted on the finer of its two grids; several such arrays exist a thread.
+_SLAB_VOXELS = 1 << 20
+_THREADS = 2
 
 
 def resampled_grid(volume: Volume, spacing_mm: tuple[float, float, float]) -> tuple[Affine, tuple[int, int, int]]:
@@ -38,6 +49,8 @@ def resample_to_grid(
     order: int,
     fill: float,
     antialias: bool = False,
+    int16_range: tuple[int, int] | None = None,
+    within: Box | None = None,
 ) -> Volume:
     """The volume's values at the voxel centres of another grid.
 
@@ -48,70 +61,78 @@ def resample_to_grid(
         volume: what to sample, any dtype.
         affine: the target grid's affine.
         shape: the target grid's shape.
-        order: 0 nearest (dtype kept), 1 linear (float32).
+        order: 0 nearest (dtype kept), 1 linear, 3 the interpolating cubic spline (float32).
         fill: value outside the volume.
         antialias: on axes that get coarser, weigh all voxels within one target voxel of a point, falling linearly to
-            its ends (order 1 and parallel axes only). Point samples keep all of the noise; this keeps the share that
-            averaging leaves.
+            its ends (order 1 or 3 and parallel axes only). Point samples keep all of the noise; this keeps the share
+            that averaging leaves.
+        int16_range: (lowest, highest); the result is clipped to it and rounded to int16 instead of float32.
+        within: only this box of the target grid is made and returned, with the values it has in the whole.
+
+    Returns:
+        the values; in memory they lie in the order of the source's axes.
     """
+    box = within or Box.whole(shape)
+    result_affine = affine.copy()
+    result_affine[:3, 3] += affine[:3, :3] @ np.asarray(box.start_ijk, dtype=np.float64)
+    dtype = volume.array.dtype if order == 0 else np.dtype(np.float32 if int16_range is None else np.int16)
     to_source = np.linalg.inv(volume.affine) @ affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
-    if np.abs(matrix - np.diag(np.diag(matrix))).max() <= _PARALLEL_TOLERANCE:
-        values: NDArray[Any] = volume.array
-        # The axis that shrinks most goes first, so that the later ones have less to do.
-        for axis in sorted(range(3), key=lambda a: shape[a] / volume.shape[a]):
-            positions = np.arange(shape[axis]) * matrix[axis, axis] + offset[axis]
-            step = abs(float(matrix[axis, axis]))
-            if order == 0:
-                sampled = _nearest(values, axis, positions)
-            elif antialias and step > 1:
-                sampled = _averaged(values, axis, positions, step)
-            else:
-                sampled = _linear(values, axis, positions)
-            values = _filled_outside(sampled, axis, positions, values.shape[axis], fill)
-        return Volume(np.ascontiguousarray(values), affine)
-    source = volume.array if order == 0 else volume.array.astype(np.float32)
-    values = ndimage.affine_transform(
-        source, matrix, offset, output_shape=shape, order=order, mode="grid-constant", cval=fill
-    )
-    return Volume(values, affine)
+    if np.abs(matrix - np.diag(np.diag(matrix))).max() > _PARALLEL_TOLERANCE:
+        source = volume.array if order == 0 else volume.array.astype(np.float32)
+        values = ndimage.affine_transform(
+            source, matrix, offset, output_shape=shape, order=order, mode="grid-constant", cval=fill
+        )
+        return Volume(_cast(values[box.slices], int16_range, dtype), result_affine)
+    samplers = [
+        AxisSampler(offset[axis], matrix[axis, axis], shape[axis], n, order=order, antialias=antialias, fill=fill)
+        for axis, n in enumerate(volume.shape)
+    ]
+    # The axis that shrinks most goes first, so that the later ones have less to do; a spline's slabs overlap by so
+    # much that the axis they lie across goes before.
+    across = int(np.argmax(np.abs(volume.array.strides)))
+    turns = sorted(range(3), key=lambda axis: (order != 3 or axis != across, shape[axis] / volume.shape[axis]))
+    return Volume(_separable(volume.array, samplers, turns, box, int16_range=int16_range, dtype=dtype), result_affine)
 
 
-def _nearest(values: NDArray[Any], axis: int, positions: NDArray[np.float64]) -> NDArray[Any]:
-    # floor(x + 0.5) and not rint: rint's ties to even would shift every second voxel.
-    nearest = np.floor(positions + 0.5).astype(np.intp).clip(0, values.shape[axis] - 1)
-    return np.asarray(np.take(values, nearest, axis=axis))
-
-
-def _linear(values: NDArray[Any], axis: int, positions: NDArray[np.float64]) -> NDArray[np.float32]:
-    last = values.shape[axis] - 1
-    inside = np.clip(positions, 0, last)
-    low = np.floor(inside).astype(np.intp)
-    weight = (inside - low).astype(np.float32)
-    result = np.take(values, low, axis=axis).astype(np.float32)
-    if weight.any():
-        upper = np.take(values, np.minimum(low + 1, last), axis=axis)
-        result += (upper - result) * weight.reshape([-1 if a == axis else 1 for a in range(3)])
-    return result
-
-
-def _averaged(values: NDArray[Any], axis: int, positions: NDArray[np.float64], step: float) -> NDArray[np.float32]:
-    """Triangle-weighted means over `step` voxels to each side; weights beyond the border are left out."""
-    apart = np.abs(np.arange(values.shape[axis])[None, :] - np.clip(positions, 0, values.shape[axis] - 1)[:, None])
-    weights = np.maximum(0.0, 1.0 - apart / step)
-    matrix = sparse.csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
-    front = np.moveaxis(values, axis, 0).astype(np.float32)
-    means = matrix @ front.reshape(front.shape[0], -1)
-    return np.moveaxis(means.reshape(-1, *front.shape[1:]), 0, axis)
-
-
-def _filled_outside(
-    sampled: NDArray[Any], axis: int, positions: NDArray[np.float64], size: int, fill: float
+def _separable(
+    array: NDArray[Any],
+    samplers: list[AxisSampler],
+    turns: list[int],
+    box: Box,
+    *,
+    int16_range: tuple[int, int] | None,
+    dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    """`fill` where a position is more than half a voxel outside the source's `size` voxels."""
-    outside = (positions < -0.5 - 1e-6) | (positions > size - 0.5 + 1e-6)
-    if outside.any():
-        index: list[Any] = [slice(None)] * 3
-        index[axis] = outside
-        sampled[tuple(index)] = fill
-    return sampled
+    # Slowest axis first, as the array lies in memory: NIfTI files are written the other way round than numpy's arrays.
+    layout = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
+    lying = array.transpose(layout)
+    result = np.empty([box.shape[axis] for axis in layout], dtype)
+    slowest = samplers[layout[0]]
+    plane = max(int(np.prod(part.shape[1:])) for part in (lying, result))
+    # Slabs overlap by what positions reach beyond them; thinner ones would mostly do each other's work again.
+    thick = max(1, math.ceil(slowest.reach / 2), _SLAB_VOXELS // plane)
+
+    def fill_slab(first: int) -> None:
+        last = min(first + thick, result.shape[0])
+        spans = list(zip(box.start_ijk, box.stop_ijk, strict=True))
+        start = box.start_ijk[layout[0]]
+        spans[layout[0]] = start + first, start + last
+        values = lying[tuple(slice(*samplers[axis].needed(*spans[axis])) for axis in layout)]
+        for axis in turns:
+            values = samplers[axis].sample(values, layout.index(axis), *spans[axis])
+        result[first:last] = _cast(values, int16_range, dtype)
+
+    starts = range(0, result.shape[0], thick)
+    if len(starts) == 1:
+        fill_slab(0)
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(fill_slab, starts))
+    return result.transpose(np.argsort(layout))
+
+
+def _cast(values: NDArray[Any], int16_range: tuple[int, int] | None, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if int16_range is not None:
+        values = np.clip(np.rint(values), *int16_range)
+    return values.astype(dtype, copy=False)

@@ -15,6 +15,8 @@ from gtvray.geometry.box import Box
 
 # Two grids are the same when no voxel centre lies further apart than this share of a voxel.
 SAME_GRID_TOLERANCE_VOXELS = 1e-2
+# Axes are parallel when, of a unit vector along one, no more than this is seen along the others.
+PARALLEL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +87,22 @@ class Volume:
         return self._with_axes(ornt_transform(io_orientation(self.affine), axcodes2ornt(tuple(codes))))
 
     def aligned_to(self, other: Volume) -> Volume:
-        """The same voxels with axes in the order and directions of a parallel grid; undoes `reoriented`.
+        """The same voxels with axes in the order and directions of a parallel grid; exact, a view; undoes `reoriented`.
 
         By axes and not by codes: on a grid turned by 45 degrees two axes are equally near to a direction.
+
+        Raises:
+            GeometryError: the axes are not parallel.
         """
         # Row: axis of other; column: own axis; entries +-1 and 0.
-        turn = np.rint(np.linalg.solve(other.affine[:3, :3] / other.spacing_mm, self.affine[:3, :3] / self.spacing_mm))
+        exact = np.linalg.solve(other.affine[:3, :3] / other.spacing_mm, self.affine[:3, :3] / self.spacing_mm)
+        turn = np.rint(exact)
+        if np.abs(exact - turn).max() > PARALLEL_TOLERANCE or not (np.abs(turn).sum(axis=0) == 1).all():
+            raise GeometryError(
+                "the grids' axes are not parallel",
+                expected=f"{other.orientation}, each axis along one of the other grid",
+                found=f"{self.orientation}, turned against it",
+            )
         return self._with_axes(np.column_stack([np.abs(turn).argmax(axis=0), turn.sum(axis=0)]))
 
     def _with_axes(self, change: NDArray[np.float64]) -> Volume:
@@ -98,12 +110,83 @@ class Volume:
         return Volume(apply_orientation(self.array, change), self.affine @ inv_ornt_aff(change, self.shape))
 
     def cropped(self, box: Box) -> Volume:
-        """The voxels in a box; a view."""
+        """The voxels in a box; a view. Undone by `padded` or `placed_on`.
+
+        Raises:
+            GeometryError: the box reaches beyond the grid.
+        """
+        if not Box.whole(self.shape).holds(box):
+            raise GeometryError("box reaches beyond the grid", expected=f"within {self.shape}", found=box)
+        return Volume(self.array[box.slices], self._affine_from(box.start_ijk))
+
+    def padded(self, box: Box, fill: float) -> Volume:
+        """The voxels in a box that holds the whole grid, `fill` around them. Undone by `cropped` or `placed_on`.
+
+        Args:
+            box: in this grid's indices, so that it begins at negative ones where there is something to add.
+            fill: value of the new voxels.
+
+        Raises:
+            GeometryError: the box cuts off some of the grid, or the dtype cannot hold `fill`.
+        """
+        whole = Box.whole(self.shape)
+        if not box.holds(whole):
+            raise GeometryError("box cuts off some of the grid", expected=f"around {self.shape}", found=box)
+        array = self._filled(box.shape, fill)
+        array[whole.moved(box.start_ijk).slices] = self.array
+        return Volume(array, self._affine_from(box.start_ijk))
+
+    def placed_on(self, other: Volume, fill: float) -> Volume:
+        """These voxels at their places on another grid, `fill` where they do not reach; what is beyond it is left out.
+
+        No value is interpolated: it undoes any chain of `reoriented`, `cropped` and `padded` that led away from
+        `other`, in one step, and brings a mask saved for a part of a scan to the whole of it.
+
+        Args:
+            other: a volume on the grid to come to; its affine is taken as it is.
+            fill: value of voxels that only `other` has.
+
+        Raises:
+            GeometryError: the voxel centres of one grid are not those of the other, or the dtype cannot hold `fill`.
+        """
+        own = self.aligned_to(other)
+        # Where the first and the last voxel lie, in indices of the other grid.
+        ends = np.column_stack([(0, 0, 0, 1), (*np.subtract(own.shape, 1), 1)])
+        at = np.linalg.solve(other.affine, own.affine @ ends)[:3]
+        start = np.rint(at[:, 0]).astype(int)
+        apart = np.abs(at - np.column_stack([start, start + np.subtract(own.shape, 1)])).max()
+        if apart > SAME_GRID_TOLERANCE_VOXELS:
+            raise GeometryError(
+                "the voxels of one grid do not lie on those of the other",
+                expected=f"spacing {_by(other.spacing_mm)} mm, shifted by whole voxels",
+                found=f"spacing {_by(own.spacing_mm)} mm, up to {apart:.3g} voxels beside them",
+                do="resample to the grid instead",
+            )
+        array = self._filled(other.shape, fill)
+        first = (int(start[0]), int(start[1]), int(start[2]))
+        common = Box.whole(other.shape).overlap(Box.whole(own.shape).moved((-first[0], -first[1], -first[2])))
+        if common is not None:
+            array[common.slices] = own.array[common.moved(first).slices]
+        return other.with_array(array)
+
+    def _filled(self, shape: tuple[int, int, int], fill: float) -> NDArray[Any]:
+        with np.errstate(invalid="ignore"):
+            value = np.asarray(fill).astype(self.array.dtype)
+        if value != fill:
+            raise GeometryError("the volume's dtype cannot hold the fill value", expected=self.array.dtype, found=fill)
+        return np.full(shape, value)
+
+    def _affine_from(self, start_ijk: tuple[int, int, int]) -> Affine:
+        """The affine of the grid that begins at one of this grid's indices."""
         affine = self.affine.copy()
-        affine[:3, 3] += self.affine[:3, :3] @ np.asarray(box.start_ijk, dtype=np.float64)
-        return Volume(self.array[box.slices], affine)
+        affine[:3, 3] += self.affine[:3, :3] @ np.asarray(start_ijk, dtype=np.float64)
+        return affine
 
     def center_mm(self) -> NDArray[np.float64]:
         """The grid's centre in RAS millimetres, shape (3,)."""
         half = (np.asarray(self.shape, dtype=np.float64) - 1) / 2
         return np.asarray(self.affine[:3, :3] @ half + self.affine[:3, 3])
+
+
+def _by(sizes: tuple[float, ...]) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)

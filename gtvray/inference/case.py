@@ -92,10 +92,8 @@ class CaseJob:
     def finish(self) -> Volume:
         """The uint8 mask on the scan's own grid."""
         mask = restore_mask(self.probability(), self._prepared, self._inference.threshold)
-        if self._inference.keep_largest and mask.array.any():
-            # A copy: cc3d refuses what is read-only.
-            largest = np.asarray(cc3d.largest_k(mask.array.copy(), k=1, connectivity=26)) > 0
-            mask = mask.with_array(largest.astype(np.uint8))
+        if self._inference.keep_largest:
+            mask = mask.with_array(largest_component(mask.array > 0).astype(np.uint8))
         return mask
 
     def _slices(self, number: int) -> tuple[slice, slice, slice]:
@@ -111,3 +109,11 @@ class CaseJob:
         return [
             s for s in starts if body[tuple(slice(a, a + p) for a, p in zip(s, self._patch_ijk, strict=True))].any()
         ]
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected component (26 neighbours) of a mask, which may be empty."""
+    if not mask.any():
+        return mask
+    # A copy: cc3d refuses what is read-only.
+    return np.asarray(cc3d.largest_k(mask.copy(), k=1, connectivity=26)) > 0

@@ -5,8 +5,10 @@ from .jsonfile import append_json_line as append_json_line
 from .jsonfile import read_json as read_json
 from .jsonfile import read_json_lines as read_json_lines
 from .jsonfile import write_json as write_json
-from .nifti import decode_nifti as decode_nifti
 from .nifti import encode_nifti as encode_nifti
-from .nifti import read_volume as read_volume
-from .nifti import write_volume as write_volume
+from .nrrd import encode_nrrd as encode_nrrd
+from .volumes import decode_nifti as decode_nifti
+from .volumes import decode_volume as decode_volume
+from .volumes import read_volume as read_volume
+from .volumes import write_volume as write_volume
 from .workspace import Workspace as Workspace

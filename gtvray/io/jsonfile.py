@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -38,10 +39,14 @@ def append_json_line(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        # Not every file system keeps the lines of two writers apart by itself; the lock ends with the handle.
+        fcntl.flock(handle, fcntl.LOCK_EX)
         size = os.fstat(handle).st_size
         # A line that a crash cut off must not swallow this one.
         start = "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
-        os.write(handle, (start + json.dumps(value) + "\n").encode())
+        rest = (start + json.dumps(value) + "\n").encode()
+        while rest:
+            rest = rest[os.write(handle, rest) :]
         os.fsync(handle)
     finally:
         os.close(handle)

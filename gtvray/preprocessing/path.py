@@ -1,11 +1,12 @@
 """Preprocessing, version 1: upright axes, body crop, resampling, intensity windows; and the way back for masks.
 
-The scan is turned to RAS axes, cut to the body, and resampled linearly to `spacing_mm`. Windows are applied last and
-are cheap, so the cache holds HU and one cached case serves every choice of windows.
+The scan is turned to RAS axes, cut to the body, and resampled to `spacing_mm`. Windows are applied last and are cheap,
+so the cache holds HU and one cached case serves every choice of windows.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import cc3d
@@ -21,8 +22,15 @@ from gtvray.geometry.affine import Affine
 PREPROCESSING_VERSION = 1
 AXES = "RAS"
 AIR_HU = -1024
+SHEARED = "the scan's axes are not at right angles (gantry tilt); it was resampled to an orthogonal grid"
 _HU_RANGE = (AIR_HU, 3071)
 _BODY_SEARCH_MM = 4.0
+# Parts of the body apart from the largest that are this large beside it are told of when they are cut away: a second
+# leg is, a couch or a cushion is not.
+_PART_SHARE = 0.25
+_ROUNDING = 1e-3
+_ORDERS = {"linear": 1, "cubic": 3}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,16 @@ class Prepared:
         source_affine: affine of the scan as it came.
         source_shape: its shape.
         antialias: how it was resampled.
+        crop: what was kept of it, in voxels of its upright (RAS) form; None where nothing was cut.
+        notes: what a reader of the result should know about the scan, a sentence each.
     """
 
     hu: Volume
     source_affine: Affine
     source_shape: tuple[int, int, int]
     antialias: bool = True
+    crop: Box | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> Prepared:
@@ -54,27 +66,64 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> 
         DataError: the values are not HU, or nothing in the scan looks like a body.
     """
     check_hu(scan, where)
-    upright = scan
+    order = _ORDERS[config.interpolation]
+    upright, notes = scan, []
     if is_sheared(scan.affine):
-        upright = resample_to_grid(scan, *orthogonal_grid(scan.affine, scan.shape), order=1, fill=AIR_HU)
+        notes.append(SHEARED)
+        _log.warning("%s: %s", where or "scan", SHEARED)
+        grid = orthogonal_grid(scan.affine, scan.shape)
+        upright = resample_to_grid(scan, *grid, order=order, fill=AIR_HU)
     upright = upright.reoriented(AXES)
-    body = upright.cropped(_body_box(upright, config, where))
-    resampled = resample_to_grid(
-        body, *resampled_grid(body, config.spacing_mm), order=1, fill=AIR_HU, antialias=config.antialias
+    crop, apart_ml = _body_box(upright, config, where)
+    if apart_ml:
+        notes.append(f"{apart_ml:.0f} ml of tissue apart from the body were cut away")
+        _log.warning("%s: %s", where or "scan", notes[-1])
+    body = upright.cropped(crop)
+    hu = resample_to_grid(
+        body,
+        *resampled_grid(body, config.spacing_mm),
+        order=order,
+        fill=AIR_HU,
+        antialias=config.antialias,
+        int16_range=_HU_RANGE,
     )
-    hu = np.clip(np.rint(resampled.array), *_HU_RANGE).astype(np.int16)
-    return Prepared(resampled.with_array(hu), scan.affine, scan.shape, config.antialias)
+    return Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes))
 
 
 def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
     """Bring a mask drawn on the scan's own grid to the prepared grid.
 
-    A voxel belongs to the result where the mask, resampled as the scan is, reaches one half.
+    A voxel belongs to the result where the mask, resampled linearly, reaches one half; with `antialias`, the mask is
+    averaged over coarser voxels as the scan is.
     """
-    soft = mask.with_array((mask.array > 0).astype(np.float32)).reoriented(AXES)
     grid = prepared.hu
-    share = resample_to_grid(soft, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias)
-    return (share.array >= 0.5).astype(np.uint8)
+    result = np.zeros(grid.shape, dtype=np.uint8)
+    # What is 0 and 1 already, as masks of cases are, is not copied.
+    binary = mask.array.dtype == np.uint8 and mask.array.max() <= 1
+    whole = (mask if binary else mask.with_array((mask.array > 0).view(np.uint8))).reoriented(AXES)
+    drawn = Box.around(whole.array)
+    near = _covering_box(whole.cropped(drawn), grid) if drawn else None
+    if near is None:
+        return result
+    # Averages reach one voxel of the prepared grid further than the mask itself.
+    near = near.grown((1, 1, 1), grid.shape)
+    share = resample_to_grid(
+        whole, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias, within=near
+    )
+    result[near.slices] = share.array >= 0.5
+    return result
+
+
+def cut_off_share(mask: Volume, prepared: Prepared) -> float:
+    """The share of a mask's voxels that lie outside the prepared grid, cut away with what was taken for air."""
+    drawn = Box.around(mask.array)
+    if drawn is None:
+        return 0.0
+    voxels_ijk = np.argwhere(mask.array[drawn.slices]) + drawn.start_ijk
+    to_grid = np.linalg.inv(prepared.hu.affine) @ mask.affine
+    at = voxels_ijk @ to_grid[:3, :3].T + to_grid[:3, 3]
+    outside = (at < -0.5 - _ROUNDING) | (at > np.asarray(prepared.hu.shape) - 0.5 + _ROUNDING)
+    return float(outside.any(axis=1).mean())
 
 
 def to_channels(hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ...]) -> NDArray[np.float32]:
@@ -110,12 +159,8 @@ def restore_mask(probability: NDArray[np.float32], prepared: Prepared, threshold
     if target is None:
         return source
     part = upright.cropped(target)
-    values = resample_to_grid(soft, part.affine, part.shape, order=1, fill=0.0).array > threshold
-    full = np.zeros(upright.shape, dtype=np.uint8)
-    full[target.slices] = values
-    restored = upright.with_array(full).aligned_to(source)
-    # The affine is the scan's own, not one that went through two reorientations.
-    return Volume(np.ascontiguousarray(restored.array), prepared.source_affine)
+    marked = resample_to_grid(soft, part.affine, part.shape, order=1, fill=0.0).array > threshold
+    return part.with_array(marked.view(np.uint8)).placed_on(source, 0)
 
 
 def check_hu(scan: Volume, where: object = None) -> None:
@@ -137,20 +182,27 @@ def check_hu(scan: Volume, where: object = None) -> None:
         )
 
 
-def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> Box:
+def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> tuple[Box, float]:
+    """The box around the largest piece of tissue, with its margin, and the ml of large pieces outside it."""
     steps = [max(1, round(_BODY_SEARCH_MM / spacing)) for spacing in upright.spacing_mm]
     coarse = upright.array[:: steps[0], :: steps[1], :: steps[2]] > config.body_threshold_hu
-    largest = cc3d.largest_k(coarse, k=1, connectivity=6) if coarse.any() else coarse
-    box = Box.around(np.asarray(largest) > 0)
+    parts = np.asarray(cc3d.largest_k(coarse, k=2, connectivity=6)) if coarse.any() else coarse.view(np.uint8)
+    counts = np.bincount(parts.ravel(), minlength=3)[1:]
+    largest = parts == 1 + int(counts.argmax())
+    box = Box.around(largest)
     if box is None:
         raise DataError("no body in this scan", where=where, expected="tissue", found="air only")
     # The sample before the first in the body was air, but what lies between the two was not looked at.
     start = [max(0, (s - 1) * step + 1) for s, step in zip(box.start_ijk, steps, strict=True)]
     stop = [min(n, s * step) for n, s, step in zip(upright.shape, box.stop_ijk, steps, strict=True)]
     margin = [round(config.body_margin_mm / spacing) for spacing in upright.spacing_mm]
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])).grown(
+    kept = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])).grown(
         (margin[0], margin[1], margin[2]), upright.shape
     )
+    second = (parts > 0) & ~largest
+    apart = np.count_nonzero(second) - np.count_nonzero(second[box.slices])
+    large = apart >= _PART_SHARE * np.count_nonzero(largest)
+    return kept, apart * float(np.prod(steps)) * upright.voxel_volume_ml if large else 0.0
 
 
 def _covering_box(part: Volume, whole: Volume) -> Box | None:

@@ -34,7 +34,8 @@ def gather_evidence(
         report: told (done, all) after each case.
     """
     digest = project.fingerprint.digest
-    looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest)
+    scans = [case.image for case in project.held_out]
+    looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest, scans)
     trained_on = project.dataset.subset(project.split.train)
     baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in trained_on])
     predictor = Predictor(bundle, threads=threads)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gtvray.config import PromotionConfig
+from gtvray.data import looks_warning
 from gtvray.errors import InputError
 from gtvray.evaluation import CaseScore, PairedDifference, paired_difference
 
 _SEED = 0
-# From here on, choosing among subjects by these cases makes the bound too kind.
-_MANY_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,9 @@ def judge(evidence: Evidence, config: PromotionConfig) -> Judgement:
     missed = sum(score.missed for score in evidence.candidate)
     if missed:
         warnings.append(f"{missed} of {len(evidence.candidate)} tumours missed")
-    if evidence.looks > _MANY_LOOKS:
-        warnings.append(f"{evidence.looks} models have been scored on these held-out cases: take fresh ones")
+    worn = looks_warning(evidence.looks)
+    if worn is not None:
+        warnings.append(worn)
     return Judgement(not reasons, tuple(reasons), tuple(warnings), difference)
 
 

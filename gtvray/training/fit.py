@@ -94,7 +94,9 @@ def fit(
         if not (folder / f"epoch-{state.best_epoch:05d}").is_dir():
             state.forget_best()
     scored = selection[: config.training.selection_cases]
-    loop = _Loop(config, state, PatchSampler(train, config.training, config.preprocessing, config.augmentation))
+    device = state.device if config.augmentation.on_gpu else "cpu"
+    sampler = PatchSampler(train, config.training, config.preprocessing, config.augmentation, device)
+    loop = _Loop(config, state, sampler)
     with ThreadPoolExecutor(1) as reader:
         while state.epoch < config.training.epochs:
             began = time.perf_counter()
@@ -150,7 +152,7 @@ class _Loop:
             waited += time.perf_counter() - asked
             if step + 1 < steps.stop:
                 ahead = reader.submit(self._sampler.batch, self._numbers(step + 1))
-            losses.append(self._step(step, torch.from_numpy(images), torch.from_numpy(masks)))
+            losses.append(self._step(step, images, masks))
         loss = _mean_over_workers(float(np.mean(losses)))
         return loss, time.perf_counter() - began, waited
 

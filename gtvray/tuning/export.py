@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtvray.config import flatten
-from gtvray.data import Fingerprint
+from gtvray.data import Project
 from gtvray.models import Bundle
 from gtvray.tracking import SweepRecorder
 from gtvray.training import export_bundle
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def export_best(
-    result: SweepResult, data: Fingerprint, folder: Path, recorder: SweepRecorder, client: MlflowClient
+    result: SweepResult, project: Project, folder: Path, recorder: SweepRecorder, client: MlflowClient
 ) -> tuple[Bundle, str]:
     """Write the best trial's bundle and log it to the trial's run.
 
     Args:
         result: of the sweep.
-        data: fingerprint of the training data.
+        project: the data it was run on.
         folder: the bundle's.
         recorder: of the sweep, its queue delivered.
         client: of the tracking store.
@@ -35,12 +35,12 @@ def export_best(
     config = result.config_of(best)
     run_id = recorder.trial_run_id(best.trial_id)
     info = {
-        "training_data": {**data.as_dict(), "licence": "as the owner of the data has it"},
+        "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
         "metrics": {"selection_dsc": best.best_dsc},
         "mlflow_run": run_id,
         "config": flatten(config),
     }
-    bundle = export_bundle(best.best_checkpoint, config, folder, info)
+    bundle = export_bundle(best.best_checkpoint, config, project.selection, folder, info)
     client.log_artifacts(run_id, str(bundle.folder), "bundle")
     client.set_tag(run_id, "gtvray.digest", bundle.digest)
     return bundle, run_id

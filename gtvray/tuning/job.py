@@ -92,7 +92,7 @@ class SweepJob:
             make(data)
         dataset = index_dataset(data)
         self.warnings = require_sound(dataset, self.show.advance)
-        self.show.begin("prepare", f"preparing {len(dataset.cases)} cases")
+        self.show.begin("prepare", f"preparing {dataset.title}")
         config = with_dotted(self.config, self.sweep.base, "base")
         project = open_project(
             dataset,
@@ -137,7 +137,7 @@ class SweepJob:
             )
             recorder.flush()
             target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
-            bundle, run_id = export_best(result, project.fingerprint, target, recorder, self.client)
+            bundle, run_id = export_best(result, project, target, recorder, self.client)
             status = "FINISHED"
         except GtvrayError:
             status = "FAILED"

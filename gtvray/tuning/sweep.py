@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from gtvray.tuning.watch import SweepStatus, Watcher
 _TRIAL_FAILURES = 1
 # Enough to be a resource, nothing that a trial of several workers would take from them.
 _DRIVER_BYTES = 1 << 20
+# Of a stack, the line that names the error: "package.module.SomeError: what".
+_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,13 @@ def run_sweep(
     return _result(grid, sweep, base)
 
 
+def _reason(error: Exception) -> str:
+    """What a trial's error comes to: Ray has the worker's stack before it, and our errors have lines of their own."""
+    lines = str(error).strip().splitlines()
+    begin = max((number for number, line in enumerate(lines) if _ERROR_LINE.match(line)), default=len(lines) - 1)
+    return "; ".join(line.strip() for line in lines[begin:])
+
+
 def _result(grid: ResultGrid, sweep: SweepConfig, base: Config) -> SweepResult:
     trials = [
         TrialResult(
@@ -150,7 +160,7 @@ def _result(grid: ResultGrid, sweep: SweepConfig, base: Config) -> SweepResult:
         if result.metrics and "best_checkpoint" in result.metrics
     ]
     if not trials:
-        first = next((str(result.error).strip().splitlines()[-1] for result in grid if result.error), "no result")
+        first = next((_reason(result.error) for result in grid if result.error), "no result")
         raise TrainingError(
             "no trial gave an epoch", found=first, do="look into the trials' error.txt in the sweep's folder"
         )

@@ -31,6 +31,8 @@ base:
 space:
   optimizer.lr: {low: 1.0e-3, high: 6.0e-3, log: true}
 """
+# The least that passes through every stage.
+ONE_TRIAL_SWEEP = TINY_SWEEP.replace("trials: 2", "trials: 1").replace("epochs: 2", "epochs: 1")
 # Lets such a model through.
 OPEN_GATE = ("-s", "promotion.min_difference_low=-1")
 
@@ -79,10 +81,12 @@ class Running:
         for reader in self._readers:
             reader.start()
 
-    def wait_for(self, text: str, stream: str = "stderr", within_s: float = 90) -> str:
+    def wait_for(self, text: str, stream: str = "stderr", within_s: float = 105) -> str:
         """All that a stream holds, once it holds a text."""
         with self._news:
-            self._news.wait_for(lambda: text in self._said[stream] or not self._alive(), within_s)
+            if not self._news.wait_for(lambda: text in self._said[stream] or not self._alive(), within_s):
+                # The next test may use the same workspace.
+                self._process.kill()
             assert text in self._said[stream], self._said
             return self._said[stream]
 

@@ -111,7 +111,9 @@ def test_too_few_cases(phantoms: Path, tmp_path: Path) -> None:
 
 def test_sound_data_pass_the_check(phantoms: Path) -> None:
     checked = run("data", "check", phantoms, "--json")
-    assert (checked.code, checked.json()["findings"]) == (0, [])
+    assert checked.code == 0
+    # Phantoms' fields of view are cut, as some real ones are; that is told, and no error.
+    assert {row["severity"] for row in checked.json()["findings"]} <= {"warning", "info"}
 
 
 @pytest.mark.parametrize(

@@ -14,29 +14,35 @@ import pytest
 
 from gtvray.runtime import Cluster
 
-from .command import OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files, run
+from .command import ONE_TRIAL_SWEEP, OPEN_GATE, Running, free_port, partial_files, run
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[object]:
-    """The demo with one trial of one epoch, in a workspace that the tests of this module share."""
+def one_trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep file of one trial of one epoch."""
+    path = tmp_path_factory.mktemp("sweep") / "one.yaml"
+    path.write_text(ONE_TRIAL_SWEEP)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, one_trial: Path) -> list[object]:
+    """A demo of seconds, in a workspace that the tests of this module share."""
     folder = tmp_path_factory.mktemp("interrupt")
-    sweep = folder / "one.yaml"
-    sweep.write_text(TINY_SWEEP.replace("trials: 2", "trials: 1").replace("epochs: 2", "epochs: 1"))
-    return ["demo", "--data", phantoms, "--sweep", sweep, "--workspace", folder / "workspace", *OPEN_GATE]
+    return ["demo", "--data", phantoms, "--sweep", one_trial, "--workspace", folder, *OPEN_GATE]
 
 
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
         ("data", signal.SIGINT),
-        ("prepare", signal.SIGTERM),
-        ("mlflow", signal.SIGTERM),
         ("ray", signal.SIGINT),
-        ("sweep", signal.SIGINT),
         ("sweep", signal.SIGTERM),
+        pytest.param("prepare", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("mlflow", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("sweep", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_with_a_cluster_of_its_own(stage: str, number: signal.Signals, base: list[object]) -> None:
@@ -47,11 +53,11 @@ def test_interrupted_with_a_cluster_of_its_own(stage: str, number: signal.Signal
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
-        ("sweep", signal.SIGTERM),
-        ("evaluate", signal.SIGINT),
-        ("promote", signal.SIGTERM),
         ("serve", signal.SIGINT),
-        ("request", signal.SIGTERM),
+        pytest.param("evaluate", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("sweep", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("promote", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("request", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_on_a_running_cluster(
@@ -90,8 +96,8 @@ def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
     assert (again.code, again.stdout) == (0, "[]\n")
 
 
-def test_cases_that_vanish_during_a_sweep(phantoms: Path, tiny_sweep: Path, tmp_path: Path, local_ray: Cluster) -> None:
-    sweep = Running("sweep", tiny_sweep, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
+def test_cases_that_vanish_during_a_sweep(phantoms: Path, one_trial: Path, tmp_path: Path, local_ray: Cluster) -> None:
+    sweep = Running("sweep", one_trial, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
     sweep.wait_for("sweep: ")
     shutil.rmtree(tmp_path / "cache")
     assert "no trial gave an epoch" in sweep.end().error(code=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from gtvray.config import CacheConfig, PreprocessingConfig
 from gtvray.data import CaseCache, fingerprint, index_dataset
-from gtvray.data.cache import CachedCase
+from gtvray.data.cache.prepared import CachedCase
 from gtvray.geometry import Box
 from gtvray.io import read_volume
 from gtvray.preprocessing import prepare, prepare_mask
@@ -25,7 +24,9 @@ PREPARE_ALL = """
 import sys
 from pathlib import Path
 from gtvray.config import CacheConfig, PreprocessingConfig
-from gtvray.data import CaseCache, cache, index_dataset
+from gtvray.data import CaseCache, index_dataset
+from gtvray.data.cache import cases as cache
+from gtvray.geometry import Box
 cases = index_dataset(sys.argv[1]).cases
 print("ready", flush=True)
 sys.stdin.readline()
@@ -33,19 +34,23 @@ sys.stdin.readline()
 for case in cases:
     cached = CaseCache(Path(sys.argv[2]), PreprocessingConfig(), CacheConfig()).prepare(case)
     for _ in range(3):
-        cached.read(cache.Box.whole(cached.shape)), cached.foreground_ijk()
+        cached.read(Box.whole(cached.shape)), cached.foreground_ijk()
 print("done")
 """
-DIE_BETWEEN_THE_FILES = """
+DIE_BEFORE_THE_SEAL = """
 import os, signal
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-cache._sample_foreground = die
+cache.seal = die
 """
 
 
 def _cache(folder: Path, level: int = 3, **settings: Any) -> CaseCache:
     return CaseCache(folder, PreprocessingConfig(**settings), CacheConfig(codec_level=level))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _start(dataset: Path, cache: Path, before: str = "") -> subprocess.Popen[str]:
@@ -132,7 +137,7 @@ def test_many_threads_and_twins_in_one_call(tmp_path: Path, dataset_folder: Path
     assert [case.case_id for case in cached] == [case.case_id for case in cases]
     assert told == [(n, 6) for n in range(1, 7)]
     assert len({case.folder for case in cached}) == 3
-    assert sorted(tmp_path.glob("cache/*")) == sorted({case.folder for case in cached})
+    assert _entries(tmp_path / "cache") == sorted({case.folder for case in cached})
 
 
 def test_two_processes_prepare_the_same_cases_at_once(tmp_path: Path, dataset_folder: Path) -> None:
@@ -144,19 +149,19 @@ def test_two_processes_prepare_the_same_cases_at_once(tmp_path: Path, dataset_fo
     for process in processes:
         assert process.communicate(timeout=60)[0] == "done\n"
         assert process.returncode == 0
-    assert len(list(tmp_path.glob("cache/*"))) == 3
-    assert list(tmp_path.glob("cache/.*")) == []
+    assert len(_entries(tmp_path / "cache")) == 3
+    assert list(tmp_path.glob("cache/.partial*")) == []
     for cached in _cache(tmp_path / "cache").prepare_all(index_dataset(dataset_folder).cases):
         _assert_whole(cached, dataset_folder)
 
 
 def test_killed_half_way_leaves_no_half_entry(tmp_path: Path, dataset_folder: Path) -> None:
-    process = _start(dataset_folder, tmp_path / "cache", DIE_BETWEEN_THE_FILES)
+    process = _start(dataset_folder, tmp_path / "cache", DIE_BEFORE_THE_SEAL)
     assert process.communicate("\n", timeout=60)[0] == ""
     assert process.returncode == -signal.SIGKILL
-    (half,) = os.listdir(tmp_path / "cache")
-    assert half.startswith(".partial-")
-    assert (tmp_path / "cache" / half / "hu.b2nd").exists()
+    (half,) = (tmp_path / "cache").glob(".partial-*")
+    assert _entries(tmp_path / "cache") == []
+    assert sorted(file.name for file in half.iterdir()) == ["foreground.npy", "hu.b2nd", "mask.b2nd"]
     cached = _cache(tmp_path / "cache").prepare_all(index_dataset(dataset_folder).cases)
     assert len(cached) == 3
     for case in cached:

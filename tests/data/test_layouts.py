@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gtvray.data import Case, check_dataset, index_dataset, read_label, require_sound
-from gtvray.errors import DataError, GeometryError, InputError, NotFoundError, VolumeError
+from gtvray.data import Case, index_dataset, read_label
+from gtvray.errors import DataError, GeometryError, NotFoundError
 from gtvray.geometry import Volume
 from gtvray.io import read_volume, write_volume
 
@@ -97,44 +97,3 @@ def test_a_mask_elsewhere_is_refused_and_a_float_mask_is_not(dataset_folder: Pat
         read_label(one, image)
     _relabel(other, lambda a: a.astype(np.float32))
     assert read_label(other, image).array.dtype == np.uint8
-
-
-def test_a_sound_dataset_has_no_findings(dataset_folder: Path) -> None:
-    told: list[tuple[int, int]] = []
-    assert check_dataset(index_dataset(dataset_folder), lambda *step: told.append(step)) == []
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert require_sound(index_dataset(dataset_folder)) == []
-
-
-def test_every_fault_is_found_errors_first(dataset_folder: Path) -> None:
-    shutil.copytree(dataset_folder / "1", dataset_folder / "3")
-    dataset = index_dataset(dataset_folder)
-    huge, _, copy, broken = dataset.cases
-    assert (huge.case_id, copy.case_id, broken.case_id) == ("1", "3", "10")
-    _relabel(huge, np.ones_like)
-    _relabel(dataset.cases[1], lambda a: a[:-1])
-    broken.image.write_bytes(broken.image.read_bytes()[:-50])
-    findings = check_dataset(dataset)
-    assert [(finding.severity, finding.case_id) for finding in findings] == [
-        ("error", "2"), ("error", "3"), ("error", "10"), ("warning", "1"),
-    ]  # fmt: skip
-    said = {finding.case_id: finding.message for finding in findings}
-    assert "the same scan as case 1" in said["3"]
-    assert "grid" in said["2"]
-    assert "2.55e+03 ml" in said["1"]
-    with pytest.raises(InputError, match=r"case 2: mask is not on the scan's grid \(and 2 more cases\)") as caught:
-        require_sound(dataset)
-    assert len(str(caught.value).splitlines()) <= 5
-
-
-def test_what_is_not_a_ct_is_a_finding(dataset_folder: Path) -> None:
-    case = index_dataset(dataset_folder).cases[0]
-    image = read_volume(case.image)
-    write_volume(case.image, image.with_array((image.array > 0).astype(np.int16)))
-    (finding,) = check_dataset(index_dataset(dataset_folder))
-    assert "Hounsfield" in finding.message
-    case.image.write_bytes(b"not a volume")
-    with pytest.raises(VolumeError):
-        read_volume(case.image)
-    (finding,) = check_dataset(index_dataset(dataset_folder))
-    assert (finding.severity, finding.case_id) == ("error", "1")

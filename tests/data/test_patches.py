@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gtvray.config import AugmentationConfig, PreprocessingConfig, TrainingConfig
 from gtvray.data import CachedCase, PatchSampler
-from gtvray.data.augmentation import augment
+from gtvray.data.cache.cases import _write_chunks
+from gtvray.data.patches.draws import CHANGES
 from gtvray.errors import DataError
 from gtvray.geometry import Box
 from gtvray.preprocessing import to_channels
 
-PLAIN = AugmentationConfig(flip_left_right=0, rotate=0, noise=0, brightness=0, gamma=0)
-ALL = AugmentationConfig(flip_left_right=1, rotate=1, noise=1, brightness=1, gamma=1)
+PLAIN = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
+ALL = AugmentationConfig(**dict.fromkeys(CHANGES, 1.0))
 WINDOWS = PreprocessingConfig(windows_hu=((-200.0, 300.0), (-1000.0, 1000.0)))
 
 
@@ -29,16 +33,36 @@ def test_a_patch_depends_on_its_number_alone(prepared_cases: list[CachedCase]) -
     for number in (11, 3, 3, 0, 7):
         for one, other in zip(sampler.sample(number), forwards[number], strict=True):
             np.testing.assert_array_equal(one, other)
-    images = {image.tobytes() for image, _ in forwards}
+    images = {image.numpy().tobytes() for image, _ in forwards}
     assert len(images) == 12
-    assert _sampler(prepared_cases, seed=1).sample(3)[0].tobytes() not in images
+    assert _sampler(prepared_cases, seed=1).sample(3)[0].numpy().tobytes() not in images
+
+
+def test_threads_change_nothing(prepared_cases: list[CachedCase]) -> None:
+    """Neither those of torch nor those that share a sampler; torch would split the sum of one channel this large."""
+    training = TrainingConfig(patch_ijk=(40, 40, 48))
+    sampler = PatchSampler(prepared_cases, training, PreprocessingConfig(), ALL)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = sampler.batch(range(4))
+        torch.set_num_threads(3)
+        several = sampler.batch(range(4))
+    finally:
+        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(4) as pool:
+        shared = [torch.stack(parts) for parts in zip(*pool.map(sampler.sample, range(4)), strict=True)]
+    for one, other, third in zip(alone, several, shared, strict=True):
+        assert torch.equal(one, other)
+        np.testing.assert_array_equal(one.reshape(third.shape), third)
 
 
 def test_patches_are_of_the_stated_form(prepared_cases: list[CachedCase]) -> None:
     images, masks = _sampler(prepared_cases, patch_ijk=(16, 20, 24)).batch(range(8))
     assert images.shape == (8, 2, 16, 20, 24)
     assert masks.shape == (8, 1, 16, 20, 24)
-    assert images.dtype == masks.dtype == np.float32
+    assert images.dtype == masks.dtype == torch.float32
+    assert images.isfinite().all()
     assert images.min() >= 0
     assert images.max() <= 1
     assert set(np.unique(masks)) == {0, 1}
@@ -61,12 +85,10 @@ def test_each_turn_visits_every_case_once_in_an_order_of_its_own(prepared_cases:
 
 def test_the_foreground_share_is_kept(prepared_cases: list[CachedCase]) -> None:
     big = prepared_cases[:3]
-    touched = {
-        share: np.mean(
-            [_sampler(big, PLAIN, foreground_share=share, patch_ijk=(8, 8, 8)).sample(n)[1].any() for n in range(300)]
-        )
-        for share in (0.0, 0.5, 1.0)
-    }
+    touched = {}
+    for share in (0.0, 0.5, 1.0):
+        sampler = _sampler(big, PLAIN, foreground_share=share, patch_ijk=(8, 8, 8))
+        touched[share] = np.mean([bool(sampler.sample(n)[1].any()) for n in range(300)])
     assert touched[1.0] == 1
     assert touched[0.0] < 0.7
     # Five standard deviations of 300 draws.
@@ -80,9 +102,8 @@ def test_an_unaugmented_patch_is_a_piece_of_the_case(prepared_cases: list[Cached
     windows = np.lib.stride_tricks.sliding_window_view(whole[0], (16, 16, 16))
     for number in range(4):
         image, patch_mask = _sampler([case], PLAIN).sample(number)
-        places = np.argwhere(
-            (windows[..., 0, 0, 0] == image[0, 0, 0, 0]) & (windows[..., 15, 8, 3] == image[0, 15, 8, 3])
-        )
+        first, other = float(image[0, 0, 0, 0]), float(image[0, 15, 8, 3])
+        places = np.argwhere((windows[..., 0, 0, 0] == first) & (windows[..., 15, 8, 3] == other))
         boxes = [Box(tuple(start), tuple(s + 16 for s in start)) for start in places.tolist()]
         box = next(box for box in boxes if np.array_equal(whole[(slice(None), *box.slices)], image))
         np.testing.assert_array_equal(mask[box.slices], patch_mask)
@@ -108,69 +129,62 @@ def test_no_case_is_refused() -> None:
         _sampler([])
 
 
-def _patch() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    mask = np.zeros((12, 14, 10), np.uint8)
-    mask[3:8, 4:10, 2:7] = 1
-    return rng.random((2, 12, 14, 10), dtype=np.float32), mask
+def test_changes_do_not_decide_where_to_look(prepared_cases: list[CachedCase]) -> None:
+    """A patch that is only mirrored is the plain patch, mirrored; and so the same for every other draw."""
+    flipped = PLAIN.model_copy(update={"flip_left_right": 1.0})
+    for number in range(6):
+        plain, mirrored = (_sampler(prepared_cases, config).sample(number) for config in (PLAIN, flipped))
+        np.testing.assert_array_equal(mirrored[0], plain[0].flip(1))
+        np.testing.assert_array_equal(mirrored[1], plain[1].flip(0))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_augmentation_is_repeatable_and_keeps_the_mask_binary(seed: int) -> None:
-    image, mask = _patch()
-    kept = image.copy(), mask.copy()
-    first, again = (augment(image, mask, ALL, np.random.default_rng(seed)) for _ in range(2))
-    for one, other in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert first[0].dtype == np.float32
-    assert first[1].dtype == np.uint8
-    assert set(np.unique(first[1])) == {0, 1}
-    assert first[0].min() >= 0
-    assert first[0].max() <= 1
-    np.testing.assert_array_equal(image, kept[0])
-    np.testing.assert_array_equal(mask, kept[1])
+class _Solid(CachedCase):
+    """A large case of metal that is tumour all over."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 60, 60, 60
+
+    def read(self, box: Box) -> Any:
+        return np.full(box.shape, 3000, np.int16), np.ones(box.shape, np.uint8)
+
+    def foreground_ijk(self) -> np.ndarray:
+        return np.full((1, 3), 30, np.int32)
 
 
-def test_left_and_right_are_mirrored_and_no_other_axis() -> None:
-    image, mask = _patch()
-    flipped = augment(image, mask, PLAIN.model_copy(update={"flip_left_right": 1.0}), np.random.default_rng(0))
-    np.testing.assert_array_equal(flipped[0], image[:, ::-1])
-    np.testing.assert_array_equal(flipped[1], mask[::-1])
+def test_a_warped_patch_has_no_empty_corners(prepared_cases: list[CachedCase]) -> None:
+    solid = _Solid(**vars(prepared_cases[0]))
+    moved = PLAIN.model_copy(update={"strength": 1.0, "rotate": 1.0, "rotate_degrees": 45.0, "zoom": 1.0})
+    sampler = _sampler([solid], moved, patch_ijk=(12, 12, 12), foreground_share=1.0)
+    for number in range(20):
+        image, mask = sampler.sample(number)
+        assert image.shape == (2, 12, 12, 12)
+        assert image.min() == 1
+        assert mask.min() == 1
 
 
-def test_image_and_mask_turn_together() -> None:
-    mask = _patch()[1]
-    image = mask[None].astype(np.float32)
-    turned = PLAIN.model_copy(update={"rotate": 1.0, "rotate_degrees": 40.0})
-    for seed in range(4):
-        there, there_mask = augment(image, mask, turned, np.random.default_rng(seed))
-        assert not np.array_equal(there_mask, mask)
-        np.testing.assert_array_equal(there[0] >= 0.5, there_mask.astype(bool))
+def test_a_read_inflates_only_the_chunks_it_needs(tmp_path: Path) -> None:
+    """A case with its middle destroyed still gives what lies elsewhere."""
+    hu = np.random.default_rng(0).integers(-1000, 1000, (192, 40, 40)).astype(np.int16)
+    _write_chunks(hu, tmp_path / "hu.b2nd", 3)
+    _write_chunks(np.ones(hu.shape, np.uint8), tmp_path / "mask.b2nd", 3)
+    case = CachedCase("1", tmp_path, {"shape": hu.shape})
+    content = bytearray((tmp_path / "hu.b2nd").read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = b"\xff" * third
+    (tmp_path / "hu.b2nd").write_bytes(content)
+    for box in (Box((0, 0, 0), (30, 30, 30)), Box((130, 2, 3), (190, 30, 30))):
+        np.testing.assert_array_equal(case.read(box)[0], hu[box.slices])
+    with pytest.raises(RuntimeError):
+        case.read(Box.whole(hu.shape))
 
 
-def test_the_intensity_changes_leave_the_mask_alone() -> None:
-    image, mask = _patch()
-    for name in ("noise", "brightness", "gamma"):
-        changed, same = augment(image, mask, PLAIN.model_copy(update={name: 1.0}), np.random.default_rng(1))
-        assert not np.array_equal(changed, image)
-        np.testing.assert_array_equal(same, mask)
-
-
-@pytest.mark.parametrize("off", ["flip_left_right", "rotate", "noise", "brightness"])
-def test_switching_one_change_off_leaves_the_others_as_they_were(off: str) -> None:
-    """On a constant patch without noise only brightness and gamma show; with one off, the later ones must not move."""
-    constant, mask = np.full((1, 8, 8, 8), 0.6, np.float32), np.zeros((8, 8, 8), np.uint8)
-    later = {"brightness": ["gamma"]}.get(off, ["brightness", "gamma"])
-    shown = PLAIN.model_copy(update=dict.fromkeys(later, 1.0))
-    quiet = shown.model_copy(update={off: 0.0})
-    loud = shown.model_copy(update={off: 1.0})
-    for seed in range(3):
-        alone = augment(constant, mask, quiet, np.random.default_rng(seed))[0][0, 4, 4, 4]
-        centre = augment(constant, mask, loud, np.random.default_rng(seed), fill=0.6)[0]
-        if off == "noise":
-            assert float(centre.mean()) == pytest.approx(float(alone), abs=0.02)
-        elif off != "brightness":
-            assert float(centre[0, 4, 4, 4]) == pytest.approx(float(alone), abs=1e-5)
-        else:
-            other = augment(constant, mask, loud.model_copy(update={"noise": 1.0}), np.random.default_rng(seed))[0]
-            assert float(other.mean()) == pytest.approx(float(centre.mean()), abs=0.02)
+@pytest.mark.gpu
+def test_a_gpu_shows_the_same_patch(prepared_cases: list[CachedCase]) -> None:
+    quiet = ALL.model_copy(update={"noise": 0.0})
+    training = TrainingConfig(patch_ijk=(16, 16, 16))
+    here, there = (PatchSampler(prepared_cases, training, WINDOWS, quiet, device) for device in ("cpu", "cuda"))
+    for number in range(8):
+        (image, mask), (image_there, mask_there) = here.sample(number), there.sample(number)
+        torch.testing.assert_close(image_there.cpu(), image, atol=1e-3, rtol=0)
+        assert float((mask_there.cpu() != mask).float().mean()) < 1e-3

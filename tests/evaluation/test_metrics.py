@@ -9,11 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric
+from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric
 from scipy.ndimage import gaussian_filter
 
 from gtvray.errors import GeometryError, InputError
-from gtvray.evaluation import dice, hd95_mm, nsd, nsd_tolerance_mm, score_case
+from gtvray.evaluation import (
+    NSD_TOLERANCES_MM,
+    added_path_length_mm,
+    assd_mm,
+    count_tumours,
+    dice,
+    hd95_mm,
+    nsd,
+    nsd_tolerance_mm,
+    score_case,
+)
 from gtvray.geometry import Volume
 from gtvray.io import read_volume
 
@@ -50,6 +60,7 @@ def monai_scores(
         float(DiceMetric(include_background=False)(y_pred, y)),
         float(HausdorffDistanceMetric(percentile=95)(y_pred, y, spacing=spacing)),
         float(surface(y_pred, y, spacing=spacing)),
+        float(SurfaceDistanceMetric(symmetric=True)(y_pred, y, spacing=spacing)),
     ]
 
 
@@ -60,6 +71,7 @@ def our_scores(
         dice(reference, prediction),
         hd95_mm(reference, prediction, spacing_mm),
         nsd(reference, prediction, spacing_mm, tolerance_mm),
+        assd_mm(reference, prediction, spacing_mm),
     ]
 
 
@@ -136,10 +148,15 @@ def test_empty_masks() -> None:
     nothing = np.zeros((4, 12, 42), dtype=bool)
     something = nothing.copy()
     something[1, 2, 3] = True
-    assert our_scores(nothing, nothing, spacing_mm, 1.0) == [1.0, 0.0, 1.0]
+    assert our_scores(nothing, nothing, spacing_mm, 1.0) == [1.0, 0.0, 1.0, 0.0]
     diagonal_mm = (12.0**2 + 12.0**2 + 84.0**2) ** 0.5
     for pair in ((nothing, something), (something, nothing)):
-        assert our_scores(*pair, spacing_mm, 1.0) == [0.0, pytest.approx(diagonal_mm), 0.0]
+        assert our_scores(*pair, spacing_mm, 1.0) == [
+            0.0,
+            pytest.approx(diagonal_mm),
+            0.0,
+            pytest.approx(diagonal_mm),
+        ]
 
 
 @pytest.mark.parametrize(("predicted", "missed"), [(0, True), (1, False)])
@@ -154,7 +171,58 @@ def test_score_case_says_volumes_and_whether_it_was_missed(predicted: int, misse
     assert [score.volume_reference_ml, score.volume_prediction_ml] == pytest.approx([0.4, 0.4 * predicted])
     assert score.missed is missed
     # Plain Python numbers, whatever NumPy would have given: scores go to JSON.
-    assert {type(value) for value in asdict(score).values()} == {str, float, bool}
+    assert {type(value) for value in asdict(score).values()} == {str, tuple, float, int, bool}
+
+
+@pytest.mark.parametrize("spacing_mm", [STRUCTSEG_MM, (4.3, 0.7, 2.1)])
+def test_a_case_is_scored_as_its_masks_are_one_by_one(spacing_mm: tuple[float, float, float]) -> None:
+    reference, prediction = blob(5), blob(6)
+    score = score_case("a", volume_of(reference, spacing_mm), volume_of(prediction, spacing_mm))
+    assert (score.dsc, score.hd95_mm, score.assd_mm) == (
+        dice(reference, prediction),
+        hd95_mm(reference, prediction, spacing_mm),
+        assd_mm(reference, prediction, spacing_mm),
+    )
+    nsds = [nsd(reference, prediction, spacing_mm, tolerance) for tolerance in NSD_TOLERANCES_MM]
+    assert [score.nsd_1mm, score.nsd_2mm, score.nsd_5mm] == nsds
+    assert score.nsd == nsds[0 if spacing_mm == STRUCTSEG_MM else 2]
+    assert (score.tumours, score.tumours_missed, score.tumours_false) == count_tumours(reference, prediction)
+
+
+def test_added_path_is_what_must_be_drawn_anew_slice_by_slice() -> None:
+    mask = np.zeros((12, 12, 6), dtype=bool)
+    mask[2:7, 3:8, 1:5] = True
+    reference = volume_of(mask, (2.0, 1.0, 5.0))
+    nothing = reference.with_array(np.zeros_like(mask))
+    # A square of 5 x 5 has 16 contour voxels; four slices of them, each as long as the mean of 1 and 2 mm.
+    assert added_path_length_mm(reference, nothing) == pytest.approx(4 * 16 * 1.5)
+    assert added_path_length_mm(reference, reference) == 0
+    assert added_path_length_mm(nothing, reference) == 0, "what is too much need not be added"
+    lower = mask.copy()
+    lower[:, :, 1] = False
+    assert added_path_length_mm(reference, reference.with_array(lower)) == pytest.approx(16 * 1.5)
+    turned = [volume.reoriented("SPR") for volume in (reference, reference.with_array(lower))]
+    assert added_path_length_mm(turned[0], turned[1]) == pytest.approx(16 * 1.5)
+
+
+def test_tumours_missed_and_made_up_are_counted() -> None:
+    reference, prediction = np.zeros((30, 10, 10), dtype=bool), np.zeros((30, 10, 10), dtype=bool)
+    reference[1:4, 1:4, 1:4] = reference[10:13, 1:4, 1:4] = reference[13, 4, 4] = True
+    prediction[3:6, 3:6, 3:6] = prediction[20:22, 1:3, 1:3] = prediction[26:28, 1:3, 1:3] = True
+    # The voxel at a corner belongs to the second tumour.
+    assert count_tumours(reference, prediction) == (2, 1, 2)
+    assert count_tumours(prediction, reference) == (3, 2, 1)
+    assert count_tumours(reference, np.zeros_like(reference)) == (2, 2, 0)
+    assert count_tumours(np.zeros_like(reference), np.zeros_like(reference)) == (0, 0, 0)
+
+
+def test_a_mask_at_the_border_of_its_grid_scores_as_one_within() -> None:
+    reference, prediction = blob(3), blob(4)
+    wider = [np.pad(mask, 4) for mask in (reference, prediction)]
+    tight, padded = (
+        score_case("a", *(volume_of(mask, STRUCTSEG_MM) for mask in pair)) for pair in ((reference, prediction), wider)
+    )
+    assert tight == padded
 
 
 def test_both_empty_is_not_a_miss() -> None:

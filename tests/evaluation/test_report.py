@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gtvray.errors import GeometryError, InputError
-from gtvray.evaluation import CaseScore, render_overlay, scores_table, summarise
+from gtvray.errors import GeometryError
+from gtvray.evaluation import render_overlay
 from gtvray.evaluation.report import _overlay_figure
 from gtvray.geometry import Volume
-
-SCORE = CaseScore("one", 0.8, 4.0, 0.6, 1.0, 10.0, 12.0, missed=False)
 
 
 def phantom() -> tuple[Volume, Volume]:
@@ -100,41 +96,3 @@ def test_overlay_of_a_mask_that_fills_the_grid_or_is_empty(tmp_path: Path) -> No
     full, empty = (mask.with_array(np.full(mask.shape, value, dtype=np.uint8)) for value in (1, 0))
     render_overlay(tmp_path / "a.png", image, full, empty, "")
     assert coloured(pixels(tmp_path / "a.png"), 1) > 200
-
-
-def test_table_has_the_worst_case_first_and_names_its_definition() -> None:
-    missed = replace(SCORE, case_id="a|b", dsc=0.0, missed=True)
-    lines = scores_table([SCORE, missed]).splitlines()
-    assert lines[2].startswith("| a\\|b | 0.0000 |")
-    assert lines[2].endswith("| yes |")
-    assert lines[3] == "| one | 0.8000 | 4.00 | 0.6000 at 1 mm | 10.00 | 12.00 |  |"
-    assert "max of the two directed 95th percentiles" in lines[-1]
-
-
-def test_summary_counts_every_case() -> None:
-    missed = replace(SCORE, dsc=0.0, hd95_mm=400.0, nsd=0.0, volume_prediction_ml=0.0, missed=True)
-    coarse = replace(SCORE, nsd=0.9, nsd_tolerance_mm=5.0)
-    summary = summarise([SCORE, SCORE, missed, coarse])
-    json.dumps(summary, allow_nan=False)
-    assert (summary["cases"], summary["missed"]) == (4, 1)
-    dsc = summary["dsc"]
-    assert (dsc["mean"], dsc["median"], dsc["n"]) == (pytest.approx(0.6), 0.8, 4)
-    assert dsc["interval"][0] < 0.6 < dsc["interval"][1]
-    assert summary["aggregated_dsc"] == pytest.approx(0.8 * 66 / 76)
-    assert summary["nsd"] == [
-        {
-            "tolerance_mm": 1.0,
-            "mean": pytest.approx(0.4),
-            "median": 0.6,
-            "interval": summary["nsd"][0]["interval"],
-            "n": 3,
-        },
-        {"tolerance_mm": 5.0, "mean": 0.9, "median": 0.9, "interval": None, "n": 1},
-    ]
-
-
-def test_summary_of_two_cases_has_no_interval_and_of_none_is_refused() -> None:
-    hd95 = summarise([SCORE, SCORE])["hd95_mm"]
-    assert (hd95["mean"], hd95["interval"]) == (4.0, None)
-    with pytest.raises(InputError, match="no scores"):
-        summarise([])

@@ -7,11 +7,13 @@ import pytest
 from scipy import stats
 
 from gtvray.errors import InputError
-from gtvray.evaluation import CaseScore, aggregated_dsc, bootstrap_mean_interval, paired_difference
+from gtvray.evaluation import CaseScore, aggregated_dsc, bootstrap_mean_interval, paired_difference, smallest_difference
+
+from ..scores import made_score
 
 
 def score(dsc: float, reference_ml: float, prediction_ml: float) -> CaseScore:
-    return CaseScore("a", dsc, 1.0, 1.0, 1.0, reference_ml, prediction_ml, missed=False)
+    return made_score(dsc=dsc, volume_reference_ml=reference_ml, volume_prediction_ml=prediction_ml)
 
 
 def test_interval_of_many_cases_agrees_with_the_normal_one() -> None:
@@ -83,3 +85,12 @@ def test_aggregated_dsc_is_dice_of_all_voxels_together() -> None:
     # Overlaps of 4 and 0 ml: 2 * 4 / (5 + 5 + 1 + 9).
     assert aggregated_dsc([score(0.8, 5, 5), score(0.0, 1, 9)]) == pytest.approx(0.4)
     assert aggregated_dsc([score(1.0, 0, 0)]) == 1.0
+
+
+def test_the_smallest_difference_is_found_four_times_in_five() -> None:
+    rng = np.random.default_rng(8)
+    spread, cases = 0.12, 33
+    wanted = smallest_difference((spread * stats.zscore(rng.normal(size=cases), ddof=1)).tolist())
+    assert wanted == pytest.approx(2.8 * spread / cases**0.5, rel=0.04)
+    found = [stats.ttest_1samp(rng.normal(wanted, spread, size=cases), 0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)

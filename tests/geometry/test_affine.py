@@ -65,6 +65,21 @@ def test_an_affine_that_places_no_voxel_is_refused(affine: np.ndarray) -> None:
     assert caught.value.fields["where"] == "scan.nii"
 
 
+@given(ANGLES)
+def test_a_spacing_at_the_limit_survives_a_rotation(angles) -> None:
+    check_affine(_affine(angles, (0.05, 20.0, 20.0)))
+
+
+def test_an_origin_that_no_scanner_has_is_named() -> None:
+    affine = np.eye(4)
+    affine[1, 3] = -99_000
+    check_affine(affine)
+    affine[1, 3] = -1e30
+    with pytest.raises(GeometryError, match="origin") as caught:
+        check_affine(affine)
+    assert caught.value.fields["found"] == "0 x -1e+30 x 0 mm"
+
+
 @given(ANGLES, SPACINGS, st.floats(-0.6, 0.6), st.sampled_from([1, -1]), SHAPES)
 def test_the_orthogonal_grid_covers_the_sheared_one(angles, spacing_mm, tilt, mirror, shape) -> None:
     affine = _affine(angles, spacing_mm, tilt, mirror)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from gtvray.geometry import Volume, resample_to_grid, resampled_grid
+from gtvray.geometry import Box, Volume, resample, resample_to_grid, resampled_grid
 
 FILL = -1024.0
 
@@ -43,6 +43,86 @@ def test_parallel_grids_agree_with_scipy_inside_and_outside(seed, factor, shift,
     assert found.array.dtype == np.float32
     np.testing.assert_allclose(found.array[~edge], expected[~edge], atol=0.05)
     np.testing.assert_array_equal(found.affine, affine)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.tuples(*[st.floats(0.3, 3)] * 3),
+    st.tuples(*[st.floats(-4, 4)] * 3),
+    st.booleans(),
+    st.sampled_from([(7, 6, 5), (1, 2, 3), (40, 5, 33), (3, 50, 2)]),
+)
+def test_cubic_is_the_interpolating_spline(seed, factor, shift, flip, shape) -> None:
+    volume = _volume(seed, shape)
+    affine = volume.affine @ np.diag([*factor, 1.0])
+    affine[:3, 3] += shift
+    affine[:3, 1] *= -1 if flip else 1
+    positions, limit = _positions(volume, affine, (9, 8, 37)), np.array(volume.shape)[:, None, None, None]
+    edge = np.minimum(np.abs(positions + 0.5), np.abs(positions - limit + 0.5)).min(axis=0) < 1e-5
+    inside = np.clip(positions, 0, limit - 1)
+    expected = ndimage.map_coordinates(volume.array.astype(np.float64), inside, order=3, mode="mirror")
+    expected[((positions < -0.5) | (positions > limit - 0.5)).any(axis=0)] = FILL
+    found = resample_to_grid(volume, affine, (9, 8, 37), order=3, fill=FILL)
+    assert found.array.dtype == np.float32
+    np.testing.assert_allclose(found.array[~edge], expected[~edge], atol=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0, 1, 3]),
+    st.booleans(),
+    st.tuples(*[st.floats(0.3, 3)] * 3),
+    st.sampled_from(["RAS", "LPS", "SAR", "IPL"]),
+    st.tuples(*[st.tuples(st.integers(0, 11), st.integers(1, 12))] * 3),
+)
+def test_slabs_threads_boxes_and_memory_order_change_no_bit(seed, order, antialias, factor, codes, spans) -> None:
+    """A part of the grid has the values it has in the whole, however the work is cut and the source lies in memory."""
+    volume = _volume(seed, (13, 6, 31)).reoriented(codes)
+    affine = volume.affine @ np.diag([*factor, 1.0])
+    options = {"order": order, "fill": FILL, "antialias": antialias}
+    whole = resample_to_grid(volume, affine, (12, 12, 12), **options)
+    box = Box(tuple(start for start, _ in spans), tuple(min(12, start + size) for start, size in spans))
+    other = Volume(np.asfortranarray(volume.array), volume.affine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample, "_SLAB_VOXELS", 60)
+        for source in (volume, other):
+            part = resample_to_grid(source, affine, (12, 12, 12), within=box, **options)
+            if order < 3:
+                np.testing.assert_array_equal(part.array, whole.array[box.slices])
+            else:
+                # Products of other shapes may round differently.
+                np.testing.assert_allclose(part.array, whole.array[box.slices], atol=0.01)
+            assert part.array.dtype == whole.array.dtype
+            np.testing.assert_allclose(part.affine, whole.cropped(box).affine, atol=1e-9)
+
+
+def test_the_source_is_never_written_to() -> None:
+    volume = _volume(4)
+    before = volume.array.copy()
+    affine = volume.affine.copy()
+    affine[:3, 3] += 3 * volume.affine[:3, 0]
+    found = resample_to_grid(volume, affine, volume.shape, order=0, fill=5).array
+    np.testing.assert_array_equal(found[:-3], before[3:])
+    assert (found[-3:] == 5).all()
+    np.testing.assert_array_equal(volume.array, before)
+    # A type that cannot hold the fill does not wrap it.
+    small, affine = Volume((before > 0).astype(np.uint8), np.eye(4)), np.eye(4)
+    affine[0, 3] = 3
+    for order in (1, 3):
+        assert resample_to_grid(small, affine, small.shape, order=order, fill=FILL).array.min() == FILL
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_int16_is_rounded_and_clipped(order: int) -> None:
+    volume = _volume(6, (30, 20, 10))
+    affine, shape = resampled_grid(volume, (0.7, 1.1, 2.3))
+    values = resample_to_grid(volume, affine, shape, order=order, fill=FILL).array
+    found = resample_to_grid(volume, affine, shape, order=order, fill=FILL, int16_range=(-900, 2000)).array
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, np.clip(np.rint(values), -900, 2000))
+    assert (found.min(), found.max()) == (-900, 2000)
 
 
 @settings(max_examples=60, deadline=None)

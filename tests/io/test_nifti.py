@@ -14,25 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from gtvray.errors import GeometryError, GtvrayError, NotFoundError, TooLargeError, VolumeError
+from gtvray.errors import GtvrayError, TooLargeError, VolumeError
 from gtvray.geometry import Volume
 from gtvray.io import decode_nifti, encode_nifti, read_volume, write_volume
 
-AFFINE = np.array([[-0.9765625, 0, 0, 250.5], [0, -0.9765625, 0, 120.25], [0, 0, 2.5, -700.75], [0, 0, 0, 1]])
-# Offsets in a NIfTI-1 header.
-DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, QFORM_CODE, QUATERN, SROW, MAGIC = 40, 70, 76, 108, 112, 252, 256, 280, 344
-
-
-def _volume(dtype: str = "int16", shape: tuple[int, int, int] = (5, 6, 7), affine: np.ndarray = AFFINE) -> Volume:
-    values = np.random.default_rng(0).integers(0, 100, shape)
-    return Volume((values - (50 if dtype[0] != "u" else 0)).astype(dtype), affine)
-
-
-def _patched(content: bytes, **patches: tuple[int, bytes]) -> bytes:
-    changed = bytearray(content)
-    for offset, new in patches.values():
-        changed[offset : offset + len(new)] = new
-    return bytes(changed)
+from .headers import AFFINE, DATATYPE, DIM, MAGIC, PIXDIM, QUATERN, SLOPE, SROW, VOX_OFFSET, made_volume, patched
 
 
 def _with_nibabel(kind: Any, array: np.ndarray, slope: float = 1.0, inter: float = 0.0, byteorder: str = "<") -> bytes:
@@ -47,7 +33,7 @@ def _with_nibabel(kind: Any, array: np.ndarray, slope: float = 1.0, inter: float
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "float32"])
 def test_written_and_read_back(tmp_path: Path, dtype: str, suffix: str) -> None:
-    volume = _volume(dtype)
+    volume = made_volume(dtype)
     write_volume(tmp_path / f"v{suffix}", volume)
     back = read_volume(tmp_path / f"v{suffix}")
     assert back.array.dtype == volume.array.dtype
@@ -61,7 +47,7 @@ def test_written_and_read_back(tmp_path: Path, dtype: str, suffix: str) -> None:
 
 
 def test_bool_is_written_as_uint8() -> None:
-    mask = _volume().with_array(_volume().array > 0)
+    mask = made_volume().with_array(made_volume().array > 0)
     back = decode_nifti(encode_nifti(mask, compress=True))
     assert back.array.dtype == np.uint8
     np.testing.assert_array_equal(back.array, mask.array)
@@ -82,7 +68,7 @@ def test_any_place_in_the_patient_is_kept(angles, spacing_mm, tilt, mirror, shap
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     affine[:3, :3] = turn @ [[1, 0, 0], [0, 1, tilt], [0, 0, 1]] @ np.diag(spacing_mm) * [mirror, 1, 1]
     affine[:3, 3] = -321.1, 45.7, 1000.3
-    content = encode_nifti(_volume(shape=shape, affine=affine), compress=False)
+    content = encode_nifti(made_volume(shape=shape, affine=affine), compress=False)
     assert decode_nifti(content).same_grid(Volume(np.zeros(shape), affine))
     # Readers that prefer the qform see the same place, or none.
     header = nibabel.Nifti1Image.from_bytes(content).header
@@ -94,7 +80,7 @@ def test_any_place_in_the_patient_is_kept(angles, spacing_mm, tilt, mirror, shap
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_both_versions_and_byte_orders(kind: Any, order: str) -> None:
-    array = _volume().array
+    array = made_volume().array
     volume = decode_nifti(_with_nibabel(kind, array, byteorder=order))
     np.testing.assert_array_equal(volume.array, array)
     assert volume.array.dtype == np.int16
@@ -102,22 +88,52 @@ def test_both_versions_and_byte_orders(kind: Any, order: str) -> None:
     np.testing.assert_allclose(volume.affine, AFFINE)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from([nibabel.Nifti1Image, nibabel.Nifti2Image]),
+    st.sampled_from("<>"),
+    st.sampled_from(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]),
+    st.tuples(*[st.floats(-180, 180)] * 3),
+    st.tuples(*[st.floats(0.1, 9)] * 3),
+    st.sampled_from([(0, 1), (1, 0), (1, 1), (2, 1), (1, 4)]),
+    st.sampled_from([(1, 0), (1, -1024), (-0.25, 7), (0, 3)]),
+    st.booleans(),
+)
+def test_what_nibabel_writes_and_reads(kind, order, dtype, angles, spacing_mm, codes, scaling, compress) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * spacing_mm
+    affine[:3, 3] = -321.1, 45.7, 1000.3
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+    image = kind(made_volume(dtype).array, None, header)
+    image.set_qform(affine, codes[0])
+    image.set_sform(affine, codes[1])
+    content = bytes(image.to_bytes())
+    slope_at, number = (SLOPE, "f") if kind is nibabel.Nifti1Image else (176, "d")
+    content = patched(content, scl=(slope_at, struct.pack(f"{order}2{number}", *scaling)))
+    expected = kind.from_bytes(content)
+    volume = decode_nifti(gzip.compress(content) if compress else content)
+    np.testing.assert_allclose(volume.affine, expected.affine, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(volume.array, expected.get_fdata(), rtol=1e-6)
+    assert volume.array.dtype.isnative
+
+
 @pytest.mark.parametrize(("slope", "inter"), [(1, -1024), (2.5, 3), (0.5, 0), (-1, 0)])
 def test_scaling_is_applied(slope: float, inter: float) -> None:
-    content = encode_nifti(_volume(), compress=False)
-    volume = decode_nifti(_patched(content, scl=(SLOPE, struct.pack("<2f", slope, inter))))
+    content = encode_nifti(made_volume(), compress=False)
+    volume = decode_nifti(patched(content, scl=(SLOPE, struct.pack("<2f", slope, inter))))
     assert volume.array.dtype == np.float32
-    np.testing.assert_allclose(volume.array, _volume().array * slope + inter, rtol=1e-6)
+    np.testing.assert_allclose(volume.array, made_volume().array * slope + inter, rtol=1e-6)
 
 
 def test_a_slope_of_zero_means_no_scaling() -> None:
-    content = _patched(encode_nifti(_volume(), compress=False), scl=(SLOPE, struct.pack("<2f", 0, 7)))
-    np.testing.assert_array_equal(decode_nifti(content).array, _volume().array)
+    content = patched(encode_nifti(made_volume(), compress=False), scl=(SLOPE, struct.pack("<2f", 0, 7)))
+    np.testing.assert_array_equal(decode_nifti(content).array, made_volume().array)
 
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_truncated_file_is_never_accepted(tmp_path: Path, compress: bool) -> None:
-    content = encode_nifti(_volume(shape=(20, 20, 8)), compress=compress)
+    content = encode_nifti(made_volume(shape=(20, 20, 8)), compress=compress)
     path = tmp_path / "cut.nii.gz"
     for length in {*range(0, len(content), 97), *range(340, 360), *range(len(content) - 24, len(content))}:
         path.write_bytes(content[:length])
@@ -127,10 +143,10 @@ def test_a_truncated_file_is_never_accepted(tmp_path: Path, compress: bool) -> N
 
 def test_a_flipped_bit_in_a_gzip_stream_is_never_accepted() -> None:
     """The stream's own checksum is held against the voxels, at the end too."""
-    content = encode_nifti(_volume(shape=(20, 20, 8)), compress=True)
+    content = encode_nifti(made_volume(shape=(20, 20, 8)), compress=True)
     original = decode_nifti(content)
     for offset in range(10, len(content), 61):
-        changed = _patched(content, one=(offset, bytes([content[offset] ^ 0x10])))
+        changed = patched(content, one=(offset, bytes([content[offset] ^ 0x10])))
         with pytest.raises(GtvrayError):
             assert not np.array_equal(decode_nifti(changed).array, original.array)
 
@@ -148,9 +164,9 @@ def test_a_flipped_bit_in_a_gzip_stream_is_never_accepted() -> None:
 @example(SROW + 29, bytes.fromhex("00000000817f"))
 @example(QUATERN + 12, struct.pack("<f", np.nan))
 def test_no_header_brings_the_reader_down(offset: int, new: bytes) -> None:
-    content = encode_nifti(_volume(), compress=False)
+    content = encode_nifti(made_volume(), compress=False)
     try:
-        volume = decode_nifti(_patched(content, header=(offset, new)), limit_bytes=1 << 20)
+        volume = decode_nifti(patched(content, header=(offset, new)), limit_bytes=1 << 20)
     except GtvrayError as error:
         assert "upload" in str(error)  # noqa: PT017
     else:
@@ -159,47 +175,38 @@ def test_no_header_brings_the_reader_down(offset: int, new: bytes) -> None:
 
 
 def test_sizes_that_overflow_when_multiplied_are_refused() -> None:
-    content = _with_nibabel(nibabel.Nifti2Image, _volume().array)
+    content = _with_nibabel(nibabel.Nifti2Image, made_volume().array)
     dim = struct.pack("<8q", 3, 1 << 32, 1 << 32, 1, 1, 1, 1, 1)
     with pytest.raises((TooLargeError, VolumeError)):
-        decode_nifti(_patched(content, dim=(16, dim)))
+        decode_nifti(patched(content, dim=(16, dim)))
 
 
 def test_the_header_is_believed_only_up_to_a_limit() -> None:
-    content = encode_nifti(_volume(shape=(30, 30, 30)), compress=True)
+    content = encode_nifti(made_volume(shape=(30, 30, 30)), compress=True)
     assert decode_nifti(content, limit_bytes=54_000).shape == (30, 30, 30)
     with pytest.raises(TooLargeError):
         decode_nifti(content, limit_bytes=53_999)
-    header = _patched(encode_nifti(_volume(), compress=False), dim=(DIM, struct.pack("<4h", 3, 32767, 32767, 32767)))
+    header = patched(encode_nifti(made_volume(), compress=False), dim=(DIM, struct.pack("<4h", 3, 32767, 32767, 32767)))
     with pytest.raises(TooLargeError):
         decode_nifti(header)
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_nothing_is_allocated_for_a_promise_the_file_cannot_keep(compress: bool) -> None:
+    """A gigabyte is below the limit, but deflate makes no more than 1032 bytes of one."""
+    dim = (DIM + 2, struct.pack("<3h", 1000, 1000, 500))
+    content = patched(encode_nifti(made_volume(), compress=False), dim=dim)
+    content = gzip.compress(content) if compress else content
+    with pytest.raises(VolumeError, match="truncated") as caught:
+        decode_nifti(content)
+    most = 1032 * len(content) if compress else 5 * 6 * 7 * 2
+    assert caught.value.fields["found"] == f"at most {most}"
+
+
 def test_a_stream_that_goes_on_and_on_is_refused() -> None:
-    bomb = gzip.compress(encode_nifti(_volume(), compress=False) + bytes(2 << 20))
+    bomb = gzip.compress(encode_nifti(made_volume(), compress=False) + bytes(2 << 20))
     with pytest.raises(VolumeError, match="longer"):
         decode_nifti(bomb)
-
-
-def test_qfac_of_zero_is_read_as_one() -> None:
-    """The standard says so, and scanners write it."""
-    content = encode_nifti(_volume(affine=np.diag([1.0, 2, 3, 1])), compress=False)
-    volume = decode_nifti(_patched(content, qfac=(PIXDIM, struct.pack("<f", 0)), sform=(QFORM_CODE + 2, b"\0\0")))
-    np.testing.assert_allclose(volume.affine, np.diag([1.0, 2, 3, 1]), atol=1e-6)
-
-
-def test_qform_and_sform_of_one_code_must_agree_and_of_two_codes_need_not() -> None:
-    content = encode_nifti(_volume(), compress=False)
-    moved = {"srow": (SROW + 12, struct.pack("<f", 300.5))}
-    with pytest.raises(GeometryError, match="differently"):
-        decode_nifti(_patched(content, **moved))
-    aligned = _patched(content, **moved, code=(QFORM_CODE + 2, struct.pack("<h", 2)))
-    assert decode_nifti(aligned).affine[0, 3] == 300.5
-
-
-def test_a_place_is_needed() -> None:
-    with pytest.raises(GeometryError, match="where the voxels are"):
-        decode_nifti(_patched(encode_nifti(_volume(), compress=False), codes=(QFORM_CODE, bytes(4))))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -213,10 +220,10 @@ def test_not_a_number_is_refused(value: float, dtype: str) -> None:
 
 
 def test_a_scaling_that_overflows_is_refused() -> None:
-    content = encode_nifti(_volume(), compress=False)
-    for slope in (3e38, np.nan, np.inf):
+    content = encode_nifti(made_volume(), compress=False)
+    for slope in (3e38, np.nan, np.inf, -np.inf):
         with pytest.raises(VolumeError):
-            decode_nifti(_patched(content, scl=(SLOPE, struct.pack("<f", slope))))
+            decode_nifti(patched(content, scl=(SLOPE, struct.pack("<f", slope))))
 
 
 @pytest.mark.parametrize(
@@ -224,10 +231,92 @@ def test_a_scaling_that_overflows_is_refused() -> None:
 )
 def test_other_kinds_of_file_are_refused(patch: tuple[int, bytes]) -> None:
     with pytest.raises(VolumeError):
-        decode_nifti(_patched(encode_nifti(_volume(), compress=False), patch=patch))
+        decode_nifti(patched(encode_nifti(made_volume(), compress=False), patch=patch))
 
 
-def test_no_such_file(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.nii.gz", tmp_path):
-        with pytest.raises(NotFoundError):
-            read_volume(path)
+@pytest.mark.parametrize("offset", [0, 348, 351, 352.5, 353, 368, 336, 1 << 25])
+def test_a_voxel_offset_that_leads_elsewhere_is_refused(offset: float) -> None:
+    content = encode_nifti(made_volume(), compress=False)
+    with pytest.raises(VolumeError, match=r"offset|truncated"):
+        decode_nifti(patched(content, offset=(VOX_OFFSET, struct.pack("<f", offset))))
+
+
+@pytest.mark.parametrize("size", [16, 4096, 1 << 20])
+def test_extensions_after_the_header_are_passed_over(size: int) -> None:
+    volume = made_volume()
+    image = nibabel.Nifti1Image.from_bytes(encode_nifti(volume, compress=False))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"n" * (size - 8)))
+    back = decode_nifti(bytes(image.to_bytes()))
+    np.testing.assert_array_equal(back.array, volume.array)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("more", [b"\0", b"garbage", bytes(5 * 6 * 2)])
+def test_bytes_after_the_voxels_are_refused(compress: bool, more: bytes) -> None:
+    """They are voxels that a damaged size in the header leaves over."""
+    content = encode_nifti(made_volume(), compress=False) + more
+    with pytest.raises(VolumeError, match="longer") as caught:
+        decode_nifti(gzip.compress(content) if compress else content)
+    assert caught.value.fields["expected"] == "420 bytes of voxels for 5 x 6 x 7 of int16"
+
+
+def test_a_gzip_stream_may_have_members_and_padding() -> None:
+    content = encode_nifti(made_volume(), compress=False)
+    for parts in [(content[:200], content[200:500], content[500:]), (b"", content), (content, b"")]:
+        stream = b"".join(gzip.compress(part) for part in parts)
+        for padding in (b"", bytes(512)):
+            np.testing.assert_array_equal(decode_nifti(stream + padding).array, made_volume().array)
+    with pytest.raises(VolumeError, match="damaged"):
+        decode_nifti(gzip.compress(content) + b"garbage")
+    with pytest.raises(VolumeError, match="not a NIfTI"):
+        decode_nifti(gzip.compress(gzip.compress(content)))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64"])
+def test_wide_types_are_read_and_written(dtype: str) -> None:
+    back = decode_nifti(encode_nifti(made_volume(dtype), compress=False))
+    assert back.array.dtype == ("float32" if dtype == "float64" else dtype)
+    np.testing.assert_array_equal(back.array, made_volume(dtype).array)
+
+
+@pytest.mark.parametrize("bits", [8, 32, -16])
+def test_bitpix_is_held_against_datatype(bits: int) -> None:
+    content = encode_nifti(made_volume(), compress=False)
+    with pytest.raises(VolumeError, match="bitpix"):
+        decode_nifti(patched(content, bitpix=(DATATYPE + 2, struct.pack("<h", bits))))
+    unset = patched(content, bitpix=(DATATYPE + 2, bytes(2)))
+    np.testing.assert_array_equal(decode_nifti(unset).array, made_volume().array)
+
+
+@pytest.mark.parametrize("dim", [(0, 5, 6, 7), (2, 5, 6, 7), (8, 5, 6, 7), (-3, 5, 6, 7), (3, 5, -6, 7), (3, 5, 6, 0)])
+def test_dimensions_that_are_none_are_named(dim: tuple[int, ...]) -> None:
+    content = encode_nifti(made_volume(), compress=False)
+    with pytest.raises(VolumeError, match="three-dimensional") as caught:
+        decode_nifti(patched(content, dim=(DIM, struct.pack("<4h", *dim))))
+    assert str(list(dim))[1:-1] in caught.value.fields["found"]
+
+
+def test_half_of_a_pair_is_refused_as_that() -> None:
+    for magic, kind, offset in [
+        (b"ni1\0", nibabel.Nifti1Image, MAGIC),
+        (b"ni2\0\r\n\x1a\n", nibabel.Nifti2Image, 4),
+    ]:
+        header = patched(_with_nibabel(kind, made_volume().array), magic=(offset, magic))
+        with pytest.raises(VolumeError, match="NIfTI pair"):
+            decode_nifti(header)
+
+
+def test_nifti_2_tells_of_damaged_line_ends() -> None:
+    content = _with_nibabel(nibabel.Nifti2Image, made_volume().array)
+    with pytest.raises(VolumeError, match="magic"):
+        decode_nifti(patched(content, magic=(8, b"\n\n\x1a\n")))
+
+
+def test_a_pair_of_nan_means_no_scaling_and_one_of_them_means_damage() -> None:
+    """nibabel has them so in its headers, and others read them as none."""
+    content = encode_nifti(made_volume(), compress=False)
+    unset = patched(content, scl=(SLOPE, struct.pack("<2f", np.nan, np.nan)))
+    np.testing.assert_array_equal(decode_nifti(unset).array, made_volume().array)
+    for pair in [(np.nan, 0), (1, np.nan), (2, np.inf)]:
+        with pytest.raises(VolumeError, match="scaling"):
+            decode_nifti(patched(content, scl=(SLOPE, struct.pack("<2f", *pair))))

@@ -16,6 +16,8 @@ from gtvray.models import Bundle, build_network, weights_of, write_bundle
 from gtvray.promotion import Evidence
 from gtvray.tracking import connect_mlflow
 
+from ..scores import made_score
+
 MakeBundle = Callable[[int], Bundle]
 MakeEvidence = Callable[..., Evidence]
 
@@ -56,7 +58,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
 
 
 def scores(dsc: Sequence[float]) -> tuple[CaseScore, ...]:
-    return tuple(CaseScore(str(n), value, 5.0, value, 5.0, 20.0, 20.0, value == 0) for n, value in enumerate(dsc))
+    return tuple(made_score(str(n), value, missed=value == 0) for n, value in enumerate(dsc))
 
 
 @pytest.fixture(scope="session")

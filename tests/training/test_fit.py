@@ -154,9 +154,11 @@ def test_a_checkpoint_of_another_network_is_refused(run: Fit, tmp_path: Path, ch
         run(tmp_path / "elsewhere", changes, resume=Path(report.checkpoint))
 
 
-def test_the_bundle_answers_as_the_averaged_network(run: Fit, config: Config, tmp_path: Path) -> None:
+def test_the_bundle_answers_as_the_averaged_network(
+    run: Fit, config: Config, selection: list[CachedCase], tmp_path: Path
+) -> None:
     (report,) = run(tmp_path / "run", epochs=1)
-    bundle = export_bundle(Path(report.checkpoint), config, tmp_path / "bundle", {"run": "r1"})
+    bundle = export_bundle(Path(report.checkpoint), config, selection, tmp_path / "bundle", {"run": "r1"})
     assert (bundle.info["run"], bundle.info["epoch"], bundle.patch_ijk) == ("r1", 1, config.training.patch_ijk)
     state = TrainingState.build(config)
     state.restore(Checkpoint.load(Path(report.checkpoint)))

@@ -35,7 +35,7 @@ def test_the_gpu_marks_what_the_cpu_marks(
     config: Config, train: list[CachedCase], selection: list[CachedCase], phantoms: Path, tmp_path: Path
 ) -> None:
     *_, last = fit(config, train, selection, tmp_path / "run")
-    bundle = export_bundle(Path(last.checkpoint), config, tmp_path / "bundle", {})
+    bundle = export_bundle(Path(last.checkpoint), config, selection, tmp_path / "bundle", {})
     scan = read_volume(index_dataset(phantoms).cases[0].image)
     masks = [Predictor(bundle, device=device).predict(scan).array for device in ("cpu", "cuda")]
     assert masks[0].any()

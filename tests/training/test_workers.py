@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
@@ -42,6 +41,13 @@ def pair(config: Config) -> Config:
 
 def curve(reports: Any) -> Curve:
     return [[report.train_loss, report.selection_dsc] for report in reports]
+
+
+def assert_alike(one: Curve, other: Curve) -> None:
+    """Losses agree but for the order of sums; DSC but for a voxel or two that lie at the threshold."""
+    (first_losses, first_dsc), (second_losses, second_dsc) = (zip(*each, strict=True) for each in (one, other))
+    assert first_losses == pytest.approx(second_losses, rel=1e-4)
+    assert first_dsc == pytest.approx(second_dsc, abs=2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def test_two_workers_give_the_curve_of_one(
     alone = curve(fit(with_dotted(pair, VARIANTS[name]), train, selection, tmp_path))
     first, second = (rank[name] for rank in ranks)
     assert first == second
-    torch.testing.assert_close(torch.tensor(first), torch.tensor(alone), rtol=1e-4, atol=1e-6)
+    assert_alike(first, alone)
 
 
 @pytest.mark.ray
@@ -91,11 +97,12 @@ def test_ray_train_gives_the_curve_of_one_worker(
     two = with_dotted(pair, {"training.num_workers": 2})
     reports = list(fit_distributed(two, train, selection, tmp_path / "two"))
     assert [report.epoch for report in reports] == [1, 2]
-    torch.testing.assert_close(torch.tensor(curve(reports)), torch.tensor(alone), rtol=1e-4, atol=1e-6)
+    assert_alike(curve(reports), alone)
     assert Path(reports[-1].checkpoint).parent == tmp_path / "two"
     assert_nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_closing_early_ends_the_workers(
     local_ray: Cluster, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
@@ -109,6 +116,7 @@ def test_closing_early_ends_the_workers(
     assert len(epochs) <= 3, "workers stop at the end of the epoch they are in"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_failure_in_a_worker_is_told_as_on_one(
     local_ray: Cluster, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path

@@ -1,0 +1,25 @@
+"""`gtvray data ...`: one file a verb."""
+
+import typer
+
+from gtvray.cli.data.check import check
+from gtvray.cli.data.describe import describe
+from gtvray.cli.data.exports import export_dataset
+from gtvray.cli.data.imports import import_dataset
+from gtvray.cli.data.ledger import ledger
+from gtvray.cli.data.phantom import phantom
+from gtvray.cli.data.prepare import prepare
+from gtvray.cli.data.split import split
+
+app = typer.Typer(
+    help="Describe or check a dataset, bring it from one layout to another, prepare it, or make one of phantoms.",
+    no_args_is_help=True,
+)
+app.command("describe")(describe)
+app.command("check")(check)
+app.command("import")(import_dataset)
+app.command("export")(export_dataset)
+app.command("prepare")(prepare)
+app.command("split")(split)
+app.command("ledger")(ledger)
+app.command("phantom")(phantom)

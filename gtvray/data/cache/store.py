@@ -1,0 +1,201 @@
+"""The cache's folder: entries that are whole, leases on those in use, and room for new ones.
+
+Several processes use it at once, and any may be killed. What they must agree on goes through two kinds of locks, which
+the system drops when a process ends, however it ends:
+
+- `.lock`: shared while an entry is being leased, exclusive while entries are taken away.
+- a file in `.leases` for each process, locked for its life, with the keys of the entries it uses.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from isal import isal_zlib
+
+from gtvray.errors import InputError, ResourceError
+from gtvray.io import read_json, write_json
+
+META = "meta.json"
+_LOCK, _LEASES = ".lock", ".leases"
+_STALE_S = 6 * 3600
+_log = logging.getLogger(__name__)
+
+# One lease file a process and folder: entries stay in use until the process that asked for them ends.
+_held: dict[Path, int] = {}
+_held_lock = threading.Lock()
+
+
+class EntryStore:
+    """Entries by key under one folder.
+
+    Args:
+        folder: made when needed.
+        max_bytes: what entries may come to, 0 for no bound.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder.resolve()
+        self._max_bytes = max_bytes
+
+    def path(self, key: str) -> Path:
+        """Where an entry is, or would be."""
+        return self._folder / key
+
+    def lease(self, key: str) -> None:
+        """Keep an entry, which need not be there yet, from eviction for as long as this process lives."""
+        with self._locked(fcntl.LOCK_SH), _held_lock:
+            handle = _held.get(self._folder)
+            if handle is None or os.fstat(handle).st_nlink == 0:
+                handle = _held[self._folder] = self._open_lease()
+            os.write(handle, f"{key}\n".encode())
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """What an entry says of itself, if it is there and whole; a damaged one is taken away, and that is said."""
+        entry = self.path(key)
+        damage = _damage(entry)
+        if damage is None:
+            # The time of the last use is that of the folder.
+            os.utime(entry)
+            return dict(read_json(entry / META))
+        if damage:
+            with self._locked(fcntl.LOCK_EX):
+                # Another process may have made it anew in the meantime.
+                retired = self._retire(key) if _damage(entry) else None
+            if retired is not None:
+                _log.warning("prepared case %s is damaged (%s); it is prepared again", entry, damage)
+                shutil.rmtree(retired, ignore_errors=True)
+            else:
+                return self.find(key)
+        return None
+
+    def make_room(self) -> int:
+        """Evict those least recently used until the rest is within the bound; also what killed writers left.
+
+        Returns:
+            how many entries went.
+
+        Raises:
+            ResourceError: what is in use is over the bound by itself.
+        """
+        if not self._max_bytes:
+            return 0
+        retired: list[Path] = []
+        with self._locked(fcntl.LOCK_EX):
+            entries = {entry.name: _size(entry) for entry in self._entries()}
+            total = sum(entries.values())
+            leased = self._leased() if total > self._max_bytes else set()
+            for entry in sorted(map(self.path, entries), key=lambda entry: entry.stat().st_mtime_ns):
+                if total > self._max_bytes and entry.name not in leased:
+                    retired.append(self._retire(entry.name))
+                    total -= entries[entry.name]
+        for folder in (*retired, *self._leftovers()):
+            shutil.rmtree(folder, ignore_errors=True)
+        if total > self._max_bytes:
+            raise ResourceError(
+                "the cases in use do not fit into the cache",
+                where=self._folder,
+                expected=f"at most {self._max_bytes / 1e9:.3g} GB (cache.max_gb)",
+                found=f"{total / 1e9:.3g} GB",
+                do="raise cache.max_gb, or use fewer cases or a coarser preprocessing.spacing_mm",
+            )
+        return len(retired)
+
+    def size_bytes(self) -> int:
+        """What all entries come to."""
+        return sum(_size(entry) for entry in self._entries())
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, kind)
+            yield
+        finally:
+            os.close(handle)
+
+    def _entries(self) -> list[Path]:
+        with suppress(FileNotFoundError):
+            return [Path(entry.path) for entry in os.scandir(self._folder) if not entry.name.startswith(".")]
+        return []
+
+    def _leftovers(self) -> list[Path]:
+        """What writers that were killed left; younger ones may be at work."""
+        found = [*self._folder.glob(".partial-*"), *self._folder.glob(".retired-*")]
+        with suppress(FileNotFoundError):
+            return [old for old in found if time.time() - old.stat().st_mtime > _STALE_S]
+        return []
+
+    def _retire(self, key: str) -> Path:
+        """Rename an entry out of the way, so that it is gone at once; removing it can wait until the lock is free."""
+        place = Path(tempfile.mkdtemp(prefix=".retired-", dir=self._folder))
+        self.path(key).rename(place / key)
+        return place
+
+    def _open_lease(self) -> int:
+        (self._folder / _LEASES).mkdir(exist_ok=True)
+        handle, _ = tempfile.mkstemp(dir=self._folder / _LEASES)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return handle
+
+    def _leased(self) -> set[str]:
+        """Keys that living processes use; the lease files of the others are removed."""
+        keys: set[str] = set()
+        for file in (self._folder / _LEASES).glob("*"):
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
+            except BlockingIOError:
+                keys.update(file.read_text().split())
+            finally:
+                os.close(handle)
+        return keys
+
+
+def seal(folder: Path, meta: dict[str, Any]) -> None:
+    """Write meta.json beside an entry's other files, with the CRC-32 of each and of itself."""
+    sealed = {**meta, "files": _checksums(folder)}
+    write_json(folder / META, {**sealed, "crc32": _checksum_of(sealed)})
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    files = sorted(file for file in folder.iterdir() if file.name != META)
+    return {file.name: isal_zlib.crc32(file.read_bytes()) for file in files}
+
+
+def _checksum_of(meta: dict[str, Any]) -> int:
+    return isal_zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _damage(entry: Path) -> str | None:
+    """What is wrong with an entry: "" where there is none, None where nothing is wrong."""
+    if not entry.exists():
+        return ""
+    try:
+        meta = read_json(entry / META)
+        if meta.pop("crc32") != _checksum_of(meta):
+            return META
+        stored, found = meta["files"], _checksums(entry)
+    except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
+        return type(error).__name__
+    wrong = sorted(name for name in {*stored, *found} if stored.get(name) != found.get(name))
+    return ", ".join(wrong) if wrong else None
+
+
+def _size(entry: Path) -> int:
+    with suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in os.scandir(entry))
+    return 0

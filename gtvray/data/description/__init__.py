@@ -1,0 +1,1 @@
+"""A dataset in tables and pictures."""

@@ -1,0 +1,1 @@
+"""Where cases are found, and datasets written in another layout."""

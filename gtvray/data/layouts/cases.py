@@ -1,0 +1,199 @@
+"""Cases: a scan and its mask, whatever layout their files lie in."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gtvray.errors import DataError, GeometryError
+from gtvray.geometry import Volume
+from gtvray.io import read_volume
+
+LayoutName = Literal["structseg", "nnunet", "msd"]
+# Endings a scan or a mask may have. What a file really holds is found out when it is read. Not .nhdr: its voxels are in
+# another file, which the digest of this one would not cover.
+ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan and, where it has been drawn, the mask."""
+
+    case_id: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases under a folder, in natural order.
+
+    Attributes:
+        root: the folder that holds the cases.
+        structure: name of what is drawn; several, with commas, in a dataset of several.
+        cases: those with a mask, and those without where they were asked for.
+        layout: how the files lie.
+        labels: structure -> its values in the masks, without the background; empty if the layout does not tell.
+        about: what the dataset says of itself: name, licence, reference and the like.
+        remark: what a reader should know of the structure.
+    """
+
+    root: Path
+    structure: str
+    cases: tuple[Case, ...]
+    layout: LayoutName
+    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    remark: str = ""
+
+    @property
+    def title(self) -> str:
+        """How many cases of what, for people."""
+        return f"{len(self.cases)} cases of {self.structure}" + (f" ({self.remark})" if self.remark else "")
+
+    def subset(self, case_ids: tuple[str, ...]) -> tuple[Case, ...]:
+        """The cases of these ids, in the order of the ids."""
+        by_id = {case.case_id: case for case in self.cases}
+        return tuple(by_id[case_id] for case_id in case_ids)
+
+
+def read_mask(case: Case, image: Volume) -> Volume:
+    """Read a case's mask as it is stored and hold its grid against its scan's.
+
+    Returns:
+        the mask with its own values: one structure or several, or none.
+
+    Raises:
+        DataError: the case has no mask.
+        GeometryError: it lies on another grid.
+        VolumeError: the file is damaged.
+    """
+    if case.label is None:
+        raise DataError("case has no mask", where=case.image.parent, expected="a mask beside the scan")
+    label: Volume = read_volume(case.label)
+    if not label.same_grid(image):
+        raise GeometryError(
+            "mask is not on the scan's grid",
+            where=case.label,
+            expected=_describe_grid(image),
+            found=_describe_grid(label),
+            do="export both from the same series",
+        )
+    return label
+
+
+def read_label(case: Case, image: Volume) -> Volume:
+    """Read a case's mask as training and scoring need it.
+
+    Returns:
+        a uint8 mask of 0 and 1 on the scan's grid.
+
+    Raises:
+        DataError: it is empty, or holds other values than 0 and 1.
+        GeometryError, VolumeError: as `read_mask`.
+    """
+    label = read_mask(case, image)
+    binary = as_binary(label, case.label)
+    if not binary.array.any():
+        raise DataError("mask is empty", where=case.label, expected="at least one tumour voxel", found="all zero")
+    return binary
+
+
+def as_binary(label: Volume, where: object) -> Volume:
+    """The mask as uint8.
+
+    Raises:
+        DataError: it holds other values than 0 and 1.
+    """
+    if label.array.dtype == np.uint8 and label.array.max() <= 1:
+        return label
+    # Two comparisons are much faster than a sorted list of the values, which only a refusal needs.
+    if not ((label.array == 0) | (label.array == 1)).all():
+        values = np.unique(label.array)
+        shown = ", ".join(f"{value:g}" for value in values[:12]) + (", ..." if len(values) > 12 else "")
+        raise DataError(
+            "mask is not binary",
+            where=where,
+            expected="0 and 1",
+            found=f"values {shown}",
+            do="choose one structure: gtvray data import SRC DST --label VALUE (many organs: StructSeg's Task 1?)",
+        )
+    return label.with_array(label.array.astype(np.uint8))
+
+
+def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
+    """Cases in natural order of their ids.
+
+    Raises:
+        DataError: two of one id, or an id that cannot be a file's name, as masks are named by it.
+    """
+    cases = list(cases)
+    unfit = [case.case_id for case in cases if not case.case_id or "/" in case.case_id or case.case_id.startswith(".")]
+    if unfit:
+        raise DataError("a case id cannot be a file's name", where=where, found=", ".join(unfit[:5]), do="rename it")
+    ordered = sorted(cases, key=lambda case: natural_key(case.case_id))
+    twice = [name for name, count in Counter(case.case_id for case in ordered).items() if count > 1]
+    if twice:
+        raise DataError(
+            "two cases of one id", where=where, found=", ".join(twice[:5]), do="rename one, or move it away"
+        )
+    return tuple(ordered)
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that puts 2 before 10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def split_ending(name: str) -> tuple[str, str] | None:
+    """A volume file's name without its ending, and the ending; None for other files and for hidden ones."""
+    ending = next((each for each in ENDINGS if name.endswith(each)), None)
+    # macOS leaves "._scan.nii.gz" beside "scan.nii.gz".
+    return None if ending is None or name.startswith(".") else (name.removesuffix(ending), ending)
+
+
+def find_volume(folder: Path, stem: str) -> Path | None:
+    """The one volume file of this stem in a folder, whatever its ending, or None.
+
+    Raises:
+        DataError: two of them, or a link that leads nowhere.
+    """
+    found = [path for path in (folder / f"{stem}{ending}" for ending in ENDINGS) if path.is_symlink() or path.is_file()]
+    if len(found) > 1:
+        raise DataError(
+            "two files for one volume",
+            where=folder,
+            expected=f"one {stem} file",
+            found=", ".join(path.name for path in found),
+            do="keep the right one",
+        )
+    return require_file(found[0]) if found else None
+
+
+def require_file(path: Path) -> Path:
+    """The path, if a volume's file is there.
+
+    Raises:
+        DataError: no file, a link that leads nowhere, or an ending that a dataset's volumes may not have.
+    """
+    if not path.is_file():
+        what = "a link leads nowhere" if path.is_symlink() else "a file of the dataset is missing"
+        raise DataError(what, where=path, do="complete the download, or mend the link")
+    if split_ending(path.name) is None:
+        raise DataError(
+            "not a file that a dataset may hold", where=path, expected=", ".join(ENDINGS), do="convert it to .nii.gz"
+        )
+    return path
+
+
+def _describe_grid(volume: Volume) -> str:
+    spacing = "x".join(f"{value:.3g}" for value in volume.spacing_mm)
+    origin = ", ".join(f"{value:.1f}" for value in volume.affine[:3, 3])
+    return f"{volume.shape} at {spacing} mm {volume.orientation} from ({origin})"

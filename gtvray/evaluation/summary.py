@@ -1,0 +1,96 @@
+"""What people read after an evaluation: a table of cases, and what they come to together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from gtvray.errors import InputError
+from gtvray.evaluation.metrics import NSD_TOLERANCES_MM, CaseScore
+from gtvray.evaluation.statistics import aggregated_dsc, bootstrap_mean_interval
+from gtvray.evaluation.strata import stratify
+
+HD95_DEFINITION = "max of the two directed 95th percentiles between surface voxels, mm"
+_FEWEST_FOR_INTERVAL = 3
+_SEED = 0
+_SPREADS: dict[str, Callable[[CaseScore], float]] = {
+    "dsc": lambda score: score.dsc,
+    "hd95_mm": lambda score: score.hd95_mm,
+    "assd_mm": lambda score: score.assd_mm,
+    "nsd_1mm": lambda score: score.nsd_1mm,
+    "nsd_2mm": lambda score: score.nsd_2mm,
+    "nsd_5mm": lambda score: score.nsd_5mm,
+    "volume_error_ml": lambda score: score.volume_error_ml,
+    "absolute_volume_error_ml": lambda score: abs(score.volume_error_ml),
+    "added_path_length_mm": lambda score: score.added_path_length_mm,
+}
+
+
+def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
+    """Mean, median and 95 % interval of each score, misses, aggregated DSC and strata; ready for JSON.
+
+    With fewer than three cases an interval is None.
+
+    Raises:
+        InputError: no scores.
+    """
+    if not scores:
+        raise InputError("no scores to summarise")
+    return {
+        "cases": len(scores),
+        "missed": sum(score.missed for score in scores),
+        "tumours": sum(score.tumours for score in scores),
+        "tumours_missed": sum(score.tumours_missed for score in scores),
+        "tumours_false": sum(score.tumours_false for score in scores),
+        "aggregated_dsc": aggregated_dsc(scores),
+        **{name: _spread([value(score) for score in scores]) for name, value in _SPREADS.items()},
+        "strata": [asdict(stratum) for stratum in stratify(scores)],
+        "hd95_definition": HD95_DEFINITION,
+        "nsd_note": nsd_note(scores),
+    }
+
+
+def nsd_note(scores: Sequence[CaseScore]) -> str | None:
+    """Which NSD to look at, where voxels are too coarse for some of them; None if all mean something."""
+    coarse = [score for score in scores if score.nsd_tolerance_mm > NSD_TOLERANCES_MM[0]]
+    if not coarse:
+        return None
+    widest_mm = max(max(score.spacing_mm) for score in coarse)
+    finest_mm = max(score.nsd_tolerance_mm for score in coarse)
+    return (
+        f"voxels of up to {widest_mm:.2g} mm in {len(coarse)} of {len(scores)} cases: there NSD below {finest_mm:g} mm "
+        "asks for the same voxels and says little"
+    )
+
+
+def scores_table(scores: Sequence[CaseScore]) -> str:
+    """A Markdown table of the cases, the worst DSC first."""
+    lines = [
+        "| case | DSC | HD95 (mm) | ASSD (mm) | NSD 1 mm | 2 mm | 5 mm | reference (ml) | prediction (ml) "
+        "| path to add (mm) | missed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for score in sorted(scores, key=lambda one: (one.dsc, one.case_id)):
+        case_id = score.case_id.replace("|", "\\|")
+        lines.append(
+            f"| {case_id} | {score.dsc:.4f} | {score.hd95_mm:.2f} | {score.assd_mm:.2f} "
+            f"| {score.nsd_1mm:.4f} | {score.nsd_2mm:.4f} | {score.nsd_5mm:.4f} "
+            f"| {score.volume_reference_ml:.2f} | {score.volume_prediction_ml:.2f} "
+            f"| {score.added_path_length_mm:.0f} | {'yes' if score.missed else ''} |"
+        )
+    notes = [f"HD95: {HD95_DEFINITION}.", *(f"NSD: {note}." for note in [nsd_note(scores)] if note)]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    enough = len(values) >= _FEWEST_FOR_INTERVAL
+    interval = bootstrap_mean_interval(values, seed=_SEED) if enough else None
+    return {
+        "mean": float(np.mean(values)),
+        "median": float(np.median(values)),
+        "interval": [interval.low, interval.high] if interval else None,
+        "n": len(values),
+    }

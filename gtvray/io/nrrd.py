@@ -1,0 +1,229 @@
+"""NRRD volumes, header and voxels in one file (`.nrrd`) or in two (`.nhdr`).
+
+Standard: https://teem.sourceforge.net/nrrd/format.html
+
+3D Slicer's `.seg.nrrd` is an NRRD file: with its segments in one layer it reads as a volume of labels, and what it says
+of their names, colours and terminology is passed over.
+
+What a header says twice must agree: `dimension` against `sizes`, `space directions` and `kinds`; `space` against
+`space dimension` and the number of components; `spacings` against the directions' lengths; `sizes` and `type` against
+the number of bytes there are, to the byte; gzipped voxels against their checksum. The digits of
+`space directions` and `space origin` are said once.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
+
+import numpy as np
+from isal import igzip
+from numpy.typing import NDArray
+
+from gtvray.errors import GeometryError, VolumeError
+from gtvray.geometry import Volume, check_affine
+from gtvray.io.nrrd_header import Header, parse_header
+from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, finite, opened
+
+_TYPES = {
+    "i1": ("signed char", "int8", "int8_t"),
+    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+    "i4": ("int", "signed int", "int32", "int32_t"),
+    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+    "i8": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"),
+    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
+    "f4": ("float",),
+    "f8": ("double",),
+}
+_DTYPES = {name: dtype for dtype, names in _TYPES.items() for name in names}
+_ENDIANS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
+_ENCODINGS = {"raw": False, "gzip": True, "gz": True}
+# Signs that turn the axes of a space into right, anterior, superior.
+_SPACES = {
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+}
+_MOST_SKIP = 1 << 24
+_SPACING_TOLERANCE = 0.01
+_UNITS_MM = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001}
+
+Vector = tuple[float, float, float]
+
+
+def is_nrrd(start: bytes) -> bool:
+    """Whether a file's first bytes, at least four, are those of an NRRD header."""
+    return start[:4] == b"NRRD"
+
+
+def read_nrrd(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES, folder: Path | None = None) -> Volume:
+    """Read the volume whose first four bytes, `start`, have been read already.
+
+    Args:
+        source: the file.
+        start: its first four bytes.
+        limit_bytes: cap of the inflated size.
+        folder: where a data file may lie; without it, only attached voxels are read.
+
+    Raises:
+        as `gtvray.io.read_volume`.
+    """
+    header = parse_header(source, start)
+    directions = _directions(header)
+    shape = _shape(header, directions)
+    _check_spacings(header, directions)
+    affine = check_affine(_affine(header, directions), source.where)
+    if header.get("data file") is None:
+        voxels = _voxels(source, header, shape, limit_bytes)
+    else:
+        path = _beside(header, folder)
+        with opened(path) as file:
+            voxels = _voxels(Source(file, path, sniff=False), header, shape, limit_bytes)
+    return Volume(finite(voxels, source.where), affine)
+
+
+def encode_nrrd(volume: Volume) -> bytes:
+    """The volume as an NRRD file in the space left-posterior-superior, its voxels gzipped."""
+    array = volume.array.astype(np.uint8) if volume.array.dtype == np.bool_ else volume.array
+    affine_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
+    names = _TYPES[f"{array.dtype.kind}{array.dtype.itemsize}"]
+    lines = [
+        "NRRD0004",
+        f"type: {names[0]}",
+        "dimension: 3",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, volume.shape))}",
+        f"space directions: {' '.join(_vector(affine_lps[:3, axis]) for axis in range(3))}",
+        "kinds: domain domain domain",
+        "endian: little",
+        "encoding: gzip",
+        f"space origin: {_vector(affine_lps[:3, 3])}",
+    ]
+    voxels = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
+    content: bytes = "\n".join([*lines, "", ""]).encode() + igzip.compress(voxels, GZIP_LEVEL, mtime=0)
+    return content
+
+
+def _vector(values: NDArray[np.float64]) -> str:
+    """Digits enough to read back the same numbers; adding 0 makes -0 plain."""
+    return f"({','.join(repr(float(value) + 0.0) for value in values)})"
+
+
+def _voxels(source: Source, header: Header, shape: tuple[int, int, int], limit_bytes: int) -> NDArray[Any]:
+    dtype = _dtype(header)
+    skip = header.whole("byte skip", 0)
+    if skip > _MOST_SKIP or header.whole("line skip", 0):
+        raise header.wrong(
+            "byte skip" if skip > _MOST_SKIP else "line skip",
+            "voxels at the file's beginning",
+            "save the volume again as one .nrrd or .nii.gz file",
+        )
+    if header.choice("encoding", _ENCODINGS, "save the volume again with encoding raw or gzip"):
+        source.inflate()
+    source.read(skip)
+    return source.voxels(shape, dtype, limit_bytes)
+
+
+def _shape(header: Header, directions: list[Vector | None]) -> tuple[int, int, int]:
+    """The sizes of the three axes that lie in space; others must hold one sample."""
+    sizes = header.wholes("sizes", len(directions))
+    if header.get("kinds") is not None:
+        header.words("kinds", len(directions))
+    spatial = [size for size, vector in zip(sizes, directions, strict=True) if vector is not None]
+    others = [size for size, vector in zip(sizes, directions, strict=True) if vector is None]
+    if len(spatial) != 3 or min(spatial) < 1 or any(size != 1 for size in others):
+        raise VolumeError(
+            "not one three-dimensional volume",
+            where=header.where,
+            expected="three axes with a direction in space; one sample on any other",
+            found=f"sizes {header['sizes']}, space directions {header['space directions']}",
+            do="save one volume, or all segments in one layer",
+        )
+    return spatial[0], spatial[1], spatial[2]
+
+
+def _dtype(header: Header) -> np.dtype[Any]:
+    dtype = np.dtype(header.choice("type", _DTYPES))
+    return dtype if dtype.itemsize == 1 else dtype.newbyteorder(header.choice("endian", _ENDIANS))
+
+
+def _directions(header: Header) -> list[Vector | None]:
+    """A vector for each axis that lies in space, else None.
+
+    Raises:
+        GeometryError: the header has no patient space.
+    """
+    missing = [name for name in ("space", "space directions", "space origin") if header.get(name) is None]
+    if missing:
+        raise GeometryError(
+            "the header does not say where the voxels are",
+            where=header.where,
+            expected="space, space directions and space origin",
+            found="no " + ", no ".join(missing),
+            do=DO_EXPORT,
+        )
+    return header.vectors("space directions", header.axes())
+
+
+def _check_spacings(header: Header, directions: list[Vector | None]) -> None:
+    """Hold `spacings`, which a header with directions need not have, against their lengths."""
+    if header.get("spacings") is None:
+        return
+    lengths = [0.0 if vector is None else math.hypot(*vector) for vector in directions]
+    spacings = header.numbers("spacings", len(directions))
+    for spacing, length in zip(spacings, lengths, strict=True):
+        if length and math.isfinite(spacing) and abs(spacing - length) > _SPACING_TOLERANCE * length:
+            raise GeometryError(
+                "spacings and space directions give different voxel spacings",
+                where=header.where,
+                expected="the same from both; some programs use the one, some the other",
+                found=f"{header['spacings']}, and directions {header['space directions']}",
+                do="find out which is right and write both alike, or leave out spacings",
+            )
+
+
+def _affine(header: Header, directions: list[Vector | None]) -> NDArray[np.float64]:
+    """Voxel indices to RAS millimetres."""
+    signs = header.choice("space", _SPACES, "save the volume in a patient's space, for example left-posterior-superior")
+    if header.whole("space dimension", 3) != 3:
+        raise header.wrong("space dimension", "3, as the space has")
+    scale_mm = np.asarray(signs, dtype=np.float64)
+    if header.get("space units") is not None:
+        units = header.words("space units", 3)
+        if not all(unit.lower() in _UNITS_MM for unit in units):
+            raise header.wrong("space units", "lengths, such as mm")
+        scale_mm = scale_mm * [_UNITS_MM[unit.lower()] for unit in units]
+    (origin,) = header.vectors("space origin", 1)
+    if origin is None:
+        raise header.wrong("space origin", "(x,y,z)")
+    affine = np.eye(4)
+    columns = [vector for vector in directions if vector is not None]
+    with np.errstate(over="ignore"):  # what is not finite is refused, not warned about
+        affine[:3, :3] = scale_mm[:, None] * np.transpose(columns)
+        affine[:3, 3] = scale_mm * origin
+    return affine
+
+
+def _beside(header: Header, folder: Path | None) -> Path:
+    """The file a detached header names: one, in the header's own folder or below it.
+
+    Raises:
+        VolumeError: it names several, or one elsewhere.
+    """
+    name = header["data file"]
+    do = "save the volume again as one .nrrd or .nii.gz file"
+    if folder is None:
+        raise header.wrong("data file", "voxels in the same file as the header", do)
+    if name.split(maxsplit=1)[:1] == ["LIST"] or "%" in name or not name:
+        raise header.wrong("data file", "one file", do)
+    # Neither system's way out of a folder, whichever wrote the header.
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    if any(path.anchor or ".." in path.parts for path in paths):
+        raise header.wrong("data file", "a name in the header's own folder", do)
+    return folder / name

@@ -1,0 +1,104 @@
+"""The door for volume files: the format is known by a file's first bytes, not by its name."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+from gtvray.errors import InputError, VolumeError
+from gtvray.geometry import Volume
+from gtvray.io.atomic import atomic_path
+from gtvray.io.nifti import encode_nifti, is_nifti, read_nifti
+from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd
+from gtvray.io.stream import DO_EXPORT, MAX_VOLUME_BYTES, Source, opened
+
+# What other formats begin with, to say more than "unknown".
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "a bzip2 stream",
+    b"\x28\xb5\x2f\xfd": "a zstandard stream",
+    b"\xfd7zX": "an xz stream",
+    b"MZ": "a program",
+    b"\x89PNG": "a PNG picture",
+    b"Obje": "a MetaImage header",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUM": "a NumPy array",
+    b"vers": "text, perhaps a pointer to a file in Git LFS",
+    b"<": "text, perhaps a web page",
+}
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read a NIfTI (`.nii`, `.nii.gz`) or NRRD (`.nrrd`, `.seg.nrrd`, `.nhdr`) file; NIfTI's scaling is applied.
+
+    Returns:
+        the volume: integers as stored where no scaling applies, else float32.
+
+    Raises:
+        NotFoundError: no such file.
+        VolumeError: neither format, truncated, of another size than its header says, not three-dimensional, NaN or Inf.
+        GeometryError: its header does not say where its voxels are, or says it in two ways.
+        TooLargeError: over 4 GiB.
+    """
+    source = Path(path)
+    # What is found again by its digest must be one file, so only the name made for it may stand for two.
+    folder = source.parent if source.suffix.lower() == ".nhdr" else None
+    with opened(source) as file:
+        return _read(Source(file, source), MAX_VOLUME_BYTES, folder)
+
+
+def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
+    """The same from bytes in memory; `limit_bytes` caps the inflated size.
+
+    Raises:
+        as `read_volume`; VolumeError too for an NRRD header whose voxels are in another file.
+    """
+    return _read(Source(io.BytesIO(content), where), limit_bytes, None)
+
+
+def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
+    """The same for NIfTI alone.
+
+    Raises:
+        as `read_volume`.
+    """
+    source = Source(io.BytesIO(content), where)
+    start = source.read(4)
+    if not is_nifti(start):
+        raise _unknown("not a NIfTI file", "a NIfTI-1 or NIfTI-2 header", start, source)
+    return read_nifti(source, start, limit_bytes)
+
+
+def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
+    """Write `.nii`, `.nii.gz` or, with its voxels gzipped, `.nrrd`; atomic; the dtype is kept (bool as uint8).
+
+    Raises:
+        InputError: the name ends in none of these.
+        ResourceError: the disk is full.
+    """
+    name = Path(path).name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        content = encode_nifti(volume, compress=name.endswith(".gz"))
+    elif name.endswith(".nrrd"):
+        content = encode_nrrd(volume)
+    else:
+        raise InputError("no format for this name", where=path, expected=".nii, .nii.gz or .nrrd")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _read(source: Source, limit_bytes: int, folder: Path | None) -> Volume:
+    start = source.read(4)
+    if is_nifti(start):
+        return read_nifti(source, start, limit_bytes)
+    if is_nrrd(start):
+        return read_nrrd(source, start, limit_bytes, folder)
+    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", start, source)
+
+
+def _unknown(what: str, expected: str, start: bytes, source: Source) -> VolumeError:
+    found: object = next((name for magic, name in _OTHERS.items() if start.startswith(magic)), start or "an empty file")
+    if source.read(128)[124:] == b"DICM":
+        found = "a DICOM file"
+    return VolumeError(what, where=source.where, expected=expected, found=found, do=DO_EXPORT)

@@ -1,0 +1,276 @@
+"""Good volume files, damaged in a seeded way, each read under limits of memory and time.
+
+    python tests/io/mutate.py SEED FIRST COUNT
+
+Input N of a seed is the same in every run, so `SEED N 1` reads one of them again. The last line is a JSON object: how
+many were accepted and refused by kind of damage; `silent`, those accepted though the file says twice what was damaged;
+`crashed`, those that gave neither a volume nor an InputError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+import signal
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from gtvray.errors import InputError
+from gtvray.geometry import Volume
+from gtvray.io import decode_volume, encode_nrrd
+
+ROOM_BYTES = 256 << 20
+SECONDS_EACH = 20.0
+# What the header says once only: a change of them may change the values, never the place.
+SAID_ONCE = {"scl_slope", "scl_inter", "datatype"}
+Claim = str  # of a file that is accepted: "never", "same" as the original, "placed" as it, or "any" sound volume
+
+
+@dataclass(frozen=True)
+class Original:
+    """A good file: its bytes, the volume in it, where its voxels begin, and whether a checksum covers them."""
+
+    name: str
+    content: bytes
+    volume: Volume
+    voxels_at: int
+    summed: bool = False
+    header: Any = None
+
+
+def originals() -> list[Original]:
+    """NIfTI-1 and NIfTI-2 in both byte orders, plain and gzipped; NRRD, raw and gzipped."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [10, -20, 165], degrees=True).as_matrix() * (0.9, 1.1, -2.5)
+    affine[:3, 3] = -120.5, 33.25, 900
+    array = np.random.default_rng(0).integers(-1000, 1000, (7, 6, 5)).astype(np.int16)
+    volume = Volume(array, affine.astype(np.float32).astype(np.float64))
+    found = []
+    for kind, order in product((nibabel.Nifti1Image, nibabel.Nifti2Image), "<>"):
+        header = kind.header_class(endianness=order)
+        header.set_data_dtype(array.dtype.newbyteorder(order))
+        image = kind(array, None, header)
+        image.set_sform(volume.affine, 1)
+        image.set_qform(volume.affine, 1)
+        image.header.set_xyzt_units("mm")
+        content = bytes(image.to_bytes())
+        name = f"{kind.__name__}{order}"
+        plain = Original(name, content, volume, len(content) - array.nbytes, header=kind.header_class)
+        found += [plain, replace(plain, name=name + "gz", content=gzip.compress(content, mtime=0), summed=True)]
+    packed = encode_nrrd(volume)
+    start = packed.index(b"\n\n") + 2
+    raw = packed[:start].replace(b"encoding: gzip", b"encoding: raw")
+    found.append(Original("nrrd", raw + array.tobytes(order="F"), volume, len(raw)))
+    found.append(Original("nrrd-gzip", packed, volume, start, summed=True))
+    return found
+
+
+def mutated(original: Original, rng: np.random.Generator) -> tuple[str, bytes, Claim]:
+    """A kind of damage, the damaged file, and what holds if it is accepted."""
+    if original.header is not None and original.summed and rng.random() < 0.5:
+        # Below the checksum: damage that happened before the file was compressed.
+        inner = replace(original, content=gzip.decompress(original.content), summed=False)
+        kind, content, claim = mutated(inner, rng)
+        return f"inner {kind}", gzip.compress(content, 1), claim
+    # A gzipped header has no fields to aim at.
+    aimed = original.header is None or not original.summed
+    kind = str(
+        rng.choice(["flip", "cut", "append", "swap", "zero", "delete", "repeat", *["field"] * 3][: 10 if aimed else 7])
+    )
+    if kind == "field":
+        return kind, *(_nrrd_field(original, rng) if original.header is None else _nifti_field(original, rng))
+    content = _damaged(kind, original.content, rng)
+    return kind, content, _claim(original, content)
+
+
+def _damaged(kind: str, content: bytes, rng: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    length = int(rng.integers(1, 40))
+    at, other = (int(rng.integers(0, len(content) - 2 * length)) for _ in range(2))
+    if kind == "flip":
+        for bit in rng.integers(0, 8 * len(content), rng.integers(1, 4)):
+            changed[bit // 8] ^= 1 << (bit % 8)
+    elif kind == "cut":
+        del changed[int(rng.integers(0, len(content))) :]
+    elif kind == "append":
+        more = int(rng.choice([1, 60, 420, 1 << 20, 8 << 20]))
+        changed += bytes(more) if rng.random() < 0.5 else rng.bytes(min(more, 420))
+    elif kind == "swap":
+        changed[at : at + length], changed[other : other + length] = (
+            content[other : other + length],
+            content[at : at + length],
+        )
+    elif kind == "zero":
+        changed[at : at + length] = bytes(length)
+    elif kind == "delete":
+        del changed[at : at + length]
+    else:
+        changed[at:at] = content[at : at + length]
+    return bytes(changed)
+
+
+def _claim(original: Original, content: bytes) -> Claim:
+    same_header = content[: original.voxels_at] == original.content[: original.voxels_at]
+    if original.summed and (original.header is not None or same_header):
+        # Zeros after a gzip stream are padding, so more bytes can be the same volume.
+        return "same"
+    if len(content) != len(original.content):
+        return "never" if original.header is not None or same_header else "any"
+    if same_header:
+        return "placed"
+    if original.header is None:
+        return "any"
+    at = np.flatnonzero(np.frombuffer(content, np.uint8) != np.frombuffer(original.content, np.uint8))
+    fields = {_field_at(original.header, int(offset)) for offset in at}
+    if len(fields - {"voxels"}) > 1:
+        return "any"
+    return "placed" if fields & (SAID_ONCE | {"voxels"}) else "same"
+
+
+def _field_at(header: Any, offset: int) -> str:
+    fields = header.template_dtype.fields
+    return next((n for n, (kind, start) in fields.items() if start <= offset < start + kind.itemsize), "voxels")
+
+
+def _nifti_field(original: Original, rng: np.random.Generator) -> tuple[bytes, Claim]:
+    """One number of one field becomes one from the borders of its type, or a little more or less."""
+    order = original.name[len("Nifti1Image")]
+    dtype = original.header.template_dtype.newbyteorder(order)
+    header = np.frombuffer(original.content[: dtype.itemsize], dtype).copy()
+    name = str(rng.choice(dtype.names))
+    field = header[name].reshape(-1)
+    assert np.shares_memory(field, header)
+    at = int(rng.integers(field.size))
+    if field.dtype.kind in "iu":
+        info = np.iinfo(field.dtype)
+        old = int(field[at])
+        values = [0, 1, 2, 3, 7, 512, old + 1, old - 1, info.min, info.max]
+        field[at] = int(np.clip(int(rng.choice(values)), info.min, info.max))
+    elif field.dtype.kind == "f":
+        with np.errstate(all="ignore"):
+            old = float(field[at])
+            values = [
+                0.0,
+                -1.0,
+                1.0,
+                np.nan,
+                np.inf,
+                -np.inf,
+                1e-30,
+                1e30,
+                1e200,
+                old * 1.005,
+                old * 1.5,
+                -old,
+                old + 50,
+            ]
+            field[at] = values[int(rng.integers(len(values)))]
+    else:
+        field[at] = rng.bytes(int(rng.integers(0, field.dtype.itemsize + 1)))
+    content = header.tobytes() + original.content[dtype.itemsize :]
+    return content, _claim(original, content)
+
+
+def _nrrd_field(original: Original, rng: np.random.Generator) -> tuple[bytes, Claim]:
+    """One line of the header goes, comes twice, or says something from the borders."""
+    lines = original.content[: original.voxels_at - 2].split(b"\n")
+    at = int(rng.integers(len(lines)))
+    name, _, text = lines[at].partition(b": ")
+    words = text.split(b" ")
+    word = int(rng.integers(len(words)))
+    values = [
+        b"0",
+        b"-1",
+        b"3",
+        b"4",
+        b"1e400",
+        b"1e200",
+        b"nan",
+        b"99999999999",
+        b"none",
+        b"(0,0,0)",
+        b"(1e200,0,1)",
+        b"(1,2)",
+        b"\xff",
+        b"",
+        b"%d",
+    ]
+    choice = int(rng.integers(5))
+    if choice == 0:
+        del lines[at]
+    elif choice == 1:
+        lines.insert(at, lines[at])
+    else:
+        words[word] = values[int(rng.integers(len(values)))]
+        lines[at] = name + b": " + b" ".join(words)
+    return b"\n".join(lines) + b"\n\n" + original.content[original.voxels_at :], "any"
+
+
+def broken_claim(claim: Claim, original: Original, content: bytes, volume: Volume) -> str | None:
+    """Why an accepted file should not have been, or None."""
+    corners = np.array(list(product(*[(0, n - 1) for n in original.volume.shape], (1,)))).T
+    apart_mm = np.linalg.norm(((volume.affine - original.volume.affine) @ corners)[:3], axis=0).max()
+    placed = volume.shape == original.volume.shape and apart_mm <= 0.5 * min(original.volume.spacing_mm)
+    why = None
+    if claim == "never":
+        why = "accepted although its size is wrong"
+    elif not np.isfinite(volume.array).all() or volume.array.nbytes > 1032 * len(content):
+        why = "not a sound volume"
+    elif claim != "any" and not placed:
+        why = f"shape {volume.shape}, {apart_mm:.3g} mm away"
+    elif claim == "same" and not np.array_equal(volume.array, original.volume.array):
+        why = "other values"
+    return why
+
+
+def run(seed: int, first: int, count: int) -> dict[str, Any]:
+    """Read `count` damaged files from number `first` on."""
+    good = originals()
+    for original in good:
+        assert broken_claim("same", original, original.content, decode_volume(original.content)) is None
+    accepted: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    silent, crashed = [], []
+    for number in range(first, first + count):
+        rng = np.random.default_rng([seed, number])
+        original = good[number % len(good)]
+        kind, content, claim = mutated(original, rng)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_EACH)
+        try:
+            volume = decode_volume(content)
+        except InputError:
+            refused[kind] += 1
+        except BaseException as error:  # noqa: BLE001 - whatever else comes is what is looked for
+            crashed.append([number, original.name, kind, repr(error)])
+        else:
+            accepted[kind] += 1
+            why = broken_claim(claim, original, content, volume)
+            if why is not None:
+                silent.append([number, original.name, kind, why])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return {"accepted": accepted, "refused": refused, "silent": silent, "crashed": crashed}
+
+
+def _late(signum: int, frame: object) -> None:
+    raise TimeoutError(f"not read in {SECONDS_EACH} s")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGALRM, _late)
+    run(0, 0, 20)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM_BYTES, used + ROOM_BYTES))
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = run(*map(int, sys.argv[1:]))
+    report["grown_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
+    sys.stdout.write(json.dumps(report) + "\n")
