@@ -3,7 +3,9 @@ from .data import AugmentationConfig as AugmentationConfig
 from .data import CacheConfig as CacheConfig
 from .data import SplitConfig as SplitConfig
 from .inference import InferenceConfig as InferenceConfig
+from .loss import LossConfig as LossConfig
 from .network import NetworkConfig as NetworkConfig
+from .optimizer import OptimizerConfig as OptimizerConfig
 from .preprocessing import PreprocessingConfig as PreprocessingConfig
 from .promotion import PromotionConfig as PromotionConfig
 from .schema import Config as Config
@@ -18,8 +20,6 @@ from .schema import read_yaml as read_yaml
 from .schema import with_dotted as with_dotted
 from .serving import ServingConfig as ServingConfig
 from .tracking import TrackingConfig as TrackingConfig
-from .training import LossConfig as LossConfig
-from .training import OptimizerConfig as OptimizerConfig
 from .training import TrainingConfig as TrainingConfig
 from .tuning import Choice as Choice
 from .tuning import Range as Range

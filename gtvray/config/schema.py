@@ -13,12 +13,14 @@ from pydantic import BaseModel, ValidationError
 from gtvray.config.base import Section
 from gtvray.config.data import AugmentationConfig, CacheConfig, SplitConfig
 from gtvray.config.inference import InferenceConfig
+from gtvray.config.loss import LossConfig
 from gtvray.config.network import NetworkConfig
+from gtvray.config.optimizer import OptimizerConfig
 from gtvray.config.preprocessing import PreprocessingConfig
 from gtvray.config.promotion import PromotionConfig
 from gtvray.config.serving import ServingConfig
 from gtvray.config.tracking import TrackingConfig
-from gtvray.config.training import LossConfig, OptimizerConfig, TrainingConfig
+from gtvray.config.training import TrainingConfig
 from gtvray.config.tuning import SweepConfig
 from gtvray.errors import ConfigError, NotFoundError
 

@@ -1,4 +1,4 @@
-"""Settings of the loss, the optimizer and the training loop."""
+"""Settings of the training loop."""
 
 from __future__ import annotations
 
@@ -7,25 +7,6 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from gtvray.config.base import Section
-
-
-class LossConfig(Section):
-    """What is minimised."""
-
-    kind: Literal["dice_ce", "dice_focal", "dice_topk"] = Field(
-        "dice_ce", description="per-sample Dice plus a voxel loss"
-    )
-    dice_weight: float = Field(1.0, ge=0, description="weight of the Dice term; the voxel loss has weight 1")
-
-
-class OptimizerConfig(Section):
-    """How it is minimised."""
-
-    kind: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum 0.99")
-    lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
-    weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled for adamw")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps that raise the rate from zero")
-    clip_norm: float = Field(12.0, gt=0, description="largest gradient norm")
 
 
 class TrainingConfig(Section):

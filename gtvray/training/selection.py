@@ -20,6 +20,7 @@ from gtvray.geometry import Box, Volume
 from gtvray.inference import CaseJob, forward_batch, largest_component, run_to_end
 from gtvray.preprocessing import Prepared
 from gtvray.training.plan import training_precision
+from gtvray.training.workers import rank, world
 
 # Less than at the end: selection compares, and half the patches tell the same.
 _OVERLAP = 0.25
@@ -28,12 +29,10 @@ _THRESHOLDS = np.arange(6, 16) / 20
 
 def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device) -> float:
     """Mean DSC over cases, the same on every worker."""
-    workers = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if dist.is_initialized() else 0
     scores = torch.zeros(len(cases), dtype=torch.float64)
-    for index in range(rank, len(cases), workers):
+    for index in range(rank(), len(cases), world()):
         scores[index] = _case_dsc(config, network, cases[index], device)
-    if workers > 1:
+    if world() > 1:
         dist.all_reduce(scores)
     return float(scores.mean())
 

@@ -139,7 +139,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     run: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The square root of zero is a number; its slope is none."""
-    monkeypatch.setattr(_LOOP, "build_loss", lambda _: lambda logits, _: (0 * logits).sqrt().mean())
+    monkeypatch.setattr("gtvray.training.loop.build_loss", lambda _: lambda logits, _: (0 * logits).sqrt().mean())
     with pytest.raises(TrainingError, match="not a number"):
         run(tmp_path, {"training.steps_per_epoch": 1})
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
