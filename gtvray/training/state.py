@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from gtvray.config import Config, OptimizerConfig
+from gtvray.config import Config
 from gtvray.errors import GtvrayError, TrainingError
 from gtvray.models import Checkpoint, build_network, load_weights, weights_of
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
+from gtvray.training.optimizers import build_optimizer
 
 _KEPT_NEWEST = 2
 _NAME = re.compile(r"epoch-(\d+)")
@@ -45,7 +46,7 @@ class TrainingState:
             config.training.patch_ijk,
         ).to(device)
         averaged = copy.deepcopy(network).eval().requires_grad_(False)
-        return cls(config, device, network, averaged, _OPTIMIZERS[config.optimizer.kind](network, config.optimizer))
+        return cls(config, device, network, averaged, build_optimizer(network, config.optimizer))
 
     def average(self, step: int) -> None:
         """Fold the weights into the moving average, which follows closely in the first steps."""
@@ -137,16 +138,3 @@ def _epochs(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return [int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
-
-
-def _adamw(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay, foreach=True)
-
-
-def _sgd(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        network.parameters(), config.lr, momentum=0.99, nesterov=True, weight_decay=config.weight_decay
-    )
-
-
-_OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
