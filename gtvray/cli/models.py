@@ -67,7 +67,7 @@ def promote(
         # The split is the training's own: with another, held-out cases could be ones it has seen.
         trained_with = with_dotted(base, candidate.info["config"], bundle)
         project = open_project(
-            index_dataset(data), trained_with, cache=place.cache, splits=place.root / "splits", report=progress.advance
+            index_dataset(data), trained_with, cache=place.cache, splits=place.splits, report=progress.advance
         )
         trained_on = candidate.info["training_data"]["digest"]
         if trained_on != project.fingerprint.digest:

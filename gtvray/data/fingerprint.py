@@ -41,14 +41,19 @@ def fingerprint(cases: list[CachedCase], train: list[CachedCase]) -> Fingerprint
         cases: all prepared cases; they make the digest.
         train: those that may shape a plan; they make the medians.
     """
-    ids = "\n".join(sorted(f"{case.case_id} {case.meta['image_sha256']} {case.meta['label_sha256']}" for case in cases))
     return Fingerprint(
-        digest=hashlib.sha256(ids.encode()).hexdigest(),
+        digest=files_digest(cases),
         cases=len(cases),
         spacing_mm=_medians([case.meta["source_spacing_mm"] for case in train]),
         prepared_shape=_int_medians([list(case.shape) for case in train]),
         tumour_ml=median(case.meta["tumour_ml"] for case in train),
     )
+
+
+def files_digest(cases: list[CachedCase]) -> str:
+    """sha256 over every case id with its scan's and mask's digests."""
+    ids = "\n".join(sorted(f"{case.case_id} {case.meta['image_sha256']} {case.meta['label_sha256']}" for case in cases))
+    return hashlib.sha256(ids.encode()).hexdigest()
 
 
 def _medians(rows: list[list[float]]) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from gtvray.config import Config, SplitConfig
 from gtvray.data.cache.cases import CaseCache
 from gtvray.data.cache.prepared import CachedCase
-from gtvray.data.fingerprint import Fingerprint, fingerprint
+from gtvray.data.fingerprint import Fingerprint, files_digest, fingerprint
 from gtvray.data.folds import Folds, split_folds
 from gtvray.data.layouts.cases import Case, Dataset
 from gtvray.data.layouts.patients import Patients, find_patients
@@ -82,7 +82,7 @@ def open_project(
     patients = find_patients(dataset, config.split.patient_pattern)
     prepared = CaseCache(cache, config.preprocessing, config.cache).prepare_all(dataset.cases, report)
     by_id = {case.case_id: case for case in prepared}
-    digest = _with_patients(fingerprint(prepared, prepared).digest, patients)
+    digest = _with_patients(files_digest(prepared), patients)
     stored = splits / f"{digest[:16]}-{_digest(config.split)}.json"
     if stored.exists():
         split, _ = Split.load(stored)

@@ -1,4 +1,7 @@
+from .affine import SPACING_RANGE_MM as SPACING_RANGE_MM
+from .affine import by_text as by_text
 from .affine import check_affine as check_affine
+from .affine import furthest_corner_mm as furthest_corner_mm
 from .affine import is_sheared as is_sheared
 from .affine import orientation_codes as orientation_codes
 from .affine import orthogonal_grid as orthogonal_grid

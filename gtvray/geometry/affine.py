@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
@@ -28,6 +30,18 @@ def orientation_codes(affine: Affine) -> str:
     return "".join(aff2axcodes(affine))
 
 
+def furthest_corner_mm(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
+    """How far apart two affines put a voxel of a grid of this shape, at most; it is a corner's."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
+    apart = (one - other) @ np.vstack([corners, np.ones(corners.shape[1])])
+    return float(np.linalg.norm(apart[:3], axis=0).max())
+
+
+def by_text(sizes: Iterable[float]) -> str:
+    """Sizes along the axes as people write them, such as "1.14 x 1.14 x 3"."""
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
 def check_affine(affine: Affine, where: object = None) -> Affine:
     """Return the affine as float64, or say why it cannot place a voxel.
 
@@ -46,7 +60,7 @@ def check_affine(affine: Affine, where: object = None) -> Affine:
             "voxel spacing is not plausible",
             where=where,
             expected=f"{low} to {high} mm on each axis",
-            found=" x ".join(f"{value:.4g}" for value in spacing_mm) + " mm",
+            found=f"{by_text(spacing_mm)} mm",
             do="export the volume again with its spacing in millimetres",
         )
     if np.abs(matrix[:3, 3]).max() > FURTHEST_ORIGIN_MM:
@@ -54,7 +68,7 @@ def check_affine(affine: Affine, where: object = None) -> Affine:
             "origin is not plausible",
             where=where,
             expected=f"within {FURTHEST_ORIGIN_MM / 1000:.0f} m of the scanner's",
-            found=" x ".join(f"{value:.4g}" for value in matrix[:3, 3]) + " mm",
+            found=f"{by_text(matrix[:3, 3])} mm",
             do="export the volume again from where it came from",
         )
     if abs(np.linalg.det(matrix[:3, :3] / spacing_mm)) < 0.1:

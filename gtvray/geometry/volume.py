@@ -10,7 +10,14 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 
 from gtvray.errors import GeometryError
-from gtvray.geometry.affine import Affine, check_affine, orientation_codes, spacing_from_affine
+from gtvray.geometry.affine import (
+    Affine,
+    by_text,
+    check_affine,
+    furthest_corner_mm,
+    orientation_codes,
+    spacing_from_affine,
+)
 from gtvray.geometry.box import Box
 
 # Two grids are the same when no voxel centre lies further apart than this share of a voxel.
@@ -77,10 +84,8 @@ class Volume:
         """Whether both have the same shape and every voxel centre at the same place."""
         if self.shape != other.shape:
             return False
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1)
-        corners = np.vstack([corners, np.ones(corners.shape[1])])
-        apart_mm = np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0)
-        return bool(apart_mm.max() <= SAME_GRID_TOLERANCE_VOXELS * min(self.spacing_mm))
+        apart_mm = furthest_corner_mm(self.affine, other.affine, self.shape)
+        return apart_mm <= SAME_GRID_TOLERANCE_VOXELS * min(self.spacing_mm)
 
     def reoriented(self, codes: str) -> Volume:
         """The same voxels with axes permuted and flipped so that they point nearest to `codes`; exact, a view."""
@@ -158,8 +163,8 @@ class Volume:
         if apart > SAME_GRID_TOLERANCE_VOXELS:
             raise GeometryError(
                 "the voxels of one grid do not lie on those of the other",
-                expected=f"spacing {_by(other.spacing_mm)} mm, shifted by whole voxels",
-                found=f"spacing {_by(own.spacing_mm)} mm, up to {apart:.3g} voxels beside them",
+                expected=f"spacing {by_text(other.spacing_mm)} mm, shifted by whole voxels",
+                found=f"spacing {by_text(own.spacing_mm)} mm, up to {apart:.3g} voxels beside them",
                 do="resample to the grid instead",
             )
         array = self._filled(other.shape, fill)
@@ -186,7 +191,3 @@ class Volume:
         """The grid's centre in RAS millimetres, shape (3,)."""
         half = (np.asarray(self.shape, dtype=np.float64) - 1) / 2
         return np.asarray(self.affine[:3, :3] @ half + self.affine[:3, 3])
-
-
-def _by(sizes: tuple[float, ...]) -> str:
-    return " x ".join(f"{size:.4g}" for size in sizes)

@@ -27,8 +27,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from gtvray.errors import VolumeError
-from gtvray.geometry import Volume, check_affine
-from gtvray.io.nifti_grid import furthest_corner_mm, header_affine
+from gtvray.geometry import Volume, check_affine, furthest_corner_mm
+from gtvray.io.nifti_grid import header_affine
 from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, finite
 
 # By the first four bytes, which are the header's size: its class and magic bytes.

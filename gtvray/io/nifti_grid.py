@@ -11,8 +11,7 @@ from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from gtvray.errors import GeometryError
-from gtvray.geometry import is_sheared
-from gtvray.geometry.affine import SPACING_RANGE_MM
+from gtvray.geometry import SPACING_RANGE_MM, by_text, furthest_corner_mm, is_sheared
 
 # The spatial part of xyzt_units. Unknown (0) and undefined ones are millimetres, as ITK and nibabel read them.
 _UNITS_MM = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
@@ -56,18 +55,11 @@ def header_affine(header: Nifti1Header, where: object) -> NDArray[np.float64]:
             "voxel spacing is not plausible",
             where=where,
             expected=f"{low} to {high} mm on each axis",
-            found=f"{_by(spacing_mm / factor)} in {unit} (pixdim, xyzt_units)",
+            found=f"{by_text(spacing_mm / factor)} in {unit} (pixdim, xyzt_units)",
             do="export the volume again with its spacing in millimetres",
         )
     affine: NDArray[np.float64] = qform if sform is None else sform  # type: ignore[assignment]
     return affine
-
-
-def furthest_corner_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """How far apart two affines put a voxel of the grid, at most."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
-    apart = (one - other) @ np.vstack([corners, np.ones(corners.shape[1])])
-    return float(np.linalg.norm(apart[:3], axis=0).max())
 
 
 def _code(header: Nifti1Header, name: str, where: object) -> int:
@@ -88,7 +80,7 @@ def _pixdim(header: Nifti1Header, where: object) -> NDArray[np.float64]:
             "voxel spacing is zero or not finite",
             where=where,
             expected="pixdim[1] to pixdim[3] > 0",
-            found=" x ".join(f"{value:.4g}" for value in pixdim),
+            found=by_text(pixdim),
             do="write the spacing into pixdim, or export the volume again",
         )
     return np.abs(pixdim)
@@ -124,7 +116,7 @@ def _check_spacing(sform: NDArray[np.float64], spacing_mm: NDArray[np.float64], 
             "pixdim and sform give different voxel spacings",
             where=where,
             expected="the same from both; some programs use the one, some the other",
-            found=f"{_by(spacing_mm)} mm in pixdim, {_by(along)} mm in the sform",
+            found=f"{by_text(spacing_mm)} mm in pixdim, {by_text(along)} mm in the sform",
             do=_DO_ALIKE,
         )
 
@@ -157,7 +149,3 @@ def _without_shear(sform: NDArray[np.float64], qform: NDArray[np.float64]) -> ND
     nearest = sform.copy()
     nearest[:3, :3] = left @ right * np.linalg.norm(qform[:3, :3], axis=0)
     return nearest
-
-
-def _by(sizes: NDArray[np.float64]) -> str:
-    return " x ".join(f"{value:.4g}" for value in sizes)

@@ -31,6 +31,11 @@ class Workspace:
         return self.root / "cache"
 
     @property
+    def splits(self) -> Path:
+        """Stored splits and folds."""
+        return self.root / "splits"
+
+    @property
     def phantoms(self) -> Path:
         """Generated cases."""
         return self.root / "phantoms"

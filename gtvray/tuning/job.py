@@ -98,7 +98,7 @@ class SweepJob:
             dataset,
             config,
             cache=self.workspace.cache,
-            splits=self.workspace.root / "splits",
+            splits=self.workspace.splits,
             report=self.show.advance,
         )
         # Loads torch, so it comes after the data have been looked at, and before a cluster is touched.

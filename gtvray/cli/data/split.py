@@ -33,8 +33,7 @@ def split(
     progress = Progress({"prepare": len(dataset.cases) * 0.5}, as_json)
     with progress.live(), place.lock():
         progress.begin("prepare", dataset.title)
-        splits = place.root / "splits"
-        project = open_project(dataset, settings, cache=place.cache, splits=splits, report=progress.advance)
+        project = open_project(dataset, settings, cache=place.cache, splits=place.splits, report=progress.advance)
         parts: dict[str, Any] = {name: list(ids) for name, ids in project.split.parts.items()}
         if folds is not None:
             parts["folds"] = [list(ids) for ids in project.folds(folds, settings.split.seed).validation]

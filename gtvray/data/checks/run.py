@@ -90,11 +90,8 @@ def _repeated(surveys: Sequence[Survey], split: Split | None) -> Iterator[Findin
             other = labels.setdefault(survey.label_digest, survey)
             if other.digest != survey.digest:
                 yield finding("label.same", survey.case_id, f"the same mask as case {other.case_id}, on another scan")
-    digests = {survey.case_id: survey.digest for survey in surveys}
-    profiles = {survey.case_id: survey.profile for survey in surveys if survey.profile is not None}
-    for case, other_case in find_alike(profiles):
-        if digests[case] != digests[other_case]:
-            yield pair("alike", case, other_case, "looks like a copy of")
+    for case, other_case in _alike(surveys):
+        yield pair("alike", case, other_case, "looks like a copy of")
 
 
 def _shared(own: Sequence[Survey], others: Sequence[Survey]) -> Iterator[Finding]:
@@ -103,13 +100,18 @@ def _shared(own: Sequence[Survey], others: Sequence[Survey]) -> Iterator[Finding
         if survey.digest in scans:
             message = f"the same scan as case {scans[survey.digest]} of the other folder"
             yield finding("leak.same", survey.case_id, message)
-    mine = {survey.case_id: survey.profile for survey in own if survey.profile is not None}
-    theirs = {survey.case_id: survey.profile for survey in others if survey.profile is not None}
-    digests = {survey.case_id: survey.digest for survey in own}, {survey.case_id: survey.digest for survey in others}
-    for case, other in find_alike(mine, theirs):
-        if digests[0][case] != digests[1][other]:
-            message = f"looks like a copy of case {other} of the other folder"
-            yield finding("leak.alike", case, message)
+    for case, other in _alike(own, others):
+        yield finding("leak.alike", case, f"looks like a copy of case {other} of the other folder")
+
+
+def _alike(own: Sequence[Survey], others: Sequence[Survey] | None = None) -> Iterator[tuple[str, str]]:
+    """Pairs of cases that look alike, within one set or between two, and are not the same scan."""
+    sets = [own] if others is None else [own, others]
+    profiles = [{each.case_id: each.profile for each in surveys if each.profile is not None} for surveys in sets]
+    digests = [{each.case_id: each.digest for each in surveys} for surveys in sets]
+    for case, other in find_alike(*profiles):
+        if digests[0][case] != digests[-1][other]:
+            yield case, other
 
 
 def _for_testing(case: Case) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gtvray.data.layouts.cases import Case, Dataset, LayoutName, in_order
 from gtvray.errors import DataError
 from gtvray.io import read_json
 
@@ -30,9 +31,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def about_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What a dataset says of itself."""
-    return {key: str(manifest[key]) for key in _ABOUT if isinstance(manifest.get(key), str) and manifest[key]}
+def described(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    layout: LayoutName,
+    cases: Iterable[Case],
+    values: Mapping[str, tuple[int, ...]],
+) -> Dataset:
+    """The dataset of a manifest.
+
+    Args:
+        folder: holds dataset.json.
+        manifest: its content.
+        layout: by which it was found.
+        cases: found by the layout.
+        values: every label's values by its name; the background is left out.
+    """
+    labels = {name: numbers for name, numbers in values.items() if numbers != (0,)}
+    return Dataset(
+        root=folder,
+        structure=", ".join(labels),
+        cases=in_order(cases, folder),
+        layout=layout,
+        labels=labels,
+        about=_about(manifest),
+    )
 
 
 def require_ct(folder: Path, key: str, channels: Any) -> None:
@@ -71,11 +94,6 @@ def require_count(folder: Path, manifest: Mapping[str, Any], found: int) -> None
         )
 
 
-def structure_name(labels: Mapping[str, tuple[int, ...]]) -> str:
-    """Names of the structures, with commas."""
-    return ", ".join(labels)
-
-
 def values_of(value: Any, where: object) -> tuple[int, ...]:
     """A label's value, or the values a region is made of.
 
@@ -87,3 +105,8 @@ def values_of(value: Any, where: object) -> tuple[int, ...]:
     except (TypeError, ValueError) as error:
         raise DataError("a label's value is no whole number", where=where, found=value) from error
     return numbers
+
+
+def _about(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What a dataset says of itself."""
+    return {key: str(manifest[key]) for key in _ABOUT if isinstance(manifest.get(key), str) and manifest[key]}

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gtvray.data.layouts.cases import Case, Dataset, in_order, require_file, split_ending
-from gtvray.data.layouts.manifest import about_of, read_manifest, require_count, require_ct, structure_name, values_of
+from gtvray.data.layouts.cases import Case, Dataset, require_file, split_ending
+from gtvray.data.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
 from gtvray.errors import DataError
 
 
@@ -37,14 +37,7 @@ def find(folder: Path, *, with_test: bool) -> Dataset:
     require_count(folder, manifest, len(cases))
     if with_test:
         cases += [_case(folder, {"image": entry}) for entry in _list(folder, manifest, "test")]
-    return Dataset(
-        root=folder,
-        structure=structure_name(labels),
-        cases=in_order(cases, folder),
-        layout="msd",
-        labels=labels,
-        about=about_of(manifest),
-    )
+    return described(folder, manifest, "msd", cases, labels)
 
 
 def places(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:
@@ -81,7 +74,7 @@ def _labels(folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[int, .
     for value, name in labels.items():
         # Several values may bear one name.
         values[str(name)] = (*values.get(str(name), ()), *values_of(value, where))
-    return {name: numbers for name, numbers in values.items() if numbers != (0,)}
+    return values
 
 
 def _list(folder: Path, manifest: Mapping[str, Any], key: str) -> list[Any]:

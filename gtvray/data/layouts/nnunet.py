@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gtvray.data.layouts.cases import Case, Dataset, in_order, require_file
-from gtvray.data.layouts.manifest import about_of, read_manifest, require_count, require_ct, structure_name, values_of
+from gtvray.data.layouts.cases import Case, Dataset, require_file
+from gtvray.data.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
 from gtvray.errors import DataError, InputError
 
 _NAME = re.compile(r"Dataset\d{3}_\w+")
@@ -42,14 +42,7 @@ def find(folder: Path, *, with_test: bool) -> Dataset:
     require_count(folder, manifest, len(cases))
     if with_test:
         cases += [Case(name, image, None) for name, image in _scans(folder / "imagesTs", ending)]
-    return Dataset(
-        root=folder,
-        structure=structure_name(labels),
-        cases=in_order(cases, folder),
-        layout="nnunet",
-        labels=labels,
-        about=about_of(manifest),
-    )
+    return described(folder, manifest, "nnunet", cases, labels)
 
 
 def places(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:
@@ -101,8 +94,7 @@ def _labels(folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[int, .
             found=f'"ignore": {labels["ignore"]}',
             do="decide what these voxels are; gtvray cannot leave them out of a loss",
         )
-    values = {str(name): values_of(value, where) for name, value in labels.items()}
-    return {name: numbers for name, numbers in values.items() if numbers != (0,)}
+    return {str(name): values_of(value, where) for name, value in labels.items()}
 
 
 def _listed(folder: Path, listed: Mapping[str, Any]) -> Iterable[Case]:
