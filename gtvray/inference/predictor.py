@@ -15,7 +15,7 @@ from gtvray.preprocessing import prepare
 
 
 class Predictor:
-    """A warm bundle.
+    """A warm bundle, all its members at once: their probabilities are averaged.
 
     A batch is always filled up to the bundle's batch size, so a patch meets the same arithmetic whatever shares its
     batch: alone, among its own case's, or among other requests'.
@@ -31,7 +31,7 @@ class Predictor:
             torch.set_num_threads(threads)
         self.bundle = bundle
         self._device = torch.device(device)
-        self._network = bundle.build_network().to(self._device)
+        self._members = [bundle.build_network(member).to(self._device) for member in range(bundle.members)]
         self._dtype = torch.bfloat16 if bundle.inference.precision == "bf16" else torch.float32
 
     @property
@@ -50,7 +50,13 @@ class Predictor:
 
     def forward(self, channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
-        return forward_batch(self._network, channels, self.batch_size, self._device, self._dtype)
+        total, *others = (
+            forward_batch(network, channels, self.batch_size, self._device, self._dtype) for network in self._members
+        )
+        # Summed member by member, in fp32: the order is part of the answer.
+        for probabilities in others:
+            total += probabilities
+        return total / np.float32(len(self._members))
 
     def warm(self) -> None:
         """Run one empty batch, so that the first request does not pay for set-up."""

@@ -1,13 +1,15 @@
 """The Bundle: an immutable folder that is evaluated, promoted and served. Nothing in it is pickled.
 
-weights.safetensors   the network's tensors
-bundle.json           network, preprocessing and its version, labels, inference settings, training data, metrics
-manifest.json         sha256 of each of the above; the bundle's digest is the sha256 of this file
+weights-0.safetensors   the network's tensors; an ensemble has weights-1 and so on, a file a member
+bundle.json             network, preprocessing and its version, labels, inference settings, training data, metrics
+manifest.json           sha256 of each of the above; the bundle's digest is the sha256 of this file
+
+Schema 1 held one network, in weights.safetensors; such bundles are read still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from gtvray.io import atomic_dir, read_json, sha256_of, write_json
 from gtvray.models.networks import build_network, load_weights
 from gtvray.preprocessing import PREPROCESSING_VERSION
 
-SCHEMA_VERSION = 1
-_WEIGHTS, _BUNDLE, _MANIFEST = "weights.safetensors", "bundle.json", "manifest.json"
+SCHEMA_VERSION = 2
+_OLDEST_READ = 1
+_BUNDLE, _MANIFEST = "bundle.json", "manifest.json"
+_WEIGHTS_OF_SCHEMA_1 = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Bundle:
         preprocessing, network, inference: the settings that shape its masks.
         patch_ijk: patch size in voxels of the prepared spacing.
         labels: name -> value in the mask.
+        members: networks whose probabilities are averaged; 1 is no ensemble.
         info: everything else bundle.json says (training data, metrics, code version).
     """
 
@@ -46,6 +51,7 @@ class Bundle:
     inference: InferenceConfig
     patch_ijk: tuple[int, int, int]
     labels: dict[str, int]
+    members: int
     info: dict[str, Any]
 
     @classmethod
@@ -57,14 +63,7 @@ class Bundle:
         """
         digest = verify_digest(folder)
         stored = read_json(folder / _BUNDLE)
-        if stored["schema_version"] != SCHEMA_VERSION or stored["preprocessing_version"] != PREPROCESSING_VERSION:
-            raise BundleError(
-                "bundle is of another version",
-                where=folder,
-                expected=f"schema {SCHEMA_VERSION}, preprocessing {PREPROCESSING_VERSION}",
-                found=f"schema {stored['schema_version']}, preprocessing {stored['preprocessing_version']}",
-                do="use the gtvray version named in bundle.json",
-            )
+        _require_readable(stored, folder)
         i, j, k = stored["patch_ijk"]
         return cls(
             folder=folder,
@@ -74,35 +73,57 @@ class Bundle:
             inference=build(InferenceConfig, stored["inference"], folder),
             patch_ijk=(i, j, k),
             labels=stored["labels"],
+            members=stored.get("members", 1),
             info=stored["info"],
         )
 
-    def build_network(self) -> torch.nn.Module:
-        """The network with its weights, in evaluation mode.
+    def build_network(self, member: int = 0) -> torch.nn.Module:
+        """A member's network with its weights, in evaluation mode.
 
         Raises:
-            BundleError: the weights are not this network's.
+            BundleError: there is no such member, or the weights are not this network's.
         """
+        if not 0 <= member < self.members:
+            raise BundleError(
+                "no such member", where=self.folder, expected=f"0 to {self.members - 1}", found=f"member {member}"
+            )
         network = build_network(
             self.network, len(self.preprocessing.windows_hu), self.preprocessing.spacing_mm, self.patch_ijk
         )
-        load_weights(network, load_file(self.folder / _WEIGHTS))
+        old = self.folder / _WEIGHTS_OF_SCHEMA_1
+        load_weights(network, load_file(old if old.is_file() else self.folder / _weights_file(member)))
         return network.eval()
 
 
 def write_bundle(
     folder: Path,
     *,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor] | Sequence[Mapping[str, torch.Tensor]],
     preprocessing: PreprocessingConfig,
     network: NetworkConfig,
     inference: InferenceConfig,
     patch_ijk: tuple[int, int, int],
     info: Mapping[str, Any],
 ) -> Bundle:
-    """Write a bundle as a folder, atomic, and read it back."""
+    """Write a bundle as a folder, atomic, and read it back.
+
+    Args:
+        folder: where to.
+        weights: of the network, or of each member of an ensemble, whose networks differ in nothing else.
+        preprocessing: shared by all members, as are the next three.
+        network: its settings.
+        inference: how its answers become a mask.
+        patch_ijk: patch size in voxels of the prepared spacing.
+        info: what else is to be known of it, ready for JSON.
+
+    Raises:
+        BundleError: no member, or members of different networks.
+    """
+    members = [weights] if isinstance(weights, Mapping) else list(weights)
+    _require_alike(members)
     with atomic_dir(folder) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS)
+        for number, tensors in enumerate(members):
+            save_file({name: each.contiguous() for name, each in tensors.items()}, temporary / _weights_file(number))
         write_json(
             temporary / _BUNDLE,
             {
@@ -111,13 +132,14 @@ def write_bundle(
                 "intended_use": NOTICE,
                 "labels": {"GTV": 1},
                 "patch_ijk": list(patch_ijk),
+                "members": len(members),
                 "network": network.model_dump(mode="json"),
                 "preprocessing": preprocessing.model_dump(mode="json"),
                 "inference": inference.model_dump(mode="json"),
                 "info": {"gtvray_version": __version__, **info},
             },
         )
-        files = {name: sha256_of(temporary / name) for name in (_BUNDLE, _WEIGHTS)}
+        files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / _MANIFEST, {"files": files})
     return Bundle.load(folder)
 
@@ -137,7 +159,48 @@ def verify_digest(folder: Path) -> str:
     except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
         raise BundleError("not a whole bundle", where=folder, found=error, do="fetch or write it again") from error
     present = {file.name for file in folder.iterdir()} - {_MANIFEST}
-    if changed or present != {_BUNDLE, _WEIGHTS} or set(files) != present:
-        odd = sorted(set(changed) | (present ^ set(files)))
-        raise BundleError("bundle is not what its manifest says", where=folder, found=", ".join(odd))
+    odd = set(changed) | (present ^ set(files)) | (present ^ _whole(len(present) - 1, _WEIGHTS_OF_SCHEMA_1 in present))
+    if odd:
+        raise BundleError("bundle is not what its manifest says", where=folder, found=", ".join(sorted(odd)))
     return sha256_of(folder / _MANIFEST)
+
+
+def _weights_file(member: int) -> str:
+    return f"weights-{member}.safetensors"
+
+
+def _whole(members: int, old: bool) -> set[str]:
+    """The files of a bundle beside its manifest."""
+    return {_BUNDLE, _WEIGHTS_OF_SCHEMA_1} if old else {_BUNDLE, *(_weights_file(n) for n in range(max(1, members)))}
+
+
+def _require_readable(stored: Mapping[str, Any], folder: Path) -> None:
+    schema, preprocessing = stored["schema_version"], stored["preprocessing_version"]
+    if not _OLDEST_READ <= schema <= SCHEMA_VERSION or preprocessing != PREPROCESSING_VERSION:
+        raise BundleError(
+            "bundle is of another version",
+            where=folder,
+            expected=f"schema {_OLDEST_READ} to {SCHEMA_VERSION}, preprocessing {PREPROCESSING_VERSION}",
+            found=f"schema {schema}, preprocessing {preprocessing}",
+            do="use the gtvray version named in bundle.json",
+        )
+    files = len(list(folder.glob("weights*")))
+    if files != stored.get("members", 1):
+        raise BundleError(
+            "a member's weights are missing", where=folder, expected=f"{stored['members']} files", found=files
+        )
+
+
+def _require_alike(members: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    if not members:
+        raise BundleError("a bundle has at least one member", found="none")
+    shapes = [{name: tuple(tensor.shape) for name, tensor in member.items()} for member in members]
+    for number, of_member in enumerate(shapes[1:], 1):
+        differing = sorted(name for name, _ in of_member.items() ^ shapes[0].items())
+        if differing:
+            raise BundleError(
+                "members of an ensemble must have the same network, preprocessing and patch",
+                expected="the tensors of member 0",
+                found=f"member {number} has another {differing[0]}",
+                do="bundle only weights that were trained with the same settings",
+            )

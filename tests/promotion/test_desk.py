@@ -134,7 +134,7 @@ def test_a_former_champion_can_be_promoted_again(desk: Desk) -> None:
 def test_a_rollback_to_a_damaged_bundle_moves_nothing(desk: Desk, tmp_path: Path) -> None:
     desk.promote(0)
     desk.promote(1)
-    for fetched in (tmp_path / "bundles").glob(f"{desk.make_bundle(0).digest[:16]}/weights.safetensors"):
+    for fetched in (tmp_path / "bundles").glob(f"{desk.make_bundle(0).digest[:16]}/weights-0.safetensors"):
         fetched.write_bytes(b"")
     with pytest.raises(BundleError):
         rollback(desk.registry, desk.log)

@@ -13,7 +13,7 @@ from gtvray.promotion import answers_alike, gather_evidence, judge
 
 def test_a_fresh_process_does_not_answer_for_a_bundle_that_changed(make_bundle: Callable[[int], Bundle]) -> None:
     bundle = make_bundle(0)
-    weights = bundle.folder / "weights.safetensors"
+    weights = bundle.folder / "weights-0.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert not answers_alike(bundle, threads=1)
 

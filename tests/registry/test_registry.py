@@ -53,7 +53,7 @@ def test_a_stored_bundle_that_was_tampered_with_is_refused(
     registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
 ) -> None:
     version = registry.register(bundle, run_id)
-    (stored,) = (tmp_path / "artifacts").rglob("weights.safetensors")
+    (stored,) = (tmp_path / "artifacts").rglob("weights-0.safetensors")
     content = stored.read_bytes()
     stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_another_sound_bundle_in_its_place_is_refused(
     registry: Registry, bundle: Bundle, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
 ) -> None:
     version, other = registry.register(bundle, run_id), make_bundle(1)
-    (stored,) = (tmp_path / "artifacts").rglob("weights.safetensors")
+    (stored,) = (tmp_path / "artifacts").rglob("weights-0.safetensors")
     for file in other.folder.iterdir():
         shutil.copy(file, stored.parent / file.name)
     for _ in range(2):
