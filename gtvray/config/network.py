@@ -2,25 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from gtvray.config.base import Section
+
+Axes = tuple[int, int, int]
+_FEWEST_STAGES = 3
+
+
+def _enough_stages(value: tuple[object, ...] | None) -> tuple[object, ...] | None:
+    if value is not None and len(value) < _FEWEST_STAGES:
+        raise ValueError(f"one entry for each of at least {_FEWEST_STAGES} stages")
+    return value
+
+
+def _channels(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if value is not None and not (len(value) >= _FEWEST_STAGES and all(1 <= v <= 4096 for v in value)):
+        raise ValueError("features are 1 to 4096 channels for each of at least 3 stages")
+    return value
+
+
+def _blocks(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if not all(1 <= v <= 16 for v in value or ()):
+        raise ValueError("1 to 16 blocks a stage")
+    return value
+
+
+def _kernels(value: tuple[Axes, ...] | None) -> tuple[Axes, ...] | None:
+    if not all(v in (1, 3, 5, 7) for kernel in value or () for v in kernel):
+        raise ValueError("a kernel is 1, 3, 5 or 7 voxels along each axis")
+    return value
+
+
+def _strides(value: tuple[Axes, ...] | None) -> tuple[Axes, ...] | None:
+    if value is None:
+        return value
+    if not all(v in (1, 2) for stride in value for v in stride):
+        raise ValueError("a stride is 1 or 2 along each axis")
+    if value[0] != (1, 1, 1) or (1, 1, 1) in value[1:]:
+        raise ValueError("the first stage has stride [1, 1, 1] and every other halves an axis or more")
+    return value
+
+
+Stages = AfterValidator(_enough_stages)
 
 
 class NetworkConfig(Section):
     """Which network, and how large."""
 
-    kind: Literal["unet", "residual_unet"] = Field("unet", description="plain or residual-encoder 3D U-Net")
+    kind: Literal["unet", "residual_unet", "residual_encoder_unet"] = Field(
+        "unet",
+        description="3D U-Net with plain blocks, with residual blocks, or with several residual blocks a stage in the "
+        "encoder and a light decoder",
+    )
     size: Literal["tiny", "small", "base", "large"] = Field("small", description="the dial: width and depth follow it")
-    features: tuple[int, ...] | None = Field(None, description="channels of each stage; overrides what size gives")
+    features: Annotated[tuple[int, ...] | None, AfterValidator(_channels)] = Field(
+        None, description="channels of each stage; overrides what size gives"
+    )
+    blocks: Annotated[tuple[int, ...] | None, Stages, AfterValidator(_blocks)] = Field(
+        None, description="convolution blocks of each stage of the encoder; overrides what kind and size give"
+    )
+    kernels: Annotated[tuple[Axes, ...] | None, Stages, AfterValidator(_kernels)] = Field(
+        None, description="kernel of each stage in voxels; overrides what the spacing gives"
+    )
+    strides: Annotated[tuple[Axes, ...] | None, Stages, AfterValidator(_strides)] = Field(
+        None, description="stride each stage begins with; overrides what spacing and patch give"
+    )
+    attention: Literal["none", "gates", "squeeze_excitation"] = Field(
+        "none", description="attention gates on the skips, or squeeze-and-excitation after each stage of the encoder"
+    )
+    mirror_average: bool = Field(
+        False,
+        description="answer to a patch and to its left-right mirror image and average, so that both sides of the head "
+        "count alike, in training and in use; twice the work",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of channels dropped in training")
     deep_supervision: bool = Field(False, description="a loss on the coarser decoder stages as well")
 
-    @field_validator("features")
-    @classmethod
-    def _features_plausible(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and not (len(value) >= 3 and all(1 <= v <= 4096 for v in value)):
-            raise ValueError("features are 1 to 4096 channels for each of at least 3 stages")
-        return value
+    @model_validator(mode="after")
+    def _as_many_stages(self) -> NetworkConfig:
+        given = {key: getattr(self, key) for key in ("features", "blocks", "kernels", "strides")}
+        depths = {f"network.{key}": len(value) for key, value in given.items() if value is not None}
+        if len(set(depths.values())) > 1:
+            told = ", ".join(f"{key} has {depth}" for key, depth in depths.items())
+            raise ValueError(f"as many stages in each list that is given: {told}")
+        return self

@@ -2,8 +2,11 @@ from .bundle import Bundle as Bundle
 from .bundle import verify_digest as verify_digest
 from .bundle import write_bundle as write_bundle
 from .checkpoint import Checkpoint as Checkpoint
+from .cost import NetworkCost as NetworkCost
+from .cost import network_cost as network_cost
 from .losses import build_loss as build_loss
 from .networks import build_network as build_network
 from .networks import load_weights as load_weights
-from .networks import plan_network as plan_network
 from .networks import weights_of as weights_of
+from .planning import NetworkPlan as NetworkPlan
+from .planning import plan_network as plan_network

@@ -1,0 +1,166 @@
+"""A U-Net after a plan: MONAI's DynUNet and its blocks, with more blocks a stage, a light decoder and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, get_conv_layer
+from monai.networks.blocks.squeeze_and_excitation import ChannelSELayer
+from monai.networks.nets.dynunet import DynUNet
+
+from gtvray.models.planning import Axes, NetworkPlan
+
+_LEFT_RIGHT_AXIS = -3
+
+
+class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
+    """(b, channels, i, j, k) to tumour logits (b, 1, i, j, k); in training (b, 1 + heads, 1, i, j, k) with heads.
+
+    The coarser heads' answers are already upsampled. With one block a stage and no attention it is a DynUNet, weight
+    for weight.
+    """
+
+    def __init__(self, plan: NetworkPlan, channels: int, dropout: float) -> None:
+        # DynUNet's constructor calls the methods below, which read the plan.
+        self.plan = plan
+        super().__init__(
+            spatial_dims=3,
+            in_channels=channels,
+            out_channels=1,
+            kernel_size=plan.kernels,
+            strides=plan.strides,
+            upsample_kernel_size=plan.strides[1:],
+            filters=plan.features,
+            dropout=dropout or None,
+            deep_supervision=plan.heads > 0,
+            deep_supr_num=max(1, plan.heads),
+            res_block=plan.kind != "unet",
+        )
+
+    def get_input_block(self) -> torch.nn.Module:
+        """The first stage; with a light decoder, behind a convolution that only widens the input."""
+        if not self._light:
+            return self._stage(0, self.in_channels)
+        width = self.plan.features[0]
+        stem = self._convolution(self.in_channels, width, self.plan.kernels[0])
+        return torch.nn.Sequential(stem, self._stage(0, width))
+
+    def get_downsamples(self) -> torch.nn.ModuleList:
+        """The stages between the first and the last."""
+        inner = range(1, len(self.plan.stages) - 1)
+        return torch.nn.ModuleList([self._stage(number, self.plan.features[number - 1]) for number in inner])
+
+    def get_bottleneck(self) -> torch.nn.Module:
+        """The last stage."""
+        return self._stage(len(self.plan.stages) - 1, self.plan.features[-2])
+
+    def get_upsamples(self) -> torch.nn.ModuleList:
+        """The decoder, coarsest stage first."""
+        return torch.nn.ModuleList([self._up(number) for number in reversed(range(len(self.plan.stages) - 1))])
+
+    @property
+    def _light(self) -> bool:
+        return self.plan.kind == "residual_encoder_unet"
+
+    @property
+    def _layers(self) -> dict[str, Any]:
+        return {"norm_name": self.norm_name, "act_name": self.act_name, "dropout": self.dropout}
+
+    def _stage(self, number: int, channels: int) -> torch.nn.Module:
+        stage = self.plan.stages[number]
+        parts: list[torch.nn.Module] = []
+        for block in range(stage.blocks):
+            entry = (channels, stage.stride) if block == 0 else (stage.features, (1, 1, 1))
+            parts.append(self.conv_block(3, entry[0], stage.features, stage.kernel, entry[1], **self._layers))
+        if self.plan.attention == "squeeze_excitation":
+            parts.append(ChannelSELayer(3, stage.features))
+        # A block alone keeps DynUNet's names for its weights.
+        return parts[0] if len(parts) == 1 else torch.nn.Sequential(*parts)
+
+    def _up(self, number: int) -> torch.nn.Module:
+        coarse, stage = self.plan.stages[number + 1], self.plan.stages[number]
+        upsampling = get_conv_layer(
+            3,
+            coarse.features,
+            stage.features,
+            kernel_size=coarse.stride,
+            stride=coarse.stride,
+            dropout=self.dropout,
+            act=None,
+            norm=None,
+            conv_only=False,
+            is_transposed=True,
+        )
+        joined = 2 * stage.features
+        if self._light:
+            block = self._convolution(joined, stage.features, coarse.kernel)
+        else:
+            block = UnetBasicBlock(3, joined, stage.features, coarse.kernel, 1, **self._layers)
+        gate = AttentionGate(stage.features) if self.plan.attention == "gates" else None
+        return _UpBlock(upsampling, block, gate)
+
+    def _convolution(self, channels: int, features: int, kernel: Axes) -> torch.nn.Module:
+        block: torch.nn.Module = Convolution(
+            3, channels, features, kernel_size=kernel, act=self.act_name, norm=self.norm_name, bias=False
+        )
+        return block
+
+
+class AttentionGate(torch.nn.Module):
+    """Weighs each voxel of a skip by what the coarser stage saw there (Oktay et al., MIDL 2018).
+
+    MONAI's own normalises over the batch, which would let a sample's answer hang on the others of its batch; this one
+    normalises each sample by itself.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        hidden = max(1, features // 2)
+        self.of_coarse = self._projection(features, hidden)
+        self.of_skip = self._projection(features, hidden)
+        self.weight = self._projection(hidden, 1)
+
+    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """Both (b, features, i, j, k), and so is the answer."""
+        seen = torch.relu(self.of_coarse(coarse) + self.of_skip(skip))
+        return skip * torch.sigmoid(self.weight(seen))
+
+    @staticmethod
+    def _projection(channels: int, features: int) -> torch.nn.Module:
+        layer: torch.nn.Module = Convolution(
+            3, channels, features, kernel_size=1, adn_ordering="N", norm=("INSTANCE", {"affine": True})
+        )
+        return layer
+
+
+class MirrorAverage(torch.nn.Module):
+    """A network's answer averaged with the one to the left-right mirror image, mirrored back.
+
+    Its answer to a mirrored patch is the mirrored answer, exactly, wherever in the head the patch was cut.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """As the network; axis i runs from one side of the patient to the other."""
+        there: torch.Tensor = self.network(patches)
+        back: torch.Tensor = self.network(patches.flip(_LEFT_RIGHT_AXIS)).flip(_LEFT_RIGHT_AXIS)
+        return (there + back) / 2
+
+
+class _UpBlock(torch.nn.Module):
+    """Upsample, join with the skip, convolve; names as in MONAI's UnetUpBlock."""
+
+    def __init__(self, upsampling: torch.nn.Module, block: torch.nn.Module, gate: torch.nn.Module | None) -> None:
+        super().__init__()
+        self.transp_conv, self.conv_block, self.gate = upsampling, block, gate
+
+    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        up = self.transp_conv(coarse)
+        kept = skip if self.gate is None else self.gate(up, skip)
+        answer: torch.Tensor = self.conv_block(torch.cat((up, kept), dim=1))
+        return answer
