@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass
 
 import cc3d
@@ -9,27 +11,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
-from gtvray.geometry import Volume
-from gtvray.inference.schedule import gaussian_weights, patch_starts
+from gtvray.geometry import Box, Volume
+from gtvray.inference.aggregate import BlockMean
+from gtvray.inference.localise import BEYOND, CoarsePass
+from gtvray.inference.schedule import PatchGrid, gaussian_weights
 from gtvray.preprocessing import AIR_HU, Prepared, restore_mask, to_channels
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch to be answered: its number in the schedule and its channels (c, i, j, k)."""
+    """A patch to be answered: how many came before it, and its channels (c, i, j, k)."""
 
     number: int
     channels: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was looked at and what was not.
+
+    Attributes:
+        mode: what was done in the end.
+        fallback: why it is `body` where `localised` was asked for.
+        patches: run.
+        patches_skipped: not run, of those that `exhaustive` takes.
+        volume_skipped_share: of the scan's volume, the share in no patch that shaped the mask; air that preprocessing
+            cut away is part of it in every mode.
+    """
+
+    mode: str
+    fallback: str | None
+    patches: int
+    patches_skipped: int
+    volume_skipped_share: float
 
 
 class CaseJob:
     """Takes a prepared scan, hands out patches in a fixed order, takes answers in that order, gives the mask.
 
     The order is fixed because sums of floats depend on it, and a served mask equals the offline one voxel for voxel.
+    In mode `localised` more patches are there to be taken once the coarse ones have been answered.
 
     Args:
         prepared: the scan on the prepared grid.
         preprocessing, inference, patch_ijk: the bundle's settings.
+        mask_only: hold no more of the answers than the mask needs; `probability` is not to be asked for.
     """
 
     def __init__(
@@ -38,82 +64,160 @@ class CaseJob:
         preprocessing: PreprocessingConfig,
         inference: InferenceConfig,
         patch_ijk: tuple[int, int, int],
+        *,
+        mask_only: bool = False,
     ) -> None:
         self._prepared = prepared
-        self._preprocessing, self._inference, self._patch_ijk = preprocessing, inference, patch_ijk
+        self._preprocessing, self._inference, self._mask_only = preprocessing, inference, mask_only
         shape = prepared.hu.shape
-        self._padded = tuple(max(n, p) for n, p in zip(shape, patch_ijk, strict=True))
+        padded = tuple(max(n, p) for n, p in zip(shape, patch_ijk, strict=True))
         # A grid smaller than the patch sits in the middle of it, as it does in training.
-        self._before = tuple(p // 2 - n // 2 for n, p in zip(shape, self._padded, strict=True))
-        pad = [(b, p - n - b) for n, p, b in zip(shape, self._padded, self._before, strict=True)]
-        self._hu = np.pad(self._prepared.hu.array, pad, constant_values=AIR_HU)
-        self._starts = self._schedule()
-        self._handed = self._answered = 0
+        before = [p // 2 - n // 2 for n, p in zip(shape, padded, strict=True)]
+        pad = [(b, p - n - b) for n, p, b in zip(shape, padded, before, strict=True)]
+        self._hu = np.pad(prepared.hu.array, pad, constant_values=AIR_HU) if padded != shape else prepared.hu.array
+        self._inner = Box.whole(shape).moved((-before[0], -before[1], -before[2]))
+        self._grid = PatchGrid.covering(padded, patch_ijk, inference.overlap)
         self._weights = gaussian_weights(patch_ijk)
-        self._sum = np.zeros(self._padded, dtype=np.float32)
-        self._weight_sum = np.zeros(self._padded, dtype=np.float32)
+        self._handed = self._answered = 0
+        self._queue: deque[int] = deque()
+        self._asked: deque[int] = deque()
+        self._coarse: CoarsePass | None = None
+        self._searching = False
+        self._fallback: str | None = None
+        self._begin()
 
     @property
     def patches(self) -> int:
-        """How many patches the scan takes."""
-        return len(self._starts)
+        """How many patches the scan takes, as far as is known."""
+        return self._handed + len(self._queue)
 
     @property
     def remaining(self) -> int:
-        """How many have not been handed out."""
-        return len(self._starts) - self._handed
+        """How many are there to be taken."""
+        return len(self._queue)
 
     @property
     def done(self) -> bool:
         """Whether every patch has been answered."""
-        return self._answered == len(self._starts)
+        return not self._queue and not self._asked
 
     def take(self) -> Patch:
         """The next patch."""
-        number = self._handed
+        number = self._queue.popleft()
+        self._asked.append(number)
         self._handed += 1
-        return Patch(number, to_channels(self._hu[self._slices(number)], self._preprocessing.windows_hu))
+        hu = self._hu[self._grid.slices(number)]
+        return Patch(self._handed - 1, to_channels(hu, self._preprocessing.windows_hu))
 
     def put(self, number: int, probability: NDArray[np.float32]) -> None:
         """The answer to a patch: tumour probability (i, j, k)."""
         assert number == self._answered, "answers come in the order of the patches"
-        slices = self._slices(number)
-        self._sum[slices] += probability * self._weights
-        self._weight_sum[slices] += self._weights
         self._answered += 1
+        asked = self._asked.popleft()
+        if self._searching:
+            assert self._coarse is not None
+            self._coarse.add(asked, probability)
+        else:
+            self._add(asked, probability)
+        if self.done:
+            self._go_on()
 
     def probability(self) -> NDArray[np.float32]:
         """Tumour probability on the prepared grid; 0 where no patch was run."""
         assert self.done, "every patch is answered first"
-        mean = np.divide(self._sum, self._weight_sum, out=np.zeros_like(self._sum), where=self._weight_sum > 0)
-        inner = tuple(slice(b, b + n) for b, n in zip(self._before, self._prepared.hu.shape, strict=True))
-        return np.ascontiguousarray(mean[inner])
+        assert not self._mask_only, "nothing but the mask was kept"
+        return self._mean.read(self._inner)
 
     def finish(self) -> Volume:
         """The uint8 mask on the scan's own grid."""
-        mask = restore_mask(self.probability(), self._prepared, self._inference.threshold)
+        assert self.done, "every patch is answered first"
+        marked = self._mean.marked_box()
+        near = marked.overlap(self._inner) if marked else None
+        if near is None:
+            return Volume(np.zeros(self._prepared.source_shape, np.uint8), self._prepared.source_affine)
+        within = near.moved(self._inner.start_ijk)
+        mask = restore_mask(self._mean.read(near), self._prepared, self._inference.threshold, within)
         if self._inference.keep_largest:
-            mask = mask.with_array(largest_component(mask.array > 0).astype(np.uint8))
+            mask = mask.with_array(largest_component(mask.array > 0).view(np.uint8))
         return mask
 
-    def _slices(self, number: int) -> tuple[slice, slice, slice]:
-        i, j, k = (slice(s, s + p) for s, p in zip(self._starts[number], self._patch_ijk, strict=True))
-        return i, j, k
+    def coverage(self) -> Coverage:
+        """What was looked at."""
+        seen = np.zeros(self._hu.shape, bool)
+        for number in self._run:
+            seen[self._grid.slices(number)] = True
+        seen_ml = np.count_nonzero(seen[self._inner.slices]) * self._prepared.hu.voxel_volume_ml
+        voxel_ml = abs(np.linalg.det(self._prepared.source_affine[:3, :3])) / 1000
+        scan_ml = math.prod(self._prepared.source_shape) * voxel_ml
+        return Coverage(
+            mode="body" if self._fallback else self._inference.mode,
+            fallback=self._fallback,
+            patches=self._handed,
+            patches_skipped=len(self._grid) - len(self._run),
+            volume_skipped_share=max(0.0, 1 - seen_ml / float(scan_ml)),
+        )
 
-    def _schedule(self) -> list[tuple[int, int, int]]:
-        i, j, k = self._padded
-        starts = patch_starts((i, j, k), self._patch_ijk, self._inference.overlap)
+    def _begin(self) -> None:
         if self._inference.mode == "exhaustive":
-            return starts
-        body = self._hu > self._preprocessing.body_threshold_hu
-        return [
-            s for s in starts if body[tuple(slice(a, a + p) for a, p in zip(s, self._patch_ijk, strict=True))].any()
-        ]
+            self._look(list(range(len(self._grid))))
+            return
+        body = self._grid.touching(self._hu > self._preprocessing.body_threshold_hu)
+        if self._inference.mode == "body":
+            self._look(body)
+            return
+        shape, spacing_mm = self._hu.shape, self._prepared.hu.spacing_mm
+        self._coarse = CoarsePass(self._grid, body, shape, spacing_mm, self._inference.threshold)
+        self._searching = True
+        self._queue.extend(self._coarse.numbers)
+
+    def _look(self, numbers: list[int]) -> None:
+        """Have these patches answered and put together, in this order; coarse ones have their answers already."""
+        known = self._coarse.answers if self._coarse is not None else {}
+        threshold, mask_only = self._inference.threshold, self._mask_only
+        self._run, self._order = numbers, deque(numbers)
+        self._mean = BlockMean(self._grid, numbers, self._weights, threshold, mask_only=mask_only)
+        self._queue.extend(number for number in numbers if number not in known)
+        self._add_known()
+
+    def _add(self, number: int, probability: NDArray[np.float32]) -> None:
+        self._mean.add(number, probability)
+        assert self._order.popleft() == number, "patches are put together in the order of the grid"
+        self._add_known()
+
+    def _add_known(self) -> None:
+        while self._coarse is not None and self._order and self._order[0] in self._coarse.answers:
+            number = self._order.popleft()
+            self._mean.add(number, self._coarse.answers[number])
+
+    def _go_on(self) -> None:
+        """What was asked for is answered: look closely, look at the whole body, or be done."""
+        if self._coarse is None or self._fallback:
+            return
+        if self._searching:
+            self._searching = False
+            numbers, self._fallback = self._coarse.region()
+            self._look(numbers)
+        if self.done and not self._fallback and self._is_beyond():
+            self._fallback = BEYOND
+            self._look(self._coarse.body)
+
+    def _is_beyond(self) -> bool:
+        assert self._coarse is not None
+        box = self._mean.marked_box()
+        near = box.overlap(Box.whole(self._hu.shape)) if box else None
+        if near is None:
+            return False
+        marked = np.zeros(self._hu.shape, bool)
+        marked[near.slices] = self._mean.read(near) > self._inference.threshold
+        return self._coarse.is_beyond(marked, self._run)
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest connected component (26 neighbours) of a mask, which may be empty."""
-    if not mask.any():
+    box = Box.around(mask)
+    if box is None:
         return mask
+    result = np.zeros_like(mask)
     # A copy: cc3d refuses what is read-only.
-    return np.asarray(cc3d.largest_k(mask.copy(), k=1, connectivity=26)) > 0
+    result[box.slices] = cc3d.largest_k(mask[box.slices].copy(), k=1, connectivity=26) > 0
+    return result

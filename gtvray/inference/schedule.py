@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+Slices = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The patches that cover a grid: every combination of first voxels on its axes, numbered with the last fastest.
+
+    Attributes:
+        axes: first voxels along i, j, k.
+        patch_ijk: size of a patch.
+    """
+
+    axes: tuple[tuple[int, ...], ...]
+    patch_ijk: tuple[int, int, int]
+
+    @classmethod
+    def covering(cls, shape: tuple[int, ...], patch_ijk: tuple[int, int, int], overlap: float) -> PatchGrid:
+        """Patches that lie evenly; neighbours share at least `overlap` of a patch.
+
+        An axis shorter than the patch has one start, 0.
+        """
+        axes = []
+        for size, patch in zip(shape, patch_ijk, strict=True):
+            room = max(0, size - patch)
+            step = max(1, int(patch * (1 - overlap)))
+            count = -(-room // step) + 1
+            axes.append(tuple(round(place) for place in np.linspace(0, room, count)))
+        return cls(tuple(axes), patch_ijk)
+
+    def __len__(self) -> int:
+        return len(self.axes[0]) * len(self.axes[1]) * len(self.axes[2])
+
+    def slices(self, number: int) -> Slices:
+        """A patch as an index into an array of the grid."""
+        counts = [len(axis) for axis in self.axes]
+        places = np.unravel_index(number, counts)
+        i, j, k = (axis[place] for axis, place in zip(self.axes, places, strict=True))
+        a, b, c = self.patch_ijk
+        return slice(i, i + a), slice(j, j + b), slice(k, k + c)
+
+    def touching(self, mask: NDArray[np.bool_], margin_ijk: tuple[int, int, int] = (0, 0, 0)) -> list[int]:
+        """The patches with a voxel of a mask (i, j, k) in them, or within a margin of them, in order."""
+        for axis, (starts, side, margin) in enumerate(zip(self.axes, self.patch_ijk, margin_ijk, strict=True)):
+            before = (slice(None),) * axis
+            spans = [slice(max(0, start - margin), start + side + margin) for start in starts]
+            mask = np.stack([mask[(*before, span)].any(axis=axis) for span in spans], axis=axis)
+        return [int(number) for number in np.flatnonzero(mask)]
+
+    def sparse(self) -> list[int]:
+        """As few of the patches as leave no voxel without one, in order."""
+        kept = []
+        for starts, side in zip(self.axes, self.patch_ijk, strict=True):
+            places = [0]
+            while places[-1] < len(starts) - 1:
+                reach = starts[places[-1]] + side
+                places.append(max(place for place, start in enumerate(starts) if start <= reach))
+            kept.append(places)
+        counts = [len(axis) for axis in self.axes]
+        return [int(np.ravel_multi_index(places, counts)) for places in product(*kept)]
+
 
 def patch_starts(
     shape: tuple[int, int, int], patch_ijk: tuple[int, int, int], overlap: float
 ) -> list[tuple[int, int, int]]:
-    """First voxels of the patches that cover a grid evenly.
-
-    Neighbours share at least `overlap` of a patch; an axis shorter than the patch has one start, 0.
-    """
-    axes = []
-    for size, patch in zip(shape, patch_ijk, strict=True):
-        room = max(0, size - patch)
-        step = max(1, int(patch * (1 - overlap)))
-        count = -(-room // step) + 1
-        axes.append([round(place) for place in np.linspace(0, room, count)])
-    return [(i, j, k) for i, j, k in product(*axes)]
+    """First voxels of the patches that cover a grid evenly, in the order of `PatchGrid`."""
+    return [(i, j, k) for i, j, k in product(*PatchGrid.covering(shape, patch_ijk, overlap).axes)]
 
 
 def gaussian_weights(patch_ijk: tuple[int, int, int]) -> NDArray[np.float32]:

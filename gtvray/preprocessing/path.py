@@ -136,7 +136,9 @@ def to_channels(hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ..
     return channels
 
 
-def restore_mask(probability: NDArray[np.float32], prepared: Prepared, threshold: float) -> Volume:
+def restore_mask(
+    probability: NDArray[np.float32], prepared: Prepared, threshold: float, within: Box | None = None
+) -> Volume:
     """Bring tumour probabilities back to the scan's own grid as a uint8 mask.
 
     Only the region that can reach the threshold is interpolated: a point between voxels that are all below it stays
@@ -146,6 +148,8 @@ def restore_mask(probability: NDArray[np.float32], prepared: Prepared, threshold
         probability: (i, j, k) on the prepared grid.
         prepared: what `prepare` gave.
         threshold: a voxel is marked where the interpolated probability exceeds it.
+        within: the box of the prepared grid that `probability` is of, one voxel wider at least than what exceeds the
+            threshold; by default the whole.
     """
     mask = np.zeros(prepared.source_shape, dtype=np.uint8)
     source = Volume(mask, prepared.source_affine)
@@ -153,7 +157,8 @@ def restore_mask(probability: NDArray[np.float32], prepared: Prepared, threshold
     if core is None:
         return source
     region = core.grown((1, 1, 1), probability.shape)
-    soft = prepared.hu.with_array(probability).cropped(region)
+    grid = prepared.hu.cropped(within) if within is not None else prepared.hu
+    soft = grid.with_array(probability).cropped(region)
     upright = source.reoriented(AXES)
     target = _covering_box(soft, upright)
     if target is None:

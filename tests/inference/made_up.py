@@ -1,0 +1,48 @@
+"""Scans with bright tumours, and networks of one line that find them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gtvray.config import InferenceConfig, PreprocessingConfig
+from gtvray.geometry import Box, Volume
+from gtvray.inference import CaseJob
+from gtvray.preprocessing import prepare
+
+PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), windows_hu=((-200.0, 300.0),))
+PATCH_IJK = (16, 16, 16)
+TUMOUR_HU = 290
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+def body_scan(shape: tuple[int, int, int] = (64, 56, 48), tumours: Sequence[Box] = ()) -> Volume:
+    """Noisy tissue in a rim of air, 4 mm, with tumours as bright as boxes of bone; LPS."""
+    hu = np.full(shape, -1000.0)
+    hu[2:-2, 2:-2, 2:-2] = np.random.default_rng(0).normal(0, 30, [n - 4 for n in shape])
+    for box in tumours:
+        hu[box.slices] = TUMOUR_HU
+    return Volume(hu.astype(np.int16), np.diag([-4.0, -4, 4, 1]))
+
+
+def sees_bone(channels: np.ndarray) -> np.ndarray:
+    """The window's own value: tissue about 0.4, tumour 0.98."""
+    value = channels[0]
+    return np.where(value > 0.8, value, 0.2 * value).astype(np.float32)
+
+
+def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> CaseJob:
+    """A job with patches of 16 voxels."""
+    prepared = prepare(scan, PREPROCESSING)
+    return CaseJob(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
+
+
+def answer(job: CaseJob, network: Network = sees_bone, batch_size: int = 1) -> CaseJob:
+    """Answer every patch, so many at a time."""
+    while job.remaining:
+        for patch in [job.take() for _ in range(min(batch_size, job.remaining))]:
+            job.put(patch.number, network(patch.channels))
+    assert job.done
+    return job

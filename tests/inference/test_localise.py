@@ -1,0 +1,135 @@
+"""Looking closely only where a coarse pass suspects something gives the mask of the whole body, or is not done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gtvray.geometry import Box, Volume
+from gtvray.inference import CaseJob, PatchGrid
+from gtvray.inference.localise import BEYOND, EMPTY, UNSURE
+
+from .made_up import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone
+
+TUMOUR = Box((28, 24, 20), (37, 31, 29))
+
+
+def _both(scan: Volume, network: Network = sees_bone, **inference: Any) -> tuple[CaseJob, CaseJob]:
+    localised, body = (answer(begin(scan, mode=mode, **inference), network) for mode in ("localised", "body"))
+    return localised, body
+
+
+@settings(max_examples=150, deadline=None)
+@given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.85))
+def test_the_coarse_patches_leave_no_voxel_out(shape: Any, patch: Any, overlap: float) -> None:
+    padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
+    grid = PatchGrid.covering(padded, patch, overlap)
+    covered, sparse = np.zeros(padded, bool), grid.sparse()
+    for number in sparse:
+        covered[grid.slices(number)] = True
+    assert covered.all()
+    assert sparse == sorted(set(sparse))
+    # Along an axis they are not more than twice as many as fit side by side.
+    assert len(sparse) <= np.prod([2 * -(-n // p) for n, p in zip(padded, patch, strict=True)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(*[st.tuples(*[st.integers(1, 30)] * 3)] * 2, st.tuples(*[st.integers(0, 5)] * 3), st.integers(0, 2**32))
+def test_patches_touching_a_mask_are_those_that_hold_some_of_it(shape: Any, patch: Any, margin: Any, seed: int) -> None:
+    padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
+    grid, mask = PatchGrid.covering(padded, patch, 0.5), np.zeros(padded, bool)
+    voxel = tuple(np.random.default_rng(seed).integers(0, padded))
+    mask[voxel] = True
+    reach = [
+        all(span.start - m <= v < span.stop + m for span, v, m in zip(grid.slices(n), voxel, margin, strict=True))
+        for n in range(len(grid))
+    ]
+    assert grid.touching(mask, margin) == np.flatnonzero(reach).tolist()
+
+
+@pytest.mark.parametrize(
+    "tumours",
+    [
+        [TUMOUR],
+        [Box((6, 6, 6), (10, 11, 9)), Box((52, 46, 38), (57, 50, 43))],
+        # At the very edge of the scan, and one voxel large.
+        [Box((0, 20, 40), (9, 30, 48))],
+        [Box((30, 30, 30), (31, 31, 31))],
+    ],
+)
+def test_the_mask_is_the_bodys_voxel_for_voxel(tumours: list[Box]) -> None:
+    scan = body_scan(tumours=tumours)
+    localised, body = _both(scan)
+    assert localised.finish().array.tobytes() == body.finish().array.tobytes()
+    assert 0.9 < localised.finish().array.sum() / sum(np.prod(box.shape) for box in tumours) < 1.1
+    seen, all_of_it = localised.coverage(), body.coverage()
+    assert (seen.mode, seen.fallback) == ("localised", None)
+    assert seen.patches < 0.6 * all_of_it.patches
+    assert seen.volume_skipped_share > all_of_it.volume_skipped_share
+    assert body.patches == all_of_it.patches
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL", "IRP"])
+def test_turned_and_mirrored_scans_are_looked_at_alike(codes: str) -> None:
+    scan = body_scan(tumours=[TUMOUR])
+    turned = scan.reoriented(codes)
+    mask = answer(begin(turned, mode="localised")).finish()
+    assert mask.same_grid(turned)
+    expected = answer(begin(scan, mode="localised")).finish()
+    np.testing.assert_array_equal(mask.aligned_to(scan).array, expected.array)
+
+
+def test_nothing_found_or_nothing_sure_is_looked_for_in_the_whole_body() -> None:
+    cases = {EMPTY: sees_bone, UNSURE: lambda channels: 0.45 * (channels[0] > 0.8).astype(np.float32)}
+    for reason, network in cases.items():
+        scan = body_scan(tumours=[TUMOUR] if reason == UNSURE else [])
+        localised, body = _both(scan, network)
+        seen = localised.coverage()
+        assert (seen.mode, seen.fallback) == ("body", reason)
+        assert localised.probability().tobytes() == body.probability().tobytes()
+        # Coarse answers are used again.
+        assert seen.patches == body.patches
+
+
+def test_a_mask_at_the_border_of_what_was_looked_at_is_looked_for_in_the_whole_body() -> None:
+    """The coarse pass sees the bright head of a rod, closer looks the dim rest of it as well."""
+    rod, head = Box((8, 16, 16), (150, 22, 22)), Box((10, 17, 17), (16, 21, 21))
+    scan = body_scan((160, 48, 48), [rod])
+    scan = scan.with_array(np.where(scan.array == TUMOUR_HU, 240, scan.array))
+    hu = scan.array.copy()
+    hu[head.slices] = TUMOUR_HU
+    job = begin(scan.with_array(hu), mode="localised")
+    coarse, answered = job.patches, 0
+    while job.remaining:
+        patch, answered = job.take(), answered + 1
+        job.put(patch.number, (patch.channels[0] > (0.9 if answered <= coarse else 0.8)).astype(np.float32))
+    seen = job.coverage()
+    assert seen.fallback == BEYOND
+    assert seen.patches_skipped == begin(scan, mode="body").coverage().patches_skipped
+    # Its end is far from all that was looked at before.
+    assert job.finish().array[140:150, 16:22, 16:22].any()
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7])
+def test_batches_of_any_size_give_the_same_mask(batch_size: int) -> None:
+    scan = body_scan(tumours=[TUMOUR])
+    alone = answer(begin(scan, mode="localised"))
+    together = answer(begin(scan, mode="localised"), batch_size=batch_size)
+    assert together.probability().tobytes() == alone.probability().tobytes()
+    assert together.coverage() == alone.coverage()
+
+
+def test_what_was_skipped_is_told_for_each_mode() -> None:
+    scan = body_scan((64, 56, 48), [TUMOUR])
+    array = scan.array.copy()
+    array[40:, 30:] = -1000
+    array[28:37, 24:31, 20:29] = TUMOUR_HU
+    found = {mode: answer(begin(scan.with_array(array), mode=mode)).coverage() for mode in ("exhaustive", "body")}
+    assert found["exhaustive"].patches_skipped == 0
+    assert found["exhaustive"].volume_skipped_share == 0
+    assert found["body"].patches_skipped == found["exhaustive"].patches - found["body"].patches > 0
+    assert found["body"].volume_skipped_share > found["exhaustive"].volume_skipped_share
