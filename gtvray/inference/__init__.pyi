@@ -1,4 +1,5 @@
 from .aggregate import BlockMean as BlockMean
+from .backends.store import ConversionStore as ConversionStore
 from .case import CaseJob as CaseJob
 from .case import Coverage as Coverage
 from .case import Patch as Patch

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gtvray.geometry import Volume
+from gtvray.inference.backends.base import filled_batch
+from gtvray.inference.backends.choose import open_backends
+from gtvray.inference.backends.store import ConversionStore
+from gtvray.inference.backends.torch import run_network
 from gtvray.inference.case import CaseJob
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
 
 class Predictor:
-    """A warm bundle, all its members at once: their probabilities are averaged.
+    """A warm bundle, all its members at once, as it is and mirrored: the probabilities of these views are averaged.
 
     A batch is always filled up to the bundle's batch size, so a patch meets the same arithmetic whatever shares its
     batch: alone, among its own case's, or among other requests'.
 
     Args:
-        bundle: the model.
-        threads: CPU threads torch may use in this process; None leaves them.
+        bundle: the model; its inference settings name backend, precision and flips.
+        threads: CPU threads in this process; None leaves torch's.
         device: "cpu" or a CUDA device.
+        store: where converted networks are kept; the user's own by default.
+
+    Raises:
+        ConfigError: the bundle's settings do not go with the device.
+        ResourceError: what its backend needs is not to be had here.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        store: ConversionStore | None = None,
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.bundle = bundle
-        self._device = torch.device(device)
-        self._members = [bundle.build_network(member).to(self._device) for member in range(bundle.members)]
-        self._dtype = torch.bfloat16 if bundle.inference.precision == "bf16" else torch.float32
+        self._members = open_backends(bundle, torch.device(device), store)
+        flips = bundle.inference.flips
+        self._flips = [axes for count in range(len(flips) + 1) for axes in combinations(flips, count)]
 
     @property
     def batch_size(self) -> int:
@@ -48,15 +65,22 @@ class Predictor:
         prepared = prepare(scan, self.bundle.preprocessing, where)
         return CaseJob(prepared, self.bundle.preprocessing, self.bundle.inference, self.bundle.patch_ijk)
 
+    @property
+    def view_count(self) -> int:
+        """Answers that are averaged: members times flips."""
+        return len(self._members) * len(self._flips)
+
+    def views(self, channels: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """Each view's tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
+        batch = filled_batch(channels, self.batch_size)
+        for axes in self._flips:
+            mirrored = np.ascontiguousarray(np.flip(batch, tuple(axis + 2 for axis in axes))) if axes else batch
+            for member in self._members:
+                yield np.flip(member.run(mirrored), tuple(axis + 1 for axis in axes))[: len(channels)]
+
     def forward(self, channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
-        total, *others = (
-            forward_batch(network, channels, self.batch_size, self._device, self._dtype) for network in self._members
-        )
-        # Summed member by member, in fp32: the order is part of the answer.
-        for probabilities in others:
-            total += probabilities
-        return total / np.float32(len(self._members))
+        return mean_of_views(self.views(channels))
 
     def warm(self) -> None:
         """Run one empty batch, so that the first request does not pay for set-up."""
@@ -73,6 +97,15 @@ class Predictor:
         return job.finish()
 
 
+def mean_of_views(views: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of arrays of one shape, summed one after the other in fp32: the order is part of the answer."""
+    first, *others = views
+    total = first.copy()
+    for each in others:
+        total += each
+    return total / np.float32(1 + len(others))
+
+
 def forward_batch(
     network: torch.nn.Module,
     channels: Sequence[NDArray[np.float32]],
@@ -81,13 +114,7 @@ def forward_batch(
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
     """Tumour probabilities (b, i, j, k) of at most `batch_size` patches (c, i, j, k); zeros fill the batch."""
-    batch = np.zeros((batch_size, *channels[0].shape), dtype=np.float32)
-    for row, patch in zip(batch, channels, strict=False):
-        row[:] = patch
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits = network(torch.from_numpy(batch).to(device))
-    probabilities: NDArray[np.float32] = torch.sigmoid(logits[: len(channels), 0].float()).cpu().numpy()
-    return probabilities
+    return run_network(network, filled_batch(channels, batch_size), device, dtype)[: len(channels)]
 
 
 def run_to_end(

@@ -1,0 +1,71 @@
+"""torch as a backend: fp32, bf16, and fp16 on CUDA; as it is, or compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gtvray.errors import ConfigError, ResourceError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchBackend:
+    """A network run by torch.
+
+    Args:
+        network: in evaluation mode.
+        device: "cpu" or a CUDA device.
+        precision: fp32, bf16 or fp16.
+        compiled: compile the network at its first batch.
+
+    Raises:
+        ConfigError: fp16 is asked of a CPU.
+        ResourceError: the CPU's code cannot be compiled here.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, device: torch.device, precision: str = "fp32", compiled: bool = False
+    ) -> None:
+        if precision == "fp16" and device.type == "cpu":
+            raise ConfigError(
+                "fp16 needs a CUDA device", found="inference.precision=fp16 on a CPU", do="take bf16 or fp32"
+            )
+        self._device, self._dtype = device, PRECISIONS[precision]
+        network = network.to(device)
+        self._network = _compiled(network, device) if compiled else network
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `Backend.run`."""
+        return run_network(self._network, batch, self._device, self._dtype)
+
+
+def run_network(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    batch: NDArray[np.float32],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> NDArray[np.float32]:
+    """Tumour probabilities (b, i, j, k) of a batch (b, c, i, j, k), the network in `dtype`, the rest in fp32."""
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        logits = network(torch.from_numpy(batch).to(device))
+    probabilities: NDArray[np.float32] = torch.sigmoid(logits[:, 0].float()).cpu().numpy()
+    return probabilities
+
+
+def _compiled(network: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        # torch would say so at the first batch only, in a stack trace.
+        raise ResourceError(
+            "no C++ compiler, which torch.compile needs on a CPU",
+            found=compiler,
+            do="install g++, or set inference.compiled=false",
+        )
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(network, dynamic=False)
+    return compiled
