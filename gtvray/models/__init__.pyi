@@ -5,6 +5,7 @@ from .checkpoint import Checkpoint as Checkpoint
 from .cost import NetworkCost as NetworkCost
 from .cost import network_cost as network_cost
 from .losses import build_loss as build_loss
+from .losses import loss_reduction as loss_reduction
 from .networks import build_network as build_network
 from .networks import load_weights as load_weights
 from .networks import weights_of as weights_of
