@@ -28,6 +28,10 @@ class TrainingConfig(Section):
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads of a worker")
     use_gpu: bool = Field(False, description="one GPU a worker")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes bf16 where the hardware has it")
+    nan_retries: int = Field(
+        3, ge=0, le=100, description="how often an epoch whose loss is no number is begun again at a lower rate"
+    )
+    nan_lr_factor: float = Field(0.3, gt=0, lt=1, description="what every such retry multiplies the learning rate by")
     seed: int = Field(0, ge=0, description="decides weights, order and augmentation")
 
     @field_validator("patch_ijk")

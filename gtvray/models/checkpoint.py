@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gtvray.errors import InputError, TrainingError
+from gtvray.failpoints import failpoint
 from gtvray.io import atomic_dir, read_json, sha256_of, write_json
 
 _TENSORS = "state.safetensors"
@@ -29,14 +37,22 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint as a folder; atomic."""
+        """Write the checkpoint as a folder; atomic.
+
+        Raises:
+            ResourceError: the disk is full.
+            InputError: the place cannot be written to.
+        """
         with atomic_dir(folder) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary / _TENSORS)
-            write_json(temporary / _META, {**self.meta, "sha256": sha256_of(temporary / _TENSORS)})
+            with _disk_full_as_os_error():
+                save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary / _TENSORS)
+            failpoint("checkpoint.write")
+            meta = {**self.meta, "sha256": sha256_of(temporary / _TENSORS)}
+            write_json(temporary / _META, {**meta, "meta_sha256": _digest(meta)})
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read a checkpoint and hold its tensors against their digest.
+        """Read a checkpoint and hold it against its digests.
 
         Raises:
             TrainingError: it is damaged, or not there.
@@ -44,12 +60,27 @@ class Checkpoint:
         do = "resume from the one before it"
         try:
             meta = read_json(folder / _META)
-            sound = sha256_of(folder / _TENSORS) == meta.pop("sha256")
+            sound = meta.pop("meta_sha256") == _digest(meta) and meta.pop("sha256") == sha256_of(folder / _TENSORS)
         except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError("not a whole checkpoint", where=folder, found=error, do=do) from error
         if not sound:
             raise TrainingError("checkpoint is damaged", where=folder, do=do)
         return cls(load_file(folder / _TENSORS), meta)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _disk_full_as_os_error() -> Iterator[None]:
+    """Safetensors has an error of its own for what the system says, without its number."""
+    try:
+        yield
+    except SafetensorError as error:
+        if os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-import re
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from gtvray.config import Config
-from gtvray.errors import GtvrayError, TrainingError
+from gtvray.errors import TrainingError
 from gtvray.models import Checkpoint, build_network, load_weights, weights_of
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
 from gtvray.training.optimizers import build_optimizer
 
-_KEPT_NEWEST = 2
-_NAME = re.compile(r"epoch-(\d+)")
-
 
 @dataclass
 class TrainingState:
-    """Mutable state of one training on one worker."""
+    """Mutable state of one training on one worker.
+
+    Attributes:
+        lr_factor: of the planned learning rate, after retries.
+        retries: how often an epoch was begun again at a lower rate.
+        history: an entry an epoch: the figures of its report.
+    """
 
     config: Config
     device: torch.device
@@ -32,7 +33,9 @@ class TrainingState:
     epoch: int = 0
     best_dsc: float = -1.0
     best_epoch: int = 0
-    history: list[float] = field(default_factory=list)
+    lr_factor: float = 1.0
+    retries: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def build(cls, config: Config) -> TrainingState:
@@ -62,7 +65,6 @@ class TrainingState:
     def finish_epoch(self, dsc: float) -> bool:
         """Count the epoch; True if it is the best so far."""
         self.epoch += 1
-        self.history.append(dsc)
         if dsc > self.best_dsc:
             self.best_dsc, self.best_epoch = dsc, self.epoch
             return True
@@ -73,7 +75,7 @@ class TrainingState:
         self.best_dsc, self.best_epoch = -1.0, 0
 
     def checkpoint(self) -> Checkpoint:
-        """Everything needed to go on."""
+        """Everything needed to go on: a copy on the CPU, which later steps leave as it is."""
         parts = {
             "network": weights_of(self.network),
             "averaged": weights_of(self.averaged),
@@ -85,10 +87,12 @@ class TrainingState:
             "epoch": self.epoch,
             "best_dsc": self.best_dsc,
             "best_epoch": self.best_epoch,
-            "history": self.history,
+            "lr_factor": self.lr_factor,
+            "retries": self.retries,
+            "history": list(self.history),
             "network": self.config.network.model_dump(mode="json"),
         }
-        return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, meta)
+        return Checkpoint({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, meta)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -114,27 +118,5 @@ class TrainingState:
         torch.set_rng_state(parts["random"]["cpu"])
         self.epoch = int(checkpoint.meta["epoch"])
         self.best_dsc, self.best_epoch = float(checkpoint.meta["best_dsc"]), int(checkpoint.meta["best_epoch"])
+        self.lr_factor, self.retries = float(checkpoint.meta["lr_factor"]), int(checkpoint.meta["retries"])
         self.history = list(checkpoint.meta["history"])
-
-
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in a folder that is sound; a damaged one is passed over."""
-    for epoch in sorted(_epochs(folder), reverse=True):
-        try:
-            return Checkpoint.load(folder / f"epoch-{epoch:05d}")
-        except GtvrayError:
-            continue
-    return None
-
-
-def keep_checkpoints(folder: Path, best: int) -> None:
-    """Remove all but the newest two and the best."""
-    epochs = sorted(_epochs(folder))
-    for epoch in set(epochs[:-_KEPT_NEWEST]) - {best}:
-        shutil.rmtree(folder / f"epoch-{epoch:05d}")
-
-
-def _epochs(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return [int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))]

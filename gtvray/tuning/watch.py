@@ -14,7 +14,7 @@ from gtvray.config import Choice, Range
 from gtvray.tracking import SweepRecorder
 from gtvray.tuning.space import METRIC, decode
 
-_FIGURES = ("train_loss", "selection_dsc", "best_dsc", "lr", "patches_per_s", "data_wait_share", "seconds")
+_FIGURES = ("train_loss", "selection_dsc", "best_dsc", "lr", "patches_per_s", "data_wait_share", "seconds", "retries")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_training_lowers_the_loss(run: Fit, tmp_path: Path) -> None:
     best = max(reports, key=lambda report: report.selection_dsc)
     assert reports[-1].best_checkpoint == best.checkpoint
     assert all(0 <= report.data_wait_share <= 1 and report.patches_per_s > 0 for report in reports)
-    assert set(reports[0].metrics()) == set(reports[0].as_dict()) - {"checkpoint", "best_checkpoint"}
+    assert set(reports[0].metrics()) == set(reports[0].as_dict()) - {"checkpoint", "best_checkpoint", "notes"}
 
 
 @pytest.mark.parametrize("changes", [{}, {"network.dropout": 0.3}, {"optimizer.kind": "sgd"}], ids=str)
@@ -76,22 +76,6 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(run: Fit, t
     other = run(tmp_path / "c", {"training.seed": 1}, epochs=2)
     assert figures(first) == figures(again)
     assert first[0].train_loss != other[0].train_loss
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over(run: Fit, tmp_path: Path) -> None:
-    whole = run(tmp_path, epochs=3)
-    state = Path(whole[-1].checkpoint) / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-1] + b"\xff")
-    resumed = run(tmp_path, epochs=1)
-    assert figures(resumed) == figures(whole[2:])
-    assert weights(resumed[0].checkpoint)
-
-
-def test_all_checkpoints_damaged_is_a_start_from_nothing(run: Fit, tmp_path: Path) -> None:
-    whole = run(tmp_path, epochs=2)
-    for report in whole:
-        (Path(report.checkpoint) / "checkpoint.json").write_text("{")
-    assert figures(run(tmp_path, epochs=2)) == figures(whole)
 
 
 def test_the_newest_two_checkpoints_and_the_best_stay(
@@ -131,6 +115,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
     absurd = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e30})})
     with pytest.raises(TrainingError, match="not a number") as caught:
         list(fit(absurd, train, selection, tmp_path))
+    assert "after 3 retries" in caught.value.fields["where"]
     assert "optimizer.lr" in caught.value.fields["do"]
     assert len(str(caught.value).splitlines()) <= 5
 
@@ -142,7 +127,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     monkeypatch.setattr("gtvray.training.loop.build_loss", lambda _: lambda logits, _: (0 * logits).sqrt().mean())
     with pytest.raises(TrainingError, match="not a number"):
         run(tmp_path, {"training.steps_per_epoch": 1})
-    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("changes", [{"network.dropout": 0.1}, {"network.features": [4, 8, 16]}], ids=str)

@@ -1,0 +1,240 @@
+"""What goes wrong in a training's own process: damaged checkpoints, figures that are no numbers, no disk, no memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from gtvray.config import Config, with_dotted
+from gtvray.data import CachedCase
+from gtvray.errors import InputError, ResourceError, TrainingError
+from gtvray.failpoints import arm
+from gtvray.models import Checkpoint
+from gtvray.training import EpochReport, fit
+
+Fit = Callable[..., Iterator[EpochReport]]
+_FIGURES = ("epoch", "train_loss", "selection_dsc", "best_dsc", "lr", "retries")
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    arm("")
+
+
+@pytest.fixture
+def run(config: Config, train: list[CachedCase], selection: list[CachedCase]) -> Fit:
+    """`fit` with dotted changes to the config."""
+
+    def run(folder: Path, told: int | None = None, **changes: object) -> Iterator[EpochReport]:
+        dotted = {f"training.{name}": value for name, value in changes.items()}
+        return fit(with_dotted(config, dotted), train, selection, folder, told=told)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path_factory: pytest.TempPathFactory
+) -> list[EpochReport]:
+    """An undisturbed training's reports; its folder is not to be written to."""
+    return list(fit(config, train, selection, tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture(scope="module")
+def cut_off(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder after three of four epochs; not to be written to."""
+    folder = tmp_path_factory.mktemp("cut-off")
+    reports = fit(config, train, selection, folder)
+    assert [report.epoch for report in islice(reports, 3)] == [1, 2, 3]
+    reports.close()  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture
+def begun(cut_off: Path, tmp_path: Path) -> Path:
+    """A folder after three of four epochs."""
+    return shutil.copytree(cut_off, tmp_path / "begun")
+
+
+def figures(reports: list[EpochReport]) -> list[tuple[float, ...]]:
+    return [tuple(getattr(report, name) for name in _FIGURES) for report in reports]
+
+
+def same_weights(ours: EpochReport, theirs: EpochReport) -> bool:
+    first, second = (Checkpoint.load(Path(report.checkpoint)).tensors for report in (ours, theirs))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "tensor flipped": lambda folder: flip(folder / "state.safetensors", -1),
+    "tensors cut": lambda folder: os.truncate(folder / "state.safetensors", 1000),
+    "tensors gone": lambda folder: (folder / "state.safetensors").unlink(),
+    "tensors empty": lambda folder: os.truncate(folder / "state.safetensors", 0),
+    "position cut": lambda folder: os.truncate(folder / "checkpoint.json", 40),
+    "position gone": lambda folder: (folder / "checkpoint.json").unlink(),
+    # The epoch's number, say: still JSON, and not what was written.
+    "position flipped": lambda folder: flip(folder / "checkpoint.json", (folder / "checkpoint.json").read_bytes().index(b"3")),  # noqa: E501
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_passed_over_and_told_of(
+    how: str, run: Fit, begun: Path, whole: list[EpochReport], caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGE[how](begun / "epoch-00003")
+    resumed = list(run(begun))
+    assert figures(resumed) == figures(whole[2:])
+    assert resumed[0].notes == "damaged checkpoint epoch-00003 passed over, gone on from epoch 2"
+    assert resumed[1].notes == ""
+    assert "epoch-00003 is passed over" in caplog.text
+    assert same_weights(resumed[-1], whole[-1])
+
+
+def test_all_checkpoints_damaged_is_no_start_from_nothing(run: Fit, begun: Path) -> None:
+    kept = sorted(begun.iterdir())
+    for folder in kept:
+        (folder / "checkpoint.json").write_text("{")
+    with pytest.raises(TrainingError, match="every checkpoint is damaged") as caught:
+        next(run(begun))
+    assert "epoch-00003" in caught.value.fields["found"]
+    assert "start anew" in caught.value.fields["do"]
+    assert sorted(begun.iterdir()) == kept
+
+
+def test_reports_that_nobody_heard_are_given_again(run: Fit, begun: Path, whole: list[EpochReport]) -> None:
+    again = list(run(begun, told=1))
+    assert figures(again) == figures(whole[1:])
+    assert figures(list(run(begun, told=4))) == []
+    assert figures(list(run(begun, told=0))) == figures(whole)
+
+
+def test_no_number_is_an_epoch_again_at_a_lower_rate(run: Fit, tmp_path: Path, whole: list[EpochReport]) -> None:
+    arm("training.loss:5=nan")
+    reports = list(run(tmp_path / "once"))
+    assert [report.epoch for report in reports] == [1, 2, 3, 4]
+    assert [report.retries for report in reports] == [0, 1, 1, 1]
+    assert figures(reports[:1]) == figures(whole[:1])
+    assert [report.lr for report in reports[1:]] == pytest.approx([0.3 * report.lr for report in whole[1:]])
+    assert "step 4: epoch begun again with 0.3 of the rate" in reports[1].notes
+    assert reports[2].notes == ""
+    assert reports[1].metrics()["retries"] == 1.0
+    arm("training.loss:5=nan")
+    assert figures(list(run(tmp_path / "again"))) == figures(reports)
+
+
+def test_the_lower_rate_holds_after_a_resume(run: Fit, tmp_path: Path) -> None:
+    arm("training.loss:2=nan")
+    through = list(run(tmp_path / "through"))
+    arm("training.loss:2=nan")
+    parts = run(tmp_path / "parts")
+    begun = list(islice(parts, 2))
+    parts.close()  # type: ignore[attr-defined]
+    assert figures(begun + list(run(tmp_path / "parts"))) == figures(through)
+
+
+def test_retries_have_an_end(run: Fit, tmp_path: Path) -> None:
+    arm(",".join(f"training.loss:{count}=nan" for count in (4, 5, 6)))
+    reports = run(tmp_path, nan_retries=2)
+    assert next(reports).epoch == 1
+    with pytest.raises(TrainingError, match="not a number") as caught:
+        next(reports)
+    assert "step 3, after 2 retries" in caught.value.fields["where"]
+    assert Checkpoint.load(tmp_path / "epoch-00001").meta["epoch"] == 1
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(run: Fit, tmp_path: Path, whole: list[EpochReport]) -> None:
+    arm("checkpoint.write:2=enospc")
+    reports = run(tmp_path)
+    assert [next(reports).epoch, next(reports).epoch] == [1, 2]
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        next(reports)
+    assert caught.value.exit_code == 1
+    assert caught.value.fields["found"] == "the newest checkpoint is epoch 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001"]
+    assert figures(list(run(tmp_path, told=2))) == figures(whole[1:])
+
+
+def test_a_full_disk_at_the_end_is_no_finished_training(run: Fit, tmp_path: Path) -> None:
+    arm("checkpoint.write:4=enospc")
+    reports = run(tmp_path)
+    assert [report.epoch for report in islice(reports, 3)] == [1, 2, 3]
+    with pytest.raises(ResourceError, match="disk is full"):
+        next(reports)
+
+
+def test_a_full_disk_is_told_of_when_the_training_is_closed(run: Fit, tmp_path: Path) -> None:
+    arm("checkpoint.write=enospc")
+    reports = run(tmp_path)
+    assert next(reports).epoch == 1
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        reports.close()  # type: ignore[attr-defined]
+    assert caught.value.fields["found"] == "no checkpoint yet"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(run: Fit, tiny_disk: Path, whole: list[EpochReport]) -> None:
+    size = sum(file.stat().st_size for file in Path(whole[-1].checkpoint).iterdir())
+    reserve = tiny_disk / "reserve"
+    # Room for a checkpoint and a half.
+    reserve.write_bytes(b"\1" * (shutil.disk_usage(tiny_disk).free - 3 * size // 2))
+    reports = run(tiny_disk / "run")
+    with pytest.raises(ResourceError, match="disk is full"):
+        list(reports)
+    assert [path.name for path in (tiny_disk / "run").iterdir()] == ["epoch-00001"]
+    reserve.unlink()
+    assert figures(list(run(tiny_disk / "run"))) == figures(whole[1:])
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(run: Fit, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(InputError, match="cannot write checkpoints here") as caught:
+            next(run(folder))
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("point", ["training.before_step:5", "checkpoint.write:2"])
+def test_no_memory_is_told_with_what_to_change(point: str, run: Fit, tmp_path: Path) -> None:
+    arm(f"{point}=memory")
+    with pytest.raises(ResourceError, match="out of memory") as caught:
+        list(run(tmp_path))
+    assert caught.value.fields["found"] == "training.batch_size=2, training.patch_ijk=[16, 16, 16]"
+    assert "training.batch_size" in caught.value.fields["do"]
+    assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_memory_that_is_really_out(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
+) -> None:
+    """Weights of a terabyte and more, which the system refuses at once."""
+    network = config.network.model_copy(update={"features": [4, 8, 120_000]})
+    with pytest.raises(ResourceError, match="out of memory on this machine"):
+        next(fit(config.model_copy(update={"network": network}), train, selection, tmp_path))
