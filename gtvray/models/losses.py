@@ -24,7 +24,7 @@ class Loss(Protocol):
     """What a training minimises."""
 
     def __call__(self, logits: torch.Tensor, masks: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
-        """A scalar, in fp32 or better.
+        """A scalar, in double precision.
 
         Args:
             logits: (b, 1, i, j, k), or (b, heads, 1, i, j, k) with the finest first.
@@ -74,12 +74,13 @@ def build_loss(config: LossConfig, spacing_mm: tuple[float, float, float] = (1.0
         weight = config.boundary_weight * _eased_in(progress, config.boundary_warmup_share)
         distances_mm = terms.signed_distances_mm(masks, spacing_mm) if recipe.boundary and weight else None
         heads = logits.unbind(dim=1) if logits.ndim > masks.ndim else (logits,)
-        total = logits.new_zeros(())
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for depth, head in enumerate(heads):
-            value = config.dice_weight * recipe.dice(head, masks) + recipe.voxels(head, masks)
+            # In double precision the mean over samples shows no trace of how many had a part in it.
+            values = config.dice_weight * recipe.dice(head, masks).double() + recipe.voxels(head, masks).double()
             if distances_mm is not None:
-                value = value + weight * terms.boundary(head, masks, distances_mm)
-            total = total + _DEPTH_DECAY**depth * value
+                values = values + weight * terms.boundary(head, masks, distances_mm).double()
+            total = total + _DEPTH_DECAY**depth * values.mean()
         return total / sum(_DEPTH_DECAY**depth for depth in range(len(heads)))
 
     return loss

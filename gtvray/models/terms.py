@@ -1,4 +1,4 @@
-"""Terms of losses: logits and masks (b, 1, i, j, k) to a scalar that is zero at best."""
+"""Terms of losses: logits and masks (b, 1, i, j, k) to a value of each sample (b,) that is zero at best."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOPK_SHARE = 0.1
 # One voxel, so that a patch without tumour has a Dice.
 _SMOOTH = 1.0
+_monai_dice = DiceLoss(sigmoid=True, smooth_nr=_SMOOTH, smooth_dr=_SMOOTH, reduction="none")
+_monai_focal = FocalLoss(reduction="none")
 
-dice: Term = DiceLoss(sigmoid=True, batch=False, smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
-"""Mean over samples of one minus the soft Dice (Milletari et al., 3DV 2016)."""
 
-cross_entropy: Term = torch.nn.functional.binary_cross_entropy_with_logits
-
-focal: Term = FocalLoss()
-"""Cross-entropy that all but forgets voxels already right (Lin et al., ICCV 2017)."""
+def dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """One minus the soft Dice (Milletari et al., 3DV 2016)."""
+    losses: torch.Tensor = _monai_dice(logits, masks)
+    return losses.flatten()
 
 
 def batch_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice of all samples of all workers as one volume (as nnU-Net's batch Dice).
+    """One minus the soft Dice of all samples of all workers as one volume, as nnU-Net's batch Dice: a scalar.
 
     Samples are summed in double precision, so that the worker a sample came to does not show in the sum.
     """
@@ -37,14 +37,24 @@ def batch_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     sums = torch.stack([part.flatten(1).sum(dim=1) for part in parts])
     twice_shared, both = sum_over_workers(sums.double().sum(dim=1))
     loss: torch.Tensor = 1 - (twice_shared + _SMOOTH) / (both + _SMOOTH)
-    return loss.to(logits.dtype)
+    return loss
+
+
+def cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, the mean over voxels."""
+    return _cross_entropies(logits, masks).mean(dim=1)
 
 
 def hardest_cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the tenth of each sample's voxels where it is highest."""
-    voxels = cross_entropy(logits, masks, reduction="none").flatten(1)  # type: ignore[call-arg]
-    hardest = voxels.topk(max(1, int(voxels.shape[1] * _TOPK_SHARE)), dim=1).values
-    return hardest.mean()
+    """Binary cross-entropy of the tenth of a sample's voxels where it is highest."""
+    voxels = _cross_entropies(logits, masks)
+    return voxels.topk(max(1, int(voxels.shape[1] * _TOPK_SHARE)), dim=1).values.mean(dim=1)
+
+
+def focal(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy that all but forgets voxels already right (Lin et al., ICCV 2017); always in single precision."""
+    voxels: torch.Tensor = _monai_focal(logits, masks)
+    return voxels.flatten(1).mean(dim=1)
 
 
 def boundary(logits: torch.Tensor, masks: torch.Tensor, distances_mm: torch.Tensor) -> torch.Tensor:
@@ -57,7 +67,7 @@ def boundary(logits: torch.Tensor, masks: torch.Tensor, distances_mm: torch.Tens
         masks: (b, 1, i, j, k).
         distances_mm: what `signed_distances_mm` gives for the masks.
     """
-    return ((torch.sigmoid(logits) - masks) * distances_mm).mean()
+    return ((torch.sigmoid(logits) - masks) * distances_mm).flatten(1).mean(dim=1)
 
 
 def signed_distances_mm(masks: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
@@ -105,3 +115,7 @@ class _SumOverWorkers(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, *gradients: torch.Tensor) -> torch.Tensor:
         return gradients[0] * dist.get_world_size()
+
+
+def _cross_entropies(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1)
