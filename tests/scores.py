@@ -17,7 +17,7 @@ def made_score(case_id: str = "a", dsc: float = 0.8, **others: Any) -> CaseScore
         "nsd_1mm": 0.5,
         "nsd_2mm": 0.6,
         "nsd_5mm": 0.9,
-        "nsd_tolerance_mm": 1.0,
+        "nsd_tolerance_mm": 2.0,
         "volume_reference_ml": 20.0,
         "volume_prediction_ml": 20.0,
         "added_path_length_mm": 100.0,

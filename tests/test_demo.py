@@ -179,14 +179,16 @@ def test_evaluate_ranks_models_and_the_baseline(
         masks = tmp_path / "out" / "masks" / model["digest"][:12]
         assert len(model["cases"]) == len(list(masks.iterdir())) == model["summary"]["cases"] == 12
     assert {ranked["name"] for ranked in found["ranking"]} == {"champion", "1", "mean position"}
-    assert [(pair["model"], pair["other"]) for pair in found["differences"]] == [
+    assert [(pair["model"], pair["other"]) for pair in found["differences"] if pair["metric"] == "dsc"] == [
         ("champion", "1"),
         ("champion", "mean position"),
         ("1", "mean position"),
     ]
     assert len(found["pictures"]) == 6
-    assert all(Path(picture).read_bytes().startswith(b"\x89PNG") for picture in found["pictures"])
-    assert "rank by DSC" in (tmp_path / "out" / "scores.md").read_text()
+    report = Path(found["report"])
+    assert all((report / picture).read_bytes().startswith(b"\x89PNG") for picture in found["pictures"])
+    assert "rank by DSC" in (report / "scores.md").read_text()
+    assert set(found["mlflow"]) == {"champion", "1"}
 
 
 def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspace: Path, scan: Path) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gtvray import NOTICE
 from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit
 
+if TYPE_CHECKING:
+    from gtvray.config import Config
+    from gtvray.data import Dataset
+    from gtvray.evaluation import Outcome
+    from gtvray.io import Workspace
+    from gtvray.models import Bundle
+
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="A dataset with masks.")],
+    data: Annotated[Path | None, typer.Option(help="A dataset with masks.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="A bundle's folder, a version, or champion; several are ranked."),
@@ -21,44 +28,107 @@ def evaluate(
         Path | None, typer.Option(help="Training cases for the mean-position baseline to know.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")] = None,
+    send: Annotated[
+        Path | None, typer.Option(help="Only send a report's folder to MLflow, which was away when it was made.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every score of one or more models, a case at a time and together, on the original grid.
+    """Every score of one or more models, a case at a time and together, on the original grid; one page with all of it.
 
     Example: gtvray evaluate --data val --model champion --baseline train
     """
-    from gtvray.cli.models import resolve_model
     from gtvray.config import load_config
-    from gtvray.data import Ledger, index_dataset, looks_warning, read_label, require_sound
-    from gtvray.evaluation import MeanPositionBaseline, Study
-    from gtvray.inference import Predictor
-    from gtvray.io import Workspace, read_volume
+    from gtvray.errors import InputError
+    from gtvray.io import Workspace
 
-    place = Workspace(workspace)
-    settings = load_config(config, override or [])
-    bundles = {name: resolve_model(name, place, settings) for name in dict.fromkeys(model or ["champion"])}
+    place, settings = Workspace(workspace), load_config(config, override or [])
+    if (data is None) == (send is None):
+        raise InputError("evaluate scores a dataset, or sends a report", expected="--data or --send, and not both")
+    if send is not None:
+        runs = _record(send, place, settings)
+        emit({"mlflow": runs}, as_json, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items()))
+        return
+    assert data is not None
+    outcome, report = _score(data, model or ["champion"], baseline, out, threads, place, settings, as_json)
+    sent, said = _try_recording(report, place, settings)
+    told = {**outcome.as_dict(), "report": str(report), "mlflow": sent}
+    emit(told, as_json, "\n".join([outcome.markdown(), *outcome.warnings, f"report: {report}", said, NOTICE]))
+
+
+def _score(
+    data: Path,
+    models: list[str],
+    baseline: Path | None,
+    out: Path | None,
+    threads: int,
+    place: Workspace,
+    settings: Config,
+    as_json: bool,
+) -> tuple[Outcome, Path]:
+    from gtvray.cli.models import resolve_model
+    from gtvray.data import Ledger, dataset_digest, index_dataset, read_label, require_sound
+    from gtvray.evaluation import MeanPositionBaseline, Study
+    from gtvray.io import read_volume
+
+    bundles = _named({name: resolve_model(name, place, settings) for name in dict.fromkeys(models)})
     dataset = index_dataset(data)
     cases = dataset.cases
     folder = out or place.reports / f"evaluate-{'-'.join(bundle.digest[:12] for bundle in bundles.values())}"
-    progress = Progress({"check": 5, "baseline": 10, "evaluate": len(cases) * 1.5}, as_json)
+    progress = Progress({"check": 5, "baseline": 10, "evaluate": len(cases) * 1.5, "report": 5}, as_json)
     with progress.live():
         progress.begin("check", f"{len(cases)} cases")
         require_sound(dataset, progress.advance)
-        study = Study(cases, folder)
+        study = Study(dataset, dataset_digest(dataset, settings.split.patient_pattern), bundles, folder)
+        floor = None
         if baseline is not None:
             progress.begin("baseline", "mean position of the training masks")
             known = index_dataset(baseline).cases
-            study.baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in known])
-        ids = tuple(case.case_id for case in cases)
+            floor = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in known)
         for number, (name, bundle) in enumerate(bundles.items(), 1):
             progress.begin("evaluate", f"{len(cases)} cases, model {number} of {len(bundles)}")
-            root = str(dataset.root.resolve())
-            looks = Ledger(place.ledger).record("evaluation", bundle.digest, ids, root, [case.image for case in cases])
-            study.add(name, Predictor(bundle, threads=threads), looks, progress.advance)
-        result, text = study.write()
-    worn = looks_warning(looks)
-    emit(result, as_json, "\n".join([text, *([worn] if worn else []), f"report: {folder}", NOTICE]))
+            looks = _look(Ledger(place.ledger), bundle, dataset)
+            # Beside one model is enough: it does not depend on the model.
+            study.score(name, looks, threads=threads, baseline=floor, report=progress.advance)
+            floor = None
+        progress.begin("report", "page, tables and pictures")
+        return study.write()
+
+
+def _named(bundles: dict[str, Bundle]) -> dict[str, Bundle]:
+    """Bundles by what they are called in a report: a folder by its last name, as paths are nobody's business."""
+    named: dict[str, Bundle] = {}
+    for model, bundle in bundles.items():
+        name = Path(model).resolve().name if Path(model).is_dir() else model
+        named[name if name not in named else f"{name} {bundle.digest[:12]}"] = bundle
+    return named
+
+
+def _look(ledger: Any, bundle: Bundle, dataset: Dataset) -> int:
+    ids = tuple(case.case_id for case in dataset.cases)
+    scans = [case.image for case in dataset.cases]
+    return int(ledger.record("evaluation", bundle.digest, ids, str(dataset.root.resolve()), scans))
+
+
+def _record(report: Path, place: Workspace, settings: Config) -> dict[str, str]:
+    from gtvray.evaluation import record_report
+    from gtvray.tracking import connect_mlflow
+
+    uri = settings.tracking.uri or place.mlflow_uri
+    artifacts = place.artifacts if uri.startswith("sqlite") else None
+    return record_report(connect_mlflow(uri, place.artifacts), settings.tracking.experiment, report, artifacts)
+
+
+def _try_recording(report: Path, place: Workspace, settings: Config) -> tuple[dict[str, str] | None, str]:
+    """Send a report; MLflow being away must not cost what was found."""
+    from gtvray.errors import GtvrayError
+
+    try:
+        runs = _record(report, place, settings)
+    except GtvrayError as error:
+        again = f"gtvray evaluate --send {report} --workspace {place.root}"
+        return None, f"not in MLflow: {error.what} ({error.fields.get('found', '')}); send it later: {again}"
+    return runs, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())

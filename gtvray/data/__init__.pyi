@@ -7,6 +7,8 @@ from .checks.run import require_sound as require_sound
 from .description.card import parse_card as parse_card
 from .description.describe import describe_dataset as describe_dataset
 from .description.page import html_page as html_page
+from .description.pictures import REFERENCE_COLOUR as REFERENCE_COLOUR
+from .description.pictures import WINDOW_HU as WINDOW_HU
 from .description.pictures import Section as Section
 from .description.pictures import sections as sections
 from .description.tables import markdown as markdown
@@ -30,6 +32,7 @@ from .ledger import looks_warning as looks_warning
 from .patches.sampler import PatchSampler as PatchSampler
 from .phantoms import write_phantoms as write_phantoms
 from .project import Project as Project
+from .project import dataset_digest as dataset_digest
 from .project import open_project as open_project
 from .splits import Split as Split
 from .splits import split_cases as split_cases

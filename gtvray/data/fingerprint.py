@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -52,8 +53,12 @@ def fingerprint(cases: list[CachedCase], train: list[CachedCase]) -> Fingerprint
 
 def files_digest(cases: list[CachedCase]) -> str:
     """sha256 over every case id with its scan's and mask's digests."""
-    ids = "\n".join(sorted(f"{case.case_id} {case.meta['image_sha256']} {case.meta['label_sha256']}" for case in cases))
-    return hashlib.sha256(ids.encode()).hexdigest()
+    return digest_of((case.case_id, case.meta["image_sha256"], case.meta["label_sha256"]) for case in cases)
+
+
+def digest_of(cases: Iterable[tuple[str, str, str]]) -> str:
+    """sha256 over cases as (case id, digest of its scan, digest of its mask), in any order."""
+    return hashlib.sha256("\n".join(sorted(" ".join(case) for case in cases)).encode()).hexdigest()
 
 
 def _medians(rows: list[list[float]]) -> tuple[float, float, float]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from gtvray.config import Config, SplitConfig
 from gtvray.data.cache.cases import CaseCache
 from gtvray.data.cache.prepared import CachedCase
-from gtvray.data.fingerprint import Fingerprint, files_digest, fingerprint
+from gtvray.data.fingerprint import Fingerprint, digest_of, files_digest, fingerprint
 from gtvray.data.folds import Folds, split_folds
 from gtvray.data.layouts.cases import Case, Dataset
 from gtvray.data.layouts.patients import Patients, find_patients
 from gtvray.data.splits import Split, split_cases
+from gtvray.io import sha256_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,18 @@ def open_project(
         patients=patients,
         split_file=stored,
     )
+
+
+def dataset_digest(dataset: Dataset, patient_pattern: str) -> str:
+    """The digest that a project of these cases has, from their files alone; masks are needed for all.
+
+    Args:
+        dataset: the cases.
+        patient_pattern: as in the settings of the split.
+    """
+    files = ((case.case_id, case.image, case.label) for case in dataset.cases if case.label is not None)
+    digest = digest_of((case_id, sha256_of(image), sha256_of(label)) for case_id, image, label in files)
+    return _with_patients(digest, find_patients(dataset, patient_pattern))
 
 
 def _with_patients(digest: str, patients: Patients | None) -> str:

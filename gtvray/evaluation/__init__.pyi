@@ -3,6 +3,7 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .contours import added_path_length_mm as added_path_length_mm
 from .contours import count_tumours as count_tumours
+from .metrics import METRICS as METRICS
 from .metrics import NSD_TOLERANCES_MM as NSD_TOLERANCES_MM
 from .metrics import CaseScore as CaseScore
 from .metrics import assd_mm as assd_mm
@@ -11,8 +12,10 @@ from .metrics import hd95_mm as hd95_mm
 from .metrics import nsd as nsd
 from .metrics import nsd_tolerance_mm as nsd_tolerance_mm
 from .metrics import score_case as score_case
+from .outcome import Outcome as Outcome
 from .ranking import Ranked as Ranked
 from .ranking import rank_models as rank_models
+from .recording import record_report as record_report
 from .report import render_overlay as render_overlay
 from .scoring import ScoredCase as ScoredCase
 from .scoring import score_cases as score_cases

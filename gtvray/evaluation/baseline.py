@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,21 +31,21 @@ class MeanPositionBaseline:
     threshold: float
 
     @classmethod
-    def fit(cls, labels: Sequence[Volume], spacing_mm: Spacing = (3.0, 3.0, 3.0)) -> MeanPositionBaseline:
+    def fit(cls, labels: Iterable[Volume], spacing_mm: Spacing = (3.0, 3.0, 3.0)) -> MeanPositionBaseline:
         """Average the training masks.
 
         Args:
-            labels: masks of any orientation, oblique too; every voxel that is not zero belongs to the mask.
+            labels: masks of any orientation, oblique too; every voxel that is not zero belongs to the mask. Looked at
+                one by one: a generator holds one of them in memory at a time.
             spacing_mm: spacing of the common grid.
 
         Raises:
             InputError: no label holds a mask.
         """
-        # Only the crops are kept, so that labels may be read one by one.
         crops = [_centred_crop(label) for label in labels]
         masks = [crop for crop in crops if crop is not None]
         if not masks:
-            raise InputError("no training mask to take the mean position of", found=f"{len(labels)} empty labels")
+            raise InputError("no training mask to take the mean position of", found=f"{len(crops)} empty labels")
         affine, shape = _common_grid(masks, spacing_mm)
         total = np.zeros(shape, dtype=np.float32)
         kept: list[npt.NDArray[np.bool_]] = []

@@ -13,20 +13,23 @@ from gtvray.evaluation.statistics import paired_difference, smallest_difference
 
 _SEED = 0
 _FEWEST = 3
+RANKED_BY = ("dsc", "hd95_mm")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """DSC of one model less that of another, case by case.
+    """A score of one model less that of another, case by case.
 
     Attributes:
         model, other: their names.
+        metric: "dsc", where more is better, or "hd95_mm", where less is.
         mean, low, high: with the 95 % interval.
         smallest: the mean difference these cases would show, with a power of 80 %.
     """
 
     model: str
     other: str
+    metric: str
     mean: float
     low: float
     high: float
@@ -35,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ranks of all, and the difference of each pair; no differences for fewer than three cases."""
+    """Ranks of all, and each pair's differences by each ranked score; none for fewer than three cases."""
 
     ranking: tuple[Ranked, ...]
     differences: tuple[Difference, ...]
@@ -58,11 +61,12 @@ def compare(scores: Mapping[str, Sequence[CaseScore]]) -> Comparison:
     ordered = {name: sorted(of_model, key=lambda score: score.case_id) for name, of_model in scores.items()}
     enough = all(len(of_model) >= _FEWEST for of_model in ordered.values())
     pairs = combinations(ordered, 2) if enough else ()
-    return Comparison(ranking, tuple(_difference(ordered, model, other) for model, other in pairs))
+    differences = (_difference(ordered, model, other, metric) for model, other in pairs for metric in RANKED_BY)
+    return Comparison(ranking, tuple(differences))
 
 
-def _difference(scores: Mapping[str, Sequence[CaseScore]], model: str, other: str) -> Difference:
-    mine, theirs = ([score.dsc for score in scores[name]] for name in (model, other))
+def _difference(scores: Mapping[str, Sequence[CaseScore]], model: str, other: str, metric: str) -> Difference:
+    mine, theirs = ([float(getattr(score, metric)) for score in scores[name]] for name in (model, other))
     paired = paired_difference(mine, theirs, seed=_SEED)
     smallest = smallest_difference([a - b for a, b in zip(mine, theirs, strict=True)])
-    return Difference(model, other, paired.mean, paired.low, paired.high, smallest)
+    return Difference(model, other, metric, paired.mean, paired.low, paired.high, smallest)

@@ -18,8 +18,18 @@ from gtvray.evaluation.surface import Mask, Spacing
 from gtvray.geometry import Box, Volume, is_sheared
 
 NSD_TOLERANCES_MM = (1.0, 2.0, 5.0)
-# A tolerance below the voxel spacing asks for identity: SegRap's 1 mm suits 3 mm slices, not 4 mm voxels (OpenKBP).
-_FINE_SPACING_MM = 3.5
+# What is told of a case by a number, and what people call it.
+METRICS = {
+    "dsc": "DSC",
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+    "nsd_1mm": "NSD at 1 mm",
+    "nsd_2mm": "NSD at 2 mm",
+    "nsd_5mm": "NSD at 5 mm",
+    "volume_error_ml": "volume error (ml)",
+    "absolute_volume_error_ml": "volume error without its sign (ml)",
+    "added_path_length_mm": "path to add (mm)",
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,11 @@ class CaseScore:
     def volume_error_ml(self) -> float:
         """Prediction less reference: positive where too much is marked."""
         return self.volume_prediction_ml - self.volume_reference_ml
+
+    @property
+    def absolute_volume_error_ml(self) -> float:
+        """The volume error without its sign."""
+        return abs(self.volume_error_ml)
 
 
 def score_case(case_id: str, reference: Volume, prediction: Volume) -> CaseScore:
@@ -156,8 +171,17 @@ def nsd(reference: Mask, prediction: Mask, spacing_mm: Spacing, tolerance_mm: fl
 
 
 def nsd_tolerance_mm(spacing_mm: Spacing) -> float:
-    """The tolerance NSD is judged at: 1 mm, or 5 mm where voxels are too coarse for less to mean anything."""
-    return NSD_TOLERANCES_MM[0] if max(spacing_mm) <= _FINE_SPACING_MM else NSD_TOLERANCES_MM[-1]
+    """The finest of the tolerances that means something on a grid; the widest if none does."""
+    return next((each for each in NSD_TOLERANCES_MM if is_resolved(each, spacing_mm)), NSD_TOLERANCES_MM[-1])
+
+
+def is_resolved(tolerance_mm: float, spacing_mm: Spacing) -> bool:
+    """Whether a tolerance is more than half a voxel along every axis.
+
+    A contour drawn on voxels may lie up to half a voxel beside the true surface: a tolerance of less is below what the
+    grid can tell, so 1 mm is too fine for slices of 3 mm, and 2 mm for voxels of 4 mm (OpenKBP).
+    """
+    return tolerance_mm > max(spacing_mm) / 2
 
 
 def _surface_scores(

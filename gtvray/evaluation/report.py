@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gtvray import NOTICE
-from gtvray.data import Section, sections
-from gtvray.data.description.pictures import REFERENCE_COLOUR, WINDOW_HU
+from gtvray.data import REFERENCE_COLOUR, WINDOW_HU, Section, sections
 from gtvray.errors import GeometryError
 from gtvray.geometry import Volume
 from gtvray.io import atomic_path
@@ -66,7 +65,8 @@ def _overlay_figure(image: Volume, reference: Volume | None, prediction: Volume 
     for axes, view in zip(figure.subplots(1, 3), views, strict=True):
         _draw_view(axes, view, list(colours.values()))
     _legend(figure.axes[0], colours)
-    figure.suptitle(title, color="white", fontsize=11)
+    # A dollar sign in a case's name begins no formula.
+    figure.suptitle(title, color="white", fontsize=11, parse_math=False)
     figure.supxlabel(NOTICE, color="gray", fontsize=8)
     return figure
 

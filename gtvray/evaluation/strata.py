@@ -13,6 +13,7 @@ from gtvray.evaluation.metrics import CaseScore
 # Fewer than this many cases a stratum say nothing apart.
 _FEWEST_A_STRATUM = 3
 _VOLUME_STRATA = 3
+TUMOUR_VOLUME, VOXEL_SPACING = "tumour volume", "voxel spacing"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Stratum:
     """Cases that are alike in one respect.
 
     Attributes:
-        by: "tumour volume" or "voxel spacing", the coarsest axis.
+        by: `TUMOUR_VOLUME`, or `VOXEL_SPACING` along the coarsest axis.
         low, high: range of the values met, in `unit`.
         unit: "ml" or "mm".
         cases: how many.
@@ -49,8 +50,8 @@ def stratify(scores: Sequence[CaseScore]) -> list[Stratum]:
     spacings = sorted({round(2 * max(score.spacing_mm)) / 2 for score in scores})
     alike = [[score for score in scores if round(2 * max(score.spacing_mm)) / 2 == value] for value in spacings]
     return [
-        *_strata("tumour volume", "ml", thirds, [[score.volume_reference_ml for score in part] for part in thirds]),
-        *_strata("voxel spacing", "mm", alike, [[max(score.spacing_mm) for score in part] for part in alike]),
+        *_strata(TUMOUR_VOLUME, "ml", thirds, [[score.volume_reference_ml for score in part] for part in thirds]),
+        *_strata(VOXEL_SPACING, "mm", alike, [[max(score.spacing_mm) for score in part] for part in alike]),
     ]
 
 

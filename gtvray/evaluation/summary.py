@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gtvray.errors import InputError
-from gtvray.evaluation.metrics import NSD_TOLERANCES_MM, CaseScore
+from gtvray.evaluation.metrics import METRICS, NSD_TOLERANCES_MM, CaseScore, is_resolved
 from gtvray.evaluation.statistics import aggregated_dsc, bootstrap_mean_interval
 from gtvray.evaluation.strata import stratify
 
 HD95_DEFINITION = "max of the two directed 95th percentiles between surface voxels, mm"
 _FEWEST_FOR_INTERVAL = 3
 _SEED = 0
-_SPREADS: dict[str, Callable[[CaseScore], float]] = {
-    "dsc": lambda score: score.dsc,
-    "hd95_mm": lambda score: score.hd95_mm,
-    "assd_mm": lambda score: score.assd_mm,
-    "nsd_1mm": lambda score: score.nsd_1mm,
-    "nsd_2mm": lambda score: score.nsd_2mm,
-    "nsd_5mm": lambda score: score.nsd_5mm,
-    "volume_error_ml": lambda score: score.volume_error_ml,
-    "absolute_volume_error_ml": lambda score: abs(score.volume_error_ml),
-    "added_path_length_mm": lambda score: score.added_path_length_mm,
-}
 
 
 def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
@@ -46,7 +35,7 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
         "tumours_missed": sum(score.tumours_missed for score in scores),
         "tumours_false": sum(score.tumours_false for score in scores),
         "aggregated_dsc": aggregated_dsc(scores),
-        **{name: _spread([value(score) for score in scores]) for name, value in _SPREADS.items()},
+        **{name: _spread([float(getattr(score, name)) for score in scores]) for name in METRICS},
         "strata": [asdict(stratum) for stratum in stratify(scores)],
         "hd95_definition": HD95_DEFINITION,
         "nsd_note": nsd_note(scores),
@@ -54,15 +43,19 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
 
 
 def nsd_note(scores: Sequence[CaseScore]) -> str | None:
-    """Which NSD to look at, where voxels are too coarse for some of them; None if all mean something."""
-    coarse = [score for score in scores if score.nsd_tolerance_mm > NSD_TOLERANCES_MM[0]]
-    if not coarse:
+    """Which NSD says little, where its tolerance is no more than half a voxel; None if all mean something."""
+    coarsest_mm = max(max(score.spacing_mm) for score in scores)
+    told = []
+    for tolerance in NSD_TOLERANCES_MM:
+        coarse = sum(not is_resolved(tolerance, score.spacing_mm) for score in scores)
+        if coarse:
+            told.append(f"{tolerance:g} mm in {coarse} of {len(scores)} cases")
+    if not told:
         return None
-    widest_mm = max(max(score.spacing_mm) for score in coarse)
-    finest_mm = max(score.nsd_tolerance_mm for score in coarse)
+    finest_mm = max(score.nsd_tolerance_mm for score in scores)
     return (
-        f"voxels of up to {widest_mm:.2g} mm in {len(coarse)} of {len(scores)} cases: there NSD below {finest_mm:g} mm "
-        "asks for the same voxels and says little"
+        f"voxels are up to {coarsest_mm:.3g} mm long, so a tolerance of {', of '.join(told)} is no more than half a "
+        f"voxel, asks for the same voxels and says little; look at {finest_mm:g} mm"
     )
 
 

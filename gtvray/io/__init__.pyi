@@ -7,6 +7,10 @@ from .jsonfile import read_json_lines as read_json_lines
 from .jsonfile import write_json as write_json
 from .nifti import encode_nifti as encode_nifti
 from .nrrd import encode_nrrd as encode_nrrd
+from .page import cell_text as cell_text
+from .page import html_document as html_document
+from .page import html_picture as html_picture
+from .page import html_table as html_table
 from .volumes import decode_nifti as decode_nifti
 from .volumes import decode_volume as decode_volume
 from .volumes import read_volume as read_volume

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtvray.tracking.spool import Entry, Spool
-from gtvray.tracking.store import experiment_id
+from gtvray.tracking.store import experiment_id, find_or_create_run
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -35,7 +35,8 @@ class SweepRecorder:
         self._experiment = experiment_id(client, experiment, artifacts)
         self._runs: dict[str, str] = {}
         self._open: set[str] = set()
-        self.run_id = self._find_or_create(sweep, {"gtvray.sweep": sweep, "mlflow.runName": sweep})
+        tags = {"gtvray.sweep": sweep, "mlflow.runName": sweep}
+        self.run_id = find_or_create_run(client, self._experiment, sweep, tags)
         self._spool = Spool(spool, self._deliver)
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -47,10 +48,21 @@ class SweepRecorder:
         self._open.add(trial)
         self._spool.put({"trial": trial, "params": _texts(params), "tags": dict(tags)})
 
-    def log(self, trial: str, metrics: Mapping[str, float], step: int) -> None:
-        """A trial's figures at an epoch."""
-        now = int(time.time() * 1000)
+    def log(self, trial: str | None, metrics: Mapping[str, float], step: int, at_ms: int | None = None) -> None:
+        """A trial's figures at an epoch; the sweep's own with None for the trial.
+
+        Args:
+            trial: which.
+            metrics: the figures.
+            step: the epoch.
+            at_ms: when they came, now if not given; the same figures of the same moment are kept once.
+        """
+        now = int(time.time() * 1000) if at_ms is None else at_ms
         self._spool.put({"trial": trial, "metrics": dict(metrics), "step": step, "at_ms": now})
+
+    def attach(self, trial: str | None, path: Path, into: str) -> None:
+        """A file or folder for a run's artifacts, put into their folder `into`; it is read when it is delivered."""
+        self._spool.put({"trial": trial, "artifact": str(path.resolve()), "into": into})
 
     def finish(self, trial: str, status: str) -> None:
         """End a trial's run: FINISHED, FAILED or KILLED."""
@@ -88,32 +100,35 @@ class SweepRecorder:
                 if "metrics" in entry:
                     at = (entry["at_ms"], entry["step"])
                     pending.setdefault(run_id, []).extend(Metric(k, v, *at) for k, v in entry["metrics"].items())
+                elif "artifact" in entry:
+                    self._send(run_id, Path(entry["artifact"]), entry["into"])
                 elif "status" in entry:
                     self._client.log_batch(run_id, metrics=pending.pop(run_id, []))
                     self._client.set_terminated(run_id, entry["status"], entry["at_ms"])
                 else:
                     params = list(entry["params"].items())
                     tags = [RunTag(k, v) for k, v in entry["tags"].items()]
-                    for first in range(0, len(params), _BATCH):
+                    for first in range(0, max(1, len(params)), _BATCH):
                         batch = [Param(k, v) for k, v in params[first : first + _BATCH]]
                         self._client.log_batch(run_id, params=batch, tags=tags)
             for run_id, metrics in pending.items():
                 self._client.log_batch(run_id, metrics=metrics)
+
+    def _send(self, run_id: str, path: Path, into: str) -> None:
+        # What has been removed since is not waited for.
+        if path.is_dir():
+            self._client.log_artifacts(run_id, str(path), into)
+        elif path.is_file():
+            self._client.log_artifact(run_id, str(path), into)
 
     def _run(self, trial: str | None) -> str:
         if trial is None:
             return self.run_id
         if trial not in self._runs:
             tags = {"ray.trial_id": trial, "mlflow.parentRunId": self.run_id, "mlflow.runName": f"trial-{trial}"}
-            self._runs[trial] = self._find_or_create(f"{self._sweep}/{trial}", tags)
+            key = f"{self._sweep}/{trial}"
+            self._runs[trial] = find_or_create_run(self._client, self._experiment, key, tags)
         return self._runs[trial]
-
-    def _find_or_create(self, key: str, tags: Mapping[str, str]) -> str:
-        """A run by its key: looked up before it is made, so that a restart goes on in it."""
-        runs = self._client.search_runs([self._experiment], f"tags.`gtvray.key` = '{key}'", max_results=1)
-        if runs:
-            return str(runs[0].info.run_id)
-        return str(self._client.create_run(self._experiment, tags={"gtvray.key": key, **tags}).info.run_id)
 
 
 def _texts(params: Mapping[str, Any]) -> dict[str, str]:

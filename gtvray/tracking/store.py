@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,21 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
         return str(found.experiment_id)
     location = artifacts.resolve().as_uri() if artifacts is not None else None
     return str(client.create_experiment(name, artifact_location=location))
+
+
+def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Mapping[str, str]) -> str:
+    """The id of a run by its key: looked up before it is made, so that a second try goes on in it.
+
+    Args:
+        client: of the store.
+        experiment: the experiment's id.
+        key: names the run and no other of the experiment.
+        tags: of a run that is made.
+    """
+    runs = client.search_runs([experiment], f"tags.`gtvray.key` = '{key}'", max_results=1)
+    if runs:
+        return str(runs[0].info.run_id)
+    return str(client.create_run(experiment, tags={"gtvray.key": key, **tags}).info.run_id)
 
 
 def _require_answer(uri: str, host: str, port: int) -> None:

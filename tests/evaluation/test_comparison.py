@@ -11,14 +11,16 @@ from ..scores import made_score
 
 def test_pairs_are_taken_case_by_case_whatever_their_order() -> None:
     first, second = [0.9, 0.7, 0.8, 0.6], [0.5, 0.6, 0.7, 0.6]
-    a = [made_score(str(n), dsc) for n, dsc in enumerate(first)]
+    a = [made_score(str(n), dsc, hd95_mm=4.0) for n, dsc in enumerate(first)]
     b = [made_score(str(n), dsc) for n, dsc in enumerate(second)][::-1]
     comparison = compare({"a": a, "b": b})
-    (pair,) = comparison.differences
+    pair, distance = comparison.differences
     paired = paired_difference(first, second, seed=0)
     assert (pair.model, pair.other, pair.mean) == ("a", "b", pytest.approx(0.15))
     assert (pair.low, pair.high) == (paired.low, paired.high)
     assert pair.smallest > 0
+    assert (pair.metric, distance.metric) == ("dsc", "hd95_mm")
+    assert (distance.mean, distance.low, distance.high, distance.smallest) == (-1.0, -1.0, -1.0, 0.0)
     assert [ranked.name for ranked in comparison.ranking] == ["a", "b"]
 
 

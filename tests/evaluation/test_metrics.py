@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_erosion, gaussian_filter
+from scipy.spatial import cKDTree
 
 from gtvray.errors import GeometryError, InputError
 from gtvray.evaluation import (
@@ -24,6 +25,8 @@ from gtvray.evaluation import (
     nsd_tolerance_mm,
     score_case,
 )
+from gtvray.evaluation.distances import SurfelDistances
+from gtvray.evaluation.surface import surfel_areas_mm2
 from gtvray.geometry import Volume
 from gtvray.io import read_volume
 
@@ -104,6 +107,45 @@ def test_displaced_ellipsoids_score_as_monai_scores_them(prediction: Mask) -> No
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spacing_mm", [STRUCTSEG_MM, (4.3, 0.7, 2.1)])
+def test_surface_distances_are_those_of_every_pair_of_surface_voxels(
+    seed: int, spacing_mm: tuple[float, float, float]
+) -> None:
+    """No distance transform, no crop: SciPy's erosion, and the nearest of all points."""
+    masks = blob(seed + 20), blob(seed + 40)
+    points = [np.argwhere(mask ^ binary_erosion(mask)) * spacing_mm for mask in masks]
+    there, back = (cKDTree(points[1 - n]).query(points[n])[0] for n in range(2))
+    hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+    assert hd95_mm(*masks, spacing_mm) == pytest.approx(hd95, abs=1e-4)
+    assert assd_mm(*masks, spacing_mm) == pytest.approx(np.concatenate([there, back]).mean(), abs=1e-4)
+
+
+def test_two_voxels_apart_score_as_published_with_surface_distance() -> None:
+    """The published test of DeepMind's surface-distance: voxels 2 mm apart at 3 x 2 x 1 mm."""
+    reference, prediction = np.zeros((2, 128, 128, 128), dtype=bool)
+    reference[50, 60, 70] = prediction[50, 60, 72] = True
+    measured = SurfelDistances.between(reference, prediction, (3.0, 2.0, 1.0))
+    assert np.average(measured.distances_mm, weights=measured.areas_mm2) == pytest.approx(1.5, abs=1e-4)
+    assert nsd(reference, prediction, (3.0, 2.0, 1.0), 1.0) == pytest.approx(0.5, abs=1e-4)
+    assert hd95_mm(reference, prediction, (3.0, 2.0, 1.0)) == pytest.approx(2.0, abs=1e-4)
+    assert dice(reference, prediction) == 0
+
+
+def test_cubes_shifted_by_a_voxel_score_as_published_with_surface_distance() -> None:
+    """Another of its published tests, given there to three digits; the cubes fill their grid up to its border."""
+    reference, prediction = np.zeros((2, 100, 100, 100), dtype=bool)
+    reference[:50] = prediction[:51] = True
+    measured = SurfelDistances.between(reference, prediction, (2.0, 1.0, 1.0))
+    mine = np.count_nonzero(surfel_areas_mm2(np.pad(reference[:51], 1), (2.0, 1.0, 1.0)))
+    parts = slice(None, mine), slice(mine, None)
+    mean_mm = [np.average(measured.distances_mm[part], weights=measured.areas_mm2[part]) for part in parts]
+    assert mean_mm == pytest.approx([0.322, 0.339], abs=5e-4)
+    assert nsd(reference, prediction, (2.0, 1.0, 1.0), 1.0) == pytest.approx(0.836, abs=5e-4)
+    assert hd95_mm(reference, prediction, (2.0, 1.0, 1.0)) == pytest.approx(2.0, abs=1e-4)
+    assert dice(reference, prediction) == pytest.approx(100 / 101)
+
+
 def test_two_millimetre_shift_is_measured_in_millimetres() -> None:
     reference, prediction = ellipsoid((20, 20, 20)), ellipsoid((20, 20, 20), (2, 0, 0))
     assert dice(reference, prediction) == pytest.approx(0.924, abs=5e-4)
@@ -166,7 +208,7 @@ def test_score_case_says_volumes_and_whether_it_was_missed(predicted: int, misse
     reference = volume_of(mask, (2.0, 2.0, 2.5))
     score = score_case("a", reference, reference.with_array(mask * np.uint8(predicted)))
     perfect = float(predicted)
-    assert (score.case_id, score.dsc, score.nsd, score.nsd_tolerance_mm) == ("a", perfect, perfect, 1.0)
+    assert (score.case_id, score.dsc, score.nsd, score.nsd_tolerance_mm) == ("a", perfect, perfect, 2.0)
     assert score.hd95_mm == pytest.approx(0.0 if predicted else (20**2 + 20**2 + 25**2) ** 0.5)
     assert [score.volume_reference_ml, score.volume_prediction_ml] == pytest.approx([0.4, 0.4 * predicted])
     assert score.missed is missed
@@ -185,7 +227,7 @@ def test_a_case_is_scored_as_its_masks_are_one_by_one(spacing_mm: tuple[float, f
     )
     nsds = [nsd(reference, prediction, spacing_mm, tolerance) for tolerance in NSD_TOLERANCES_MM]
     assert [score.nsd_1mm, score.nsd_2mm, score.nsd_5mm] == nsds
-    assert score.nsd == nsds[0 if spacing_mm == STRUCTSEG_MM else 2]
+    assert score.nsd == nsds[1 if spacing_mm == STRUCTSEG_MM else 2]
     assert (score.tumours, score.tumours_missed, score.tumours_false) == count_tumours(reference, prediction)
 
 
@@ -263,6 +305,11 @@ def test_masks_that_cannot_be_compared_are_refused() -> None:
         nsd(mask, mask, (1.0, 1.0, 1.0), float("nan"))
 
 
-def test_tolerance_follows_the_spacing() -> None:
-    assert nsd_tolerance_mm(STRUCTSEG_MM) == 1.0
-    assert nsd_tolerance_mm((3.9, 3.9, 2.5)) == 5.0
+@pytest.mark.parametrize(
+    ("spacing_mm", "tolerance_mm"),
+    [((0.9, 0.9, 1.5), 1.0), (STRUCTSEG_MM, 2.0), ((4.0, 4.0, 2.5), 5.0), ((1.0, 1.0, 12.0), 5.0)],
+)
+def test_tolerance_is_the_finest_of_more_than_half_a_voxel(
+    spacing_mm: tuple[float, float, float], tolerance_mm: float
+) -> None:
+    assert nsd_tolerance_mm(spacing_mm) == tolerance_mm

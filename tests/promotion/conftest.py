@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 
-from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.evaluation import CaseScore
-from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.models import Bundle
 from gtvray.promotion import Evidence
 from gtvray.tracking import connect_mlflow
 
+from ..bundles import random_bundle
 from ..scores import made_score
 
 MakeBundle = Callable[[int], Bundle]
@@ -42,17 +41,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     """A bundle by its seed."""
 
     def make(seed: int) -> Bundle:
-        torch.manual_seed(seed)
-        network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
-        return write_bundle(
-            tmp_path / f"made-{seed}",
-            weights=weights_of(build_network(network, 1, (4.0, 4.0, 4.0), patch_ijk)),
-            preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
-            network=network,
-            inference=InferenceConfig(),
-            patch_ijk=patch_ijk,
-            info={"seed": seed},
-        )
+        return random_bundle(tmp_path / f"made-{seed}", seed)
 
     return make
 

@@ -8,6 +8,7 @@ from typing import Any
 from gtvray import NOTICE
 from gtvray.data.description.describe import ROWS_NOTE, Description, file_tree
 from gtvray.data.description.statistics import ROWS
+from gtvray.io import cell_text
 
 Row = Sequence[Any]
 Table = tuple[Row, list[Row]]
@@ -35,7 +36,7 @@ def tables(description: Description) -> dict[str, Table]:
         shown["Tumours"] = _tumours(found["tumours"])
     if description.compared is not None:
         rows: list[Row] = [
-            (row["item"], text(row["published"]), text(row["computed"]), "yes" if row["agrees"] else "no")
+            (row["item"], cell_text(row["published"]), cell_text(row["computed"]), "yes" if row["agrees"] else "no")
             for row in description.compared
         ]
         shown["Against the card"] = (("item", "published", "computed", "agrees"), rows)
@@ -44,17 +45,6 @@ def tables(description: Description) -> dict[str, Table]:
     rows = [(each.severity, each.case_id, each.code, each.message, each.where) for each in description.findings]
     shown["Findings"] = (("severity", "case", "code", "finding", "where"), rows)
     return shown
-
-
-def text(value: Any) -> str:
-    """A value as a table shows it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(text(each) for each in value) + ")"
-    return str(value)
 
 
 def _meta(description: Description) -> Table:
@@ -69,7 +59,7 @@ def _meta(description: Description) -> Table:
 
 
 def _resolution(found: dict[str, Any]) -> Table:
-    rows: list[Row] = [(row, _four(found["spacing_mm"][row]), text(found["size"][row])) for row in ROWS]
+    rows: list[Row] = [(row, _four(found["spacing_mm"][row]), cell_text(found["size"][row])) for row in ROWS]
     return ("Dataset Statistics", "spacing (mm)", "size"), [*rows, ("2-D slices in all", "", str(found["slices"]))]
 
 
@@ -102,7 +92,7 @@ def _intensities(found: dict[str, Any]) -> Table:
     ]
     blank = [""] * (len(percents) - 3)
     rows += [
-        (f"{name}, min / median / max over cases", *(text(value) for value in found[key].values()), *blank)
+        (f"{name}, min / median / max over cases", *(cell_text(value) for value in found[key].values()), *blank)
         for name, key in (("lowest value", "lowest_hu"), ("highest value", "highest_hu"))
     ]
     shares = [f"{100 * value:.3g} %" for value in found["share_above_3071_hu"].values()]
@@ -112,7 +102,7 @@ def _intensities(found: dict[str, Any]) -> Table:
 
 def _tumours(found: dict[str, Any]) -> Table:
     rows: list[Row] = [
-        (name, *(text(found[key][row]) for row in ROWS))
+        (name, *(cell_text(found[key][row]) for row in ROWS))
         for name, key in (
             ("volume (ml)", "ml"),
             ("components", "components"),

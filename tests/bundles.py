@@ -1,0 +1,27 @@
+"""Bundles of random weights: models that take seconds to make and find nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from gtvray.models import Bundle, build_network, weights_of, write_bundle
+
+
+def random_bundle(folder: Path, seed: int, info: Mapping[str, Any] | None = None) -> Bundle:
+    """A bundle by its seed: a small network on a grid of 4 mm."""
+    torch.manual_seed(seed)
+    network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
+    return write_bundle(
+        folder,
+        weights=weights_of(build_network(network, 1, (4.0, 4.0, 4.0), patch_ijk)),
+        preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
+        network=network,
+        inference=InferenceConfig(),
+        patch_ijk=patch_ijk,
+        info={"seed": seed, **(info or {})},
+    )
