@@ -35,6 +35,8 @@ POINTS: dict[str, str] = {
     "training.before_report": "an epoch is done, its checkpoint handed to the writer, nobody told",
     "checkpoint.write": "half of a checkpoint's files written, under a temporary name",
     "checkpoint.written": "a checkpoint is in its place, older ones not yet removed",
+    "tracking.before_delivery": "figures are on disk, MLflow not yet asked",
+    "tracking.after_delivery": "MLflow has the figures, the queue's mark not yet moved on",
 }
 _ENTRY = re.compile(r"(?P<name>[a-z_.]+)(@(?P<rank>\d+))?(:(?P<count>[1-9]\d*))?=(?P<action>[a-z]+)")
 
@@ -70,6 +72,11 @@ def arm(text: str) -> None:
         ConfigError: an entry is malformed, or names a place or an action that there is not.
     """
     _armed[:] = [_parsed(entry) for entry in text.split(",") if entry.strip()]
+
+
+def variables() -> dict[str, str]:
+    """What processes on other machines need in their environment to fail like this one's children would."""
+    return {name: os.environ[name] for name in (VARIABLE, ONCE_VARIABLE) if name in os.environ}
 
 
 def _parsed(entry: str) -> _Armed:

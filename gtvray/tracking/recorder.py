@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gtvray.io import read_json_lines
 from gtvray.tracking.spool import Entry, Spool
 from gtvray.tracking.store import experiment_id, find_or_create_run
 
@@ -37,6 +38,8 @@ class SweepRecorder:
         self._open: set[str] = set()
         tags = {"gtvray.sweep": sweep, "mlflow.runName": sweep}
         self.run_id = find_or_create_run(client, self._experiment, sweep, tags)
+        # A trial that was killed tells its last epoch again, at another time, which to MLflow is another figure.
+        self._logged = {_identity(entry) for entry in read_json_lines(spool) if "metrics" in entry}
         self._spool = Spool(spool, self._deliver)
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -53,12 +56,15 @@ class SweepRecorder:
 
         Args:
             trial: which.
-            metrics: the figures.
+            metrics: the figures; those that an earlier process or a killed trial has told of this epoch count.
             step: the epoch.
-            at_ms: when they came, now if not given; the same figures of the same moment are kept once.
+            at_ms: when they came, now if not given.
         """
         now = int(time.time() * 1000) if at_ms is None else at_ms
-        self._spool.put({"trial": trial, "metrics": dict(metrics), "step": step, "at_ms": now})
+        entry = {"trial": trial, "metrics": dict(metrics), "step": step, "at_ms": now}
+        if _identity(entry) not in self._logged:
+            self._logged.add(_identity(entry))
+            self._spool.put(entry)
 
     def attach(self, trial: str | None, path: Path, into: str) -> None:
         """A file or folder for a run's artifacts, put into their folder `into`; it is read when it is delivered."""
@@ -129,6 +135,11 @@ class SweepRecorder:
             key = f"{self._sweep}/{trial}"
             self._runs[trial] = find_or_create_run(self._client, self._experiment, key, tags)
         return self._runs[trial]
+
+
+def _identity(entry: Entry) -> tuple[str | None, int, frozenset[str]]:
+    """What makes figures the same: whose, which epoch's, and which ones."""
+    return entry["trial"], entry["step"], frozenset(entry["metrics"])
 
 
 def _texts(params: Mapping[str, Any]) -> dict[str, str]:

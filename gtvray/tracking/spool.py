@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gtvray.failpoints import failpoint
 from gtvray.io import atomic_path
 
 Entry = dict[str, Any]
@@ -78,7 +79,9 @@ class Spool:
                 self._wake.clear()
                 continue
             try:
+                failpoint("tracking.before_delivery")
                 self._deliver(entries)
+                failpoint("tracking.after_delivery")
                 with atomic_path(self._mark) as temporary:
                     temporary.write_text(str(end))
             except Exception as error:  # noqa: BLE001  # whatever keeps MLflow from answering, the entries stay

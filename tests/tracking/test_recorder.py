@@ -81,6 +81,21 @@ def test_a_restarted_sweep_goes_on_in_the_same_runs(client: MlflowClient, tmp_pa
     assert other.run_id != first.run_id
 
 
+def test_an_epoch_that_is_told_again_is_there_once(client: MlflowClient, tmp_path: Path) -> None:
+    """As a trial does that was killed before anybody knew its checkpoint, in this process or the next."""
+    first = SweepRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    record(first, 1, range(1, 4))
+    first.log("t0", {"selection_dsc": 0.3, "train_loss": 1 / 3}, 3, at_ms=1)
+    assert first.close()
+    again = SweepRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    record(again, 1, range(2, 6))
+    again.log("t0", {"other": 7.0}, 2)
+    assert again.close()
+    (run,) = children(client, again).values()
+    assert steps(client, run) == [(epoch, epoch / 10) for epoch in range(1, 6)]
+    assert steps(client, run, "other") == [(2, 7.0)]
+
+
 def test_a_crash_between_delivery_and_mark_doubles_nothing(client: MlflowClient, tmp_path: Path) -> None:
     first = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 1, range(1, 4))
@@ -159,3 +174,53 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(
     assert [step for step, _ in steps(client, runs["t0"])] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in steps(client, runs["t1"])] == [3, 4, 5]
     assert runs["t0"].info.status == "FINISHED"
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from gtvray.tracking import SweepRecorder, connect_mlflow
+folder = Path(sys.argv[2])
+recorder = SweepRecorder(connect_mlflow(sys.argv[1], folder), sys.argv[5], "sweep", folder / "spool.jsonl")
+recorder.start("t0", {"optimizer.lr": 0.1}, {})
+for epoch in range(1, int(sys.argv[3]) + 1):
+    recorder.log("t0", {"train_loss": 1 / epoch}, epoch)
+    print(epoch, recorder.flush(float(sys.argv[4])), flush=True)
+recorder.finish_sweep("FINISHED")
+print(recorder.close(60), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("point", ["tracking.after_delivery:3", "tracking.before_delivery:3"])
+def test_server_and_driver_are_killed_and_nothing_is_lost_or_twice(
+    point: str, server: Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    def drive(epochs: int, patience_s: float, failpoint: str = "") -> tuple[int, list[str]]:
+        command = [sys.executable, "-c", _DRIVER, f"http://127.0.0.1:{server.port}", str(tmp_path), str(epochs)]
+        environment = {**os.environ, "GTVRAY_FAILPOINT": failpoint}
+        done = subprocess.run(
+            [*command, str(patience_s), point],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return done.returncode, done.stdout.splitlines()
+
+    server.start()
+    code, said = drive(5, 100, f"{point}=kill")
+    assert code == -signal.SIGKILL
+    assert "5 True" not in said
+    server.kill()
+    server.start()
+    code, said = drive(5, 100)
+    assert (code, said[-1]) == (0, "True")
+    experiment = client.get_experiment_by_name(point)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`ray.trial_id` = 't0'")
+    assert len(runs) == 1
+    assert [step for step, _ in steps(client, runs[0], "train_loss")] == [1, 2, 3, 4, 5]
+    assert runs[0].info.status == "FINISHED"
