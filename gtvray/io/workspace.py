@@ -46,6 +46,11 @@ class Workspace:
         return self.root / "sweeps"
 
     @property
+    def trainings(self) -> Path:
+        """A folder a training, with its folds' checkpoints."""
+        return self.root / "trainings"
+
+    @property
     def bundles(self) -> Path:
         """Bundles by digest."""
         return self.root / "bundles"

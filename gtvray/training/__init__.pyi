@@ -1,6 +1,9 @@
+from .export import TrainedNetwork as TrainedNetwork
 from .export import export_bundle as export_bundle
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit
 from .plan import check_plan as check_plan
 from .plan import training_precision as training_precision
 from .ray import fit_distributed as fit_distributed
+from .selection import best_setting as best_setting
+from .selection import calibration_scores as calibration_scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,40 @@ from gtvray.models import Bundle, Checkpoint, build_network, load_weights, write
 from gtvray.training.selection import calibrated
 
 _PREFIX = "averaged:"
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """What of a checkpoint is kept in the end.
+
+    Attributes:
+        weights: their moving average.
+        settings: of the network.
+        epoch: epochs done.
+    """
+
+    weights: dict[str, torch.Tensor]
+    settings: NetworkConfig
+    epoch: int
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> TrainedNetwork:
+        """Read it from a checkpoint's folder.
+
+        Raises:
+            TrainingError: the checkpoint is damaged.
+        """
+        state = Checkpoint.load(checkpoint)
+        averaged = {key.removeprefix(_PREFIX): each for key, each in state.tensors.items() if key.startswith(_PREFIX)}
+        return cls(averaged, build(NetworkConfig, state.meta["network"], checkpoint), int(state.meta["epoch"]))
+
+    def build(self, config: Config) -> torch.nn.Module:
+        """The network, in evaluation mode; `config` is what it was trained with."""
+        preprocessing, patch_ijk = config.preprocessing, config.training.patch_ijk
+        channels = len(preprocessing.windows_hu)
+        network = build_network(self.settings, channels, preprocessing.spacing_mm, patch_ijk).eval()
+        load_weights(network, self.weights)
+        return network
 
 
 def export_bundle(
@@ -31,22 +66,17 @@ def export_bundle(
     Raises:
         TrainingError: the checkpoint is damaged.
     """
-    state = Checkpoint.load(checkpoint)
-    weights = {key.removeprefix(_PREFIX): tensor for key, tensor in state.tensors.items() if key.startswith(_PREFIX)}
-    settings = build(NetworkConfig, state.meta["network"], checkpoint)
+    trained = TrainedNetwork.load(checkpoint)
     inference, extra = config.inference, {}
     if config.training.calibrate:
-        preprocessing, patch_ijk = config.preprocessing, config.training.patch_ijk
-        network = build_network(settings, len(preprocessing.windows_hu), preprocessing.spacing_mm, patch_ijk).eval()
-        load_weights(network, weights)
         scored = selection[: config.training.selection_cases]
-        inference, extra["calibrated_dsc"] = calibrated(config, network, scored, torch.device("cpu"))
+        inference, extra["calibrated_dsc"] = calibrated(config, trained.build(config), scored, torch.device("cpu"))
     return write_bundle(
         folder,
-        weights=weights,
+        weights=trained.weights,
         preprocessing=config.preprocessing,
-        network=settings,
+        network=trained.settings,
         inference=inference,
         patch_ijk=config.training.patch_ijk,
-        info={"epoch": state.meta["epoch"], **extra, **info},
+        info={"epoch": trained.epoch, **extra, **info},
     )

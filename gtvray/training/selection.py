@@ -24,7 +24,7 @@ from gtvray.training.workers import rank, world
 
 # Less than at the end: selection compares, and half the patches tell the same.
 _OVERLAP = 0.25
-_THRESHOLDS = np.arange(6, 16) / 20
+_SETTINGS = [(twentieths / 20, largest) for twentieths in range(6, 16) for largest in (False, True)]
 
 
 def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device) -> float:
@@ -40,29 +40,48 @@ def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[Cach
 def calibrated(
     config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
 ) -> tuple[InferenceConfig, float]:
-    """The threshold, and whether to keep the largest component only, that give selection cases the best mean DSC.
-
-    Oversampling the tumour in training makes networks mark too much at one half; what to do about it is a choice
-    between models like any other, so it is made on the selection cases. Equal choices: the one nearer to the settings.
+    """`best_setting` by the `calibration_scores` of some cases.
 
     Returns:
         the inference settings, and the mean DSC with them.
     """
-    settings = [(float(threshold), largest) for threshold in _THRESHOLDS for largest in (False, True)]
-    scores = np.zeros((len(cases), len(settings)))
+    return best_setting(config.inference, calibration_scores(config, network, cases, device))
+
+
+def calibration_scores(
+    config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
+) -> NDArray[np.float64]:
+    """DSC of each case with each threshold, with and without the largest component only: (cases, settings)."""
+    scores = np.zeros((len(cases), len(_SETTINGS)))
     for row, case in zip(scores, cases, strict=True):
         probability, mask = _case_probability(config, network, case, device)
-        for column, (threshold, largest) in enumerate(settings):
+        for column, (threshold, largest) in enumerate(_SETTINGS):
             marked = probability > threshold
             row[column] = dice(mask, largest_component(marked) if largest else marked)
+    return scores
+
+
+def best_setting(asked: InferenceConfig, scores: NDArray[np.float64]) -> tuple[InferenceConfig, float]:
+    """The threshold, and whether to keep the largest component only, that give cases the best mean DSC.
+
+    Oversampling the tumour in training makes networks mark too much at one half; what to do about it is a choice
+    between models like any other, so it is made on the selection cases, or out of fold. Equal choices: the one nearer
+    to the settings.
+
+    Args:
+        asked: the settings as they are.
+        scores: as `calibration_scores` gives them; those of several networks may lie below each other.
+
+    Returns:
+        the inference settings, and the mean DSC with them.
+    """
     # Sums of the same cases in another order differ in the last bits; that is no difference between settings.
     means = scores.mean(axis=0).round(6)
-    asked = config.inference
     best = min(
-        range(len(settings)),
-        key=lambda i: (-means[i], settings[i][1] != asked.keep_largest, abs(settings[i][0] - asked.threshold)),
+        range(len(_SETTINGS)),
+        key=lambda i: (-means[i], _SETTINGS[i][1] != asked.keep_largest, abs(_SETTINGS[i][0] - asked.threshold)),
     )
-    threshold, largest = settings[best]
+    threshold, largest = _SETTINGS[best]
     return asked.model_copy(update={"threshold": threshold, "keep_largest": largest}), float(means[best])
 
 

@@ -87,20 +87,8 @@ class SweepJob:
         Raises:
             InputError: the data are not usable, or the settings do not go together.
         """
-        self.show.begin("data", "reading and checking the cases")
-        if make is not None:
-            make(data)
-        dataset = index_dataset(data)
-        self.warnings = require_sound(dataset, self.show.advance)
-        self.show.begin("prepare", f"preparing {dataset.title}")
         config = with_dotted(self.config, self.sweep.base, "base")
-        project = open_project(
-            dataset,
-            config,
-            cache=self.workspace.cache,
-            splits=self.workspace.splits,
-            report=self.show.advance,
-        )
+        project, self.warnings = open_data(data, config, self.workspace, self.show, make)
         # Loads torch, so it comes after the data have been looked at, and before a cluster is touched.
         from gtvray.training import check_plan
 
@@ -132,7 +120,7 @@ class SweepJob:
                 cluster=cluster,
                 recorder=recorder,
                 folder=folder,
-                tags={"gtvray.data": project.fingerprint.digest, **_versions()},
+                tags={"gtvray.data": project.fingerprint.digest, **versions()},
                 report=self._report,
             )
             recorder.flush()
@@ -154,5 +142,34 @@ class SweepJob:
         self.show.advance(min(done, 1.0), 1, f"{told}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")
 
 
-def _versions() -> dict[str, str]:
+def open_data(
+    data: Path, config: Config, workspace: Workspace, show: Show, make: Callable[[Path], None] | None = None
+) -> tuple[Project, list[Finding]]:
+    """Index, check, split and prepare a dataset.
+
+    Args:
+        data: its folder.
+        config: what it is split and prepared with.
+        workspace: where the cache and the split are.
+        show: told of progress.
+        make: fills the folder first.
+
+    Returns:
+        the data, and what the check had to say of them.
+
+    Raises:
+        InputError: they are not usable.
+    """
+    show.begin("data", "reading and checking the cases")
+    if make is not None:
+        make(data)
+    dataset = index_dataset(data)
+    warnings = require_sound(dataset, show.advance)
+    show.begin("prepare", f"preparing {dataset.title}")
+    project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
+    return project, warnings
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with, as tags."""
     return {f"version.{name}": metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "numpy")}

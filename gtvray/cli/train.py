@@ -1,0 +1,270 @@
+"""`gtvray train`: one training or all folds of a cross-validation, to a bundle."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gtvray import NOTICE
+from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, Progress, WorkspaceOption, emit, table
+
+if TYPE_CHECKING:
+    from gtvray.io import Workspace
+    from gtvray.tuning import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
+
+_WORST_SHOWN = 10
+_STAGES = {"data": 10.0, "prepare": 20.0, "ray": 8.0, "train": 3600.0, "judge": 60.0, "bundle": 2.0}
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file of settings.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that differ from it.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A dataset with masks.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="A fold's number, or all; without it the split's training cases.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="How many folds the cases are divided into.")] = 5,
+    resume: Annotated[
+        str | None, typer.Option(help="Name of a training to go on with; it has its settings and data.")
+    ] = None,
+    address: AddressOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, judge every fold by its own cases beside the baseline, and bundle the networks as an ensemble.
+
+    Folds run side by side where the cluster has room, each from its newest checkpoint; one that fails does not end the
+    others. Held-out cases are left alone: `gtvray promote` is for them.
+
+    Example: gtvray train my.yaml optimizer.lr=3e-4 --data Naso_GTV --fold all
+    """
+    from gtvray.io import Workspace
+
+    place = Workspace(workspace)
+    request = None if resume is not None else _request(config, override or [], data, fold, folds)
+    _nothing_beside(resume, config, override, data, fold)
+    progress = FoldProgress(_STAGES, as_json)
+    with progress.live(), place.lock():
+        job = _job(request, resume, config, place, progress)
+        # Ray and torch are loaded for settings that can be used, not to refuse others.
+        from gtvray.runtime import connect
+
+        project, planned = job.open()
+        progress.begin("ray", "connecting to Ray")
+        with connect(address) as cluster:
+            outcome = job.run(project, planned, cluster)
+    found = _found(outcome)
+    emit(found, as_json, _text(outcome, job.request.data, workspace))
+    if outcome.failures:
+        for name, reason in outcome.failures.items():
+            typer.echo(f"error: {name} failed: {reason}", err=True)
+        typer.echo(f"  do: mend it, then gtvray train --resume {outcome.name}", err=True)
+        raise typer.Exit(1)
+
+
+class FoldProgress(Progress):
+    """Stages as everywhere; below them on a terminal, while folds train, a line a fold."""
+
+    def __init__(self, expected_s: Mapping[str, float], quiet: bool) -> None:
+        super().__init__(expected_s, quiet)
+        self._statuses: list[FoldStatus] = []
+
+    def folds(self, statuses: list[FoldStatus]) -> None:
+        """The folds at this moment."""
+        self._statuses = statuses
+        done = sum(status.epoch for status in statuses)
+        total = sum(status.epochs for status in statuses)
+        self.advance(done, total, f"{done} of {total} epochs")
+
+    @contextmanager
+    def live(self) -> Iterator[FoldProgress]:
+        """Keep the lines on the screen for the length of a `with` block."""
+        if not self._terminal:
+            yield self
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as screen:
+            self._status = _Screen(screen, self)
+            yield self
+        self._status = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a fold, for a table."""
+        return [
+            {
+                "fold": status.fold,
+                "state": status.state,
+                "epoch": f"{status.epoch}/{status.epochs}",
+                "loss": status.loss,
+                "dsc": status.dsc,
+                "best": status.best_dsc,
+                "rate": _rounded(status.patches_per_s, "{:.1f}"),
+                "wait": _rounded(status.data_wait_share, "{:.1%}"),
+                "left": _minutes(status.left_s),
+                "note": status.note,
+            }
+            for status in self._statuses
+        ]
+
+
+_COLUMNS = {
+    "fold": "fold",
+    "state": "state",
+    "epoch": "epoch",
+    "loss": "loss",
+    "dsc": "DSC",
+    "best": "best DSC",
+    "rate": "patches/s",
+    "wait": "data wait",
+    "left": "left",
+    "note": "",
+}
+
+
+class _Screen:
+    """A stage's line and the table of folds, as one picture."""
+
+    def __init__(self, screen: Any, progress: FoldProgress) -> None:
+        self._screen, self._progress = screen, progress
+
+    def update(self, line: str) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        rows = self._progress.rows()
+        below = [Text(table(rows, _COLUMNS))] if rows else []
+        self._screen.update(Group(Text.from_markup(line), *below))
+
+
+def _request(config: Path | None, override: list[str], data: Path | None, fold: str | None, folds: int) -> TrainRequest:
+    from gtvray.config import load_config
+    from gtvray.errors import InputError
+    from gtvray.tuning import TrainRequest
+
+    if data is None:
+        raise InputError("no data to train on", do="name a dataset with --data, or a training with --resume")
+    # `gtvray train optimizer.lr=3e-4`: the first word is an override where it is no file.
+    if config is not None and "=" in str(config) and not config.exists():
+        config, override = None, [str(config), *override]
+    return TrainRequest(load_config(config, override), data, _fold(fold), folds)
+
+
+def _fold(text: str | None) -> int | Literal["all"] | None:
+    from gtvray.errors import InputError
+
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
+    if not text.isdecimal():
+        raise InputError("no such fold", where="--fold", expected="a number from 0, or all", found=text)
+    return int(text)
+
+
+def _nothing_beside(resume: str | None, *others: object) -> None:
+    from gtvray.errors import InputError
+
+    if resume is not None and any(other is not None and other != [] for other in others):
+        raise InputError(
+            "a training that goes on has its settings, data and folds",
+            where="--resume",
+            do="leave the others out, or begin a new training",
+        )
+
+
+def _job(
+    request: TrainRequest | None, resume: str | None, config: Path | None, place: Workspace, progress: FoldProgress
+) -> TrainJob:
+    from gtvray.tuning import TrainJob
+
+    if request is None:
+        return TrainJob.resumed(str(resume), place, progress, progress.folds)
+    stem = config.stem if config is not None and config.is_file() else "defaults"
+    name = f"train-{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return TrainJob(request, place, name, progress, progress.folds)
+
+
+def _found(outcome: TrainOutcome) -> dict[str, Any]:
+    return {
+        "ok": not outcome.failures,
+        "name": outcome.name,
+        "bundle": str(outcome.bundle.folder),
+        "digest": outcome.bundle.digest,
+        "members": outcome.bundle.members,
+        "threshold": outcome.bundle.inference.threshold,
+        "keep_largest": outcome.bundle.inference.keep_largest,
+        "run": outcome.run_id,
+        "mlflow_has_everything": outcome.delivered,
+        **outcome.validation.as_dict(),
+        "failed": outcome.failures,
+        "notice": NOTICE,
+    }
+
+
+def _text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
+    validation, bundle = outcome.validation, outcome.bundle
+    cases = sorted(validation.rows(), key=lambda row: row["dsc"])
+    shown = cases[:_WORST_SHOWN]
+    headings = {"fold": "fold", "case": "case", "dsc": "DSC", "hd95_mm": "HD95 mm"}
+    headings |= {"baseline_dsc": "baseline DSC", "baseline_hd95_mm": "baseline HD95 mm"}
+    lines = [
+        f"the worst {len(shown)} of {len(cases)} cases, on their own grids:",
+        table(shown, headings),
+        "",
+        _folds_table(validation),
+        "",
+        f"all cases: {bundle.folder.parent.parent / 'trainings' / outcome.name / 'scores.md'}",
+        f"bundle: {bundle.folder} ({bundle.members} networks, threshold {bundle.inference.threshold:.2f})",
+        f"promote it: gtvray promote {bundle.folder} --data {data} --workspace {workspace}",
+    ]
+    if not outcome.delivered:
+        lines.append(f"MLflow was away; the rest goes there with gtvray train --resume {outcome.name}")
+    return "\n".join([*lines, NOTICE])
+
+
+def _folds_table(validation: CrossValidation) -> str:
+    told = validation.as_dict()
+    rows = []
+    for name, each in [*((fold["fold"], fold) for fold in told["folds"]), ("all", told["all"])]:
+        row = {"fold": name, "cases": each["summary"]["cases"]}
+        for who in ("summary", "baseline"):
+            for metric in ("dsc", "hd95_mm"):
+                spread = each[who][metric]
+                row |= {f"{who}_{metric}": spread["mean"], f"{who}_{metric}_median": spread["median"]}
+                row[f"{who}_{metric}_interval"] = _interval(spread["interval"])
+        rows.append(row)
+    columns = {
+        "fold": "fold",
+        "cases": "cases",
+        "summary_dsc": "DSC",
+        "summary_dsc_median": "median",
+        "summary_dsc_interval": "95 %",
+        "summary_hd95_mm": "HD95 mm",
+        "summary_hd95_mm_median": "median",
+        "summary_hd95_mm_interval": "95 %",
+        "baseline_dsc": "baseline DSC",
+        "baseline_hd95_mm": "baseline HD95 mm",
+    }
+    return table(rows, columns)
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.3g} to {ends[1]:.3g}"
+
+
+def _rounded(value: float | None, form: str) -> str | None:
+    return None if value is None else form.format(value)
+
+
+def _minutes(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -1,0 +1,174 @@
+"""`gtvray train` as people run it: to an ensemble that passes the gate, and through what may happen on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from gtvray.io import sha256_of
+from gtvray.models import Bundle
+from gtvray.runtime import Cluster
+
+from .command import OPEN_GATE, Finished, run
+
+SETTINGS = """
+preprocessing: {spacing_mm: [8.0, 8.0, 8.0]}
+network: {features: [8, 16, 16]}
+training: {patch_ijk: [24, 24, 24], epochs: 3, steps_per_epoch: 2, precision: fp32}
+inference: {overlap: 0.0}
+"""
+EPOCHS = 3
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("train") / "tiny.yaml"
+    path.write_text(SETTINGS)
+    return path
+
+
+def weights(bundle: str) -> list[str]:
+    """What the members of a bundle learned."""
+    return [sha256_of(path) for path in sorted(Path(bundle).glob("weights-*"))]
+
+
+def epochs_of(workspace: Path, fold: str) -> list[tuple[int, float]]:
+    """Every figure that MLflow has of a fold's training loss."""
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "gtvray"]
+    (child,) = client.search_runs([experiment.experiment_id], f"tags.`gtvray.fold` = '{fold}'")
+    history = client.get_metric_history(child.info.run_id, "train_loss")
+    return sorted((metric.step, metric.value) for metric in history)
+
+
+@pytest.mark.ray
+def test_folds_become_an_ensemble(phantoms: Path, settings: Path, local_ray: Cluster, tmp_path: Path) -> None:
+    place = ("--workspace", tmp_path, "--json")
+    words = ("train", settings, "optimizer.lr=2e-3", "training.epochs=1", "--data", phantoms, "--fold", "all")
+    done = run(*words, "--folds", "2", "--address", local_ray.address, *place).json()
+    assert done["ok"]
+    assert done["failed"] == {}
+    assert (done["members"], len(done["folds"]), done["mlflow_has_everything"]) == (2, 2, True)
+    bundle = Bundle.load(Path(done["bundle"]))
+    assert (bundle.digest, bundle.members) == (done["digest"], 2)
+    assert [(fold["fold"], fold["seed"], fold["epoch"]) for fold in bundle.info["folds"]] == [
+        ("fold-0", 0, 1),
+        ("fold-1", 1, 1),
+    ]
+    assert len(set(weights(done["bundle"]))) == 2
+    assert bundle.info["config"]["optimizer.lr"] == 0.002
+    assert bundle.info["metrics"]["cv_dsc_mean"] == done["all"]["summary"]["dsc"]["mean"]
+    cases = [row["case"] for row in done["cases"]]
+    assert len(set(cases)) == len(cases) == done["all"]["summary"]["cases"]
+    assert all(row["baseline_dsc"] >= 0 for row in done["cases"])
+    assert [epoch for epoch, _ in epochs_of(tmp_path, "fold-1")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("{settings}",), "--data"),
+        (("{settings}", "--data", "{data}", "--fold", "some"), "a number from 0, or all"),
+        (("{settings}", "--data", "{data}", "--fold", "5"), "no such fold"),
+        (("{settings}", "optimizer.lrr=1", "--data", "{data}"), "did you mean optimizer.lr"),
+        (("--resume", "../../etc"), "no such training"),
+        (("{settings}", "--resume", "train-never"), "has its settings"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    words: tuple[str, ...], said: str, phantoms: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    workspace = tmp_path_factory.getbasetemp() / "refused"
+    filled = [word.format(settings=settings, data=phantoms) for word in words]
+    assert said in run("train", *filled, "--workspace", workspace).error(code=2)
+    assert not (workspace / "trainings").exists()
+
+
+@pytest.fixture(scope="module")
+def base(phantoms: Path, settings: Path) -> tuple[Any, ...]:
+    return ("train", settings, "--data", phantoms, "--fold", "all", "--folds", "2", "--json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    workspace = tmp_path_factory.mktemp("undisturbed")
+    return workspace, run(*base, "--workspace", workspace).json()
+
+
+def _same(workspace: Path, done: Any, undisturbed: tuple[Path, Any]) -> None:
+    """The same networks and scores as without the disturbance, every epoch once in MLflow."""
+    expected_place, expected = undisturbed
+    assert weights(done["bundle"]) == weights(expected["bundle"])
+    assert done["cases"] == expected["cases"]
+    for fold in ("fold-0", "fold-1"):
+        found = epochs_of(workspace, fold)
+        assert found == epochs_of(expected_place, fold)
+        assert [epoch for epoch, _ in found] == list(range(1, EPOCHS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_an_ensemble_goes_through_the_gate_by_cases_no_fold_has_seen(
+    phantoms: Path, undisturbed: tuple[Path, Any]
+) -> None:
+    workspace, done = undisturbed
+    words = ("promote", done["bundle"], "--data", phantoms, "--workspace", workspace, "--json")
+    promoted = run(*words, *OPEN_GATE).json()
+    assert (promoted["version"], promoted["digest"], promoted["accepted"]) == ("1", done["digest"], True)
+    decision = json.loads((workspace / "decisions.jsonl").read_text())
+    held_out = {score["case_id"] for score in decision["evidence"]["candidate"]}
+    assert len(held_out) == 3
+    assert not held_out & {row["case"] for row in done["cases"]}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_killed_training_goes_on_to_the_same_end(
+    count: int, base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
+) -> None:
+    place = ("--workspace", tmp_path)
+    killed: Finished = run(*base, *place, GTVRAY_FAILPOINT=f"tuning.after_report:{count}=kill")
+    assert killed.code == -signal.SIGKILL
+    (name,) = [folder.name for folder in (tmp_path / "trainings").iterdir()]
+    done = run("train", "--resume", name, *place, "--json").json()
+    assert (done["ok"], done["name"]) == (True, name)
+    _same(tmp_path, done, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_fold_goes_on_in_another_process(
+    base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    once.mkdir()
+    # The third step is the first of the second epoch, of whichever fold comes there first.
+    point = {"GTVRAY_FAILPOINT": "training.before_step:3=kill", "GTVRAY_FAILPOINT_ONCE": str(once)}
+    done = run(*base, "--workspace", tmp_path, **point).json()
+    assert len(list(once.iterdir())) == 1
+    _same(tmp_path, done, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_fold_that_fails_is_told_and_made_good_by_resuming(
+    base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    once.mkdir()
+    point = {"GTVRAY_FAILPOINT": "training.before_step:3=enospc", "GTVRAY_FAILPOINT_ONCE": str(once)}
+    failed = run(*base, "--workspace", tmp_path, **point)
+    assert failed.code == 1
+    told = failed.json()
+    assert (told["ok"], told["members"], len(told["failed"])) == (False, 1, 1)
+    (fold,) = told["failed"]
+    assert f"error: {fold} failed: " in failed.stderr
+    assert f"--resume {told['name']}" in failed.stderr
+    done = run("train", "--resume", told["name"], "--workspace", tmp_path, "--json").json()
+    _same(tmp_path, done, undisturbed)
