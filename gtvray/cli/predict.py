@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import resource
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,53 +24,70 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gtvray.geometry import Volume
+    from gtvray.errors import GtvrayError
+    from gtvray.inference import SegmentedCase
     from gtvray.models import Bundle
+
+    Outcomes = Iterator[tuple[Path, SegmentedCase | GtvrayError]]
+
+_COLUMNS = {
+    "scan": "scan",
+    "volume_ml": "ml",
+    "mode": "mode",
+    "patches": "patches",
+    "skipped": "not looked at",
+    "seconds": "s",
+    "mask": "mask",
+}
 
 
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(help="Scans (.nii, .nii.gz), or folders of cases.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Scans (.nii, .nii.gz, .nrrd), or folders of cases.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A file for one scan, a folder for more.")],
     model: ModelOption = "champion",
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Run every patch, whatever the model does.")] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Write report.json and report.html beside the masks: times, mode, what was skipped."
+        ),
+    ] = False,
     server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 1,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Mark the tumour in scans; each mask lies on its scan's own grid.
+    """Mark the tumour in scans; each mask lies on its scan's own grid. A scan that fails does not stop the others.
 
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
     from gtvray.cli.models import resolve_model
     from gtvray.config import load_config
-    from gtvray.io import Workspace, write_volume
+    from gtvray.errors import InputError
+    from gtvray.io import Workspace
 
     scans = _scans(inputs)
+    targets = _targets(scans, out)
+    if server and exhaustive:
+        raise InputError(
+            "an endpoint looks at a scan as its model does", found="--server and --exhaustive", do="drop one"
+        )
     if server:
-        segment = _remote(server, token)
+        outcomes = _remote(targets, server, token)
     else:
         bundle = resolve_model(model, Workspace(workspace), load_config(config, override or []))
-        segment = _local(bundle, threads)
-    progress = Progress({"predict": 2.0 * len(scans)}, as_json)
-    rows: list[dict[str, Any]] = []
-    with progress.live():
-        progress.begin("predict", f"{len(scans)} scans")
-        for name, path in scans.items():
-            began = time.perf_counter()
-            mask = segment(path)
-            target = out if len(scans) == 1 and out.name.endswith((".nii", ".nii.gz")) else out / f"{name}.nii.gz"
-            write_volume(target, mask)
-            volume_ml = float(mask.array.sum()) * mask.voxel_volume_ml
-            milliseconds = round(1000 * (time.perf_counter() - began))
-            rows.append({"scan": name, "volume_ml": volume_ml, "milliseconds": milliseconds, "mask": str(target)})
-            progress.advance(len(rows), len(scans))
-    columns = {"scan": "scan", "volume_ml": "ml", "milliseconds": "ms", "mask": "mask"}
-    emit({"masks": rows, "notice": NOTICE}, as_json, f"{table(rows, columns)}\n{NOTICE}")
+        outcomes = _local(targets, _exhaustive(bundle) if exhaustive else bundle, threads)
+    rows = _rows(outcomes, {path: name for name, path in scans.items()}, as_json)
+    if report:
+        _write_report(targets, rows)
+    failed = sum("error" in row for row in rows)
+    told = {"masks": [row for row in rows if "error" not in row], "failed": [row for row in rows if "error" in row]}
+    emit({**told, "notice": NOTICE}, as_json, f"{_text(rows)}\n{NOTICE}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _scans(inputs: list[Path]) -> dict[str, Path]:
@@ -80,7 +99,7 @@ def _scans(inputs: list[Path]) -> dict[str, Path]:
         found = (
             [(case.case_id, case.image) for case in index_dataset(entry, labels_required=False).cases]
             if entry.is_dir()
-            else [(entry.name.removesuffix(".gz").removesuffix(".nii"), entry)]
+            else [(entry.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".nrrd"), entry)]
         )
         for name, path in found:
             if name in scans:
@@ -89,15 +108,128 @@ def _scans(inputs: list[Path]) -> dict[str, Path]:
     return scans
 
 
-def _local(bundle: Bundle, threads: int) -> Callable[[Path], Volume]:
-    from gtvray.inference import Predictor
-    from gtvray.io import read_volume
+def _targets(scans: dict[str, Path], out: Path) -> dict[Path, Path]:
+    """Scan -> the file of its mask."""
+    if len(scans) == 1 and out.name.endswith((".nii", ".nii.gz", ".nrrd")):
+        return dict.fromkeys(scans.values(), out)
+    return {path: out / f"{name}.nii.gz" for name, path in scans.items()}
 
-    predictor = Predictor(bundle, threads=threads)
-    return lambda path: predictor.predict(read_volume(path), path)
+
+def _exhaustive(bundle: Bundle) -> Bundle:
+    return replace(bundle, inference=bundle.inference.model_copy(update={"mode": "exhaustive"}))
 
 
-def _remote(server: str, token: str) -> Callable[[Path], Volume]:
-    from gtvray.serving import predict_remote
+def _local(targets: dict[Path, Path], bundle: Bundle, threads: int) -> Outcomes:
+    from gtvray.inference import LocalCases, Predictor, overlapped
 
-    return lambda path: predict_remote(server, token, path).mask
+    cases = LocalCases(Predictor(bundle, threads=threads), targets.__getitem__)
+    return overlapped(targets, cases.load, cases.run, cases.store)
+
+
+def _remote(targets: dict[Path, Path], server: str, token: str) -> Outcomes:
+    from gtvray.inference import SegmentedCase, StageClock, overlapped
+    from gtvray.io import write_volume
+    from gtvray.serving import RemoteResult, predict_remote
+
+    def ask(path: Path) -> tuple[RemoteResult, StageClock]:
+        clock = StageClock()
+        with clock.stage("request"):
+            result = predict_remote(server, token, path)
+        return result, clock
+
+    def store(path: Path, answer: tuple[RemoteResult, StageClock]) -> SegmentedCase:
+        result, clock = answer
+        with clock.stage("write"):
+            write_volume(targets[path], result.mask)
+        return SegmentedCase(targets[path], result.volume_ml, result.coverage, (), clock.seconds)
+
+    # Asked in this thread, so that Ctrl-C need not wait for the answer.
+    return overlapped(targets, lambda path: path, ask, store)
+
+
+def _rows(outcomes: Outcomes, names: dict[Path, str], as_json: bool) -> list[dict[str, Any]]:
+    """A row a scan, in order.
+
+    Raises:
+        GtvrayError: of the scan, if there is only one.
+    """
+    from gtvray.errors import GtvrayError
+
+    progress = Progress({"predict": 2.0 * len(names)}, as_json)
+    rows: list[dict[str, Any]] = []
+    with progress.live():
+        progress.begin("predict", f"{len(names)} scans")
+        for path, outcome in outcomes:
+            if not isinstance(outcome, GtvrayError):
+                rows.append({"scan": names[path], **_row(outcome)})
+            elif len(names) == 1:
+                raise outcome
+            else:
+                rows.append({"scan": names[path], "error": outcome.problem()})
+            progress.advance(len(rows), len(names))
+    return rows
+
+
+def _row(case: SegmentedCase) -> dict[str, Any]:
+    return {
+        "mask": str(case.mask),
+        "volume_ml": case.volume_ml,
+        **asdict(case.coverage),
+        "notes": list(case.notes),
+        "milliseconds": round(1000 * sum(case.seconds.values())),
+        "seconds": {stage: round(seconds, 4) for stage, seconds in case.seconds.items()},
+    }
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    done = [
+        {
+            **row,
+            "seconds": row["milliseconds"] / 1000,
+            "skipped": f"{100 * row['volume_skipped_share']:.0f} %",
+            "mode": f"{row['mode']} ({row['fallback']})" if row["fallback"] else row["mode"],
+        }
+        for row in rows
+        if "error" not in row
+    ]
+    failed = [
+        {"scan": row["scan"], "why": row["error"]["title"], "found": row["error"].get("found")}
+        for row in rows
+        if "error" in row
+    ]
+    parts = [table(done, _COLUMNS)] if done else []
+    parts += [f"{row['scan']}: {note}" for row in done for note in row["notes"]]
+    if failed:
+        parts += [
+            f"{len(failed)} of {len(rows)} failed:",
+            table(failed, {"scan": "scan", "why": "why", "found": "found"}),
+        ]
+    return "\n".join(parts)
+
+
+def _write_report(targets: dict[Path, Path], rows: list[dict[str, Any]]) -> None:
+    from gtvray.io import atomic_path, html_document, html_table, write_json
+
+    folder = next(iter(targets.values())).parent
+    peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    write_json(folder / "report.json", {"cases": rows, "peak_mb": peak_mb, "notice": NOTICE})
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.get("seconds", {})))
+    shown = ("scan", "volume_ml", "mode", "fallback", "patches", "patches_skipped", "volume_skipped_share")
+    cells = [
+        [*(row.get(key) for key in shown), *(row.get("seconds", {}).get(stage) for stage in stages), _remark(row)]
+        for row in rows
+    ]
+    heads = [*(key.replace("_", " ") for key in shown), *(f"{stage} (s)" for stage in stages), "remark"]
+    body = [
+        f'<h1>Masks</h1><p class="notice">{NOTICE}</p>',
+        html_table(heads, cells, sortable=True),
+        f"<p>Peak memory {peak_mb} MB.</p>",
+    ]
+    with atomic_path(folder / "report.html") as temporary:
+        temporary.write_text(html_document("gtvray predict", body), encoding="utf-8")
+
+
+def _remark(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return str(row["error"]["title"])
+    return "; ".join(row["notes"])

@@ -4,6 +4,10 @@ from .case import CaseJob as CaseJob
 from .case import Coverage as Coverage
 from .case import Patch as Patch
 from .case import largest_component as largest_component
+from .pipeline import LocalCases as LocalCases
+from .pipeline import SegmentedCase as SegmentedCase
+from .pipeline import StageClock as StageClock
+from .pipeline import overlapped as overlapped
 from .predictor import Predictor as Predictor
 from .predictor import forward_batch as forward_batch
 from .predictor import run_to_end as run_to_end

@@ -87,6 +87,11 @@ class CaseJob:
         self._begin()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the mask should know about the scan, a sentence each."""
+        return self._prepared.notes
+
+    @property
     def patches(self) -> int:
         """How many patches the scan takes, as far as is known."""
         return self._handed + len(self._queue)

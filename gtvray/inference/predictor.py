@@ -56,14 +56,20 @@ class Predictor:
         """Patches a forward pass."""
         return self.bundle.inference.batch_size
 
-    def begin(self, scan: Volume, where: object = None) -> CaseJob:
+    def begin(self, scan: Volume, where: object = None, *, mask_only: bool = False) -> CaseJob:
         """Prepare a scan.
+
+        Args:
+            scan: CT in HU on any grid.
+            where: what to name in an error.
+            mask_only: as `CaseJob` has it.
 
         Raises:
             DataError: the scan is not a CT of a body.
         """
-        prepared = prepare(scan, self.bundle.preprocessing, where)
-        return CaseJob(prepared, self.bundle.preprocessing, self.bundle.inference, self.bundle.patch_ijk)
+        bundle = self.bundle
+        prepared = prepare(scan, bundle.preprocessing, where)
+        return CaseJob(prepared, bundle.preprocessing, bundle.inference, bundle.patch_ijk, mask_only=mask_only)
 
     @property
     def view_count(self) -> int:
@@ -86,14 +92,18 @@ class Predictor:
         """Run one empty batch, so that the first request does not pay for set-up."""
         self.forward([np.zeros((len(self.bundle.preprocessing.windows_hu), *self.bundle.patch_ijk), np.float32)])
 
+    def run(self, job: CaseJob) -> None:
+        """Answer every patch of a job."""
+        run_to_end(job, self.forward, self.batch_size)
+
     def predict(self, scan: Volume, where: object = None) -> Volume:
         """The uint8 mask of a scan, on its own grid.
 
         Raises:
             DataError: the scan is not a CT of a body.
         """
-        job = self.begin(scan, where)
-        run_to_end(job, self.forward, self.batch_size)
+        job = self.begin(scan, where, mask_only=True)
+        self.run(job)
         return job.finish()
 
 

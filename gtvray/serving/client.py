@@ -10,6 +10,7 @@ import httpx
 
 from gtvray.errors import DeadlineError, GtvrayError, NotFoundError, ResourceError
 from gtvray.geometry import Volume
+from gtvray.inference import Coverage
 from gtvray.io import decode_nifti, encode_nifti
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 
@@ -23,7 +24,7 @@ class RemoteResult:
         request_id: names the request in the server's log.
         model_digest, model_version: what made the mask.
         volume_ml: of the mask.
-        patches: how many were run.
+        coverage: what was looked at and what was not.
         milliseconds: the server's own time.
         notice: what the mask may be used for.
     """
@@ -33,9 +34,14 @@ class RemoteResult:
     model_digest: str
     model_version: str
     volume_ml: float
-    patches: int
+    coverage: Coverage
     milliseconds: int
     notice: str
+
+    @property
+    def patches(self) -> int:
+        """How many were run."""
+        return self.coverage.patches
 
 
 def predict_remote(
@@ -103,7 +109,13 @@ def _result(answer: httpx.Response, url: str) -> RemoteResult:
             model_digest=headers["X-Gtvray-Model-Digest"],
             model_version=headers["X-Gtvray-Model-Version"],
             volume_ml=float(headers["X-Gtvray-Volume-Ml"]),
-            patches=int(headers["X-Gtvray-Patches"]),
+            coverage=Coverage(
+                mode=headers["X-Gtvray-Mode"],
+                fallback=headers.get("X-Gtvray-Fallback"),
+                patches=int(headers["X-Gtvray-Patches"]),
+                patches_skipped=int(headers["X-Gtvray-Patches-Skipped"]),
+                volume_skipped_share=float(headers["X-Gtvray-Volume-Skipped-Share"]),
+            ),
             milliseconds=int(headers["X-Gtvray-Milliseconds"]),
             notice=headers["X-Gtvray-Notice"],
         )

@@ -16,7 +16,7 @@ from gtvray.serving.logs import log_event
 from gtvray.serving.scheduler import PatchScheduler
 
 if TYPE_CHECKING:
-    from gtvray.inference import CaseJob, Predictor
+    from gtvray.inference import CaseJob, Coverage, Predictor
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Prediction:
 
     mask_gz: bytes
     volume_ml: float
-    patches: int
+    coverage: Coverage
     digest: str
     version: str
 
@@ -82,14 +82,15 @@ class Model:
         self._scheduler.check(self._args.serving.timeout_s)
 
     def _begin(self, content: bytes) -> CaseJob:
-        return self._predictor.begin(decode_nifti(content, "upload", self._args.serving.max_volume_mb << 20), "upload")
+        scan = decode_nifti(content, "upload", self._args.serving.max_volume_mb << 20)
+        return self._predictor.begin(scan, "upload", mask_only=True)
 
     def _finish(self, job: CaseJob) -> Prediction:
         mask = job.finish()
         return Prediction(
             mask_gz=encode_nifti(mask, compress=True),
             volume_ml=float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml,
-            patches=job.patches,
+            coverage=job.coverage(),
             digest=self._predictor.bundle.digest,
             version=self._args.version,
         )

@@ -1,0 +1,170 @@
+"""Many scans through one network: the next are read and prepared, and the last written, while it is at work."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from gtvray.errors import GtvrayError
+from gtvray.inference.case import CaseJob, Coverage
+from gtvray.io import read_volume, write_volume
+
+if TYPE_CHECKING:
+    from gtvray.inference.predictor import Predictor
+
+Key = TypeVar("Key")
+Loaded = TypeVar("Loaded")
+Ran = TypeVar("Ran")
+Stored = TypeVar("Stored")
+
+# Scans in memory beside the one in the network: so many that wait for it, and so many that wait to be written.
+AHEAD = 2
+BEHIND = 1
+
+
+def overlapped(
+    keys: Iterable[Key],
+    load: Callable[[Key], Loaded],
+    run: Callable[[Loaded], Ran],
+    store: Callable[[Key, Ran], Stored],
+) -> Iterator[tuple[Key, Stored | GtvrayError]]:
+    """Load, run and store each of many things, in order; `run` in this thread, the others beside it.
+
+    One that raises a GtvrayError in any stage is given back with it, and the others go on. When the caller is
+    interrupted, what is being stored is stored to its end and nothing else is begun.
+
+    Returns:
+        each key with what `store` returned.
+    """
+    waiting = iter(keys)
+    loading: deque[tuple[Key, Future[Loaded]]] = deque()
+    storing: deque[tuple[Key, Callable[[], Stored | GtvrayError]]] = deque()
+    reader, writer = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "write")
+
+    def load_ahead() -> None:
+        while len(loading) < AHEAD and (key := next(waiting, None)) is not None:
+            loading.append((key, reader.submit(load, key)))
+
+    def attempted(key: Key, future: Future[Loaded]) -> Callable[[], Stored | GtvrayError]:
+        try:
+            storing = writer.submit(store, key, run(future.result()))
+        except GtvrayError as error:
+            return partial(_same, error)
+        return partial(_outcome, storing)
+
+    try:
+        load_ahead()
+        while loading:
+            key, future = loading.popleft()
+            storing.append((key, attempted(key, future)))
+            # The writer alone holds what was loaded, before more is.
+            del future
+            load_ahead()
+            while len(storing) > (BEHIND if loading else 0):
+                done, outcome = storing.popleft()
+                yield done, outcome()
+    finally:
+        reader.shutdown(cancel_futures=True)
+        writer.shutdown(cancel_futures=True)
+
+
+def _outcome(storing: Future[Stored]) -> Stored | GtvrayError:
+    try:
+        return storing.result()
+    except GtvrayError as error:
+        return error
+
+
+def _same(error: GtvrayError) -> GtvrayError:
+    return error
+
+
+@dataclass
+class StageClock:
+    """Seconds a case spends in each stage.
+
+    Attributes:
+        seconds: stage -> seconds, in the order of the stages.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done in a `with` block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class SegmentedCase:
+    """A scan whose mask is on disk.
+
+    Attributes:
+        mask: the file.
+        volume_ml: of the mask.
+        coverage: what was looked at.
+        notes: what a reader of the mask should know about the scan.
+        seconds: by stage.
+    """
+
+    mask: Path
+    volume_ml: float
+    coverage: Coverage
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+class LocalCases:
+    """The three steps of a scan that is segmented in this process.
+
+    Args:
+        predictor: a warm model.
+        target: the file of a scan's mask.
+    """
+
+    def __init__(self, predictor: Predictor, target: Callable[[Path], Path]) -> None:
+        self._predictor, self._target = predictor, target
+
+    def load(self, path: Path) -> tuple[CaseJob, StageClock]:
+        """Read and prepare.
+
+        Raises:
+            DataError: the file is not the CT of a body.
+        """
+        clock = StageClock()
+        with clock.stage("read"):
+            scan = read_volume(path)
+        with clock.stage("prepare"):
+            job = self._predictor.begin(scan, path, mask_only=True)
+        return job, clock
+
+    def run(self, loaded: tuple[CaseJob, StageClock]) -> tuple[CaseJob, StageClock]:
+        """Answer every patch."""
+        job, clock = loaded
+        with clock.stage("network"):
+            self._predictor.run(job)
+        return job, clock
+
+    def store(self, path: Path, ran: tuple[CaseJob, StageClock]) -> SegmentedCase:
+        """Bring the mask to the scan's grid and write it.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        job, clock = ran
+        with clock.stage("restore"):
+            mask = job.finish()
+        target = self._target(path)
+        with clock.stage("write"):
+            write_volume(target, mask)
+        volume_ml = float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml
+        return SegmentedCase(target, volume_ml, job.coverage(), job.notes, clock.seconds)
