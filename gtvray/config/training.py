@@ -32,6 +32,12 @@ class TrainingConfig(Section):
         3, ge=0, le=100, description="how often an epoch whose loss is no number is begun again at a lower rate"
     )
     nan_lr_factor: float = Field(0.3, gt=0, lt=1, description="what every such retry multiplies the learning rate by")
+    max_failures: int = Field(
+        3, ge=0, le=1000, description="how often several workers, of which one was lost or hung, are begun again"
+    )
+    collective_timeout_s: int = Field(
+        600, ge=5, le=86_400, description="how long workers wait for one of them before it counts as hung"
+    )
     seed: int = Field(0, ge=0, description="decides weights, order and augmentation")
 
     @field_validator("patch_ijk")

@@ -3,15 +3,19 @@
 `TorchTrainer.fit()` blocks, so it runs in a thread; reports come through a mailbox actor, and a stop is a message that
 workers honour at the end of an epoch. Only past a deadline is their placement group taken away: killing a trial's
 driver, as Tune does, can leave the group behind and starve every trial after it (ray-project/ray#58515).
+
+A group that has lost a worker, a machine or its controller is begun again here and not by Ray Train: what a worker says
+of itself, such as a full disk, would only be said again, and Ray Train's own controller may be what was lost.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +24,32 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gtvray.config import Config
 from gtvray.data import CachedCase
-from gtvray.errors import TrainingError
+from gtvray.errors import GtvrayError
+from gtvray.failpoints import variables
+from gtvray.models import Checkpoint
+from gtvray.training.checkpoints import newest_checkpoint
 from gtvray.training.fit import EpochReport, fit
+from gtvray.training.lost import Lost, explain, lost
 
 _POLL_S = 0.1
 _STOP_DEADLINE_S = 60.0
 # Ray's default is to try for ever; a group that cannot start twice in a minute will not start.
 _CONTROLLER_FAILURES = 2
+_log = logging.getLogger(__name__)
 
 
 class _Mailbox:
-    """An actor between the workers and the driver."""
+    """An actor between the workers of one group and the driver."""
 
     def __init__(self) -> None:
         self._reports: list[EpochReport] = []
         self._groups: set[str] = set()
         self._stop = False
+        self._failure: GtvrayError | None = None
 
     def register(self, group_id: str) -> None:
         self._groups.add(group_id)
@@ -48,9 +59,13 @@ class _Mailbox:
         self._reports.append(report)
         return self._stop
 
-    def take(self) -> list[EpochReport]:
+    def fail(self, error: GtvrayError) -> None:
+        """Leave why a worker ends; the first one's reason counts."""
+        self._failure = self._failure or error
+
+    def take(self) -> tuple[list[EpochReport], GtvrayError | None]:
         taken, self._reports = self._reports, []
-        return taken
+        return taken, self._failure
 
     def stop(self) -> None:
         self._stop = True
@@ -66,6 +81,7 @@ class _Job:
     selection: Sequence[CachedCase]
     folder: Path
     resume: Path | None
+    told: int
     mailbox: Any
 
 
@@ -76,35 +92,101 @@ def fit_distributed(
     folder: Path,
     *,
     resume: Path | None = None,
+    told: int | None = None,
 ) -> Iterator[EpochReport]:
     """`fit` on `training.num_workers` workers of the connected cluster.
 
-    Closing the generator stops the workers at the end of their epoch.
+    When a worker, its machine or the group's controller is lost, or a worker hangs, a new group goes on from the newest
+    checkpoint, `training.max_failures` times; the next report's `notes` tell of it. Closing the generator stops the
+    workers at the end of their epoch.
 
     Args, Raises:
-        as `fit`; TrainingError as well when the workers fail or cannot be started.
+        as `fit`; TrainingError as well when workers are lost too often or cannot be started, ResourceError when it was
+        for want of memory.
     """
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
-    job = _Job(config, list(train), list(selection), folder, resume, mailbox)
-    outcome: dict[str, BaseException] = {}
-    thread = threading.Thread(target=_run, args=(job, outcome), name="torch-trainer", daemon=True)
-    thread.start()
-    last = 0
-    try:
-        while True:
-            alive = thread.is_alive()
-            for report in ray.get(mailbox.take.remote()):
-                # A restarted group runs the epoch it died in again.
+    first = last = told if told is not None else _epoch_of(folder, resume)
+    notes: list[str] = []
+    for failures in range(config.training.max_failures + 1):
+        # What this call has written itself goes before what it was begun from.
+        begin = resume if last == first else None
+        group = _Group(_Job(config, list(train), list(selection), folder, begin, last, _mailbox()))
+        try:
+            for report in group.reports():
                 if report.epoch > last:
                     last = report.epoch
-                    yield report
-            if not alive:
-                break
-            time.sleep(_POLL_S)
-        if "error" in outcome:
-            raise _explain(outcome["error"], config)
-    finally:
-        _end(thread, mailbox)
+                    yield replace(report, notes="; ".join(filter(None, [*notes, report.notes])))
+                    notes = []
+        except _GroupLostError as error:
+            if failures == config.training.max_failures:
+                raise explain(error.why, config, last) from error
+            notes.append(f"workers begun again after epoch {last}: {error.why.reason}")
+            _log.warning("%s", notes[-1])
+        else:
+            return
+        finally:
+            group.end()
+
+
+class _GroupLostError(Exception):
+    """A group ended, and no worker said why it had to."""
+
+    def __init__(self, why: Lost) -> None:
+        super().__init__(why.reason)
+        self.why = why
+
+
+class _Group:
+    """One group of workers, from its start to its end."""
+
+    def __init__(self, job: _Job) -> None:
+        self._mailbox = job.mailbox
+        self._outcome: dict[str, BaseException] = {}
+        self._failed = False
+        self._thread = threading.Thread(target=_run, args=(job, self._outcome), name="torch-trainer", daemon=True)
+        self._thread.start()
+
+    def reports(self) -> Iterator[EpochReport]:
+        """Every report, until the group ends.
+
+        Raises:
+            GtvrayError: what a worker ended with.
+            _GroupLostError: the group ended without a word.
+        """
+        failure = None
+        alive = True
+        while alive and failure is None:
+            alive = self._thread.is_alive()
+            taken, failure = ray.get(self._mailbox.take.remote())
+            yield from taken
+            if alive:
+                time.sleep(_POLL_S)
+        self._failed = failure is not None or "error" in self._outcome
+        if failure is not None:
+            raise failure
+        if "error" in self._outcome:
+            raise _GroupLostError(lost(self._outcome["error"])) from self._outcome["error"]
+
+    def end(self) -> None:
+        """Stop the workers at the end of their epoch, at once if they have failed, and leave nothing of them."""
+        if self._thread.is_alive() and not self._failed:
+            ray.get(self._mailbox.stop.remote())
+            self._thread.join(_STOP_DEADLINE_S)
+        if self._thread.is_alive() or self._failed:
+            _remove_groups(ray.get(self._mailbox.groups.remote()))
+            self._thread.join(_STOP_DEADLINE_S)
+        ray.kill(self._mailbox)
+
+
+def _mailbox() -> Any:
+    # On the driver's own machine: whatever else is lost, reports are not.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
+
+
+def _epoch_of(folder: Path, resume: Path | None) -> int:
+    """The epoch that a training in a folder goes on from."""
+    start = Checkpoint.load(resume) if resume is not None else newest_checkpoint(folder)[0]
+    return 0 if start is None else int(start.meta["epoch"])
 
 
 def _run(job: _Job, outcome: dict[str, BaseException]) -> None:
@@ -112,7 +194,9 @@ def _run(job: _Job, outcome: dict[str, BaseException]) -> None:
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if training.use_gpu else "gloo", timeout_s=training.collective_timeout_s
+        ),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=training.use_gpu,
@@ -121,7 +205,8 @@ def _run(job: _Job, outcome: dict[str, BaseException]) -> None:
         run_config=RunConfig(
             name=f"{job.folder.name}-{time.time_ns():x}",
             storage_path=str(job.folder / "ray-train"),
-            failure_config=FailureConfig(max_failures=1, controller_failure_limit=_CONTROLLER_FAILURES),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=_CONTROLLER_FAILURES),
+            worker_runtime_env={"env_vars": variables()} if variables() else None,
         ),
     )
     try:
@@ -136,24 +221,18 @@ def _worker(loop: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(job.config.training.cpus_per_worker))
     group = ray.util.get_current_placement_group()
     if group is not None:
-        job.mailbox.register.remote(group.id.hex())
-    for report in fit(job.config, job.train, job.selection, job.folder, resume=job.resume):
-        stop = torch.zeros(1)
-        if dist.get_rank() == 0:
-            stop += float(ray.get(job.mailbox.put.remote(report)))
-        dist.broadcast(stop, src=0)
-        if stop.item():
-            return
-
-
-def _end(thread: threading.Thread, mailbox: Any) -> None:
-    if thread.is_alive():
-        ray.get(mailbox.stop.remote())
-        thread.join(_STOP_DEADLINE_S)
-    if thread.is_alive():
-        _remove_groups(ray.get(mailbox.groups.remote()))
-        thread.join(_STOP_DEADLINE_S)
-    ray.kill(mailbox)
+        ray.get(job.mailbox.register.remote(group.id.hex()))
+    try:
+        for report in fit(job.config, job.train, job.selection, job.folder, resume=job.resume, told=job.told):
+            stop = torch.zeros(1)
+            if dist.get_rank() == 0:
+                stop += float(ray.get(job.mailbox.put.remote(report)))
+            dist.broadcast(stop, src=0)
+            if stop.item():
+                return
+    except GtvrayError as error:
+        ray.get(job.mailbox.fail.remote(error))
+        raise
 
 
 def _remove_groups(group_ids: set[str]) -> None:
@@ -161,17 +240,3 @@ def _remove_groups(group_ids: set[str]) -> None:
 
     for group_id in group_ids:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
-
-
-def _explain(error: BaseException, config: Config) -> TrainingError:
-    cause = getattr(error, "worker_failures", None)
-    first = next(iter(cause.values())) if cause else error
-    if isinstance(first, TrainingError):
-        return first
-    workers = config.training.num_workers
-    return TrainingError(
-        "training on several workers failed",
-        where=f"{workers} workers",
-        found=str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__,
-        do="see the worker's log under Ray's session folder; training.num_workers=1 runs without Ray Train",
-    )
