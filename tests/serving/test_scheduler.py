@@ -66,6 +66,29 @@ def test_every_patch_is_answered_in_order() -> None:
     assert len(forward.batches) == 4, "no row stays empty while a job has a patch for it"
 
 
+class Growing(Numbers):
+    """A job that knows its later patches only when its first two have been answered, as localised inference does."""
+
+    def put(self, number: int, probability: NDArray[np.float32]) -> None:
+        super().put(number, probability)
+        if len(self.answers) == 2:
+            self.count = 9
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_a_job_may_have_more_patches_once_the_first_are_answered(batch_size: int) -> None:
+    forward, jobs = Doubling(), [Growing(100, 2), Numbers(200, 5), Growing(300, 2)]
+
+    async def run() -> None:
+        scheduler = PatchScheduler(forward, batch_size)
+        await asyncio.gather(*(scheduler.run(job) for job in jobs))
+
+    asyncio.run(run())
+    assert [job.count for job in jobs] == [9, 5, 9]
+    for job in jobs:
+        assert job.answers == [(n, 2.0 * (job.first + n)) for n in range(job.count)]
+
+
 def test_small_job_overtakes_large_one() -> None:
     forward, finished = Doubling(), []
     large, small = Numbers(1000, 50), Numbers(0, 3)
