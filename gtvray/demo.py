@@ -169,8 +169,15 @@ class Demo:
             ledger = Ledger(self._workspace.ledger)
             masks = self._reports / "masks"
             advance = self._show.advance
+            golden = self._workspace.golden / outcome.bundle.digest[:16]
             evidence, scored = gather_evidence(
-                outcome.bundle, project, masks=masks, ledger=ledger, threads=self._threads(), report=advance
+                outcome.bundle,
+                project,
+                masks=masks,
+                ledger=ledger,
+                threads=self._threads(),
+                golden=golden,
+                report=advance,
             )
             by_dsc = sorted(scored, key=lambda entry: entry.score.dsc)
             for name, entry in (("worst", by_dsc[0]), ("median", by_dsc[len(by_dsc) // 2])):
@@ -192,7 +199,13 @@ class Demo:
             log = DecisionLog(self._workspace.decisions)
             config = self._config.promotion
             version, judgement = promote(
-                outcome.bundle, outcome.run_id, evidence, config=config, registry=registry, log=log
+                outcome.bundle,
+                outcome.run_id,
+                evidence,
+                config=config,
+                registry=registry,
+                log=log,
+                golden=self._workspace.golden / outcome.bundle.digest[:16],
             )
         self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
         return registry, version

@@ -12,7 +12,7 @@ from itertools import takewhile
 import typer
 
 from gtvray import __version__
-from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, serve, submit, sweep, train
+from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa, serve, submit, sweep, train
 from gtvray.cli.common import take_sigterm
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
 from gtvray.runtime import use_token
@@ -32,6 +32,7 @@ app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
+app.command("qa")(qa.qa)
 app.command("promote")(models.promote)
 app.command("rollback")(models.rollback)
 app.command("models")(models.models)

@@ -82,13 +82,14 @@ def promote(
         masks = place.reports / f"promote-{candidate.digest[:12]}" / "masks"
         threads = max(1, int(base.serving.cpus_per_replica))
         ledger = Ledger(place.ledger)
+        golden = place.golden / candidate.digest[:16]
         evidence, _ = gather_evidence(
-            candidate, project, masks=masks, ledger=ledger, threads=threads, report=progress.advance
+            candidate, project, masks=masks, ledger=ledger, threads=threads, golden=golden, report=progress.advance
         )
         log = DecisionLog(place.decisions)
         run_id = candidate.info["mlflow_run"]
         version, judgement = through_gate(
-            candidate, run_id, evidence, config=base.promotion, registry=registry, log=log
+            candidate, run_id, evidence, config=base.promotion, registry=registry, log=log, golden=golden
         )
     found = {"version": version.version, "digest": candidate.digest, **asdict(judgement)}
     gain = judgement.difference

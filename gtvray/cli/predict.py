@@ -141,7 +141,7 @@ def _remote(targets: dict[Path, Path], server: str, token: str) -> Outcomes:
         result, clock = answer
         with clock.stage("write"):
             write_volume(targets[path], result.mask)
-        return SegmentedCase(targets[path], result.volume_ml, result.coverage, (), clock.seconds)
+        return SegmentedCase(targets[path], result.volume_ml, result.coverage, (), clock.seconds, result.out_of_domain)
 
     # Asked in this thread, so that Ctrl-C need not wait for the answer.
     return overlapped(targets, lambda path: path, ask, store)
@@ -176,6 +176,7 @@ def _row(case: SegmentedCase) -> dict[str, Any]:
         "volume_ml": case.volume_ml,
         **asdict(case.coverage),
         "notes": list(case.notes),
+        "out_of_domain": list(case.out_of_domain),
         "milliseconds": round(1000 * sum(case.seconds.values())),
         "seconds": {stage: round(seconds, 4) for stage, seconds in case.seconds.items()},
     }
@@ -199,6 +200,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     ]
     parts = [table(done, _COLUMNS)] if done else []
     parts += [f"{row['scan']}: {note}" for row in done for note in row["notes"]]
+    parts += [f"OUT OF DOMAIN {row['scan']}: {reason}" for row in done for reason in row["out_of_domain"]]
     if failed:
         parts += [
             f"{len(failed)} of {len(rows)} failed:",
@@ -232,4 +234,4 @@ def _write_report(targets: dict[Path, Path], rows: list[dict[str, Any]]) -> None
 def _remark(row: dict[str, Any]) -> str:
     if "error" in row:
         return str(row["error"]["title"])
-    return "; ".join(row["notes"])
+    return "; ".join([*(f"OUT OF DOMAIN: {reason}" for reason in row["out_of_domain"]), *row["notes"]])

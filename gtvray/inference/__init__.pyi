@@ -4,6 +4,8 @@ from .case import CaseJob as CaseJob
 from .case import Coverage as Coverage
 from .case import Patch as Patch
 from .case import largest_component as largest_component
+from .domain import out_of_domain as out_of_domain
+from .domain import training_ranges as training_ranges
 from .pipeline import LocalCases as LocalCases
 from .pipeline import SegmentedCase as SegmentedCase
 from .pipeline import StageClock as StageClock

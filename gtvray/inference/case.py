@@ -56,6 +56,7 @@ class CaseJob:
         prepared: the scan on the prepared grid.
         preprocessing, inference, patch_ijk: the bundle's settings.
         mask_only: hold no more of the answers than the mask needs; `probability` is not to be asked for.
+        out_of_domain: why the scan is unlike what the model was made for, a sentence each.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class CaseJob:
         patch_ijk: tuple[int, int, int],
         *,
         mask_only: bool = False,
+        out_of_domain: tuple[str, ...] = (),
     ) -> None:
         self._prepared = prepared
+        self.out_of_domain = out_of_domain
         self._preprocessing, self._inference, self._mask_only = preprocessing, inference, mask_only
         shape = prepared.hu.shape
         padded = tuple(max(n, p) for n, p in zip(shape, patch_ijk, strict=True))

@@ -114,6 +114,7 @@ class SegmentedCase:
         coverage: what was looked at.
         notes: what a reader of the mask should know about the scan.
         seconds: by stage.
+        out_of_domain: why the scan is unlike what the model was made for; empty if nothing speaks for that.
     """
 
     mask: Path
@@ -121,6 +122,7 @@ class SegmentedCase:
     coverage: Coverage
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    out_of_domain: tuple[str, ...] = ()
 
 
 class LocalCases:
@@ -167,4 +169,4 @@ class LocalCases:
         with clock.stage("write"):
             write_volume(target, mask)
         volume_ml = float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml
-        return SegmentedCase(target, volume_ml, job.coverage(), job.notes, clock.seconds)
+        return SegmentedCase(target, volume_ml, job.coverage(), job.notes, clock.seconds, job.out_of_domain)

@@ -15,6 +15,7 @@ from gtvray.inference.backends.choose import open_backends
 from gtvray.inference.backends.store import ConversionStore
 from gtvray.inference.backends.torch import run_network
 from gtvray.inference.case import CaseJob
+from gtvray.inference.domain import out_of_domain
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
@@ -69,7 +70,15 @@ class Predictor:
         """
         bundle = self.bundle
         prepared = prepare(scan, bundle.preprocessing, where)
-        return CaseJob(prepared, bundle.preprocessing, bundle.inference, bundle.patch_ijk, mask_only=mask_only)
+        unlike = out_of_domain(prepared, bundle.info.get("domain"), where)
+        return CaseJob(
+            prepared,
+            bundle.preprocessing,
+            bundle.inference,
+            bundle.patch_ijk,
+            mask_only=mask_only,
+            out_of_domain=unlike,
+        )
 
     @property
     def view_count(self) -> int:

@@ -56,6 +56,11 @@ class Workspace:
         return self.root / "bundles"
 
     @property
+    def golden(self) -> Path:
+        """Golden cases of models, by digest."""
+        return self.root / "golden"
+
+    @property
     def reports(self) -> Path:
         """Tables and pictures."""
         return self.root / "reports"
@@ -125,7 +130,7 @@ class Workspace:
             ) from error
 
     def _clear_leftovers(self) -> None:
-        for folder in (self.root, self.cache, self.phantoms, self.sweeps, self.bundles, self.reports):
+        for folder in (self.root, self.cache, self.phantoms, self.sweeps, self.bundles, self.golden, self.reports):
             for pattern in _LEFTOVERS:
                 for leftover in folder.glob(pattern):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gtvray.config import PromotionConfig
@@ -14,9 +15,16 @@ from gtvray.registry import ModelVersion, Registry
 
 
 def promote(
-    bundle: Bundle, run_id: str, evidence: Evidence, *, config: PromotionConfig, registry: Registry, log: DecisionLog
+    bundle: Bundle,
+    run_id: str,
+    evidence: Evidence,
+    *,
+    config: PromotionConfig,
+    registry: Registry,
+    log: DecisionLog,
+    golden: Path | None = None,
 ) -> tuple[ModelVersion, Judgement]:
-    """Register a bundle and make it the champion, if the gate accepts it.
+    """Register a bundle and make it the champion, if the gate accepts it; its golden cases go with it.
 
     Raises:
         GateRefusedError: it does not; the refusal and its evidence are in the log.
@@ -39,6 +47,8 @@ def promote(
                 do="train longer or on more cases; the champion stays as it was",
             )
         version = registry.register(bundle, run_id)
+        if golden is not None:
+            registry.add_golden(version, golden)
         standing = log.standing()
         if standing is not None and version.version == previous:
             # The champion once more: the way back leads to the one before it still.

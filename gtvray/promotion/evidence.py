@@ -11,6 +11,7 @@ from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.gate import Evidence
+from gtvray.promotion.golden import write_golden
 from gtvray.promotion.probe import answers_alike
 
 
@@ -21,6 +22,7 @@ def gather_evidence(
     masks: Path,
     ledger: Ledger,
     threads: int,
+    golden: Path | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[Evidence, list[ScoredCase]]:
     """Score a bundle on the held-out cases, and write the look into the ledger.
@@ -31,6 +33,7 @@ def gather_evidence(
         masks: folder for the predicted masks.
         ledger: of looks.
         threads: CPU threads, as many as a serving replica has.
+        golden: folder for golden cases made of these.
         report: told (done, all) after each case.
     """
     digest = project.fingerprint.digest
@@ -41,6 +44,8 @@ def gather_evidence(
     predictor = Predictor(bundle, threads=threads)
     predictor.warm()
     scored = score_cases(predictor, project.held_out, masks, baseline, report)
+    if golden is not None:
+        write_golden(golden, predictor, scored, threads)
     evidence = Evidence(
         digest=bundle.digest,
         data=digest,

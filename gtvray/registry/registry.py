@@ -120,6 +120,38 @@ class Registry:
             )
         return bundle
 
+    def add_golden(self, version: ModelVersion, folder: Path) -> None:
+        """Keep a version's golden cases beside it."""
+        self._client.log_artifacts(version.run_id, str(folder), _golden_path(version))
+
+    def fetch_golden(self, version: ModelVersion, folder: Path) -> None:
+        """Download a version's golden cases, unless the folder is there already.
+
+        Raises:
+            NotFoundError: it has none.
+        """
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        if folder.exists():
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                source = mlflow.artifacts.download_artifacts(
+                    run_id=version.run_id,
+                    artifact_path=_golden_path(version),
+                    dst_path=scratch,
+                    tracking_uri=self._client.tracking_uri,
+                )
+            except (MlflowException, OSError) as error:
+                raise NotFoundError(
+                    "no golden cases came with this model",
+                    where=f"version {version.version}",
+                    do="promote it again; golden cases are made of held-out cases",
+                ) from error
+            with atomic_dir(folder) as temporary:
+                shutil.copytree(source, temporary, dirs_exist_ok=True)
+
     def _download(self, version: ModelVersion, folder: Path) -> None:
         import mlflow
 
@@ -142,3 +174,7 @@ class Registry:
             self._client.get_registered_model(self._name)
         except MlflowException:
             self._client.create_registered_model(self._name)
+
+
+def _golden_path(version: ModelVersion) -> str:
+    return f"golden/{version.digest[:16]}"

@@ -145,12 +145,14 @@ def _into_object_store(spool: IO[bytes]) -> Any:
 def _headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:
     coverage = prediction.coverage
     fallback = {"X-Gtvray-Fallback": coverage.fallback} if coverage.fallback else {}
+    unlike = {"X-Gtvray-Out-Of-Domain": "; ".join(prediction.out_of_domain)} if prediction.out_of_domain else {}
     return {
         "X-Gtvray-Model-Digest": prediction.digest,
         "X-Gtvray-Model-Version": prediction.version,
         "X-Gtvray-Volume-Ml": f"{prediction.volume_ml:.3f}",
         "X-Gtvray-Mode": coverage.mode,
         **fallback,
+        **unlike,
         "X-Gtvray-Patches": str(coverage.patches),
         "X-Gtvray-Patches-Skipped": str(coverage.patches_skipped),
         "X-Gtvray-Volume-Skipped-Share": f"{coverage.volume_skipped_share:.6f}",

@@ -27,6 +27,7 @@ class RemoteResult:
         coverage: what was looked at and what was not.
         milliseconds: the server's own time.
         notice: what the mask may be used for.
+        out_of_domain: why the scan is unlike what the model was made for; empty if nothing speaks for that.
     """
 
     mask: Volume
@@ -37,6 +38,7 @@ class RemoteResult:
     coverage: Coverage
     milliseconds: int
     notice: str
+    out_of_domain: tuple[str, ...] = ()
 
     @property
     def patches(self) -> int:
@@ -118,6 +120,7 @@ def _result(answer: httpx.Response, url: str) -> RemoteResult:
             ),
             milliseconds=int(headers["X-Gtvray-Milliseconds"]),
             notice=headers["X-Gtvray-Notice"],
+            out_of_domain=tuple(filter(None, headers.get("X-Gtvray-Out-Of-Domain", "").split("; "))),
         )
     except KeyError as error:
         raise ResourceError("not an answer of a gtvray server", where=url, found=f"no header {error}") from error

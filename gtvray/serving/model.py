@@ -28,6 +28,7 @@ class Prediction:
     coverage: Coverage
     digest: str
     version: str
+    out_of_domain: tuple[str, ...] = ()
 
 
 class Model:
@@ -93,6 +94,7 @@ class Model:
             coverage=job.coverage(),
             digest=self._predictor.bundle.digest,
             version=self._args.version,
+            out_of_domain=job.out_of_domain,
         )
 
 

@@ -1,5 +1,6 @@
 from .export import TrainedNetwork as TrainedNetwork
 from .export import export_bundle as export_bundle
+from .export import usual_figures as usual_figures
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit
 from .plan import check_plan as check_plan

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gtvray.config import Config, NetworkConfig, build
 from gtvray.data import CachedCase
+from gtvray.geometry import Box, Volume
+from gtvray.inference import training_ranges
 from gtvray.models import Bundle, Checkpoint, build_network, load_weights, write_bundle
 from gtvray.training.selection import calibrated
 
 _PREFIX = "averaged:"
+_DOMAIN_CASES = 50
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,13 @@ class TrainedNetwork:
         network = build_network(self.settings, channels, preprocessing.spacing_mm, patch_ijk).eval()
         load_weights(network, self.weights)
         return network
+
+
+def usual_figures(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]:
+    """What the domain check takes for usual with a model of these training cases; of many, an even choice."""
+    chosen = cases[:: max(1, len(cases) // _DOMAIN_CASES)]
+    scans = (Volume(case.read(Box.whole(case.shape))[0], np.asarray(case.meta["affine"])) for case in chosen)
+    return training_ranges(scans)
 
 
 def export_bundle(

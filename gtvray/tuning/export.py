@@ -9,7 +9,7 @@ from gtvray.config import flatten
 from gtvray.data import Project
 from gtvray.models import Bundle
 from gtvray.tracking import SweepRecorder
-from gtvray.training import export_bundle
+from gtvray.training import export_bundle, usual_figures
 from gtvray.tuning.sweep import SweepResult
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def export_best(
     run_id = recorder.trial_run_id(best.trial_id)
     info = {
         "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
+        "domain": usual_figures(project.train),
         "metrics": {"selection_dsc": best.best_dsc},
         "mlflow_run": run_id,
         "config": flatten(config),

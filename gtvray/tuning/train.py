@@ -231,7 +231,7 @@ class TrainJob:
 
     def _bundle(self, project: Project, board: Board, validation: CrossValidation, run_id: str) -> Bundle:
         from gtvray.models import write_bundle
-        from gtvray.training import TrainedNetwork
+        from gtvray.training import TrainedNetwork, usual_figures
 
         config = self.request.config
         networks = [TrainedNetwork.load(board.best(fold)[0]) for fold in board.trained()]
@@ -248,6 +248,7 @@ class TrainJob:
                     {"fold": each.fold, "seed": each.seed, "epoch": each.epoch, "cases": len(each.cases)}
                     for each in validation.folds
                 ],
+                "domain": usual_figures(project.train),
                 "failed_folds": sorted(board.failures),
                 "metrics": validation.metrics(),
                 "mlflow_run": run_id,

@@ -1,0 +1,82 @@
+"""`gtvray qa`: does a promoted model do on this host, with these versions, what it was promoted for?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gtvray import NOTICE
+from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, ModelOption, SetOption, WorkspaceOption, emit, table
+
+if TYPE_CHECKING:
+    from gtvray.config import Config
+    from gtvray.io import Workspace
+    from gtvray.models import Bundle
+
+
+def qa(
+    model: ModelOption = "champion",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default those of the promotion.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reproduce a promoted model's golden cases here; exit code 1 if a mask is another. Run it after every upgrade.
+
+    Example: gtvray qa --model champion
+    """
+    from gtvray.cli.models import resolve_model
+    from gtvray.config import load_config
+    from gtvray.inference import Predictor
+    from gtvray.io import Workspace
+    from gtvray.promotion import REPRODUCED_DICE, golden_threads, reproduce, stack
+
+    place, settings = Workspace(workspace), load_config(config, override or [])
+    bundle = resolve_model(model, place, settings)
+    folder = _golden(bundle, model, place, settings)
+    results = reproduce(folder, Predictor(bundle, threads=threads or golden_threads(folder)))
+    ok = all(result.ok for result in results)
+    found = {
+        "ok": ok,
+        "identical": all(result.identical for result in results),
+        "digest": bundle.digest,
+        "stack": stack(),
+        "cases": [asdict(result) for result in results],
+        "notice": NOTICE,
+    }
+    rows = [{"case": result.case, "dice": f"{result.dice:.5f}", "masks": _word(result.identical)} for result in results]
+    verdict = "reproduced" if ok else f"NOT reproduced: Dice below {REPRODUCED_DICE:g}; do not serve this model here"
+    shown = table(rows, {"case": "case", "dice": "Dice", "masks": "masks"})
+    emit(found, as_json, f"{shown}\n{verdict}\n{NOTICE}")
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _word(identical: bool) -> str:
+    return "identical" if identical else "differ"
+
+
+def _golden(bundle: Bundle, model: str, place: Workspace, settings: Config) -> Path:
+    """The model's golden cases, fetched from the registry where this workspace does not have them.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    from gtvray.cli.models import open_registry
+    from gtvray.errors import NotFoundError
+    from gtvray.registry import CHAMPION
+
+    folder = place.golden / bundle.digest[:16]
+    if folder.exists():
+        return folder
+    if Path(model).is_dir():
+        raise NotFoundError(
+            "no golden cases of this bundle here", where=folder, do="name a promoted version, or champion, instead"
+        )
+    registry = open_registry(place, settings)
+    registry.fetch_golden(registry.champion() if model == CHAMPION else registry.get(model), folder)
+    return folder

@@ -1,0 +1,144 @@
+"""Golden cases: pieces of scans that a model must mark alike wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from gtvray.cli.main import app
+from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from gtvray.data import index_dataset
+from gtvray.errors import BundleError, NotFoundError
+from gtvray.evaluation import ScoredCase
+from gtvray.inference import Predictor
+from gtvray.io import read_volume, sha256_of, write_json, write_volume
+from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.promotion import golden_threads, reproduce, write_golden
+from gtvray.registry import Registry
+
+from ..scores import made_score
+
+NAMES = ["golden.json", *(f"{kind}-{n}.nii.gz" for kind in ("mask", "scan") for n in range(2))]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Random weights that mark a part of a phantom."""
+    torch.manual_seed(0)
+    network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
+    built = build_network(network, 1, (6.0, 6.0, 6.0), patch_ijk)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.mul_(1.5)
+    return write_bundle(
+        tmp_path_factory.mktemp("bundles") / "made",
+        weights=weights_of(built),
+        preprocessing=PreprocessingConfig(spacing_mm=(6.0, 6.0, 6.0)),
+        network=network,
+        inference=InferenceConfig(overlap=0.0, keep_largest=True, threshold=0.5),
+        patch_ijk=patch_ijk,
+        info={},
+    )
+
+
+@pytest.fixture(scope="module")
+def golden(bundle: Bundle, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, scored = tmp_path_factory.mktemp("golden"), []
+    predictor = Predictor(bundle, threads=1)
+    for case in index_dataset(phantoms).cases[:2]:
+        mask = folder / f"{case.case_id}.nii.gz"
+        scan = read_volume(case.image)
+        marked = np.zeros(scan.shape, np.uint8)
+        marked[tuple(slice(n // 2 - 3, n // 2 + 3) for n in scan.shape)] = 1
+        write_volume(mask, scan.with_array(marked))
+        scored.append(ScoredCase(case, made_score(case.case_id, 0.5), None, mask, 1))
+    write_golden(folder / "golden", predictor, scored, threads=1)
+    return folder / "golden"
+
+
+def test_golden_cases_are_reproduced_to_the_bit_on_the_same_stack(golden: Path, bundle: Bundle) -> None:
+    assert sorted(file.name for file in golden.iterdir()) == NAMES
+    assert golden_threads(golden) == 1
+    results = reproduce(golden, Predictor(bundle, threads=1))
+    assert [(result.case, result.dice, result.identical, result.ok) for result in results] == [
+        (0, 1.0, True, True),
+        (1, 1.0, True, True),
+    ]
+    assert any(read_volume(golden / f"mask-{n}.nii.gz").array.any() for n in range(2)), "the cases show something"
+
+
+def test_they_tell_neither_names_nor_whole_heads(golden: Path, phantoms: Path) -> None:
+    cases = index_dataset(phantoms).cases[:2]
+    text = (golden / "golden.json").read_text()
+    assert [case.case_id for case in cases if f'"{case.case_id}"' in text or str(phantoms) in text] == []
+    whole = {read_volume(case.image).shape for case in cases}
+    assert all(read_volume(golden / f"scan-{n}.nii.gz").shape not in whole for n in range(2))
+
+
+def test_a_stack_that_answers_otherwise_is_found(golden: Path, bundle: Bundle) -> None:
+    changed = replace(bundle, inference=bundle.inference.model_copy(update={"threshold": 0.7}))
+    results = reproduce(golden, Predictor(changed, threads=1))
+    assert not all(result.ok for result in results)
+    assert not any(result.identical for result in results if not result.ok)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_or_foreign_golden_cases_are_refused(golden: Path, bundle: Bundle, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(golden, tmp_path / "copy")
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError):
+        reproduce(copy, Predictor(bundle, threads=1))
+    (copy / name).write_bytes(content)
+    about = json.loads((copy / "golden.json").read_text())
+    write_json(copy / "golden.json", {**about, "digest": "another"})
+    with pytest.raises(BundleError, match="another model"):
+        reproduce(copy, Predictor(bundle, threads=1))
+
+
+def test_they_go_with_a_registered_version(
+    golden: Path, make_bundle: Callable[[int], Bundle], client: MlflowClient, run_id: str, tmp_path: Path
+) -> None:
+    registry = Registry(client, tmp_path.name, tmp_path / "bundles")
+    version = registry.register(make_bundle(7), run_id)
+    with pytest.raises(NotFoundError, match="no golden cases"):
+        registry.fetch_golden(version, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+    registry.add_golden(version, golden)
+    registry.fetch_golden(version, tmp_path / "fetched")
+    assert sorted(file.name for file in (tmp_path / "fetched").iterdir()) == NAMES
+
+
+def _qa(bundle: Bundle, workspace: Path) -> Any:
+    return CliRunner().invoke(app, ["qa", "-m", str(bundle.folder), "--workspace", str(workspace), "--json"])
+
+
+def test_the_command_tells_by_its_exit_code(golden: Path, bundle: Bundle, tmp_path: Path) -> None:
+    missing = _qa(bundle, tmp_path)
+    assert isinstance(missing.exception, NotFoundError)
+    place = tmp_path / "golden" / bundle.digest[:16]
+    shutil.copytree(golden, place)
+    done = _qa(bundle, tmp_path)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["ok"], told["identical"], len(told["cases"])) == (True, True, 2)
+    assert told["stack"]["torch"]
+    # As another stack would have it: the promoted masks were others.
+    scan, mask = read_volume(place / "scan-0.nii.gz"), place / "mask-0.nii.gz"
+    write_volume(mask, scan.with_array(np.ones(scan.shape, np.uint8)))
+    about = json.loads((place / "golden.json").read_text())
+    about["files"][mask.name] = sha256_of(mask)
+    write_json(place / "golden.json", about)
+    failed = _qa(bundle, tmp_path)
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["ok"] is False
