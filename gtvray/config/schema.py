@@ -37,7 +37,13 @@ _SEARCHABLE = (
     "training.",
     "inference.",
 )
-_PLANNED_ONCE = ("training.epochs", "training.num_workers", "training.cpus_per_worker", "training.use_gpu")
+_PLANNED_ONCE = (
+    "training.epochs",
+    "training.time_budget_s",
+    "training.num_workers",
+    "training.cpus_per_worker",
+    "training.use_gpu",
+)
 
 
 class Config(Section):

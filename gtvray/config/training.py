@@ -13,6 +13,12 @@ class TrainingConfig(Section):
     """The loop; an epoch is `steps_per_epoch` optimizer steps."""
 
     epochs: int = Field(20, ge=1, le=10_000, description="epochs of a full training")
+    time_budget_s: float = Field(
+        0.0,
+        ge=0,
+        description="seconds that a training may take: its first epoch is timed, and as many follow as fit, whatever "
+        "training.epochs says; 0 is none. Not for sweeps, which have a time_budget_s of their own",
+    )
     steps_per_epoch: int = Field(50, ge=1, le=100_000, description="optimizer steps an epoch")
     batch_size: int = Field(2, ge=1, le=1024, description="patches a step, over all workers")
     patch_ijk: tuple[int, int, int] = Field((48, 48, 48), description="patch size in voxels of the prepared spacing")

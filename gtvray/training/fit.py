@@ -25,7 +25,7 @@ from gtvray.training.plan import check_plan
 from gtvray.training.recovery import epoch_with_retries, memory_errors
 from gtvray.training.selection import selection_dsc
 from gtvray.training.state import TrainingState
-from gtvray.training.workers import rank
+from gtvray.training.workers import mean_over_workers, rank
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class EpochReport:
 
     Attributes:
         epoch: epochs done, from 1.
+        epochs: how many there will be.
         train_loss: mean over the epoch's steps.
         selection_dsc: mean DSC of the averaged weights over the selection cases, on the prepared grid.
         best_dsc: the best of these so far.
@@ -49,6 +50,7 @@ class EpochReport:
     """
 
     epoch: int
+    epochs: int
     train_loss: float
     selection_dsc: float
     best_dsc: float
@@ -98,6 +100,7 @@ def fit(
     """
     check_plan(config, train, selection)
     torch.set_num_threads(config.training.cpus_per_worker)
+    called = time.perf_counter()
     with (
         CheckpointWriter(folder, active=rank() == 0) as writer,
         ThreadPoolExecutor(1) as reader,
@@ -112,17 +115,20 @@ def fit(
         sampler = PatchSampler(train, config.training, config.preprocessing, config.augmentation, device)
         loop = Loop(config, state, sampler)
         checkpoint = state.checkpoint()
-        while state.epoch < config.training.epochs:
+        while state.epoch < state.epochs:
             began = time.perf_counter()
             figures, retried = epoch_with_retries(loop, state, checkpoint, reader)
             dsc = selection_dsc(config, state.averaged_network(), scored, state.device)
             state.finish_epoch(dsc)
             writer.wait()
+            if state.epoch == 1:
+                now = time.perf_counter()
+                state.plan_epochs(mean_over_workers(now - called), mean_over_workers(now - began))
             entry = _entry(state, figures, dsc, [*notes, *retried], time.perf_counter() - began)
             state.history.append(entry)
             checkpoint, notes = state.checkpoint(), []
             writer.start(checkpoint, state.epoch, state.best_epoch)
-            if state.epoch == config.training.epochs:
+            if state.epoch == state.epochs:
                 writer.wait()
             failpoint("training.before_report", rank())
             yield _report(entry, folder, state.best_epoch)
@@ -146,6 +152,7 @@ def _entry(
     loss, busy_s, wait_s = figures
     return {
         "epoch": state.epoch,
+        "epochs": state.epochs,
         "train_loss": loss,
         "selection_dsc": dsc,
         "best_dsc": state.best_dsc,

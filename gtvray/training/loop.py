@@ -95,7 +95,7 @@ class Loop:
         return range(start, start + local)
 
     def _set_rate(self, step: int) -> None:
-        total = self._training.epochs * self._training.steps_per_epoch
+        total = self._state.epochs * self._training.steps_per_epoch
         warmup = max(1, round(total * self._optimizing.warmup_share))
         share = (step + 1) / warmup if step < warmup else (1 - (step - warmup) / max(1, total - warmup)) ** 0.9
         for group in self._state.optimizer.param_groups:

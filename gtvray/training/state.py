@@ -20,6 +20,7 @@ class TrainingState:
     """Mutable state of one training on one worker.
 
     Attributes:
+        epochs: how many there will be.
         lr_factor: of the planned learning rate, after retries.
         retries: how often an epoch was begun again at a lower rate.
         history: an entry an epoch: the figures of its report.
@@ -30,6 +31,7 @@ class TrainingState:
     network: torch.nn.Module
     averaged: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    epochs: int
     epoch: int = 0
     best_dsc: float = -1.0
     best_epoch: int = 0
@@ -49,7 +51,19 @@ class TrainingState:
             config.training.patch_ijk,
         ).to(device)
         averaged = copy.deepcopy(network).eval().requires_grad_(False)
-        return cls(config, device, network, averaged, build_optimizer(network, config.optimizer))
+        optimizer = build_optimizer(network, config.optimizer)
+        return cls(config, device, network, averaged, optimizer, config.training.epochs)
+
+    def plan_epochs(self, elapsed_s: float, epoch_s: float) -> None:
+        """Fix the number of epochs by the time budget, if there is one; the learning rate follows.
+
+        Args:
+            elapsed_s: since the training was begun, the first epoch done.
+            epoch_s: of this the first epoch itself.
+        """
+        budget_s = self.config.training.time_budget_s
+        if budget_s:
+            self.epochs = self.epoch + max(0, int((budget_s - elapsed_s) / epoch_s))
 
     def average(self, step: int) -> None:
         """Fold the weights into the moving average, which follows closely in the first steps."""
@@ -85,6 +99,7 @@ class TrainingState:
         tensors = {f"{part}:{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
         meta = {
             "epoch": self.epoch,
+            "epochs": self.epochs,
             "best_dsc": self.best_dsc,
             "best_epoch": self.best_epoch,
             "lr_factor": self.lr_factor,
@@ -117,6 +132,9 @@ class TrainingState:
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         torch.set_rng_state(parts["random"]["cpu"])
         self.epoch = int(checkpoint.meta["epoch"])
+        if self.config.training.time_budget_s and self.epoch:
+            # Measured once: another measurement would be another learning rate.
+            self.epochs = int(checkpoint.meta["epochs"])
         self.best_dsc, self.best_epoch = float(checkpoint.meta["best_dsc"]), int(checkpoint.meta["best_epoch"])
         self.lr_factor, self.retries = float(checkpoint.meta["lr_factor"]), int(checkpoint.meta["retries"])
         self.history = list(checkpoint.meta["history"])

@@ -131,7 +131,7 @@ class Board:
     def _status(self, fold: Fold) -> FoldStatus:
         reports = self._reports[fold.name]
         last: dict[str, Any] = reports[-1] if reports else {}
-        epoch, epochs = int(last.get("epoch", 0)), fold.config.training.epochs
+        epoch, epochs = int(last.get("epoch", 0)), int(last.get("epochs", fold.config.training.epochs))
         recent = [float(entry["seconds"]) for entry in reports[-_RECENT:]]
         return FoldStatus(
             fold=fold.name,

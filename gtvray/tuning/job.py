@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Finding, Project, index_dataset, open_project, require_sound
-from gtvray.errors import GtvrayError
+from gtvray.errors import ConfigError, GtvrayError
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, Show
 from gtvray.tracking import SweepRecorder, connect_mlflow
@@ -88,6 +88,12 @@ class SweepJob:
             InputError: the data are not usable, or the settings do not go together.
         """
         config = with_dotted(self.config, self.sweep.base, "base")
+        if config.training.time_budget_s:
+            raise ConfigError(
+                "a trial has no time budget of its own: trials are compared epoch by epoch",
+                where="training.time_budget_s",
+                do="give the sweep time_budget_s, or train with `gtvray train`",
+            )
         project, self.warnings = open_data(data, config, self.workspace, self.show, make)
         # Loads torch, so it comes after the data have been looked at, and before a cluster is touched.
         from gtvray.training import check_plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from gtvray.config import Config, with_dotted
-from gtvray.data import Project, index_dataset, open_project, read_label
+from gtvray.data import Project, index_dataset, open_project
 from gtvray.errors import TrainingError
-from gtvray.evaluation import MeanPositionBaseline, score_cases
-from gtvray.inference import Predictor
-from gtvray.io import read_volume
-from gtvray.models import Bundle, Checkpoint
+from gtvray.models import Checkpoint
 from gtvray.runtime import Cluster, ResourcePlan
 from gtvray.tracking import SweepRecorder
 from gtvray.training import fit
@@ -108,32 +104,6 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     assert again.last(sound) == 2
     assert list(fit(sound.config, sound.train, sound.validation, sound.folder, told=2)) == []
     assert record.epochs("fold-1") == [(1, expected[0]), (2, expected[1])]
-
-
-@pytest.mark.ray
-def test_folds_are_judged_as_every_evaluation_judges(
-    local_ray: Cluster, project: Project, config: Config, tmp_path: Path
-) -> None:
-    folds = plan_folds(project, config, project.folds(COUNT, 0), None, tmp_path / "run")[:2]
-    reports = [list(fit(fold.config, fold.train, fold.validation, fold.folder))[-1] for fold in folds]
-    told: list[tuple[float, float]] = []
-    trained = [(fold, Path(report.best_checkpoint)) for fold, report in zip(folds, reports, strict=True)]
-    validation = judge_folds(trained, lambda *at: told.append(at))
-    assert told[-1] == (4, 4)
-    rows = validation.rows()
-    assert [(row["fold"], row["case"]) for row in rows] == [
-        (fold.name, case.case_id) for fold in folds for case in fold.judged
-    ]
-    bundle = Bundle.load(folds[0].folder / "bundle")
-    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in folds[0].known])
-    expected = score_cases(Predictor(bundle, threads=1), folds[0].judged, tmp_path / "masks", baseline)
-    found = validation.folds[0].cases
-    assert [(e.score, e.baseline) for e in found] == [(e.score, e.baseline) for e in expected]
-    told_all = json.loads(json.dumps(validation.as_dict()))
-    assert all(Path(picture).is_file() for picture in told_all["pictures"])
-    assert told_all["all"]["summary"]["cases"] == len(rows)
-    validation.write(tmp_path)
-    assert all(f"| {row['case']} |" in (tmp_path / "scores.md").read_text() for row in rows)
 
 
 def test_no_case_has_a_say_in_how_its_own_mask_is_made(config: Config) -> None:
