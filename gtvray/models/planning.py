@@ -23,12 +23,12 @@ FEATURES: dict[str, tuple[int, ...]] = {
     "base": (32, 64, 128, 256, 320),
     "large": (32, 64, 128, 256, 320, 320),
 }
-# Blocks a stage of the residual encoder; base and large are those of nnU-Net's presets (Isensee et al., MICCAI 2024).
+# Blocks a stage of the residual encoder; base has those of nnU-Net's presets (Isensee et al., MICCAI 2024).
 ENCODER_BLOCKS: dict[str, tuple[int, ...]] = {
     "tiny": (1, 2, 2, 2),
     "small": (1, 2, 3, 4, 4),
     "base": (1, 3, 4, 6, 6),
-    "large": (1, 3, 4, 6, 6, 6),
+    "large": (2, 4, 6, 8, 8, 8),
 }
 _ANISOTROPY = 2.0
 _SMALLEST_AXIS = 4

@@ -14,13 +14,14 @@ from monai.losses.dice import DiceCELoss, DiceFocalLoss
 from monai.losses.dice import DiceLoss as MonaiDice
 from safetensors.torch import load_file
 
-from gtvray.config import LossConfig
-from gtvray.models import build_loss, loss_reduction
+from gtvray.config import LossConfig, NetworkConfig
+from gtvray.models import build_loss, build_network, loss_reduction
 from gtvray.models.losses import LOSSES
 from gtvray.models.terms import batch_dice, boundary, signed_distances_mm
 
 KINDS = get_args(LossConfig.model_fields["kind"].annotation)
 SPACING_MM = (1.0, 1.0, 3.0)
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,25 @@ def test_deeper_heads_count_half_of_the_one_above(kind: Any) -> None:
     masks[..., :2] = 0
     single = [loss(heads[:, n], masks) for n in range(3)]
     torch.testing.assert_close(loss(heads, masks), (single[0] + single[1] / 2 + single[2] / 4) / 1.75)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_network_learns_a_ball_by_every_loss(kind: Any) -> None:
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(kind="residual_unet", features=(4, 8, 8)), 1, (3.0, 3.0, 3.0), (16, 16, 16))
+    places = torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"))
+    centres = torch.tensor([[6.0, 8.0, 9.0], [10.0, 7.0, 6.0]])
+    masks = torch.stack([((places - centre.view(3, 1, 1, 1)).norm(dim=0) < 4)[None].float() for centre in centres])
+    patches = masks + 0.3 * torch.randn(masks.shape)
+    loss = build_loss(LossConfig(kind=kind), (3.0, 3.0, 3.0))
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss(network(patches), masks, step / STEPS).backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = (network(patches) > 0).float()
+    assert 2 * (found * masks).sum() / (found + masks).sum() > 0.9
 
 
 @pytest.mark.parametrize("kind", LOSSES)
