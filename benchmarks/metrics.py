@@ -2,7 +2,9 @@
 
 Both give DSC, HD95, ASSD and NSD at 1, 2 and 5 mm on the full grid. Masks: irregular tumours on StructSeg's grid
 (512 x 512 x 124 at 1.14 x 1.14 x 3 mm) and, with --data, the labels of a dataset; the prediction is the reference
-moved, partly eroded, with a small island. `ratio_monai` is MONAI's seconds divided by ours over all masks.
+moved, partly eroded, with a small island. `ratio_monai` is MONAI's seconds divided by ours over all masks, the least
+of the repetitions of each, which take turns; it is null if any value differs by more than 1e-4, as a ratio between
+unequal outputs is none. `load` is the machine's mean load before and after: above `cpus`, other work ran beside.
 
     python benchmarks/metrics.py --json [--data DIR]
 """
@@ -10,7 +12,9 @@ moved, partly eroded, with a small island. `ratio_monai` is MONAI's seconds divi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import platform
 import time
 import warnings
@@ -31,6 +35,7 @@ from gtvray.io import read_volume
 
 GRID, SPACING_MM = (512, 512, 124), (1.14, 1.14, 3.0)
 PHANTOMS, REAL_CASES, REPETITIONS = 3, 6, 3
+TOLERANCE = 1e-4
 
 
 def main() -> None:
@@ -47,15 +52,25 @@ def main() -> None:
         references += [read_volume(case.label) for case in cases if case.label is not None]
     pairs = [(reference, prediction_of(reference)) for reference in references]
     seconds: dict[str, list[float]] = {"gtvray": [], "monai": []}
+    load = [os.getloadavg()[0]]
     for _ in range(REPETITIONS):
         values = {}
         for name, scorer in (("gtvray", ours), ("monai", monais)):
             began = time.perf_counter()
             values[name] = [scorer(*pair) for pair in pairs]
             seconds[name].append(time.perf_counter() - began)
+    load.append(os.getloadavg()[0])
+    difference = float(np.abs(np.subtract(values["gtvray"], values["monai"])).max())
+    equal = difference <= TOLERANCE
     result: dict[str, Any] = {
-        "ratio_monai": min(seconds["monai"]) / min(seconds["gtvray"]),
-        "max_abs_difference": float(np.abs(np.subtract(values["gtvray"], values["monai"])).max()),
+        "benchmark": "metrics",
+        "ratio_monai": min(seconds["monai"]) / min(seconds["gtvray"]) if equal else None,
+        "max_abs_difference": difference,
+        "equal_output": equal,
+        "output_sha256": {name: digest(of_scorer) for name, of_scorer in values.items()},
+        "cpus": os.cpu_count(),
+        "load": load,
+        "machine": "loaded" if max(load) > (os.cpu_count() or 1) else "idle",
         "pairs": len(pairs),
         "shapes": sorted({reference.shape for reference in references}),
         "seconds": seconds,
@@ -63,6 +78,11 @@ def main() -> None:
         "python": platform.python_version(),
     }
     print(json.dumps(result))
+
+
+def digest(values: list[list[float]]) -> str:
+    """sha256 of the values to six digits after the point, so that the last bits of a sum do not change it."""
+    return hashlib.sha256(json.dumps(np.round(values, 6).tolist()).encode()).hexdigest()
 
 
 def ours(reference: Volume, prediction: Volume) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from gtvray.cli.common import (
     emit,
     table,
 )
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 
 def sweep(
@@ -51,6 +54,7 @@ def sweep(
         progress.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
             outcome = job.run(project, cluster)
+        page = _page_of_trials(job.client, outcome.sweep_run_id, place.sweeps / name)
     rows = [
         {"trial": trial.trial_id, "epochs": trial.epochs, "dsc": trial.best_dsc, **trial.point}
         for trial in outcome.result.trials
@@ -58,5 +62,17 @@ def sweep(
     columns = {"trial": "trial", "epochs": "epochs", "dsc": "best DSC", **{key: key for key in spec.space}}
     found = {"bundle": str(outcome.bundle.folder), "digest": outcome.bundle.digest, "run": outcome.run_id}
     go_on = f"gtvray promote {found['bundle']} --data {data} --workspace {workspace}"
-    text = f"{table(rows, columns)}\n\nbundle: {found['bundle']}\npromote it: {go_on}"
-    emit({"ok": True, "trials": rows, **found}, as_json, text)
+    pictured = f"learning curves: {page or 'no page, as MLflow is away'}"
+    text = f"{table(rows, columns)}\n\n{pictured}\nbundle: {found['bundle']}\npromote it: {go_on}"
+    emit({"ok": True, "trials": rows, **found, "page": str(page) if page else None}, as_json, text)
+
+
+def _page_of_trials(client: MlflowClient, run_id: str, folder: Path) -> Path | None:
+    """The page with learning curves; MLflow being away must not cost the sweep's bundle."""
+    from gtvray.errors import ResourceError
+    from gtvray.evaluation import record_trials_page
+
+    try:
+        return record_trials_page(client, run_id, folder)
+    except ResourceError:
+        return None

@@ -30,3 +30,4 @@ from .strata import stratify as stratify
 from .study import Study as Study
 from .summary import scores_table as scores_table
 from .summary import summarise as summarise
+from .trials import record_trials_page as record_trials_page

@@ -11,8 +11,9 @@ from typing import Any
 from PIL import Image
 
 from gtvray import NOTICE
-from gtvray.evaluation.charts import Chart, case_chart, paired_chart, strata_chart, volume_chart
+from gtvray.evaluation.charts import case_chart, paired_chart, strata_chart, volume_chart
 from gtvray.evaluation.comparison import RANKED_BY, Difference
+from gtvray.evaluation.drawing import Chart
 from gtvray.evaluation.metrics import METRICS, CaseScore
 from gtvray.evaluation.outcome import BASELINE, Outcome
 from gtvray.evaluation.statistics import RESAMPLES
