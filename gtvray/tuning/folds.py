@@ -197,9 +197,8 @@ class _FoldActor:
 
     def _begin(self) -> Iterator[EpochReport]:
         fold = self._fold
-        if fold.config.training.num_workers == 1:
-            return fit(fold.config, fold.train, fold.validation, fold.folder, told=self._told)
-        return fit_distributed(fold.config, fold.train, fold.validation, fold.folder)
+        run = fit if fold.config.training.num_workers == 1 else fit_distributed
+        return run(fold.config, fold.train, fold.validation, fold.folder, told=self._told)
 
 
 def _reason(error: RayTaskError) -> str:

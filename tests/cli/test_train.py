@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from gtvray.cli.train import FoldProgress
 from gtvray.io import sha256_of
 from gtvray.models import Bundle
+from gtvray.tuning import FoldStatus
 
 from .command import OPEN_GATE, Finished, partial_files, run
 
@@ -63,6 +67,43 @@ def test_what_cannot_be_trained_is_refused(
     filled = [word.format(settings=settings, data=phantoms) for word in words]
     assert said in run("train", *filled, "--workspace", workspace).error(code=2)
     assert not (workspace / "trainings").exists()
+
+
+def status(fold: str, epoch: int, note: str = "") -> FoldStatus:
+    figures = (0.8125, 0.5, 0.625, 12.5, 0.018) if epoch else (None,) * 5
+    return FoldStatus(fold, "training" if epoch else "waiting", epoch, 20, *figures, 605.0 if epoch else None, note)
+
+
+def test_a_terminal_shows_a_line_a_fold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = FoldProgress({"train": 10.0}, quiet=True)
+    with progress.live():
+        progress.begin("train", "train-x")
+        progress.folds([status("fold-0", 5, "its process died [OOM]"), status("fold-1", 0)])
+    told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "5 of 40 epochs" in told
+    for words in (
+        "fold-0",
+        "5/20",
+        "0.812",
+        "0.625",
+        "12.5",
+        "1.8%",
+        "10:05",
+        "its process died [OOM]",
+        "fold-1",
+        "0/20",
+    ):
+        assert words in told
+
+
+def test_no_terminal_and_json_are_told_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = FoldProgress({"train": 10.0}, quiet=True)
+    with progress.live():
+        progress.begin("train", "train-x")
+        progress.folds([status("fold-0", 5)])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")
