@@ -13,6 +13,7 @@ from monai.networks.nets.dynunet import DynUNet
 from gtvray.models.planning import Axes, NetworkPlan
 
 _LEFT_RIGHT_AXIS = -3
+_SQUEEZE = 2
 
 
 class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
@@ -75,7 +76,7 @@ class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
             entry = (channels, stage.stride) if block == 0 else (stage.features, (1, 1, 1))
             parts.append(self.conv_block(3, entry[0], stage.features, stage.kernel, entry[1], **self._layers))
         if self.plan.attention == "squeeze_excitation":
-            parts.append(ChannelSELayer(3, stage.features))
+            parts.append(ChannelSELayer(3, stage.features, r=min(_SQUEEZE, stage.features)))
         # A block alone keeps DynUNet's names for its weights.
         return parts[0] if len(parts) == 1 else torch.nn.Sequential(*parts)
 

@@ -59,6 +59,8 @@ def test_a_stored_config_gives_the_weights_it_gave(name: str, stored: dict[str, 
         (NetworkConfig(size="tiny", deep_supervision=True), (3.0, 3.0, 3.0), (16, 16, 16)),
         (NetworkConfig(kind="residual_encoder_unet", size="tiny", attention="gates"), (1.0, 1.0, 3.0), (16, 16, 8)),
         (NetworkConfig(features=(8, 8, 8), attention="squeeze_excitation"), (3.0, 3.0, 3.0), (16, 16, 16)),
+        (NetworkConfig(features=(1, 1, 1), attention="squeeze_excitation"), (3.0, 3.0, 3.0), (16, 16, 16)),
+        (NetworkConfig(features=(1, 1, 1), attention="gates"), (3.0, 3.0, 3.0), (16, 16, 16)),
         (NetworkConfig(features=(8, 8, 8), blocks=(2, 1, 3), mirror_average=True), (3.0, 3.0, 3.0), (16, 16, 16)),
     ],
 )
