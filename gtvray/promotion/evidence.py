@@ -40,7 +40,7 @@ def gather_evidence(
     scans = [case.image for case in project.held_out]
     looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest, scans)
     trained_on = project.dataset.subset(project.split.train)
-    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in trained_on])
+    baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in trained_on)
     predictor = Predictor(bundle, threads=threads)
     predictor.warm()
     scored = score_cases(predictor, project.held_out, masks, baseline, report)
