@@ -227,7 +227,7 @@ def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFo
     )
     threads = config.training.cpus_per_worker
     predictor = Predictor(bundle, threads=threads, device=_device(config).type)
-    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in fold.known])
+    baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.known)
     scored = score_cases(predictor, fold.judged, fold.folder / "masks", baseline)
     pictures = _draw(scored, fold.folder / "pictures")
     return JudgedFold(fold.name, config.training.seed, trained.epoch, inference, tuple(scored), pictures)
