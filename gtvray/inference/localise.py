@@ -1,6 +1,6 @@
 """The coarse pass of `localised` inference: where to look closely, and when not to trust it.
 
-The bundle's own network sees the body in patches that do not overlap, an eighth or so of those of `body`. Wherever it
+The bundle's own network sees the body in patches that hardly overlap, about a quarter of those of `body`. Wherever it
 suspects tumour, every patch of `body` that has a say there is run as well, so within that region the answer is that of
 `body` to the bit. What is not like that is not kept: the whole body is looked at instead.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gtvray.inference.schedule import PatchGrid
 
-# Near its border a patch is less sure of itself, and coarse patches have their borders anywhere; see benchmarks.
+# Near its border a patch is less sure of itself, and coarse patches have their borders anywhere.
 SUSPECT = 0.2
 SURE = 0.5
 MARGIN_MM = 6.0
