@@ -1,13 +1,22 @@
-"""`gtvray config show|schema|diff`: the one schema, as it is and as it would be."""
+"""`gtvray config show|schema|diff|plan`: the one schema, as it is and as it would be."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gtvray.cli.common import ConfigOption, JsonOption, SetOption, emit, table
+from gtvray.cli.common import (
+    WORKSPACE,
+    ConfigOption,
+    JsonOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    table,
+)
 
 app = typer.Typer(help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True)
 
@@ -52,3 +61,46 @@ def diff(
     changed = {key: {"value": here[key], "other": there[key]} for key in here if here[key] != there[key]}
     text = "\n".join(f"{key}: {pair['other']} -> {pair['value']}" for key, pair in changed.items())
     emit(changed, as_json, text or "no difference")
+
+
+@app.command()
+def plan(
+    data: Annotated[Path, typer.Argument(help="A dataset of any layout.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A YAML file to write the settings to.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Spacing, patch, batch and network from the training cases and this machine's memory, and why each.
+
+    What the file or an override sets stays. A training that cannot fit is refused.
+
+    Example: gtvray config plan Naso_GTV --out naso_gtv.yaml
+    """
+    from gtvray.config import load_config
+    from gtvray.data import index_dataset, open_project
+    from gtvray.io import Workspace
+    from gtvray.training import device_bytes, explain, plan_training
+
+    place, settings = Workspace(workspace), load_config(config, override or [])
+    dataset = index_dataset(data)
+    progress = Progress({"prepare": len(dataset.cases) * 0.5}, as_json)
+    with progress.live(), place.lock():
+        progress.begin("prepare", dataset.title)
+        project = open_project(dataset, settings, cache=place.cache, splits=place.splits, report=progress.advance)
+        planned = plan_training(project.fingerprint, device_bytes(settings), settings)
+    told = explain(planned)
+    if out is not None:
+        _write(out, planned.given())
+        told += f"\nsettings: {out}"
+    emit({**planned.as_dict(), "file": str(out) if out else None}, as_json, told)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    import yaml
+
+    from gtvray.io import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,11 @@ class TrainingConfig(Section):
     )
     steps_per_epoch: int = Field(50, ge=1, le=100_000, description="optimizer steps an epoch")
     batch_size: int = Field(2, ge=1, le=1024, description="patches a step, over all workers")
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description="patches in one forward pass, whose gradients are added up over a worker's share: the dial for "
+        "memory. auto is 1 on a CPU, which makes a training the same on any number of workers, and all on a GPU",
+    )
     patch_ijk: tuple[int, int, int] = Field((48, 48, 48), description="patch size in voxels of the prepared spacing")
     foreground_share: float = Field(0.5, ge=0, le=1, description="share of patches centred on the tumour")
     selection_cases: int = Field(16, ge=1, description="selection cases scored after an epoch, the first ones")
@@ -33,7 +38,12 @@ class TrainingConfig(Section):
     num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers; 2 and more go through Ray Train")
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads of a worker")
     use_gpu: bool = Field(False, description="one GPU a worker")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto takes bf16 where the hardware has it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto takes bf16 where the hardware has it; fp16, with a scaled loss, is for GPUs only"
+    )
+    compile: Literal["auto", "off", "on"] = Field(
+        "auto", description="torch.compile for the network in training; auto is on a GPU that has Triton only"
+    )
     nan_retries: int = Field(
         3, ge=0, le=100, description="how often an epoch whose loss is no number is begun again at a lower rate"
     )
@@ -45,6 +55,12 @@ class TrainingConfig(Section):
         600, ge=5, le=86_400, description="how long workers wait for one of them before it counts as hung"
     )
     seed: int = Field(0, ge=0, description="decides weights, order and augmentation")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _compile_in_yaml(cls, value: object) -> object:
+        # YAML 1.1 reads a bare `on` and `off` as truth values.
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("patch_ijk")
     @classmethod

@@ -1,10 +1,14 @@
+from .configure import Plan as Plan
+from .configure import explain as explain
+from .configure import plan_training as plan_training
+from .execution import training_precision as training_precision
 from .export import TrainedNetwork as TrainedNetwork
 from .export import export_bundle as export_bundle
 from .export import usual_figures as usual_figures
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit
+from .memory import device_bytes as device_bytes
 from .plan import check_plan as check_plan
-from .plan import training_precision as training_precision
 from .ray import fit_distributed as fit_distributed
 from .selection import best_setting as best_setting
 from .selection import calibration_scores as calibration_scores

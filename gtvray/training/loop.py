@@ -1,7 +1,7 @@
 """The steps of an epoch.
 
-A sample's randomness hangs on its global number alone, and a loss is a mean over samples, so two workers with half the
-batch each see what one sees.
+A sample's randomness hangs on its global number alone, and the gradient is the mean over the patches of all workers,
+so two workers with half the batch each do what one does.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from gtvray.config import Config
 from gtvray.data import PatchSampler
 from gtvray.errors import TrainingError
 from gtvray.failpoints import failpoint
-from gtvray.models import build_loss
-from gtvray.training.plan import training_precision
+from gtvray.training.execution import compiles
+from gtvray.training.gradients import Gradients
+from gtvray.training.optimizers import learning_rate
 from gtvray.training.state import TrainingState
 from gtvray.training.workers import mean_over_workers, rank, world
 
@@ -33,12 +34,9 @@ class Loop:
     def __init__(self, config: Config, state: TrainingState, sampler: PatchSampler) -> None:
         self._training, self._optimizing = config.training, config.optimizer
         self._state, self._sampler = state, sampler
-        self._loss = build_loss(config.loss)
-        self._dtype = training_precision(config)
-        self._network: torch.nn.Module = state.network
-        if world() > 1:
-            # DynUNet names most of its blocks twice; only those that take part in the forward have gradients.
-            self._network = torch.nn.parallel.DistributedDataParallel(state.network)
+        self._gradients = Gradients(config, state.network, state.scaler)
+        if compiles(config):
+            state.network.compile()
 
     def epoch(self, reader: ThreadPoolExecutor) -> tuple[float, float, float]:
         """Run the next epoch's steps.
@@ -52,7 +50,7 @@ class Loop:
         first = self._state.epoch * self._training.steps_per_epoch
         steps = range(first, first + self._training.steps_per_epoch)
         began, waited, losses = time.perf_counter(), 0.0, []
-        self._network.train()
+        self._state.network.train()
         ahead = reader.submit(self._sampler.batch, self._numbers(first))
         for step in steps:
             asked = time.perf_counter()
@@ -69,22 +67,20 @@ class Loop:
     def _step(self, step: int, images: torch.Tensor, masks: torch.Tensor) -> float:
         state = self._state
         failpoint("training.before_step", rank())
-        self._set_rate(step)
-        device = state.device
-        with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self._network(images.to(device, non_blocking=True))
-        loss = self._loss(logits, masks.to(device, non_blocking=True))
-        if failpoint("training.loss", rank()):
-            loss = loss * math.nan
-        value = float(loss.detach())
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = state.epochs * self._training.steps_per_epoch
+        rate = learning_rate(self._optimizing, step, total) * state.lr_factor
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        value = self._gradients.compute(self._numbers(step), images, masks, step / total)
+        state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), self._optimizing.clip_norm)
         # A loss may be finite and its slope not; one step along it, and every weight is NaN. Workers have losses of
         # their own but share the gradient: it alone decides, so that all of them turn back together.
-        if not math.isfinite(norm):
+        # In fp16 the factor of the loss may have been too large; the scaler leaves out the step and halves it.
+        if not math.isfinite(norm) and state.scaler.get_scale() <= 1:
             raise _diverged(step, f"loss {value:g}, gradient norm {float(norm):g}")
-        state.optimizer.step()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
         state.average(step)
         return value
 
@@ -93,13 +89,6 @@ class Loop:
         local = self._training.batch_size // world()
         start = step * self._training.batch_size + rank() * local
         return range(start, start + local)
-
-    def _set_rate(self, step: int) -> None:
-        total = self._state.epochs * self._training.steps_per_epoch
-        warmup = max(1, round(total * self._optimizing.warmup_share))
-        share = (step + 1) / warmup if step < warmup else (1 - (step - warmup) / max(1, total - warmup)) ** 0.9
-        for group in self._state.optimizer.param_groups:
-            group["lr"] = self._optimizing.lr * share * self._state.lr_factor
 
 
 def _diverged(step: int, found: str) -> DivergedError:

@@ -1,23 +1,24 @@
-"""What can be known to be wrong with a training before it starts, and the precision it will use."""
+"""What can be known to be wrong with a training before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, DataError
 from gtvray.models import plan_network
+from gtvray.training.memory import check_memory, device_bytes
 
 
 def check_plan(config: Config, train: Sequence[CachedCase], selection: Sequence[CachedCase]) -> None:
     """Refuse a training that cannot work.
 
     Raises:
-        ConfigError: the batch cannot be shared by the workers, or the patch cannot be halved as the network needs.
-        DataError: no case for training or for selection, or a case on both sides.
+        ConfigError: the batch cannot be shared by the workers, the patch cannot be halved as the network needs or is
+            larger than every case, fp16 without a GPU, or more memory is needed than there is.
+        DataError: no case for training or for selection, fewer than workers, none with a tumour, or a case on both
+            sides.
     """
     training = config.training
     if training.batch_size % training.num_workers:
@@ -26,23 +27,45 @@ def check_plan(config: Config, train: Sequence[CachedCase], selection: Sequence[
             expected=f"training.batch_size a multiple of training.num_workers = {training.num_workers}",
             found=training.batch_size,
         )
+    if training.precision == "fp16" and not training.use_gpu:
+        raise ConfigError("training.precision=fp16 is for GPUs", do="set training.use_gpu=true, or take bf16 or fp32")
     plan_network(config.network, config.preprocessing.spacing_mm, training.patch_ijk)
+    _check_cases(config, train, selection)
+    _check_patch(config, train)
+    check_memory(config, device_bytes(config))
+
+
+def _check_cases(config: Config, train: Sequence[CachedCase], selection: Sequence[CachedCase]) -> None:
+    workers = config.training.num_workers
     if not train or not selection:
         raise DataError("no case to learn from or to compare on", found=f"{len(train)} and {len(selection)} cases")
+    if len(train) < workers:
+        raise DataError(
+            "more workers than training cases",
+            expected=f"{workers} cases or more",
+            found=f"{len(train)} cases",
+            do="lower training.num_workers",
+        )
     shared = {case.meta["image_sha256"] for case in train} & {case.meta["image_sha256"] for case in selection}
     if shared:
         raise DataError("a scan is in training and in selection", found=f"{len(shared)} scans")
+    for side, cases in (("training", train), ("selection", selection)):
+        if not any(case.meta["tumour_ml"] > 0 for case in cases):
+            raise DataError(
+                f"no {side} case has a tumour",
+                found=f"{len(cases)} cases with empty masks",
+                do="look at the masks with `gtvray data check`, or divide the cases by another split.seed",
+            )
 
 
-def training_precision(config: Config) -> torch.dtype:
-    """The arithmetic of the forward pass: what is asked for, or bf16 where the hardware computes in it."""
-    asked = config.training.precision
-    if asked != "auto":
-        return torch.bfloat16 if asked == "bf16" else torch.float32
-    native = torch.cuda.is_bf16_supported() if config.training.use_gpu else _cpu_has_bf16()
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+def _check_patch(config: Config, train: Sequence[CachedCase]) -> None:
+    """A patch may stick out of a case, where it sees air; one that does so in every case and direction is a mistake."""
+    patch, largest = config.training.patch_ijk, [max(sizes) for sizes in zip(*(c.shape for c in train), strict=True)]
+    if all(size > most for size, most in zip(patch, largest, strict=True)):
+        raise ConfigError(
+            "the patch is larger than every case along every axis",
+            where="training.patch_ijk",
+            expected=f"at most {largest} along one axis, at preprocessing.spacing_mm {config.preprocessing.spacing_mm}",
+            found=list(patch),
+            do="lower training.patch_ijk, or preprocessing.spacing_mm to have more voxels a case",
+        )

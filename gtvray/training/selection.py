@@ -19,7 +19,7 @@ from gtvray.evaluation import dice
 from gtvray.geometry import Box, Volume
 from gtvray.inference import CaseJob, forward_batch, largest_component, run_to_end
 from gtvray.preprocessing import Prepared
-from gtvray.training.plan import training_precision
+from gtvray.training.execution import training_precision
 from gtvray.training.workers import rank, world
 
 # Less than at the end: selection compares, and half the patches tell the same.

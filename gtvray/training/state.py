@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from gtvray.config import Config
+from gtvray.config import Config, NetworkConfig, build
 from gtvray.errors import TrainingError
 from gtvray.models import Checkpoint, build_network, load_weights, weights_of
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
+from gtvray.training.execution import training_precision
 from gtvray.training.optimizers import build_optimizer
 
 
@@ -31,6 +32,7 @@ class TrainingState:
     network: torch.nn.Module
     averaged: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     epochs: int
     epoch: int = 0
     best_dsc: float = -1.0
@@ -52,7 +54,8 @@ class TrainingState:
         ).to(device)
         averaged = copy.deepcopy(network).eval().requires_grad_(False)
         optimizer = build_optimizer(network, config.optimizer)
-        return cls(config, device, network, averaged, optimizer, config.training.epochs)
+        scaler = torch.amp.GradScaler(device.type, enabled=training_precision(config) == torch.float16)
+        return cls(config, device, network, averaged, optimizer, scaler, config.training.epochs)
 
     def plan_epochs(self, elapsed_s: float, epoch_s: float) -> None:
         """Fix the number of epochs by the time budget, if there is one; the learning rate follows.
@@ -105,6 +108,7 @@ class TrainingState:
             "lr_factor": self.lr_factor,
             "retries": self.retries,
             "history": list(self.history),
+            "scaler": self.scaler.state_dict(),
             "network": self.config.network.model_dump(mode="json"),
         }
         return Checkpoint({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, meta)
@@ -116,7 +120,8 @@ class TrainingState:
             TrainingError: it is another network's.
         """
         mine = self.config.network.model_dump(mode="json")
-        if checkpoint.meta["network"] != mine:
+        # Settings that came later than the checkpoint have their defaults.
+        if build(NetworkConfig, checkpoint.meta["network"], "checkpoint") != self.config.network:
             raise TrainingError(
                 "checkpoint is of another network",
                 expected=mine,
@@ -138,3 +143,5 @@ class TrainingState:
         self.best_dsc, self.best_epoch = float(checkpoint.meta["best_dsc"]), int(checkpoint.meta["best_epoch"])
         self.lr_factor, self.retries = float(checkpoint.meta["lr_factor"]), int(checkpoint.meta["retries"])
         self.history = list(checkpoint.meta["history"])
+        if checkpoint.meta.get("scaler"):
+            self.scaler.load_state_dict(checkpoint.meta["scaler"])

@@ -124,7 +124,9 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     run: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The square root of zero is a number; its slope is none."""
-    monkeypatch.setattr("gtvray.training.loop.build_loss", lambda _: lambda logits, _: (0 * logits).sqrt().mean())
+    monkeypatch.setattr(
+        "gtvray.training.gradients.build_loss", lambda *_: lambda logits, *_: (0 * logits).sqrt().mean()
+    )
     with pytest.raises(TrainingError, match="not a number"):
         run(tmp_path, {"training.steps_per_epoch": 1})
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, DataError
 from gtvray.training import check_plan, training_precision
+from gtvray.training.execution import compiles, micro_batch_size
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,8 @@ from gtvray.training import check_plan, training_precision
     [
         ({"training.batch_size": 3, "training.num_workers": 2}, "training.num_workers"),
         ({"training.patch_ijk": [8, 8, 8]}, "training.patch_ijk"),
+        ({"training.patch_ijk": [256, 256, 256], "network.features": [1, 1, 1]}, "training.patch_ijk"),
+        ({"training.precision": "fp16"}, "training.use_gpu"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
@@ -36,7 +40,46 @@ def test_cases_must_be_there_and_on_one_side(config: Config, train: list[CachedC
             check_plan(config, *sides)
 
 
-@pytest.mark.parametrize(("asked", "given"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_more_workers_than_training_cases_are_refused(
+    config: Config, train: list[CachedCase], selection: list[CachedCase]
+) -> None:
+    many = with_dotted(config, {"training.num_workers": 5, "training.batch_size": 5})
+    with pytest.raises(DataError, match="more workers than training cases"):
+        check_plan(many, train, selection)
+
+
+def test_a_fold_without_tumour_is_refused(config: Config, train: list[CachedCase], selection: list[CachedCase]) -> None:
+    empty = [replace(case, meta={**case.meta, "tumour_ml": 0.0}) for case in train]
+    check_plan(config, [*empty[1:], train[0]], selection)
+    with pytest.raises(DataError, match="no training case has a tumour") as caught:
+        check_plan(config, empty, selection)
+    assert caught.value.fields["found"] == f"{len(train)} cases with empty masks"
+
+
+def test_a_training_larger_than_memory_is_refused_with_what_would_fit(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gtvray.training.plan.device_bytes", lambda _: 10**8)
+    with pytest.raises(ConfigError, match="does not fit into memory"):
+        check_plan(config, train, selection)
+
+
+@pytest.mark.parametrize(
+    ("changes", "patches"),
+    [({}, 1), ({"training.use_gpu": True}, 4), ({"training.micro_batch": 3}, 3), ({"training.micro_batch": 9}, 4)],
+)
+def test_micro_batches(config: Config, changes: dict[str, Any], patches: int) -> None:
+    assert micro_batch_size(with_dotted(config, {"training.batch_size": 4, **changes})) == patches
+
+
+def test_nothing_is_compiled_on_a_cpu_unless_asked_for(config: Config) -> None:
+    asked = {name: compiles(with_dotted(config, {"training.compile": name})) for name in ("auto", "on", "off", True)}
+    assert asked == {"auto": False, "on": True, "off": False, True: True}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_precision_is_what_was_asked_for(config: Config, asked: str, given: torch.dtype) -> None:
     assert training_precision(with_dotted(config, {"training.precision": asked})) is given
 

@@ -1,0 +1,181 @@
+"""A training that fits the data and the device: spacing, patch, batch and network size, and why each.
+
+The order is nnU-Net's (Isensee et al., Nature Methods 2021): spacing from the scans, the largest patch that memory lets
+learn, then the batch, then the depth, which follows from the patch. What the user has set stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from gtvray.config import Config, with_dotted
+from gtvray.data import Fingerprint
+from gtvray.models import plan_network
+from gtvray.training.memory import check_memory, training_bytes
+
+KEYS = ("preprocessing.spacing_mm", "network.size", "training.patch_ijk", "training.batch_size")
+_STEP = 16
+# A CPU computes a patch of 48 x 48 x 48 at 3 mm in seconds: the defaults. A GPU is bounded by its memory.
+_FINEST_MM = {"CPU": 3.0, "GPU": 1.0}
+_MOST_VOXELS = {"CPU": 48**3, "GPU": 192**3}
+_SMALLEST_BATCH = 2
+# As nnU-Net: a step sees at most a twentieth of all voxels.
+_MOST_OF_DATA = 0.05
+_HEADROOM = 0.8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a plan and where it comes from."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that fits.
+
+    Attributes:
+        config: with every value decided.
+        choices: what was decided, in this order.
+        origin: dotted keys that were given.
+        needed_bytes: what a worker is estimated to take.
+        memory_bytes: what it has.
+    """
+
+    config: Config
+    choices: tuple[Choice, ...]
+    origin: tuple[str, ...]
+    needed_bytes: int
+    memory_bytes: int
+
+    def given(self) -> dict[str, Any]:
+        """The sections of a config file that holds what was given and what was decided."""
+        whole = self.config.model_dump(mode="json")
+        keys = [*self.origin, *(choice.key for choice in self.choices)]
+        sections: dict[str, Any] = {}
+        for section, field in (key.split(".") for key in keys):
+            sections.setdefault(section, {})[field] = whole[section][field]
+        return sections
+
+    def as_dict(self) -> dict[str, Any]:
+        """The choices and the memory, for JSON."""
+        choices = [asdict(choice) for choice in self.choices]
+        return {"choices": choices, "needed_bytes": self.needed_bytes, "memory_bytes": self.memory_bytes}
+
+
+def plan_training(
+    fingerprint: Fingerprint, memory_bytes: int, config: Config, given: Collection[str] | None = None
+) -> Plan:
+    """Decide what is not given.
+
+    Args:
+        fingerprint: of cases prepared by `config.preprocessing`.
+        memory_bytes: of what a worker trains on; a fifth of it is left free.
+        config: everything else, and the values of what is given.
+        given: dotted keys that the user has set; by default those that `config` was made with explicitly.
+
+    Raises:
+        ConfigError: what is given cannot fit, or go together.
+    """
+    given = given_keys(config) if given is None else given
+    extent_mm = [n * mm for n, mm in zip(fingerprint.prepared_shape, config.preprocessing.spacing_mm, strict=True)]
+    plan = _Planner(fingerprint, int(memory_bytes * _HEADROOM), config, extent_mm)
+    deciding: dict[str, Callable[[], tuple[Any, str]]] = {
+        "preprocessing.spacing_mm": plan.spacing_mm,
+        "network.size": plan.size,
+        "training.patch_ijk": plan.patch_ijk,
+        "training.batch_size": plan.batch_size,
+    }
+    choices = []
+    for key in KEYS:
+        if key in given:
+            section, field = key.split(".")
+            choices.append(Choice(key, getattr(getattr(config, section), field), "given"))
+            continue
+        value, why = deciding[key]()
+        plan.config = with_dotted(plan.config, {key: value})
+        choices.append(Choice(key, value, why))
+    check_memory(plan.config, memory_bytes)
+    return Plan(plan.config, tuple(choices), tuple(sorted(given)), training_bytes(plan.config), memory_bytes)
+
+
+def given_keys(config: Config) -> set[str]:
+    """Dotted keys that a config was made with explicitly."""
+    sections = {name: getattr(config, name) for name in config.model_fields_set}
+    return {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields_set}
+
+
+def explain(plan: Plan) -> str:
+    """The plan, a line a value with its reason, and the network that follows."""
+    config = plan.config
+    rows = [f"{choice.key}: {_text(choice.value)} ({choice.why})" for choice in plan.choices]
+    rows.append(f"memory: about {plan.needed_bytes / 1e9:.1f} of {plan.memory_bytes / 1e9:.1f} GB a worker")
+    network = plan_network(config.network, config.preprocessing.spacing_mm, config.training.patch_ijk)
+    return "\n".join([*rows, network.as_text()])
+
+
+class _Planner:
+    """Decides one value after another; each sees those before it."""
+
+    def __init__(self, fingerprint: Fingerprint, memory_bytes: int, config: Config, extent_mm: list[float]) -> None:
+        self.config = config
+        self._fingerprint, self._memory_bytes, self._extent_mm = fingerprint, memory_bytes, extent_mm
+        self._device = "GPU" if config.training.use_gpu else "CPU"
+
+    def spacing_mm(self) -> tuple[tuple[float, ...], str]:
+        finest, median_mm = _FINEST_MM[self._device], self._fingerprint.spacing_mm
+        value = tuple(round(min(20.0, max(finest, mm)), 2) for mm in median_mm)
+        return value, f"the scans' median is {_text(median_mm)}, not finer than {finest:g} on a {self._device}"
+
+    def size(self) -> tuple[str, str]:
+        size = "base" if self.config.training.use_gpu else "small"
+        return size, f"for a {self._device}"
+
+    def patch_ijk(self) -> tuple[tuple[int, ...], str]:
+        spacing_mm, most = self.config.preprocessing.spacing_mm, _MOST_VOXELS[self._device]
+        caps = [
+            max(_STEP, -(-int(size / mm) // _STEP) * _STEP)
+            for size, mm in zip(self._extent_mm, spacing_mm, strict=True)
+        ]
+        side_mm = (most * prod(spacing_mm)) ** (1 / 3)
+        patch = [
+            min(cap, max(_STEP, round(side_mm / mm / _STEP) * _STEP)) for cap, mm in zip(caps, spacing_mm, strict=True)
+        ]
+        while (prod(patch) > most or not self._fits({"training.patch_ijk": patch})) and max(patch) > _STEP:
+            extents = [n * mm if n > _STEP else 0 for n, mm in zip(patch, spacing_mm, strict=True)]
+            patch[extents.index(max(extents))] -= _STEP
+        extent = _text([n * mm for n, mm in zip(patch, spacing_mm, strict=True)])
+        return tuple(
+            patch
+        ), f"{extent} mm of a median body of {_text(self._extent_mm)} mm, as {self._device} and memory allow"
+
+    def batch_size(self) -> tuple[int, str]:
+        training = self.config.training
+        workers = training.num_workers
+        smallest = batch = -(-_SMALLEST_BATCH // workers) * workers
+        if not training.use_gpu:
+            return batch, f"the smallest that averages, shared by {workers} workers"
+        voxels = self._fingerprint.cases * prod(self._extent_mm) / prod(self.config.preprocessing.spacing_mm)
+        most = _MOST_OF_DATA * voxels / prod(training.patch_ijk)
+        while batch + workers <= most and self._fits({"training.batch_size": batch + workers}):
+            batch += workers
+        return (
+            batch,
+            "what memory and a twentieth of all voxels allow" if batch > smallest else "the smallest that averages",
+        )
+
+    def _fits(self, change: dict[str, Any]) -> bool:
+        needed = {"training.batch_size": max(_SMALLEST_BATCH, self.config.training.num_workers), **change}
+        return training_bytes(with_dotted(self.config, needed)) <= self._memory_bytes
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " x ".join(f"{each:g}" if isinstance(each, int) else f"{each:.3g}" for each in value)
+    return str(value)
