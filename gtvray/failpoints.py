@@ -35,6 +35,7 @@ POINTS: dict[str, str] = {
     "training.before_report": "an epoch is done, its checkpoint handed to the writer, nobody told",
     "checkpoint.write": "half of a checkpoint's files written, under a temporary name",
     "checkpoint.written": "a checkpoint is in its place, older ones not yet removed",
+    "tuning.after_report": "the driver has recorded an epoch of a trial, Ray Tune has not yet gone on",
     "tracking.before_delivery": "figures are on disk, MLflow not yet asked",
     "tracking.after_delivery": "MLflow has the figures, the queue's mark not yet moved on",
 }

@@ -32,11 +32,16 @@ def sweep(
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Name of a sweep that was cut off; it goes on, with what it was begun with.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search, record every trial in MLflow, and write the best as a bundle.
 
     Example: gtvray sweep tune_configs/demo.yaml --data Naso_GTV
+
+    A sweep whose process was killed goes on with the same command and --resume NAME; its name is shown when it begins.
     """
     from gtvray.config import load_config, load_sweep
     from gtvray.io import Workspace
@@ -46,10 +51,12 @@ def sweep(
     # Ray and torch are loaded for settings that can be used, not to refuse others.
     from gtvray.tuning import SweepJob
 
-    name = f"{space.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = resume or f"{space.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     progress = Progress({"data": 10, "prepare": 20, "ray": 8, "sweep": spec.time_budget_s or 3600}, as_json)
     with progress.live(), place.lock():
         job = SweepJob(spec, base, place, name, progress)
+        if resume is not None:
+            job.require_begun()
         project = job.open(data)
         progress.begin("ray", "connecting to Ray")
         with connect(address) as cluster:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _PARAM_LIMIT = 6000
+_TAG_LIMIT = 5000
 _BATCH = 100
 
 
@@ -39,7 +40,14 @@ class SweepRecorder:
         tags = {"gtvray.sweep": sweep, "mlflow.runName": sweep}
         self.run_id = find_or_create_run(client, self._experiment, sweep, tags)
         # A trial that was killed tells its last epoch again, at another time, which to MLflow is another figure.
-        self._logged = {_identity(entry) for entry in read_json_lines(spool) if "metrics" in entry}
+        earlier = read_json_lines(spool)
+        self._logged = {_identity(entry) for entry in earlier if "metrics" in entry}
+        # What an earlier process began and did not end; ended with the sweep if nobody goes on with it.
+        for entry in earlier:
+            if entry["trial"] is not None:
+                self._open.add(entry["trial"])
+            if "status" in entry:
+                self._open.discard(entry["trial"])
         self._spool = Spool(spool, self._deliver)
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -65,6 +73,10 @@ class SweepRecorder:
         if _identity(entry) not in self._logged:
             self._logged.add(_identity(entry))
             self._spool.put(entry)
+
+    def note(self, trial: str, text: str) -> None:
+        """What went wrong in a trial, and what was done about it: a tag of its run."""
+        self._spool.put({"trial": trial, "params": {}, "tags": {"gtvray.notes": text[:_TAG_LIMIT]}})
 
     def attach(self, trial: str | None, path: Path, into: str) -> None:
         """A file or folder for a run's artifacts, put into their folder `into`; it is read when it is delivered."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Finding, Project, index_dataset, open_project, require_sound
-from gtvray.errors import ConfigError, GtvrayError
+from gtvray.errors import ConfigError, GtvrayError, NotFoundError
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, Show
 from gtvray.tracking import SweepRecorder, connect_mlflow
@@ -101,18 +101,32 @@ class SweepJob:
         check_plan(config, project.train, project.selection)
         return project
 
-    def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
-        """Run the trials and write the best one's bundle.
+    def require_begun(self) -> None:
+        """Refuse a name under which nothing was begun.
 
         Raises:
-            as `run_sweep`.
+            NotFoundError: there is no such sweep.
+        """
+        if Path(self.name).name != self.name or not (self.workspace.sweeps / self.name).is_dir():
+            raise NotFoundError(
+                "no such sweep", where=self.workspace.sweeps, found=self.name, do="`--resume` takes the name of one"
+            )
+
+    def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
+        """Run the trials and write the best one's bundle; a sweep of this name that was cut off goes on.
+
+        Raises:
+            as `run_sweep`; InputError when another sweep was begun under this name.
         """
         # Ray and torch take seconds to load: data that are not usable are told of before.
         from gtvray.tuning.export import export_best
+        from gtvray.tuning.resume import remember_sweep
         from gtvray.tuning.sweep import run_sweep
 
-        self.show.begin("sweep", f"{self.sweep.trials} trials, {self.sweep.searcher} and {self.sweep.scheduler.kind}")
+        kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
+        self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
         folder = self.workspace.sweeps / self.name
+        remember_sweep(folder, self.sweep, self.config, project.fingerprint.digest)
         artifacts = self.workspace.artifacts if self.uri.startswith("sqlite") else None
         experiment = self.config.tracking.experiment
         recorder = SweepRecorder(self.client, experiment, self.name, folder / "spool.jsonl", artifacts)

@@ -21,6 +21,7 @@ from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster, plan_trials
 from gtvray.tracking import SweepRecorder
 from gtvray.training import check_plan
+from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
 from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
 from gtvray.tuning.watch import SweepStatus, Watcher
@@ -81,7 +82,7 @@ def run_sweep(
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,
 ) -> SweepResult:
-    """Run a sweep on the connected cluster.
+    """Run a sweep on the connected cluster; one that was begun in the same folder goes on.
 
     Args:
         sweep: space, searcher, scheduler, budget.
@@ -106,13 +107,14 @@ def run_sweep(
     context = TrialContext(base, dict(sweep.space), train, selection, folder / "trials")
     alone = base.training.num_workers == 1
     bundle = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial} if alone else {"memory": _DRIVER_BYTES}
-    tuner = Tuner(
-        tune.with_resources(
-            tune.with_parameters(SegmentationTrial, context=context),
-            PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}]),
-        ),
-        param_space=tune_space(sweep.space),
-        tune_config=TuneConfig(
+    trainable = tune.with_resources(
+        tune.with_parameters(SegmentationTrial, context=context),
+        PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}]),
+    )
+    watcher = Watcher(recorder, dict(sweep.space), tags, base.training.epochs, report)
+    tuner = restored_tuner(folder / TUNE_FOLDER, trainable, sweep, watcher)
+    if tuner is None:
+        settings = TuneConfig(
             metric=METRIC,
             mode=MODE,
             num_samples=sweep.trials,
@@ -121,16 +123,8 @@ def run_sweep(
             max_concurrent_trials=plan.concurrent,
             time_budget_s=sweep.time_budget_s,
             reuse_actors=True,
-        ),
-        run_config=RunConfig(
-            name="tune",
-            storage_path=str(folder.resolve()),
-            callbacks=[Watcher(recorder, dict(sweep.space), tags, base.training.epochs, report)],
-            failure_config=FailureConfig(max_failures=_TRIAL_FAILURES),
-            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
-            verbose=0,
-        ),
-    )
+        )
+        tuner = _new_tuner(folder, trainable, sweep, settings, watcher)
     # A failed trial's reason is in the result; Tune would also log its whole stack.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Tune prints its own tables whatever it is told; a sweep shows one screen, and it is ours.
@@ -138,6 +132,22 @@ def run_sweep(
         warnings.simplefilter("ignore")
         grid = tuner.fit()
     return _result(grid, sweep, base)
+
+
+def _new_tuner(folder: Path, trainable: Any, sweep: SweepConfig, settings: TuneConfig, watcher: Watcher) -> Tuner:
+    return Tuner(
+        trainable,
+        param_space=tune_space(sweep.space),
+        tune_config=settings,
+        run_config=RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=str(folder.resolve()),
+            callbacks=[watcher],
+            failure_config=FailureConfig(max_failures=_TRIAL_FAILURES),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+            verbose=0,
+        ),
+    )
 
 
 def _reason(error: Exception) -> str:

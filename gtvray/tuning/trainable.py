@@ -46,6 +46,8 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         self._epochs: Iterator[EpochReport] | None = None
         self._point = config
         self._resume: Path | None = None
+        # The last epoch that Tune has heard of; None is all that the checkpoint to resume from knows of.
+        self._told: int | None = 0
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
@@ -53,24 +55,26 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         if self._epochs is None:
             self._epochs = self._begin(config)
         report = next(self._epochs)
+        self._told = report.epoch
         return {**report.as_dict(), "done": report.epoch >= config.training.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """A pointer: the trial's folder holds the checkpoints themselves."""
-        return {"folder": str(self._folder())}
+        return {"folder": str(self._folder()), "told": self._told}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from another state of this trial, or from another trial's."""
         self._close()
         folder = Path(checkpoint["folder"])
+        self._told = checkpoint["told"]
         if folder != self._folder():
             newest = sorted(folder.glob("epoch-*"))
-            self._resume = newest[-1] if newest else None
+            self._resume, self._told = newest[-1] if newest else None, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process."""
         self._close()
-        self._point, self._resume = new_config, None
+        self._point, self._resume, self._told = new_config, None, 0
         return True
 
     def cleanup(self) -> None:
@@ -85,7 +89,9 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
 
     def _begin(self, config: Config) -> Iterator[EpochReport]:
         run = fit if config.training.num_workers == 1 else fit_distributed
-        return run(config, self._context.train, self._context.selection, self._folder(), resume=self._resume)
+        # The last report is always given: Tune may have been killed before it had ended the trial.
+        told = None if self._told is None else min(self._told, config.training.epochs - 1)
+        return run(config, self._context.train, self._context.selection, self._folder(), resume=self._resume, told=told)
 
     def _close(self) -> None:
         # Closing the generator ends its reader thread, or its workers.

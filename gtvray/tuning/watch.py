@@ -11,6 +11,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from gtvray.config import Choice, Range
+from gtvray.failpoints import failpoint
 from gtvray.tracking import SweepRecorder
 from gtvray.tuning.space import METRIC, decode
 
@@ -78,6 +79,9 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     ) -> None:
         """Send an epoch's figures."""
         self._recorder.log(trial.trial_id, {name: result[name] for name in _FIGURES}, result["epoch"])
+        if result["notes"]:
+            self._recorder.note(trial.trial_id, f"epoch {result['epoch']}: {result['notes']}")
+        failpoint("tuning.after_report")
         self._best = max(self._best, result[METRIC])
         if self._report is not None:
             elapsed_s = time.monotonic() - self._began

@@ -1,0 +1,54 @@
+"""A training on a cluster of three machines, of which the one with the workers is lost: `python machines.py FOLDER`.
+
+A process of its own, since a test session is connected to another cluster. The machines are raylets of one real one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+from gtvray.config import Config
+from gtvray.data import CachedCase
+from gtvray.runtime import connect
+from gtvray.training import fit_distributed
+
+
+def main(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    train, selection = (
+        [CachedCase(case_id, Path(place), meta) for case_id, place, meta in job[side]]
+        for side in ("train", "selection")
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    machines = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
+    cluster.wait_for_nodes()
+    told = []
+    with connect(cluster.address):
+        for report in fit_distributed(Config.model_validate(job["config"]), train, selection, folder / "run"):
+            told.append([report.epoch, report.train_loss, report.notes])
+            if report.epoch == 2:
+                cluster.remove_node(machines[_machine_of_workers()], allow_graceful=False)
+        left = _groups()
+    cluster.shutdown()
+    (folder / "told.json").write_text(json.dumps({"told": told, "left": left}))
+
+
+def _machine_of_workers() -> str:
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+    return next(actor.node_id for actor in alive if "RayTrainWorker" in actor.class_name)
+
+
+def _groups() -> list[str]:
+    from ray.util.placement_group import placement_group_table
+
+    return [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

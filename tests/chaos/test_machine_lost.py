@@ -1,0 +1,38 @@
+"""The machine that holds the workers is lost: another takes their place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gtvray.config import Config, with_dotted
+from gtvray.data import CachedCase
+from gtvray.training import fit
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_a_lost_machine_costs_nothing_but_time(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
+) -> None:
+    cases = {
+        side: [[case.case_id, str(case.folder), case.meta] for case in part]
+        for side, part in (("train", train), ("selection", selection))
+    }
+    pair = with_dotted(config, {"training.num_workers": 2}).model_dump(mode="json")
+    (tmp_path / "job.json").write_text(json.dumps({"config": pair, **cases}))
+    script = str(Path(__file__).with_name("machines.py"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, script, str(tmp_path)], env=environment, timeout=800, check=True)
+    found = json.loads((tmp_path / "told.json").read_text())
+    alone = [[report.epoch, pytest.approx(report.train_loss, rel=1e-5)] for report in
+             fit(config, train, selection, tmp_path / "alone")]  # fmt: skip
+    assert [entry[:2] for entry in found["told"]] == alone
+    (note,) = [notes for *_, notes in found["told"] if notes]
+    assert "workers begun again after epoch" in note
+    assert found["left"] == []
