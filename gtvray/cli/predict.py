@@ -46,6 +46,9 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="A file for one scan, a folder for more.")],
     model: ModelOption = "champion",
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Run every patch, whatever the model does.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Tell how sure the model is; entropy goes beside each mask.")
+    ] = False,
     report: Annotated[
         bool,
         typer.Option(
@@ -75,11 +78,13 @@ def predict(
         raise InputError(
             "an endpoint looks at a scan as its model does", found="--server and --exhaustive", do="drop one"
         )
+    if server and uncertainty:
+        raise InputError("an endpoint does not tell uncertainty", found="--server and --uncertainty", do="drop one")
     if server:
         outcomes = _remote(targets, server, token)
     else:
         bundle = resolve_model(model, Workspace(workspace), load_config(config, override or []))
-        outcomes = _local(targets, _exhaustive(bundle) if exhaustive else bundle, threads)
+        outcomes = _local(targets, _exhaustive(bundle) if exhaustive else bundle, threads, uncertainty)
     rows = _rows(outcomes, {path: name for name, path in scans.items()}, as_json)
     if report:
         _write_report(targets, rows)
@@ -119,10 +124,10 @@ def _exhaustive(bundle: Bundle) -> Bundle:
     return replace(bundle, inference=bundle.inference.model_copy(update={"mode": "exhaustive"}))
 
 
-def _local(targets: dict[Path, Path], bundle: Bundle, threads: int) -> Outcomes:
+def _local(targets: dict[Path, Path], bundle: Bundle, threads: int, uncertainty: bool) -> Outcomes:
     from gtvray.inference import LocalCases, Predictor, overlapped
 
-    cases = LocalCases(Predictor(bundle, threads=threads), targets.__getitem__)
+    cases = LocalCases(Predictor(bundle, threads=threads), targets.__getitem__, uncertainty=uncertainty)
     return overlapped(targets, cases.load, cases.run, cases.store)
 
 
@@ -177,6 +182,7 @@ def _row(case: SegmentedCase) -> dict[str, Any]:
         **asdict(case.coverage),
         "notes": list(case.notes),
         "out_of_domain": list(case.out_of_domain),
+        **({"uncertainty": case.uncertainty.as_dict()} if case.uncertainty else {}),
         "milliseconds": round(1000 * sum(case.seconds.values())),
         "seconds": {stage: round(seconds, 4) for stage, seconds in case.seconds.items()},
     }
@@ -200,6 +206,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     ]
     parts = [table(done, _COLUMNS)] if done else []
     parts += [f"{row['scan']}: {note}" for row in done for note in row["notes"]]
+    parts += [f"{row['scan']}: doubt {row['uncertainty']['doubt']:.2f}" for row in done if "uncertainty" in row]
     parts += [f"OUT OF DOMAIN {row['scan']}: {reason}" for row in done for reason in row["out_of_domain"]]
     if failed:
         parts += [

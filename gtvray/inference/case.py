@@ -90,6 +90,11 @@ class CaseJob:
         self._begin()
 
     @property
+    def prepared(self) -> Prepared:
+        """The scan on the prepared grid."""
+        return self._prepared
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the mask should know about the scan, a sentence each."""
         return self._prepared.notes

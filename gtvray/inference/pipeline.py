@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gtvray.errors import GtvrayError
+from gtvray.geometry import Volume
 from gtvray.inference.case import CaseJob, Coverage
+from gtvray.inference.uncertainty import Uncertainty, estimate_uncertainty
 from gtvray.io import read_volume, write_volume
 
 if TYPE_CHECKING:
     from gtvray.inference.predictor import Predictor
 
+_Estimate = tuple[Uncertainty, Volume]
 Key = TypeVar("Key")
 Loaded = TypeVar("Loaded")
 Ran = TypeVar("Ran")
@@ -115,6 +118,7 @@ class SegmentedCase:
         notes: what a reader of the mask should know about the scan.
         seconds: by stage.
         out_of_domain: why the scan is unlike what the model was made for; empty if nothing speaks for that.
+        uncertainty: of the mask, where that was asked for.
     """
 
     mask: Path
@@ -123,6 +127,7 @@ class SegmentedCase:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     out_of_domain: tuple[str, ...] = ()
+    uncertainty: Uncertainty | None = None
 
 
 class LocalCases:
@@ -131,10 +136,11 @@ class LocalCases:
     Args:
         predictor: a warm model.
         target: the file of a scan's mask.
+        uncertainty: estimate it as well; each voxel's entropy goes into a file beside the mask.
     """
 
-    def __init__(self, predictor: Predictor, target: Callable[[Path], Path]) -> None:
-        self._predictor, self._target = predictor, target
+    def __init__(self, predictor: Predictor, target: Callable[[Path], Path], *, uncertainty: bool = False) -> None:
+        self._predictor, self._target, self._uncertainty = predictor, target, uncertainty
 
     def load(self, path: Path) -> tuple[CaseJob, StageClock]:
         """Read and prepare.
@@ -149,24 +155,36 @@ class LocalCases:
             job = self._predictor.begin(scan, path, mask_only=True)
         return job, clock
 
-    def run(self, loaded: tuple[CaseJob, StageClock]) -> tuple[CaseJob, StageClock]:
+    def run(self, loaded: tuple[CaseJob, StageClock]) -> tuple[CaseJob, StageClock, _Estimate | None]:
         """Answer every patch."""
         job, clock = loaded
         with clock.stage("network"):
             self._predictor.run(job)
-        return job, clock
+        estimate = None
+        if self._uncertainty:
+            with clock.stage("uncertainty"):
+                estimate = estimate_uncertainty(self._predictor, job.prepared, job.finish())
+        return job, clock, estimate
 
-    def store(self, path: Path, ran: tuple[CaseJob, StageClock]) -> SegmentedCase:
+    def store(self, path: Path, ran: tuple[CaseJob, StageClock, _Estimate | None]) -> SegmentedCase:
         """Bring the mask to the scan's grid and write it.
 
         Raises:
             ResourceError: the disk is full.
         """
-        job, clock = ran
+        job, clock, estimate = ran
         with clock.stage("restore"):
             mask = job.finish()
         target = self._target(path)
         with clock.stage("write"):
             write_volume(target, mask)
+            if estimate is not None:
+                write_volume(_entropy_file(target), estimate[1])
         volume_ml = float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml
-        return SegmentedCase(target, volume_ml, job.coverage(), job.notes, clock.seconds, job.out_of_domain)
+        coverage, known = job.coverage(), estimate[0] if estimate is not None else None
+        return SegmentedCase(target, volume_ml, coverage, job.notes, clock.seconds, job.out_of_domain, known)
+
+
+def _entropy_file(mask: Path) -> Path:
+    name = mask.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".nrrd")
+    return mask.with_name(f"{name}-entropy.nii.gz")

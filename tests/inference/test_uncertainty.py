@@ -1,0 +1,106 @@
+"""Uncertainty: figures by hand, and that it rises where Dice falls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import spearmanr
+
+from gtvray.config import InferenceConfig, PreprocessingConfig
+from gtvray.geometry import Volume
+from gtvray.inference import CaseJob, estimate_uncertainty, mean_of_views, run_to_end
+from gtvray.preprocessing import prepare
+
+PATCH = (16, 16, 16)
+PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), windows_hu=((-1000.0, 1000.0),), body_margin_mm=100)
+
+
+class _Views:
+    """Networks that see brightness: each takes a voxel for tumour above a level of its own, softly or sharply."""
+
+    def __init__(self, levels: Sequence[float], sharpness: float = 200.0) -> None:
+        self.bundle: Any = SimpleNamespace(
+            preprocessing=PREPROCESSING, inference=InferenceConfig(mode="localised"), patch_ijk=PATCH
+        )
+        self.batch_size, self.view_count = 2, len(levels)
+        self._levels, self._sharpness = levels, sharpness
+
+    def views(self, channels: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        for level in self._levels:
+            margin = (np.stack([c[0] for c in channels]) - level) * self._sharpness
+            yield expit(margin).astype(np.float32)
+
+    def mask(self, scan: Volume) -> Volume:
+        inference = self.bundle.inference.model_copy(update={"mode": "body"})
+        job = CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, inference, PATCH)
+        run_to_end(job, lambda channels: mean_of_views(self.views(channels)), 2)
+        return job.finish()
+
+
+def _scan(edge_hu: float = 600.0) -> Volume:
+    """A bright cube in tissue, its outer layer darker."""
+    hu = np.full((32, 32, 32), 0, np.int16)
+    hu[:2] = -1000
+    hu[10:22, 10:22, 10:22] = edge_hu
+    hu[12:20, 12:20, 12:20] = 600
+    return Volume(hu, np.diag([-4.0, -4, 4, 1]))
+
+
+def _estimate(views: Any, scan: Volume) -> Any:
+    return estimate_uncertainty(views, prepare(scan, PREPROCESSING), views.mask(scan))
+
+
+def test_views_that_agree_and_are_sure_leave_no_doubt() -> None:
+    found, entropy = _estimate(_Views([0.65, 0.65]), _scan())
+    assert found.views == 2
+    assert found.pairwise_dice == 1.0
+    assert found.volume_sd_ml == 0.0
+    assert found.doubt < 1e-3
+    assert float(entropy.array.max()) < 1e-3
+
+
+def test_views_that_differ_about_the_edge_say_so_there() -> None:
+    """One takes 12^3 voxels, the other 8^3 of them."""
+    scan = _scan(edge_hu=200.0)
+    found, entropy = _estimate(_Views([0.55, 0.7]), scan)
+    assert found.pairwise_dice == pytest.approx(2 * 512 / (1728 + 512), abs=1e-6)
+    assert found.volume_sd_ml == pytest.approx((1728 - 512) / 2 * 0.064, rel=1e-6)
+    doubtful = entropy.array > 0.9
+    assert np.count_nonzero(doubtful) == 1728 - 512
+    # Where the scan is 200 HU, and nowhere else: the entropy lies in the patient as the scan does.
+    at = np.argwhere(doubtful)
+    places = (np.linalg.inv(scan.affine) @ entropy.affine @ np.c_[at, np.ones(len(at))].T)[:3].round().astype(int)
+    assert (scan.array[tuple(places)] == 200).all()
+
+
+def test_one_view_has_no_disagreement_but_may_doubt() -> None:
+    found, _ = _estimate(_Views([0.75], sharpness=20.0), _scan())
+    assert (found.views, found.pairwise_dice, found.volume_sd_ml) == (1, None, None)
+    assert 0.1 < found.doubt < 0.5
+    assert found.mean_entropy_bits > 0.5
+    empty, _ = _estimate(_Views([0.9], sharpness=20.0), _scan())
+    assert empty.mean_entropy_bits == 0.0
+    assert empty.doubt == pytest.approx(1 / (1 + np.exp(2.0)), abs=1e-3), "the largest probability there is"
+
+
+def test_doubt_rises_where_dice_falls() -> None:
+    """The less a cube stands out of the noise, the worse is its mask, and the greater the doubt."""
+    truth = np.zeros((32, 32, 32), bool)
+    truth[10:22, 10:22, 10:22] = True
+    views = _Views([0.62, 0.65, 0.68], sharpness=40.0)
+    doubts, dices = [], []
+    for seed, contrast_hu in enumerate(np.linspace(600, 250, 8)):
+        noise = np.random.default_rng(seed).normal(0, 80, truth.shape)
+        noise[:2] = -1000
+        scan = Volume((noise + contrast_hu * truth).astype(np.int16), np.diag([-4.0, -4, 4, 1]))
+        mask = views.mask(scan).array > 0
+        dices.append(2 * np.count_nonzero(mask & truth) / (np.count_nonzero(mask) + np.count_nonzero(truth)))
+        doubts.append(_estimate(views, scan)[0].doubt)
+    assert dices[0] > 0.95
+    assert dices[-1] < 0.5
+    assert spearmanr(doubts, dices).statistic < -0.9, (doubts, dices)
