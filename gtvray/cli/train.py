@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from gtvray import NOTICE
 from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, Progress, WorkspaceOption, emit, table
 
 if TYPE_CHECKING:
+    from gtvray.data import Project
     from gtvray.io import Workspace
     from gtvray.tuning import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
 
@@ -58,6 +60,7 @@ def train(
         from gtvray.runtime import connect
 
         project, planned = job.open()
+        progress.tell(plan_text(job, project))
         progress.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
             outcome = job.run(project, planned, cluster)
@@ -83,6 +86,13 @@ class FoldProgress(Progress):
         done = sum(status.epoch for status in statuses)
         total = sum(status.epochs for status in statuses)
         self.advance(done, total, f"{done} of {total} epochs")
+
+    def tell(self, text: str) -> None:
+        """Lines that stay."""
+        if self._terminal and self._status is not None:
+            self._status.print(text)
+        elif not self._silent:
+            sys.stderr.write(f"{text}\n")
 
     @contextmanager
     def live(self) -> Iterator[FoldProgress]:
@@ -136,6 +146,9 @@ class _Screen:
 
     def __init__(self, screen: Any, progress: FoldProgress) -> None:
         self._screen, self._progress = screen, progress
+
+    def print(self, text: str) -> None:
+        self._screen.console.print(text, markup=False, highlight=False)
 
     def update(self, line: str) -> None:
         from rich.console import Group
@@ -192,6 +205,15 @@ def _job(
     stem = config.stem if config is not None and config.is_file() else "defaults"
     name = f"train-{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     return TrainJob(request, place, name, progress, progress.folds)
+
+
+def plan_text(job: TrainJob, project: Project) -> str:
+    """What will be trained, whether it was given or is a default, and what it takes."""
+    from gtvray.config import known_keys
+    from gtvray.training import device_bytes, explain, plan_training
+
+    config = job.request.config
+    return explain(plan_training(project.fingerprint, device_bytes(config), config, given=known_keys()))
 
 
 def _found(outcome: TrainOutcome) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gtvray.cli.train import FoldProgress
+from gtvray.cli.train import FoldProgress, plan_text
 from gtvray.config import Config, with_dotted
 from gtvray.data import index_dataset, read_label
 from gtvray.errors import InputError
@@ -79,6 +79,7 @@ def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, 
     job = make_job(config, phantoms, tmp_path, fold=1, folds=3)
     project, folds = job.open()
     assert [fold.name for fold in folds] == ["fold-1"]
+    assert "training.patch_ijk: 16 x 16 x 16 (given)" in plan_text(job, project)
     job.request.save(job.folder, project.fingerprint.digest)
     again = TrainJob.resumed("train-test", job.workspace, job.show, job.report)
     assert (again.request, again.expected) == (job.request, project.fingerprint.digest)
