@@ -194,8 +194,9 @@ def _run(job: _Job, outcome: dict[str, BaseException]) -> None:
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
+        # Gradients are exchanged between GPUs; scores, means and the word to stop are figures on the CPU.
         torch_config=TorchConfig(
-            backend="nccl" if training.use_gpu else "gloo", timeout_s=training.collective_timeout_s
+            backend="cpu:gloo,cuda:nccl" if training.use_gpu else "gloo", timeout_s=training.collective_timeout_s
         ),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,

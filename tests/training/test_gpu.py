@@ -21,7 +21,25 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_network_learns_as_an_eager_one(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
+) -> None:
+    curves = [
+        [
+            report.train_loss
+            for report in fit(
+                with_dotted(config, {"training.use_gpu": True, "training.compile": compiled}),
+                train,
+                selection,
+                tmp_path / compiled,
+            )
+        ]
+        for compiled in ("off", "on")
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_on_the_gpu_learns_as_on_the_cpu(
     precision: str, config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
