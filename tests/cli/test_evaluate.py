@@ -7,27 +7,31 @@ from typing import Any
 
 import pytest
 
+from gtvray.data import index_dataset
+from gtvray.evaluation import Study
+
 from ..bundles import random_bundle
 from ..pages import assert_self_contained
-from .command import Finished, free_port, partial_files, run
+from .command import free_port, partial_files, run
 
 
 @pytest.fixture
-def away(phantoms: Path, tmp_path: Path) -> Finished:
-    """An evaluation of a random model on three phantoms while nothing listens where MLflow should be."""
-    bundle = random_bundle(tmp_path / "model", 1)
-    few = tmp_path / "few"
-    few.mkdir()
+def few(phantoms: Path, tmp_path: Path) -> Path:
+    """Three phantoms."""
     for name in ("1", "2", "3"):
-        (few / name).symlink_to(phantoms / name)
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for file in (phantoms / name).iterdir():
+            (tmp_path / "few" / name / file.name).symlink_to(file)
+    return tmp_path / "few"
+
+
+def test_mlflow_being_away_costs_nothing(few: Path, tmp_path: Path) -> None:
+    bundle = random_bundle(tmp_path / "model", 1)
     nowhere = f"tracking.uri=http://127.0.0.1:{free_port()}"
     places = ("-o", tmp_path / "out", "--workspace", tmp_path / "runs")
-    return run("evaluate", "--data", few, "-m", bundle.folder, "-s", nowhere, *places, "--json")
-
-
-def test_mlflow_being_away_costs_nothing(away: Finished, tmp_path: Path) -> None:
-    assert away.code == 0, away
-    found: dict[str, Any] = away.json()
+    told = run("evaluate", "--data", few, "-m", bundle.folder, "-s", nowhere, *places, "--json")
+    assert told.code == 0, told
+    found: dict[str, Any] = told.json()
     assert found["mlflow"] is None
     report = Path(found["report"])
     assert report == tmp_path / "out" / "report"
@@ -38,11 +42,13 @@ def test_mlflow_being_away_costs_nothing(away: Finished, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_report_is_sent_later_to_one_run(away: Finished, tmp_path: Path) -> None:
-    send = ("evaluate", "--send", away.json()["report"], "--workspace", tmp_path / "runs", "--json")
-    runs = run(*send).json()["mlflow"]
-    assert list(runs) == ["model"]
-    assert run(*send).json()["mlflow"] == runs
+def test_a_report_is_sent_later(few: Path, tmp_path: Path) -> None:
+    study = Study(index_dataset(few), "data-1", {"model": random_bundle(tmp_path / "model", 1)}, tmp_path / "out")
+    study.score("model", 1, threads=1)
+    _, report = study.write()
+    told = run("evaluate", "--send", report, "--workspace", tmp_path / "runs", "--json")
+    assert told.code == 0, told
+    assert list(told.json()["mlflow"]) == ["model"]
 
 
 @pytest.mark.parametrize("words", [[], ["--data", "here", "--send", "there"]])

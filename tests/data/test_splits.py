@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gtvray.config import Config, SplitConfig, with_dotted
-from gtvray.data import Folds, Patients, Project, Split, find_patients, index_dataset, open_project, split_cases
+from gtvray.data import (
+    Folds,
+    Patients,
+    Project,
+    Split,
+    dataset_digest,
+    find_patients,
+    index_dataset,
+    open_project,
+    split_cases,
+)
 from gtvray.data import split_folds as split_into_folds
 from gtvray.data.layouts.patients import UNVERIFIED
 from gtvray.errors import ConfigError, DataError, InputError
@@ -261,6 +272,15 @@ def test_who_shares_a_patient_is_part_of_what_the_data_are(open_phantoms: object
     assert renamed.fingerprint == pair.fingerprint
     assert json.loads(pair.split_file.read_text())["fingerprint"] == pair.fingerprint.digest
     assert f"P{one}" not in pair.split_file.read_text()
+
+
+@pytest.mark.parametrize("pattern", ["", ".$"])
+def test_files_alone_tell_whether_data_are_a_project_s(open_phantoms: object, tmp_path: Path, pattern: str) -> None:
+    assert callable(open_phantoms)
+    project: Project = open_phantoms(tmp_path / "splits", pattern=pattern)
+    assert dataset_digest(project.dataset, pattern) == project.fingerprint.digest
+    few = replace(project.dataset, cases=project.dataset.cases[1:])
+    assert dataset_digest(few, pattern) != project.fingerprint.digest
 
 
 def test_a_stored_split_is_found_again(open_phantoms: object, tmp_path: Path) -> None:
