@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -232,9 +233,14 @@ def test_no_memory_is_told_with_what_to_change(point: str, run: Fit, tmp_path: P
 
 
 def test_memory_that_is_really_out(
-    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
+    config: Config,
+    train: list[CachedCase],
+    selection: list[CachedCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Weights of a terabyte and more, which the system refuses at once."""
-    network = config.network.model_copy(update={"features": [4, 8, 120_000]})
+    """Weights of a terabyte and more, which the system refuses at once, where the plan did not see it coming."""
+    monkeypatch.setattr(import_module("gtvray.training.fit"), "check_plan", lambda *_: None)
+    network = config.network.model_copy(update={"features": (4, 8, 120_000)})
     with pytest.raises(ResourceError, match="out of memory on this machine"):
         next(fit(config.model_copy(update={"network": network}), train, selection, tmp_path))
