@@ -49,19 +49,24 @@ def promote(
 ) -> None:
     """Send a bundle through the gate; make it the champion if it passes.
 
+    With -s inference.KEY=VALUE its networks are scored and promoted under that setting, as a bundle of its own.
+
     Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
     """
-    from gtvray.config import load_config, with_dotted
+    from gtvray.config import flatten, load_config, with_dotted
     from gtvray.data import Ledger, index_dataset, open_project
     from gtvray.errors import InputError
     from gtvray.io import Workspace
     from gtvray.models import Bundle
-    from gtvray.promotion import DecisionLog, gather_evidence
+    from gtvray.promotion import DecisionLog, gather_evidence, with_inference
     from gtvray.promotion import promote as through_gate
 
     place, base, candidate = Workspace(workspace), load_config(config, override or []), Bundle.load(bundle)
     progress = Progress({"prepare": 10, "evaluate": 30}, as_json)
     with progress.live(), place.lock():
+        asked = [item.partition("=")[0] for item in override or [] if item.startswith("inference.")]
+        changes = {key.removeprefix("inference."): flatten(base)[key] for key in asked}
+        candidate = with_inference(candidate, changes, place.bundles)
         registry = open_registry(place, base)
         progress.begin("prepare", "finding the split the bundle was trained with")
         # The split is the training's own: with another, held-out cases could be ones it has seen.

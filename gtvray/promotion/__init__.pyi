@@ -12,3 +12,6 @@ from .golden import reproduce as reproduce
 from .golden import stack as stack
 from .golden import write_golden as write_golden
 from .probe import answers_alike as answers_alike
+from .variant import BackendTiming as BackendTiming
+from .variant import time_backends as time_backends
+from .variant import with_inference as with_inference

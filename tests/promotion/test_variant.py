@@ -1,0 +1,66 @@
+"""Other inference settings for the same networks: proposed by a benchmark, a bundle of their own for the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gtvray.errors import ConfigError
+from gtvray.geometry import Volume
+from gtvray.inference import Predictor
+from gtvray.io import atomic_dir, sha256_of, write_json, write_volume
+from gtvray.models import Bundle
+from gtvray.promotion import time_backends, with_inference
+
+
+def _golden(folder: Path, bundle: Bundle) -> Path:
+    """One golden case, by hand."""
+    hu = np.full((24, 24, 24), 40, np.int16)
+    hu[:3] = -1000
+    scan = Volume(hu, np.diag([-4.0, -4, 4, 1]))
+    with atomic_dir(folder) as temporary:
+        write_volume(temporary / "scan-0.nii.gz", scan)
+        write_volume(temporary / "mask-0.nii.gz", Predictor(bundle, threads=1).predict(scan))
+        files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "golden.json", {"digest": bundle.digest, "threads": 1, "stack": {}, "files": files})
+    return folder
+
+
+def test_other_settings_are_another_bundle_with_the_same_networks(
+    make_bundle: Callable[[int], Bundle], tmp_path: Path
+) -> None:
+    bundle = make_bundle(0)
+    assert with_inference(bundle, {}, tmp_path) is bundle
+    assert with_inference(bundle, {"threshold": bundle.inference.threshold}, tmp_path) is bundle
+    variant = with_inference(bundle, {"backend": "openvino", "precision": "bf16"}, tmp_path)
+    assert variant.digest != bundle.digest
+    assert (variant.inference.backend, variant.inference.precision) == ("openvino", "bf16")
+    assert variant.info == {**bundle.info, "derived_from": bundle.digest}
+    assert with_inference(bundle, {"backend": "openvino", "precision": "bf16"}, tmp_path).digest == variant.digest
+    patch = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(variant.build_network()(patch), bundle.build_network()(patch))
+    with pytest.raises(ConfigError):
+        with_inference(bundle, {"backend": "abacus"}, tmp_path)
+
+
+def test_backends_are_timed_and_those_with_other_masks_come_last(
+    make_bundle: Callable[[int], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GTVRAY_CACHE", str(tmp_path / "cache"))
+    bundle = make_bundle(0)
+    timings = time_backends(bundle, _golden(tmp_path / "golden", bundle), 1)
+    assert sorted((timing.backend, timing.precision) for timing in timings) == [
+        (backend, precision) for backend in ("openvino", "torch") for precision in ("bf16", "fp32")
+    ]
+    (own,) = [timing for timing in timings if (timing.backend, timing.precision) == ("torch", "fp32")]
+    assert own.alike
+    assert own.worst_dice == 1.0
+    alike = [timing.alike for timing in timings]
+    assert alike == sorted(alike, reverse=True)
+    for timing in timings:
+        assert (timing.seconds is None) == (timing.why_not is not None)
