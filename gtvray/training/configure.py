@@ -78,12 +78,13 @@ def plan_training(
         fingerprint: of cases prepared by `config.preprocessing`.
         memory_bytes: of what a worker trains on; a fifth of it is left free.
         config: everything else, and the values of what is given.
-        given: dotted keys that the user has set; by default those that `config` was made with explicitly.
+        given: dotted keys whose values stay; by default those that `config` was made with explicitly.
 
     Raises:
         ConfigError: what is given cannot fit, or go together.
     """
-    given = given_keys(config) if given is None else given
+    set_here = given_keys(config)
+    given = set_here if given is None else given
     extent_mm = [n * mm for n, mm in zip(fingerprint.prepared_shape, config.preprocessing.spacing_mm, strict=True)]
     plan = _Planner(fingerprint, int(memory_bytes * _HEADROOM), config, extent_mm)
     deciding: dict[str, Callable[[], tuple[Any, str]]] = {
@@ -95,8 +96,10 @@ def plan_training(
     choices = []
     for key in KEYS:
         if key in given:
-            section, field = key.split(".")
-            choices.append(Choice(key, getattr(getattr(config, section), field), "given"))
+            value = _value(config, key)
+            # A config that was read back from a run has every key set.
+            why = "the default" if key not in set_here and value == _value(Config(), key) else "given"
+            choices.append(Choice(key, value, why))
             continue
         value, why = deciding[key]()
         plan.config = with_dotted(plan.config, {key: value})
@@ -173,6 +176,11 @@ class _Planner:
     def _fits(self, change: dict[str, Any]) -> bool:
         needed = {"training.batch_size": max(_SMALLEST_BATCH, self.config.training.num_workers), **change}
         return training_bytes(with_dotted(self.config, needed)) <= self._memory_bytes
+
+
+def _value(config: Config, key: str) -> Any:
+    section, field = key.split(".")
+    return getattr(getattr(config, section), field)
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gtvray.config import Config, load_config
+from gtvray.config import Config, known_keys, load_config
 from gtvray.data import Fingerprint
 from gtvray.errors import ConfigError
 from gtvray.training import Plan, explain, plan_training
@@ -66,6 +66,18 @@ def test_what_is_given_stays_and_shapes_the_rest() -> None:
     assert whys["training.patch_ijk"] == whys["preprocessing.spacing_mm"] == "given"
     assert whys["network.size"] != "given"
     assert plan.given()["training"] == {"patch_ijk": [32, 32, 16], "batch_size": 2}
+
+
+def test_what_stays_without_having_been_set_is_told_as_the_default() -> None:
+    config = load_config(overrides=["training.batch_size=4"])
+    plan = plan_training(NASO, 8 * GB, config, given=known_keys())
+    assert plan.config == config
+    assert {choice.key: choice.why for choice in plan.choices} == {
+        "preprocessing.spacing_mm": "the default",
+        "network.size": "the default",
+        "training.patch_ijk": "the default",
+        "training.batch_size": "given",
+    }
 
 
 def test_several_workers_share_the_batch() -> None:
