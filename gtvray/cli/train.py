@@ -65,7 +65,7 @@ def train(
         with connect(address) as cluster:
             outcome = job.run(project, planned, cluster)
     found = _found(outcome)
-    emit(found, as_json, _text(outcome, job.request.data, workspace))
+    emit(found, as_json, outcome_text(outcome, job.request.data, workspace))
     if outcome.failures:
         for name, reason in outcome.failures.items():
             typer.echo(f"error: {name} failed: {reason}", err=True)
@@ -220,6 +220,7 @@ def _found(outcome: TrainOutcome) -> dict[str, Any]:
     return {
         "ok": not outcome.failures,
         "name": outcome.name,
+        "folder": str(outcome.folder),
         "bundle": str(outcome.bundle.folder),
         "digest": outcome.bundle.digest,
         "members": outcome.bundle.members,
@@ -233,7 +234,8 @@ def _found(outcome: TrainOutcome) -> dict[str, Any]:
     }
 
 
-def _text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
+def outcome_text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
+    """The worst cases, the folds beside their baselines, and how to go on."""
     validation, bundle = outcome.validation, outcome.bundle
     cases = sorted(validation.rows(), key=lambda row: row["dsc"])
     shown = cases[:_WORST_SHOWN]
@@ -245,7 +247,7 @@ def _text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
         "",
         _folds_table(validation),
         "",
-        f"all cases: {bundle.folder.parent.parent / 'trainings' / outcome.name / 'scores.md'}",
+        f"all cases: {outcome.folder / 'scores.md'}",
         f"bundle: {bundle.folder} ({bundle.members} networks, threshold {bundle.inference.threshold:.2f})",
         f"promote it: gtvray promote {bundle.folder} --data {data} --workspace {workspace}",
     ]

@@ -82,6 +82,7 @@ class TrainOutcome:
 
     Attributes:
         name: of the training.
+        folder: where its checkpoints, scores, masks and pictures are.
         validation: scores of every fold that was trained.
         bundle: of all of them.
         failures: fold -> why it gave nothing.
@@ -90,6 +91,7 @@ class TrainOutcome:
     """
 
     name: str
+    folder: Path
     validation: CrossValidation
     bundle: Bundle
     failures: dict[str, str]
@@ -207,7 +209,7 @@ class TrainJob:
         finally:
             recorder.finish_sweep(status)
             delivered = recorder.close()
-        return TrainOutcome(self.name, *outcome, board.failures, recorder.run_id, delivered)
+        return TrainOutcome(self.name, self.folder, *outcome, board.failures, recorder.run_id, delivered)
 
     def _folds(self, project: Project) -> Folds | None:
         if self.request.fold is None:

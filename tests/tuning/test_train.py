@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from gtvray.cli.train import FoldProgress, plan_text
-from gtvray.config import Config, with_dotted
+from gtvray.cli.train import FoldProgress, outcome_text, plan_text
+from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import index_dataset, read_label
-from gtvray.errors import InputError
+from gtvray.errors import ConfigError, InputError
 from gtvray.evaluation import MeanPositionBaseline, score_cases
 from gtvray.inference import Predictor
 from gtvray.io import Workspace, read_json, read_volume, write_json
 from gtvray.models import Bundle
 from gtvray.runtime import Cluster
-from gtvray.tuning import TrainJob, TrainRequest
+from gtvray.tuning import SweepJob, TrainJob, TrainRequest
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"),
@@ -64,6 +64,10 @@ def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
     assert bundle.info["training_data"]["digest"] == project.fingerprint.digest
     assert bundle.info["mlflow_run"] == outcome.run_id
 
+    told = outcome_text(outcome, phantoms, tmp_path)
+    assert f"promote it: gtvray promote {bundle.folder} --data {phantoms}" in told
+    assert ["all", str(len(rows))] in [line.split()[:2] for line in told.splitlines()]
+
     run = job.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["gtvray.digest"]) == ("FINISHED", bundle.digest)
     assert run.data.metrics == pytest.approx(bundle.info["metrics"])
@@ -91,6 +95,13 @@ def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, 
     write_json(path, {**read_json(path), "schema_version": 99})
     with pytest.raises(InputError, match="another gtvray"):
         TrainJob.resumed("train-test", job.workspace, job.show, job.report)
+
+
+def test_a_sweep_does_not_give_its_trials_times(phantoms: Path, config: Config, tmp_path: Path) -> None:
+    sweep = SweepConfig.model_validate({"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}})
+    budgeted = with_dotted(config, {"training.time_budget_s": 60.0})
+    with pytest.raises(ConfigError, match="no time budget of its own"):
+        SweepJob(sweep, budgeted, Workspace(tmp_path), "sweep", FoldProgress({}, quiet=True)).open(phantoms)
 
 
 def test_more_folds_than_cases_are_refused(phantoms: Path, config: Config, tmp_path: Path) -> None:
