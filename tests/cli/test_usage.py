@@ -83,6 +83,27 @@ def test_config_schema() -> None:
     assert [row.split()[0] for row in rows] == known_keys()
 
 
+def test_config_plan_writes_what_it_tells(phantoms: Path, tmp_path: Path) -> None:
+    file = tmp_path / "planned.yaml"
+    planned = run(
+        "config",
+        "plan",
+        phantoms,
+        "--workspace",
+        tmp_path / "runs",
+        "--out",
+        file,
+        "-s",
+        "training.batch_size=4",
+        "--json",
+    ).json()
+    choices = {choice["key"]: choice for choice in planned["choices"]}
+    assert choices["training.batch_size"] == {"key": "training.batch_size", "value": 4, "why": "given"}
+    assert planned["needed_bytes"] <= planned["memory_bytes"]
+    shown = run("config", "show", "--config", file, "--json").json()
+    assert {key: shown[key] for key in choices} == {key: choice["value"] for key, choice in choices.items()}
+
+
 def test_config_diff(tmp_path: Path) -> None:
     mine, same = tmp_path / "mine.yaml", tmp_path / "same.yaml"
     mine.write_text("serving: {port: 8123}\n")
