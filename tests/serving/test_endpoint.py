@@ -63,7 +63,7 @@ def test_concurrent_masks_are_the_offline_ones_voxel_for_voxel(server: Server, b
         assert result.volume_ml == pytest.approx(mask.array.sum(dtype=int) * 0.027, abs=1e-3)
         assert result.patches == offline.begin(scan).patches
         assert (result.coverage.mode, result.coverage.fallback) == ("body", None)
-        assert 0 < result.coverage.volume_skipped_share < 1
+        assert 0 <= result.coverage.volume_skipped_share < 1
         assert (result.model_digest, result.model_version) == (bundle.digest, "7")
         assert "not a medical device" in result.notice
 
