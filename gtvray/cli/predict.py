@@ -178,7 +178,7 @@ def _rows(outcomes: Outcomes, names: dict[Path, str], as_json: bool) -> list[dic
 def _row(case: SegmentedCase) -> dict[str, Any]:
     return {
         "mask": str(case.mask),
-        "volume_ml": case.volume_ml,
+        "volume_ml": round(case.volume_ml, 3),
         **asdict(case.coverage),
         "notes": list(case.notes),
         "out_of_domain": list(case.out_of_domain),
