@@ -58,7 +58,7 @@ def test_a_bad_scan_does_not_stop_the_others(bundle: Bundle, phantoms: Path, tmp
     mask = read_volume(out / "3.nii.gz")
     assert mask.same_grid(scan)
     np.testing.assert_array_equal(mask.array, Predictor(bundle, threads=1).predict(scan).array)
-    assert row["volume_ml"] == pytest.approx(float(mask.array.sum()) * mask.voxel_volume_ml)
+    assert row["volume_ml"] == round(float(mask.array.sum()) * mask.voxel_volume_ml, 3)
     assert set(row["seconds"]) == {"read", "prepare", "network", "restore", "write"}
     assert row["patches"] > 0
     assert 0 <= row["volume_skipped_share"] < 1
