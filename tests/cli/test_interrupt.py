@@ -68,6 +68,7 @@ def test_interrupted_on_a_running_cluster(
     assert _left_on(local_ray) == []
 
 
+@pytest.mark.slow
 def test_killed_in_a_sweep_and_run_again(base: list[object]) -> None:
     killed = Running(*base, "--port", free_port())
     killed.wait_for("sweep: ")
@@ -96,6 +97,7 @@ def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
     assert (again.code, again.stdout) == (0, "[]\n")
 
 
+@pytest.mark.slow
 def test_cases_that_vanish_during_a_sweep(phantoms: Path, one_trial: Path, tmp_path: Path, local_ray: Cluster) -> None:
     sweep = Running("sweep", one_trial, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
     sweep.wait_for("sweep: ")
