@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, one_trial: Pa
     [
         ("data", signal.SIGINT),
         ("ray", signal.SIGINT),
-        ("sweep", signal.SIGTERM),
+        pytest.param("sweep", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("prepare", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("mlflow", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("sweep", signal.SIGINT, marks=pytest.mark.slow),
@@ -87,6 +87,7 @@ def test_killed_in_a_sweep_and_run_again(base: list[object]) -> None:
     assert killed.strays(within_s=80) == []
 
 
+@pytest.mark.slow
 def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
     killed = Running("models", "--workspace", tmp_path)
     while not any(file.stat().st_size for file in tmp_path.glob("*mlflow.db")):

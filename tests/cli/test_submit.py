@@ -43,6 +43,7 @@ def test_a_job_that_fails_says_so(dashboard: str, phantoms: Path, tmp_path: Path
     assert "\nerror: the job did not succeed" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_the_cluster_it_was_submitted_to(
     dashboard: str, local_ray: Cluster, phantoms: Path, tiny_sweep: Path, tmp_path: Path
 ) -> None:
