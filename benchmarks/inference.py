@@ -230,7 +230,9 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     bundle = bundle_of(given.model)
     network, settings = bundle.build_network(), bundle.inference
     prepared = prepare(read_volume(given.scan), bundle.preprocessing)
-    channels = torch.from_numpy(to_channels(prepared.hu.array, bundle.preprocessing.windows_hu))[None]
+    channels = torch.from_numpy(to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored))[
+        None
+    ]
     inferer = SlidingWindowInferer(bundle.patch_ijk, settings.batch_size, overlap=settings.overlap, mode="gaussian")
     with torch.inference_mode():
         probability = inferer(channels, lambda patches: torch.sigmoid(network(patches)))[0, 0].numpy()
@@ -244,7 +246,7 @@ def floor(model: Path) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     bundle = bundle_of(model)
-    patch = torch.zeros((1, len(bundle.preprocessing.windows_hu), *bundle.patch_ijk))
+    patch = torch.zeros((1, bundle.preprocessing.channels, *bundle.patch_ijk))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         bundle.build_network()(patch)
     n, best = 2048, float("inf")

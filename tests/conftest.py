@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from gtvray.runtime import Cluster
 
 # A job that a shell put into the background ignores Ctrl-C, and so would every process the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("gtvray", deadline=None)
+settings.load_profile("gtvray")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -24,8 +24,18 @@ class PreprocessingConfig(Section):
     windows_hu: tuple[tuple[float, float], ...] = Field(
         ((-200.0, 300.0),), description="(low, high) in HU; each becomes a channel scaled to 0..1", min_length=1
     )
+    mirrored: bool = Field(
+        False,
+        description="every window once more, of the scan mirrored about the plane that best mirrors the head: the "
+        "network sees what is on one side only",
+    )
     body_threshold_hu: float = Field(-400.0, description="darker than this is air when the body is looked for")
     body_margin_mm: float = Field(6.0, ge=0, le=100, description="kept around the body")
+
+    @property
+    def channels(self) -> int:
+        """How many the network is given."""
+        return len(self.windows_hu) * (2 if self.mirrored else 1)
 
     @field_validator("spacing_mm")
     @classmethod

@@ -77,7 +77,8 @@ class CaseJob:
         # A grid smaller than the patch sits in the middle of it, as it does in training.
         before = [p // 2 - n // 2 for n, p in zip(shape, padded, strict=True)]
         pad = [(b, p - n - b) for n, p, b in zip(shape, padded, before, strict=True)]
-        self._hu = np.pad(prepared.hu.array, pad, constant_values=AIR_HU) if padded != shape else prepared.hu.array
+        self._hu = _in_air(prepared.hu.array, pad)
+        self._mirrored = None if prepared.mirrored is None else _in_air(prepared.mirrored, pad)
         self._inner = Box.whole(shape).moved((-before[0], -before[1], -before[2]))
         self._grid = PatchGrid.covering(padded, patch_ijk, inference.overlap)
         self._weights = gaussian_weights(patch_ijk)
@@ -119,8 +120,9 @@ class CaseJob:
         number = self._queue.popleft()
         self._asked.append(number)
         self._handed += 1
-        hu = self._hu[self._grid.slices(number)]
-        return Patch(self._handed - 1, to_channels(hu, self._preprocessing.windows_hu))
+        place = self._grid.slices(number)
+        mirrored = None if self._mirrored is None else self._mirrored[place]
+        return Patch(self._handed - 1, to_channels(self._hu[place], self._preprocessing.windows_hu, mirrored))
 
     def put(self, number: int, probability: NDArray[np.float32]) -> None:
         """The answer to a patch: tumour probability (i, j, k)."""
@@ -223,6 +225,10 @@ class CaseJob:
         marked = np.zeros(self._hu.shape, bool)
         marked[near.slices] = self._mean.read(near) > self._inference.threshold
         return self._coarse.is_beyond(marked, self._run)
+
+
+def _in_air(hu: NDArray[np.int16], pad: list[tuple[int, int]]) -> NDArray[np.int16]:
+    return np.pad(hu, pad, constant_values=AIR_HU) if np.any(pad) else hu
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

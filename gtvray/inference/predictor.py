@@ -99,7 +99,7 @@ class Predictor:
 
     def warm(self) -> None:
         """Run one empty batch, so that the first request does not pay for set-up."""
-        self.forward([np.zeros((len(self.bundle.preprocessing.windows_hu), *self.bundle.patch_ijk), np.float32)])
+        self.forward([np.zeros((self.bundle.preprocessing.channels, *self.bundle.patch_ijk), np.float32)])
 
     def run(self, job: CaseJob) -> None:
         """Answer every patch of a job."""

@@ -57,8 +57,8 @@ def estimate_uncertainty(predictor: Predictor, prepared: Prepared, mask: Volume)
         the case's figures, and the entropy of each voxel in bits (float32, 0 to 1) on the prepared grid of that
         neighbourhood, whose affine places it in the patient.
     """
-    place = prepared.hu.cropped(_neighbourhood(predictor, prepared, mask))
-    views = _views(predictor, Prepared(place, place.affine, place.shape, prepared.antialias))
+    near = prepared.cropped(_neighbourhood(predictor, prepared, mask))
+    place, views = near.hu, _views(predictor, near)
     inference = predictor.bundle.inference
     mean = np.asarray(np.mean(views, axis=0, dtype=np.float64))
     p = np.clip(mean, 1e-7, 1 - 1e-7)

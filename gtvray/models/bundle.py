@@ -88,7 +88,7 @@ class Bundle:
                 "no such member", where=self.folder, expected=f"0 to {self.members - 1}", found=f"member {member}"
             )
         network = build_network(
-            self.network, len(self.preprocessing.windows_hu), self.preprocessing.spacing_mm, self.patch_ijk
+            self.network, self.preprocessing.channels, self.preprocessing.spacing_mm, self.patch_ijk
         )
         old = self.folder / _WEIGHTS_OF_SCHEMA_1
         load_weights(network, load_file(old if old.is_file() else self.folder / _weights_file(member)))

@@ -1,3 +1,5 @@
+from .mirror import mirror_sum as mirror_sum
+from .mirror import mirrored_hu as mirrored_hu
 from .path import AIR_HU as AIR_HU
 from .path import PREPROCESSING_VERSION as PREPROCESSING_VERSION
 from .path import Prepared as Prepared

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import product
 
 import cc3d
 import numpy as np
@@ -17,6 +18,7 @@ from gtvray.config import PreprocessingConfig
 from gtvray.errors import DataError
 from gtvray.geometry import Box, Volume, is_sheared, orthogonal_grid, resample_to_grid, resampled_grid
 from gtvray.geometry.affine import Affine
+from gtvray.preprocessing.mirror import mirror_sum, mirrored_hu
 
 # Raise it whenever the same scan and settings would give other voxels: caches and bundles carry it.
 PREPROCESSING_VERSION = 1
@@ -44,6 +46,7 @@ class Prepared:
         antialias: how it was resampled.
         crop: what was kept of it, in voxels of its upright (RAS) form; None where nothing was cut.
         notes: what a reader of the result should know about the scan, a sentence each.
+        mirrored: HU on the same grid, of the scan mirrored about its mid-sagittal plane; None where nobody asked.
     """
 
     hu: Volume
@@ -52,6 +55,13 @@ class Prepared:
     antialias: bool = True
     crop: Box | None = None
     notes: tuple[str, ...] = ()
+    mirrored: NDArray[np.int16] | None = None
+
+    def cropped(self, box: Box) -> Prepared:
+        """A part of it, as a scan of its own that nothing was cut from."""
+        part = self.hu.cropped(box)
+        mirrored = None if self.mirrored is None else self.mirrored[box.slices]
+        return Prepared(part, part.affine, part.shape, self.antialias, mirrored=mirrored)
 
 
 def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> Prepared:
@@ -87,7 +97,8 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> 
         antialias=config.antialias,
         int16_range=_HU_RANGE,
     )
-    return Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes))
+    mirrored = mirrored_hu(hu.array, mirror_sum(hu), AIR_HU) if config.mirrored else None
+    return Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored)
 
 
 def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
@@ -126,11 +137,17 @@ def cut_off_share(mask: Volume, prepared: Prepared) -> float:
     return float(outside.any(axis=1).mean())
 
 
-def to_channels(hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ...]) -> NDArray[np.float32]:
-    """HU (i, j, k) to float32 channels (window, i, j, k), each scaled to 0..1 over its window and clipped."""
-    channels = np.empty((len(windows_hu), *hu.shape), dtype=np.float32)
-    for channel, (low, high) in zip(channels, windows_hu, strict=True):
-        np.subtract(hu, np.float32(low), out=channel)
+def to_channels(
+    hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ...], mirrored: NDArray[np.int16] | None = None
+) -> NDArray[np.float32]:
+    """HU (i, j, k) to float32 channels (c, i, j, k), each scaled to 0..1 over its window and clipped.
+
+    A channel a window of `hu`; then, where it is given, a channel a window of the `mirrored` scan.
+    """
+    sources = [hu] if mirrored is None else [hu, mirrored]
+    channels = np.empty((len(sources) * len(windows_hu), *hu.shape), dtype=np.float32)
+    for channel, (source, (low, high)) in zip(channels, product(sources, windows_hu), strict=True):
+        np.subtract(source, np.float32(low), out=channel)
         np.multiply(channel, np.float32(1.0 / (high - low)), out=channel)
         np.clip(channel, 0.0, 1.0, out=channel)
     return channels

@@ -31,7 +31,7 @@ def probe(folder: Path, threads: int) -> dict[str, str]:
     from gtvray.inference import Predictor
 
     predictor = Predictor(Bundle.load(folder), threads=threads)
-    channels = len(predictor.bundle.preprocessing.windows_hu)
+    channels = predictor.bundle.preprocessing.channels
     patch = np.random.default_rng(0).random((channels, *predictor.bundle.patch_ijk), dtype=np.float32)
     answer = predictor.forward([patch])
     return {"digest": predictor.bundle.digest, "answer": hashlib.sha256(answer.tobytes()).hexdigest()}

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gtvray.config import Config, NetworkConfig, build
 from gtvray.data import CachedCase
-from gtvray.geometry import Box, Volume
 from gtvray.inference import training_ranges
 from gtvray.models import Bundle, Checkpoint, build_network, load_weights, write_bundle
 from gtvray.training.selection import calibrated
@@ -49,7 +47,7 @@ class TrainedNetwork:
     def build(self, config: Config) -> torch.nn.Module:
         """The network, in evaluation mode; `config` is what it was trained with."""
         preprocessing, patch_ijk = config.preprocessing, config.training.patch_ijk
-        channels = len(preprocessing.windows_hu)
+        channels = preprocessing.channels
         network = build_network(self.settings, channels, preprocessing.spacing_mm, patch_ijk).eval()
         load_weights(network, self.weights)
         return network
@@ -58,8 +56,7 @@ class TrainedNetwork:
 def usual_figures(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]:
     """What the domain check takes for usual with a model of these training cases; of many, an even choice."""
     chosen = cases[:: max(1, len(cases) // _DOMAIN_CASES)]
-    scans = (Volume(case.read(Box.whole(case.shape))[0], np.asarray(case.meta["affine"])) for case in chosen)
-    return training_ranges(scans)
+    return training_ranges(case.whole()[0].hu for case in chosen)
 
 
 def export_bundle(

@@ -85,7 +85,7 @@ def _remedy(config: Config, memory_bytes: int) -> str:
 
 def _cost(config: Config) -> NetworkCost:
     preprocessing = config.preprocessing
-    channels = len(preprocessing.windows_hu)
+    channels = preprocessing.channels
     return _network_cost(config.network, channels, preprocessing.spacing_mm, config.training.patch_ijk)
 
 

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from gtvray.config import Config, InferenceConfig
 from gtvray.data import CachedCase
 from gtvray.evaluation import dice
-from gtvray.geometry import Box, Volume
 from gtvray.inference import CaseJob, forward_batch, largest_component, run_to_end
-from gtvray.preprocessing import Prepared
 from gtvray.training.execution import training_precision
 from gtvray.training.workers import rank, world
 
@@ -94,10 +92,9 @@ def _case_probability(
     config: Config, network: torch.nn.Module, case: CachedCase, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Tumour probability and mask on the prepared grid."""
-    hu, mask = case.read(Box.whole(case.shape))
-    grid = Volume(hu, np.asarray(case.meta["affine"]))
+    prepared, mask = case.whole()
     inference = config.inference.model_copy(update={"overlap": _OVERLAP})
-    job = CaseJob(Prepared(grid, grid.affine, grid.shape), config.preprocessing, inference, config.training.patch_ijk)
+    job = CaseJob(prepared, config.preprocessing, inference, config.training.patch_ijk)
     size = inference.batch_size
     forward = partial(forward_batch, network, batch_size=size, device=device, dtype=training_precision(config))
     run_to_end(job, forward, size)

@@ -48,7 +48,7 @@ class TrainingState:
         device = torch.device("cuda" if config.training.use_gpu else "cpu")
         network = build_network(
             config.network,
-            len(config.preprocessing.windows_hu),
+            config.preprocessing.channels,
             config.preprocessing.spacing_mm,
             config.training.patch_ijk,
         ).to(device)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gtvray.config import CacheConfig, PreprocessingConfig
 from gtvray.data.cache.digests import DigestMemo
-from gtvray.data.cache.prepared import CachedCase
+from gtvray.data.cache.prepared import MIRRORED, CachedCase
 from gtvray.data.cache.store import META, EntryStore, seal
 from gtvray.data.layouts.cases import Case, read_label
 from gtvray.geometry import Box
@@ -105,8 +105,10 @@ class CaseCache:
     def _key(self, case: Case) -> tuple[str, dict[str, str]]:
         sha256 = self._digests.sha256
         digests = {"image_sha256": sha256(case.image), "label_sha256": sha256(case.label) if case.label else ""}
-        # Windows are applied after the cache and do not change it.
-        settings = self._preprocessing.model_dump(mode="json", exclude={"windows_hu"})
+        # Windows are applied after the cache and do not change it. Entries made before there was anything mirrored
+        # go on to be found.
+        left_out = {"windows_hu"} if self._preprocessing.mirrored else {"windows_hu", "mirrored"}
+        settings = self._preprocessing.model_dump(mode="json", exclude=left_out)
         text = json.dumps([digests, settings, PREPROCESSING_VERSION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32], digests
 
@@ -121,6 +123,8 @@ class CaseCache:
             label = reading.result()
             mask = prepare_mask(label, prepared)
             _write_chunks(mask, folder / "mask.b2nd", level)
+            if prepared.mirrored is not None:
+                _write_chunks(prepared.mirrored, folder / MIRRORED, level)
             np.save(folder / "foreground.npy", _sample_foreground(mask))
             writing.result()
         notes, cut = list(prepared.notes), cut_off_share(label, prepared)
@@ -133,6 +137,7 @@ class CaseCache:
             "source_shape": list(image.shape),
             "source_spacing_mm": list(image.spacing_mm),
             "tumour_ml": float(np.count_nonzero(label.array)) * label.voxel_volume_ml,
+            "mirrored": prepared.mirrored is not None,
             "notes": notes,
         }
         seal(folder, meta)

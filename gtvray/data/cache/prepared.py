@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtvray.errors import ResourceError
-from gtvray.geometry import Box
+from gtvray.geometry import Box, Volume
+from gtvray.preprocessing import Prepared
+
+MIRRORED = "mirrored.b2nd"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ class CachedCase:
             ResourceError: the case is no longer in the cache.
         """
         return _read(self.folder / "hu.b2nd", box), _read(self.folder / "mask.b2nd", box)
+
+    def read_mirrored(self, box: Box) -> NDArray[np.int16] | None:
+        """HU of the mirrored scan in a box of the prepared grid; None where preprocessing does not ask for it.
+
+        Raises:
+            ResourceError: the case is no longer in the cache.
+        """
+        return _read(self.folder / MIRRORED, box) if self.meta.get("mirrored") else None
+
+    def whole(self) -> tuple[Prepared, NDArray[np.uint8]]:
+        """All of it, as a scan of its own, and its mask.
+
+        Raises:
+            ResourceError: the case is no longer in the cache.
+        """
+        box = Box.whole(self.shape)
+        hu, mask = self.read(box)
+        grid = Volume(hu, np.asarray(self.meta["affine"]))
+        return Prepared(grid, grid.affine, grid.shape, mirrored=self.read_mirrored(box)), mask
 
     def foreground_ijk(self) -> NDArray[np.int32]:
         """Tumour voxels, at most 4,096 of them drawn evenly, shape (n, 3)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -72,10 +73,10 @@ class PatchSampler:
         draw = draw_changes(self._augmentation, spacing_mm, np.random.default_rng((seed, 3, number)))
         if draw.moves:
             warp = Warp.build(draw, patch_ijk, spacing_mm, self._augmentation.elastic_grid_mm)
-            hu, mask = self._read_warped(case, start + (np.asarray(patch_ijk) - 1) / 2, warp)
+            scans, mask = self._read_warped(case, start + (np.asarray(patch_ijk) - 1) / 2, warp)
         else:
-            hu, mask = self._read(case, start, patch_ijk)
-        image = change_intensities(_windows(hu, self._preprocessing.windows_hu), draw)
+            scans, mask = self._read(case, start, patch_ijk)
+        image = change_intensities(_windows(scans, self._preprocessing.windows_hu), draw)
         return mirror(image, mask, draw)
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -97,31 +98,38 @@ class PatchSampler:
             return np.asarray(np.clip(centre - patch // 2, low, high), dtype=np.int64)
         return np.asarray(rng.integers(low, high + 1), dtype=np.int64)
 
-    def _read_warped(self, case: CachedCase, centre_ijk: NDArray[np.float64], warp: Warp) -> tuple[Tensor, Tensor]:
+    def _read_warped(
+        self, case: CachedCase, centre_ijk: NDArray[np.float64], warp: Warp
+    ) -> tuple[list[Tensor], Tensor]:
         """HU and mask under a warp: what it shows is read, so corners are empty only where the scan ends."""
         start, size = warp.region(centre_ijk, case.shape)
-        hu, mask = self._read(case, start, size)
-        moved = warp.sample(hu, centre_ijk - start)
+        scans, mask = self._read(case, start, size)
+        moved = [warp.sample(hu, centre_ijk - start) for hu in scans]
         if not mask.any():
-            return moved, torch.zeros(moved.shape, dtype=torch.uint8, device=moved.device)
+            return moved, torch.zeros(moved[0].shape, dtype=torch.uint8, device=moved[0].device)
         return moved, (warp.sample(mask.float(), centre_ijk - start) >= 0.5).to(torch.uint8)
 
     def _read(
         self, case: CachedCase, start: NDArray[np.int64], size: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
-        """HU float32 and mask uint8 of a box that may reach beyond the case, where there is air."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """HU float32 (and those of the mirrored scan) and mask uint8 of a box; beyond the case there is air."""
         stop = start + np.asarray(size)
         low, high = np.maximum(start, 0), np.minimum(stop, case.shape)
-        hu, mask = case.read(Box(tuple(low.tolist()), tuple(high.tolist())))
+        box = Box(tuple(low.tolist()), tuple(high.tolist()))
+        hu, mask = case.read(box)
+        mirrored = case.read_mirrored(box)
+        scans = [hu] if mirrored is None else [hu, mirrored]
         if (low != start).any() or (high != stop).any():
             pad = [(int(a), int(b)) for a, b in zip(low - start, stop - high, strict=True)]
-            hu, mask = np.pad(hu, pad, constant_values=AIR_HU), np.pad(mask, pad)
-        return torch.from_numpy(hu).to(self._device).float(), torch.from_numpy(mask).to(self._device)
+            scans, mask = [np.pad(each, pad, constant_values=AIR_HU) for each in scans], np.pad(mask, pad)
+        tensors = [torch.from_numpy(each).to(self._device).float() for each in scans]
+        return tensors, torch.from_numpy(mask).to(self._device)
 
 
-def _windows(hu: Tensor, windows_hu: tuple[tuple[float, float], ...]) -> Tensor:
-    """What `to_channels` does, for a tensor on any device."""
-    channels = torch.empty((len(windows_hu), *hu.shape), dtype=torch.float32, device=hu.device)
-    for channel, (low, high) in zip(channels, windows_hu, strict=True):
+def _windows(scans: Sequence[Tensor], windows_hu: tuple[tuple[float, float], ...]) -> Tensor:
+    """What `to_channels` does, for tensors on any device."""
+    shape = (len(scans) * len(windows_hu), *scans[0].shape)
+    channels = torch.empty(shape, dtype=torch.float32, device=scans[0].device)
+    for channel, (hu, (low, high)) in zip(channels, product(scans, windows_hu), strict=True):
         torch.sub(hu, low, out=channel).mul_(1.0 / (high - low)).clamp_(0.0, 1.0)
     return channels

@@ -54,7 +54,7 @@ class OpenVinoBackend:
         core = ov.Core()
         precision = bundle.inference.precision
         _require_precision(core, precision)
-        shape = (bundle.inference.batch_size, len(bundle.preprocessing.windows_hu), *bundle.patch_ijk)
+        shape = (bundle.inference.batch_size, bundle.preprocessing.channels, *bundle.patch_ijk)
         key = _key(ov, core, bundle, member, shape)
         kept = store.find(key) or store.add(key, _converted(ov, bundle, member, shape))
         self._request = _compiled(core, kept, precision, threads)

@@ -1,0 +1,154 @@
+"""The other side of the head: the plane lies where the tissue is alike, and every user sees the same channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gtvray.config import (
+    AugmentationConfig,
+    CacheConfig,
+    InferenceConfig,
+    NetworkConfig,
+    PreprocessingConfig,
+    TrainingConfig,
+)
+from gtvray.data import CaseCache, PatchSampler, index_dataset
+from gtvray.data.patches.draws import CHANGES
+from gtvray.geometry import Box, Volume
+from gtvray.inference import CaseJob, Predictor, estimate_uncertainty
+from gtvray.io import read_volume, write_volume
+from gtvray.models import build_network, weights_of, write_bundle
+from gtvray.preprocessing import AIR_HU, mirror_sum, mirrored_hu, prepare
+
+PATCH_IJK = (16, 16, 16)
+MIRRORED = PreprocessingConfig(spacing_mm=(6.0, 6.0, 6.0), windows_hu=((-200.0, 300.0), (0.0, 80.0)), mirrored=True)
+
+
+def _head(centre_i: float, size: int = 40) -> Volume:
+    """Shoulders and a head above them, RAS, 6 mm: alike on both sides but for a bone on the patient's left."""
+    i, j, k = np.meshgrid(np.arange(size) - centre_i, np.arange(24) - 11.5, np.arange(20.0), indexing="ij")
+    body = (i / np.where(k < 8, 13, 7)) ** 2 + (j / 8) ** 2 < 1
+    hu = np.where(body, 40, -1000).astype(np.int16)
+    hu[(i - 4) ** 2 + j**2 + (k - 14) ** 2 < 5] = 900
+    return Volume(hu, np.diag([6.0, 6, 6, 1]))
+
+
+@pytest.mark.parametrize("centre_i", [19.5, 18.0, 21.5, 17.5])
+def test_the_plane_lies_in_the_middle_of_the_head(centre_i: float) -> None:
+    head = _head(centre_i)
+    assert mirror_sum(head) == 2 * centre_i
+    twice = mirrored_hu(mirrored_hu(head.array, int(2 * centre_i), AIR_HU), int(2 * centre_i), AIR_HU)
+    inside = twice != AIR_HU
+    assert inside.mean() > 0.8
+    np.testing.assert_array_equal(twice[inside], head.array[inside])
+
+
+def test_what_the_other_side_shows_lies_at_the_same_place() -> None:
+    head = _head(18.5)
+    mirrored = mirrored_hu(head.array, mirror_sum(head), AIR_HU)
+    bones = [np.argwhere(hu == 900).mean(axis=0) for hu in (head.array, mirrored)]
+    np.testing.assert_allclose(bones, [[22.5, 11.5, 14], [14.5, 11.5, 14]], atol=0.5)
+
+
+def test_a_plane_is_found_in_any_half_of_a_head() -> None:
+    """Cut through the middle there is nothing to compare with; the mirrored scan still has the scan's shape."""
+    for part in (slice(20, None), slice(None, 20), slice(19, 21)):
+        half = _head(19.5).array[part]
+        plane_sum = mirror_sum(Volume(half, np.diag([6.0, 6, 6, 1])))
+        assert len(half) // 2 <= plane_sum < 3 * len(half) // 2
+        assert mirrored_hu(half, plane_sum, AIR_HU).shape == half.shape
+
+
+def test_a_real_scan_seen_in_a_mirror_has_the_mirror_plane(real_cases: Path) -> None:
+    for case in index_dataset(real_cases).cases[:5]:
+        hu = prepare(read_volume(case.image), MIRRORED).hu
+        turned = hu.with_array(np.ascontiguousarray(hu.array[::-1]))
+        # Of two planes that are as good as each other, the lower one is taken.
+        assert abs(mirror_sum(turned) - (2 * (hu.shape[0] - 1) - mirror_sum(hu))) <= 1
+
+
+def _whole(scan: Volume, preprocessing: PreprocessingConfig = MIRRORED) -> np.ndarray:
+    prepared = prepare(scan, preprocessing)
+    return CaseJob(prepared, preprocessing, InferenceConfig(mode="exhaustive"), prepared.hu.shape).take().channels
+
+
+def test_channels_are_the_windows_and_then_those_of_the_mirror_image() -> None:
+    plain = _whole(_head(19.5), MIRRORED.model_copy(update={"mirrored": False}))
+    both = _whole(_head(19.5))
+    assert (len(plain), len(both), MIRRORED.channels) == (2, 4, 4)
+    np.testing.assert_array_equal(both[:2], plain)
+    # Cut to the body, which is symmetrical here.
+    np.testing.assert_array_equal(both[2:], plain[:, ::-1])
+
+
+def test_training_sees_what_serving_sees(tmp_path: Path) -> None:
+    """Read through the cache, in pieces and whole; a piece beyond the case is in the middle of air in both."""
+    write_volume(tmp_path / "set/1/data.nii.gz", _head(17.5))
+    write_volume(tmp_path / "set/1/label.nii.gz", _head(17.5).with_array((_head(17.5).array == 900).astype(np.uint8)))
+    cases = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare_all(index_dataset(tmp_path / "set").cases)
+    served = prepare(_head(17.5), MIRRORED)
+    np.testing.assert_array_equal(cases[0].read_mirrored(Box.whole(cases[0].shape)), served.mirrored)
+    np.testing.assert_array_equal(cases[0].whole()[0].mirrored, served.mirrored)
+    still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
+    for patch_ijk in (served.hu.shape, (48, 48, 48)):
+        sampler = PatchSampler(cases, TrainingConfig(patch_ijk=patch_ijk), MIRRORED, still)
+        patch = CaseJob(served, MIRRORED, InferenceConfig(mode="exhaustive"), patch_ijk).take()
+        np.testing.assert_allclose(sampler.sample(0)[0], patch.channels, atol=1e-6)
+
+
+def test_a_change_of_the_place_moves_both_sides_together(tmp_path: Path) -> None:
+    """A scan that is its own mirror image has twice the same channels under every turn, zoom and flip."""
+    scan = _head(19.5)
+    scan = scan.with_array(np.minimum(scan.array, 40))
+    write_volume(tmp_path / "set/1/data.nii.gz", scan)
+    write_volume(tmp_path / "set/1/label.nii.gz", scan.with_array((scan.array > 0).astype(np.uint8)))
+    cases = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare_all(index_dataset(tmp_path / "set").cases)
+    moving: dict[str, Any] = dict.fromkeys(("rotate", "zoom", "elastic", "flip_left_right"), 1.0)
+    augmentation = AugmentationConfig(**{**dict.fromkeys(CHANGES, 0.0), **moving})
+    sampler = PatchSampler(cases, TrainingConfig(patch_ijk=PATCH_IJK), MIRRORED, augmentation)
+    for number in range(6):
+        image = sampler.sample(number)[0]
+        assert image.shape == (4, *PATCH_IJK)
+        assert torch.equal(image[:2], image[2:])
+
+
+def test_caches_from_before_are_found_again(tmp_path: Path) -> None:
+    """Without the mirror image an entry has the name it had before there was one, and with it another."""
+    write_volume(tmp_path / "set/1/data.nii.gz", _head(19.5))
+    write_volume(tmp_path / "set/1/label.nii.gz", _head(19.5).with_array((_head(19.5).array == 900).astype(np.uint8)))
+    case = index_dataset(tmp_path / "set").cases[0]
+    plain = CaseCache(tmp_path / "cache", MIRRORED.model_copy(update={"mirrored": False}), CacheConfig()).prepare(case)
+    mirrored = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare(case)
+    assert plain.folder != mirrored.folder
+    assert plain.read_mirrored(Box.whole(plain.shape)) is None
+    assert plain.whole()[0].mirrored is None
+
+
+def test_a_bundle_with_the_mirror_image_marks_and_doubts(tmp_path: Path) -> None:
+    """The doubt about a mask looks at a part of the scan, beside the mirror image of the whole."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(size="tiny"), MIRRORED.channels, MIRRORED.spacing_mm, PATCH_IJK)
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        weights=weights_of(network),
+        preprocessing=MIRRORED,
+        network=NetworkConfig(size="tiny"),
+        patch_ijk=PATCH_IJK,
+        inference=InferenceConfig(threshold=0.3, mode="body"),
+        info={},
+    )
+    predictor, scan = Predictor(bundle), _head(18.5)
+    mask = predictor.predict(scan)
+    assert mask.shape == scan.shape
+    prepared = prepare(scan, MIRRORED)
+    found, _ = estimate_uncertainty(predictor, prepared, mask)
+    assert 0 <= found.doubt <= 1
+    part = prepared.cropped(Box((1, 2, 3), (9, 12, 14)))
+    assert part.mirrored is not None
+    assert prepared.mirrored is not None
+    np.testing.assert_array_equal(part.mirrored, prepared.mirrored[1:9, 2:12, 3:14])
