@@ -72,6 +72,24 @@ def test_a_real_scan_seen_in_a_mirror_has_the_mirror_plane(real_cases: Path) -> 
         assert abs(mirror_sum(turned) - (2 * (hu.shape[0] - 1) - mirror_sum(hu))) <= 1
 
 
+def test_the_plane_stays_where_a_scan_is_cut_at_one_side() -> None:
+    head = _head(19.5)
+    for first in (4, 8, 10):
+        assert mirror_sum(head) - 2 * first == mirror_sum(Volume(np.ascontiguousarray(head.array[first:]), head.affine))
+
+
+@pytest.mark.parametrize("tilt", [0.25, -0.2])
+def test_a_tilted_gantry_leaves_the_plane(tilt: float) -> None:
+    """Resampled upright, the head has its mirror image on itself still, and both lie on one grid."""
+    head = _head(19.5)
+    affine = np.array([[6.0, 0, 0, 0], [0, 6, 6 * tilt, 0], [0, 0, 6, 0], [0, 0, 0, 1]])
+    prepared = prepare(Volume(np.minimum(head.array, 40), affine), MIRRORED)
+    assert prepared.notes
+    assert prepared.mirrored is not None
+    assert prepared.mirrored.dtype == np.int16
+    np.testing.assert_array_equal(prepared.mirrored, prepared.hu.array[::-1])
+
+
 def _whole(scan: Volume, preprocessing: PreprocessingConfig = MIRRORED) -> np.ndarray:
     prepared = prepare(scan, preprocessing)
     return CaseJob(prepared, preprocessing, InferenceConfig(mode="exhaustive"), prepared.hu.shape).take().channels
@@ -99,6 +117,35 @@ def test_training_sees_what_serving_sees(tmp_path: Path) -> None:
         sampler = PatchSampler(cases, TrainingConfig(patch_ijk=patch_ijk), MIRRORED, still)
         patch = CaseJob(served, MIRRORED, InferenceConfig(mode="exhaustive"), patch_ijk).take()
         np.testing.assert_allclose(sampler.sample(0)[0], patch.channels, atol=1e-6)
+
+
+def _other_side(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """The channels of the mirror image at the one place of the whole that has a patch's channels of the scan."""
+    size = patch.shape[1:]
+    lines = np.lib.stride_tricks.sliding_window_view(whole[0], size)[..., size[0] // 2, size[1] // 2, :]
+    middle = patch[0, size[0] // 2, size[1] // 2]
+    boxes = [
+        (slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))
+        for start in np.argwhere(np.isclose(lines, middle, atol=1e-6).all(axis=-1))
+    ]
+    found = [whole[box][2:] for box in boxes if np.allclose(whole[box][:2], patch[:2], atol=1e-6)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_real_patch_has_the_same_other_side_in_training_and_serving(real_cases: Path, tmp_path: Path) -> None:
+    case = index_dataset(real_cases).cases[0]
+    cached = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare(case)
+    whole = _whole(read_volume(case.image))
+    still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
+    training = TrainingConfig(patch_ijk=PATCH_IJK, foreground_share=1.0)
+    sampler = PatchSampler([cached], training, MIRRORED, still)
+    job = CaseJob(prepare(read_volume(case.image), MIRRORED), MIRRORED, InferenceConfig(mode="body"), PATCH_IJK)
+    served = [job.take().channels for _ in range(job.remaining)]
+    middle = len(served) // 2
+    for patch in [*(sampler.sample(number)[0].numpy() for number in range(4)), *served[middle : middle + 2]]:
+        np.testing.assert_allclose(patch[2:], _other_side(whole, patch), atol=1e-6)
+        assert np.abs(patch[2:] - patch[:2]).max() > 0.1
 
 
 def test_a_change_of_the_place_moves_both_sides_together(tmp_path: Path) -> None:
@@ -129,17 +176,19 @@ def test_caches_from_before_are_found_again(tmp_path: Path) -> None:
     assert plain.whole()[0].mirrored is None
 
 
-def test_a_bundle_with_the_mirror_image_marks_and_doubts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["body", "localised"])
+def test_a_bundle_with_the_mirror_image_marks_and_doubts(tmp_path: Path, mode: Any) -> None:
     """The doubt about a mask looks at a part of the scan, beside the mirror image of the whole."""
     torch.manual_seed(0)
-    network = build_network(NetworkConfig(size="tiny"), MIRRORED.channels, MIRRORED.spacing_mm, PATCH_IJK)
+    settings = NetworkConfig(features=(4, 4, 8))
+    network = build_network(settings, MIRRORED.channels, MIRRORED.spacing_mm, PATCH_IJK)
     bundle = write_bundle(
         tmp_path / "bundle",
         weights=weights_of(network),
         preprocessing=MIRRORED,
-        network=NetworkConfig(size="tiny"),
+        network=settings,
         patch_ijk=PATCH_IJK,
-        inference=InferenceConfig(threshold=0.3, mode="body"),
+        inference=InferenceConfig(threshold=0.3, mode=mode),
         info={},
     )
     predictor, scan = Predictor(bundle), _head(18.5)
