@@ -14,7 +14,8 @@ class InferenceConfig(Section):
 
     mode: Literal["exhaustive", "body", "localised"] = Field(
         "body",
-        description="every patch, those on the body, or those about what a coarse pass finds (the body if in doubt)",
+        description="every patch of the whole scan, those on the body, or those about what a coarse pass finds (the "
+        "body if in doubt)",
     )
     overlap: float = Field(0.5, ge=0, lt=0.9, description="share of a patch that its neighbour covers again")
     batch_size: int = Field(2, ge=1, le=256, description="patches a forward pass; always filled up, so results repeat")

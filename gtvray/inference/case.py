@@ -34,9 +34,9 @@ class Coverage:
         mode: what was done in the end.
         fallback: why it is `body` where `localised` was asked for.
         patches: run.
-        patches_skipped: not run, of those that `exhaustive` takes.
-        volume_skipped_share: of the scan's volume, the share in no patch that shaped the mask; air that preprocessing
-            cut away is part of it in every mode.
+        patches_skipped: how many more `exhaustive` takes, which covers the whole scan.
+        volume_skipped_share: of the scan's volume, in voxels of the prepared spacing, the share in no patch that shaped
+            the mask.
     """
 
     mode: str
@@ -161,15 +161,14 @@ class CaseJob:
         seen = np.zeros(self._hu.shape, bool)
         for number in self._run:
             seen[self._grid.slices(number)] = True
-        seen_ml = np.count_nonzero(seen[self._inner.slices]) * self._prepared.hu.voxel_volume_ml
-        voxel_ml = abs(np.linalg.det(self._prepared.source_affine[:3, :3])) / 1000
-        scan_ml = math.prod(self._prepared.source_shape) * voxel_ml
+        whole = self._prepared.whole_shape or self._prepared.hu.shape
+        every = PatchGrid.covering(whole, self._grid.patch_ijk, self._inference.overlap)
         return Coverage(
             mode="body" if self._fallback else self._inference.mode,
             fallback=self._fallback,
             patches=self._handed,
-            patches_skipped=len(self._grid) - len(self._run),
-            volume_skipped_share=max(0.0, 1 - seen_ml / float(scan_ml)),
+            patches_skipped=len(every) - len(self._run),
+            volume_skipped_share=1 - np.count_nonzero(seen[self._inner.slices]) / math.prod(whole),
         )
 
     def _begin(self) -> None:

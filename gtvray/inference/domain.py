@@ -75,7 +75,7 @@ def out_of_domain(prepared: Prepared, ranges: Mapping[str, Any] | None = None, w
     """
     _require_a_body(prepared, where)
     reasons = []
-    for name, found in body_figures(prepared.hu).items():
+    for name, found in body_figures(prepared.body_hu).items():
         usual = USUAL[name]
         low, high = (ranges or {}).get(name, (usual.low, usual.high))
         low, high = min(low, usual.low), max(high, usual.high)
@@ -123,7 +123,7 @@ def body_figures(hu: Volume) -> dict[str, float]:
 
 
 def _require_a_body(prepared: Prepared, where: object) -> None:
-    voxels, grid = prepared.source_shape, prepared.hu
+    voxels, grid = prepared.source_shape, prepared.body_hu
     sides_mm = [n * spacing for n, spacing in zip(grid.shape, grid.spacing_mm, strict=True)]
     if min(voxels) >= _FEWEST_VOXELS and min(sides_mm) >= _SHORTEST_MM:
         return

@@ -58,7 +58,7 @@ class Predictor:
         return self.bundle.inference.batch_size
 
     def begin(self, scan: Volume, where: object = None, *, mask_only: bool = False) -> CaseJob:
-        """Prepare a scan.
+        """Prepare a scan: the box about its body, or all of it in mode `exhaustive`.
 
         Args:
             scan: CT in HU on any grid.
@@ -69,7 +69,7 @@ class Predictor:
             DataError: the scan is not a CT of a body.
         """
         bundle = self.bundle
-        prepared = prepare(scan, bundle.preprocessing, where)
+        prepared = prepare(scan, bundle.preprocessing, where, whole=bundle.inference.mode == "exhaustive")
         unlike = out_of_domain(prepared, bundle.info.get("domain"), where)
         return CaseJob(
             prepared,

@@ -1,13 +1,15 @@
 """Preprocessing, version 1: upright axes, body crop, resampling, intensity windows; and the way back for masks.
 
 The scan is turned to RAS axes, cut to the body, and resampled to `spacing_mm`. Windows are applied last and are cheap,
-so the cache holds HU and one cached case serves every choice of windows.
+so the cache holds HU and one cached case serves every choice of windows. What lies beyond the body can be kept as well.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import cc3d
@@ -40,13 +42,15 @@ class Prepared:
     """A scan as the network sees it.
 
     Attributes:
-        hu: int16 HU on the prepared grid (RAS axes, `spacing_mm`).
+        hu: int16 HU on the prepared grid (RAS axes, `spacing_mm`), of the body or of the whole scan.
         source_affine: affine of the scan as it came.
         source_shape: its shape.
         antialias: how it was resampled.
         crop: what was kept of it, in voxels of its upright (RAS) form; None where nothing was cut.
         notes: what a reader of the result should know about the scan, a sentence each.
         mirrored: HU on the same grid, of the scan mirrored about its mid-sagittal plane; None where nobody asked.
+        whole_shape: of the grid that covers the whole scan; None where that is this one.
+        body: where the box about the body lies in this grid; None where the grid is that box.
     """
 
     hu: Volume
@@ -56,6 +60,13 @@ class Prepared:
     crop: Box | None = None
     notes: tuple[str, ...] = ()
     mirrored: NDArray[np.int16] | None = None
+    whole_shape: tuple[int, int, int] | None = None
+    body: Box | None = None
+
+    @property
+    def body_hu(self) -> Volume:
+        """HU in the box about the body."""
+        return self.hu if self.body is None else self.hu.cropped(self.body)
 
     def cropped(self, box: Box) -> Prepared:
         """A part of it, as a scan of its own that nothing was cut from."""
@@ -64,13 +75,16 @@ class Prepared:
         return Prepared(part, part.affine, part.shape, self.antialias, mirrored=mirrored)
 
 
-def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> Prepared:
+def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, whole: bool = False) -> Prepared:
     """Bring a CT to the prepared grid.
 
     Args:
         scan: CT in HU on any grid.
         config: the preprocessing settings.
         where: what to name in an error.
+        whole: keep what lies beyond the body too: the same voxels, and as many more to each side as cover the scan.
+            In the body's box the values are those without it to the bit, its border included, where they come from
+            the body's side alone; so is the mirror image, and its plane is the body's.
 
     Raises:
         DataError: the values are not HU, or nothing in the scan looks like a body.
@@ -85,20 +99,16 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None) -> 
         upright = resample_to_grid(scan, *grid, order=order, fill=AIR_HU)
     upright = upright.reoriented(AXES)
     crop, apart_ml = _body_box(upright, config, where)
-    if apart_ml:
+    if apart_ml and not whole:
         notes.append(f"{apart_ml:.0f} ml of tissue apart from the body were cut away")
         _log.warning("%s: %s", where or "scan", notes[-1])
+    sampled = partial(resample_to_grid, order=order, fill=AIR_HU, antialias=config.antialias, int16_range=_HU_RANGE)
     body = upright.cropped(crop)
-    hu = resample_to_grid(
-        body,
-        *resampled_grid(body, config.spacing_mm),
-        order=order,
-        fill=AIR_HU,
-        antialias=config.antialias,
-        int16_range=_HU_RANGE,
-    )
+    hu = sampled(body, *resampled_grid(body, config.spacing_mm))
+    extent = _extent(upright, hu)
     mirrored = mirrored_hu(hu.array, mirror_sum(hu), AIR_HU) if config.mirrored else None
-    return Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored)
+    prepared = Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored, extent.shape)
+    return _with_surroundings(prepared, upright, extent, sampled) if whole else prepared
 
 
 def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
@@ -225,6 +235,46 @@ def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> tu
     apart = np.count_nonzero(second) - np.count_nonzero(second[box.slices])
     large = apart >= _PART_SHARE * np.count_nonzero(largest)
     return kept, apart * float(np.prod(steps)) * upright.voxel_volume_ml if large else 0.0
+
+
+def _with_surroundings(prepared: Prepared, upright: Volume, extent: Box, sampled: Callable[..., Volume]) -> Prepared:
+    """The prepared body with what lies about it in the `extent`, sampled from the scan."""
+    hu, place = prepared.hu, Box.whole(prepared.hu.shape).moved(extent.start_ijk)
+    affine = hu.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ np.asarray(extent.start_ijk, dtype=np.float64)
+    array = np.empty(extent.shape, np.int16)
+    for part in _beside(place, extent.shape):
+        array[part.slices] = sampled(upright, affine, extent.shape, within=part).array
+    array[place.slices] = hu.array
+    mirrored = None
+    if prepared.mirrored is not None:
+        # A voxel and its mirror image each lie further on by the place of the body's first one.
+        mirrored = mirrored_hu(array, mirror_sum(hu) + 2 * place.start_ijk[0], AIR_HU)
+        mirrored[place.slices] = prepared.mirrored
+    return replace(prepared, hu=Volume(array, affine), crop=None, mirrored=mirrored, body=place)
+
+
+def _extent(upright: Volume, hu: Volume) -> Box:
+    """The box of a prepared grid's voxels, beginning at negative ones perhaps, that holds the grid and the scan."""
+    to_grid = np.linalg.inv(hu.affine) @ upright.affine
+    # Axes are parallel and run the same way.
+    scale, offset = np.diag(to_grid)[:3], to_grid[:3, 3]
+    low, high = offset - scale / 2, offset + scale * (np.asarray(upright.shape) - 0.5)
+    start = np.minimum(0, np.floor(low + 0.5 + _ROUNDING)).astype(int)
+    stop = np.maximum(hu.shape, np.ceil(high + 0.5 - _ROUNDING)).astype(int)
+    return Box((int(start[0]), int(start[1]), int(start[2])), (int(stop[0]), int(stop[1]), int(stop[2])))
+
+
+def _beside(place: Box, shape: tuple[int, int, int]) -> Iterator[Box]:
+    """All of a grid but a box of it, in at most six boxes that do not overlap."""
+    start, stop = [0, 0, 0], list(shape)
+    for axis in reversed(range(3)):
+        for low, high in ((0, place.start_ijk[axis]), (place.stop_ijk[axis], shape[axis])):
+            if low < high:
+                from_, to = [*start], [*stop]
+                from_[axis], to[axis] = low, high
+                yield Box((from_[0], from_[1], from_[2]), (to[0], to[1], to[2]))
+        start[axis], stop[axis] = place.start_ijk[axis], place.stop_ijk[axis]
 
 
 def _covering_box(part: Volume, whole: Volume) -> Box | None:

@@ -16,6 +16,7 @@ from gtvray.inference import CaseJob, gaussian_weights, patch_starts
 from gtvray.preprocessing import prepare
 
 PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0))
+PATCH = (16, 16, 16)
 
 
 def _scan(shape: tuple[int, int, int] = (40, 44, 36), affine: np.ndarray | None = None) -> Volume:
@@ -28,7 +29,7 @@ def _scan(shape: tuple[int, int, int] = (40, 44, 36), affine: np.ndarray | None 
     return Volume(hu.astype(np.int16), np.diag([-4.0, -4, 4, 1]) if affine is None else affine)
 
 
-def _job(scan: Volume, patch: tuple[int, int, int] = (16, 16, 16), **inference: Any) -> CaseJob:
+def _job(scan: Volume, patch: tuple[int, int, int] = PATCH, **inference: Any) -> CaseJob:
     return CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, InferenceConfig(**inference), patch)
 
 
@@ -122,6 +123,31 @@ def test_body_mode_is_exhaustive_where_every_patch_was_run() -> None:
     # No voxel of the body is left without an answer.
     assert (run[inside] > 0).all()
     assert (run < covered).any()
+
+
+@pytest.mark.parametrize("affine", [None, np.diag([-4.1, 3.7, 4.3, 1.0])])
+def test_exhaustive_runs_the_whole_scan_and_the_others_say_what_they_left(affine: np.ndarray | None) -> None:
+    """A body in a corner of much air: what was skipped is counted against the whole scan's patches."""
+    small = _scan(affine=affine)
+    hu = np.full((60, 70, 55), -1000, np.int16)
+    hu[:40, 20:64, :36] = small.array
+    scan = Volume(hu, small.affine)
+    every = CaseJob(prepare(scan, PREPROCESSING, whole=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH)
+    body = _job(scan, PATCH, mode="body")
+    bright = [_run(job, lambda channels: channels[0]) for job in (every, body)]
+    whole, part = every.coverage(), body.coverage()
+    assert (whole.patches, whole.patches_skipped, whole.volume_skipped_share) == (every.patches, 0, 0.0)
+    assert whole.patches == len(patch_starts(every.prepared.hu.shape, PATCH, 0.5))
+    assert part.patches_skipped == whole.patches - part.patches > 0
+    assert part.volume_skipped_share > 0.3
+    # The voxels are the same: what both looked at has the same value, and both masks are on the scan's grid.
+    place = every.prepared.body
+    assert place is not None
+    seen = bright[1] > 0
+    np.testing.assert_allclose(bright[0][place.slices][seen], bright[1][seen], atol=1e-5)
+    masks = [job.finish() for job in (every, body)]
+    assert masks[0].same_grid(scan)
+    np.testing.assert_array_equal(masks[0].array, masks[1].array)
 
 
 def test_patches_and_answers_are_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_exhaustive_inference_is_monais_sliding_window(
     assert np.abs(found - expected).max() < furthest
     assert np.abs(found - expected).mean() < 1e-3
     assert found.std() > 0.01
+
+
+def test_exhaustive_inference_sees_what_the_crop_takes_away(make: Any) -> None:
+    """What lies apart from the body is looked at in mode `exhaustive` alone, and no flag depends on the mode."""
+    narrow = PREPROCESSING.model_copy(update={"body_margin_mm": 6.0})
+    bundles = {mode: replace(make(mode=mode, batch_size=4), preprocessing=narrow) for mode in ("exhaustive", "body")}
+    hu = np.full((60, 40, 24), -1000, np.int16)
+    hu[2:34, 4:36, 2:22] = _scan((32, 32, 20)).array
+    hu[44:58, 10:24, 4:18] = 300
+    scan = Volume(hu, np.diag([-4.0, -4, 4, 1]))
+    jobs = {mode: Predictor(bundle).begin(scan) for mode, bundle in bundles.items()}
+    assert jobs["exhaustive"].prepared.hu.shape == scan.shape
+    assert jobs["body"].prepared.hu.shape[0] < 44
+    assert jobs["exhaustive"].out_of_domain == jobs["body"].out_of_domain != ()
+    assert jobs["exhaustive"].patches > jobs["body"].patches
 
 
 def test_two_scans_side_by_side_are_as_each_alone(make: Any) -> None:
