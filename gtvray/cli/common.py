@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -18,7 +19,32 @@ WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", help="Folder that everything is written to.", envvar="GTVRAY_WORKSPACE")
 ]
 WORKSPACE = Path("gtvray-runs")
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+_stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
+
+
+def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
+    """With --json, what a library prints goes to stderr until the verb ends: Ray prints when a worker dies."""
+    if as_json:
+        # The root's context is always closed; a verb's is not when an option after this one is wrong.
+        context.find_root().with_resource(_stdout_for_results())
+    return as_json
+
+
+@contextmanager
+def _stdout_for_results() -> Iterator[None]:
+    """Only `emit` writes on stdout for the length of a `with` block."""
+    token = _stdout.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.reset(token)
+
+
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", callback=_keep_stdout),
+]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="A running Ray cluster, host:port or auto; one is started otherwise.")
 ]
@@ -99,7 +125,7 @@ def take_sigterm() -> None:
 
 def emit(value: Any, as_json: bool, text: str) -> None:
     """Print a result: JSON, or text for people."""
-    typer.echo(json.dumps(value, default=str) if as_json else text)
+    typer.echo(json.dumps(value, default=str) if as_json else text, file=_stdout.get())
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

@@ -54,11 +54,14 @@ def test_wrong_use(words: str, names: str) -> None:
     assert names in run(*words.split()).error(code=2)
 
 
-def test_wrong_use_in_json() -> None:
-    refused = run("demo", "--json", "--nope")
+@pytest.mark.parametrize(
+    ("words", "names"), [("demo --json --nope", "--nope"), ("data phantom here --json --count 0", "--count")]
+)
+def test_wrong_use_in_json(words: str, names: str) -> None:
+    refused = run(*words.split())
     refused.error(code=2)
     error = refused.json()["error"]
-    assert "--nope" in error["title"]
+    assert names in error["title"]
     assert error["status"] == 422
 
 
