@@ -3,69 +3,80 @@
 Its own planner, preprocessing, trainer (five epochs of 250 steps), augmentation and predictor. Reduced is the network's
 configuration, since the one it plans by itself is out of reach of two CPU cores: patch 64 x 64 x 64, batch 2, five
 stages of 16 to 256 channels. Trains on every case of DATA ("fold all"), writes a mask a scan of VAL to OUT, without
-flips at test time. Nothing of gtvray is imported. It goes on where it was stopped, by epochs.
+flips at test time. Nothing of gtvray is imported. It goes on where it was stopped, by epochs; STEPS other than 250 are
+for trying it out.
 
-    nnUNet_compile=f nnUNet_n_proc_DA=1 python accuracy_nnunet.py DATA VAL WORK OUT
+    nnUNet_compile=f nnUNet_n_proc_DA=1 python accuracy_nnunet.py DATA VAL WORK OUT [STEPS]
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
+import shutil
 import sys
-import time
-from importlib import metadata
+from collections.abc import Callable
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
+
+from accuracy_clock import EpochClock, measured
 
 NAME = "Dataset501_Benchmark"
 CONFIGURATION = "3d_reduced"
 MODEL = f"nnUNetTrainer_5epochs__nnUNetPlans__{CONFIGURATION}"
 FEATURES = (16, 32, 64, 128, 256)
-PATCH, BATCH, EPOCHS = (64, 64, 64), 2, 5
+PATCH, BATCH, STEPS, VALIDATION_SHARE = (64, 64, 64), 2, 250, 0.2
+PLANNING = "nnunetv2.experiment_planning.plan_and_preprocess_api"
+TRAINER = "nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs"
+PREDICTOR = "nnunetv2.inference.predict_from_raw_data"
 
 
 def main() -> None:
-    """Every stage that is not done yet; seconds and CPU seconds of each are kept in WORK."""
+    """Every stage that is not done yet; seconds and CPU seconds of each are kept, those of predicting beside OUT."""
     data, val, work, out = (Path(given).resolve() for given in sys.argv[1:5])
+    steps = int(sys.argv[5]) if sys.argv[5:] else STEPS
     for key in ("raw", "preprocessed", "results"):
         (work / key).mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{key}"] = str(work / key)
-    kept = work / "stages.json"
-    done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    for name, stage in {"prepare": prepare, "train": train, "predict": predict}.items():
-        if name not in done:
-            done[name] = measured(stage, data, val, work, out)
-            kept.write_text(json.dumps(done))
-    print(json.dumps({**done, "features": FEATURES, "patch": PATCH, "batch": BATCH, "versions": versions()}))
+    # Not part of any stage's time.
+    for module in (PLANNING, TRAINER, PREDICTOR):
+        import_module(module)
+    done = {
+        "prepare": kept(work / "prepare.json", prepare, data, work),
+        "train": kept(work / "train.json", train, work, steps),
+        "predict": kept(out.with_name(f"{out.name}.json"), predict, val, work, out),
+    }
+    settings = {"features": FEATURES, "patch": PATCH, "batch": BATCH, "steps_per_epoch": steps}
+    print(json.dumps({**done, **settings, "versions": versions()}))
 
 
-def measured(stage: Any, *given: Path) -> dict[str, float]:
-    """Wall-clock and CPU seconds of a stage, children included."""
-    began, used = time.perf_counter(), cpu_s()
-    told = stage(*given) or {}
-    return {"seconds": time.perf_counter() - began, "cpu_s": cpu_s() - used, **told}
+def kept(file: Path, stage: Callable[..., dict[str, Any] | None], *given: Any) -> dict[str, Any]:
+    """What a stage came to, which is run if no file tells."""
+    if not file.exists():
+        found = json.dumps(measured(stage, *given))
+        whole = file.with_suffix(".partial")
+        whole.write_text(found)
+        whole.replace(file)
+    return dict(json.loads(file.read_text()))
 
 
-def cpu_s() -> float:
-    """CPU seconds of this process and its ended children."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in usage)
+def cores() -> int:
+    """Processes or threads for whatever can use several."""
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
-def prepare(data: Path, val: Path, work: Path, out: Path) -> None:
+def prepare(data: Path, work: Path) -> None:
     """Its layout, its plan with the reduced network, its preprocessing."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
-
+    planning = import_module(PLANNING)
     raw = work / "raw" / NAME
     link(data, raw / "imagesTr", "_0000", "data.nii.gz")
     link(data, raw / "labelsTr", "", "label.nii.gz")
     about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "target": 1}, "file_ending": ".nii.gz"}
     about["numTraining"] = len(list((raw / "imagesTr").iterdir()))
     (raw / "dataset.json").write_text(json.dumps(about))
-    extract_fingerprints([501], num_processes=2)
-    plan_experiments([501])
+    planning.extract_fingerprints([501], num_processes=cores())
+    planning.plan_experiments([501])
     path = work / "preprocessed" / NAME / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     plans["configurations"][CONFIGURATION] = {
@@ -75,7 +86,7 @@ def prepare(data: Path, val: Path, work: Path, out: Path) -> None:
         "architecture": architecture(plans["configurations"]["3d_fullres"]["architecture"]),
     }
     path.write_text(json.dumps(plans))
-    preprocess([501], configurations=(CONFIGURATION,), num_processes=(2,))
+    planning.preprocess([501], configurations=(CONFIGURATION,), num_processes=(cores(),))
 
 
 def architecture(planned: dict[str, Any]) -> dict[str, Any]:
@@ -94,48 +105,74 @@ def architecture(planned: dict[str, Any]) -> dict[str, Any]:
 
 
 def link(cases: Path, folder: Path, suffix: str, file: str) -> None:
-    """One link a case."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One link a case, and nothing else in the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for case in sorted(path for path in cases.iterdir() if path.is_dir()):
-        target = folder / f"{case.name}{suffix}.nii.gz"
-        if not target.exists():
-            target.symlink_to(case / file)
+        (folder / f"{case.name}{suffix}.nii.gz").symlink_to((case / file).resolve())
 
 
-def train(data: Path, val: Path, work: Path, out: Path) -> dict[str, Any]:
+def train(work: Path, steps: int) -> dict[str, Any]:
     """Its trainer, with a checkpoint an epoch."""
     import torch
-    from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
 
-    folder = work / "preprocessed" / NAME
+    folder, results = work / "preprocessed" / NAME, work / "results" / NAME / MODEL / "fold_all"
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     about = json.loads((folder / "dataset.json").read_text())
-    latest = work / "results" / NAME / MODEL / "fold_all" / "checkpoint_latest.pth"
+    latest, final = (results / f"checkpoint_{name}.pth" for name in ("latest", "final"))
     plans["continue_training"] = latest.exists()
-    trainer = nnUNetTrainer_5epochs(plans, CONFIGURATION, "all", about, device=torch.device("cpu"))
+    torch.set_num_threads(cores())
+    clock = EpochClock(work / "epochs.json")
+    trainer = import_module(TRAINER).nnUNetTrainer_5epochs(
+        plans, CONFIGURATION, "all", about, device=torch.device("cpu")
+    )
     trainer.save_every = 1
-    if latest.exists():
-        trainer.load_checkpoint(str(latest))
-    trainer.run_training()
-    return {"steps": trainer.num_epochs * trainer.num_iterations_per_epoch}
+    if steps != STEPS:
+        trainer.num_iterations_per_epoch = steps
+        trainer.num_val_iterations_per_epoch = max(1, int(steps * VALIDATION_SHARE))
+    watch(trainer, clock)
+    if not final.exists():
+        if latest.exists():
+            trainer.load_checkpoint(str(latest))
+        trainer.run_training()
+    return {"steps": trainer.num_epochs * trainer.num_iterations_per_epoch, **clock.total()}
 
 
-def predict(data: Path, val: Path, work: Path, out: Path) -> dict[str, Any]:
-    """A mask a case, from the last weights."""
+def watch(trainer: Any, clock: EpochClock) -> None:
+    """Have a trainer's epochs timed, and its checkpoints appear whole: a cut while one is written must not lose all.
+
+    By its methods on the object: it writes the name of its class into the model, which a subclass would change.
+    """
+    end, save = trainer.on_epoch_end, trainer.save_checkpoint
+
+    def on_epoch_end() -> None:
+        clock.epoch(trainer.current_epoch)
+        end()
+
+    def save_checkpoint(filename: str) -> None:
+        save(f"{filename}.partial")
+        Path(f"{filename}.partial").replace(filename)
+
+    trainer.on_epoch_end, trainer.save_checkpoint = on_epoch_end, save_checkpoint
+
+
+def predict(val: Path, work: Path, out: Path) -> dict[str, Any]:
+    """A mask a case, from the last weights; all of them, so that their time is one."""
     import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    scans = work / "val"
+    torch.set_num_threads(cores())
+    scans = out.with_name(f"{out.name}-scans")
     link(val, scans, "_0000", "data.nii.gz")
-    out.mkdir(parents=True, exist_ok=True)
-    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), perform_everything_on_device=False)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    predictor = import_module(PREDICTOR).nnUNetPredictor(
+        use_mirroring=False, device=torch.device("cpu"), perform_everything_on_device=False
+    )
     model = work / "results" / NAME / MODEL
     predictor.initialize_from_trained_model_folder(str(model), ("all",), "checkpoint_final.pth")
     for scan in sorted(scans.iterdir()):
         case = scan.name.removesuffix("_0000.nii.gz")
-        if not (out / f"{case}.nii.gz").exists():
-            predictor.predict_from_files_sequential([[str(scan)]], [str(out / case)], save_probabilities=False)
+        predictor.predict_from_files_sequential([[str(scan)]], [str(out / case)], save_probabilities=False)
     return {"cases": len(list(out.glob("*.nii.gz")))}
 
 

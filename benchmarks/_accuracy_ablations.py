@@ -1,0 +1,91 @@
+"""What earned what: variants of the settings, trained on a part of the training cases and judged by another part."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import yaml
+from _accuracy_contest import Cases, budgeted, contest, preparation
+from _accuracy_jobs import digest_of
+from _accuracy_report import Table, over
+
+from gtvray.config import Config, read_yaml, with_dotted
+from gtvray.data import Folds, Split, find_patients, split_folds
+from gtvray.errors import InputError
+from gtvray.io import read_json, write_json
+
+Variants = dict[str, dict[str, Any]]
+
+FOLDS, FOLD_SEED = 5, 0
+BASE = "base"
+# Between two settings, and not inside of a value's brackets.
+_NEXT_SETTING = re.compile(r",(?=[a-z_]+\.[a-z_]+=)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def variants_of(given: Namespace) -> Variants:
+    """Name -> dotted key -> value of every variant that was asked for, the settings as they are first; none if none.
+
+    Raises:
+        InputError: a name that is none, or given twice.
+    """
+    found = read_yaml(given.ablations) if given.ablations else {}
+    for item in given.ablate:
+        name, _, settings = item.partition("=")
+        pairs = [setting.partition("=") for setting in _NEXT_SETTING.split(settings)]
+        if name in found:
+            raise InputError("two variants of one name", found=name)
+        found[name] = {key: yaml.safe_load(value) for key, _, value in pairs}
+    for name, settings in found.items():
+        if not _NAME.fullmatch(str(name)) or name == BASE or not isinstance(settings, dict):
+            expected = f"NAME=key=value, or NAME: {{key: value}} in a file; {BASE} is the settings as they are"
+            raise InputError("not a variant", expected=expected, found=f"{name}: {settings}")
+    return {BASE: {}, **found} if found else {}
+
+
+def run_ablations(given: Namespace, config: Config, variants: Variants) -> dict[str, Any]:
+    """A row for each variant, seed and fold, beside the settings as they are; each is kept as soon as it is there."""
+    data, rows = Cases.open(given.data), []
+    for fold, seed in product(given.ablation_folds, given.ablation_seeds):
+        base: Table | None = None
+        for name, overrides in variants.items():
+            changed = with_dotted(config, overrides, f"variant {name}")
+            settings = budgeted(changed, given, seed, given.ablation_minutes, given.ablation_epochs)
+            folds = folds_of(preparation(given, settings, data)[0]["tumour_ml"], data, config)
+            judging = data.only(folds.validation[fold])
+            table = contest(given, f"{name}_{seed}-fold{fold}", settings, data.only(folds.train(fold)), judging)
+            base = table if base is None else base
+            rows.append({"name": name, "overrides": overrides, "fold": fold, "seed": seed, **row_of(table, base)})
+            keep_row(given, rows[-1])
+    return {"benchmark": "accuracy", "ablations": rows}
+
+
+def folds_of(tumour_ml: Mapping[str, float], data: Cases, config: Config) -> Folds:
+    """The same folds for every variant: they hang on the cases and their tumours alone."""
+    patients = find_patients(data.dataset, config.split.patient_pattern)
+    return split_folds(Split(data.ids, (), ()), FOLDS, FOLD_SEED, tumour_ml, patients)
+
+
+def row_of(table: Table, base: Table) -> dict[str, Any]:
+    """What a variant came to, and how much that is over the settings as they are, case by case."""
+    keys = ("config", "train_s", "train_cpu_s", "train_load", "prepare_s", "epochs", "steps", "threshold", "versions")
+    scores = {case["case"]: case["dsc"] for case in table["cases"]}
+    return {
+        **table["summary"],
+        "over_base": over(scores, {case["case"]: case["dsc"] for case in base["cases"]}) if table is not base else None,
+        "judged_by": len(scores),
+        **{key: table[key] for key in keys},
+        "settings": digest_of({**table["settings"], "data": table["train"]}),
+    }
+
+
+def keep_row(given: Namespace, row: dict[str, Any]) -> None:
+    """Add a row to the table of ablations, in the place of one of the same variant, fold, seed and settings."""
+    file = given.results / "accuracy_ablations.json"
+    rows = read_json(file) if file.exists() else []
+    same = ("name", "fold", "seed", "settings")
+    write_json(file, [*(old for old in rows if any(old[key] != row[key] for key in same)), row])

@@ -1,0 +1,145 @@
+"""Ours in the accuracy figure and its ablations: from scans to a bundle to scores, stage by stage."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from _accuracy_jobs import Job, digest_of, run_stage, shaping
+from _accuracy_report import Table, machine, summary_of, versions
+
+from gtvray.config import Config, with_dotted
+from gtvray.data import Dataset, dataset_digest, index_dataset
+from gtvray.errors import InputError
+from gtvray.io import sha256_of
+
+# Kept of a budget in minutes for what comes after the epochs: calibration, and epochs slower than the first.
+RESERVE = 0.03
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Cases of a dataset.
+
+    Attributes:
+        folder: of the dataset.
+        dataset: its index.
+        digest: of all its files.
+        ids: of the cases that are meant.
+    """
+
+    folder: Path
+    dataset: Dataset
+    digest: str
+    ids: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Cases:
+        """All cases of a dataset, their files read for the digest."""
+        dataset = index_dataset(folder)
+        ids = tuple(case.case_id for case in dataset.cases)
+        return cls(folder.resolve(), dataset, dataset_digest(dataset, ""), ids)
+
+    def only(self, ids: tuple[str, ...]) -> Cases:
+        """Some of them."""
+        return replace(self, ids=ids)
+
+
+def require_apart(data: Cases, val: Cases) -> None:
+    """Refuse to be judged by what was learned from.
+
+    Raises:
+        InputError: a scan is in both datasets.
+    """
+    known = {sha256_of(case.image) for case in data.dataset.cases}
+    shared = [case.case_id for case in val.dataset.cases if sha256_of(case.image) in known]
+    if shared:
+        raise InputError("a scan is in --data and in --val", found=", ".join(shared), do="take it out of one of them")
+
+
+def budgeted(config: Config, given: Namespace, seed: int, minutes: float, epochs: int | None) -> Config:
+    """The settings with a seed, a budget and this machine's threads."""
+    budget = {"training.time_budget_s": 0.0 if epochs else 60 * minutes * (1 - RESERVE)}
+    counted = {"training.epochs": epochs} if epochs else {}
+    workers = {"training.num_workers": 1, "training.cpus_per_worker": given.threads, "training.use_gpu": False}
+    return with_dotted(config, {**budget, **counted, **workers, "training.seed": seed}, "benchmark")
+
+
+def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Cases) -> Table:
+    """Ours from scans to scores.
+
+    Args:
+        given: what was asked for.
+        name: of the folder, before the digest of what shapes the model.
+        config: with its budget.
+        data: the cases that may be learned from.
+        judged: those that judge.
+    """
+    prepared, cache = preparation(given, config, data)
+    selection = evenly(prepared["tumour_ml"], data.ids, config.training.selection_cases)
+    learned = tuple(case for case in data.ids if case not in selection)
+    shaped = shaping(config)
+    whole = {"data": data.digest, "known": sorted(data.ids), "keep": given.keep, **shaped}
+    folder = given.work.resolve() / f"{name}-{digest_of(whole)}"
+    looked = folder / f"judged-{digest_of({'data': judged.digest, 'cases': sorted(judged.ids)})}"
+    job = Job(
+        data=str(data.folder),
+        train=learned,
+        selection=selection,
+        judged=str(judged.folder),
+        cases=judged.ids,
+        config=config.model_dump(mode="json"),
+        keep=given.keep,
+        threads=given.threads,
+        cache=str(cache),
+        folder=str(folder),
+        masks=str(looked / "masks"),
+    )
+    trained = run_stage("train", job, folder / "train.json")
+    predicted = run_stage("predict", job, looked / "predict.json")
+    scored = run_stage("score", job, looked / "score.json")
+    settings = {key: value for key, value in shaped.items() if key != "training.seed"}
+    return {
+        "train": data.digest,
+        "val": judged.digest,
+        "config": given.config.name if given.config else None,
+        "settings": {**settings, "keep": given.keep},
+        "summary": summary_of(scored["cases"]),
+        **costs(prepared, trained, predicted),
+        **{key: value for key, value in trained.items() if key not in ("seconds", "cpu_s", "load")},
+        "masks_sha256": scored["masks_sha256"],
+        "versions": versions(),
+        "machine": machine(given.threads),
+        "cases": scored["cases"],
+    }
+
+
+def costs(prepared: Mapping[str, Any], trained: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds, CPU seconds and the machine's load at the end of the three stages that are timed."""
+    stages = {"prepare": prepared, "train": trained, "predict": predicted}
+    keys = {"seconds": "s", "cpu_s": "cpu_s", "load": "load"}
+    return {f"{stage}_{short}": found[key] for stage, found in stages.items() for key, short in keys.items()}
+
+
+def preparation(given: Namespace, config: Config, data: Cases) -> tuple[dict[str, Any], Path]:
+    """Prepared cases of a dataset: what they took, and their cache; shared by all that prepare alike."""
+    shaped = {**shaping(config, ("preprocessing", "cache")), "data": data.digest}
+    folder = given.work.resolve() / f"prepared-{digest_of(shaped)}"
+    job = Job(
+        data=str(data.folder),
+        config=config.model_dump(mode="json"),
+        threads=given.threads,
+        cache=str(folder / "cache"),
+        folder=str(folder),
+    )
+    return run_stage("prepare", job, folder / "prepare.json"), folder / "cache"
+
+
+def evenly(tumour_ml: Mapping[str, float], cases: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """So many cases, from the smallest tumour to the largest: few that are alike would calibrate for their like."""
+    ranked = sorted(cases, key=lambda case: (tumour_ml[case], case))
+    step = len(ranked) / min(count, len(ranked))
+    return tuple(ranked[int((number + 0.5) * step)] for number in range(min(count, len(ranked))))

@@ -1,0 +1,134 @@
+"""The stages of the accuracy figure; each run by `accuracy.py` in a process of its own, imports not timed.
+
+python _accuracy_stages.py STAGE JOB RESULT
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from _accuracy_jobs import Job
+
+from gtvray.config import Config, build, flatten
+from gtvray.data import CachedCase, CaseCache, dataset_digest, index_dataset, read_label
+from gtvray.evaluation import MeanPositionBaseline, score_case
+from gtvray.geometry import Volume
+from gtvray.inference import Predictor
+from gtvray.io import read_json, read_volume, write_json, write_volume
+from gtvray.models import Bundle
+from gtvray.training import export_bundle, fit, usual_figures
+
+# It lies with the peers, who import it in their own environment.
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from accuracy_clock import EpochClock, measured
+
+
+def main() -> None:
+    """Run one stage and write what it came to."""
+    name, said, result = sys.argv[1:]
+    job = Job(**read_json(Path(said)))
+    stages = {"prepare": prepare, "train": train, "predict": predict, "mean": mean_mask, "score": score}
+    write_json(Path(result), measured(stages[name], job))
+
+
+def config_of(job: Job) -> Config:
+    """The settings."""
+    return build(Config, job.config, "job")
+
+
+def prepare(job: Job) -> dict[str, Any]:
+    """Every case of the dataset into a cache that was not there: one cut off would tell of less than all."""
+    shutil.rmtree(job.cache, ignore_errors=True)
+    cases = cached(job, workers=job.threads)
+    size = sum(file.stat().st_size for case in cases.values() for file in case.folder.iterdir())
+    return {"bytes": size, "tumour_ml": {name: float(case.meta["tumour_ml"]) for name, case in cases.items()}}
+
+
+def cached(job: Job, workers: int = 2) -> dict[str, CachedCase]:
+    """Prepared cases by id."""
+    config = config_of(job)
+    cache = CaseCache(Path(job.cache), config.preprocessing, config.cache)
+    found = cache.prepare_all(index_dataset(Path(job.data)).cases, workers=workers)
+    return {case.case_id: case for case in found}
+
+
+def train(job: Job) -> dict[str, Any]:
+    """A training from its newest checkpoint to its end, and the bundle; time by epochs, as if it had not been cut."""
+    config, folder = config_of(job), Path(job.folder)
+    clock = EpochClock(folder / "epochs.json")
+    cases = cached(job)
+    learned, selection = ([cases[name] for name in names] for names in (job.train, job.selection))
+    last = None
+    for last in fit(config, learned, selection, folder / "checkpoints"):
+        clock.epoch(last.epoch, last.seconds)
+        told = f"loss {last.train_loss:.3f}, selection DSC {last.selection_dsc:.3f}, best {last.best_dsc:.3f}"
+        sys.stderr.write(f"epoch {last.epoch}/{last.epochs}: {told}, {last.seconds:.1f} s {last.notes}\n")
+    assert last is not None
+    info = {
+        "training_data": {"digest": dataset_digest(index_dataset(Path(job.data)), ""), "cases": len(learned)},
+        "domain": usual_figures(learned),
+        "metrics": {"selection_dsc": last.best_dsc if job.keep == "best" else last.selection_dsc},
+        "config": flatten(config),
+    }
+    kept = last.best_checkpoint if job.keep == "best" else last.checkpoint
+    bundle = export_bundle(Path(kept), config, selection, folder / "bundle", info)
+    return {
+        **clock.total(),
+        "epochs": last.epoch,
+        "steps": last.epoch * config.training.steps_per_epoch,
+        "train_cases": len(learned),
+        "selection_cases": len(selection),
+        "selection_dsc": last.selection_dsc,
+        "kept_epoch": bundle.info["epoch"],
+        "digest": bundle.digest,
+        "threshold": bundle.inference.threshold,
+        "keep_largest": bundle.inference.keep_largest,
+        "retries": last.retries,
+    }
+
+
+def predict(job: Job) -> None:
+    """A mask a case to judge by, as the project's own predictor makes it; all of them, so that their time is one."""
+    bundle = Bundle.load(Path(job.folder) / "bundle")
+    predictor = Predictor(bundle, threads=job.threads)
+    write_masks(job, predictor.predict)
+
+
+def mean_mask(job: Job) -> dict[str, Any]:
+    """The mean position of the training masks, on each case to judge by."""
+    known = index_dataset(Path(job.data)).subset(job.train)
+    baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in known)
+    write_masks(job, lambda scan, _: baseline.predict(scan))
+    return {"threshold": baseline.threshold, "train_cases": len(known)}
+
+
+def write_masks(job: Job, mask_of: Any) -> None:
+    """The answer of a function of scan and file to every case to judge by, each in a file of the case's name."""
+    shutil.rmtree(job.masks, ignore_errors=True)
+    for case in index_dataset(Path(job.judged)).subset(job.cases):
+        write_volume(Path(job.masks) / f"{case.case_id}.nii.gz", mask_of(read_volume(case.image), case.image))
+
+
+def score(job: Job) -> dict[str, Any]:
+    """The project's own scores of masks in files, whoever made them, on the original grid."""
+    rows, digest = [], hashlib.sha256()
+    for case in index_dataset(Path(job.judged)).subset(job.cases):
+        reference = read_label(case, read_volume(case.image))
+        mask = binary(read_volume(Path(job.masks) / f"{case.case_id}.nii.gz"))
+        found = score_case(case.case_id, reference, mask)
+        rows.append({"case": case.case_id, "dsc": found.dsc, "hd95_mm": found.hd95_mm, "missed": found.missed})
+        digest.update(case.case_id.encode() + mask.array.tobytes())
+    return {"masks_sha256": digest.hexdigest(), "cases": rows}
+
+
+def binary(mask: Volume) -> Volume:
+    """As uint8, so that the digest is of the mask and not of how its writer stores numbers."""
+    return mask.with_array((mask.array > 0).astype("uint8"))
+
+
+if __name__ == "__main__":
+    main()
