@@ -39,6 +39,7 @@ class Gradients:
         self._dtype = training_precision(config)
         self._micro_batch = micro_batch_size(config)
         self._device = next(network.parameters()).device
+        self._total = _Total(network)
 
     def compute(self, numbers: range, images: torch.Tensor, masks: torch.Tensor, progress: float = 1.0) -> float:
         """Give every parameter the gradient, times the scaler's factor, of the mean loss over all workers' patches.
@@ -53,7 +54,8 @@ class Gradients:
             mean loss over this worker's patches.
         """
         images, masks = (each.to(self._device, non_blocking=True) for each in (images, masks))
-        total, losses = _Total(self._network), 0.0
+        losses = 0.0
+        self._total.begin()
         weight = math.nan if failpoint("training.loss", rank()) else 1.0
         for group in self._groups(len(numbers)):
             answers = [self._forward(numbers[part], images[part]) for part in group]
@@ -66,8 +68,8 @@ class Gradients:
                 self._network.zero_grad(set_to_none=True)
                 first = part.start - together.start
                 answer.backward(logits.grad[first : first + len(answer)])  # type: ignore[index, no-untyped-call]
-                total.add()
-        total.to_parameters(self._training.batch_size)
+                self._total.add()
+        self._total.to_parameters(self._training.batch_size)
         return losses / len(numbers)
 
     def _groups(self, count: int) -> list[list[slice]]:
@@ -85,30 +87,51 @@ class Gradients:
 
 
 class _Total:
-    """A sum of gradients in double precision, flat: one addition and one exchange for all parameters."""
+    """A sum of gradients in double precision, flat: one exchange for all parameters.
+
+    Its memory stays from step to step. The C library gives blocks of this size back to the kernel, and to be given them
+    anew costs more than to add.
+    """
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._parameters = list(network.parameters())
         self._taking_part: list[torch.nn.Parameter] = []
-        self._sum: torch.Tensor | None = None
+        self._sum = torch.empty(0, dtype=torch.float64)
+
+    def begin(self) -> None:
+        """Forget what was added."""
+        self._taking_part = []
 
     def add(self) -> None:
         """Add what a backward pass left."""
-        # DynUNet holds heads and blocks that take no part in the forward; they keep having no gradient.
-        self._taking_part = [each for each in self._parameters if each.grad is not None]
-        flat = torch.cat([each.grad.flatten() for each in self._taking_part if each.grad is not None])
-        self._sum = flat.double() if self._sum is None else self._sum.add_(flat)
+        first = not self._taking_part
+        if first:
+            # DynUNet holds heads and blocks that take no part in the forward; they keep having no gradient.
+            self._taking_part = [each for each in self._parameters if each.grad is not None]
+            self._require(sum(each.numel() for each in self._taking_part))
+        for part, each in zip(self._parts(self._sum), self._taking_part, strict=True):
+            assert each.grad is not None
+            if first:
+                part.copy_(each.grad)
+            else:
+                part.add_(each.grad)
 
     def to_parameters(self, patches: int) -> None:
         """Share the sum with the other workers and give each parameter its part, divided by the patches of all."""
-        assert self._sum is not None
         if dist.is_initialized():
             dist.all_reduce(self._sum)
-        mean = self._sum.div_(patches).float()
-        first = 0
-        for each in self._taking_part:
-            each.grad = mean[first : first + each.numel()].view_as(each)
-            first += each.numel()
+        for part, each in zip(self._parts(self._sum.div_(patches).float()), self._taking_part, strict=True):
+            each.grad = part
+
+    def _require(self, size: int) -> None:
+        """Have memory for so many figures, where the parameters are."""
+        if len(self._sum) != size:
+            self._sum = torch.empty(size, dtype=torch.float64, device=self._parameters[0].device)
+
+    def _parts(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Views of it with the shapes of the parameters that take part."""
+        parts = torch.split(flat, [each.numel() for each in self._taking_part])
+        return [part.view(each.shape) for part, each in zip(parts, self._taking_part, strict=True)]
 
 
 def _dropout_seed(seed: int, number: int) -> int:

@@ -1,0 +1,205 @@
+"""nnU-Net's own trainer, run in nnU-Net's environment; prints one JSON line.
+
+Its planner, its preprocessing, its `run_training` with its loader in one background process, its losses, SGD and
+schedule. Two things are set in its plan: the spacing, and the network, which has no bias before a normalisation, so
+that it is the one it is held against, parameter for parameter. Its trainer without deep supervision is one of its own.
+On a CPU it trains in single precision only, and never compiles: `train_step` uses autocast on CUDA devices alone.
+Nothing of gtvray is imported.
+
+    nnUNet_compile=f nnUNet_n_proc_DA=1 python training_nnunet.py prepare WORK SPACING PATCH BATCH
+    nnUNet_compile=f nnUNet_n_proc_DA=1 python training_nnunet.py network WORK WEIGHTS
+    nnUNet_compile=f nnUNet_n_proc_DA=1 python training_nnunet.py train WORK WARMUP STEPS
+
+WORK has the cases, `cases/<case>/data.nii.gz` and `label.nii.gz`. The environment decides the number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAME, NUMBER = "Dataset502_Training", 502
+CONFIGURATION = "3d_benchmark"
+FEATURES = (16, 32, 64, 128, 256)
+STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * (len(FEATURES) - 1)
+_KERNELS = {3: "convolution", 2: "upsampling", 1: "head"}
+
+
+def main() -> None:
+    """One stage."""
+    stage, work, given = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3:]
+    for key in ("raw", "preprocessed", "results"):
+        (work / "nnunet" / key).mkdir(parents=True, exist_ok=True)
+        os.environ[f"nnUNet_{key}"] = str(work / "nnunet" / key)
+    if stage == "prepare":
+        found = prepare(work, [float(mm) for mm in given[0].split(",")], int(given[1]), int(given[2]))
+    elif stage == "network":
+        found = network(work, Path(given[0]))
+    else:
+        found = train(work, int(given[0]), int(given[1]))
+    names = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2")
+    print(json.dumps({**found, "versions": {name: metadata.version(name) for name in names}}))
+
+
+def prepare(work: Path, spacing_ijk_mm: list[float], patch: int, batch: int) -> dict[str, Any]:
+    """Its layout, its plan with our spacing, patch, batch and network, its preprocessing."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+    raw = work / "nnunet" / "raw" / NAME
+    for folder, suffix, file in (("imagesTr", "_0000", "data.nii.gz"), ("labelsTr", "", "label.nii.gz")):
+        (raw / folder).mkdir(parents=True)
+        for case in sorted((work / "cases").iterdir()):
+            (raw / folder / f"{case.name}{suffix}.nii.gz").symlink_to((case / file).resolve())
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "target": 1}, "file_ending": ".nii.gz"}
+    about["numTraining"] = len(list((raw / "imagesTr").iterdir()))
+    (raw / "dataset.json").write_text(json.dumps(about))
+    extract_fingerprints([NUMBER], num_processes=2)
+    plan_experiments([NUMBER])
+    path = work / "nnunet" / "preprocessed" / NAME / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    planned = plans["configurations"]["3d_fullres"]
+    plans["configurations"][CONFIGURATION] = {
+        **planned,
+        "data_identifier": CONFIGURATION,
+        # Its axes are those of SimpleITK, the other way round.
+        "spacing": spacing_ijk_mm[::-1],
+        "patch_size": [patch] * 3,
+        "batch_size": batch,
+        "architecture": architecture(planned["architecture"]),
+    }
+    path.write_text(json.dumps(plans))
+    preprocess([NUMBER], configurations=(CONFIGURATION,), num_processes=(2,))
+    return {"cases": about["numTraining"], "batch_dice": planned["batch_dice"]}
+
+
+def architecture(planned: dict[str, Any]) -> dict[str, Any]:
+    """The planned network with stages of our widths, and without biases that a normalisation takes away."""
+    stages = len(FEATURES)
+    settings = {
+        **planned["arch_kwargs"],
+        "n_stages": stages,
+        "features_per_stage": list(FEATURES),
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": STRIDES,
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": False,
+    }
+    return {**planned, "arch_kwargs": settings}
+
+
+def trainer(work: Path, kind: Any) -> Any:
+    """A trainer of a class of its own or ours, on all cases."""
+    import torch
+
+    folder = work / "nnunet" / "preprocessed" / NAME
+    plans, about = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+    plans["continue_training"] = False
+    return kind(plans, CONFIGURATION, "all", about, device=torch.device("cpu"))
+
+
+def network(work: Path, weights: Path) -> dict[str, Any]:
+    """What its network answers with the weights of another, and what a step of it costs.
+
+    Args:
+        work: the folder.
+        weights: an npz file with the other network's parameters as `by_kind` names them, and its `patches` and
+            `logits`.
+    """
+    import torch
+    from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+        nnUNetTrainerNoDeepSupervision,
+    )
+
+    made = trainer(work, nnUNetTrainerNoDeepSupervision)
+    made.initialize()
+    made.set_deep_supervision_enabled(False)
+    given = np.load(weights)
+    patches = torch.from_numpy(given["patches"])
+    cost = step_cost(made.network, patches)
+    own = by_kind((name, each) for name, each in made.network.named_parameters() if each.grad is not None)
+    others = set(given.files) - {"patches", "logits"}
+    assert set(own) == others, sorted(set(own) ^ others)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            # Two logits through softmax are their difference through a sigmoid: zero for the background.
+            parameter[:-1].zero_() if name.startswith("head") else None
+            target = parameter[-1:] if name.startswith("head") else parameter
+            target.copy_(torch.from_numpy(given[name]))
+        answer = made.network(patches)
+    differs = (answer[:, 1:] - answer[:, :1] - torch.from_numpy(given["logits"])).abs()
+    return {"max_abs_difference": float(differs.max()), **cost}
+
+
+def step_cost(network: Any, patches: Any) -> dict[str, int]:
+    """Parameters that take part, and floating point operations of a forward and a backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        network(patches).sum().backward()
+    parameters = sum(each.numel() for each in network.parameters() if each.grad is not None)
+    return {"parameters": parameters, "flops": counter.get_total_flops()}
+
+
+def by_kind(parameters: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The parameters of either U-Net under names that both have: kind, and number in the order of layers.
+
+    Args:
+        parameters: their names in the network, and themselves.
+    """
+    found: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    for name, parameter in parameters:
+        kind = _KERNELS[parameter.shape[-1]] if parameter.ndim > 1 else "normalisation" if "norm" in name else "head"
+        kind += "_" + name.rpartition(".")[2]
+        counts[kind] = counts.get(kind, 0) + 1
+        found[f"{kind}_{counts[kind]}"] = parameter
+    return found
+
+
+def train(work: Path, warmup: int, steps: int) -> dict[str, Any]:
+    """Its training loop: an epoch to warm up, then one that counts."""
+    from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+        nnUNetTrainerNoDeepSupervision,
+    )
+
+    lengths, seconds, losses = (warmup, steps), [], []
+
+    class Timed(nnUNetTrainerNoDeepSupervision):  # type: ignore[misc]  # another environment's
+        """Takes the time of the training steps of each epoch; validates on one batch."""
+
+        def on_train_epoch_start(self) -> None:
+            super().on_train_epoch_start()
+            self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = lengths[self.current_epoch], 1
+            self.began = time.perf_counter()
+
+        def on_train_epoch_end(self, train_outputs: Any) -> None:
+            seconds.append(time.perf_counter() - self.began)
+            super().on_train_epoch_end(train_outputs)
+            losses.append(float(np.mean([each["loss"] for each in train_outputs])))
+
+    made = trainer(work, Timed)
+    made.num_epochs = len(lengths)
+    made.run_training()
+    import torch
+
+    return {
+        "steps": steps,
+        "seconds": seconds[-1],
+        "train_loss": losses[-1],
+        "threads": torch.get_num_threads(),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Training steps a second: our loop against nnU-Net's own with the same network, patch and batch; and Ray Train's cost.
+
+Each contestant runs in a process of its own, all with the same number of threads, and contestants take turns: nnU-Net's
+`run_training` with its loader in a process beside it, our `fit`, and our `fit_distributed` with one worker. All learn
+from the same cases, each as its own preprocessing left them at one spacing, with SGD and Nesterov momentum, Dice and
+cross-entropy, and nnU-Net's augmentation at its probabilities. An epoch warms up and one counts. Validation, selection
+and start-up are in no figure; what else each loop does between steps is, with us the averaged weights and the
+checkpoint that is written meanwhile. `data_wait_share` is the largest of our repetitions.
+
+nnU-Net trains in fp32 only on a CPU: `ratio_same_precision` holds our fp32 against it and `ratio_best` our bf16, both
+with our default of one patch a forward pass. `ratios` also has both patches in one (`-whole`). nnU-Net runs as its
+documentation says, with memory from the C library's defaults, as we do; much of its time in fp32 is the kernel's, for
+blocks of 32 MB and more that it takes anew in every step.
+
+Equal work: parameters and operations of a step of both networks, and `max_abs_difference` of their logits, nnU-Net's
+network having been given our weights. Its two classes through softmax are our one through a sigmoid. Equal output of
+Ray Train: the loss is that of the bare loop to the last bit.
+
+`ray_train_cost_share` compares, in bf16, whole epochs as the caller sees them: from report to report.
+
+    python benchmarks/training.py --json [--data DATASET] [--nnunet-python /path/to/its/bin/python]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from training_nnunet import FEATURES, STRIDES, by_kind, step_cost
+
+from gtvray.config import Config, load_config
+from gtvray.data import CachedCase, CaseCache, index_dataset, read_label, write_phantoms
+from gtvray.geometry import Box
+from gtvray.io import read_volume, write_volume
+
+SPACING_MM = (4.0, 4.0, 3.0)
+SETTINGS = (
+    f"preprocessing.spacing_mm={list(SPACING_MM)}",
+    "network.kind=unet",
+    f"network.features={list(FEATURES)}",
+    f"network.strides={STRIDES}",
+    "training.foreground_share=0.33",
+    "training.epochs=2",
+    "loss.kind=dice_ce",
+    # Those of nnU-Net's trainer.
+    "optimizer.kind=sgd",
+    "optimizer.lr=0.01",
+    "optimizer.momentum=0.99",
+    "optimizer.weight_decay=3e-5",
+    "optimizer.warmup_share=0",
+    "optimizer.clip_norm=12",
+    "augmentation.strength=1",
+    "augmentation.flip_front_back=0.5",
+    "augmentation.flip_up_down=0.5",
+)
+# Precision, and patches in a forward pass.
+OURS = {"fp32": ("fp32", "auto"), "bf16": ("bf16", "auto"), "fp32-whole": ("fp32", None), "bf16-whole": ("bf16", None)}
+RAY, BARE = "bf16-ray-train", "bf16"
+PEER, PEER_WARMUP = "nnunet", 3
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Logits are about one; what remains is the order of sums.
+SAME_LOGITS, SAME_COST = 1e-3, 0.01
+
+
+def main() -> None:
+    """Run everything and print one JSON line; with --run, be one of ours."""
+    given = arguments()
+    if given.run:
+        print(json.dumps(contestant(given.run, given)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        given.work = Path(scratch)
+        select_cases(given)
+        equal = equal_work(given)
+        names = [*([PEER] if given.nnunet_python else []), *OURS, RAY]
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for _ in range(given.repeats):
+            for name in names:
+                runs[name].append(run_peer(given) if name == PEER else run_ours(name, given))
+    print(json.dumps(report(runs, equal, given)))
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
+    parser.add_argument("--data", type=Path, help="a dataset; phantoms if not given")
+    parser.add_argument("--cases", type=int, default=8, help="how many of its cases to learn from")
+    parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
+    parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8, help="timed steps a repetition")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    for name, kind in (("--run", str), ("--work", Path)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def select_cases(given: argparse.Namespace) -> None:
+    """The cases to learn from, and one patch of another to select by, so that selecting takes no time."""
+    source = given.data
+    if source is None:
+        source = given.work / "phantoms"
+        write_phantoms(source, given.cases + 1, 0)
+    *train, last = index_dataset(source).cases[: given.cases + 1]
+    for case in train:
+        folder = given.work / "cases" / case.case_id
+        folder.mkdir(parents=True)
+        for name, file in (("data", case.image), ("label", case.label)):
+            (folder / f"{name}.nii.gz").symlink_to(Path(file).resolve())
+    scan = read_volume(last.image)
+    label = read_label(last, scan)
+    middle = np.rint(np.argwhere(label.array > 0).mean(axis=0)).astype(int)
+    start = np.clip(middle - given.patch // 4, 0, None)
+    box = Box(tuple(start.tolist()), tuple(np.minimum(start + given.patch // 2, scan.shape).tolist()))
+    for name, volume in (("data", scan), ("label", label)):
+        write_volume(given.work / "selection" / last.case_id / f"{name}.nii.gz", volume.cropped(box))
+
+
+def equal_work(given: argparse.Namespace) -> dict[str, Any]:
+    """Prepare the cases on both sides, and compare the two networks."""
+    found = {"ours": run_ours("network", given), "peer": None, "same": None}
+    if given.nnunet_python is None:
+        return found
+    spacing = ",".join(str(mm) for mm in SPACING_MM)
+    prepared = call_peer(given, "prepare", spacing, str(given.patch), str(given.batch))
+    peer = call_peer(given, "network", str(given.work / "weights.npz"))
+    ratios = {key: peer[key] / found["ours"][key] for key in ("parameters", "flops")}
+    same = all(abs(ratio - 1) <= SAME_COST for ratio in ratios.values())
+    # Ours is a sum over samples as well.
+    same = same and peer["max_abs_difference"] <= SAME_LOGITS and not prepared["batch_dice"]
+    return {**found, "peer": {**peer, **prepared}, "ratios": ratios, "same": same}
+
+
+def run_ours(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """One of ours in a process of its own."""
+    figures = [f"--{key}={getattr(given, key)}" for key in ("work", "patch", "batch", "steps", "threads")]
+    return child([sys.executable, __file__, "--run", name, *figures], given.threads)
+
+
+def run_peer(given: argparse.Namespace) -> dict[str, Any]:
+    """nnU-Net in a process of its own."""
+    return call_peer(given, "train", str(PEER_WARMUP), str(given.steps))
+
+
+def call_peer(given: argparse.Namespace, stage: str, *words: str) -> dict[str, Any]:
+    """A stage of nnU-Net's in its environment, set as for a machine with few cores."""
+    script = Path(__file__).parent / "peers" / "training_nnunet.py"
+    command = [str(given.nnunet_python), str(script), stage, str(given.work), *words]
+    return child(command, given.threads, nnUNet_compile="f", nnUNet_n_proc_DA="1")
+
+
+def child(command: list[str], threads: int, **variables: str) -> dict[str, Any]:
+    """What a contestant prints last, and how long it lived."""
+    began = time.perf_counter()
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), **variables}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return {**json.loads(done.stdout.splitlines()[-1]), "process_s": time.perf_counter() - began}
+
+
+def contestant(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """What a child of ours does."""
+    precision, micro = OURS.get(name, OURS[BARE])
+    config = load_config(
+        overrides=[
+            *SETTINGS,
+            f"training.patch_ijk={[given.patch] * 3}",
+            f"training.batch_size={given.batch}",
+            f"training.steps_per_epoch={given.steps}",
+            f"training.cpus_per_worker={given.threads}",
+            f"training.precision={precision}",
+            f"training.micro_batch={micro or given.batch}",
+        ]
+    )
+    train, selection = (
+        CaseCache(given.work / "cache", config.preprocessing, config.cache).prepare_all(index_dataset(folder).cases)
+        for folder in (given.work / "cases", given.work / "selection")
+    )
+    if name == "network":
+        return write_network(config, given)
+    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+        found = fit_ray(config, train, selection, Path(folder)) if name == RAY else None
+        found = found or fit_bare(config, train, selection, Path(folder))
+    return {**found, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def fit_bare(config: Config, train: list[CachedCase], selection: list[CachedCase], folder: Path) -> dict[str, Any]:
+    """Our loop in this process."""
+    import torch
+
+    from gtvray.training import fit
+
+    return {**second_epoch(config, fit(config, train, selection, folder)), "threads": torch.get_num_threads()}
+
+
+def fit_ray(config: Config, train: list[CachedCase], selection: list[CachedCase], folder: Path) -> dict[str, Any]:
+    """The same in a worker of Ray Train, on a cluster of its own."""
+    from gtvray.runtime import connect
+    from gtvray.training import fit_distributed
+
+    with connect(cpus=config.training.cpus_per_worker):
+        return second_epoch(config, fit_distributed(config, train, selection, folder))
+
+
+def second_epoch(config: Config, reports: Any) -> dict[str, Any]:
+    """Figures of the second epoch: its steps alone, and all of it as the caller sees it."""
+    told, seconds = [], []
+    for each in reports:
+        told.append(each)
+        seconds.append(time.perf_counter())
+    steps = config.training.steps_per_epoch
+    return {
+        "steps": steps,
+        "seconds": steps * config.training.batch_size / told[-1].patches_per_s,
+        "whole_s": seconds[-1] - seconds[-2],
+        "data_wait_share": told[-1].data_wait_share,
+        "train_loss": told[-1].train_loss,
+    }
+
+
+def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
+    """Our network's weights and its answer to random patches, for the peer; and what a step of it costs."""
+    import torch
+
+    from gtvray.models import build_network
+
+    torch.manual_seed(0)
+    preprocessing, patch_ijk = config.preprocessing, config.training.patch_ijk
+    network = build_network(config.network, preprocessing.channels, preprocessing.spacing_mm, patch_ijk)
+    patches = torch.rand(given.batch, preprocessing.channels, *patch_ijk)
+    cost = step_cost(network, patches)
+    with torch.no_grad():
+        # Norms begin as one and zero, which would hide one in the place of another.
+        for name, parameter in network.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.rand_like(parameter), alpha=0.5)
+        logits = network(patches)
+    weights = {name: parameter.detach().numpy() for name, parameter in by_kind(network.named_parameters()).items()}
+    np.savez(given.work / "weights.npz", patches=patches.numpy(), logits=logits.numpy(), **weights)
+    return cost
+
+
+def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """The figures, with everything they come from."""
+    rates = {name: statistics.median(run["steps"] / run["seconds"] for run in many) for name, many in runs.items()}
+    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in (RAY, BARE)}
+    ratios = {name: round(rates[name] / rates[PEER], 3) if PEER in rates else None for name in rates if name != PEER}
+    losses = {run["train_loss"] for name in (RAY, BARE) for run in runs[name]}
+    return {
+        "benchmark": "training",
+        "ratio_same_precision": ratios["fp32"],
+        "ratio_best": ratios["bf16"],
+        "data_wait_share": round(max(run["data_wait_share"] for name in OURS for run in runs[name]), 4),
+        "ray_train_cost_share": round(1 - whole[BARE] / whole[RAY], 4),
+        "ratios": ratios,
+        "steps_per_s": {name: round(value, 4) for name, value in rates.items()},
+        "equal_work": equal,
+        "ray_same_loss": len(losses) == 1,
+        "raw": runs,
+        "settings": {
+            **{key: str(value) for key, value in vars(given).items() if key not in ("json", "run", "work")},
+            "spacing_mm": SPACING_MM,
+            "ours": SETTINGS,
+        },
+        "versions": {name: metadata.version(name) for name in ("gtvray", "torch", "monai", "ray", "numpy")},
+        "machine": {"cpus": os.cpu_count(), "threads": given.threads, "python": platform.python_version()},
+    }
+
+
+if __name__ == "__main__":
+    main()
