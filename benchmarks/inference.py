@@ -1,22 +1,27 @@
-"""One planning CT from file to mask: ours in every mode and backend, and MONAI's usual chain.
+"""One planning CT from file to mask: ours in every mode and backend, MONAI's usual chain, and nnU-Net's predictor.
 
 The scan is a phantom on StructSeg's grid (512 x 512 x 124 at 1.14 x 1.14 x 3 mm, with noise), or a real one given by
 --scan. All contestants have the same weights: those of --model, or random ones of a small network; --large takes random
 ones of nnU-Net's size (31 million parameters, patch 192 x 192 x 32), for timing alone. Each runs in a process of its
-own, imports not timed. `cold` is the network's setting up and the first scan, `warm` the same scan again.
+own, imports not timed. `cold` is the network's setting up and the first scan, `warm` the same scan again. The model is
+one network without the mirror image, which the peers do not have. nnU-Net runs without flips, in the Python that
+--nnunet-python names; without it, what it would tell is null.
 
-Equal output: `dice_to_peer` is between our exhaustive mask and that of MONAI's SlidingWindowInferer, Gaussian weights,
-on the same prepared grid. The peers' own chains resample onto grids that differ from ours by up to a voxel;
-`dice_file_to_file` tells how far that takes their masks from ours.
+Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and those of the peers' sliding
+windows with Gaussian weights on the same prepared grid of the whole scan, brought back in our way; `dice_to_peer` is
+the lower one. The peers' own chains resample onto grids that differ from ours by up to a voxel; `dice_file_to_file`
+tells how far that takes their masks from ours.
 
 With --cases, a folder of cases with masks, localised inference is held against exhaustive on each of them and on
 copies: padded with air, cropped at a side, mirrored, with other axes. `missed` counts tumours that exhaustive touches
 and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and Pearson) that the cases, without their
 copies, allow for.
 
-`floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here.
+`floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here,
+of the fastest contestant in mode body that computes in fp32, as that product does.
 
     python benchmarks/inference.py --json [--model BUNDLE] [--large] [--scan FILE] [--cases DIR]
+        [--nnunet-python /path/to/its/bin/python]
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -41,8 +47,8 @@ from scipy import stats
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.geometry import Box, Volume
-from gtvray.io import read_volume, sha256_of, write_volume
-from gtvray.preprocessing import AIR_HU, prepare, restore_mask, to_channels
+from gtvray.io import read_volume, sha256_of
+from gtvray.preprocessing import AIR_HU
 
 OURS = {
     "exhaustive-torch-fp32": ("exhaustive", "torch", "fp32"),
@@ -54,10 +60,11 @@ OURS = {
     "localised-openvino-fp32": ("localised", "openvino", "fp32"),
     "localised-openvino-bf16": ("localised", "openvino", "bf16"),
 }
-PEERS = ("monai",)
+PEERS = ("monai", "nnunet")
 LARGE = (32, 64, 128, 256, 320, 320)
 LARGE_PATCH, LARGE_SPACING_MM = (192, 192, 32), (1.14, 1.14, 3.0)
-SAME_GRID = "monai-inferer"
+# Their sliding windows alone, on our grid.
+SAME_GRID = {"monai": "monai-inferer", "nnunet": "nnunet-inferer"}
 
 
 def main() -> None:
@@ -75,16 +82,18 @@ def main() -> None:
             subprocess.run([*command, str(scan.parent)], check=True)
         if given.model is None:
             child("model", given, scan, model, model)
-        names = [name for name in OURS if given.only is None or name in given.only.split(",")]
+        ours = [name for name in OURS if given.only is None or name in given.only.split(",")]
+        peers = [name for name in PEERS if name != "nnunet" or given.nnunet_python]
+        if "nnunet" in peers:
+            child("nnunet-job", given, scan, model, folder / "job")
         runs = {
             name: [child(name, given, scan, model, folder / f"{name}-{n}.nii.gz") for n in range(given.repeats)]
-            for name in (*names, "monai")
+            for name in (*ours, *peers)
         }
-        same = child(SAME_GRID, given, scan, model, folder / "same.nii.gz")
+        same = {name: child(SAME_GRID[name], given, scan, model, folder / f"same-{name}.nii.gz") for name in peers}
         study = child("study", given, given.cases, model, folder) if given.cases else None
         speed = child("floor", given, scan, model, folder)
-        figures = report(runs, Path(same["mask"]), study, speed)
-        print(json.dumps({**figures, **facts(given, scan)}))
+        print(json.dumps({**report(runs, same, study, speed), **facts(given, scan)}))
 
 
 def arguments() -> argparse.Namespace:
@@ -97,6 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=Path, help="a dataset with masks, for localised against exhaustive")
     parser.add_argument("--most", type=int, default=40, help="of them")
     parser.add_argument("--only", help="contestants of ours, with commas")
+    parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
     for name in ("--run", "--out"):
@@ -108,10 +118,30 @@ def child(name: str, given: argparse.Namespace, scan: Path, model: Path, out: Pa
     """One contestant in a process of its own; an error is told and not hidden."""
     command = [sys.executable, __file__, "--run", name, "--scan", str(scan), "--model", str(model), "--out", str(out)]
     command += ["--threads", str(given.threads), "--most", str(given.most)] + (["--large"] if given.large else [])
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        return {"failed": name}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    job = out.parent / "job"
+    if name == "nnunet":
+        return nnunet_child(name, given, job, ["file", scan, out])
+    if name == SAME_GRID["nnunet"]:
+        found = nnunet_child(name, given, job, ["grid", job / "channels.npy", job / "probability.npy"])
+        # Of the two processes, nnU-Net's is the one to be told of; the other makes the mask.
+        return found if "failed" in found else {**ended(name, command), **found}
+    return ended(name, command)
+
+
+def nnunet_child(name: str, given: argparse.Namespace, job: Path, what: list[Any]) -> dict[str, Any]:
+    """nnU-Net in its own environment, with as many processes and threads as the others have."""
+    script = Path(__file__).parent / "peers" / "inference_nnunet.py"
+    command = [given.nnunet_python, script, job, given.threads, *what]
+    folders = {f"nnUNet_{key}": str(job) for key in ("raw", "preprocessed", "results")}
+    return ended(name, [*map(str, command)], {"nnUNet_def_n_proc": str(given.threads), **folders})
+
+
+def ended(name: str, command: list[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a process printed last, once it has ended."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **(environment or {})}
+    )
+    return {"failed": name} if done.returncode else dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def contestant(given: argparse.Namespace) -> dict[str, Any]:
@@ -126,8 +156,16 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
         return floor(given.model)
     if given.run == "study":
         return study_cases(given)
-    run = {"monai": run_monai, SAME_GRID: run_same_grid}.get(given.run, run_ours)
-    result = run(given, out)
+    # What needs torch or MONAI is not loaded by the parent, whose largest size Linux counts as its children's.
+    from peers import inference_monai, nnunet_job
+
+    runs = {
+        "monai": inference_monai.run_chain,
+        SAME_GRID["monai"]: inference_monai.run_same_grid,
+        "nnunet-job": nnunet_job.write_job,
+        SAME_GRID["nnunet"]: nnunet_job.restore_job,
+    }
+    result = runs.get(given.run, run_ours)(given, out)
     return {**result, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "mask": str(out)}
 
 
@@ -185,59 +223,6 @@ def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
         "patches": coverage.patches,
         "volume_skipped_share": coverage.volume_skipped_share,
     }
-
-
-def run_monai(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's usual chain from file to file, twice."""
-    import torch
-    from monai import transforms
-    from monai.inferers import SlidingWindowInferer
-
-    began = time.perf_counter()
-    bundle = bundle_of(given.model)
-    network, window = bundle.build_network(), bundle.preprocessing.windows_hu[0]
-    size, overlap = bundle.inference.batch_size, bundle.inference.overlap
-    inferer = SlidingWindowInferer(bundle.patch_ijk, size, overlap=overlap, mode="gaussian")
-    chain = transforms.Compose(
-        [
-            transforms.LoadImage(ensure_channel_first=True),
-            transforms.Orientation("RAS", labels=None),
-            transforms.Spacing(bundle.preprocessing.spacing_mm, mode="bilinear"),
-            transforms.ScaleIntensityRange(*window, 0.0, 1.0, clip=True),
-        ]
-    )
-    seconds = []
-    for _ in range(2):
-        image = chain(str(given.scan))
-        with torch.inference_mode():
-            logits = inferer(image[None], network)[0, :1]
-        # Taken back through the resampling and the axes, as Invertd does it, linearly.
-        probability = chain.inverse(
-            type(image)(torch.sigmoid(logits), meta=image.meta, applied_operations=image.applied_operations)
-        )
-        mask = (probability[0] > bundle.inference.threshold).numpy().astype(np.uint8)
-        write_volume(out, Volume(mask, np.asarray(probability.affine)))
-        seconds.append(time.perf_counter() - began)
-        began = time.perf_counter()
-    return {"cold_s": seconds[0], "warm_s": seconds[1]}
-
-
-def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's inferer between our preparing and our way back: what differs is the sliding window alone."""
-    import torch
-    from monai.inferers import SlidingWindowInferer
-
-    bundle = bundle_of(given.model)
-    network, settings = bundle.build_network(), bundle.inference
-    prepared = prepare(read_volume(given.scan), bundle.preprocessing)
-    channels = torch.from_numpy(to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored))[
-        None
-    ]
-    inferer = SlidingWindowInferer(bundle.patch_ijk, settings.batch_size, overlap=settings.overlap, mode="gaussian")
-    with torch.inference_mode():
-        probability = inferer(channels, lambda patches: torch.sigmoid(network(patches)))[0, 0].numpy()
-    write_volume(out, restore_mask(probability, prepared, settings.threshold))
-    return {}
 
 
 def floor(model: Path) -> dict[str, Any]:
@@ -327,7 +312,10 @@ def dice_of_files(one: Path, other: Path) -> float:
 
 
 def report(
-    runs: dict[str, list[dict[str, Any]]], same: Path, study: dict[str, Any] | None, speed: dict[str, Any]
+    runs: dict[str, list[dict[str, Any]]],
+    same: dict[str, dict[str, Any]],
+    study: dict[str, Any] | None,
+    speed: dict[str, Any],
 ) -> dict[str, Any]:
     """The figures, with everything they come from; null is what was not run."""
     sound = {name: found for name, found in runs.items() if not any("failed" in run for run in found)}
@@ -340,40 +328,70 @@ def report(
     ours = [name for name in sound if name in OURS]
     body = min((name for name in ours if name.startswith("body")), key=warm.__getitem__, default=None)
     near = min((name for name in ours if name.startswith("localised")), key=warm.__getitem__, default=None)
-    exhaustive = next((name for name in ours if name.startswith("exhaustive")), None)
+    exhaustive = "exhaustive-torch-fp32" if "exhaustive-torch-fp32" in sound else None
     peers = [name for name in PEERS if name in sound]
 
-    def ratio(peer: str, name: str | None, of: dict[str, float], by: dict[str, float]) -> float | None:
-        return round(by[peer] / of[name], 2) if name and peer in sound else None
+    def ratio(peer: str, name: str | None, of: dict[str, float]) -> float | None:
+        return round(of[peer] / of[name], 2) if name in sound and peer in sound else None
 
     stages = runs[body][0]["stages_s"] if body else {}
-    floor_s = runs[body][0]["patches"] * speed["patch_flops"] / speed["peak_flops_per_s"] if body else None
     return {
         "benchmark": "inference",
-        "ratio_monai": ratio("monai", body, warm, warm),
-        # There is no contestant of nnU-Net yet.
-        "ratio_nnunet": None,
-        "ratio_exhaustive_monai": ratio("monai", exhaustive, warm, warm),
-        "dice_to_peer": round(dice_of_files(mask[exhaustive], same), 5) if exhaustive else None,
+        "ratio_monai": ratio("monai", body, warm),
+        "ratio_nnunet": ratio("nnunet", body, warm),
+        "ratio_body_fp32": ratio("monai", "body-torch-fp32", warm),
+        "ratio_body_fp32_nnunet": ratio("nnunet", "body-torch-fp32", warm),
+        "ratio_exhaustive_monai": ratio("monai", exhaustive, warm),
+        "ratio_exhaustive_nnunet": ratio("nnunet", exhaustive, warm),
+        **same_grid_dice(mask[exhaustive] if exhaustive else None, same),
         "dice_file_to_file": {
             peer: round(dice_of_files(mask[exhaustive], mask[peer]), 4) for peer in peers if exhaustive
         },
-        "ratio_localised_cold": ratio("monai", near, cold, cold),
-        "ratio_localised_warm": ratio("monai", near, warm, warm),
+        "ratio_localised_cold": ratio("monai", near, cold),
+        "ratio_localised_warm": ratio("monai", near, warm),
         **(study_figures(study["rows"]) if study else {"worst_case_drop": None, "missed": None}),
         "peak_mb": round(max(peak[name] for name in ours)) if ours else None,
         "peer_peak_mb": round(min(peak[name] for name in peers)) if peers else None,
-        "floor_ratio": round(stages["network"] / floor_s, 2) if floor_s else None,
+        **floor_figures({name: sound[name] for name in ours if name.startswith("body")}, speed),
         "export_share": round((stages["restore"] + stages["write"]) / sum(stages.values()), 4) if stages else None,
         "best_body": body,
         "best_localised": near,
+        "patches": {name: found[0]["patches"] for name, found in sound.items()},
         "stages_s": {name: runs[name][0]["stages_s"] for name in ours},
-        "failed": sorted(set(runs) - set(sound)),
+        "failed": sorted(set(runs) - set(sound)) + sorted(SAME_GRID[name] for name in same if "failed" in same[name]),
         "mask_sha256": {name: sha256_of(path) for name, path in mask.items()},
         "speed": speed,
         "study": study,
+        "same_grid": same,
         "raw": runs,
     }
+
+
+def same_grid_dice(ours: Path | None, same: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Of our exhaustive mask to each peer's on the same grid, and the lower one."""
+    found = {
+        peer: round(dice_of_files(ours, Path(run["mask"])), 5)
+        for peer, run in same.items()
+        if ours is not None and "failed" not in run
+    }
+    return {
+        **{f"dice_to_{peer}": found.get(peer) for peer in PEERS},
+        "dice_to_peer": min(found.values(), default=None),
+    }
+
+
+def floor_figures(bodies: dict[str, list[dict[str, Any]]], speed: dict[str, Any]) -> dict[str, Any]:
+    """The network's time over that of its multiplications, of the fastest contestant in fp32."""
+    seconds = {
+        name: statistics.median(run["stages_s"]["network"] for run in found)
+        for name, found in bodies.items()
+        if name.endswith("fp32")
+    }
+    best = min(seconds, key=seconds.__getitem__, default=None)
+    if best is None or "failed" in speed:
+        return {"floor_ratio": None, "floor_contestant": best}
+    floor_s = bodies[best][0]["patches"] * speed["patch_flops"] / speed["peak_flops_per_s"]
+    return {"floor_ratio": round(seconds[best] / floor_s, 2), "floor_contestant": best}
 
 
 def facts(given: argparse.Namespace, scan: Path) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""nnU-Net's predictor on one scan, run in nnU-Net's environment; prints one JSON line. Nothing of gtvray is imported.
+
+Its own reader, preprocessing, sliding window and export, without flips, about the network that `nnunet_job.py` left in
+the folder JOB, file/ and grid/. "file" goes from the scan's file to the mask's, twice. "grid" runs its sliding window
+alone on an array that was prepared elsewhere, and leaves the probabilities beside it.
+
+    nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS file SCAN OUT
+    nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS grid CHANNELS OUT
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+DATASET = {"labels": {"background": 0, "GTV": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+
+
+class Counted(torch.nn.Module):
+    """A network that counts the patches it is given.
+
+    Attributes:
+        patches: how many so far.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.patches = network, 0
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        self.patches += len(patches)
+        return self.network(patches)
+
+
+def plans(job: dict[str, Any]) -> PlansManager:
+    """What nnU-Net's planner writes for a CT; its normalisation is given the window, so that it gives 0 to 1."""
+    resampling = "resample_data_or_seg_to_shape"
+    orders = {"data": 3, "seg": 1, "probabilities": 1}
+    names = {f"resampling_fn_{kind}": resampling for kind in orders}
+    settings = {
+        f"resampling_fn_{kind}_kwargs": {"is_seg": kind == "seg", "order": n, "order_z": 0, "force_separate_z": None}
+        for kind, n in orders.items()
+    }
+    channels = len(job["windows_hu"])
+    return PlansManager(
+        {
+            "dataset_name": "Dataset001_Benchmark",
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {
+                str(channel): {"mean": low, "std": high - low, "percentile_00_5": low, "percentile_99_5": high}
+                for channel, (low, high) in enumerate(job["windows_hu"])
+            },
+            "configurations": {
+                "3d_fullres": {
+                    "preprocessor_name": "DefaultPreprocessor",
+                    "patch_size": job["patch"],
+                    "spacing": job["spacing_mm"],
+                    "normalization_schemes": ["CTNormalization"] * channels,
+                    "use_mask_for_norm": [False] * channels,
+                    **names,
+                    **settings,
+                    "architecture": {},
+                }
+            },
+        }
+    )
+
+
+def warm_predictor(folder: Path) -> tuple[nnUNetPredictor, Counted, int]:
+    """The predictor with the network of a job, and how many windows that wants of the scan."""
+    job = json.loads((folder / "job.json").read_text())
+    network = Counted(torch.jit.load(folder / "network.pt", map_location="cpu").eval())
+    predictor = nnUNetPredictor(
+        tile_step_size=1 - job["overlap"],
+        use_gaussian=True,
+        use_mirroring=False,
+        perform_everything_on_device=False,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
+    )
+    manager = plans(job)
+    configuration = manager.get_configuration("3d_fullres")
+    predictor.manual_initialization(
+        network, manager, configuration, [network.state_dict()], DATASET, "nnUNetTrainer", None
+    )
+    return predictor, network, len(job["windows_hu"])
+
+
+def file_to_file(folder: Path, scan: str, out: str) -> dict[str, Any]:
+    """All of it, twice; a window is a channel, and nnU-Net reads a file for each."""
+    began, seconds = time.perf_counter(), []
+    predictor, network, windows = warm_predictor(folder)
+    for _ in range(2):
+        predictor.predict_from_files_sequential([[scan] * windows], [out.removesuffix(DATASET["file_ending"])])
+        seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return {"cold_s": seconds[0], "warm_s": seconds[1], "patches": network.patches // 2}
+
+
+def same_grid(folder: Path, channels: str, out: str) -> dict[str, Any]:
+    """The sliding window alone: channels (c, i, j, k) to the tumour's probabilities (i, j, k)."""
+    predictor, network, _ = warm_predictor(folder)
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(np.load(channels)))
+    np.save(out, predictor.label_manager.apply_inference_nonlin(logits)[1].numpy())
+    return {"patches": network.patches}
+
+
+def main() -> None:
+    """What was asked for."""
+    folder, threads, what, source, out = sys.argv[1:6]
+    torch.set_num_threads(int(threads))
+    found = {"file": file_to_file, "grid": same_grid}[what](Path(folder) / what, source, out)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    versions = {name: metadata.version(name) for name in ("nnunetv2", "torch", "simpleitk", "numpy")}
+    mask = {"mask": out} if what == "file" else {}
+    print(json.dumps({**found, **mask, "peak_mb": peak_mb, "versions": versions}))
+
+
+if __name__ == "__main__":
+    main()

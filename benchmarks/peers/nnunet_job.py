@@ -1,0 +1,112 @@
+"""What `inference_nnunet.py` is given, and the way back from it; in our environment.
+
+nnU-Net leaves a scan's axes as SimpleITK reads them, (z, y, x) of the file, where ours are turned to RAS. From file to
+file the network is therefore exported with the turning in it: a patch comes as the file lies and goes back so. Its one
+logit stands beside a zero, since nnU-Net takes the larger of two, less what makes that the bundle's threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from gtvray.io import read_volume, write_volume
+from gtvray.models import Bundle
+from gtvray.preprocessing import prepare, restore_mask, to_channels
+
+
+@dataclass(frozen=True)
+class Lie:
+    """How a file's array (z, y, x) lies to the upright (i, j, k).
+
+    Attributes:
+        order: the file's axis that is i, j, k.
+        flipped: the file's axes that run the other way.
+    """
+
+    order: tuple[int, ...]
+    flipped: tuple[int, ...]
+
+    @classmethod
+    def of(cls, affine: Any) -> Lie:
+        """By a scan's affine."""
+        turn = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
+        order = [2 - int(np.flatnonzero(turn[:, 0] == axis)[0]) for axis in range(3)]
+        return cls(tuple(order), tuple(2 - axis for axis in range(3) if turn[axis, 1] < 0))
+
+    @property
+    def back(self) -> tuple[int, ...]:
+        """The upright axis that is z, y, x."""
+        return tuple(self.order.index(axis) for axis in range(3))
+
+
+UPRIGHT = Lie((0, 1, 2), ())
+
+
+class AsTheFileLies(torch.nn.Module):
+    """A network of upright patches, given (b, c, z, y, x); its answer (b, 2, z, y, x) is zero and the logit.
+
+    Args:
+        network: as the bundle has it.
+        lie: of the file.
+        threshold: the probability at which the logit is told as 0.
+    """
+
+    def __init__(self, network: torch.nn.Module, lie: Lie, threshold: float) -> None:
+        super().__init__()
+        self.network, self.shift = network, math.log(threshold / (1 - threshold))
+        self.flipped = [2 + axis for axis in lie.flipped]
+        self.order = [0, 1, *(2 + axis for axis in lie.order)]
+        self.back = [0, 1, *(2 + axis for axis in lie.back)]
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        logits = self.network(patches.flip(self.flipped).permute(self.order).contiguous())
+        lying = logits.permute(self.back).flip(self.flipped) - self.shift
+        return torch.cat((torch.zeros_like(lying), lying), dim=1)
+
+
+def write_job(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The network and its settings, for the file and for our prepared grid of the whole scan; that grid's values."""
+    bundle, scan = Bundle.load(given.model), read_volume(given.scan)
+    write_network(folder / "file", bundle, Lie.of(scan.affine), bundle.inference.threshold)
+    # Here our own way back has the threshold.
+    write_network(folder / "grid", bundle, UPRIGHT, 0.5)
+    prepared = prepare(scan, bundle.preprocessing, whole=True)
+    channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
+    np.save(folder / "channels.npy", channels)
+    return {}
+
+
+def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float) -> None:
+    """The network as TorchScript, and what nnU-Net's plans need, by the axes of the file."""
+    folder.mkdir(parents=True)
+    patch = [bundle.patch_ijk[axis] for axis in lie.back]
+    example = torch.zeros((1, bundle.preprocessing.channels, *patch))
+    with torch.inference_mode():
+        traced = torch.jit.trace(AsTheFileLies(bundle.build_network(), lie, threshold).eval(), example)
+    traced.save(folder / "network.pt")
+    job = {
+        "patch": patch,
+        "spacing_mm": [bundle.preprocessing.spacing_mm[axis] for axis in lie.back],
+        "overlap": bundle.inference.overlap,
+        "windows_hu": bundle.preprocessing.windows_hu,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+
+
+def restore_job(given: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Our way back from nnU-Net's probabilities, which it left in the folder of the job."""
+    bundle = Bundle.load(given.model)
+    prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
+    probability = np.load(out.parent / "job" / "probability.npy")
+    write_volume(out, restore_mask(probability, prepared, bundle.inference.threshold))
+    return {}
