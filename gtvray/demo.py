@@ -169,7 +169,7 @@ class Demo:
             ledger = Ledger(self._workspace.ledger)
             masks = self._reports / "masks"
             advance = self._show.advance
-            golden = self._workspace.golden / outcome.bundle.digest[:16]
+            golden = self._golden(outcome.bundle.digest)
             evidence, scored = gather_evidence(
                 outcome.bundle,
                 project,
@@ -205,7 +205,7 @@ class Demo:
                 config=config,
                 registry=registry,
                 log=log,
-                golden=self._workspace.golden / outcome.bundle.digest[:16],
+                golden=self._golden(outcome.bundle.digest),
             )
         self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
         return registry, version
@@ -218,7 +218,12 @@ class Demo:
             with self._stage("serve", "starting the endpoint"):
                 champion = registry.fetch(version)
                 server = start_server(
-                    champion.folder, self._config.serving, token, version=version.version, digest=champion.digest
+                    champion.folder,
+                    self._config.serving,
+                    token,
+                    version=version.version,
+                    digest=champion.digest,
+                    golden=self._golden(champion.digest),
                 )
                 stack.callback(server.stop)
                 server.wait_ready()
@@ -247,6 +252,9 @@ class Demo:
         if entry.baseline is not None:
             row |= {"baseline_dsc": entry.baseline.dsc, "baseline_hd95_mm": entry.baseline.hd95_mm}
         return {**row, "milliseconds": milliseconds, "request_id": served.request_id, "same_as_offline": True}
+
+    def _golden(self, digest: str) -> Path:
+        return self._workspace.golden / digest[:16]
 
     def _threads(self) -> int:
         # As many as a replica has: with another count of threads sums are taken in another order.

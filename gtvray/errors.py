@@ -13,6 +13,7 @@ GtvrayError
     ├── ResourceError       503           disk, port, memory, Ray, MLflow not to be had
     ├── BusyError           503           full: come again later
     ├── NotReadyError       503           nothing is promoted yet
+    ├── NotReproducedError  503           a model gives other masks here than where it was promoted
     ├── DeadlineError       504           not done in the time allowed
     ├── BundleError                       a bundle is damaged or not what its digest says
     ├── TrainingError                     training cannot go on
@@ -135,6 +136,12 @@ class BusyError(FailureError):
 
 class NotReadyError(FailureError):
     """Nothing has been promoted yet."""
+
+    http_status = 503
+
+
+class NotReproducedError(FailureError):
+    """A model gives other masks here than where it was promoted; to wait does not help."""
 
     http_status = 503
 

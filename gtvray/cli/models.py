@@ -39,6 +39,27 @@ def resolve_model(model: str, place: Workspace, config: Config | None = None) ->
     return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
 
 
+def find_golden(bundle: Bundle, place: Workspace, config: Config) -> Path:
+    """A model's golden cases, fetched from the registry where this workspace does not have them.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    from gtvray.errors import NotFoundError
+
+    folder = place.golden / bundle.digest[:16]
+    if folder.exists():
+        return folder
+    registry = open_registry(place, config)
+    version = next((known for known in registry.versions() if known.digest == bundle.digest), None)
+    if version is None:
+        raise NotFoundError(
+            "no golden cases of this bundle here", where=folder, do="name a promoted version, or champion, instead"
+        )
+    registry.fetch_golden(version, folder)
+    return folder
+
+
 def promote(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder, as `gtvray sweep` printed it.")],
     data: Annotated[Path, typer.Option(help="The data it was trained on; its held-out cases decide.")],

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gtvray import NOTICE
 from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, ModelOption, SetOption, WorkspaceOption, emit, table
-
-if TYPE_CHECKING:
-    from gtvray.config import Config
-    from gtvray.io import Workspace
-    from gtvray.models import Bundle
 
 
 def qa(
@@ -32,15 +26,16 @@ def qa(
 
     Example: gtvray qa --model champion
     """
-    from gtvray.cli.models import resolve_model
+    from gtvray.cli.models import find_golden, resolve_model
     from gtvray.config import load_config
+    from gtvray.evaluation import REPRODUCED_DICE, golden_threads, reproduce, stack
     from gtvray.inference import Predictor
     from gtvray.io import Workspace
-    from gtvray.promotion import REPRODUCED_DICE, golden_threads, reproduce, stack, time_backends
+    from gtvray.promotion import time_backends
 
     place, settings = Workspace(workspace), load_config(config, override or [])
     bundle = resolve_model(model, place, settings)
-    folder = _golden(bundle, model, place, settings)
+    folder = find_golden(bundle, place, settings)
     count = threads or golden_threads(folder)
     results = reproduce(folder, Predictor(bundle, threads=count))
     timings = (
@@ -78,25 +73,3 @@ def _proposal(timings: list[dict[str, Any]]) -> str:
 
 def _word(identical: bool) -> str:
     return "identical" if identical else "differ"
-
-
-def _golden(bundle: Bundle, model: str, place: Workspace, settings: Config) -> Path:
-    """The model's golden cases, fetched from the registry where this workspace does not have them.
-
-    Raises:
-        NotFoundError: it has none.
-    """
-    from gtvray.cli.models import open_registry
-    from gtvray.errors import NotFoundError
-    from gtvray.registry import CHAMPION
-
-    folder = place.golden / bundle.digest[:16]
-    if folder.exists():
-        return folder
-    if Path(model).is_dir():
-        raise NotFoundError(
-            "no golden cases of this bundle here", where=folder, do="name a promoted version, or champion, instead"
-        )
-    registry = open_registry(place, settings)
-    registry.fetch_golden(registry.champion() if model == CHAMPION else registry.get(model), folder)
-    return folder

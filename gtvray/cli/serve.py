@@ -24,8 +24,9 @@ def serve(
 
     Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
     """
-    from gtvray.cli.models import open_registry, resolve_model
+    from gtvray.cli.models import find_golden, open_registry, resolve_model
     from gtvray.config import load_config
+    from gtvray.errors import NotFoundError
     from gtvray.io import Workspace
     from gtvray.runtime import connect, require_port
     from gtvray.serving import start_server
@@ -35,6 +36,10 @@ def serve(
     place = Workspace(workspace)
     bundle = resolve_model(model, place, base)
     versions = {known.digest: known.version for known in open_registry(place, base).versions()}
+    try:
+        golden = find_golden(bundle, place, base)
+    except NotFoundError:
+        golden = None
     token = os.environ.get("GTVRAY_TOKEN") or secrets.token_urlsafe(24)
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
     with progress.live():
@@ -42,11 +47,14 @@ def serve(
         with connect(address):
             progress.begin("serve", "starting the endpoint")
             version = versions.get(bundle.digest, "unregistered")
-            server = start_server(bundle.folder, base.serving, token, version=version, digest=bundle.digest)
+            server = start_server(
+                bundle.folder, base.serving, token, version=version, digest=bundle.digest, golden=golden
+            )
             try:
                 server.wait_ready()
                 made = "" if os.environ.get("GTVRAY_TOKEN") else f"; bearer token: {token}"
-                typer.echo(f"serving version {version} at {server.url} until Ctrl-C{made}", err=True)
+                unproved = "" if golden else "; no golden cases came with it"
+                typer.echo(f"serving version {version} at {server.url} until Ctrl-C{unproved}{made}", err=True)
                 Event().wait()
             except KeyboardInterrupt:
                 typer.echo("stopping", err=True)

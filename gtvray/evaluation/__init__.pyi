@@ -3,6 +3,12 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .contours import added_path_length_mm as added_path_length_mm
 from .contours import count_tumours as count_tumours
+from .golden import REPRODUCED_DICE as REPRODUCED_DICE
+from .golden import Reproduced as Reproduced
+from .golden import golden_threads as golden_threads
+from .golden import reproduce as reproduce
+from .golden import stack as stack
+from .golden import write_golden as write_golden
 from .metrics import METRICS as METRICS
 from .metrics import NSD_TOLERANCES_MM as NSD_TOLERANCES_MM
 from .metrics import CaseScore as CaseScore

@@ -5,12 +5,6 @@ from .desk import rollback as rollback
 from .evidence import gather_evidence as gather_evidence
 from .gate import Evidence as Evidence
 from .gate import judge as judge
-from .golden import REPRODUCED_DICE as REPRODUCED_DICE
-from .golden import Reproduced as Reproduced
-from .golden import golden_threads as golden_threads
-from .golden import reproduce as reproduce
-from .golden import stack as stack
-from .golden import write_golden as write_golden
 from .probe import answers_alike as answers_alike
 from .variant import BackendTiming as BackendTiming
 from .variant import time_backends as time_backends

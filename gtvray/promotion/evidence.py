@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gtvray.data import Ledger, Project, read_label
-from gtvray.evaluation import MeanPositionBaseline, ScoredCase, score_cases
+from gtvray.evaluation import MeanPositionBaseline, ScoredCase, score_cases, write_golden
 from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.gate import Evidence
-from gtvray.promotion.golden import write_golden
 from gtvray.promotion.probe import answers_alike
 
 

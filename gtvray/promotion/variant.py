@@ -12,9 +12,9 @@ from typing import Any
 
 from gtvray.config import InferenceConfig, build
 from gtvray.errors import ConfigError, ResourceError
+from gtvray.evaluation import REPRODUCED_DICE, reproduce
 from gtvray.inference import Predictor
 from gtvray.models import Bundle, weights_of, write_bundle
-from gtvray.promotion.golden import REPRODUCED_DICE, reproduce
 
 _CANDIDATES = tuple(
     {"backend": backend, "precision": precision} for backend in ("torch", "openvino") for precision in ("fp32", "bf16")

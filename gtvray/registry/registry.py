@@ -131,24 +131,23 @@ class Registry:
             NotFoundError: it has none.
         """
         import mlflow
-        from mlflow.exceptions import MlflowException
 
         if folder.exists():
             return
+        # Asked first: a store that fails must not be taken for one without golden cases.
+        if not self._client.list_artifacts(version.run_id, _golden_path(version)):
+            raise NotFoundError(
+                "no golden cases came with this model",
+                where=f"version {version.version}",
+                do="promote it again; golden cases are made of held-out cases",
+            )
         with tempfile.TemporaryDirectory() as scratch:
-            try:
-                source = mlflow.artifacts.download_artifacts(
-                    run_id=version.run_id,
-                    artifact_path=_golden_path(version),
-                    dst_path=scratch,
-                    tracking_uri=self._client.tracking_uri,
-                )
-            except (MlflowException, OSError) as error:
-                raise NotFoundError(
-                    "no golden cases came with this model",
-                    where=f"version {version.version}",
-                    do="promote it again; golden cases are made of held-out cases",
-                ) from error
+            source = mlflow.artifacts.download_artifacts(
+                run_id=version.run_id,
+                artifact_path=_golden_path(version),
+                dst_path=scratch,
+                tracking_uri=self._client.tracking_uri,
+            )
             with atomic_dir(folder) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
 

@@ -65,9 +65,8 @@ class Api:
         return {"status": "ok"}
 
     async def readyz(self) -> dict[str, str]:
-        """A warm model answers too."""
-        await self._describe()
-        return {"status": "ready"}
+        """A warm model answers too, and gives the masks it was promoted for."""
+        return {"status": "ready", "golden": (await self._describe())["golden"]}
 
     async def describe(self) -> dict[str, Any]:
         """What is served, and what it is for."""
@@ -102,6 +101,8 @@ class Api:
         except (TimeoutError, DeploymentUnavailableError, *_LOST):
             response.cancel()
             raise NotReadyError("the model is not warm yet", do="ask again in a few seconds") from None
+        except RayTaskError as error:
+            raise _raised(error) from None
         return description
 
     @contextmanager
@@ -127,13 +128,18 @@ class Api:
             except DeploymentUnavailableError:
                 raise ResourceError("the model could not be started", do="look into the server's log") from None
             except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, GtvrayError) else error from None
+                raise _raised(error) from None
             except asyncio.CancelledError:
                 response.cancel()
                 raise
             else:
                 return prediction
         raise ResourceError("replicas died over this request", found=f"{_ATTEMPTS} in a row")
+
+
+def _raised(error: RayTaskError) -> Exception:
+    """What a replica raised: an error of ours as it was."""
+    return error.cause if isinstance(error.cause, GtvrayError) else error
 
 
 def _into_object_store(spool: IO[bytes]) -> Any:

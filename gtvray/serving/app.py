@@ -29,7 +29,7 @@ def build_app(args: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: an unknown key, a value out of range, or no token.
-        BundleError: no bundle at the place named.
+        BundleError: no bundle, or no golden cases, at the place named.
     """
     arguments = build(AppArguments, args, "args of the Serve application")
     read_token(arguments.token_file)
@@ -37,6 +37,8 @@ def build_app(args: Mapping[str, Any]) -> Any:
         return _api(arguments).bind(arguments, None)
     if not (arguments.bundle / "manifest.json").is_file():
         raise BundleError("no bundle here", where=arguments.bundle, do="name a bundle's folder, seen from every node")
+    if arguments.golden is not None and not (arguments.golden / "golden.json").is_file():
+        raise BundleError("no golden cases here", where=arguments.golden, do="name their folder, seen from every node")
     return _api(arguments).bind(arguments, _model(arguments).bind(arguments))
 
 

@@ -16,6 +16,7 @@ class AppArguments(Section):
 
     bundle: Path | None = Field(None, description="folder of the bundle to serve; none: not ready yet")
     digest: str | None = Field(None, description="refuse to serve any other bundle than this one")
+    golden: Path | None = Field(None, description="golden cases to reproduce before it is ready; none: ready without")
     version: str = Field("unversioned", description="the model's version as the registry counts it")
     token_file: Path | None = Field(None, description="file that holds the bearer token; else GTVRAY_TOKEN")
     spool_dir: Path | None = Field(None, description="where uploads wait; default: the system's temporary folder")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gtvray.errors import BundleError, NotReadyError
 from gtvray.io import decode_nifti, encode_nifti
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.golden import check_golden
 from gtvray.serving.logs import log_event
 from gtvray.serving.scheduler import PatchScheduler
 
@@ -44,6 +45,8 @@ class Model:
     def __init__(self, args: AppArguments) -> None:
         self._args = args
         self._predictor = _warm_predictor(args)
+        # A replica that fails stays, to say why: Serve would start one that raised again and again.
+        self._golden = check_golden(args.golden, self._predictor)
         self._scheduler = PatchScheduler(self._predictor.forward, self._predictor.batch_size)
         # A place is a decoded scan in memory; the others wait as bytes.
         self._places = asyncio.Semaphore(args.serving.scans_in_memory)
@@ -54,7 +57,9 @@ class Model:
 
         Raises:
             InputError: it is not a sound CT.
+            NotReproducedError: no mask of this replica is to be used.
         """
+        self._golden.require()
         loop, began = asyncio.get_running_loop(), time.monotonic()
         try:
             async with self._places:
@@ -68,11 +73,17 @@ class Model:
         return prediction
 
     async def describe(self) -> dict[str, Any]:
-        """The model in words; an answer means that it is warm."""
+        """The model in words; an answer means that it is warm and does what it was promoted for.
+
+        Raises:
+            NotReproducedError: it gives other masks here.
+        """
+        self._golden.require()
         bundle = self._predictor.bundle
         return {
             "digest": bundle.digest,
             "version": self._args.version,
+            "golden": self._golden.word,
             "labels": bundle.labels,
             "preprocessing": bundle.preprocessing.model_dump(mode="json"),
             "inference": bundle.inference.model_dump(mode="json"),

@@ -21,10 +21,11 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from gtvray.config import ServingConfig, build
-from gtvray.errors import FailureError, NotReadyError, ResourceError
+from gtvray.errors import FailureError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import DeployFile
+from gtvray.serving.problems import MEDIA_TYPE, error_of
 
 _STOP_WITHIN_S = 60.0
 
@@ -42,10 +43,11 @@ class Server:
     name: str
     _private: Path
 
-    def wait_ready(self, timeout_s: float = 180.0) -> None:
-        """Return once a warm model answers.
+    def wait_ready(self, timeout_s: float = 600.0) -> None:
+        """Return once a warm model answers, which it does when it has reproduced its golden cases.
 
         Raises:
+            NotReproducedError: it has not, and says which.
             FailureError: the model could not be started.
             NotReadyError: it takes longer than `timeout_s`.
         """
@@ -72,9 +74,14 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == httpx.codes.OK
+            answer = httpx.get(f"{self.url}/readyz", timeout=5)
         except httpx.TransportError:
             return False
+        if answer.headers.get("content-type") == MEDIA_TYPE:
+            error = error_of(answer.json(), self.url)
+            if isinstance(error, NotReproducedError):
+                raise error
+        return answer.status_code == httpx.codes.OK
 
 
 def start_server(
@@ -82,7 +89,9 @@ def start_server(
     settings: ServingConfig,
     token: str,
     version: str = "unversioned",
+    *,
     digest: str | None = None,
+    golden: Path | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is warm.
 
@@ -92,10 +101,11 @@ def start_server(
         token: what clients must bear.
         version: the model's version as the registry counts it.
         digest: the bundle's, if another one must be refused.
+        golden: the model's golden cases, seen from every node, to be reproduced before it is ready.
 
     Raises:
         ResourceError: the port is taken, or this Ray cluster already runs Serve.
-        BundleError: no bundle there.
+        BundleError: no bundle, or no golden cases, there.
     """
     require_port(settings.host, settings.port, "serving.port")
     _check_no_serve()
@@ -106,8 +116,8 @@ def start_server(
         token_file = private / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(token)
-        args = {"bundle": bundle_dir, "digest": digest, "version": version, "token_file": token_file}
-        _deploy(file, {**args, "serving": settings.model_dump()}, settings)
+        args = {"bundle": bundle_dir, "digest": digest, "golden": golden, "version": version}
+        _deploy(file, {**args, "token_file": token_file, "serving": settings.model_dump()}, settings)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise

@@ -11,23 +11,16 @@ import torch
 
 from gtvray.errors import ConfigError
 from gtvray.geometry import Volume
-from gtvray.inference import Predictor
-from gtvray.io import atomic_dir, sha256_of, write_json, write_volume
 from gtvray.models import Bundle
 from gtvray.promotion import time_backends, with_inference
 
+from ..golden_cases import made_golden
 
-def _golden(folder: Path, bundle: Bundle) -> Path:
-    """One golden case, by hand."""
+
+def _scan() -> Volume:
     hu = np.full((24, 24, 24), 40, np.int16)
     hu[:3] = -1000
-    scan = Volume(hu, np.diag([-4.0, -4, 4, 1]))
-    with atomic_dir(folder) as temporary:
-        write_volume(temporary / "scan-0.nii.gz", scan)
-        write_volume(temporary / "mask-0.nii.gz", Predictor(bundle, threads=1).predict(scan))
-        files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / "golden.json", {"digest": bundle.digest, "threads": 1, "stack": {}, "files": files})
-    return folder
+    return Volume(hu, np.diag([-4.0, -4, 4, 1]))
 
 
 def test_other_settings_are_another_bundle_with_the_same_networks(
@@ -53,7 +46,7 @@ def test_backends_are_timed_and_those_with_other_masks_come_last(
 ) -> None:
     monkeypatch.setenv("GTVRAY_CACHE", str(tmp_path / "cache"))
     bundle = make_bundle(0)
-    timings = time_backends(bundle, _golden(tmp_path / "golden", bundle), 1)
+    timings = time_backends(bundle, made_golden(tmp_path / "golden", bundle, [_scan()]), 1)
     assert sorted((timing.backend, timing.precision) for timing in timings) == [
         (backend, precision) for backend in ("openvino", "torch") for precision in ("bf16", "fp32")
     ]

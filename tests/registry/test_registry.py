@@ -83,6 +83,35 @@ def test_a_fetched_bundle_that_was_tampered_with_is_refused(registry: Registry, 
         registry.fetch(version)
 
 
+def test_golden_cases_go_with_a_version(registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path) -> None:
+    golden, fetched = tmp_path / "golden", tmp_path / "fetched"
+    golden.mkdir()
+    (golden / "golden.json").write_text("{}\n")
+    version = registry.register(bundle, run_id)
+    with pytest.raises(NotFoundError, match="no golden cases"):
+        registry.fetch_golden(version, fetched)
+    assert not fetched.exists()
+    registry.add_golden(version, golden)
+    registry.fetch_golden(version, fetched)
+    assert [(file.name, file.read_text()) for file in fetched.iterdir()] == [("golden.json", "{}\n")]
+
+
+def test_golden_cases_that_cannot_be_had_are_not_taken_for_none(
+    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "golden.json").write_text("{}\n")
+    version = registry.register(bundle, run_id)
+    registry.add_golden(version, golden)
+    (stored,) = (tmp_path / "artifacts").rglob("golden.json")
+    stored.unlink()
+    stored.symlink_to(tmp_path / "lost")
+    with pytest.raises((MlflowException, OSError)):
+        registry.fetch_golden(version, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
 def test_there_is_no_champion_before_the_first(registry: Registry, bundle: Bundle, run_id: str) -> None:
     with pytest.raises(NotReadyError, match="nothing has been promoted"):
         registry.champion()

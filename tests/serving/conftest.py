@@ -66,10 +66,11 @@ def large_scan() -> bytes:
 def start(local_ray: Cluster) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start_one(bundle: Bundle | None, **settings: Any) -> Server:
-        server = start_server(bundle and bundle.folder, ServingConfig(port=free_port(), **settings), TOKEN, "7")
+    def start_one(bundle: Bundle | None, golden: Path | None = None, wait: bool = True, **settings: Any) -> Server:
+        config = ServingConfig(port=free_port(), **settings)
+        server = start_server(bundle and bundle.folder, config, TOKEN, "7", golden=golden)
         servers.append(server)
-        if bundle is not None:
+        if bundle is not None and wait:
             server.wait_ready(100)
         return server
 

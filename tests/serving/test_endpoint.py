@@ -81,7 +81,7 @@ def test_token_is_asked_for_everywhere_but_at_the_probes(server: Server) -> None
             check_problem(answer, 401, "urn:gtvray:AuthError")
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     assert httpx.get(server.url + "/healthz").status_code == 200
-    assert httpx.get(server.url + "/readyz").json() == {"status": "ready"}
+    assert httpx.get(server.url + "/readyz").json() == {"status": "ready", "golden": "none"}
     with pytest.raises(AuthError, match="bearer token"):
         predict_remote(server.url, "wrong", make_scan((20, 20, 20)))
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
-from typer.testing import CliRunner
 
-from gtvray.cli.main import app
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.data import index_dataset
-from gtvray.errors import BundleError, NotFoundError
-from gtvray.evaluation import ScoredCase
+from gtvray.errors import BundleError
+from gtvray.evaluation import ScoredCase, golden_threads, reproduce, write_golden
 from gtvray.inference import Predictor
-from gtvray.io import read_volume, sha256_of, write_json, write_volume
+from gtvray.io import read_volume, write_json, write_volume
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
-from gtvray.promotion import golden_threads, reproduce, write_golden
-from gtvray.registry import Registry
 
 from ..scores import made_score
 
@@ -104,41 +97,3 @@ def test_damaged_or_foreign_golden_cases_are_refused(golden: Path, bundle: Bundl
     write_json(copy / "golden.json", {**about, "digest": "another"})
     with pytest.raises(BundleError, match="another model"):
         reproduce(copy, Predictor(bundle, threads=1))
-
-
-def test_they_go_with_a_registered_version(
-    golden: Path, make_bundle: Callable[[int], Bundle], client: MlflowClient, run_id: str, tmp_path: Path
-) -> None:
-    registry = Registry(client, tmp_path.name, tmp_path / "bundles")
-    version = registry.register(make_bundle(7), run_id)
-    with pytest.raises(NotFoundError, match="no golden cases"):
-        registry.fetch_golden(version, tmp_path / "fetched")
-    assert not (tmp_path / "fetched").exists()
-    registry.add_golden(version, golden)
-    registry.fetch_golden(version, tmp_path / "fetched")
-    assert sorted(file.name for file in (tmp_path / "fetched").iterdir()) == NAMES
-
-
-def _qa(bundle: Bundle, workspace: Path) -> Any:
-    return CliRunner().invoke(app, ["qa", "-m", str(bundle.folder), "--workspace", str(workspace), "--json"])
-
-
-def test_the_command_tells_by_its_exit_code(golden: Path, bundle: Bundle, tmp_path: Path) -> None:
-    missing = _qa(bundle, tmp_path)
-    assert isinstance(missing.exception, NotFoundError)
-    place = tmp_path / "golden" / bundle.digest[:16]
-    shutil.copytree(golden, place)
-    done = _qa(bundle, tmp_path)
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["ok"], told["identical"], len(told["cases"])) == (True, True, 2)
-    assert told["stack"]["torch"]
-    # As another stack would have it: the promoted masks were others.
-    scan, mask = read_volume(place / "scan-0.nii.gz"), place / "mask-0.nii.gz"
-    write_volume(mask, scan.with_array(np.ones(scan.shape, np.uint8)))
-    about = json.loads((place / "golden.json").read_text())
-    about["files"][mask.name] = sha256_of(mask)
-    write_json(place / "golden.json", about)
-    failed = _qa(bundle, tmp_path)
-    assert failed.exit_code == 1
-    assert json.loads(failed.stdout)["ok"] is False

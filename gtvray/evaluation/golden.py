@@ -15,15 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gtvray.errors import BundleError, DataError, InputError
-from gtvray.evaluation import ScoredCase, dice
+from gtvray.evaluation.metrics import dice
+from gtvray.evaluation.scoring import ScoredCase
 from gtvray.geometry import Box, Volume
-from gtvray.inference import Predictor
 from gtvray.io import atomic_dir, read_json, read_volume, sha256_of, write_json, write_volume
+
+if TYPE_CHECKING:
+    from gtvray.inference import Predictor
 
 REPRODUCED_DICE = 0.999
 _CASES = 3
