@@ -12,7 +12,14 @@ from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
 
 
-def random_bundle(folder: Path, seed: int, info: Mapping[str, Any] | None = None) -> Bundle:
+def random_bundle(
+    folder: Path,
+    seed: int = 0,
+    info: Mapping[str, Any] | None = None,
+    *,
+    inference: InferenceConfig | None = None,
+    locator: Bundle | None = None,
+) -> Bundle:
     """A bundle by its seed: a small network on a grid of 4 mm."""
     torch.manual_seed(seed)
     network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
@@ -21,7 +28,8 @@ def random_bundle(folder: Path, seed: int, info: Mapping[str, Any] | None = None
         weights=weights_of(build_network(network, 1, (4.0, 4.0, 4.0), patch_ijk)),
         preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
         network=network,
-        inference=InferenceConfig(),
+        inference=inference or InferenceConfig(),
         patch_ijk=patch_ijk,
         info={"seed": seed, **(info or {})},
+        locator=locator,
     )

@@ -63,6 +63,9 @@ def find_golden(bundle: Bundle, place: Workspace, config: Config) -> Path:
 def promote(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder, as `gtvray sweep` printed it.")],
     data: Annotated[Path, typer.Option(help="The data it was trained on; its held-out cases decide.")],
+    locator: Annotated[
+        Path | None, typer.Option(help="A bundle of the same data on a coarser grid: it tells where to look closely.")
+    ] = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -70,7 +73,8 @@ def promote(
 ) -> None:
     """Send a bundle through the gate; make it the champion if it passes.
 
-    With -s inference.KEY=VALUE its networks are scored and promoted under that setting, as a bundle of its own.
+    With -s inference.KEY=VALUE its networks are scored and promoted under that setting, as a bundle of its own; with
+    --locator too, which is for -s inference.mode=localised.
 
     Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
     """
@@ -87,7 +91,8 @@ def promote(
     with progress.live(), place.lock():
         asked = [item.partition("=")[0] for item in override or [] if item.startswith("inference.")]
         changes = {key.removeprefix("inference."): flatten(base)[key] for key in asked}
-        candidate = with_inference(candidate, changes, place.bundles)
+        locating = Bundle.load(locator) if locator is not None else None
+        candidate = with_inference(candidate, changes, place.bundles, locating)
         registry = open_registry(place, base)
         progress.begin("prepare", "finding the split the bundle was trained with")
         # The split is the training's own: with another, held-out cases could be ones it has seen.
@@ -95,15 +100,16 @@ def promote(
         project = open_project(
             index_dataset(data), trained_with, cache=place.cache, splits=place.splits, report=progress.advance
         )
-        trained_on = candidate.info["training_data"]["digest"]
-        if trained_on != project.fingerprint.digest:
-            raise InputError(
-                "the bundle was trained on other data",
-                where=data,
-                expected=trained_on,
-                found=project.fingerprint.digest,
-                do="name the folder it was trained on; a held-out case must not have been trained on",
-            )
+        for model in (candidate, *([candidate.locator] if candidate.locator else [])):
+            trained_on = model.info["training_data"]["digest"]
+            if trained_on != project.fingerprint.digest:
+                raise InputError(
+                    f"the {'bundle' if model is candidate else 'locator'} was trained on other data",
+                    where=data,
+                    expected=trained_on,
+                    found=project.fingerprint.digest,
+                    do="name the folder it was trained on; a held-out case must not have been trained on",
+                )
         progress.begin("evaluate", f"{len(project.held_out)} held-out cases")
         masks = place.reports / f"promote-{candidate.digest[:12]}" / "masks"
         threads = max(1, int(base.serving.cpus_per_replica))

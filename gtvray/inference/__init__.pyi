@@ -4,8 +4,12 @@ from .case import CaseJob as CaseJob
 from .case import Coverage as Coverage
 from .case import Patch as Patch
 from .case import largest_component as largest_component
+from .case import run_to_end as run_to_end
 from .domain import out_of_domain as out_of_domain
 from .domain import training_ranges as training_ranges
+from .localise import Suspicion as Suspicion
+from .locator import Locator as Locator
+from .locator import locator_of as locator_of
 from .pipeline import LocalCases as LocalCases
 from .pipeline import SegmentedCase as SegmentedCase
 from .pipeline import StageClock as StageClock
@@ -13,7 +17,6 @@ from .pipeline import overlapped as overlapped
 from .predictor import Predictor as Predictor
 from .predictor import forward_batch as forward_batch
 from .predictor import mean_of_views as mean_of_views
-from .predictor import run_to_end as run_to_end
 from .schedule import PatchGrid as PatchGrid
 from .schedule import gaussian_weights as gaussian_weights
 from .schedule import patch_starts as patch_starts

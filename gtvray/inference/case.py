@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cc3d
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Box, Volume
 from gtvray.inference.aggregate import BlockMean
-from gtvray.inference.localise import BEYOND, CoarsePass
+from gtvray.inference.localise import BEYOND, EMPTY, CloseLook, CoarsePass, Suspicion
 from gtvray.inference.schedule import PatchGrid, gaussian_weights
 from gtvray.preprocessing import AIR_HU, Prepared, restore_mask, to_channels
 
@@ -50,13 +51,14 @@ class CaseJob:
     """Takes a prepared scan, hands out patches in a fixed order, takes answers in that order, gives the mask.
 
     The order is fixed because sums of floats depend on it, and a served mask equals the offline one voxel for voxel.
-    In mode `localised` more patches are there to be taken once the coarse ones have been answered.
+    In mode `localised` more patches may be there to be taken once all that were asked for have been answered.
 
     Args:
         prepared: the scan on the prepared grid.
         preprocessing, inference, patch_ijk: the bundle's settings.
         mask_only: hold no more of the answers than the mask needs; `probability` is not to be asked for.
         out_of_domain: why the scan is unlike what the model was made for, a sentence each.
+        suspicion: where mode `localised` is to look closely; without it the network's own coarse pass tells.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class CaseJob:
         *,
         mask_only: bool = False,
         out_of_domain: tuple[str, ...] = (),
+        suspicion: Suspicion | None = None,
     ) -> None:
         self._prepared = prepared
         self.out_of_domain = out_of_domain
@@ -86,9 +89,11 @@ class CaseJob:
         self._queue: deque[int] = deque()
         self._asked: deque[int] = deque()
         self._coarse: CoarsePass | None = None
-        self._searching = False
+        self._close: CloseLook | None = None
+        self._known: dict[int, NDArray[np.float32]] = {}
+        self._searching = self._widened = False
         self._fallback: str | None = None
-        self._begin()
+        self._begin(suspicion)
 
     @property
     def prepared(self) -> Prepared:
@@ -171,7 +176,7 @@ class CaseJob:
             volume_skipped_share=1 - np.count_nonzero(seen[self._inner.slices]) / math.prod(whole),
         )
 
-    def _begin(self) -> None:
+    def _begin(self, suspicion: Suspicion | None) -> None:
         if self._inference.mode == "exhaustive":
             self._look(list(range(len(self._grid))))
             return
@@ -179,55 +184,84 @@ class CaseJob:
         if self._inference.mode == "body":
             self._look(body)
             return
-        shape, spacing_mm = self._hu.shape, self._prepared.hu.spacing_mm
-        self._coarse = CoarsePass(self._grid, body, shape, spacing_mm, self._inference.threshold)
+        self._close = CloseLook(self._grid, body, self._weights, self._prepared.hu.spacing_mm)
+        if suspicion is not None:
+            suspected = np.zeros(self._hu.shape, bool)
+            suspected[self._inner.slices] = suspicion.suspected
+            self._look_at(Suspicion(suspected, suspicion.highest))
+            return
+        self._coarse = CoarsePass(self._grid, body, self._hu.shape, self._inference.threshold)
         self._searching = True
         self._queue.extend(self._coarse.numbers)
 
     def _look(self, numbers: list[int]) -> None:
-        """Have these patches answered and put together, in this order; coarse ones have their answers already."""
-        known = self._coarse.answers if self._coarse is not None else {}
+        """Have these patches answered and put together, in this order; some may have their answers already."""
         threshold, mask_only = self._inference.threshold, self._mask_only
         self._run, self._order = numbers, deque(numbers)
         self._mean = BlockMean(self._grid, numbers, self._weights, threshold, mask_only=mask_only)
-        self._queue.extend(number for number in numbers if number not in known)
+        self._queue.extend(number for number in numbers if number not in self._known)
         self._add_known()
+
+    def _look_at(self, suspicion: Suspicion) -> None:
+        assert self._close is not None
+        numbers = self._close.around(suspicion.suspected)
+        self._fallback = suspicion.doubt(self._inference.threshold) or (None if numbers else EMPTY)
+        self._look(self._close.body if self._fallback else numbers)
 
     def _add(self, number: int, probability: NDArray[np.float32]) -> None:
         self._mean.add(number, probability)
         assert self._order.popleft() == number, "patches are put together in the order of the grid"
+        if self._close is not None and not self._fallback:
+            # Put together once more if the look is widened.
+            self._known[number] = probability.copy()
         self._add_known()
 
     def _add_known(self) -> None:
-        while self._coarse is not None and self._order and self._order[0] in self._coarse.answers:
+        while self._order and self._order[0] in self._known:
             number = self._order.popleft()
-            self._mean.add(number, self._coarse.answers[number])
+            self._mean.add(number, self._known[number])
 
     def _go_on(self) -> None:
-        """What was asked for is answered: look closely, look at the whole body, or be done."""
-        if self._coarse is None or self._fallback:
+        """What was asked for is answered: look closely, look further, look at the whole body, or be done."""
+        if self._close is None or self._fallback:
             return
         if self._searching:
+            assert self._coarse is not None
             self._searching = False
-            numbers, self._fallback = self._coarse.region()
-            self._look(numbers)
-        if self.done and not self._fallback and self._is_beyond():
-            self._fallback = BEYOND
-            self._look(self._coarse.body)
+            self._known = self._coarse.answers
+            self._look_at(self._coarse.suspicion())
+        while self.done and not self._fallback:
+            marked = self._marked()
+            if marked is None or not self._close.is_beyond(marked, self._run):
+                return
+            self._fallback = BEYOND if self._widened else None
+            self._widened = True
+            further = sorted({*self._run, *self._close.around(marked)})
+            self._look(self._close.body if self._fallback else further)
 
-    def _is_beyond(self) -> bool:
-        assert self._coarse is not None
+    def _marked(self) -> NDArray[np.bool_] | None:
+        """The voxels that are marked, on the padded grid, or None if none can be."""
         box = self._mean.marked_box()
         near = box.overlap(Box.whole(self._hu.shape)) if box else None
         if near is None:
-            return False
+            return None
         marked = np.zeros(self._hu.shape, bool)
         marked[near.slices] = self._mean.read(near) > self._inference.threshold
-        return self._coarse.is_beyond(marked, self._run)
+        return marked
 
 
 def _in_air(hu: NDArray[np.int16], pad: list[tuple[int, int]]) -> NDArray[np.int16]:
     return np.pad(hu, pad, constant_values=AIR_HU) if np.any(pad) else hu
+
+
+def run_to_end(
+    job: CaseJob, forward: Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]], batch_size: int
+) -> None:
+    """Answer every patch of a job, so many at a time."""
+    while job.remaining:
+        patches = [job.take() for _ in range(min(batch_size, job.remaining))]
+        for patch, probability in zip(patches, forward([p.channels for p in patches]), strict=True):
+            job.put(patch.number, probability)
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

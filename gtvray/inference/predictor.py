@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,8 +14,9 @@ from gtvray.inference.backends.base import filled_batch
 from gtvray.inference.backends.choose import open_backends
 from gtvray.inference.backends.store import ConversionStore
 from gtvray.inference.backends.torch import run_network
-from gtvray.inference.case import CaseJob
+from gtvray.inference.case import CaseJob, run_to_end
 from gtvray.inference.domain import out_of_domain
+from gtvray.inference.locator import Locator, locator_of
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
@@ -51,6 +52,9 @@ class Predictor:
         self._members = open_backends(bundle, torch.device(device), store)
         flips = bundle.inference.flips
         self._flips = [axes for count in range(len(flips) + 1) for axes in combinations(flips, count)]
+        locating = locator_of(bundle)
+        self._seeing = Predictor(locating, device=device, store=store) if locating is not None else None
+        self._locator = Locator(locating, self._seeing.forward) if locating and self._seeing else None
 
     @property
     def batch_size(self) -> int:
@@ -78,6 +82,7 @@ class Predictor:
             bundle.patch_ijk,
             mask_only=mask_only,
             out_of_domain=unlike,
+            suspicion=self._locator.suspect(prepared) if self._locator is not None else None,
         )
 
     @property
@@ -99,6 +104,8 @@ class Predictor:
 
     def warm(self) -> None:
         """Run one empty batch, so that the first request does not pay for set-up."""
+        if self._seeing is not None:
+            self._seeing.warm()
         self.forward([np.zeros((self.bundle.preprocessing.channels, *self.bundle.patch_ijk), np.float32)])
 
     def run(self, job: CaseJob) -> None:
@@ -134,13 +141,3 @@ def forward_batch(
 ) -> NDArray[np.float32]:
     """Tumour probabilities (b, i, j, k) of at most `batch_size` patches (c, i, j, k); zeros fill the batch."""
     return run_network(network, filled_batch(channels, batch_size), device, dtype)[: len(channels)]
-
-
-def run_to_end(
-    job: CaseJob, forward: Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]], batch_size: int
-) -> None:
-    """Answer every patch of a job."""
-    while job.remaining:
-        patches = [job.take() for _ in range(min(batch_size, job.remaining))]
-        for patch, probability in zip(patches, forward([p.channels for p in patches]), strict=True):
-            job.put(patch.number, probability)

@@ -2,13 +2,15 @@
 
 weights-0.safetensors   the network's tensors; an ensemble has weights-1 and so on, a file a member
 bundle.json             network, preprocessing and its version, labels, inference settings, training data, metrics
+locator/                a bundle of its own, if there is one: the model that tells where to look closely
 manifest.json           sha256 of each of the above; the bundle's digest is the sha256 of this file
 
-Schema 1 held one network, in weights.safetensors; such bundles are read still.
+Schema 1 held one network, in weights.safetensors, and schema 2 no locator; such bundles are read still.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,9 @@ from gtvray.io import atomic_dir, read_json, sha256_of, write_json
 from gtvray.models.networks import build_network, load_weights
 from gtvray.preprocessing import PREPROCESSING_VERSION
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _OLDEST_READ = 1
-_BUNDLE, _MANIFEST = "bundle.json", "manifest.json"
+_BUNDLE, _MANIFEST, _LOCATOR = "bundle.json", "manifest.json", "locator"
 _WEIGHTS_OF_SCHEMA_1 = "weights.safetensors"
 
 
@@ -42,6 +44,7 @@ class Bundle:
         labels: name -> value in the mask.
         members: networks whose probabilities are averaged; 1 is no ensemble.
         info: everything else bundle.json says (training data, metrics, code version).
+        locator: the model that tells `localised` inference where to look closely; None where there is none.
     """
 
     folder: Path
@@ -53,6 +56,7 @@ class Bundle:
     labels: dict[str, int]
     members: int
     info: dict[str, Any]
+    locator: Bundle | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -75,6 +79,7 @@ class Bundle:
             labels=stored["labels"],
             members=stored.get("members", 1),
             info=stored["info"],
+            locator=cls.load(folder / _LOCATOR) if (folder / _LOCATOR).is_dir() else None,
         )
 
     def build_network(self, member: int = 0) -> torch.nn.Module:
@@ -104,6 +109,7 @@ def write_bundle(
     inference: InferenceConfig,
     patch_ijk: tuple[int, int, int],
     info: Mapping[str, Any],
+    locator: Bundle | None = None,
 ) -> Bundle:
     """Write a bundle as a folder, atomic, and read it back.
 
@@ -115,6 +121,7 @@ def write_bundle(
         inference: how its answers become a mask.
         patch_ijk: patch size in voxels of the prepared spacing.
         info: what else is to be known of it, ready for JSON.
+        locator: a model that is copied into it; one that this has is left out.
 
     Raises:
         BundleError: no member, or members of different networks.
@@ -139,7 +146,9 @@ def write_bundle(
                 "info": {"gtvray_version": __version__, **info},
             },
         )
-        files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
+        if locator is not None:
+            _copy_locator(locator, temporary / _LOCATOR)
+        files = {name: sha256_of(temporary / name) for name in sorted(_files_below(temporary))}
         write_json(temporary / _MANIFEST, {"files": files})
     return Bundle.load(folder)
 
@@ -158,11 +167,25 @@ def verify_digest(folder: Path) -> str:
         changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
     except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
         raise BundleError("not a whole bundle", where=folder, found=error, do="fetch or write it again") from error
-    present = {file.name for file in folder.iterdir()} - {_MANIFEST}
-    odd = set(changed) | (present ^ set(files)) | (present ^ _whole(len(present) - 1, _WEIGHTS_OF_SCHEMA_1 in present))
+    present = _files_below(folder) - {_MANIFEST}
+    own = {name for name in present if not name.startswith(f"{_LOCATOR}/")}
+    odd = set(changed) | (present ^ set(files)) | (own ^ _whole(len(own) - 1, _WEIGHTS_OF_SCHEMA_1 in own))
     if odd:
         raise BundleError("bundle is not what its manifest says", where=folder, found=", ".join(sorted(odd)))
     return sha256_of(folder / _MANIFEST)
+
+
+def _files_below(folder: Path) -> set[str]:
+    """The names of all that lies below a folder, but for the locator's own folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - {_LOCATOR}
+
+
+def _copy_locator(locator: Bundle, folder: Path) -> None:
+    folder.mkdir()
+    for name in read_json(locator.folder / _MANIFEST)["files"]:
+        if not name.startswith(f"{_LOCATOR}/"):
+            shutil.copyfile(locator.folder / name, folder / name)
+    write_json(folder / _MANIFEST, {"files": {name: sha256_of(folder / name) for name in sorted(_files_below(folder))}})
 
 
 def _weights_file(member: int) -> str:

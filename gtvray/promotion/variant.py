@@ -44,21 +44,22 @@ class BackendTiming:
         return self.worst_dice is not None and self.worst_dice >= REPRODUCED_DICE
 
 
-def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path) -> Bundle:
+def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path, locator: Bundle | None = None) -> Bundle:
     """The bundle itself where nothing changes; else its networks as a bundle of their own, with another digest.
 
     Args:
         bundle: stays as it is.
         changes: inference setting -> value.
         bundles: folder that the new one is written into.
+        locator: the model that is to tell where to look closely, instead of the one that the bundle may have.
 
     Raises:
         ConfigError: a setting that is not there, or a value it does not take.
     """
     inference = build(InferenceConfig, {**bundle.inference.model_dump(mode="json"), **changes}, "inference")
-    if inference == bundle.inference:
+    if inference == bundle.inference and locator is None:
         return bundle
-    settings = json.dumps(inference.model_dump(mode="json"), sort_keys=True)
+    settings = json.dumps([inference.model_dump(mode="json"), locator and locator.digest], sort_keys=True)
     name = f"{bundle.digest[:12]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     return write_bundle(
         bundles / name,
@@ -68,6 +69,7 @@ def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path) ->
         inference=inference,
         patch_ijk=bundle.patch_ijk,
         info={**bundle.info, "derived_from": bundle.digest},
+        locator=locator or bundle.locator,
     )
 
 

@@ -171,3 +171,24 @@ def test_nothing_in_them_is_pickled(bundle: Bundle, tmp_path: Path) -> None:
     Checkpoint({"w": torch.arange(6.0)}, {"epoch": 3}).save(tmp_path / "c")
     for file in [*bundle.folder.iterdir(), *(tmp_path / "c").iterdir()]:
         assert file.suffix in (".safetensors", ".json")
+
+
+def test_a_locator_is_a_bundle_within_the_bundle(tmp_path: Path, bundle: Bundle, network: torch.nn.Module) -> None:
+    settings = {**SETTINGS, "locator": bundle}
+    both = write_bundle(tmp_path / "both", weights=weights_of(network), **settings)
+    assert both.locator is not None
+    assert both.locator.digest == bundle.digest
+    assert both.digest != bundle.digest
+    # A locator's own is left out: nobody would ask it.
+    deeper = write_bundle(tmp_path / "deeper", weights=weights_of(network), **{**SETTINGS, "locator": both})
+    assert deeper.locator is not None
+    assert deeper.locator.locator is None
+    for damage in (
+        lambda folder: _flip(folder / "locator" / "weights-0.safetensors", 200),
+        lambda folder: (folder / "locator" / "bundle.json").unlink(),
+        lambda folder: shutil.rmtree(folder / "locator"),
+    ):
+        shutil.copytree(both.folder, tmp_path / "copy", dirs_exist_ok=True)
+        damage(tmp_path / "copy")
+        with pytest.raises(BundleError):
+            Bundle.load(tmp_path / "copy")
