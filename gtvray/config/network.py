@@ -46,6 +46,12 @@ def _strides(value: tuple[Axes, ...] | None) -> tuple[Axes, ...] | None:
     return value
 
 
+def _subvoxels(value: Axes) -> Axes:
+    if not all(1 <= v <= 4 for v in value):
+        raise ValueError("1 to 4 voxels along each axis")
+    return value
+
+
 Stages = AfterValidator(_enough_stages)
 
 
@@ -77,6 +83,11 @@ class NetworkConfig(Section):
         False,
         description="answer to a patch and to its left-right mirror image and average, so that both sides of the head "
         "count alike, in training and in use; twice the work",
+    )
+    subvoxels: Annotated[Axes, AfterValidator(_subvoxels)] = Field(
+        (1, 1, 1),
+        description="voxels along each axis that are channels of one to the network, which works on a grid so much "
+        "coarser, at its price, and answers for each of them",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of channels dropped in training")
     deep_supervision: bool = Field(False, description="a loss on the coarser decoder stages as well")

@@ -6,6 +6,7 @@ twice the finest one's, nor pooled once its patch is down to four voxels. What t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -66,6 +67,7 @@ class NetworkPlan:
     Attributes:
         kind, attention, mirror_average: as in the config.
         stages: each stage of the encoder; the decoder mirrors them.
+        subvoxels: voxels of a patch along each axis that are one voxel of the first stage.
         heads: coarser decoder stages with an answer of their own in training.
         origins: dotted key -> where its value comes from.
     """
@@ -74,6 +76,7 @@ class NetworkPlan:
     stages: tuple[Stage, ...]
     attention: str
     mirror_average: bool
+    subvoxels: Axes
     heads: int
     origins: dict[str, str]
 
@@ -95,7 +98,7 @@ class NetworkPlan:
     @property
     def divisor_ijk(self) -> Axes:
         """What a patch's size must be a multiple of."""
-        return _product(self.strides)
+        return _product([*self.strides, self.subvoxels])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything above, fit for JSON."""
@@ -104,6 +107,8 @@ class NetworkPlan:
     def as_text(self) -> str:
         """A table of the stages, and where each number comes from."""
         title = f"{self.kind}, {len(self.stages)} stages, attention {self.attention}, coarser heads {self.heads}"
+        if self.subvoxels != (1, 1, 1):
+            title += f", {_times(self.subvoxels)} voxels as channels of one"
         rows = [["stage", "channels", "blocks", "kernel", "stride", "voxels", "mm", ""]]
         for number, stage in enumerate(self.stages):
             axes = [_times(each) for each in (stage.kernel, stage.stride, stage.size_ijk, stage.spacing_mm)]
@@ -124,12 +129,20 @@ def plan_network(config: NetworkConfig, spacing_mm: Millimetres, patch_ijk: Axes
     Raises:
         ConfigError: the patch cannot be halved as often as the strides ask, or not twice, which a U-Net needs.
     """
+    whole_ijk, subvoxels = patch_ijk, config.subvoxels
+    if any(n % s for n, s in zip(patch_ijk, subvoxels, strict=True)):
+        raise ConfigError(
+            "network.subvoxels do not divide training.patch_ijk",
+            expected=f"voxels a multiple of {_times(subvoxels)}",
+            found=patch_ijk,
+        )
+    spacing_mm, patch_ijk = _times_each(spacing_mm, subvoxels), _divided(patch_ijk, subvoxels)
     strides = config.strides or _strides(_deepest(config), spacing_mm, patch_ijk)
     if len(strides) < _FEWEST_STAGES:
         raise ConfigError(
             "training.patch_ijk cannot be halved twice on any axis",
-            expected="16 voxels or more, a multiple of 4",
-            found=patch_ijk,
+            expected="16 voxels or more, a multiple of 4, for each of network.subvoxels",
+            found=whole_ijk,
             do="make it a multiple of 16",
         )
     _check_patch(strides, patch_ijk)
@@ -143,7 +156,9 @@ def plan_network(config: NetworkConfig, spacing_mm: Millimetres, patch_ijk: Axes
         kernel = config.kernels[number] if config.kernels else _kernel(spacing)
         stages.append(Stage(features[number], blocks[number], kernel, stride, size, spacing))
     heads = min(_MOST_HEADS, depth - _FEWEST_STAGES) if config.deep_supervision else 0
-    return NetworkPlan(config.kind, tuple(stages), config.attention, config.mirror_average, heads, _origins(config))
+    return NetworkPlan(
+        config.kind, tuple(stages), config.attention, config.mirror_average, subvoxels, heads, _origins(config)
+    )
 
 
 def _deepest(config: NetworkConfig) -> int:
@@ -214,7 +229,7 @@ def _fitted(values: tuple[int, ...], depth: int) -> tuple[int, ...]:
     return (*values, *[values[-1]] * depth)[:depth]
 
 
-def _product(strides: tuple[Axes, ...]) -> Axes:
+def _product(strides: Sequence[Axes]) -> Axes:
     i, j, k = (prod(along) for along in zip(*strides, strict=True))
     return i, j, k
 

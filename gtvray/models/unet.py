@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -19,17 +20,18 @@ _SQUEEZE = 2
 class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
     """(b, channels, i, j, k) to tumour logits (b, 1, i, j, k); in training (b, 1 + heads, 1, i, j, k) with heads.
 
-    The coarser heads' answers are already upsampled. With one block a stage and no attention it is a DynUNet, weight
-    for weight.
+    The coarser heads' answers are already upsampled. With one block a stage, no attention and no subvoxels it is a
+    DynUNet, weight for weight.
     """
 
     def __init__(self, plan: NetworkPlan, channels: int, dropout: float) -> None:
         # DynUNet's constructor calls the methods below, which read the plan.
         self.plan = plan
+        voxels = prod(plan.subvoxels)
         super().__init__(
             spatial_dims=3,
-            in_channels=channels,
-            out_channels=1,
+            in_channels=channels * voxels,
+            out_channels=voxels,
             kernel_size=plan.kernels,
             strides=plan.strides,
             upsample_kernel_size=plan.strides[1:],
@@ -39,6 +41,11 @@ class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
             deep_supr_num=max(1, plan.heads),
             res_block=plan.kind != "unet",
         )
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """As the class has it."""
+        logits: torch.Tensor = super().forward(gathered(patches, self.plan.subvoxels))
+        return spread(logits, self.plan.subvoxels)
 
     def get_input_block(self) -> torch.nn.Module:
         """The first stage; with a light decoder, behind a convolution that only widens the input."""
@@ -107,6 +114,30 @@ class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
             3, channels, features, kernel_size=kernel, act=self.act_name, norm=self.norm_name, bias=False
         )
         return block
+
+
+def gathered(patches: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
+    """(b, c, i, j, k) with blocks of voxels as channels of one: (b, c * voxels of a block, coarser i, j, k).
+
+    The inverse of a sub-pixel convolution's shuffle (Shi et al., CVPR 2016), in three dimensions.
+    """
+    if subvoxels == (1, 1, 1):
+        return patches
+    (b, c, *size), (x, y, z) = patches.shape, subvoxels
+    i, j, k = (n // s for n, s in zip(size, subvoxels, strict=True))
+    blocks = patches.reshape(b, c, i, x, j, y, k, z).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return blocks.reshape(b, c * x * y * z, i, j, k)
+
+
+def spread(logits: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
+    """The way back for answers: (..., voxels of a block, i, j, k) to (..., 1, finer i, j, k)."""
+    if subvoxels == (1, 1, 1):
+        return logits
+    (*front, _, i, j, k), (x, y, z) = logits.shape, subvoxels
+    n = len(front)
+    blocks = logits.reshape(*front, x, y, z, i, j, k)
+    order = [*range(n), n + 3, n, n + 4, n + 1, n + 5, n + 2]
+    return blocks.permute(order).reshape(*front, 1, i * x, j * y, k * z)
 
 
 class AttentionGate(torch.nn.Module):

@@ -12,9 +12,9 @@ import torch
 from monai.networks.nets.dynunet import DynUNet
 
 from gtvray.config import NetworkConfig, build
-from gtvray.errors import BundleError
+from gtvray.errors import BundleError, ConfigError
 from gtvray.models import build_network, load_weights, plan_network, weights_of
-from gtvray.models.unet import AttentionGate
+from gtvray.models.unet import AttentionGate, gathered, spread
 
 GOLDEN = Path(__file__).with_name("golden") / "networks.json"
 TINY = NetworkConfig(size="tiny")
@@ -62,6 +62,7 @@ def test_a_stored_config_gives_the_weights_it_gave(name: str, stored: dict[str, 
         (NetworkConfig(features=(1, 1, 1), attention="squeeze_excitation"), (3.0, 3.0, 3.0), (16, 16, 16)),
         (NetworkConfig(features=(1, 1, 1), attention="gates"), (3.0, 3.0, 3.0), (16, 16, 16)),
         (NetworkConfig(features=(8, 8, 8), blocks=(2, 1, 3), mirror_average=True), (3.0, 3.0, 3.0), (16, 16, 16)),
+        (NetworkConfig(features=(8, 8, 8), subvoxels=(2, 2, 1), deep_supervision=True), (1.0, 1.0, 3.0), (32, 16, 8)),
     ],
 )
 def test_one_logit_a_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: Any) -> None:
@@ -132,3 +133,44 @@ def test_a_sample_s_answer_hangs_on_no_other_of_its_batch(kind: Any, attention: 
     with torch.no_grad():
         torch.testing.assert_close(network(patches)[:1], network(patches[:1]), rtol=1e-4, atol=1e-5)
     assert list(network.buffers()) == [], "weights_of keeps parameters alone"
+
+
+@pytest.mark.parametrize("subvoxels", [(1, 1, 1), (2, 2, 2), (2, 3, 1), (1, 1, 4)])
+def test_subvoxels_are_put_back_where_they_came_from(subvoxels: Any) -> None:
+    i, j, k = (2 * n for n in subvoxels)
+    places = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
+    coarse = gathered(places, subvoxels)
+    assert coarse.shape == (2, i * j * k // 8, 2, 2, 2)
+    assert torch.equal(spread(coarse, subvoxels), places)
+    # A channel holds one voxel of each block, the last axis of the block fastest, and channels stay together.
+    x, y, z = subvoxels
+    assert torch.equal(coarse[0, 0], places[0, 0, ::x, ::y, ::z])
+    assert torch.equal(coarse[0, -1], places[0, 0, x - 1 :: x, y - 1 :: y, z - 1 :: z])
+    both = gathered(torch.cat([places, -places], dim=1), subvoxels)
+    assert torch.equal(both, torch.cat([coarse, -coarse], dim=1))
+    heads = torch.stack([coarse, 2 * coarse], dim=1)
+    assert torch.equal(spread(heads, subvoxels), torch.stack([places, 2 * places], dim=1))
+
+
+def test_a_network_of_subvoxels_works_on_the_coarser_grid_and_answers_on_the_finer() -> None:
+    config = NetworkConfig(features=(8, 8, 16), subvoxels=(2, 2, 2))
+    plan = plan_network(config, (3.0, 3.0, 3.0), (32, 32, 32))
+    alone = plan_network(NetworkConfig(features=(8, 8, 16)), (6.0, 6.0, 6.0), (16, 16, 16))
+    assert plan.stages == alone.stages
+    assert plan.divisor_ijk == (8, 8, 8)
+    assert "2x2x2 voxels as channels of one" in plan.as_text()
+    network = build_network(config, 1, (3.0, 3.0, 3.0), (32, 32, 32)).eval()
+    patch = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        logits = network(patch)
+        assert logits.shape == patch.shape
+        # A voxel within a block counts: its neighbours in the block are other channels.
+        changed = patch.clone()
+        changed[0, 0, 17, 16, 16] += 5
+        assert not torch.allclose(network(changed), logits)
+
+
+def test_subvoxels_that_do_not_divide_the_patch_are_refused() -> None:
+    config = NetworkConfig(features=(8, 8, 8), subvoxels=(2, 2, 3))
+    with pytest.raises(ConfigError, match="subvoxels do not divide"):
+        plan_network(config, (3.0, 3.0, 3.0), (32, 32, 32))
