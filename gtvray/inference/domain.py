@@ -103,7 +103,7 @@ def body_figures(hu: Volume) -> dict[str, float]:
     i_mm, j_mm, k_mm = (spacing * step for spacing, step in zip(hu.spacing_mm, steps, strict=True))
     slice_cm2, voxel_ml = i_mm * j_mm / 100, i_mm * j_mm * k_mm / 1000
     body = np.asarray(cc3d.largest_k(sampled > _TISSUE_HU, k=1, connectivity=6)) > 0
-    filled = ndimage.binary_fill_holes(body, _IN_SLICE)
+    filled = filled_by_slice(body)
     areas_cm2 = filled.sum(axis=(0, 1)) * slice_cm2
     whole = max(1, int(np.count_nonzero(filled)))
     figures = {
@@ -145,11 +145,22 @@ def _side_share(filled: NDArray[np.bool_]) -> float:
     return max(shares)
 
 
+def filled_by_slice(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask with the holes of each slice (i, j) filled; a component at a time, not a rim of voxels at a time."""
+    labels, count = ndimage.label(~mask, np.pad(_IN_SLICE, ((0, 0), (0, 0), (1, 1))))
+    outside = np.zeros(count + 1, dtype=bool)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        outside[edge] = True
+    outside[0] = False
+    filled: NDArray[np.bool_] = ~outside[labels]
+    return filled
+
+
 def _enclosed_by_bone(hu: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Soft tissue with bone all around it within its slice, as only a skull has it by the square centimetre."""
     pad = 3
     bone = np.pad(hu > _SKULL_HU, ((pad, pad), (pad, pad), (0, 0)))
     closed = ndimage.binary_closing(bone, _IN_SLICE, iterations=2)
-    inside = ndimage.binary_fill_holes(closed, _IN_SLICE)[pad:-pad, pad:-pad]
+    inside = filled_by_slice(closed)[pad:-pad, pad:-pad]
     enclosed: NDArray[np.bool_] = ndimage.binary_opening(inside & (hu > _BRAIN_HU[0]) & (hu < _BRAIN_HU[1]), _IN_SLICE)
     return enclosed

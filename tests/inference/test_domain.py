@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from gtvray.config import PreprocessingConfig
 from gtvray.errors import DataError
 from gtvray.geometry import Volume
 from gtvray.inference import out_of_domain, training_ranges
+from gtvray.inference.domain import filled_by_slice
 from gtvray.io import read_volume
 from gtvray.preprocessing import Prepared, prepare
 
@@ -112,3 +114,14 @@ def test_real_heads_are_rarely_flagged(real_cases: Path) -> None:
     scans = sorted(real_cases.glob("*/data.nii.gz"))[::10]
     flagged = [path.parent.name for path in scans if out_of_domain(prepare(read_volume(path), CONFIG))]
     assert len(flagged) <= 2, flagged
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_holes_are_those_of_a_slice(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(24, 31, 6)), 1.5) > rng.uniform(-0.05, 0.05)
+    expected = np.stack([ndimage.binary_fill_holes(mask[:, :, k]) for k in range(mask.shape[2])], axis=2)
+    assert (expected & ~mask).any()
+    np.testing.assert_array_equal(filled_by_slice(mask), expected)
+    assert filled_by_slice(np.ones((3, 3, 2), bool)).all()
+    assert not filled_by_slice(np.zeros((3, 3, 2), bool)).any()
