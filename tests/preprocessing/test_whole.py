@@ -90,9 +90,11 @@ def test_with_air_about_the_body_it_is_the_scan_resampled_at_once(affine, antial
     beyond = np.ones(hu.shape, bool)
     beyond[whole.body.slices] = False
     np.testing.assert_array_equal(hu.array[beyond], at_once[beyond])
-    # A spline's ripples are mirrored at the crop's border; what is linear may be rounded the other way.
+    # A spline's ripples are mirrored at the crop's border, and at it the crop has no neighbours to average with; what is
+    # linear may be rounded the other way.
+    inner = tuple(slice(span.start + 1, span.stop - 1) for span in whole.body.slices)
     if interpolation == "linear":
-        assert np.abs(hu.array - at_once).max() <= 1
+        assert np.abs(hu.array[inner] - at_once[inner]).max() <= 1
 
 
 def test_what_lies_apart_is_kept_and_not_told_of_as_cut_away() -> None:
