@@ -9,8 +9,10 @@ one network without the mirror image, which the peers do not have. nnU-Net runs 
 
 Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and those of the peers' sliding
 windows with Gaussian weights on the same prepared grid of the whole scan, brought back in our way; `dice_to_peer` is
-the lower one. The peers' own chains resample onto grids that differ from ours by up to a voxel; `dice_file_to_file`
-tells how far that takes their masks from ours.
+the lower one, and `dice_between_peers` how far they agree with one another. MONAI shifts the last patch of an axis back
+where nnU-Net and we spread all evenly; nnU-Net averages logits, and has no lowest weight. MONAI averages what it is
+given, which is probabilities here and logits in its own chain. The peers' own chains resample onto grids that differ
+from ours by up to a voxel; `dice_file_to_file` tells how far all that takes their masks from ours.
 
 With --cases, a folder of cases with masks, localised inference is held against exhaustive on each of them and on
 copies: padded with air, cropped at a side, mirrored, with other axes. `missed` counts tumours that exhaustive touches
@@ -368,15 +370,14 @@ def report(
 
 
 def same_grid_dice(ours: Path | None, same: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Of our exhaustive mask to each peer's on the same grid, and the lower one."""
-    found = {
-        peer: round(dice_of_files(ours, Path(run["mask"])), 5)
-        for peer, run in same.items()
-        if ours is not None and "failed" not in run
-    }
+    """Of our exhaustive mask to each peer's on the same grid, the lower one, and of the peers to one another."""
+    masks = {peer: Path(run["mask"]) for peer, run in same.items() if "failed" not in run}
+    found = {peer: round(dice_of_files(ours, mask), 5) for peer, mask in masks.items() if ours}
+    both = [masks[peer] for peer in PEERS if peer in masks]
     return {
         **{f"dice_to_{peer}": found.get(peer) for peer in PEERS},
         "dice_to_peer": min(found.values(), default=None),
+        "dice_between_peers": round(dice_of_files(*both), 5) if len(both) == len(PEERS) else None,
     }
 
 

@@ -1,8 +1,8 @@
 """nnU-Net's predictor on one scan, run in nnU-Net's environment; prints one JSON line. Nothing of gtvray is imported.
 
-Its own reader, preprocessing, sliding window and export, without flips, about the network that `nnunet_job.py` left in
-the folder JOB, file/ and grid/. "file" goes from the scan's file to the mask's, twice. "grid" runs its sliding window
-alone on an array that was prepared elsewhere, and leaves the probabilities beside it.
+Its own reader, preprocessing, sliding window and export, without flips, about the networks that `nnunet_job.py` left
+in the folder JOB. "file" goes from the scan's file to the mask's, twice. "grid" runs its sliding window alone on an
+array that was prepared elsewhere, and leaves the probabilities beside it.
 
     nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS file SCAN OUT
     nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS grid CHANNELS OUT

@@ -90,8 +90,8 @@ def test_with_air_about_the_body_it_is_the_scan_resampled_at_once(affine, antial
     beyond = np.ones(hu.shape, bool)
     beyond[whole.body.slices] = False
     np.testing.assert_array_equal(hu.array[beyond], at_once[beyond])
-    # A spline's ripples are mirrored at the crop's border, and at it the crop has no neighbours to average with; what is
-    # linear may be rounded the other way.
+    # A spline's ripples are mirrored at the crop's border, where there are no neighbours to average with either; what
+    # is linear may be rounded the other way.
     inner = tuple(slice(span.start + 1, span.stop - 1) for span in whole.body.slices)
     if interpolation == "linear":
         assert np.abs(hu.array[inner] - at_once[inner]).max() <= 1
