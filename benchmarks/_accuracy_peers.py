@@ -88,7 +88,8 @@ def peer_table(given: Namespace, name: str, job: Job, made: Mapping[str, Any]) -
         "machine": machine(given.threads),
         "cases": scored["cases"],
     }
-    write_json(table_file(given.results, name), table)
     who = "reduced nnU-Net" if name == NNUNET else "mean position of the training masks"
     record_look(given.ledger, f"{who}, masks", "peer of the accuracy figure", scored["masks_sha256"], table["summary"])
+    # After the look is written down: a table that is there is taken as it is.
+    write_json(table_file(given.results, name), table)
     return {**table, "from": "run"}

@@ -16,13 +16,13 @@ again, and a training that was cut off goes on from its checkpoint. Tables by ca
 the same data that lies there takes the place of a run. Every model that has looked at --val gets a row in --ledger.
 Without --data nothing is run: the figure is computed from the tables that are kept.
 
-    python benchmarks/accuracy.py --json --data DIR/train --val DIR/val --config FILE.yaml --work FOLDER
+    python benchmarks/accuracy.py --json --data DIR/train --val DIR/val --config benchmarks/accuracy.yaml --work FOLDER
         [--minutes 58 | --epochs N] [--seeds 0,1,2] [--nnunet-python /path/to/its/bin/python] [key=value ...]
 
 With --ablate or --ablations, variants of the settings are trained on four fifths of --data and judged by the other
 fifth; --val is not looked at. Beside them the settings as they are, "base". Rows go to accuracy_ablations.json.
 
-    python benchmarks/accuracy.py --json --data DIR/train --config FILE.yaml --work FOLDER
+    python benchmarks/accuracy.py --json --data DIR/train --config benchmarks/accuracy.yaml --work FOLDER
         --ablate plain=augmentation.strength=0 --ablate "wide=training.patch_ijk=[64,64,64],training.batch_size=1"
 """
 
@@ -114,6 +114,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_intermixed_args()
     if given.data is not None and given.val is None and not (given.ablate or given.ablations):
         parser.error("--data needs --val, --ablate or --ablations")
+    if not set(given.ablation_folds) <= set(range(FOLDS)):
+        parser.error(f"--ablation-folds are of 0 to {FOLDS - 1}")
     return given
 
 
@@ -142,10 +144,10 @@ def our_table(given: argparse.Namespace, config: Config, data: Cases, val: Cases
     found = contest(given, f"{name}_{seed}", settings, data, val)
     asked = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else f"{given.minutes * share:g} minutes"
     table = {"contestant": name, "seed": seed, "budget": asked, **found}
-    write_json(table_file(given.results, name, seed), table)
     source = f"`{given.config.name}`" if given.config else "the defaults"
     what = f"ours, bundle of {source}, seed {seed}, digest"
     record_look(given.ledger, what, f"accuracy figure, {asked}", found["digest"], found["summary"])
+    write_json(table_file(given.results, name, seed), table)
     return {**table, "from": "run"}
 
 
