@@ -46,7 +46,11 @@ def test_flatten_and_known_keys_agree() -> None:
     assert with_dotted(Config(), flat) == Config()
 
 
-@pytest.mark.parametrize("section", [Config, *Section.__subclasses__()])
+# Other rooms have sections of files that are not ours to describe, and are loaded or not by what else is tested.
+SECTIONS = [each for each in Section.__subclasses__() if each.__module__.startswith("gtvray.config.")]
+
+
+@pytest.mark.parametrize("section", [Config, *SECTIONS])
 def test_every_section_is_frozen_closed_and_described(section: type[Section]) -> None:
     assert section.model_config["frozen"]
     assert section.model_config["extra"] == "forbid"
