@@ -27,7 +27,7 @@ def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     began = time.perf_counter()
     bundle = Bundle.load(given.model)
-    network = Counted(bundle.build_network())
+    network = Counted(sole_network(bundle))
     inferer = sliding_window(bundle)
     chain = transforms.Compose(
         [
@@ -58,7 +58,7 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     import torch
 
     bundle = Bundle.load(given.model)
-    network = bundle.build_network()
+    network = sole_network(bundle)
     prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
     channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
     counted = Counted(lambda patches: torch.sigmoid(network(patches)))
@@ -66,6 +66,17 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
         probability = sliding_window(bundle)(torch.from_numpy(channels)[None], counted)[0, 0].numpy()
     write_volume(out, restore_mask(probability, prepared, bundle.inference.threshold))
     return {"patches": counted.patches}
+
+
+def sole_network(bundle: Bundle) -> Any:
+    """The network of a bundle that is no ensemble: the peers are given one.
+
+    Raises:
+        ValueError: it has several.
+    """
+    if bundle.members != 1:
+        raise ValueError(f"{bundle.folder}: an ensemble of {bundle.members}, where the peers are given one network")
+    return bundle.build_network()
 
 
 def sliding_window(bundle: Bundle) -> Any:

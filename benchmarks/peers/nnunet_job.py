@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from peers.inference_monai import sole_network
 
 from gtvray.io import read_volume, write_volume
 from gtvray.models import Bundle
@@ -92,7 +93,7 @@ def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float) -> N
     patch = [bundle.patch_ijk[axis] for axis in lie.back]
     example = torch.zeros((1, bundle.preprocessing.channels, *patch))
     with torch.inference_mode():
-        traced = torch.jit.trace(AsTheFileLies(bundle.build_network(), lie, threshold).eval(), example)
+        traced = torch.jit.trace(AsTheFileLies(sole_network(bundle), lie, threshold).eval(), example)
     traced.save(folder / "network.pt")
     job = {
         "patch": patch,
