@@ -172,7 +172,7 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_random(folder: Path, *, large: bool) -> dict[str, Any]:
-    """A bundle with random weights, whose answers are stretched about the threshold."""
+    """A bundle with random weights."""
     import torch
 
     from gtvray.models import build_network, weights_of, write_bundle

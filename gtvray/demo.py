@@ -169,7 +169,7 @@ class Demo:
             ledger = Ledger(self._workspace.ledger)
             masks = self._reports / "masks"
             advance = self._show.advance
-            golden = self._golden(outcome.bundle.digest)
+            golden = self._workspace.golden_of(outcome.bundle.digest)
             evidence, scored = gather_evidence(
                 outcome.bundle,
                 project,
@@ -205,7 +205,7 @@ class Demo:
                 config=config,
                 registry=registry,
                 log=log,
-                golden=self._golden(outcome.bundle.digest),
+                golden=self._workspace.golden_of(outcome.bundle.digest),
             )
         self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
         return registry, version
@@ -223,7 +223,7 @@ class Demo:
                     token,
                     version=version.version,
                     digest=champion.digest,
-                    golden=self._golden(champion.digest),
+                    golden=self._workspace.golden_of(champion.digest),
                 )
                 stack.callback(server.stop)
                 server.wait_ready()
@@ -252,9 +252,6 @@ class Demo:
         if entry.baseline is not None:
             row |= {"baseline_dsc": entry.baseline.dsc, "baseline_hd95_mm": entry.baseline.hd95_mm}
         return {**row, "milliseconds": milliseconds, "request_id": served.request_id, "same_as_offline": True}
-
-    def _golden(self, digest: str) -> Path:
-        return self._workspace.golden / digest[:16]
 
     def _threads(self) -> int:
         # As many as a replica has: with another count of threads sums are taken in another order.

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_clock import EpochClock, measured
+from training_nnunet import FEATURES, architecture
 
 NAME = "Dataset501_Benchmark"
 CONFIGURATION = "3d_reduced"
 MODEL = f"nnUNetTrainer_5epochs__nnUNetPlans__{CONFIGURATION}"
-FEATURES = (16, 32, 64, 128, 256)
 PATCH, BATCH, STEPS, VALIDATION_SHARE = (64, 64, 64), 2, 250, 0.2
 PLANNING = "nnunetv2.experiment_planning.plan_and_preprocess_api"
 TRAINER = "nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs"
@@ -87,21 +87,6 @@ def prepare(data: Path, work: Path) -> None:
     }
     path.write_text(json.dumps(plans))
     planning.preprocess([501], configurations=(CONFIGURATION,), num_processes=(cores(),))
-
-
-def architecture(planned: dict[str, Any]) -> dict[str, Any]:
-    """The planned network, reduced to five stages."""
-    stages = len(FEATURES)
-    settings = {
-        **planned["arch_kwargs"],
-        "n_stages": stages,
-        "features_per_stage": list(FEATURES),
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-    }
-    return {**planned, "arch_kwargs": settings}
 
 
 def link(cases: Path, folder: Path, suffix: str, file: str) -> None:

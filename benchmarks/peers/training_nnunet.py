@@ -74,15 +74,15 @@ def prepare(work: Path, spacing_ijk_mm: list[float], patch: int, batch: int) -> 
         "spacing": spacing_ijk_mm[::-1],
         "patch_size": [patch] * 3,
         "batch_size": batch,
-        "architecture": architecture(planned["architecture"]),
+        "architecture": architecture(planned["architecture"], conv_bias=False),
     }
     path.write_text(json.dumps(plans))
     preprocess([NUMBER], configurations=(CONFIGURATION,), num_processes=(2,))
     return {"cases": about["numTraining"], "batch_dice": planned["batch_dice"]}
 
 
-def architecture(planned: dict[str, Any]) -> dict[str, Any]:
-    """The planned network with stages of our widths, and without biases that a normalisation takes away."""
+def architecture(planned: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The planned network with stages of our widths, and other settings of it changed."""
     stages = len(FEATURES)
     settings = {
         **planned["arch_kwargs"],
@@ -92,7 +92,7 @@ def architecture(planned: dict[str, Any]) -> dict[str, Any]:
         "strides": STRIDES,
         "n_conv_per_stage": [2] * stages,
         "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": False,
+        **changes,
     }
     return {**planned, "arch_kwargs": settings}
 

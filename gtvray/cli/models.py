@@ -47,7 +47,7 @@ def find_golden(bundle: Bundle, place: Workspace, config: Config) -> Path:
     """
     from gtvray.errors import NotFoundError
 
-    folder = place.golden / bundle.digest[:16]
+    folder = place.golden_of(bundle.digest)
     if folder.exists():
         return folder
     registry = open_registry(place, config)
@@ -114,7 +114,7 @@ def promote(
         masks = place.reports / f"promote-{candidate.digest[:12]}" / "masks"
         threads = max(1, int(base.serving.cpus_per_replica))
         ledger = Ledger(place.ledger)
-        golden = place.golden / candidate.digest[:16]
+        golden = place.golden_of(candidate.digest)
         evidence, _ = gather_evidence(
             candidate, project, masks=masks, ledger=ledger, threads=threads, golden=golden, report=progress.advance
         )

@@ -54,7 +54,7 @@ class Predictor:
         self._flips = [axes for count in range(len(flips) + 1) for axes in combinations(flips, count)]
         locating = locator_of(bundle)
         self._seeing = Predictor(locating, device=device, store=store) if locating is not None else None
-        self._locator = Locator(locating, self._seeing.forward) if locating and self._seeing else None
+        self._locator = Locator(self._seeing.bundle, self._seeing.forward) if self._seeing is not None else None
 
     @property
     def batch_size(self) -> int:

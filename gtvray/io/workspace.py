@@ -60,6 +60,10 @@ class Workspace:
         """Golden cases of models, by digest."""
         return self.root / "golden"
 
+    def golden_of(self, digest: str) -> Path:
+        """Where a model's golden cases are, or will be, by the digest of its bundle."""
+        return self.golden / digest[:16]
+
     @property
     def reports(self) -> Path:
         """Tables and pictures."""
