@@ -2,22 +2,24 @@
 
 The scan is a phantom on StructSeg's grid (512 x 512 x 124 at 1.14 x 1.14 x 3 mm, with noise), or a real one given by
 --scan. All contestants have the same weights: those of --model, or random ones of a small network; --large takes random
-ones of nnU-Net's size (31 million parameters, patch 192 x 192 x 32), for timing alone. Each runs in a process of its
-own, imports not timed. `cold` is the network's setting up and the first scan, `warm` the same scan again. The model is
+ones of nnU-Net's size (31 million parameters, patch 192 x 192 x 32), for timing alone: no mask of it is compared, and
+the peers, who take minutes, run once. Each runs in a process of its own, imports not timed. `cold` is the network's
+setting up and the first scan, `warm` the same scan again. The model is
 one network without the mirror image, which the peers do not have. nnU-Net runs without flips, in the Python that
 --nnunet-python names; without it, what it would tell is null.
 
 Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and those of the peers' sliding
 windows with Gaussian weights on the same prepared grid of the whole scan, brought back in our way; `dice_to_peer` is
-the lower one, and `dice_between_peers` how far they agree with one another. MONAI shifts the last patch of an axis back
-where nnU-Net and we spread all evenly; nnU-Net averages logits, and has no lowest weight. MONAI averages what it is
-given, which is probabilities here and logits in its own chain. The peers' own chains resample onto grids that differ
-from ours by up to a voxel; `dice_file_to_file` tells how far all that takes their masks from ours.
+the lower one, and `dice_between_peers` how far they agree with one another. All three average logits. MONAI shifts the
+last patch of an axis back where nnU-Net and we spread all evenly; `dice_to_monai_same_places` is on the grid cut to
+whole steps, where that is the same. nnU-Net's lowest weights are lower than MONAI's and ours. The peers' own chains
+resample onto grids that differ from ours by up to a voxel; `dice_file_to_file` tells how far all that takes their masks
+from ours.
 
-With --cases, a folder of cases with masks, localised inference is held against exhaustive on each of them and on
-copies: padded with air, cropped at a side, mirrored, with other axes. `missed` counts tumours that exhaustive touches
-and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and Pearson) that the cases, without their
-copies, allow for.
+With --cases, a folder of cases with masks, localised inference is held against exhaustive, and exhaustive against
+`body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes. `missed` counts
+tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and Pearson)
+that the cases, without their copies, allow for.
 
 `floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here,
 of the fastest contestant in mode body that computes in fp32, as that product does.
@@ -67,6 +69,7 @@ LARGE = (32, 64, 128, 256, 320, 320)
 LARGE_PATCH, LARGE_SPACING_MM = (192, 192, 32), (1.14, 1.14, 3.0)
 # Their sliding windows alone, on our grid.
 SAME_GRID = {"monai": "monai-inferer", "nnunet": "nnunet-inferer"}
+SAME_PLACES = "monai-places"
 
 
 def main() -> None:
@@ -92,10 +95,14 @@ def main() -> None:
             name: [child(name, given, scan, model, folder / f"{name}-{n}.nii.gz") for n in range(given.repeats)]
             for name in (*ours, *peers)
         }
-        same = {name: child(SAME_GRID[name], given, scan, model, folder / f"same-{name}.nii.gz") for name in peers}
+        same: dict[str, dict[str, Any]] = {}
+        places = None
+        if not given.large:
+            same = {name: child(SAME_GRID[name], given, scan, model, folder / f"same-{name}.nii.gz") for name in peers}
+            places = child(SAME_PLACES, given, scan, model, folder / "places.nii.gz")
         study = child("study", given, given.cases, model, folder) if given.cases else None
         speed = child("floor", given, scan, model, folder)
-        print(json.dumps({**report(runs, same, study, speed), **facts(given, scan)}))
+        print(json.dumps({**report(runs, same, places, study, speed), **facts(given, scan)}))
 
 
 def arguments() -> argparse.Namespace:
@@ -164,6 +171,7 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
     runs = {
         "monai": inference_monai.run_chain,
         SAME_GRID["monai"]: inference_monai.run_same_grid,
+        SAME_PLACES: inference_monai.run_same_places,
         "nnunet-job": nnunet_job.write_job,
         SAME_GRID["nnunet"]: nnunet_job.restore_job,
     }
@@ -246,13 +254,14 @@ def floor(model: Path) -> dict[str, Any]:
 
 
 def study_cases(given: argparse.Namespace) -> dict[str, Any]:
-    """Localised against exhaustive on cases and their copies."""
+    """Localised and body against exhaustive on cases and their copies."""
     from gtvray.data import index_dataset, read_label
     from gtvray.evaluation import dice
     from gtvray.inference import Predictor
 
-    whole, near = (
-        Predictor(bundle_of(given.model, mode=mode), threads=given.threads) for mode in ("exhaustive", "localised")
+    whole, near, body = (
+        Predictor(bundle_of(given.model, mode=mode), threads=given.threads)
+        for mode in ("exhaustive", "localised", "body")
     )
     rows = []
     for case in index_dataset(given.scan).cases[: given.most]:
@@ -260,7 +269,7 @@ def study_cases(given: argparse.Namespace) -> dict[str, Any]:
         for kind, (copy, label) in copies(scan, read_label(case, scan)).items():
             job = near.begin(copy, mask_only=True)
             near.run(job)
-            masks = whole.predict(copy), job.finish()
+            masks = whole.predict(copy), job.finish(), body.predict(copy)
             rows.append(
                 {
                     "case": case.case_id,
@@ -316,6 +325,7 @@ def dice_of_files(one: Path, other: Path) -> float:
 def report(
     runs: dict[str, list[dict[str, Any]]],
     same: dict[str, dict[str, Any]],
+    places: dict[str, Any] | None,
     study: dict[str, Any] | None,
     speed: dict[str, Any],
 ) -> dict[str, Any]:
@@ -346,6 +356,7 @@ def report(
         "ratio_exhaustive_monai": ratio("monai", exhaustive, warm),
         "ratio_exhaustive_nnunet": ratio("nnunet", exhaustive, warm),
         **same_grid_dice(mask[exhaustive] if exhaustive else None, same),
+        "dice_to_monai_same_places": same_places_dice(places),
         "dice_file_to_file": {
             peer: round(dice_of_files(mask[exhaustive], mask[peer]), 4) for peer in peers if exhaustive
         },
@@ -360,11 +371,13 @@ def report(
         "best_localised": near,
         "patches": {name: found[0]["patches"] for name, found in sound.items()},
         "stages_s": {name: runs[name][0]["stages_s"] for name in ours},
-        "failed": sorted(set(runs) - set(sound)) + sorted(SAME_GRID[name] for name in same if "failed" in same[name]),
+        "failed": sorted(set(runs) - set(sound))
+        + sorted(SAME_GRID[name] for name in same if "failed" in same[name])
+        + ([SAME_PLACES] if places and "failed" in places else []),
         "mask_sha256": {name: sha256_of(path) for name, path in mask.items()},
         "speed": speed,
         "study": study,
-        "same_grid": same,
+        "same_grid": {**same, **({SAME_PLACES: places} if places else {})},
         "raw": runs,
     }
 
@@ -379,6 +392,14 @@ def same_grid_dice(ours: Path | None, same: dict[str, dict[str, Any]]) -> dict[s
         "dice_to_peer": min(found.values(), default=None),
         "dice_between_peers": round(dice_of_files(*both), 5) if len(both) == len(PEERS) else None,
     }
+
+
+def same_places_dice(places: dict[str, Any] | None) -> float | None:
+    """Of our exhaustive mask to MONAI's where both place patches alike."""
+    if places is None or "failed" in places:
+        return None
+    ours = Path(places["mask"])
+    return round(dice_of_files(ours, ours.with_name(f"monai-{ours.name}")), 5)
 
 
 def floor_figures(bodies: dict[str, list[dict[str, Any]]], speed: dict[str, Any]) -> dict[str, Any]:
@@ -413,6 +434,14 @@ def study_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     bound = stats.beta.ppf(0.95, len(missed) + 1, len(cases) - len(missed)) if len(missed) < len(cases) else 1.0
     return {
         "worst_case_drop": round(max(row["dsc"][0] - row["dsc"][1] for row in rows), 4),
+        "worst_case_drop_body": round(max(row["dsc"][0] - row["dsc"][2] for row in rows), 4),
+        "mean_dsc": dict(
+            zip(
+                ("exhaustive", "localised", "body"),
+                np.mean([row["dsc"] for row in rows], 0).round(4).tolist(),
+                strict=True,
+            )
+        ),
         "missed": sum(max(0, row["missed"]) for row in rows),
         "miss_rate_below": round(float(bound), 4),
         "cases": len(cases),

@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gtvray.geometry import Volume
+from gtvray.geometry import Box, Volume
+from gtvray.inference import CaseJob, Predictor
 from gtvray.io import read_volume, write_volume
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare, restore_mask, to_channels
 
 
 def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's usual chain from file to file, twice."""
+    """MONAI's usual chain from file to file, twice; once with --large, where it takes minutes."""
     import torch
     from monai import transforms
 
@@ -37,8 +39,8 @@ def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
         ]
     )
     windows = [transforms.ScaleIntensityRange(*w, 0.0, 1.0, clip=True) for w in bundle.preprocessing.windows_hu]
-    seconds = []
-    for _ in range(2):
+    seconds: list[float] = []
+    for _ in range(1 if given.large else 2):
         image = chain(str(given.scan))
         with torch.inference_mode():
             logits = inferer(torch.cat([window(image) for window in windows])[None], network)[0, :1]
@@ -50,7 +52,7 @@ def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
         write_volume(out, Volume(mask, np.asarray(probability.affine)))
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-    return {"cold_s": seconds[0], "warm_s": seconds[1], "patches": network.patches // 2}
+    return {"cold_s": seconds[0], "warm_s": seconds[-1], "patches": network.patches // len(seconds)}
 
 
 def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -61,11 +63,45 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     network = sole_network(bundle)
     prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
     channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
-    counted = Counted(lambda patches: torch.sigmoid(network(patches)))
+    counted = Counted(network)
     with torch.inference_mode():
-        probability = sliding_window(bundle)(torch.from_numpy(channels)[None], counted)[0, 0].numpy()
-    write_volume(out, restore_mask(probability, prepared, bundle.inference.threshold))
+        logits = sliding_window(bundle)(torch.from_numpy(channels)[None], counted)[0, 0]
+    write_volume(out, restore_mask(logits.sigmoid().numpy(), prepared, bundle.inference.threshold))
     return {"patches": counted.patches}
+
+
+def run_same_places(given: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """MONAI's inferer and our exhaustive mode where both place patches alike: on the grid, cut to whole steps.
+
+    Our mask is left at `out`, MONAI's beside it.
+    """
+    import torch
+
+    bundle = Bundle.load(given.model)
+    inference = bundle.inference.model_copy(
+        update={"mode": "exhaustive", "backend": "torch", "precision": "fp32", "keep_largest": False}
+    )
+    prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
+    part = prepared.cropped(whole_steps(prepared.hu.shape, bundle.patch_ijk, inference.overlap))
+    job = CaseJob(part, bundle.preprocessing, inference, bundle.patch_ijk)
+    Predictor(replace(bundle, inference=inference), threads=given.threads).run(job)
+    channels = to_channels(part.hu.array, bundle.preprocessing.windows_hu, part.mirrored)
+    network = sole_network(bundle)
+    with torch.inference_mode():
+        logits = sliding_window(bundle)(torch.from_numpy(channels)[None], network)[0, 0]
+    masks = [job.probability(), logits.sigmoid().numpy()]
+    for place, probability in zip((out, out.with_name(f"monai-{out.name}")), masks, strict=True):
+        write_volume(place, part.hu.with_array((probability > inference.threshold).astype(np.uint8)))
+    return {"furthest": float(np.abs(masks[0] - masks[1]).max()), "shape": part.hu.shape}
+
+
+def whole_steps(shape: tuple[int, ...], patch_ijk: tuple[int, int, int], overlap: float) -> Box:
+    """The part of a grid, from its first voxel, that holds a patch and whole steps of the sliding window."""
+    sizes = []
+    for size, side in zip(shape, patch_ijk, strict=True):
+        step = max(1, int(side * (1 - overlap)))
+        sizes.append(side + (size - side) // step * step if size > side else size)
+    return Box.whole(tuple(sizes))
 
 
 def sole_network(bundle: Bundle) -> Any:

@@ -101,14 +101,15 @@ def warm_predictor(folder: Path) -> tuple[nnUNetPredictor, Counted, int]:
 
 
 def file_to_file(folder: Path, scan: str, out: str) -> dict[str, Any]:
-    """All of it, twice; a window is a channel, and nnU-Net reads a file for each."""
+    """All of it, as often as the job says; a window is a channel, and nnU-Net reads a file for each."""
     began, seconds = time.perf_counter(), []
+    times = json.loads((folder / "job.json").read_text())["times"]
     predictor, network, windows = warm_predictor(folder)
-    for _ in range(2):
+    for _ in range(times):
         predictor.predict_from_files_sequential([[scan] * windows], [out.removesuffix(DATASET["file_ending"])])
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-    return {"cold_s": seconds[0], "warm_s": seconds[1], "patches": network.patches // 2}
+    return {"cold_s": seconds[0], "warm_s": seconds[-1], "patches": network.patches // times}
 
 
 def same_grid(folder: Path, channels: str, out: str) -> dict[str, Any]:

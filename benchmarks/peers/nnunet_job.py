@@ -78,16 +78,17 @@ class AsTheFileLies(torch.nn.Module):
 def write_job(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The network and its settings, for the file and for our prepared grid of the whole scan; that grid's values."""
     bundle, scan = Bundle.load(given.model), read_volume(given.scan)
-    write_network(folder / "file", bundle, Lie.of(scan.affine), bundle.inference.threshold)
+    times = 1 if given.large else 2
+    write_network(folder / "file", bundle, Lie.of(scan.affine), bundle.inference.threshold, times)
     # Here our own way back has the threshold.
-    write_network(folder / "grid", bundle, UPRIGHT, 0.5)
+    write_network(folder / "grid", bundle, UPRIGHT, 0.5, 1)
     prepared = prepare(scan, bundle.preprocessing, whole=True)
     channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
     np.save(folder / "channels.npy", channels)
     return {}
 
 
-def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float) -> None:
+def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float, times: int) -> None:
     """The network as TorchScript, and what nnU-Net's plans need, by the axes of the file."""
     folder.mkdir(parents=True)
     patch = [bundle.patch_ijk[axis] for axis in lie.back]
@@ -100,6 +101,7 @@ def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float) -> N
         "spacing_mm": [bundle.preprocessing.spacing_mm[axis] for axis in lie.back],
         "overlap": bundle.inference.overlap,
         "windows_hu": bundle.preprocessing.windows_hu,
+        "times": times,
     }
     (folder / "job.json").write_text(json.dumps(job))
 

@@ -16,9 +16,9 @@ from .pipeline import StageClock as StageClock
 from .pipeline import overlapped as overlapped
 from .predictor import Predictor as Predictor
 from .predictor import forward_batch as forward_batch
-from .predictor import mean_of_views as mean_of_views
 from .schedule import PatchGrid as PatchGrid
 from .schedule import gaussian_weights as gaussian_weights
 from .schedule import patch_starts as patch_starts
 from .uncertainty import Uncertainty as Uncertainty
 from .uncertainty import estimate_uncertainty as estimate_uncertainty
+from .views import mean_of_views as mean_of_views

@@ -76,14 +76,13 @@ class CaseJob:
         self.out_of_domain = out_of_domain
         self._preprocessing, self._inference, self._mask_only = preprocessing, inference, mask_only
         shape = prepared.hu.shape
-        padded = tuple(max(n, p) for n, p in zip(shape, patch_ijk, strict=True))
-        # A grid smaller than the patch sits in the middle of it, as it does in training.
-        before = [p // 2 - n // 2 for n, p in zip(shape, padded, strict=True)]
-        pad = [(b, p - n - b) for n, p, b in zip(shape, padded, before, strict=True)]
+        # A close look is `exhaustive` where it matters: its patches lie where those of the whole scan do.
+        extent = (prepared.extent if inference.mode == "localised" else None) or Box.whole(shape)
+        self._grid, frame = PatchGrid.reaching(shape, extent, patch_ijk, inference.overlap)
+        pad = [(-low, high - n) for n, low, high in zip(shape, frame.start_ijk, frame.stop_ijk, strict=True)]
         self._hu = _in_air(prepared.hu.array, pad)
         self._mirrored = None if prepared.mirrored is None else _in_air(prepared.mirrored, pad)
-        self._inner = Box.whole(shape).moved((-before[0], -before[1], -before[2]))
-        self._grid = PatchGrid.covering(padded, patch_ijk, inference.overlap)
+        self._inner = Box.whole(shape).moved(frame.start_ijk)
         self._weights = gaussian_weights(patch_ijk)
         self._handed = self._answered = 0
         self._queue: deque[int] = deque()
@@ -129,16 +128,16 @@ class CaseJob:
         mirrored = None if self._mirrored is None else self._mirrored[place]
         return Patch(self._handed - 1, to_channels(self._hu[place], self._preprocessing.windows_hu, mirrored))
 
-    def put(self, number: int, probability: NDArray[np.float32]) -> None:
-        """The answer to a patch: tumour probability (i, j, k)."""
+    def put(self, number: int, logits: NDArray[np.float32]) -> None:
+        """The answer to a patch: logits of the tumour (i, j, k)."""
         assert number == self._answered, "answers come in the order of the patches"
         self._answered += 1
         asked = self._asked.popleft()
         if self._searching:
             assert self._coarse is not None
-            self._coarse.add(asked, probability)
+            self._coarse.add(asked, logits)
         else:
-            self._add(asked, probability)
+            self._add(asked, logits)
         if self.done:
             self._go_on()
 
@@ -166,7 +165,8 @@ class CaseJob:
         seen = np.zeros(self._hu.shape, bool)
         for number in self._run:
             seen[self._grid.slices(number)] = True
-        whole = self._prepared.whole_shape or self._prepared.hu.shape
+        extent = self._prepared.extent
+        whole = extent.shape if extent else self._prepared.hu.shape
         every = PatchGrid.covering(whole, self._grid.patch_ijk, self._inference.overlap)
         return Coverage(
             mode="body" if self._fallback else self._inference.mode,
@@ -208,12 +208,12 @@ class CaseJob:
         self._fallback = suspicion.doubt(self._inference.threshold) or (None if numbers else EMPTY)
         self._look(self._close.body if self._fallback else numbers)
 
-    def _add(self, number: int, probability: NDArray[np.float32]) -> None:
-        self._mean.add(number, probability)
+    def _add(self, number: int, logits: NDArray[np.float32]) -> None:
+        self._mean.add(number, logits)
         assert self._order.popleft() == number, "patches are put together in the order of the grid"
         if self._close is not None and not self._fallback:
             # Put together once more if the look is widened.
-            self._known[number] = probability.copy()
+            self._known[number] = logits.copy()
         self._add_known()
 
     def _add_known(self) -> None:
@@ -260,8 +260,8 @@ def run_to_end(
     """Answer every patch of a job, so many at a time."""
     while job.remaining:
         patches = [job.take() for _ in range(min(batch_size, job.remaining))]
-        for patch, probability in zip(patches, forward([p.channels for p in patches]), strict=True):
-            job.put(patch.number, probability)
+        for patch, logits in zip(patches, forward([p.channels for p in patches]), strict=True):
+            job.put(patch.number, logits)
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

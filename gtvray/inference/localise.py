@@ -1,8 +1,8 @@
 """What `localised` inference looks at: the patches that matter where something is suspected, and when not to.
 
 Tumour is suspected by the bundle's locator, a model of its own that sees the body at a coarser spacing; or, where a
-bundle has none, by its own network on patches that hardly overlap. There, and in a margin around it, the patches of
-`body` are run that have a say: those whose weights a voxel cannot do without. A mask that reaches the border of what
+bundle has none, by its own network on patches that hardly overlap. There, and in a margin around it, those patches of
+`exhaustive` are run that have a say: whose weights a voxel cannot do without. A mask that reaches the border of what
 was looked at has it widened once; then the whole body is looked at.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from gtvray.geometry import Box
 from gtvray.inference.schedule import PatchGrid, Slices
@@ -22,7 +23,7 @@ SUSPECT = 0.2
 SURE = 0.5
 MARGIN_MM = 6.0
 # Weights fall steeply from a patch's centre, and most patches that touch a place have next to no say in it. Patches are
-# left out as long as no voxel loses more than this share of all the weights it has in `body`.
+# left out as long as no voxel loses more than this share of all the weights it has with all that touch the body.
 DROPPED_SHARE = 0.05
 
 EMPTY = "the coarse pass found nothing"
@@ -69,7 +70,7 @@ class CoarsePass:
 
     Attributes:
         numbers: the coarse patches, in order.
-        answers: tumour probability (i, j, k) by number.
+        answers: logits of the tumour (i, j, k) by number.
     """
 
     def __init__(self, grid: PatchGrid, body: list[int], shape: tuple[int, ...], threshold: float) -> None:
@@ -79,9 +80,10 @@ class CoarsePass:
         self.numbers = sorted(set(grid.sparse()) & set(body))
         self.answers: dict[int, NDArray[np.float32]] = {}
 
-    def add(self, number: int, probability: NDArray[np.float32]) -> None:
+    def add(self, number: int, logits: NDArray[np.float32]) -> None:
         """The answer to a coarse patch."""
-        self.answers[number] = probability.copy()
+        self.answers[number] = logits.copy()
+        probability = expit(logits)
         self._suspected[self._grid.slices(number)] |= probability > self._above
         self._highest = max(self._highest, float(probability.max()))
 
@@ -156,7 +158,7 @@ class CloseLook:
         return sorted(kept)
 
     def _shares(self, near: Box) -> tuple[NDArray[np.float32], dict[int, tuple[Slices, NDArray[np.float32]]]]:
-        """The weights of all of `body` in a box of the grid; each patch's place in the box, and its weights there."""
+        """In a box of the grid: the weights of all patches, and of each its place in the box and its own weights."""
         total, shares = np.zeros(near.shape, np.float32), {}
         for number in self.body:
             spans = self._grid.slices(number)

@@ -25,7 +25,7 @@ class Locator:
 
     Args:
         bundle: the locator's, as `locator_of` gives it.
-        forward: its network: patches (c, i, j, k) to probabilities (b, i, j, k).
+        forward: its network: patches (c, i, j, k) to logits (b, i, j, k).
     """
 
     def __init__(self, bundle: Bundle, forward: Forward) -> None:

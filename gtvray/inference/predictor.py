@@ -1,8 +1,8 @@
-"""The network at work: fixed-size batches in, probabilities out."""
+"""The network at work: fixed-size batches in, logits out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -17,12 +17,13 @@ from gtvray.inference.backends.torch import run_network
 from gtvray.inference.case import CaseJob, run_to_end
 from gtvray.inference.domain import out_of_domain
 from gtvray.inference.locator import Locator, locator_of
+from gtvray.inference.views import mean_of_views
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
 
 class Predictor:
-    """A warm bundle, all its members at once, as it is and mirrored: the probabilities of these views are averaged.
+    """A warm bundle, all its members at once, as it is and mirrored: the logits of these views are averaged.
 
     A batch is always filled up to the bundle's batch size, so a patch meets the same arithmetic whatever shares its
     batch: alone, among its own case's, or among other requests'.
@@ -91,7 +92,7 @@ class Predictor:
         return len(self._members) * len(self._flips)
 
     def views(self, channels: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-        """Each view's tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
+        """Each view's logits of the tumour (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
         batch = filled_batch(channels, self.batch_size)
         for axes in self._flips:
             mirrored = np.ascontiguousarray(np.flip(batch, tuple(axis + 2 for axis in axes))) if axes else batch
@@ -99,7 +100,7 @@ class Predictor:
                 yield np.flip(member.run(mirrored), tuple(axis + 1 for axis in axes))[: len(channels)]
 
     def forward(self, channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Tumour probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
+        """Logits of the tumour (b, i, j, k) of up to `batch_size` patches (c, i, j, k)."""
         return mean_of_views(self.views(channels))
 
     def warm(self) -> None:
@@ -123,15 +124,6 @@ class Predictor:
         return job.finish()
 
 
-def mean_of_views(views: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The mean of arrays of one shape, summed one after the other in fp32: the order is part of the answer."""
-    first, *others = views
-    total = first.copy()
-    for each in others:
-        total += each
-    return total / np.float32(1 + len(others))
-
-
 def forward_batch(
     network: torch.nn.Module,
     channels: Sequence[NDArray[np.float32]],
@@ -139,5 +131,5 @@ def forward_batch(
     device: torch.device,
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
-    """Tumour probabilities (b, i, j, k) of at most `batch_size` patches (c, i, j, k); zeros fill the batch."""
+    """Logits of the tumour (b, i, j, k) of at most `batch_size` patches (c, i, j, k); zeros fill the batch."""
     return run_network(network, filled_batch(channels, batch_size), device, dtype)[: len(channels)]

@@ -8,6 +8,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from gtvray.geometry import Box
+
 Slices = tuple[slice, slice, slice]
 
 
@@ -29,13 +31,33 @@ class PatchGrid:
 
         An axis shorter than the patch has one start, 0.
         """
-        axes = []
-        for size, patch in zip(shape, patch_ijk, strict=True):
-            room = max(0, size - patch)
-            step = max(1, int(patch * (1 - overlap)))
-            count = -(-room // step) + 1
-            axes.append(tuple(round(place) for place in np.linspace(0, room, count)))
-        return cls(tuple(axes), patch_ijk)
+        return cls(tuple(_places(*axis, overlap) for axis in zip(shape, patch_ijk, strict=True)), patch_ijk)
+
+    @classmethod
+    def reaching(
+        cls, shape: tuple[int, ...], extent: Box, patch_ijk: tuple[int, int, int], overlap: float
+    ) -> tuple[PatchGrid, Box]:
+        """Those of the patches that cover an extent which reach a grid in it.
+
+        Args:
+            shape: of the grid.
+            extent: in voxels of the grid, which it holds; one smaller than the patch sits in its middle.
+            patch_ijk: size of a patch.
+            overlap: the share of a patch that neighbours have in common at least.
+
+        Returns:
+            the patches, and the box of the grid's voxels that they take, whose first voxel is theirs.
+        """
+        axes, starts, stops = [], [], []
+        for size, low, high, side in zip(shape, extent.start_ijk, extent.stop_ijk, patch_ijk, strict=True):
+            first = low - max(0, side // 2 - (high - low) // 2)
+            places = [first + place for place in _places(high - low, side, overlap)]
+            kept = [place for place in places if -side < place < size]
+            axes.append(tuple(place - kept[0] for place in kept))
+            starts.append(kept[0])
+            stops.append(kept[-1] + side)
+        (i, j, k), (u, v, w) = starts, stops
+        return cls(tuple(axes), patch_ijk), Box((i, j, k), (u, v, w))
 
     def __len__(self) -> int:
         return len(self.axes[0]) * len(self.axes[1]) * len(self.axes[2])
@@ -67,6 +89,13 @@ class PatchGrid:
             kept.append(places)
         counts = [len(axis) for axis in self.axes]
         return [int(np.ravel_multi_index(places, counts)) for places in product(*kept)]
+
+
+def _places(size: int, patch: int, overlap: float) -> tuple[int, ...]:
+    """First voxels of the patches along an axis."""
+    room = max(0, size - patch)
+    step = max(1, int(patch * (1 - overlap)))
+    return tuple(round(place) for place in np.linspace(0, room, -(-room // step) + 1))
 
 
 def patch_starts(

@@ -1,8 +1,8 @@
 """How sure a model is of a mask: a voxel at a time, and of the case.
 
-The views (members of an ensemble, mirrored patches) answer once more about the mask, each for itself. Their mean gives
-the entropy of a voxel and the Dice to be expected if probabilities meant what they say; their differences give how far
-the views agree. With one view only the first two are known.
+The views (members of an ensemble, mirrored patches) answer once more about the mask, each for itself. The mean of their
+probabilities gives the entropy of a voxel and the Dice to be expected if probabilities meant what they say; their
+differences give how far the views agree. With one view only the first two are known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gtvray.geometry import Box, Volume
 from gtvray.inference.case import CaseJob, largest_component
+from gtvray.inference.views import mean_of_views
 from gtvray.preprocessing import Prepared, prepare_mask
 
 if TYPE_CHECKING:
@@ -58,12 +59,13 @@ def estimate_uncertainty(predictor: Predictor, prepared: Prepared, mask: Volume)
         neighbourhood, whose affine places it in the patient.
     """
     near = prepared.cropped(_neighbourhood(predictor, prepared, mask))
-    place, views = near.hu, _views(predictor, near)
+    (together, *views), place = _answers(predictor, near), near.hu
     inference = predictor.bundle.inference
+    # A voxel that the views see each in their own way is a doubtful one, however sure one of them is.
     mean = np.asarray(np.mean(views, axis=0, dtype=np.float64))
     p = np.clip(mean, 1e-7, 1 - 1e-7)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    marked = _marked(mean, inference.threshold, inference.keep_largest)
+    marked = _marked(together, inference.threshold, inference.keep_largest)
     masks = [_marked(view, inference.threshold, inference.keep_largest) for view in views]
     pairs = [_dice(a, b) for a, b in combinations(masks, 2)]
     volumes_ml = [np.count_nonzero(each) * place.voxel_volume_ml for each in masks]
@@ -84,17 +86,17 @@ def _neighbourhood(predictor: Predictor, prepared: Prepared, mask: Volume) -> Bo
     return box.grown((i, j, k), prepared.hu.shape) if box else Box.whole(prepared.hu.shape)
 
 
-def _views(predictor: Predictor, near: Prepared) -> list[NDArray[np.float32]]:
-    """Each view's probabilities; all of them are given the same patches in step."""
+def _answers(predictor: Predictor, near: Prepared) -> list[NDArray[np.float32]]:
+    """Probabilities of the views together, as the mask has them, and of each; all are given the same patches."""
     bundle = predictor.bundle
     # What a localised search decides would differ from view to view.
     inference = bundle.inference.model_copy(update={"mode": "body"})
-    jobs = [CaseJob(near, bundle.preprocessing, inference, bundle.patch_ijk) for _ in range(predictor.view_count)]
+    jobs = [CaseJob(near, bundle.preprocessing, inference, bundle.patch_ijk) for _ in range(1 + predictor.view_count)]
     while jobs[0].remaining:
         count = min(predictor.batch_size, jobs[0].remaining)
         taken = [[job.take() for _ in range(count)] for job in jobs]
-        answered = predictor.views([patch.channels for patch in taken[0]])
-        for job, patches, answers in zip(jobs, taken, answered, strict=True):
+        views = list(predictor.views([patch.channels for patch in taken[0]]))
+        for job, patches, answers in zip(jobs, taken, (mean_of_views(views), *views), strict=True):
             for patch, answer in zip(patches, answers, strict=True):
                 job.put(patch.number, answer)
     return [job.probability() for job in jobs]

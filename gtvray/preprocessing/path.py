@@ -49,7 +49,7 @@ class Prepared:
         crop: what was kept of it, in voxels of its upright (RAS) form; None where nothing was cut.
         notes: what a reader of the result should know about the scan, a sentence each.
         mirrored: HU on the same grid, of the scan mirrored about its mid-sagittal plane; None where nobody asked.
-        whole_shape: of the grid that covers the whole scan; None where that is this one.
+        extent: what covers the whole scan, in voxels of this grid, which it holds; None where that is this grid.
         body: where the box about the body lies in this grid; None where the grid is that box.
     """
 
@@ -60,7 +60,7 @@ class Prepared:
     crop: Box | None = None
     notes: tuple[str, ...] = ()
     mirrored: NDArray[np.int16] | None = None
-    whole_shape: tuple[int, int, int] | None = None
+    extent: Box | None = None
     body: Box | None = None
 
     @property
@@ -107,7 +107,7 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, 
     hu = sampled(body, *resampled_grid(body, config.spacing_mm))
     extent = _extent(upright, hu)
     mirrored = mirrored_hu(hu.array, mirror_sum(hu), AIR_HU) if config.mirrored else None
-    prepared = Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored, extent.shape)
+    prepared = Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored, extent)
     return _with_surroundings(prepared, upright, extent, sampled) if whole else prepared
 
 
@@ -251,7 +251,7 @@ def _with_surroundings(prepared: Prepared, upright: Volume, extent: Box, sampled
         # A voxel and its mirror image each lie further on by the place of the body's first one.
         mirrored = mirrored_hu(array, mirror_sum(hu) + 2 * place.start_ijk[0], AIR_HU)
         mirrored[place.slices] = prepared.mirrored
-    return replace(prepared, hu=Volume(array, affine), crop=None, mirrored=mirrored, body=place)
+    return replace(prepared, hu=Volume(array, affine), crop=None, mirrored=mirrored, extent=None, body=place)
 
 
 def _extent(upright: Volume, hu: Volume) -> Box:

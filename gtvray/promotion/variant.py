@@ -54,9 +54,16 @@ def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path, lo
         locator: the model that is to tell where to look closely, instead of the one that the bundle may have.
 
     Raises:
-        ConfigError: a setting that is not there, or a value it does not take.
+        ConfigError: a setting that is not there, a value it does not take, or a locator that would not be asked.
     """
     inference = build(InferenceConfig, {**bundle.inference.model_dump(mode="json"), **changes}, "inference")
+    if locator is not None and inference.mode != "localised":
+        raise ConfigError(
+            "only localised inference asks a locator",
+            expected="inference.mode=localised",
+            found=f"inference.mode={inference.mode}",
+            do="set it as well, or leave the locator out",
+        )
     if inference == bundle.inference and locator is None:
         return bundle
     settings = json.dumps([inference.model_dump(mode="json"), locator and locator.digest], sort_keys=True)

@@ -29,7 +29,7 @@ class PatchJob(Protocol):
     def take(self) -> Patch:
         """The next patch."""
 
-    def put(self, number: int, probability: NDArray[np.float32]) -> None:
+    def put(self, number: int, logits: NDArray[np.float32]) -> None:
         """Its answer."""
 
 
@@ -48,7 +48,7 @@ class PatchScheduler:
     it. Jobs are touched by the one inference thread only; the event loop plans, and is never held up.
 
     Args:
-        forward: probabilities (b, i, j, k) of up to `batch_size` patches (c, i, j, k).
+        forward: logits (b, i, j, k) of up to `batch_size` patches (c, i, j, k).
         batch_size: patches a call.
     """
 
@@ -137,10 +137,10 @@ class PatchScheduler:
             for entry, patches in taken.items():
                 with _blamed_on(entry, errors):
                     answers |= self._forward_together({entry: patches})
-        for entry, probabilities in answers.items():
+        for entry, answered in answers.items():
             with _blamed_on(entry, errors):
-                for patch, probability in zip(taken[entry], probabilities, strict=True):
-                    entry.job.put(patch.number, probability)
+                for patch, logits in zip(taken[entry], answered, strict=True):
+                    entry.job.put(patch.number, logits)
         return errors
 
     def _forward_together(self, taken: dict[_Entry, list[Patch]]) -> dict[_Entry, NDArray[np.float32]]:

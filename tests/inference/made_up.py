@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Box, Volume
@@ -33,9 +34,14 @@ def sees_bone(channels: np.ndarray) -> np.ndarray:
     return np.where(value > 0.8, value, 0.2 * value).astype(np.float32)
 
 
+def to_logits(probability: np.ndarray) -> np.ndarray:
+    """What a network says of a probability."""
+    return logit(np.clip(probability, 1e-6, 1 - 1e-6)).astype(np.float32)
+
+
 def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> CaseJob:
     """A job with patches of 16 voxels."""
-    prepared = prepare(scan, PREPROCESSING)
+    prepared = prepare(scan, PREPROCESSING, whole=inference.get("mode") == "exhaustive")
     return CaseJob(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
 
 
@@ -43,6 +49,6 @@ def answer(job: CaseJob, network: Network = sees_bone, batch_size: int = 1) -> C
     """Answer every patch, so many at a time."""
     while job.remaining:
         for patch in [job.take() for _ in range(min(batch_size, job.remaining))]:
-            job.put(patch.number, network(patch.channels))
+            job.put(patch.number, to_logits(network(patch.channels)))
     assert job.done
     return job

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from gtvray.geometry import Box
 from gtvray.inference import BlockMean, PatchGrid, gaussian_weights
@@ -21,10 +22,11 @@ def _plain(grid: PatchGrid, answers: dict[int, np.ndarray], shape: tuple[int, ..
     """The same sums in two arrays as large as the grid."""
     weights = gaussian_weights(grid.patch_ijk)
     total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for number, probability in answers.items():
-        total[grid.slices(number)] += probability * weights
+    for number, logits in answers.items():
+        total[grid.slices(number)] += logits * weights
         weight[grid.slices(number)] += weights
-    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    return np.where(weight > 0, expit(mean), np.float32(0))
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,10 +36,10 @@ def test_blocks_are_one_large_array_to_the_bit(shape: Any, patch: Any, overlap: 
     padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
     grid = PatchGrid.covering(padded, patch, overlap)
     numbers = np.flatnonzero(rng.random(len(grid)) < 0.6)[:40].tolist()
-    answers = {number: rng.random(patch, dtype=np.float32) for number in numbers}
+    answers = {number: rng.normal(0, 3, patch).astype(np.float32) for number in numbers}
     mean = BlockMean(grid, numbers, gaussian_weights(patch), 0.5)
-    for number, probability in answers.items():
-        mean.add(number, probability)
+    for number, logits in answers.items():
+        mean.add(number, logits)
     expected = _plain(grid, answers, padded)
     assert mean.read(Box.whole(padded)).tobytes() == expected.tobytes()
     marked, box = np.argwhere(expected > 0.5), mean.marked_box()
@@ -68,7 +70,7 @@ def test_blocks_go_as_soon_as_no_later_patch_reaches_them() -> None:
         mean = BlockMean(grid, range(len(grid)), gaussian_weights(patch), 0.5, mask_only=True)
         held = []
         for number in range(len(grid)):
-            mean.add(number, np.full(patch, 0.1, np.float32))
+            mean.add(number, np.full(patch, -2, np.float32))
             held.append(mean.held_bytes)
         most.append(max(held))
         assert mean.marked_box() is None

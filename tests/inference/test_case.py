@@ -15,6 +15,8 @@ from gtvray.geometry import Volume
 from gtvray.inference import CaseJob, gaussian_weights, patch_starts
 from gtvray.preprocessing import prepare
 
+from .made_up import to_logits
+
 PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0))
 PATCH = (16, 16, 16)
 
@@ -36,7 +38,7 @@ def _job(scan: Volume, patch: tuple[int, int, int] = PATCH, **inference: Any) ->
 def _run(job: CaseJob, answer: Any) -> np.ndarray:
     while job.remaining:
         patch = job.take()
-        job.put(patch.number, answer(patch.channels))
+        job.put(patch.number, to_logits(answer(patch.channels)))
     assert job.done
     return job.probability()
 

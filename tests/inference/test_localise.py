@@ -13,7 +13,7 @@ from gtvray.geometry import Box, Volume
 from gtvray.inference import CaseJob, PatchGrid
 from gtvray.inference.localise import BEYOND, EMPTY, UNSURE
 
-from .made_up import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone
+from .made_up import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone, to_logits
 
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
@@ -73,6 +73,28 @@ def test_the_mask_is_the_bodys_voxel_for_voxel(tumours: list[Box]) -> None:
     assert body.patches == all_of_it.patches
 
 
+@settings(max_examples=200, deadline=None)
+@given(*[st.tuples(*[st.integers(1, 40)] * 3)] * 4, st.floats(0, 0.85))
+def test_patches_that_reach_a_grid_lie_where_those_of_the_whole_do(
+    shape: Any, before: Any, after: Any, patch: Any, overlap: float
+) -> None:
+    extent = Box(tuple(-n for n in before), tuple(n + more for n, more in zip(shape, after, strict=True)))
+    padded = tuple(max(n, p) for n, p in zip(extent.shape, patch, strict=True))
+    # An extent smaller than a patch sits in its middle.
+    first = [low - (p // 2 - n // 2) * (n < p) for low, n, p in zip(extent.start_ijk, extent.shape, patch, strict=True)]
+    whole = PatchGrid.covering(padded, patch, overlap)
+    expected = set()
+    for number in range(len(whole)):
+        place = tuple(span.start + low for span, low in zip(whole.slices(number), first, strict=True))
+        if all(-side < start < n for start, side, n in zip(place, patch, shape, strict=True)):
+            expected.add(place)
+    grid, frame = PatchGrid.reaching(shape, extent, patch, overlap)
+    places = [[s.start + low for s, low in zip(grid.slices(n), frame.start_ijk, strict=True)] for n in range(len(grid))]
+    assert {(i, j, k) for i, j, k in places} == expected
+    assert frame.holds(Box.whole(shape))
+    assert frame.shape == tuple(axis[-1] + side for axis, side in zip(grid.axes, patch, strict=True))
+
+
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL", "IRP"])
 def test_turned_and_mirrored_scans_are_looked_at_alike(codes: str) -> None:
     scan = body_scan(tumours=[TUMOUR])
@@ -106,7 +128,7 @@ def test_a_mask_at_the_border_of_what_was_looked_at_is_looked_for_in_the_whole_b
     coarse, answered = job.patches, 0
     while job.remaining:
         patch, answered = job.take(), answered + 1
-        job.put(patch.number, (patch.channels[0] > (0.9 if answered <= coarse else 0.8)).astype(np.float32))
+        job.put(patch.number, to_logits(patch.channels[0] > (0.9 if answered <= coarse else 0.8)))
     seen = job.coverage()
     assert seen.fallback == BEYOND
     assert seen.patches_skipped == begin(scan, mode="body").coverage().patches_skipped

@@ -70,6 +70,29 @@ def test_a_locator_in_doubt_is_not_followed(highest: float, reason: str) -> None
     assert job.probability().tobytes() == body.probability().tobytes()
 
 
+def test_in_much_air_a_close_look_is_the_whole_scans() -> None:
+    """Where the body's box begins has no say in where patches lie, on which networks' answers hang."""
+    place = Box((20, 20, 15), (29, 27, 22))
+    wide = Box((-33, -7, -20), (60, 75, 61))
+    scan = body_scan((48, 44, 40), [place]).padded(wide, -1000)
+
+    def centred(channels: np.ndarray) -> np.ndarray:
+        """Sees the tumour in the middle of a patch only."""
+        near = np.zeros(channels.shape[1:], np.float32)
+        near[5:-5, 5:-5, 5:-5] = 1
+        return near * sees_bone(channels)
+
+    near = answer(_job(scan, _where(scan, place.moved(wide.start_ijk))), centred)
+    others = {mode: answer(begin(scan, mode=mode), centred) for mode in ("exhaustive", "body")}
+    masks = {mode: job.finish().array for mode, job in others.items()}
+    assert near.coverage().fallback is None
+    assert near.patches < others["body"].patches
+    assert masks["exhaustive"].sum() > 100
+    np.testing.assert_array_equal(near.finish().array, masks["exhaustive"])
+    # It can fail: the patches of the body's box lie elsewhere.
+    assert (masks["body"] != masks["exhaustive"]).any()
+
+
 def test_a_suspicion_that_holds_no_voxel_is_none() -> None:
     job = answer(_job(body_scan(tumours=[TUMOUR]), None))
     assert (job.coverage().mode, job.coverage().fallback) == ("body", EMPTY)

@@ -52,7 +52,9 @@ def test_the_body_keeps_its_voxels_and_the_scan_is_covered(affine, antialias, in
     scan = _scan(affine)
     body, whole = prepare(scan, config), prepare(scan, config, whole=True)
     assert whole.body is not None
-    assert whole.hu.shape == whole.whole_shape == body.whole_shape
+    assert body.extent is not None
+    assert whole.extent is None
+    assert whole.hu.shape == body.extent.shape
     assert whole.body_hu.same_grid(body.hu)
     np.testing.assert_array_equal(whole.body_hu.array, body.hu.array)
     # Every corner of the scan lies within, and no layer of voxels is there for nothing. An orthogonal grid about a
@@ -147,6 +149,6 @@ def test_a_scan_that_the_body_fills_is_its_own_whole() -> None:
     hu = scan.array.copy()
     hu[0, 0, 0] = -1000
     body, whole = prepare(scan.with_array(hu), CONFIG), prepare(scan.with_array(hu), CONFIG, whole=True)
-    assert body.whole_shape == body.hu.shape
+    assert body.extent == Box.whole(body.hu.shape)
     assert whole.body == Box.whole(body.hu.shape)
     np.testing.assert_array_equal(whole.hu.array, body.hu.array)

@@ -31,8 +31,8 @@ class Numbers:
         self.taken += 1
         return Patch(self.taken - 1, np.full((1, 1, 1, 1), self.first + self.taken - 1, np.float32))
 
-    def put(self, number: int, probability: NDArray[np.float32]) -> None:
-        self.answers.append((number, float(probability.squeeze())))
+    def put(self, number: int, logits: NDArray[np.float32]) -> None:
+        self.answers.append((number, float(logits.squeeze())))
 
 
 class Doubling:
@@ -69,8 +69,8 @@ def test_every_patch_is_answered_in_order() -> None:
 class Growing(Numbers):
     """A job that knows its later patches only when its first two have been answered, as localised inference does."""
 
-    def put(self, number: int, probability: NDArray[np.float32]) -> None:
-        super().put(number, probability)
+    def put(self, number: int, logits: NDArray[np.float32]) -> None:
+        super().put(number, logits)
         if len(self.answers) == 2:
             self.count = 9
 
@@ -149,7 +149,7 @@ def test_error_fails_only_its_job() -> None:
 
 def test_job_that_raises_itself_fails_alone() -> None:
     class Broken(Numbers):
-        def put(self, number: int, probability: NDArray[np.float32]) -> None:
+        def put(self, number: int, logits: NDArray[np.float32]) -> None:
             raise MemoryError("no room")
 
     good = Numbers(100, 5)

@@ -1,4 +1,4 @@
-"""What every backend is: a full batch of patches in, tumour probabilities out."""
+"""What every backend is: a full batch of patches in, logits of the tumour out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Backend(Protocol):
     """One network, ready to run; a row's answer depends neither on the other rows nor on its place among them."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Tumour probabilities (b, i, j, k) of a full batch (b, c, i, j, k)."""
+        """Logits of the tumour (b, i, j, k) of a full batch (b, c, i, j, k)."""
 
 
 def filled_batch(channels: Sequence[NDArray[np.float32]], batch_size: int) -> NDArray[np.float32]:

@@ -62,8 +62,8 @@ class OpenVinoBackend:
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """As `Backend.run`."""
         logits = self._request.infer({0: batch}, share_inputs=True)[0]
-        probabilities: NDArray[np.float32] = expit(logits[:, 0], dtype=np.float32)
-        return probabilities
+        tumour: NDArray[np.float32] = logits[:, 0]
+        return tumour
 
 
 def import_openvino() -> Any:

@@ -51,11 +51,11 @@ def run_network(
     device: torch.device,
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
-    """Tumour probabilities (b, i, j, k) of a batch (b, c, i, j, k), the network in `dtype`, the rest in fp32."""
+    """Logits of the tumour (b, i, j, k) of a batch (b, c, i, j, k), the network in `dtype`, the rest in fp32."""
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits = network(torch.from_numpy(batch).to(device))
-    probabilities: NDArray[np.float32] = torch.sigmoid(logits[:, 0].float()).cpu().numpy()
-    return probabilities
+    tumour: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
+    return tumour
 
 
 def _compiled(network: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
