@@ -5,7 +5,8 @@ bundle.json             network, preprocessing and its version, labels, inferenc
 locator/                a bundle of its own, if there is one: the model that tells where to look closely
 manifest.json           sha256 of each of the above; the bundle's digest is the sha256 of this file
 
-Schema 1 held one network, in weights.safetensors, and schema 2 no locator; such bundles are read still.
+Until schema 3 patches and members were averaged as probabilities, and now they are as logits: an older bundle's masks
+would not be those that were promoted, so it is refused.
 """
 
 from __future__ import annotations
@@ -26,10 +27,8 @@ from gtvray.io import atomic_dir, read_json, sha256_of, write_json
 from gtvray.models.networks import build_network, load_weights
 from gtvray.preprocessing import PREPROCESSING_VERSION
 
-SCHEMA_VERSION = 3
-_OLDEST_READ = 1
+SCHEMA_VERSION = 4
 _BUNDLE, _MANIFEST, _LOCATOR = "bundle.json", "manifest.json", "locator"
-_WEIGHTS_OF_SCHEMA_1 = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Bundle:
         preprocessing, network, inference: the settings that shape its masks.
         patch_ijk: patch size in voxels of the prepared spacing.
         labels: name -> value in the mask.
-        members: networks whose probabilities are averaged; 1 is no ensemble.
+        members: networks whose logits are averaged; 1 is no ensemble.
         info: everything else bundle.json says (training data, metrics, code version).
         locator: the model that tells `localised` inference where to look closely; None where there is none.
     """
@@ -77,7 +76,7 @@ class Bundle:
             inference=build(InferenceConfig, stored["inference"], folder),
             patch_ijk=(i, j, k),
             labels=stored["labels"],
-            members=stored.get("members", 1),
+            members=stored["members"],
             info=stored["info"],
             locator=cls.load(folder / _LOCATOR) if (folder / _LOCATOR).is_dir() else None,
         )
@@ -95,8 +94,7 @@ class Bundle:
         network = build_network(
             self.network, self.preprocessing.channels, self.preprocessing.spacing_mm, self.patch_ijk
         )
-        old = self.folder / _WEIGHTS_OF_SCHEMA_1
-        load_weights(network, load_file(old if old.is_file() else self.folder / _weights_file(member)))
+        load_weights(network, load_file(self.folder / _weights_file(member)))
         return network.eval()
 
 
@@ -169,7 +167,7 @@ def verify_digest(folder: Path) -> str:
         raise BundleError("not a whole bundle", where=folder, found=error, do="fetch or write it again") from error
     present = _files_below(folder) - {_MANIFEST}
     own = {name for name in present if not name.startswith(f"{_LOCATOR}/")}
-    odd = set(changed) | (present ^ set(files)) | (own ^ _whole(len(own) - 1, _WEIGHTS_OF_SCHEMA_1 in own))
+    odd = set(changed) | (present ^ set(files)) | (own ^ _whole(len(own) - 1))
     if odd:
         raise BundleError("bundle is not what its manifest says", where=folder, found=", ".join(sorted(odd)))
     return sha256_of(folder / _MANIFEST)
@@ -192,23 +190,23 @@ def _weights_file(member: int) -> str:
     return f"weights-{member}.safetensors"
 
 
-def _whole(members: int, old: bool) -> set[str]:
+def _whole(members: int) -> set[str]:
     """The files of a bundle beside its manifest."""
-    return {_BUNDLE, _WEIGHTS_OF_SCHEMA_1} if old else {_BUNDLE, *(_weights_file(n) for n in range(max(1, members)))}
+    return {_BUNDLE, *(_weights_file(n) for n in range(max(1, members)))}
 
 
 def _require_readable(stored: Mapping[str, Any], folder: Path) -> None:
     schema, preprocessing = stored["schema_version"], stored["preprocessing_version"]
-    if not _OLDEST_READ <= schema <= SCHEMA_VERSION or preprocessing != PREPROCESSING_VERSION:
+    if (schema, preprocessing) != (SCHEMA_VERSION, PREPROCESSING_VERSION):
         raise BundleError(
             "bundle is of another version",
             where=folder,
-            expected=f"schema {_OLDEST_READ} to {SCHEMA_VERSION}, preprocessing {PREPROCESSING_VERSION}",
+            expected=f"schema {SCHEMA_VERSION}, preprocessing {PREPROCESSING_VERSION}",
             found=f"schema {schema}, preprocessing {preprocessing}",
-            do="use the gtvray version named in bundle.json",
+            do="export it anew from its checkpoint, or use the gtvray version named in bundle.json",
         )
     files = len(list(folder.glob("weights*")))
-    if files != stored.get("members", 1):
+    if files != stored["members"]:
         raise BundleError(
             "a member's weights are missing", where=folder, expected=f"{stored['members']} files", found=files
         )
