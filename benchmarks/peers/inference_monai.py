@@ -71,7 +71,7 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def run_same_places(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's inferer and our exhaustive mode where both place patches alike: on the grid, cut to whole steps.
+    """MONAI's inferer and our exhaustive mode where both place patches alike: in the grid's middle, cut to whole steps.
 
     Our mask is left at `out`, MONAI's beside it.
     """
@@ -96,12 +96,15 @@ def run_same_places(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def whole_steps(shape: tuple[int, ...], patch_ijk: tuple[int, int, int], overlap: float) -> Box:
-    """The part of a grid, from its first voxel, that holds a patch and whole steps of the sliding window."""
-    sizes = []
+    """The middle of a grid, of a patch and as many whole steps of the sliding window as there are; four at most."""
+    starts, stops = [], []
     for size, side in zip(shape, patch_ijk, strict=True):
         step = max(1, int(side * (1 - overlap)))
-        sizes.append(side + (size - side) // step * step if size > side else size)
-    return Box.whole(tuple(sizes))
+        part = side + min(4, (size - side) // step) * step if size > side else size
+        starts.append((size - part) // 2)
+        stops.append(starts[-1] + part)
+    (i, j, k), (u, v, w) = starts, stops
+    return Box((i, j, k), (u, v, w))
 
 
 def sole_network(bundle: Bundle) -> Any:

@@ -24,7 +24,7 @@ SURE = 0.5
 MARGIN_MM = 6.0
 # Weights fall steeply from a patch's centre, and most patches that touch a place have next to no say in it. Patches are
 # left out as long as no voxel loses more than this share of all the weights it has with all that touch the body.
-DROPPED_SHARE = 0.05
+DROPPED_SHARE = 0.2
 
 EMPTY = "the coarse pass found nothing"
 UNSURE = "the coarse pass was unsure"
