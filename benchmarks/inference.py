@@ -11,8 +11,8 @@ one network without the mirror image, which the peers do not have. nnU-Net runs 
 Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and those of the peers' sliding
 windows with Gaussian weights on the same prepared grid of the whole scan, brought back in our way; `dice_to_peer` is
 the lower one, and `dice_between_peers` how far they agree with one another. All three average logits. MONAI shifts the
-last patch of an axis back where nnU-Net and we spread all evenly; `dice_to_monai_same_places` is in the grid's
-middle, of whole steps, where that is the same. nnU-Net's lowest weights are lower than MONAI's and ours. The peers' own chains
+last patch of an axis back where nnU-Net and we spread all evenly; `dice_to_monai_same_places` is in the grid's middle, of
+whole steps, where that is the same. nnU-Net's lowest weights are lower than MONAI's and ours. The peers' own chains
 resample onto grids that differ from ours by up to a voxel; `dice_file_to_file` tells how far all that takes their masks
 from ours.
 
@@ -119,9 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--peer-repeats", type=int, default=1, help="of the peers, whose one takes longer than all of ours"
-    )
+    parser.add_argument("--peer-repeats", type=int, default=1, help="of the peers, who take minutes")
     for name in ("--run", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     return parser.parse_args()
