@@ -2,17 +2,17 @@
 
 The scan is a phantom on StructSeg's grid (512 x 512 x 124 at 1.14 x 1.14 x 3 mm, with noise), or a real one given by
 --scan. All contestants have the same weights: those of --model, or random ones of a small network; --large takes random
-ones of nnU-Net's size (31 million parameters, patch 192 x 192 x 32), for timing alone: no mask of it is compared, and
-the peers, who take minutes, run once. Each runs in a process of its own, imports not timed. `cold` is the network's
-setting up and the first scan, `warm` the same scan again. The model is
-one network without the mirror image, which the peers do not have. nnU-Net runs without flips, in the Python that
---nnunet-python names; without it, what it would tell is null.
+ones of nnU-Net's size (31 million parameters, patch 192 x 192 x 32), for timing alone: no mask of it is compared. Each
+runs in a process of its own, imports not timed. `cold` is the network's setting up and the first scan, `warm` the same
+scan again; with --once, the peers and mode exhaustive take the scan once, and that is both. The model is one network
+without the mirror image, which the peers do not have. nnU-Net runs without flips, in the Python that --nnunet-python
+names; without it, what it would tell is null.
 
 Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and those of the peers' sliding
 windows with Gaussian weights on the same prepared grid of the whole scan, brought back in our way; `dice_to_peer` is
 the lower one, and `dice_between_peers` how far they agree with one another. All three average logits. MONAI shifts the
-last patch of an axis back where nnU-Net and we spread all evenly; `dice_to_monai_same_places` is in the grid's middle, of
-whole steps, where that is the same. nnU-Net's lowest weights are lower than MONAI's and ours. The peers' own chains
+last patch of an axis back where nnU-Net and we spread all evenly; `dice_to_monai_same_places` is in the grid's middle,
+of whole steps, where that is the same. nnU-Net's lowest weights are lower than MONAI's and ours. The peers' own chains
 resample onto grids that differ from ours by up to a voxel; `dice_file_to_file` tells how far all that takes their masks
 from ours.
 
@@ -89,11 +89,13 @@ def main() -> None:
             child("model", given, scan, model, model)
         ours = [name for name in OURS if given.only is None or name in given.only.split(",")]
         peers = [name for name in PEERS if name != "nnunet" or given.nnunet_python]
+        whole = [*peers, *(name for name in ours if name.startswith("exhaustive"))]
+        rest = [name for name in ours if name not in whole]
         if "nnunet" in peers:
             child("nnunet-job", given, scan, model, folder / "job")
         runs = {
             name: [child(name, given, scan, model, folder / f"{name}-{n}.nii.gz") for n in range(times)]
-            for names, times in ((ours, given.repeats), (peers, given.peer_repeats))
+            for names, times in ((whole, given.peer_repeats), (rest, given.repeats))
             for name in names
         }
         same: dict[str, dict[str, Any]] = {}
@@ -112,6 +114,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
     parser.add_argument("--model", type=Path, help="a bundle's folder; random weights otherwise")
     parser.add_argument("--large", action="store_true", help="random weights of nnU-Net's size")
+    parser.add_argument("--once", action="store_true", help="one scan for the peers and for mode exhaustive")
     parser.add_argument("--scan", type=Path, help="a CT; a phantom otherwise")
     parser.add_argument("--cases", type=Path, help="a dataset with masks, for localised against exhaustive")
     parser.add_argument("--most", type=int, default=40, help="of them")
@@ -119,7 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-repeats", type=int, default=1, help="of the peers, who take minutes")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="of these, which take minutes")
     for name in ("--run", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -128,7 +131,9 @@ def arguments() -> argparse.Namespace:
 def child(name: str, given: argparse.Namespace, scan: Path, model: Path, out: Path) -> dict[str, Any]:
     """One contestant in a process of its own; an error is told and not hidden."""
     command = [sys.executable, __file__, "--run", name, "--scan", str(scan), "--model", str(model), "--out", str(out)]
-    command += ["--threads", str(given.threads), "--most", str(given.most)] + (["--large"] if given.large else [])
+    command += ["--threads", str(given.threads), "--most", str(given.most)] + [
+        f"--{name}" for name in ("large", "once") if getattr(given, name)
+    ]
     job = out.parent / "job"
     if name == "nnunet":
         return nnunet_child(name, given, job, ["file", scan, out])
@@ -221,15 +226,15 @@ def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     bundle = bundle_of(given.model, mode=mode, backend=backend, precision=precision)
     cases = LocalCases(Predictor(bundle, threads=given.threads), lambda _: out)
     found, seconds = [], []
-    for _ in range(2):
+    for _ in range(1 if given.once and mode == "exhaustive" else 2):
         found.append(cases.store(given.scan, cases.run(cases.load(given.scan))))
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-    coverage = found[1].coverage
+    coverage = found[-1].coverage
     return {
         "cold_s": seconds[0],
-        "warm_s": seconds[1],
-        "stages_s": found[1].seconds,
+        "warm_s": seconds[-1],
+        "stages_s": found[-1].seconds,
         "mode": coverage.mode,
         "fallback": coverage.fallback,
         "patches": coverage.patches,
@@ -423,6 +428,7 @@ def facts(given: argparse.Namespace, scan: Path) -> dict[str, Any]:
     return {
         "scan_sha256": sha256_of(scan),
         "large": given.large,
+        "once": given.once,
         "weights": "random" if given.model is None else "of --model",
         "versions": {name: version(name) for name in ("gtvray", "torch", "monai", "openvino", "numpy")},
         "machine": {"cpus": os.cpu_count(), "threads": given.threads, "python": platform.python_version()},

@@ -23,7 +23,7 @@ from gtvray.preprocessing import prepare, restore_mask, to_channels
 
 
 def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's usual chain from file to file, twice; once with --large, where it takes minutes."""
+    """MONAI's usual chain from file to file, twice, or once."""
     import torch
     from monai import transforms
 
@@ -40,7 +40,7 @@ def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     )
     windows = [transforms.ScaleIntensityRange(*w, 0.0, 1.0, clip=True) for w in bundle.preprocessing.windows_hu]
     seconds: list[float] = []
-    for _ in range(1 if given.large else 2):
+    for _ in range(1 if given.once else 2):
         image = chain(str(given.scan))
         with torch.inference_mode():
             logits = inferer(torch.cat([window(image) for window in windows])[None], network)[0, :1]

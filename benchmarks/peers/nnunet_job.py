@@ -78,7 +78,7 @@ class AsTheFileLies(torch.nn.Module):
 def write_job(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The network and its settings, for the file and for our prepared grid of the whole scan; that grid's values."""
     bundle, scan = Bundle.load(given.model), read_volume(given.scan)
-    times = 1 if given.large else 2
+    times = 1 if given.once else 2
     write_network(folder / "file", bundle, Lie.of(scan.affine), bundle.inference.threshold, times)
     # Here our own way back has the threshold.
     write_network(folder / "grid", bundle, UPRIGHT, 0.5, 1)
