@@ -134,7 +134,10 @@ class Workspace:
             ) from error
 
     def _clear_leftovers(self) -> None:
-        for folder in (self.root, self.cache, self.phantoms, self.sweeps, self.bundles, self.golden, self.reports):
+        own = (self.root, self.cache, self.splits, self.phantoms, self.bundles, self.golden, self.reports)
+        # A sweep and a training write beside their checkpoints, too.
+        runs = (folder for kind in (self.sweeps, self.trainings) for folder in (kind, *kind.glob("*/")))
+        for folder in (*own, *runs):
             for pattern in _LEFTOVERS:
                 for leftover in folder.glob(pattern):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

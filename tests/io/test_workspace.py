@@ -29,11 +29,15 @@ def test_leftovers_go_when_the_lock_is_taken(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
     (place.cache / ".partial-abc-entry").mkdir(parents=True)
     (tmp_path / ".partial-abc-mlflow.db").touch()
+    for run in (place.sweeps / "one", place.trainings / "two"):
+        (run / "checkpoints").mkdir(parents=True)
+        (run / ".partial-abc-run.json").touch()
     kept = place.cache / "entry"
     kept.mkdir()
     with place.lock():
         assert sorted(place.cache.iterdir()) == [kept]
-        assert list(tmp_path.glob(".partial-*")) == []
+        assert list(tmp_path.rglob(".partial-*")) == []
+        assert (place.sweeps / "one" / "checkpoints").is_dir()
 
 
 def test_too_little_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
