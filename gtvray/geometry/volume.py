@@ -179,7 +179,8 @@ class Volume:
             value = np.asarray(fill).astype(self.array.dtype)
         if value != fill:
             raise GeometryError("the volume's dtype cannot hold the fill value", expected=self.array.dtype, found=fill)
-        return np.full(shape, value)
+        # As files have it, the first axis fastest: a mask is then written without being turned.
+        return np.full(shape, value, order="F")
 
     def _affine_from(self, start_ijk: tuple[int, int, int]) -> Affine:
         """The affine of the grid that begins at one of this grid's indices."""

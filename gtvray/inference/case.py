@@ -153,7 +153,7 @@ class CaseJob:
         marked = self._mean.marked_box()
         near = marked.overlap(self._inner) if marked else None
         if near is None:
-            return Volume(np.zeros(self._prepared.source_shape, np.uint8), self._prepared.source_affine)
+            return Volume(np.zeros(self._prepared.source_shape, np.uint8, order="F"), self._prepared.source_affine)
         within = near.moved(self._inner.start_ijk)
         mask = restore_mask(self._mean.read(near), self._prepared, self._inference.threshold, within)
         if self._inference.keep_largest:

@@ -178,7 +178,7 @@ def restore_mask(
         within: the box of the prepared grid that `probability` is of, one voxel wider at least than what exceeds the
             threshold; by default the whole.
     """
-    mask = np.zeros(prepared.source_shape, dtype=np.uint8)
+    mask = np.zeros(prepared.source_shape, dtype=np.uint8, order="F")
     source = Volume(mask, prepared.source_affine)
     core = Box.around(probability > threshold)
     if core is None:
