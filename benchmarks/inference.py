@@ -8,18 +8,18 @@ scan again; with --once, the peers and mode exhaustive take the scan once, and t
 without the mirror image, which the peers do not have. nnU-Net runs without flips, in the Python that --nnunet-python
 names; without it, what it would tell is null.
 
-Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and those of the peers' sliding
-windows with Gaussian weights on the same prepared grid of the whole scan, brought back in our way; `dice_to_peer` is
-the lower one, and `dice_between_peers` how far they agree with one another. All three average logits. MONAI shifts the
-last patch of an axis back where nnU-Net and we spread all evenly; `dice_to_monai_same_places` is in the grid's middle,
-of whole steps, where that is the same. nnU-Net's lowest weights are lower than MONAI's and ours. The peers' own chains
-resample onto grids that differ from ours by up to a voxel; `dice_file_to_file` tells how far all that takes their masks
-from ours.
+Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and that of the peer's sliding
+window with Gaussian weights on the same prepared grid of the whole scan, brought back in our way, with
+`inference.sliding_window` set to the peer's: they place and weigh patches differently, and `dice_between_peers` tells
+how much that is. The peers' own chains resample onto grids that differ from ours by up to a voxel; `dice_file_to_file`
+tells how far that takes their masks from ours.
 
 With --cases, a folder of cases with masks, localised inference is held against exhaustive, and exhaustive against
 `body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes. `missed` counts
 tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and Pearson)
-that the cases, without their copies, allow for.
+that the cases, without their copies, allow for. `rank_correlation_doubt` and `rank_correlation_views_dice` are
+Spearman's, over the cases, of the DSC with the doubt and with how far two views, one mirrored, agree: what
+`gtvray predict --uncertainty` tells.
 
 `floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here,
 of the fastest contestant in mode body that computes in fp32, as that product does.
@@ -41,21 +41,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+from _inference_study import bundle_of, study_cases, study_figures
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
-from gtvray.geometry import Box, Volume
 from gtvray.io import read_volume, sha256_of
-from gtvray.preprocessing import AIR_HU
 
+WHOLE = {"monai": "exhaustive-torch-fp32", "nnunet": "exhaustive-nnunet-torch-fp32"}
 OURS = {
-    "exhaustive-torch-fp32": ("exhaustive", "torch", "fp32"),
+    WHOLE["monai"]: ("exhaustive", "torch", "fp32"),
+    WHOLE["nnunet"]: ("exhaustive", "torch", "fp32"),
     "body-torch-fp32": ("body", "torch", "fp32"),
     "body-torch-bf16": ("body", "torch", "bf16"),
     "body-openvino-fp32": ("body", "openvino", "fp32"),
@@ -69,7 +67,6 @@ LARGE = (32, 64, 128, 256, 320, 320)
 LARGE_PATCH, LARGE_SPACING_MM = (192, 192, 32), (1.14, 1.14, 3.0)
 # Their sliding windows alone, on our grid.
 SAME_GRID = {"monai": "monai-inferer", "nnunet": "nnunet-inferer"}
-SAME_PLACES = "monai-places"
 
 
 def main() -> None:
@@ -87,8 +84,9 @@ def main() -> None:
             subprocess.run([*command, str(scan.parent)], check=True)
         if given.model is None:
             child("model", given, scan, model, model)
-        ours = [name for name in OURS if given.only is None or name in given.only.split(",")]
         peers = [name for name in PEERS if name != "nnunet" or given.nnunet_python]
+        ours = [name for name in OURS if given.only is None or name in given.only.split(",")]
+        ours = [name for name in ours if name != WHOLE["nnunet"] or "nnunet" in peers]
         whole = [*peers, *(name for name in ours if name.startswith("exhaustive"))]
         rest = [name for name in ours if name not in whole]
         if "nnunet" in peers:
@@ -99,13 +97,11 @@ def main() -> None:
             for name in names
         }
         same: dict[str, dict[str, Any]] = {}
-        places = None
         if not given.large:
             same = {name: child(SAME_GRID[name], given, scan, model, folder / f"same-{name}.nii.gz") for name in peers}
-            places = child(SAME_PLACES, given, scan, model, folder / "places.nii.gz")
         study = child("study", given, given.cases, model, folder) if given.cases else None
         speed = child("floor", given, scan, model, folder)
-        print(json.dumps({**report(runs, same, places, study, speed), **facts(given, scan)}))
+        print(json.dumps({**report(runs, same, study, speed), **facts(given, scan)}))
 
 
 def arguments() -> argparse.Namespace:
@@ -178,7 +174,6 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
     runs = {
         "monai": inference_monai.run_chain,
         SAME_GRID["monai"]: inference_monai.run_same_grid,
-        SAME_PLACES: inference_monai.run_same_places,
         "nnunet-job": nnunet_job.write_job,
         SAME_GRID["nnunet"]: nnunet_job.restore_job,
     }
@@ -209,21 +204,14 @@ def write_random(folder: Path, *, large: bool) -> dict[str, Any]:
     return {"parameters": sum(parameter.numel() for parameter in built.parameters())}
 
 
-def bundle_of(folder: Path, **inference: Any) -> Any:
-    """The bundle with other inference settings."""
-    from gtvray.models import Bundle
-
-    bundle = Bundle.load(folder)
-    return replace(bundle, inference=bundle.inference.model_copy(update=inference))
-
-
 def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Our path from file to file, twice."""
     from gtvray.inference import LocalCases, Predictor
 
     mode, backend, precision = OURS[given.run]
+    rule = "nnunet" if given.run == WHOLE["nnunet"] else "monai"
     began = time.perf_counter()
-    bundle = bundle_of(given.model, mode=mode, backend=backend, precision=precision)
+    bundle = bundle_of(given.model, mode=mode, backend=backend, precision=precision, sliding_window=rule)
     cases = LocalCases(Predictor(bundle, threads=given.threads), lambda _: out)
     found, seconds = [], []
     for _ in range(1 if given.once and mode == "exhaustive" else 2):
@@ -260,67 +248,6 @@ def floor(model: Path) -> dict[str, Any]:
     return {"patch_flops": counter.get_total_flops(), "peak_flops_per_s": 2 * n**3 / best}
 
 
-def study_cases(given: argparse.Namespace) -> dict[str, Any]:
-    """Localised and body against exhaustive on cases and their copies."""
-    from gtvray.data import index_dataset, read_label
-    from gtvray.evaluation import dice
-    from gtvray.inference import Predictor
-
-    whole, near, body = (
-        Predictor(bundle_of(given.model, mode=mode), threads=given.threads)
-        for mode in ("exhaustive", "localised", "body")
-    )
-    rows = []
-    for case in index_dataset(given.scan).cases[: given.most]:
-        scan = read_volume(case.image)
-        for kind, (copy, label) in copies(scan, read_label(case, scan)).items():
-            job = near.begin(copy, mask_only=True)
-            near.run(job)
-            masks = whole.predict(copy), job.finish(), body.predict(copy)
-            rows.append(
-                {
-                    "case": case.case_id,
-                    "copy": kind,
-                    "dsc": [dice(label.array > 0, mask.array > 0) for mask in masks],
-                    "missed": tumours_touched(label, masks[0]) - tumours_touched(label, masks[1]),
-                    "fallback": job.coverage().fallback,
-                    "patches": job.patches,
-                }
-            )
-    return {"rows": rows}
-
-
-def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:
-    """The case, and what may become of it on its way to us."""
-    n = scan.shape
-    wide = Box((-20, -9, -4), (n[0] + 5, n[1] + 30, n[2] + 11))
-    part = Box((n[0] // 8, 0, n[2] // 6), (n[0], n[1] - n[1] // 10, n[2]))
-    pair = (scan, label)
-    padded = (scan.padded(wide, AIR_HU), label.padded(wide, 0))
-    cropped = (scan.cropped(part), label.cropped(part))
-    return {
-        "as it is": pair,
-        "padded": padded,
-        "cropped": cropped,
-        "mirrored": tuple_of(volume.with_array(volume.array[::-1]) for volume in pair),
-        "other axes": tuple_of(volume.reoriented("IPR") for volume in pair),
-    }
-
-
-def tuple_of(volumes: Any) -> tuple[Volume, Volume]:
-    """Scan and label."""
-    scan, label = volumes
-    return scan, label
-
-
-def tumours_touched(label: Volume, mask: Volume) -> int:
-    """Components of the label that a mask touches."""
-    import cc3d
-
-    parts = cc3d.connected_components(np.ascontiguousarray(label.array > 0), connectivity=26)
-    return len(set(np.unique(parts[mask.array > 0]).tolist()) - {0})
-
-
 def dice_of_files(one: Path, other: Path) -> float:
     """Of two masks on one grid."""
     from gtvray.evaluation import dice
@@ -332,7 +259,6 @@ def dice_of_files(one: Path, other: Path) -> float:
 def report(
     runs: dict[str, list[dict[str, Any]]],
     same: dict[str, dict[str, Any]],
-    places: dict[str, Any] | None,
     study: dict[str, Any] | None,
     speed: dict[str, Any],
 ) -> dict[str, Any]:
@@ -347,7 +273,7 @@ def report(
     ours = [name for name in sound if name in OURS]
     body = min((name for name in ours if name.startswith("body")), key=warm.__getitem__, default=None)
     near = min((name for name in ours if name.startswith("localised")), key=warm.__getitem__, default=None)
-    exhaustive = "exhaustive-torch-fp32" if "exhaustive-torch-fp32" in sound else None
+    exhaustive = {peer: name for peer, name in WHOLE.items() if name in sound}
     peers = [name for name in PEERS if name in sound]
 
     def ratio(peer: str, name: str | None, of: dict[str, float]) -> float | None:
@@ -360,12 +286,10 @@ def report(
         "ratio_nnunet": ratio("nnunet", body, warm),
         "ratio_body_fp32": ratio("monai", "body-torch-fp32", warm),
         "ratio_body_fp32_nnunet": ratio("nnunet", "body-torch-fp32", warm),
-        "ratio_exhaustive_monai": ratio("monai", exhaustive, warm),
-        "ratio_exhaustive_nnunet": ratio("nnunet", exhaustive, warm),
-        **same_grid_dice(mask[exhaustive] if exhaustive else None, same),
-        "dice_to_monai_same_places": same_places_dice(places),
+        **{f"ratio_exhaustive_{peer}": ratio(peer, exhaustive.get(peer), warm) for peer in PEERS},
+        **same_grid_dice({peer: mask[name] for peer, name in exhaustive.items()}, same),
         "dice_file_to_file": {
-            peer: round(dice_of_files(mask[exhaustive], mask[peer]), 4) for peer in peers if exhaustive
+            peer: round(dice_of_files(mask[exhaustive[peer]], mask[peer]), 4) for peer in peers if peer in exhaustive
         },
         "ratio_localised_cold": ratio("monai", near, cold),
         "ratio_localised_warm": ratio("monai", near, warm),
@@ -378,35 +302,25 @@ def report(
         "best_localised": near,
         "patches": {name: found[0]["patches"] for name, found in sound.items()},
         "stages_s": {name: runs[name][0]["stages_s"] for name in ours},
-        "failed": sorted(set(runs) - set(sound))
-        + sorted(SAME_GRID[name] for name in same if "failed" in same[name])
-        + ([SAME_PLACES] if places and "failed" in places else []),
+        "failed": sorted(set(runs) - set(sound)) + sorted(SAME_GRID[name] for name in same if "failed" in same[name]),
         "mask_sha256": {name: sha256_of(path) for name, path in mask.items()},
         "speed": speed,
         "study": study,
-        "same_grid": {**same, **({SAME_PLACES: places} if places else {})},
+        "same_grid": same,
         "raw": runs,
     }
 
 
-def same_grid_dice(ours: Path | None, same: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Of our exhaustive mask to each peer's on the same grid, the lower one, and of the peers to one another."""
+def same_grid_dice(ours: dict[str, Path], same: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Of each peer's mask to ours with its sliding window on the same grid, the lower one, and of the peers' masks."""
     masks = {peer: Path(run["mask"]) for peer, run in same.items() if "failed" not in run}
-    found = {peer: round(dice_of_files(ours, mask), 5) for peer, mask in masks.items() if ours}
+    found = {peer: round(dice_of_files(ours[peer], mask), 5) for peer, mask in masks.items() if peer in ours}
     both = [masks[peer] for peer in PEERS if peer in masks]
     return {
         **{f"dice_to_{peer}": found.get(peer) for peer in PEERS},
         "dice_to_peer": min(found.values(), default=None),
         "dice_between_peers": round(dice_of_files(*both), 5) if len(both) == len(PEERS) else None,
     }
-
-
-def same_places_dice(places: dict[str, Any] | None) -> float | None:
-    """Of our exhaustive mask to MONAI's where both place patches alike."""
-    if places is None or "failed" in places:
-        return None
-    ours = Path(places["mask"])
-    return round(dice_of_files(ours, ours.with_name(f"monai-{ours.name}")), 5)
 
 
 def floor_figures(bodies: dict[str, list[dict[str, Any]]], speed: dict[str, Any]) -> dict[str, Any]:
@@ -432,29 +346,6 @@ def facts(given: argparse.Namespace, scan: Path) -> dict[str, Any]:
         "weights": "random" if given.model is None else "of --model",
         "versions": {name: version(name) for name in ("gtvray", "torch", "monai", "openvino", "numpy")},
         "machine": {"cpus": os.cpu_count(), "threads": given.threads, "python": platform.python_version()},
-    }
-
-
-def study_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What localising costs in quality, and how much of it so many cases could have hidden."""
-    cases = {row["case"] for row in rows}
-    missed = {row["case"] for row in rows if row["missed"] > 0 and row["copy"] == "as it is"}
-    bound = stats.beta.ppf(0.95, len(missed) + 1, len(cases) - len(missed)) if len(missed) < len(cases) else 1.0
-    return {
-        "worst_case_drop": round(max(row["dsc"][0] - row["dsc"][1] for row in rows), 4),
-        "worst_case_drop_body": round(max(row["dsc"][0] - row["dsc"][2] for row in rows), 4),
-        "mean_dsc": dict(
-            zip(
-                ("exhaustive", "localised", "body"),
-                np.mean([row["dsc"] for row in rows], 0).round(4).tolist(),
-                strict=True,
-            )
-        ),
-        "missed": sum(max(0, row["missed"]) for row in rows),
-        "miss_rate_below": round(float(bound), 4),
-        "cases": len(cases),
-        "copies": len(rows) - len(cases),
-        "fallbacks": sum(row["fallback"] is not None for row in rows),
     }
 
 

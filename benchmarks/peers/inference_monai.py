@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob, Predictor
+from gtvray.geometry import Volume
 from gtvray.io import read_volume, write_volume
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare, restore_mask, to_channels
@@ -68,43 +66,6 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
         logits = sliding_window(bundle)(torch.from_numpy(channels)[None], counted)[0, 0]
     write_volume(out, restore_mask(logits.sigmoid().numpy(), prepared, bundle.inference.threshold))
     return {"patches": counted.patches}
-
-
-def run_same_places(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's inferer and our exhaustive mode where both place patches alike: in the grid's middle, cut to whole steps.
-
-    Our mask is left at `out`, MONAI's beside it.
-    """
-    import torch
-
-    bundle = Bundle.load(given.model)
-    inference = bundle.inference.model_copy(
-        update={"mode": "exhaustive", "backend": "torch", "precision": "fp32", "keep_largest": False}
-    )
-    prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
-    part = prepared.cropped(whole_steps(prepared.hu.shape, bundle.patch_ijk, inference.overlap))
-    job = CaseJob(part, bundle.preprocessing, inference, bundle.patch_ijk)
-    Predictor(replace(bundle, inference=inference), threads=given.threads).run(job)
-    channels = to_channels(part.hu.array, bundle.preprocessing.windows_hu, part.mirrored)
-    network = sole_network(bundle)
-    with torch.inference_mode():
-        logits = sliding_window(bundle)(torch.from_numpy(channels)[None], network)[0, 0]
-    masks = [job.probability(), logits.sigmoid().numpy()]
-    for place, probability in zip((out, out.with_name(f"monai-{out.name}")), masks, strict=True):
-        write_volume(place, part.hu.with_array((probability > inference.threshold).astype(np.uint8)))
-    return {"furthest": float(np.abs(masks[0] - masks[1]).max()), "shape": part.hu.shape}
-
-
-def whole_steps(shape: tuple[int, ...], patch_ijk: tuple[int, int, int], overlap: float) -> Box:
-    """The middle of a grid, of a patch and as many whole steps of the sliding window as there are; four at most."""
-    starts, stops = [], []
-    for size, side in zip(shape, patch_ijk, strict=True):
-        step = max(1, int(side * (1 - overlap)))
-        part = side + min(4, (size - side) // step) * step if size > side else size
-        starts.append((size - part) // 2)
-        stops.append(starts[-1] + part)
-    (i, j, k), (u, v, w) = starts, stops
-    return Box((i, j, k), (u, v, w))
 
 
 def sole_network(bundle: Bundle) -> Any:

@@ -3,6 +3,7 @@ from .data import AugmentationConfig as AugmentationConfig
 from .data import CacheConfig as CacheConfig
 from .data import SplitConfig as SplitConfig
 from .inference import InferenceConfig as InferenceConfig
+from .inference import SlidingWindow as SlidingWindow
 from .loss import LossConfig as LossConfig
 from .network import NetworkConfig as NetworkConfig
 from .optimizer import OptimizerConfig as OptimizerConfig

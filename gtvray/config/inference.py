@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from gtvray.config.base import Section
 
+SlidingWindow = Literal["monai", "nnunet"]
+
 
 class InferenceConfig(Section):
     """How patches become a mask."""
@@ -18,6 +20,9 @@ class InferenceConfig(Section):
         "body if in doubt)",
     )
     overlap: float = Field(0.5, ge=0, lt=0.9, description="share of a patch that its neighbour covers again")
+    sliding_window: SlidingWindow = Field(
+        "monai", description="whose rule says where patches lie and what their voxels weigh: MONAI's or nnU-Net's"
+    )
     batch_size: int = Field(2, ge=1, le=256, description="patches a forward pass; always filled up, so results repeat")
     threshold: float = Field(0.5, gt=0, lt=1, description="tumour probability above which a voxel is marked")
     backend: Literal["torch", "openvino"] = Field("torch", description="what runs the network; openvino on CPUs only")

@@ -78,12 +78,13 @@ class CaseJob:
         shape = prepared.hu.shape
         # A close look is `exhaustive` where it matters: its patches lie where those of the whole scan do.
         extent = (prepared.extent if inference.mode == "localised" else None) or Box.whole(shape)
-        self._grid, frame = PatchGrid.reaching(shape, extent, patch_ijk, inference.overlap)
+        rule = inference.sliding_window
+        self._grid, frame = PatchGrid.reaching(shape, extent, patch_ijk, inference.overlap, rule)
         pad = [(-low, high - n) for n, low, high in zip(shape, frame.start_ijk, frame.stop_ijk, strict=True)]
         self._hu = _in_air(prepared.hu.array, pad)
         self._mirrored = None if prepared.mirrored is None else _in_air(prepared.mirrored, pad)
         self._inner = Box.whole(shape).moved(frame.start_ijk)
-        self._weights = gaussian_weights(patch_ijk)
+        self._weights = gaussian_weights(patch_ijk, rule)
         self._handed = self._answered = 0
         self._queue: deque[int] = deque()
         self._asked: deque[int] = deque()
@@ -167,7 +168,7 @@ class CaseJob:
             seen[self._grid.slices(number)] = True
         extent = self._prepared.extent
         whole = extent.shape if extent else self._prepared.hu.shape
-        every = PatchGrid.covering(whole, self._grid.patch_ijk, self._inference.overlap)
+        every = PatchGrid.covering(whole, self._grid.patch_ijk, self._inference.overlap, self._inference.sliding_window)
         return Coverage(
             mode="body" if self._fallback else self._inference.mode,
             fallback=self._fallback,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gtvray.config import SlidingWindow
 from gtvray.geometry import Box
 
 Slices = tuple[slice, slice, slice]
@@ -26,16 +28,24 @@ class PatchGrid:
     patch_ijk: tuple[int, int, int]
 
     @classmethod
-    def covering(cls, shape: tuple[int, ...], patch_ijk: tuple[int, int, int], overlap: float) -> PatchGrid:
-        """Patches that lie evenly; neighbours share at least `overlap` of a patch.
+    def covering(
+        cls, shape: tuple[int, ...], patch_ijk: tuple[int, int, int], overlap: float, rule: SlidingWindow = "monai"
+    ) -> PatchGrid:
+        """The patches of a sliding window; neighbours share at least `overlap` of a patch.
 
-        An axis shorter than the patch has one start, 0.
+        MONAI takes whole steps and moves the last patch back into the grid; nnU-Net has all lie evenly. An axis shorter
+        than the patch has one start, 0.
         """
-        return cls(tuple(_places(*axis, overlap) for axis in zip(shape, patch_ijk, strict=True)), patch_ijk)
+        return cls(tuple(_places(*axis, overlap, rule) for axis in zip(shape, patch_ijk, strict=True)), patch_ijk)
 
     @classmethod
     def reaching(
-        cls, shape: tuple[int, ...], extent: Box, patch_ijk: tuple[int, int, int], overlap: float
+        cls,
+        shape: tuple[int, ...],
+        extent: Box,
+        patch_ijk: tuple[int, int, int],
+        overlap: float,
+        rule: SlidingWindow = "monai",
     ) -> tuple[PatchGrid, Box]:
         """Those of the patches that cover an extent which reach a grid in it.
 
@@ -44,6 +54,7 @@ class PatchGrid:
             extent: in voxels of the grid, which it holds; one smaller than the patch sits in its middle.
             patch_ijk: size of a patch.
             overlap: the share of a patch that neighbours have in common at least.
+            rule: whose sliding window it is.
 
         Returns:
             the patches, and the box of the grid's voxels that they take, whose first voxel is theirs.
@@ -51,7 +62,7 @@ class PatchGrid:
         axes, starts, stops = [], [], []
         for size, low, high, side in zip(shape, extent.start_ijk, extent.stop_ijk, patch_ijk, strict=True):
             first = low - max(0, side // 2 - (high - low) // 2)
-            places = [first + place for place in _places(high - low, side, overlap)]
+            places = [first + place for place in _places(high - low, side, overlap, rule)]
             kept = [place for place in places if -side < place < size]
             axes.append(tuple(place - kept[0] for place in kept))
             starts.append(kept[0])
@@ -91,25 +102,38 @@ class PatchGrid:
         return [int(np.ravel_multi_index(places, counts)) for places in product(*kept)]
 
 
-def _places(size: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """First voxels of the patches along an axis."""
-    room = max(0, size - patch)
-    step = max(1, int(patch * (1 - overlap)))
-    return tuple(round(place) for place in np.linspace(0, room, -(-room // step) + 1))
-
-
 def patch_starts(
-    shape: tuple[int, int, int], patch_ijk: tuple[int, int, int], overlap: float
+    shape: tuple[int, int, int], patch_ijk: tuple[int, int, int], overlap: float, rule: SlidingWindow = "monai"
 ) -> list[tuple[int, int, int]]:
-    """First voxels of the patches that cover a grid evenly, in the order of `PatchGrid`."""
-    return [(i, j, k) for i, j, k in product(*PatchGrid.covering(shape, patch_ijk, overlap).axes)]
+    """First voxels of the patches that cover a grid, in the order of `PatchGrid`."""
+    return [(i, j, k) for i, j, k in product(*PatchGrid.covering(shape, patch_ijk, overlap, rule).axes)]
 
 
-def gaussian_weights(patch_ijk: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Weights (i, j, k) falling from the centre, sigma an eighth of the patch, as nnU-Net has them; never zero."""
+def gaussian_weights(patch_ijk: tuple[int, int, int], rule: SlidingWindow = "monai") -> NDArray[np.float32]:
+    """Weights (i, j, k) that fall from the centre, sigma an eighth of the patch; never zero.
+
+    MONAI's are symmetric and no lower than 0.001. nnU-Net's peak, 10, is at voxel size // 2; they end four sigma from
+    it along an axis, are rounded to half precision, and where that gives zero are the smallest other.
+    """
     falls = []
     for size in patch_ijk:
-        offset = np.arange(size) - (size - 1) / 2
-        falls.append(np.exp(-0.5 * (offset / (size / 8)) ** 2))
+        sigma, centre = size / 8, (size - 1) / 2 if rule == "monai" else size // 2
+        offset = np.arange(size) - centre
+        fall = np.exp(-0.5 * (offset / sigma) ** 2)
+        falls.append(fall if rule == "monai" else np.where(np.abs(offset) <= int(4 * sigma + 0.5), fall, 0))
     weights = falls[0][:, None, None] * falls[1][None, :, None] * falls[2][None, None, :]
-    return np.asarray(np.maximum(weights / weights.max(), 1e-3), dtype=np.float32)
+    if rule == "monai":
+        return np.asarray(np.maximum(weights, 1e-3), dtype=np.float32)
+    half = (10 * weights).astype(np.float16)
+    half[half == 0] = half[half > 0].min()
+    return half.astype(np.float32)
+
+
+def _places(size: int, patch: int, overlap: float, rule: SlidingWindow) -> tuple[int, ...]:
+    """First voxels of the patches along an axis."""
+    room, step = max(0, size - patch), patch * (1 - overlap)
+    if rule == "monai":
+        whole = max(1, int(step))
+        return tuple(min(whole * n, room) for n in range(-(-room // whole) + 1))
+    last = math.ceil(room / max(1, step))
+    return tuple(round(room / last * n) if last else 0 for n in range(last + 1))

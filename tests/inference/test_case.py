@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Volume
@@ -49,16 +50,18 @@ def _local(channels: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=300)
-@given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.89))
-def test_patches_cover_every_voxel_and_overlap_as_told(shape: Any, patch: Any, overlap: float) -> None:
-    starts = patch_starts(shape, patch, overlap)
+@given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.89), st.sampled_from(["monai", "nnunet"]))
+def test_patches_cover_every_voxel_and_overlap_as_told(shape: Any, patch: Any, overlap: float, rule: Any) -> None:
+    starts = patch_starts(shape, patch, overlap, rule)
     axes = [sorted({start[axis] for start in starts}) for axis in range(3)]
     assert starts == sorted(set(starts)) == list(product(*axes))
     for places, size, side in zip(axes, shape, patch, strict=True):
         assert places[0] == 0
         assert places[-1] == max(0, size - side)
         for one, next_ in pairwise(places):
-            assert side - (next_ - one) >= min(side - 1, overlap * side - 1e-9)
+            # nnU-Net's places are rounded to voxels.
+            rounded = rule == "nnunet"
+            assert side - (next_ - one) >= max(0, min(side - 1, overlap * side - 1e-9) - rounded)
         # No more patches than the overlap asks for.
         assert len(places) <= max(0, size - side) / max(1, int(side * (1 - overlap))) + 2
 
@@ -68,12 +71,29 @@ def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int,
     weights = gaussian_weights(patch)
     assert weights.shape == patch
     assert weights.dtype == np.float32
-    assert weights.max() == 1
     assert weights.min() >= np.float32(1e-3)
     for axis in range(3):
         np.testing.assert_array_equal(weights, np.flip(weights, axis))
         half = weights.take(range((patch[axis] + 1) // 2), axis)
         assert (np.diff(half, axis=axis) >= 0).all()
+
+
+@pytest.mark.parametrize("patch", [(16, 16, 16), (64, 48, 40), (12, 20, 9), (7, 33, 96)])
+def test_nnunets_weights_and_places_are_those_of_its_recipe(patch: tuple[int, int, int]) -> None:
+    """Its predictor filters one voxel with SciPy's Gaussian, scales it to 10 and keeps it in half precision."""
+    point = np.zeros(patch)
+    point[tuple(size // 2 for size in patch)] = 1
+    smooth = ndimage.gaussian_filter(point, [size / 8 for size in patch], 0, mode="constant", cval=0)
+    expected = (10 * smooth / smooth.max()).astype(np.float16)
+    expected[expected == 0] = expected[expected > 0].min()
+    found = gaussian_weights(patch, "nnunet")
+    np.testing.assert_allclose(found, expected.astype(np.float32), rtol=2e-3, atol=1e-7)
+    assert found.max() == 10
+    for size in range(5, 130, 7):
+        places = {start[0] for start in patch_starts((size, 1, 1), (patch[0], 1, 1), 0.5, "nnunet")}
+        steps = int(np.ceil((size - patch[0]) / (patch[0] * 0.5))) + 1 if size > patch[0] else 1
+        apart = (size - patch[0]) / (steps - 1) if steps > 1 else 0
+        assert places == {int(np.round(apart * n)) for n in range(steps)}
 
 
 @pytest.mark.parametrize("mode", ["exhaustive", "body"])

@@ -74,21 +74,21 @@ def test_the_mask_is_the_bodys_voxel_for_voxel(tumours: list[Box]) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(*[st.tuples(*[st.integers(1, 40)] * 3)] * 4, st.floats(0, 0.85))
+@given(*[st.tuples(*[st.integers(1, 40)] * 3)] * 4, st.floats(0, 0.85), st.sampled_from(["monai", "nnunet"]))
 def test_patches_that_reach_a_grid_lie_where_those_of_the_whole_do(
-    shape: Any, before: Any, after: Any, patch: Any, overlap: float
+    shape: Any, before: Any, after: Any, patch: Any, overlap: float, rule: Any
 ) -> None:
     extent = Box(tuple(-n for n in before), tuple(n + more for n, more in zip(shape, after, strict=True)))
     padded = tuple(max(n, p) for n, p in zip(extent.shape, patch, strict=True))
     # An extent smaller than a patch sits in its middle.
     first = [low - (p // 2 - n // 2) * (n < p) for low, n, p in zip(extent.start_ijk, extent.shape, patch, strict=True)]
-    whole = PatchGrid.covering(padded, patch, overlap)
+    whole = PatchGrid.covering(padded, patch, overlap, rule)
     expected = set()
     for number in range(len(whole)):
         place = tuple(span.start + low for span, low in zip(whole.slices(number), first, strict=True))
         if all(-side < start < n for start, side, n in zip(place, patch, shape, strict=True)):
             expected.add(place)
-    grid, frame = PatchGrid.reaching(shape, extent, patch, overlap)
+    grid, frame = PatchGrid.reaching(shape, extent, patch, overlap, rule)
     places = [[s.start + low for s, low in zip(grid.slices(n), frame.start_ijk, strict=True)] for n in range(len(grid))]
     assert {(i, j, k) for i, j, k in places} == expected
     assert frame.holds(Box.whole(shape))

@@ -22,7 +22,7 @@ from gtvray.io import read_json, read_volume, sha256_of, write_json
 from gtvray.models import Bundle, build_network, verify_digest, weights_of, write_bundle
 
 GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_DIGEST = "b8d9978c6ef79e7520d269f05ad009d10f7330e5fce3a07c70e62430dc033607"
+GOLDEN_DIGEST = "b8d832d0cb575f1a01e611ce97d0b37d8acba288c26122bfbc8b8099eee52752"
 PATCH_IJK = (16, 16, 16)
 SETTINGS: dict[str, Any] = {
     "preprocessing": PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
@@ -144,6 +144,6 @@ def test_a_stored_bundle_keeps_its_digest_and_its_masks() -> None:
     predictor = Predictor(bundle, threads=1)
     mask, stored = predictor.predict(_scan()), read_volume(GOLDEN / "bundle-4-mask.nii.gz")
     assert mask.same_grid(stored)
-    assert 11_850 < np.count_nonzero(stored.array) < 11_910
+    assert 11_800 < np.count_nonzero(stored.array) < 11_860
     # Another CPU sums in another order, and some voxels lie within 1e-5 of the threshold.
     assert dice(stored.array > 0, mask.array > 0) > 0.999
