@@ -71,6 +71,7 @@ def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int,
     weights = gaussian_weights(patch)
     assert weights.shape == patch
     assert weights.dtype == np.float32
+    assert weights.max() == weights[tuple(size // 2 for size in patch)] <= 1
     assert weights.min() >= np.float32(1e-3)
     for axis in range(3):
         np.testing.assert_array_equal(weights, np.flip(weights, axis))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gtvray.config import InferenceConfig
+from gtvray.errors import ConfigError
 from gtvray.geometry import Box, Volume
 from gtvray.inference import CaseJob, Locator, Predictor, Suspicion, locator_of
 from gtvray.inference.localise import BEYOND, DROPPED_SHARE, EMPTY, UNSURE, CloseLook
@@ -17,7 +18,7 @@ from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
 from ..bundles import random_bundle
-from .made_up import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bone
+from .made_up import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bone, to_logits
 
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
@@ -144,7 +145,7 @@ def test_a_locator_says_the_same_each_time_and_marks_on_the_scans_prepared_grid(
     locating = locator_of(bundle)
     assert locating is not None
     prepared = prepare(body_scan(tumours=[TUMOUR]), bundle.preprocessing)
-    seeing = Locator(locating, lambda channels: np.stack([sees_bone(each) for each in channels]))
+    seeing = Locator(locating, lambda channels: to_logits(np.stack([sees_bone(each) for each in channels])))
     once, again = seeing.suspect(prepared), seeing.suspect(prepared)
     assert once.suspected.shape == prepared.hu.shape
     assert once.suspected.tobytes() == again.suspected.tobytes()
@@ -171,6 +172,8 @@ def test_a_locator_of_a_promoted_variant_is_the_one_given(tmp_path: Path) -> Non
     assert derived.locator.digest == locator.digest
     assert derived.inference.mode == "localised"
     # And it stays when another setting changes.
+    with pytest.raises(ConfigError, match="asks a locator"):
+        with_inference(plain, {"mode": "body"}, tmp_path / "out", locator)
     kept = with_inference(derived, {"threshold": 0.3}, tmp_path / "out")
     assert kept.locator is not None
     assert kept.locator.digest == locator.digest

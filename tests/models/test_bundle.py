@@ -67,7 +67,7 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path: Path, three:
     assert Predictor(three, threads=1).forward([patch]).tobytes() == expected.tobytes()
     # Averaging patches' answers and averaging whole volumes come to the same but for rounding.
     volumes = np.mean([logit(_probability(bundle)) for bundle in alone], axis=0)
-    np.testing.assert_allclose(_probability(three), expit(volumes), atol=1e-5)
+    np.testing.assert_allclose(_probability(three), expit(volumes), atol=1e-6)
 
 
 def test_a_member_alike_thrice_is_the_member(tmp_path: Path) -> None:
