@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import ndimage, stats
+from scipy.spatial.transform import Rotation
 
 from gtvray.geometry import Box, Volume
 from gtvray.io import read_volume
 from gtvray.preprocessing import AIR_HU
 
 AS_IT_IS = "as it is"
+# About the axes of left-right, front-back and head-feet: a head laid otherwise on the table.
+TURN_DEG = (8.0, -6.0, 12.0)
 
 
 def bundle_of(folder: Path, **inference: Any) -> Any:
@@ -72,7 +75,19 @@ def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:
         "cropped": cropped,
         "mirrored": tuple_of(volume.with_array(volume.array[::-1]) for volume in pair),
         "other axes": tuple_of(volume.reoriented("IPR") for volume in pair),
+        "rotated": (rotated(scan, AIR_HU, order=1), rotated(label, 0, order=0)),
     }
+
+
+def rotated(volume: Volume, outside: float, *, order: int) -> Volume:
+    """The volume turned by `TURN_DEG` about its middle and resampled on the same grid."""
+    spacing = np.array(volume.spacing_mm)
+    turn = Rotation.from_euler("xyz", TURN_DEG, degrees=True).as_matrix() * spacing / spacing[:, None]
+    middle = (np.array(volume.shape) - 1) / 2
+    turned = ndimage.affine_transform(
+        volume.array, turn, middle - turn @ middle, order=order, mode="constant", cval=outside
+    )
+    return volume.with_array(turned)
 
 
 def tuple_of(volumes: Any) -> tuple[Volume, Volume]:

@@ -15,9 +15,9 @@ how much that is. The peers' own chains resample onto grids that differ from our
 tells how far that takes their masks from ours.
 
 With --cases, a folder of cases with masks, localised inference is held against exhaustive, and exhaustive against
-`body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes. `missed` counts
-tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and Pearson)
-that the cases, without their copies, allow for. `rank_correlation_doubt` and `rank_correlation_views_dice` are
+`body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated. `missed`
+counts tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and
+Pearson) that the cases, without their copies, allow for. `rank_correlation_doubt` and `rank_correlation_views_dice` are
 Spearman's, over the cases, of the DSC with the doubt and with how far two views, one mirrored, agree: what
 `gtvray predict --uncertainty` tells.
 

@@ -9,7 +9,6 @@ import torch
 from gtvray.config import NetworkConfig
 from gtvray.errors import BundleError
 from gtvray.models.planning import plan_network
-from gtvray.models.unet import MirrorAverage, PlannedUNet
 
 
 def build_network(
@@ -22,6 +21,10 @@ def build_network(
     Raises:
         ConfigError: as `plan_network`.
     """
+    # MONAI loads every optional package it finds, MLflow among them: seconds and 250 MB, which whoever runs a network
+    # that was converted before has no use for.
+    from gtvray.models.unet import MirrorAverage, PlannedUNet
+
     plan = plan_network(config, spacing_mm, patch_ijk)
     network = PlannedUNet(plan, channels, config.dropout)
     return MirrorAverage(network) if plan.mirror_average else network

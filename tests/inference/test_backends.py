@@ -169,6 +169,23 @@ def test_openvino_sends_nothing_about_its_use(tmp_path: Path) -> None:
     assert done.stdout.strip() == "quiet", done.stderr
 
 
+@needs_openvino
+def test_a_network_converted_before_is_run_without_monai(make: Any, tmp_path: Path) -> None:
+    """MONAI takes seconds and 250 MB to load; only who builds a network in torch pays for it."""
+    bundle = make(backend="openvino")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from gtvray.inference import ConversionStore, Predictor\n"
+        "from gtvray.models import Bundle\n"
+        f"bundle, store = Bundle.load(Path({str(bundle.folder)!r})), ConversionStore(Path({str(tmp_path)!r}))\n"
+        "Predictor(bundle, store=store).warm()\n"
+        "print('monai' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    said = [subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout for _ in range(2)]
+    assert [text.split()[-1] for text in said] == ["True", "False"]
+
+
 def test_a_missing_openvino_is_told_with_the_way_out(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [each for each in sys.modules if each.partition(".")[0] == "openvino"]:
         monkeypatch.delitem(sys.modules, name)
