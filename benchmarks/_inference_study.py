@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
@@ -15,7 +16,9 @@ from gtvray.geometry import Box, Volume
 from gtvray.io import read_volume
 from gtvray.preprocessing import AIR_HU
 
-AS_IT_IS = "as it is"
+AS_IT_IS, NOISY = "as it is", "noisy"
+# Standard deviation of white noise: soft tissue is hard to tell apart, bone and air are not.
+NOISE_HU = 400.0
 # About the axes of left-right, front-back and head-feet: a head laid otherwise on the table.
 TURN_DEG = (8.0, -6.0, 12.0)
 
@@ -32,33 +35,59 @@ def study_cases(given: argparse.Namespace) -> dict[str, Any]:
     """Localised and body against exhaustive on cases and their copies."""
     from gtvray.data import index_dataset, read_label
     from gtvray.evaluation import dice
-    from gtvray.inference import Predictor, estimate_uncertainty
+    from gtvray.inference import Predictor
 
     whole, near, body, asked = (
         Predictor(bundle_of(given.model, mode=mode, flips=flips), threads=given.threads)
         for mode, flips in (("exhaustive", ()), ("localised", ()), ("body", ()), ("body", (0,)))
     )
     rows = []
-    for case in index_dataset(given.scan).cases[: given.most]:
+    for number, case in enumerate(index_dataset(given.scan).cases[: given.most]):
         scan = read_volume(case.image)
-        for kind, (copy, label) in copies(scan, read_label(case, scan)).items():
+        label = read_label(case, scan)
+        looked = copies(scan, label) if number < given.copied else {AS_IT_IS: (scan, label)}
+        for kind, (copy, truth) in looked.items():
             job = near.begin(copy, mask_only=True)
             near.run(job)
             masks = whole.predict(copy), job.finish(), body.predict(copy)
-            sure = estimate_uncertainty(asked, job.prepared, masks[2])[0] if kind == AS_IT_IS else None
             rows.append(
                 {
                     "case": case.case_id,
                     "copy": kind,
-                    "dsc": [dice(label.array > 0, mask.array > 0) for mask in masks],
-                    "missed": tumours_touched(label, masks[0]) - tumours_touched(label, masks[1]),
+                    "dsc": [dice(truth.array > 0, mask.array > 0) for mask in masks],
+                    "missed": tumours_touched(truth, masks[0]) - tumours_touched(truth, masks[1]),
                     "fallback": job.coverage().fallback,
                     "patches": job.patches,
-                    "doubt": sure and sure.doubt,
-                    "views_dice": sure and sure.pairwise_dice,
+                    **(certainty(asked, job, masks[2], truth) if kind in (AS_IT_IS, NOISY) else {}),
                 }
             )
     return {"rows": rows}
+
+
+def certainty(asked: Any, job: Any, mask: Volume, truth: Volume) -> dict[str, float | None]:
+    """What `--uncertainty` tells of a mask in mode `body`, and whether its voxels that are wrong are those in doubt."""
+    from gtvray.inference import estimate_uncertainty
+    from gtvray.preprocessing import prepare_mask
+
+    sure, entropy = estimate_uncertainty(asked, job.prepared, mask)
+    marked, right = (
+        job.prepared.hu.with_array(prepare_mask(of, job.prepared)).placed_on(entropy, 0).array > 0
+        for of in (mask, truth)
+    )
+    body = job.prepared.hu.placed_on(entropy, AIR_HU).array > asked.bundle.preprocessing.body_threshold_hu
+    return {
+        "doubt": sure.doubt,
+        "views_dice": sure.pairwise_dice,
+        # Air is never doubted and never wrong: it would flatter.
+        "auroc_entropy": auroc(entropy.array[body], (marked != right)[body]),
+        "auroc_entropy_marked": auroc(entropy.array[marked], ~right[marked]),
+    }
+
+
+def auroc(values: NDArray[np.float32], wrong: NDArray[np.bool_]) -> float | None:
+    """How often a wrong voxel has a larger value than one that is right; None without either."""
+    bad, good = np.count_nonzero(wrong), np.count_nonzero(~wrong)
+    return float((stats.rankdata(values)[wrong].sum() - bad * (bad + 1) / 2) / (bad * good)) if bad and good else None
 
 
 def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:
@@ -76,7 +105,14 @@ def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:
         "mirrored": tuple_of(volume.with_array(volume.array[::-1]) for volume in pair),
         "other axes": tuple_of(volume.reoriented("IPR") for volume in pair),
         "rotated": (rotated(scan, AIR_HU, order=1), rotated(label, 0, order=0)),
+        NOISY: (noisy(scan), label),
     }
+
+
+def noisy(scan: Volume) -> Volume:
+    """The scan with white noise, always the same, within 12 bits."""
+    noise = np.random.default_rng(0).normal(0, NOISE_HU, scan.shape)
+    return scan.with_array(np.clip(scan.array + noise, AIR_HU, 3071).astype(scan.array.dtype))
 
 
 def rotated(volume: Volume, outside: float, *, order: int) -> Volume:
@@ -121,17 +157,32 @@ def study_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ),
         "missed": sum(max(0, row["missed"]) for row in rows),
         "miss_rate_below": round(float(bound), 4),
-        **doubt_figures([row for row in rows if row["copy"] == AS_IT_IS]),
+        **doubt_figures(rows),
         "cases": len(cases),
         "copies": len(rows) - len(cases),
         "fallbacks": sum(row["fallback"] is not None for row in rows),
     }
 
 
-def doubt_figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Spearman's correlation over cases of DSC in mode `body` with what is known without the truth."""
-    found = {}
+def doubt_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How what is known without the truth goes with DSC in mode `body`: from case to case, voxel to voxel, by noise."""
+    plain, noise = ({row["case"]: row for row in rows if row["copy"] == copy} for copy in (AS_IT_IS, NOISY))
+    found: dict[str, Any] = {}
     for name in ("doubt", "views_dice"):
-        told, dsc = [row[name] for row in rows], [row["dsc"][2] for row in rows]
+        told, dsc = [row[name] for row in plain.values()], [row["dsc"][2] for row in plain.values()]
         found[f"rank_correlation_{name}"] = round(float(stats.spearmanr(told, dsc).statistic), 3)
+    for name in ("auroc_entropy", "auroc_entropy_marked"):
+        known = [row[name] for row in plain.values() if row[name] is not None]
+        found[name] = round(float(np.mean(known)), 3) if known else None
+    pairs = [(plain[case], row) for case, row in noise.items()]
+    if pairs:
+        dsc = np.array([[row["dsc"][2] for row in pair] for pair in pairs])
+        doubt = np.array([[row["doubt"] for row in pair] for pair in pairs])
+        found["noise"] = {
+            "cases": len(pairs),
+            "dsc_falls": int((dsc[:, 1] < dsc[:, 0]).sum()),
+            "doubt_rises": int((doubt[:, 1] > doubt[:, 0]).sum()),
+            "mean_dsc": dsc.mean(0).round(4).tolist(),
+            "mean_doubt": doubt.mean(0).round(4).tolist(),
+        }
     return found

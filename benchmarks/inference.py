@@ -15,11 +15,13 @@ how much that is. The peers' own chains resample onto grids that differ from our
 tells how far that takes their masks from ours.
 
 With --cases, a folder of cases with masks, localised inference is held against exhaustive, and exhaustive against
-`body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated. `missed`
-counts tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (Clopper and
-Pearson) that the cases, without their copies, allow for. `rank_correlation_doubt` and `rank_correlation_views_dice` are
-Spearman's, over the cases, of the DSC with the doubt and with how far two views, one mirrored, agree: what
-`gtvray predict --uncertainty` tells.
+`body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated, noisy.
+`missed` counts tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (of
+Clopper and Pearson) that the cases, without their copies, allow for. `rank_correlation_doubt` and `rank_correlation_views_dice`
+are Spearman's, over the cases, of the DSC with the doubt and with how far two views, one mirrored, agree: what
+`gtvray predict --uncertainty` tells. `auroc_entropy` is how well a voxel's entropy tells wrong voxels of the body about
+the mask from right ones, mean over the cases, and `auroc_entropy_marked` within the mask; `noise` is how DSC and doubt
+change when the same scan comes with noise.
 
 `floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here,
 of the fastest contestant in mode body that computes in fp32, as that product does.
@@ -114,6 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scan", type=Path, help="a CT; a phantom otherwise")
     parser.add_argument("--cases", type=Path, help="a dataset with masks, for localised against exhaustive")
     parser.add_argument("--most", type=int, default=40, help="of them")
+    parser.add_argument("--copied", type=int, default=40, help="of these, those whose copies are looked at as well")
     parser.add_argument("--only", help="contestants of ours, with commas")
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -127,9 +130,8 @@ def arguments() -> argparse.Namespace:
 def child(name: str, given: argparse.Namespace, scan: Path, model: Path, out: Path) -> dict[str, Any]:
     """One contestant in a process of its own; an error is told and not hidden."""
     command = [sys.executable, __file__, "--run", name, "--scan", str(scan), "--model", str(model), "--out", str(out)]
-    command += ["--threads", str(given.threads), "--most", str(given.most)] + [
-        f"--{name}" for name in ("large", "once") if getattr(given, name)
-    ]
+    command += [*(part for name in ("threads", "most", "copied") for part in (f"--{name}", str(getattr(given, name))))]
+    command += [f"--{name}" for name in ("large", "once") if getattr(given, name)]
     job = out.parent / "job"
     if name == "nnunet":
         return nnunet_child(name, given, job, ["file", scan, out])
@@ -211,7 +213,8 @@ def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     mode, backend, precision = OURS[given.run]
     rule = "nnunet" if given.run == WHOLE["nnunet"] else "monai"
     began = time.perf_counter()
-    bundle = bundle_of(given.model, mode=mode, backend=backend, precision=precision, sliding_window=rule)
+    settings = {"mode": mode, "backend": backend, "precision": precision, "sliding_window": rule}
+    bundle = bundle_of(given.model, **settings, keep_largest=False)
     cases = LocalCases(Predictor(bundle, threads=given.threads), lambda _: out)
     found, seconds = [], []
     for _ in range(1 if given.once and mode == "exhaustive" else 2):
