@@ -176,13 +176,13 @@ def doubt_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         found[name] = round(float(np.mean(known)), 3) if known else None
     pairs = [(plain[case], row) for case, row in noise.items()]
     if pairs:
-        dsc = np.array([[row["dsc"][2] for row in pair] for pair in pairs])
+        scores = np.array([[row["dsc"][2] for row in pair] for pair in pairs])
         doubt = np.array([[row["doubt"] for row in pair] for pair in pairs])
         found["noise"] = {
             "cases": len(pairs),
-            "dsc_falls": int((dsc[:, 1] < dsc[:, 0]).sum()),
+            "dsc_falls": int((scores[:, 1] < scores[:, 0]).sum()),
             "doubt_rises": int((doubt[:, 1] > doubt[:, 0]).sum()),
-            "mean_dsc": dsc.mean(0).round(4).tolist(),
+            "mean_dsc": scores.mean(0).round(4).tolist(),
             "mean_doubt": doubt.mean(0).round(4).tolist(),
         }
     return found
