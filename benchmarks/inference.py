@@ -18,10 +18,10 @@ With --cases, a folder of cases with masks, localised inference is held against 
 `body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated, noisy.
 `missed` counts tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (of
 Clopper and Pearson) that the cases, without their copies, allow for. `rank_correlation_doubt` and
-`rank_correlation_views_dice` are Spearman's, over the cases, of the DSC with the doubt and with how far two views, one
-mirrored, agree: what `gtvray predict --uncertainty` tells. `auroc_entropy` is how well a voxel's entropy tells wrong voxels of the body about
-the mask from right ones, mean over the cases, and `auroc_entropy_marked` within the mask; `noise` is how DSC and doubt
-change when the same scan comes with noise.
+`rank_correlation_views_dice` are Spearman's, over the cases, of the DSC with the doubt and with how far two views,
+one mirrored, agree: what `gtvray predict --uncertainty` tells. `auroc_entropy` is how well a voxel's entropy tells
+wrong voxels of the body about the mask from right ones, mean over the cases, and `auroc_entropy_marked` within the
+mask; `noise` is how DSC and doubt change when the same scan comes with noise.
 
 `floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here,
 of the fastest contestant in mode body that computes in fp32, as that product does.
