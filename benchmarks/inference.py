@@ -10,9 +10,10 @@ names; without it, what it would tell is null.
 
 Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and that of the peer's sliding
 window with Gaussian weights on the same prepared grid of the whole scan, brought back in our way, with
-`inference.sliding_window` set to the peer's: they place and weigh patches differently, and `dice_between_peers` tells
-how much that is. The peers' own chains resample onto grids that differ from ours by up to a voxel; `dice_file_to_file`
-tells how far that takes their masks from ours.
+`inference.sliding_window` set to the peer's; `dice_to_nnunet_fp32` is the same with nnU-Net's sums over patches in
+single precision, where it has half. They place and weigh patches differently, and `dice_between_peers` tells how much
+that is. The peers' own chains resample onto grids that differ from ours by up to a voxel; `dice_file_to_file` tells
+how far that takes their masks from ours.
 
 With --cases, a folder of cases with masks, localised inference is held against exhaustive, and exhaustive against
 `body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated, noisy.
@@ -67,8 +68,8 @@ OURS = {
 PEERS = ("monai", "nnunet")
 LARGE = (32, 64, 128, 256, 320, 320)
 LARGE_PATCH, LARGE_SPACING_MM = (192, 192, 32), (1.14, 1.14, 3.0)
-# Their sliding windows alone, on our grid.
-SAME_GRID = {"monai": "monai-inferer", "nnunet": "nnunet-inferer"}
+# Their sliding windows alone, on our grid; nnU-Net's also with its sums in single precision.
+SAME_GRID = {"monai": "monai-inferer", "nnunet": "nnunet-inferer", "nnunet_fp32": "nnunet-inferer-fp32"}
 
 
 def main() -> None:
@@ -100,7 +101,8 @@ def main() -> None:
         }
         same: dict[str, dict[str, Any]] = {}
         if not given.large:
-            same = {name: child(SAME_GRID[name], given, scan, model, folder / f"same-{name}.nii.gz") for name in peers}
+            asked = [name for name in SAME_GRID if name.partition("_")[0] in peers]
+            same = {name: child(SAME_GRID[name], given, scan, model, folder / f"same-{name}.nii.gz") for name in asked}
         study = child("study", given, given.cases, model, folder) if given.cases else None
         speed = child("floor", given, scan, model, folder)
         print(json.dumps({**report(runs, same, study, speed), **facts(given, scan)}))
@@ -135,8 +137,9 @@ def child(name: str, given: argparse.Namespace, scan: Path, model: Path, out: Pa
     job = out.parent / "job"
     if name == "nnunet":
         return nnunet_child(name, given, job, ["file", scan, out])
-    if name == SAME_GRID["nnunet"]:
-        found = nnunet_child(name, given, job, ["grid", job / "channels.npy", job / "probability.npy"])
+    if name in (SAME_GRID["nnunet"], SAME_GRID["nnunet_fp32"]):
+        way = "grid" if name == SAME_GRID["nnunet"] else "grid-fp32"
+        found = nnunet_child(name, given, job, [way, job / "channels.npy", job / "probability.npy"])
         # Of the two processes, nnU-Net's is the one to be told of; the other makes the mask.
         return found if "failed" in found else {**ended(name, command), **found}
     return ended(name, command)
@@ -178,6 +181,7 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
         SAME_GRID["monai"]: inference_monai.run_same_grid,
         "nnunet-job": nnunet_job.write_job,
         SAME_GRID["nnunet"]: nnunet_job.restore_job,
+        SAME_GRID["nnunet_fp32"]: nnunet_job.restore_job,
     }
     result = runs.get(given.run, run_ours)(given, out)
     return {**result, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "mask": str(out)}
@@ -317,11 +321,15 @@ def report(
 def same_grid_dice(ours: dict[str, Path], same: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     """Of each peer's mask to ours with its sliding window on the same grid, the lower one, and of the peers' masks."""
     masks = {peer: Path(run["mask"]) for peer, run in same.items() if "failed" not in run}
-    found = {peer: round(dice_of_files(ours[peer], mask), 5) for peer, mask in masks.items() if peer in ours}
+    found = {
+        peer: round(dice_of_files(ours[peer.partition("_")[0]], mask), 5)
+        for peer, mask in masks.items()
+        if peer.partition("_")[0] in ours
+    }
     both = [masks[peer] for peer in PEERS if peer in masks]
     return {
-        **{f"dice_to_{peer}": found.get(peer) for peer in PEERS},
-        "dice_to_peer": min(found.values(), default=None),
+        **{f"dice_to_{peer}": found.get(peer) for peer in SAME_GRID},
+        "dice_to_peer": min((found[peer] for peer in PEERS if peer in found), default=None),
         "dice_between_peers": round(dice_of_files(*both), 5) if len(both) == len(PEERS) else None,
     }
 

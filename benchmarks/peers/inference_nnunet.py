@@ -2,10 +2,11 @@
 
 Its own reader, preprocessing, sliding window and export, without flips, about the networks that `nnunet_job.py` left
 in the folder JOB. "file" goes from the scan's file to the mask's, twice. "grid" runs its sliding window alone on an
-array that was prepared elsewhere, and leaves the probabilities beside it.
+array that was prepared elsewhere, and leaves the probabilities beside it; "grid-fp32" does so with its sums over
+patches in single precision, where nnU-Net has half.
 
     nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS file SCAN OUT
-    nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS grid CHANNELS OUT
+    nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS grid|grid-fp32 CHANNELS OUT
 """
 
 from __future__ import annotations
@@ -120,11 +121,18 @@ def same_grid(folder: Path, channels: str, out: str) -> dict[str, Any]:
     return {"patches": network.patches}
 
 
+def same_grid_fp32(folder: Path, channels: str, out: str) -> dict[str, Any]:
+    """The same, its sums in single precision: rounded to half, a sum of eight weighted logits is off by thousandths."""
+    torch.half = torch.float32
+    return same_grid(folder, channels, out)
+
+
 def main() -> None:
     """What was asked for."""
     folder, threads, what, source, out = sys.argv[1:6]
     torch.set_num_threads(int(threads))
-    found = {"file": file_to_file, "grid": same_grid}[what](Path(folder) / what, source, out)
+    ways = {"file": file_to_file, "grid": same_grid, "grid-fp32": same_grid_fp32}
+    found = ways[what](Path(folder) / what.partition("-")[0], source, out)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     versions = {name: metadata.version(name) for name in ("nnunetv2", "torch", "simpleitk", "numpy")}
     mask = {"mask": out} if what == "file" else {}
