@@ -86,8 +86,9 @@ def certainty(asked: Any, job: Any, mask: Volume, truth: Volume) -> dict[str, fl
 
 def auroc(values: NDArray[np.float32], wrong: NDArray[np.bool_]) -> float | None:
     """How often a wrong voxel has a larger value than one that is right; None without either."""
-    bad, good = np.count_nonzero(wrong), np.count_nonzero(~wrong)
-    return float((stats.rankdata(values)[wrong].sum() - bad * (bad + 1) / 2) / (bad * good)) if bad and good else None
+    exact = values.astype(np.float64)
+    bad, good = exact[wrong], exact[~wrong]
+    return float(stats.mannwhitneyu(bad, good).statistic / (bad.size * good.size)) if bad.size and good.size else None
 
 
 def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:

@@ -313,9 +313,14 @@ def report(
         "mask_sha256": {name: sha256_of(path) for name, path in mask.items()},
         "speed": speed,
         "study": study,
-        "same_grid": same,
-        "raw": runs,
+        "same_grid": {name: told(run) for name, run in same.items()},
+        "raw": {name: [told(run) for run in found] for name, found in runs.items()},
     }
+
+
+def told(run: dict[str, Any]) -> dict[str, Any]:
+    """What a run says, without where its mask lay."""
+    return {key: value for key, value in run.items() if key != "mask"}
 
 
 def same_grid_dice(ours: dict[str, Path], same: dict[str, dict[str, Any]]) -> dict[str, float | None]:

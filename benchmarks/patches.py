@@ -53,6 +53,7 @@ LIMITS = {
     "monai": {"transforms": 0.25, "loaders": 0.12},
 }
 PARAMETER_DRAWS = 1500
+UNTOLD = ("json", "run", "nnunet_python")
 
 
 def main() -> None:
@@ -247,7 +248,10 @@ def report(runs: dict[str, Any], growth: list[dict[str, Any]], given: argparse.N
             name: [{key: run[key] for key in figures if key in run} for run in many] for name, many in runs.items()
         },
         "growth_seconds": seconds,
-        "settings": {key: str(value) for key, value in vars(given).items() if key not in ("json", "run")},
+        # Of a path its name: the folders above it are this machine's.
+        "settings": {
+            key: str(getattr(value, "name", value)) for key, value in vars(given).items() if key not in UNTOLD
+        },
         "versions": {name: metadata.version(name) for name in ("gtvray", "torch", "blosc2", "monai", "numpy")},
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
     }

@@ -76,6 +76,7 @@ PEER, PEER_WARMUP = "nnunet", 3
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Logits are about one; what remains is the order of sums.
 SAME_LOGITS, SAME_COST = 1e-3, 0.01
+UNTOLD = ("json", "run", "work", "nnunet_python")
 
 
 def main() -> None:
@@ -278,7 +279,8 @@ def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: 
         "ray_same_loss": len(losses) == 1,
         "raw": runs,
         "settings": {
-            **{key: str(value) for key, value in vars(given).items() if key not in ("json", "run", "work")},
+            # Of a path its name: the folders above it are this machine's.
+            **{key: str(getattr(value, "name", value)) for key, value in vars(given).items() if key not in UNTOLD},
             "spacing_mm": SPACING_MM,
             "ours": SETTINGS,
         },
