@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 import yaml
-from _accuracy_contest import Cases, budgeted, contest, preparation
+from _accuracy_contest import Cases, budgeted, contest, folds_of, preparation
 from _accuracy_jobs import digest_of
 from _accuracy_report import Table, over
 
 from gtvray.config import Config, read_yaml, with_dotted
-from gtvray.data import Folds, Split, find_patients, split_folds
 from gtvray.errors import InputError
 from gtvray.io import read_json, write_json
 
@@ -55,19 +53,13 @@ def run_ablations(given: Namespace, config: Config, variants: Variants) -> dict[
         for name, overrides in variants.items():
             changed = with_dotted(config, overrides, f"variant {name}")
             settings = budgeted(changed, given, seed, given.ablation_minutes, given.ablation_epochs)
-            folds = folds_of(preparation(given, settings, data)[0]["tumour_ml"], data, config)
+            folds = folds_of(preparation(given, settings, data)[0]["tumour_ml"], data, config, FOLDS, FOLD_SEED)
             judging = data.only(folds.validation[fold])
             table = contest(given, f"{name}_{seed}-fold{fold}", settings, data.only(folds.train(fold)), judging)
             base = table if base is None else base
             rows.append({"name": name, "overrides": overrides, "fold": fold, "seed": seed, **row_of(table, base)})
             keep_row(given, rows[-1])
     return {"benchmark": "accuracy", "ablations": rows}
-
-
-def folds_of(tumour_ml: Mapping[str, float], data: Cases, config: Config) -> Folds:
-    """The same folds for every variant: they hang on the cases and their tumours alone."""
-    patients = find_patients(data.dataset, config.split.patient_pattern)
-    return split_folds(Split(data.ids, (), ()), FOLDS, FOLD_SEED, tumour_ml, patients)
 
 
 def row_of(table: Table, base: Table) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _accuracy_jobs import Job, digest_of, run_stage, shaping
+from _accuracy_jobs import Job, digest_of, run_stage, run_stages, shaping
 from _accuracy_report import Table, machine, summary_of, versions
 
 from gtvray.config import Config, with_dotted
-from gtvray.data import Dataset, dataset_digest, index_dataset
+from gtvray.data import Dataset, Folds, Split, dataset_digest, find_patients, index_dataset, split_folds
 from gtvray.errors import InputError
 from gtvray.io import sha256_of
 
@@ -68,27 +68,26 @@ def budgeted(config: Config, given: Namespace, seed: int, minutes: float, epochs
     return with_dotted(config, {**budget, **counted, **workers, "training.seed": seed}, "benchmark")
 
 
-def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Cases) -> Table:
+def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Cases, *, folds: int = 1) -> Table:
     """Ours from scans to scores.
 
     Args:
         given: what was asked for.
         name: of the folder, before the digest of what shapes the model.
-        config: with its budget.
+        config: with its budget, which is each training's own.
         data: the cases that may be learned from.
         judged: those that judge.
+        folds: trainings whose networks are one ensemble, each on all cases but those of its fold; of one, on all but
+            `training.selection_cases` of them.
     """
     prepared, cache = preparation(given, config, data)
-    selection = evenly(prepared["tumour_ml"], data.ids, config.training.selection_cases)
-    learned = tuple(case for case in data.ids if case not in selection)
     shaped = shaping(config)
-    whole = {"data": data.digest, "known": sorted(data.ids), "keep": given.keep, **shaped}
+    whole = {"data": data.digest, "known": sorted(data.ids), "keep": given.keep, "folds": folds, **shaped}
     folder = given.work.resolve() / f"{name}-{digest_of(whole)}"
     looked = folder / f"judged-{digest_of({'data': judged.digest, 'cases': sorted(judged.ids)})}"
     job = Job(
         data=str(data.folder),
-        train=learned,
-        selection=selection,
+        train=data.ids,
         judged=str(judged.folder),
         cases=judged.ids,
         config=config.model_dump(mode="json"),
@@ -98,7 +97,11 @@ def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Ca
         folder=str(folder),
         masks=str(looked / "masks"),
     )
-    trained = run_stage("train", job, folder / "train.json")
+    trainings = members(job, config, data, prepared["tumour_ml"], folds)
+    at_once = given.threads // trainings[0].threads
+    trained = run_stages("train", {Path(each.folder) / "train.json": each for each in trainings}, at_once)
+    job = replace(job, members=tuple(each.folder for each in trainings))
+    bundled = run_stage("bundle", job, folder / "bundle.json")
     predicted = run_stage("predict", job, looked / "predict.json")
     scored = run_stage("score", job, looked / "score.json")
     settings = {key: value for key, value in shaped.items() if key != "training.seed"}
@@ -106,14 +109,65 @@ def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Ca
         "train": data.digest,
         "val": judged.digest,
         "config": given.config.name if given.config else None,
-        "settings": {**settings, "keep": given.keep},
+        "settings": {**settings, "keep": given.keep, "folds": folds},
         "summary": summary_of(scored["cases"]),
-        **costs(prepared, trained, predicted),
-        **{key: value for key, value in trained.items() if key not in ("seconds", "cpu_s", "load")},
+        **costs(prepared, together(trained, bundled, at_once), predicted),
+        "steps": sum(each["steps"] for each in trained),
+        "trainings": trained,
+        **{key: value for key, value in bundled.items() if key not in ("seconds", "cpu_s", "load")},
         "masks_sha256": scored["masks_sha256"],
         "versions": versions(),
         "machine": machine(given.threads),
         "cases": scored["cases"],
+    }
+
+
+def members(job: Job, config: Config, data: Cases, tumour_ml: Mapping[str, float], folds: int) -> list[Job]:
+    """The trainings of a contestant: one with all threads, or those of its folds with one thread each, side by side.
+
+    A seed divides the cases as well, and each training has a seed of its own, as with `gtvray train --fold all`.
+    """
+    count, seed = config.training.selection_cases, config.training.seed
+    if folds == 1:
+        selection = evenly(tumour_ml, data.ids, count)
+        return [replace(job, train=apart(data.ids, selection), selection=selection)]
+    divided = folds_of(tumour_ml, data, config, folds, seed)
+    made = []
+    for number, own in enumerate(divided.validation):
+        first = evenly(tumour_ml, own, count)
+        changes = {"training.seed": folds * seed + number, "training.cpus_per_worker": 1}
+        member = with_dotted(config, changes, "benchmark").model_dump(mode="json")
+        made.append(
+            replace(
+                job,
+                train=divided.train(number),
+                selection=(*first, *apart(own, first)),
+                config=member,
+                threads=1,
+                folder=f"{job.folder}/fold-{number}",
+            )
+        )
+    return made
+
+
+def folds_of(tumour_ml: Mapping[str, float], data: Cases, config: Config, count: int, seed: int) -> Folds:
+    """Folds that hang on the cases, their tumours and a seed alone."""
+    patients = find_patients(data.dataset, config.split.patient_pattern)
+    return split_folds(Split(data.ids, (), ()), count, seed, tumour_ml, patients)
+
+
+def apart(cases: tuple[str, ...], from_: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of some cases that are not among others."""
+    return tuple(case for case in cases if case not in from_)
+
+
+def together(trained: Sequence[Mapping[str, Any]], bundled: Mapping[str, Any], at_once: int) -> dict[str, float]:
+    """Cost of trainings side by side, one as long as the other, and of what makes them a bundle."""
+    parts = [*trained, bundled]
+    return {
+        "seconds": sum(each["seconds"] for each in trained) / min(at_once, len(trained)) + bundled["seconds"],
+        "cpu_s": sum(each["cpu_s"] for each in parts),
+        "load": max(each["load"] for each in parts),
     }
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ STAGES = Path(__file__).with_name("_accuracy_stages.py")
 SHAPING = ("preprocessing", "augmentation", "network", "loss", "optimizer", "training", "inference")
 # Every library that counts threads by itself.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Job:
     Attributes:
         data: dataset of the cases to learn from.
         threads: CPU threads.
-        folder: for checkpoints and the bundle.
-        train, selection: case ids; those of `selection` calibrate.
+        folder: for checkpoints, or for the bundle.
+        train, selection: case ids; those of `selection` calibrate, and the first of them compare epochs.
+        members: folders of the trainings whose networks are the bundle's.
         judged: dataset of the cases to be judged by.
         cases: their ids.
         masks: folder for the masks.
@@ -48,6 +51,7 @@ class Job:
     folder: str
     train: tuple[str, ...] = ()
     selection: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     judged: str = ""
     cases: tuple[str, ...] = ()
     masks: str = ""
@@ -58,36 +62,55 @@ class Job:
 
 def run_stage(name: str, job: Job, result: Path) -> dict[str, Any]:
     """What a stage came to; it is run if `result` is not there."""
-    if not result.exists():
-        said = result.with_name(f"{name}-job.json")
-        write_json(said, asdict(job))
-        sys.stderr.write(f"{name}: {result.parent}\n")
-        command = [sys.executable, str(STAGES), name, str(said), str(result)]
-        code = run_child(command, job.threads, sys.stderr)
+    return run_stages(name, {result: job})[0]
+
+
+def run_stages(name: str, jobs: Mapping[Path, Job], at_once: int = 1) -> list[dict[str, Any]]:
+    """The same of several jobs, so many side by side; by the file of their results."""
+    commands = {}
+    for result, job in jobs.items():
+        if not result.exists():
+            said = result.with_name(f"{name}-job.json")
+            write_json(said, asdict(job))
+            sys.stderr.write(f"{name}: {result.parent}\n")
+            commands[result] = [sys.executable, str(STAGES), name, str(said), str(result)]
+    threads = max((job.threads for job in jobs.values()), default=1)
+    codes = run_children(list(commands.values()), at_once, threads, sys.stderr)
+    for result, code in zip(commands, codes, strict=True):
         if code:
             raise SystemExit(f"stage {name} of {result.parent} ended with {code}; run it again to go on from there")
-    return dict(read_json(result))
+    return [dict(read_json(result)) for result in jobs]
 
 
-def run_child(command: Sequence[str], threads: int, said: Any, **variables: str) -> int:
-    """A process with so many threads, and those that it starts; none of them outlives this one.
+def run_children(
+    commands: Sequence[Sequence[str]], at_once: int, threads: int, said: Any, **variables: str
+) -> list[int]:
+    """Processes, and those that they start; none of them outlives this one. Returns what they ended with.
 
     Args:
-        command: what to run.
-        threads: for every library that counts them by itself.
-        said: the open file that takes its standard output.
-        variables: of its environment.
+        commands: what to run.
+        at_once: how many side by side.
+        threads: of each, for every library that counts them by itself.
+        said: the open file that takes their standard output.
+        variables: of their environment.
     """
-    counts = dict.fromkeys(THREADS, str(threads))
-    environment = {**os.environ, **counts, **variables}
-    # Files stay open in it: should this process be killed, the child holds the lock of `only_one` to its end.
-    child = subprocess.Popen(command, stdout=said, env=environment, start_new_session=True, close_fds=False)
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), **variables}
+    left, running, codes = dict(enumerate(commands)), dict[int, subprocess.Popen[bytes]](), dict[int, int]()
     try:
-        return child.wait()
+        while left or running:
+            for number in list(left)[: at_once - len(running)]:
+                # Files stay open in it: should this process be killed, the child holds the lock of `only_one`.
+                running[number] = subprocess.Popen(
+                    left.pop(number), stdout=said, env=environment, start_new_session=True, close_fds=False
+                )
+            time.sleep(_POLL_S)
+            for number in [number for number, child in running.items() if child.poll() is not None]:
+                codes[number] = running.pop(number).returncode
     finally:
-        if child.returncode is None:
+        for child in running.values():
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+    return [codes[number] for number in range(len(commands))]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from _accuracy_contest import Cases, costs
-from _accuracy_jobs import Job, digest_of, run_child, run_stage
+from _accuracy_jobs import Job, digest_of, run_children, run_stage
 from _accuracy_report import MEAN, NNUNET, Table, machine, record_look, stored_table, summary_of, table_file, versions
 
 from gtvray.io import write_json
@@ -69,7 +69,7 @@ def run_nnunet(given: Namespace, job: Job) -> dict[str, Any] | None:
     command = [str(given.nnunet_python), str(NNUNET_SCRIPT), *places, str(given.peer_steps)]
     sys.stderr.write(f"nnunet: {log}\n")
     with log.open("w") as said:
-        code = run_child(command, given.threads, said, nnUNet_compile="f", nnUNet_n_proc_DA="1")
+        [code] = run_children([command], 1, given.threads, said, nnUNet_compile="f", nnUNet_n_proc_DA="1")
     if code:
         sys.stderr.write(f"nnU-Net ended with {code}\n")
         return None

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from _accuracy_jobs import Job
 
 from gtvray.config import Config, build, flatten
@@ -19,8 +21,8 @@ from gtvray.evaluation import MeanPositionBaseline, score_case
 from gtvray.geometry import Volume
 from gtvray.inference import Predictor
 from gtvray.io import read_json, read_volume, write_json, write_volume
-from gtvray.models import Bundle
-from gtvray.training import export_bundle, fit, usual_figures
+from gtvray.models import Bundle, write_bundle
+from gtvray.training import TrainedNetwork, best_setting, calibration_scores, fit, usual_figures
 
 # It lies with the peers, who import it in their own environment.
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -31,7 +33,14 @@ def main() -> None:
     """Run one stage and write what it came to."""
     name, said, result = sys.argv[1:]
     job = Job(**read_json(Path(said)))
-    stages = {"prepare": prepare, "train": train, "predict": predict, "mean": mean_mask, "score": score}
+    stages = {
+        "prepare": prepare,
+        "train": train,
+        "bundle": bundle,
+        "predict": predict,
+        "mean": mean_mask,
+        "score": score,
+    }
     write_json(Path(result), measured(stages[name], job))
 
 
@@ -57,7 +66,7 @@ def cached(job: Job, workers: int = 2) -> dict[str, CachedCase]:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """A training from its newest checkpoint to its end, and the bundle; time by epochs, as if it had not been cut."""
+    """A training from its newest checkpoint to its end; time by epochs, as if it had not been cut."""
     config, folder = config_of(job), Path(job.folder)
     clock = EpochClock(folder / "epochs.json")
     cases = cached(job)
@@ -68,27 +77,47 @@ def train(job: Job) -> dict[str, Any]:
         told = f"loss {last.train_loss:.3f}, selection DSC {last.selection_dsc:.3f}, best {last.best_dsc:.3f}"
         sys.stderr.write(f"epoch {last.epoch}/{last.epochs}: {told}, {last.seconds:.1f} s {last.notes}\n")
     assert last is not None
-    info = {
-        "training_data": {"digest": dataset_digest(index_dataset(Path(job.data)), ""), "cases": len(learned)},
-        "domain": usual_figures(learned),
-        "metrics": {"selection_dsc": last.best_dsc if job.keep == "best" else last.selection_dsc},
-        "config": flatten(config),
-    }
-    kept = last.best_checkpoint if job.keep == "best" else last.checkpoint
-    bundle = export_bundle(Path(kept), config, selection, folder / "bundle", info)
     return {
         **clock.total(),
+        "seed": config.training.seed,
         "epochs": last.epoch,
         "steps": last.epoch * config.training.steps_per_epoch,
         "train_cases": len(learned),
         "selection_cases": len(selection),
-        "selection_dsc": last.selection_dsc,
-        "kept_epoch": bundle.info["epoch"],
-        "digest": bundle.digest,
-        "threshold": bundle.inference.threshold,
-        "keep_largest": bundle.inference.keep_largest,
+        "selection_dsc": last.best_dsc if job.keep == "best" else last.selection_dsc,
         "retries": last.retries,
+        # Of a path its name: the folders above it are this machine's.
+        "kept": Path(last.best_checkpoint if job.keep == "best" else last.checkpoint).name,
     }
+
+
+def bundle(job: Job) -> dict[str, Any]:
+    """The networks of trainings as one bundle, its threshold calibrated by what each answers to its own selection."""
+    config, cases = config_of(job), cached(job)
+    networks, scores = [], []
+    for folder in map(Path, job.members):
+        kept = folder / "checkpoints" / read_json(folder / "train.json")["kept"]
+        selection = [cases[name] for name in read_json(folder / "train-job.json")["selection"]]
+        networks.append(TrainedNetwork.load(kept))
+        scores.append(calibration_scores(config, networks[-1].build(config), selection, torch.device("cpu")))
+    inference, dsc = best_setting(config.inference, np.concatenate(scores))
+    learned = [cases[name] for name in job.train]
+    made = write_bundle(
+        Path(job.folder) / "bundle",
+        weights=[each.weights for each in networks],
+        preprocessing=config.preprocessing,
+        network=networks[0].settings,
+        inference=inference,
+        patch_ijk=config.training.patch_ijk,
+        info={
+            "training_data": {"digest": dataset_digest(index_dataset(Path(job.data)), ""), "cases": len(learned)},
+            "domain": usual_figures(learned),
+            "metrics": {"selection_dsc": dsc},
+            "config": flatten(config),
+        },
+    )
+    settings = {"threshold": inference.threshold, "keep_largest": inference.keep_largest}
+    return {"digest": made.digest, **settings, "calibrated_dsc": dsc}
 
 
 def predict(job: Job) -> None:

@@ -2,10 +2,12 @@
 
 Everyone learns from the cases of --data, with --threads CPU threads, and every mask of --val is scored by
 `gtvray.evaluation.score_case` on the scan's own grid. Ours trains with the settings of --config through the library's
-own calls, once a seed, on all cases but `training.selection_cases` of them, which calibrate the threshold and stand
-for the epochs' comparison. Its budget is --minutes of wall-clock, or --epochs for fixed work where a machine is shared;
-seconds and CPU seconds are told in either case, preparing apart, as nnU-Net's is. `quarter` is trained with a quarter
-of that budget. `minutes` is our slowest training with its calibration. `cpu_to_nnunet` is our CPU time over nnU-Net's.
+own calls, once a seed. Its budget is --minutes of wall-clock, or --epochs for fixed work where a machine is shared;
+seconds and CPU seconds are told in either case, preparing apart, as nnU-Net's is. The budget is divided among --folds
+trainings, as `gtvray train --fold all` has them: each on all cases but its fold, with one thread, side by side; their
+networks are one ensemble, its threshold calibrated out of fold. `quarter` is one training with a quarter of the budget,
+on all cases but `training.selection_cases` of them, which calibrate. `minutes` is the slowest of ours with its
+calibration. `cpu_to_nnunet` is our CPU time over nnU-Net's.
 
 Peers: five epochs of 250 steps of a reduced nnU-Net, in an environment of its own (--nnunet-python), and the mean
 position of the training masks. `diff_low` and `diff_high` are the paired 95 % interval of ours, averaged over seeds
@@ -99,6 +101,7 @@ def arguments() -> argparse.Namespace:
     add("--epochs", type=int, help="of a training, in place of --minutes")
     add("--seeds", type=numbers, default=[0, 1, 2], help="one training each")
     add("--quarter-seeds", type=numbers, help="the same with a quarter of the budget; those of --seeds, or none: ''")
+    add("--folds", type=int, default=4, help="trainings that share the whole budget, whose networks are one ensemble")
     add("--keep", choices=("best", "last"), default="best", help="epoch that becomes the bundle; train keeps the best")
     add("--threads", type=int, default=os.cpu_count())
     add("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
@@ -137,11 +140,13 @@ def run_figure(given: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def our_table(given: argparse.Namespace, config: Config, data: Cases, val: Cases, *, seed: int, share: float) -> Table:
-    """Ours with one seed and a share of the budget."""
+    """Ours with one seed and a share of the budget: all of it is divided among folds, less goes into one training."""
     epochs = max(1, round(given.epochs * share)) if given.epochs else None
-    settings = budgeted(config, given, seed, given.minutes * share, epochs)
-    name = OURS if share == 1.0 else QUARTER
-    found = contest(given, f"{name}_{seed}", settings, data, val)
+    name, folds = (OURS, given.folds) if share == 1.0 else (QUARTER, 1)
+    # Folds have a thread each, and as many are trained at once as there are threads.
+    minutes = given.minutes * share * (min(folds, given.threads) if folds > 1 else 1) / folds
+    settings = budgeted(config, given, seed, minutes, max(1, round(epochs / folds)) if epochs else None)
+    found = contest(given, f"{name}_{seed}", settings, data, val, folds=folds)
     asked = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else f"{given.minutes * share:g} minutes"
     table = {"contestant": name, "seed": seed, "budget": asked, **found}
     source = f"`{given.config.name}`" if given.config else "the defaults"

@@ -21,6 +21,8 @@ TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (on the head: `ray ge
 # Read by Ray when its modules are imported, in this process and, by inheritance, in those it starts.
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
+    # A machine that is taken away is a lost worker to us, whose training goes on from its checkpoint.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ctrl-C must reach us, not end in a sweep that looks finished.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

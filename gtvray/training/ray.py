@@ -10,11 +10,13 @@ of itself, such as a full disk, would only be said again, and Ray Train's own co
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ from gtvray.training.checkpoints import newest_checkpoint
 from gtvray.training.fit import EpochReport, fit
 from gtvray.training.lost import Lost, explain, lost
 
-_POLL_S = 0.1
+# The driver is told of a report when it is there; this is how long it asks for one before it asks again.
+_POLL_S = 2.0
 _STOP_DEADLINE_S = 60.0
 # Ray's default is to try for ever; a group that cannot start twice in a minute will not start.
 _CONTROLLER_FAILURES = 2
@@ -43,34 +46,48 @@ _log = logging.getLogger(__name__)
 
 
 class _Mailbox:
-    """An actor between the workers of one group and the driver."""
+    """An actor between the workers of one group and the driver.
+
+    Whoever asks for reports waits in here until there is one: to ask ten times a second takes CPU time from workers.
+    """
 
     def __init__(self) -> None:
         self._reports: list[EpochReport] = []
         self._groups: set[str] = set()
         self._stop = False
         self._failure: GtvrayError | None = None
+        self._news = asyncio.Event()
 
-    def register(self, group_id: str) -> None:
+    async def register(self, group_id: str) -> None:
         self._groups.add(group_id)
 
-    def put(self, report: EpochReport) -> bool:
+    async def put(self, report: EpochReport) -> bool:
         """Leave a report; the answer says whether to stop."""
         self._reports.append(report)
+        self._news.set()
         return self._stop
 
-    def fail(self, error: GtvrayError) -> None:
+    async def fail(self, error: GtvrayError) -> None:
         """Leave why a worker ends; the first one's reason counts."""
         self._failure = self._failure or error
+        self._news.set()
 
-    def take(self) -> tuple[list[EpochReport], GtvrayError | None]:
+    async def end(self) -> None:
+        """Nothing more will come."""
+        self._news.set()
+
+    async def take(self, wait_s: float) -> tuple[list[EpochReport], GtvrayError | None]:
+        """What is there, or comes within some seconds."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), wait_s)
+        self._news.clear()
         taken, self._reports = self._reports, []
         return taken, self._failure
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self._stop = True
 
-    def groups(self) -> set[str]:
+    async def groups(self) -> set[str]:
         return self._groups
 
 
@@ -141,8 +158,10 @@ class _Group:
     def __init__(self, job: _Job) -> None:
         self._mailbox = job.mailbox
         self._outcome: dict[str, BaseException] = {}
+        self._ended = threading.Event()
         self._failed = False
-        self._thread = threading.Thread(target=_run, args=(job, self._outcome), name="torch-trainer", daemon=True)
+        told = (job, self._outcome, self._ended)
+        self._thread = threading.Thread(target=_run, args=told, name="torch-trainer", daemon=True)
         self._thread.start()
 
     def reports(self) -> Iterator[EpochReport]:
@@ -155,11 +174,9 @@ class _Group:
         failure = None
         alive = True
         while alive and failure is None:
-            alive = self._thread.is_alive()
-            taken, failure = ray.get(self._mailbox.take.remote())
+            alive = not self._ended.is_set()
+            taken, failure = ray.get(self._mailbox.take.remote(_POLL_S if alive else 0.0))
             yield from taken
-            if alive:
-                time.sleep(_POLL_S)
         self._failed = failure is not None or "error" in self._outcome
         if failure is not None:
             raise failure
@@ -189,7 +206,7 @@ def _epoch_of(folder: Path, resume: Path | None) -> int:
     return 0 if start is None else int(start.meta["epoch"])
 
 
-def _run(job: _Job, outcome: dict[str, BaseException]) -> None:
+def _run(job: _Job, outcome: dict[str, BaseException], ended: threading.Event) -> None:
     training = job.config.training
     trainer = TorchTrainer(
         _worker,
@@ -214,6 +231,9 @@ def _run(job: _Job, outcome: dict[str, BaseException]) -> None:
         trainer.fit()
     except BaseException as error:  # noqa: BLE001  # handed to the generator, which raises it
         outcome["error"] = error
+    finally:
+        ended.set()
+        job.mailbox.end.remote()
 
 
 def _worker(loop: dict[str, Any]) -> None:
