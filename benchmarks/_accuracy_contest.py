@@ -82,7 +82,7 @@ def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Ca
     """
     prepared, cache = preparation(given, config, data)
     shaped = shaping(config)
-    whole = {"data": data.digest, "known": sorted(data.ids), "keep": given.keep, "folds": folds, **shaped}
+    whole = {"data": data.digest, "known": sorted(data.ids), "folds": folds, **shaped}
     folder = given.work.resolve() / f"{name}-{digest_of(whole)}"
     looked = folder / f"judged-{digest_of({'data': judged.digest, 'cases': sorted(judged.ids)})}"
     job = Job(
@@ -91,7 +91,6 @@ def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Ca
         judged=str(judged.folder),
         cases=judged.ids,
         config=config.model_dump(mode="json"),
-        keep=given.keep,
         threads=given.threads,
         cache=str(cache),
         folder=str(folder),
@@ -109,7 +108,7 @@ def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Ca
         "train": data.digest,
         "val": judged.digest,
         "config": given.config.name if given.config else None,
-        "settings": {**settings, "keep": given.keep, "folds": folds},
+        "settings": {**settings, "folds": folds},
         "summary": summary_of(scored["cases"]),
         **costs(prepared, together(trained, bundled, at_once), predicted),
         "steps": sum(each["steps"] for each in trained),

@@ -42,7 +42,6 @@ class Job:
         cases: their ids.
         masks: folder for the masks.
         config: everything, as nested sections.
-        keep: whose weights become the bundle: "best" or "last" epoch's.
         cache: folder of prepared cases.
     """
 
@@ -56,7 +55,6 @@ class Job:
     cases: tuple[str, ...] = ()
     masks: str = ""
     config: dict[str, Any] = field(default_factory=dict)
-    keep: str = "best"
     cache: str = ""
 
 

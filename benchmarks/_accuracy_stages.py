@@ -22,7 +22,7 @@ from gtvray.geometry import Volume
 from gtvray.inference import Predictor
 from gtvray.io import read_json, read_volume, write_json, write_volume
 from gtvray.models import Bundle, write_bundle
-from gtvray.training import TrainedNetwork, best_setting, calibration_scores, fit, usual_figures
+from gtvray.training import TrainedNetwork, best_setting, fit, kept_checkpoint, usual_figures
 
 # It lies with the peers, who import it in their own environment.
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -84,10 +84,10 @@ def train(job: Job) -> dict[str, Any]:
         "steps": last.epoch * config.training.steps_per_epoch,
         "train_cases": len(learned),
         "selection_cases": len(selection),
-        "selection_dsc": last.best_dsc if job.keep == "best" else last.selection_dsc,
+        "selection_dsc": last.best_dsc,
         "retries": last.retries,
         # Of a path its name: the folders above it are this machine's.
-        "kept": Path(last.best_checkpoint if job.keep == "best" else last.checkpoint).name,
+        "best": Path(last.best_checkpoint).name,
     }
 
 
@@ -96,11 +96,12 @@ def bundle(job: Job) -> dict[str, Any]:
     config, cases = config_of(job), cached(job)
     networks, scores = [], []
     for folder in map(Path, job.members):
-        kept = folder / "checkpoints" / read_json(folder / "train.json")["kept"]
+        best = folder / "checkpoints" / read_json(folder / "train.json")["best"]
         selection = [cases[name] for name in read_json(folder / "train-job.json")["selection"]]
+        kept, own = kept_checkpoint(best, config, selection, torch.device("cpu"))
         networks.append(TrainedNetwork.load(kept))
-        scores.append(calibration_scores(config, networks[-1].build(config), selection, torch.device("cpu")))
-    inference, dsc = best_setting(config.inference, np.concatenate(scores))
+        scores.append(own)
+    inference, dsc = best_setting(config, np.concatenate(scores))
     learned = [cases[name] for name in job.train]
     made = write_bundle(
         Path(job.folder) / "bundle",
@@ -112,12 +113,13 @@ def bundle(job: Job) -> dict[str, Any]:
         info={
             "training_data": {"digest": dataset_digest(index_dataset(Path(job.data)), ""), "cases": len(learned)},
             "domain": usual_figures(learned),
-            "metrics": {"selection_dsc": dsc},
+            "metrics": {"selection_dsc": float(dsc.mean())},
             "config": flatten(config),
         },
     )
     settings = {"threshold": inference.threshold, "keep_largest": inference.keep_largest}
-    return {"digest": made.digest, **settings, "calibrated_dsc": dsc}
+    epochs = [network.epoch for network in networks]
+    return {"digest": made.digest, **settings, "calibrated_dsc": float(dsc.mean()), "kept_epochs": epochs}
 
 
 def predict(job: Job) -> None:

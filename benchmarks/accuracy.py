@@ -102,7 +102,6 @@ def arguments() -> argparse.Namespace:
     add("--seeds", type=numbers, default=[0, 1, 2], help="one training each")
     add("--quarter-seeds", type=numbers, help="the same with a quarter of the budget; those of --seeds, or none: ''")
     add("--folds", type=int, default=4, help="trainings that share the whole budget, whose networks are one ensemble")
-    add("--keep", choices=("best", "last"), default="best", help="epoch that becomes the bundle; train keeps the best")
     add("--threads", type=int, default=os.cpu_count())
     add("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     add("--peer-steps", type=int, default=PEER_STEPS, help="nnU-Net's steps an epoch; fewer are for trying it out")

@@ -4,6 +4,7 @@ from .configure import plan_training as plan_training
 from .execution import training_precision as training_precision
 from .export import TrainedNetwork as TrainedNetwork
 from .export import export_bundle as export_bundle
+from .export import kept_checkpoint as kept_checkpoint
 from .export import usual_figures as usual_figures
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit

@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gtvray.config import Config, NetworkConfig, build
 from gtvray.data import CachedCase
+from gtvray.evaluation import paired_difference
 from gtvray.inference import training_ranges
 from gtvray.models import Bundle, Checkpoint, build_network, load_weights, write_bundle
-from gtvray.training.selection import calibrated
+from gtvray.training.checkpoints import checkpoint_path, newest_checkpoint
+from gtvray.training.selection import best_setting, calibration_scores
 
 _PREFIX = "averaged:"
 _DOMAIN_CASES = 50
+_FEWEST_FOR_INTERVAL = 3
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -59,26 +65,57 @@ def usual_figures(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]
     return training_ranges(case.whole()[0].hu for case in chosen)
 
 
-def export_bundle(
-    checkpoint: Path, config: Config, selection: Sequence[CachedCase], folder: Path, info: Mapping[str, Any]
-) -> Bundle:
-    """Write the averaged weights of a checkpoint as a bundle, its inference settings calibrated if that is asked for.
+def kept_checkpoint(
+    best: Path, config: Config, cases: Sequence[CachedCase], device: torch.device
+) -> tuple[Path, NDArray[np.float64]]:
+    """Which checkpoint of a training is its network: the newest, unless the best epoch leads it by more than chance.
+
+    The best of many epochs by few cases is in part the luckiest, and often from before the learning rate came down.
+    Both are compared with the inference settings that suit each, over all the cases, by the paired 95 % interval.
 
     Args:
-        checkpoint: the checkpoint's folder.
+        best: folder of the best epoch's checkpoint, beside it the training's newest.
         config: what it was trained with.
-        selection: prepared cases it was selected on; they calibrate.
-        folder: the bundle's folder.
-        info: training data, metrics, run: whatever tells where the model comes from.
+        cases: prepared cases that were not trained on.
+        device: where the networks run.
+
+    Returns:
+        the checkpoint's folder, and its `calibration_scores`.
 
     Raises:
-        TrainingError: the checkpoint is damaged.
+        TrainingError: the best checkpoint is damaged.
     """
-    trained = TrainedNetwork.load(checkpoint)
-    inference, extra = config.inference, {}
-    if config.training.calibrate:
-        scored = selection[: config.training.selection_cases]
-        inference, extra["calibrated_dsc"] = calibrated(config, trained.build(config), scored, torch.device("cpu"))
+    newest, _ = newest_checkpoint(best.parent)
+    last = checkpoint_path(best.parent, int(newest.meta["epoch"])) if newest is not None else best
+    scores = {
+        path: calibration_scores(config, TrainedNetwork.load(path).build(config).to(device), cases, device)
+        for path in dict.fromkeys((best, last))
+    }
+    if last == best or len(cases) < _FEWEST_FOR_INTERVAL:
+        return last, scores[last]
+    candidate, baseline = (best_setting(config, scores[path])[1].tolist() for path in (best, last))
+    kept = best if paired_difference(candidate, baseline, seed=_SEED).low > 0 else last
+    return kept, scores[kept]
+
+
+def export_bundle(
+    best: Path, config: Config, selection: Sequence[CachedCase], folder: Path, info: Mapping[str, Any]
+) -> Bundle:
+    """Write the averaged weights of a training's `kept_checkpoint` as a bundle, its inference settings calibrated.
+
+    Args:
+        best: folder of the best epoch's checkpoint, beside it the training's newest.
+        config: what it was trained with.
+        selection: prepared cases it was selected on; they calibrate, if that is asked for.
+        folder: the bundle's folder.
+        info: training data, run: whatever tells where the model comes from.
+
+    Raises:
+        TrainingError: the best checkpoint is damaged.
+    """
+    kept, scores = kept_checkpoint(best, config, selection, torch.device("cpu"))
+    inference, dsc = best_setting(config, scores)
+    trained = TrainedNetwork.load(kept)
     return write_bundle(
         folder,
         weights=trained.weights,
@@ -86,5 +123,5 @@ def export_bundle(
         network=trained.settings,
         inference=inference,
         patch_ijk=config.training.patch_ijk,
-        info={"epoch": trained.epoch, **extra, **info},
+        info={"epoch": trained.epoch, "metrics": {"selection_dsc": float(dsc.mean())}, **info},
     )

@@ -35,31 +35,25 @@ def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[Cach
     return float(scores.mean())
 
 
-def calibrated(
-    config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
-) -> tuple[InferenceConfig, float]:
-    """`best_setting` by the `calibration_scores` of some cases.
-
-    Returns:
-        the inference settings, and the mean DSC with them.
-    """
-    return best_setting(config.inference, calibration_scores(config, network, cases, device))
-
-
 def calibration_scores(
     config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
 ) -> NDArray[np.float64]:
-    """DSC of each case with each threshold, with and without the largest component only: (cases, settings)."""
-    scores = np.zeros((len(cases), len(_SETTINGS)))
+    """DSC of each case with each setting that may be chosen: (cases, settings).
+
+    Those are thresholds with and without the largest component only; or what `inference` says, and nothing else,
+    where `training.calibrate` is off.
+    """
+    settings = _settings(config)
+    scores = np.zeros((len(cases), len(settings)))
     for row, case in zip(scores, cases, strict=True):
         probability, mask = _case_probability(config, network, case, device)
-        for column, (threshold, largest) in enumerate(_SETTINGS):
+        for column, (threshold, largest) in enumerate(settings):
             marked = probability > threshold
             row[column] = dice(mask, largest_component(marked) if largest else marked)
     return scores
 
 
-def best_setting(asked: InferenceConfig, scores: NDArray[np.float64]) -> tuple[InferenceConfig, float]:
+def best_setting(config: Config, scores: NDArray[np.float64]) -> tuple[InferenceConfig, NDArray[np.float64]]:
     """The threshold, and whether to keep the largest component only, that give cases the best mean DSC.
 
     Oversampling the tumour in training makes networks mark too much at one half; what to do about it is a choice
@@ -67,20 +61,25 @@ def best_setting(asked: InferenceConfig, scores: NDArray[np.float64]) -> tuple[I
     to the settings.
 
     Args:
-        asked: the settings as they are.
+        config: the settings as they are.
         scores: as `calibration_scores` gives them; those of several networks may lie below each other.
 
     Returns:
-        the inference settings, and the mean DSC with them.
+        the inference settings, and each case's DSC with them.
     """
+    asked, settings = config.inference, _settings(config)
     # Sums of the same cases in another order differ in the last bits; that is no difference between settings.
     means = scores.mean(axis=0).round(6)
     best = min(
-        range(len(_SETTINGS)),
-        key=lambda i: (-means[i], _SETTINGS[i][1] != asked.keep_largest, abs(_SETTINGS[i][0] - asked.threshold)),
+        range(len(settings)),
+        key=lambda i: (-means[i], settings[i][1] != asked.keep_largest, abs(settings[i][0] - asked.threshold)),
     )
-    threshold, largest = _SETTINGS[best]
-    return asked.model_copy(update={"threshold": threshold, "keep_largest": largest}), float(means[best])
+    threshold, largest = settings[best]
+    return asked.model_copy(update={"threshold": threshold, "keep_largest": largest}), scores[:, best]
+
+
+def _settings(config: Config) -> list[tuple[float, bool]]:
+    return _SETTINGS if config.training.calibrate else [(config.inference.threshold, config.inference.keep_largest)]
 
 
 def _case_dsc(config: Config, network: torch.nn.Module, case: CachedCase, device: torch.device) -> float:

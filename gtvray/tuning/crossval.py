@@ -30,7 +30,7 @@ from gtvray.evaluation import (
 from gtvray.inference import Predictor
 from gtvray.io import atomic_path, read_volume, write_json
 from gtvray.models import write_bundle
-from gtvray.training import TrainedNetwork, best_setting, calibration_scores
+from gtvray.training import TrainedNetwork, best_setting, kept_checkpoint
 from gtvray.tuning.folds import Fold
 
 _SEED = 0
@@ -46,7 +46,8 @@ class JudgedFold:
     Attributes:
         fold: its name.
         seed: of its training.
-        epoch: of the checkpoint that was kept.
+        checkpoint: the one that was kept.
+        epoch: of that checkpoint.
         inference: the settings it was scored with.
         cases: scores of the network and of the fold's own baseline.
         pictures: overlays of its best, its median and its worst case.
@@ -54,6 +55,7 @@ class JudgedFold:
 
     fold: str
     seed: int
+    checkpoint: Path
     epoch: int
     inference: InferenceConfig
     cases: tuple[ScoredCase, ...]
@@ -149,7 +151,7 @@ def judge_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossVa
     """Score every fold's own cases on the connected cluster.
 
     How probabilities become a mask is calibrated on the cases of the other folds, so that no case has a say in its own
-    score; with one fold alone there is only its own. The epoch that was kept was chosen on the fold's own cases.
+    score; with one fold alone there is only its own. The checkpoint that is kept is chosen on the fold's own cases.
 
     Args:
         trained: each fold with its best checkpoint.
@@ -158,32 +160,29 @@ def judge_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossVa
     Raises:
         GtvrayError: a case is not usable, or a checkpoint damaged.
     """
-    together = trained[0][0].config.inference
-    settings = [together] * len(trained)
-    parts = 2 if trained[0][0].config.training.calibrate else 1
-    if parts == 2:
-        scores = _on_cluster(_calibrate, trained, lambda done: report(done, 2 * len(trained)))
-        settings, together = settings_by_fold(together, scores)
-    before = (parts - 1) * len(trained)
-    work = [(fold, checkpoint, inference) for (fold, checkpoint), inference in zip(trained, settings, strict=True)]
-    judged = _on_cluster(_judge, work, lambda done: report(before + done, parts * len(trained)))
+    count = len(trained)
+    kept = _on_cluster(_keep, trained, lambda done: report(done, 2 * count))
+    settings, together = settings_by_fold(trained[0][0].config, [scores for _, scores in kept])
+    folds = [fold for fold, _ in trained]
+    work = list(zip(folds, [checkpoint for checkpoint, _ in kept], settings, strict=True))
+    judged = _on_cluster(_judge, work, lambda done: report(count + done, 2 * count))
     return CrossValidation(tuple(judged), together)
 
 
 def settings_by_fold(
-    asked: InferenceConfig, scores: Sequence[NDArray[np.float64]]
+    config: Config, scores: Sequence[NDArray[np.float64]]
 ) -> tuple[list[InferenceConfig], InferenceConfig]:
     """How each fold's probabilities become masks, as the other folds' cases decide it, and what all decide together.
 
     Args:
-        asked: the settings as they are.
+        config: the settings as they are.
         scores: of each fold, as `calibration_scores` gives them; one fold alone decides for itself.
     """
     settings = []
     for number, own in enumerate(scores):
         others = [of_fold for other, of_fold in enumerate(scores) if other != number]
-        settings.append(best_setting(asked, np.concatenate(others or [own]))[0])
-    return settings, best_setting(asked, np.concatenate(scores))[0]
+        settings.append(best_setting(config, np.concatenate(others or [own]))[0])
+    return settings, best_setting(config, np.concatenate(scores))[0]
 
 
 def _on_cluster(function: Any, work: Sequence[tuple[Any, ...]], report: Callable[[int], None]) -> list[Any]:
@@ -206,11 +205,9 @@ def _on_cluster(function: Any, work: Sequence[tuple[Any, ...]], report: Callable
             ray.cancel(answer, force=True)
 
 
-def _calibrate(fold: Fold, checkpoint: Path) -> NDArray[np.float64]:
+def _keep(fold: Fold, best: Path) -> tuple[Path, NDArray[np.float64]]:
     torch.set_num_threads(fold.config.training.cpus_per_worker)
-    device = _device(fold.config)
-    network = TrainedNetwork.load(checkpoint).build(fold.config).to(device)
-    return calibration_scores(fold.config, network, fold.validation, device)
+    return kept_checkpoint(best, fold.config, fold.validation, _device(fold.config))
 
 
 def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFold:
@@ -230,7 +227,7 @@ def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFo
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.known)
     scored = score_cases(predictor, fold.judged, fold.folder / "masks", baseline)
     pictures = _draw(scored, fold.folder / "pictures")
-    return JudgedFold(fold.name, config.training.seed, trained.epoch, inference, tuple(scored), pictures)
+    return JudgedFold(fold.name, config.training.seed, checkpoint, trained.epoch, inference, tuple(scored), pictures)
 
 
 def _draw(scored: Sequence[ScoredCase], folder: Path) -> tuple[Path, ...]:

@@ -37,7 +37,6 @@ def export_best(
     info = {
         "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
         "domain": usual_figures(project.train),
-        "metrics": {"selection_dsc": best.best_dsc},
         "mlflow_run": run_id,
         "config": flatten(config),
     }

@@ -236,7 +236,7 @@ class TrainJob:
         from gtvray.training import TrainedNetwork, usual_figures
 
         config = self.request.config
-        networks = [TrainedNetwork.load(board.best(fold)[0]) for fold in board.trained()]
+        networks = [TrainedNetwork.load(each.checkpoint) for each in validation.folds]
         return write_bundle(
             self.workspace.bundles / self.name,
             weights=[network.weights for network in networks],

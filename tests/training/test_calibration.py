@@ -11,9 +11,9 @@ import torch
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.models import Bundle
-from gtvray.training import export_bundle, fit
+from gtvray.training import best_setting, calibration_scores, export_bundle, fit, kept_checkpoint
+from gtvray.training import export as export_module
 from gtvray.training import selection as module
-from gtvray.training.selection import calibrated
 
 Answer = tuple[np.ndarray, np.ndarray]
 
@@ -34,8 +34,9 @@ def decide(
 ) -> tuple[float, bool, float]:
     left = iter(answers)
     monkeypatch.setattr(module, "_case_probability", lambda *_: next(left))
-    inference, dsc = calibrated(config, torch.nn.Identity(), [case] * len(answers), torch.device("cpu"))
-    return inference.threshold, inference.keep_largest, dsc
+    scores = calibration_scores(config, torch.nn.Identity(), [case] * len(answers), torch.device("cpu"))
+    inference, dsc = best_setting(config, scores)
+    return inference.threshold, inference.keep_largest, float(dsc.mean())
 
 
 @pytest.mark.parametrize(("second_is_tumour", "largest"), [(False, True), (True, False)])
@@ -76,4 +77,35 @@ def test_the_bundle_has_what_was_decided(
     decided = (0.6, True) if calibrate else (0.5, False)
     for read in (bundle, Bundle.load(tmp_path / "bundle")):
         assert (read.inference.threshold, read.inference.keep_largest) == (pytest.approx(decided[0]), decided[1])
-    assert ("calibrated_dsc" in bundle.info) is calibrate
+    # 216 voxels of tumour; of what is marked at one half, 512 of the ring and 64 elsewhere.
+    dsc = 1.0 if calibrate else 2 * 216 / (216 + 512 + 64)
+    assert bundle.info["metrics"]["selection_dsc"] == pytest.approx(dsc)
+
+
+def test_the_last_epoch_is_kept_unless_the_best_leads_by_more_than_chance(
+    monkeypatch: pytest.MonkeyPatch,
+    config: Config,
+    train: list[CachedCase],
+    selection: list[CachedCase],
+    tmp_path: Path,
+) -> None:
+    reports = list(fit(config, train, selection, tmp_path / "run"))
+    best, last = Path(reports[-2].checkpoint), Path(reports[-1].checkpoint)
+    lucky, better, alone = [0.9, 0.5, 0.55, 0.6, 0.5], [0.6, 0.62, 0.66, 0.7, 0.58], [0.9]
+    level = [0.5, 0.52, 0.55, 0.6, 0.5]
+
+    def kept(first: Path, scores: list[float], other: list[float]) -> tuple[Path, list[float]]:
+        # In the order in which they are asked for; one setting is as good as 20.
+        left = iter([scores, other])
+        monkeypatch.setattr(export_module, "calibration_scores", lambda *_: np.repeat([next(left)], 20, axis=0).T)
+        path, found = kept_checkpoint(first, config, selection[:1] * len(scores), torch.device("cpu"))
+        return path, found[:, 0].tolist()
+
+    assert kept(best, lucky, level) == (last, level)
+    assert kept(best, better, level) == (best, better)
+    # One case shows nothing.
+    assert kept(best, alone, [0.1]) == (last, [0.1])
+    assert kept(last, level, []) == (last, level)
+    monkeypatch.undo()
+    (last / "state.safetensors").unlink()
+    assert kept_checkpoint(best, config, selection, torch.device("cpu"))[0] == best

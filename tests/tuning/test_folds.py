@@ -111,10 +111,10 @@ def test_no_case_has_a_say_in_how_its_own_mask_is_made(config: Config) -> None:
     scores = [np.zeros((2, 20)) for _ in range(3)]
     for of_fold, setting in zip(scores, (2, 2, 18), strict=True):
         of_fold[:, setting] = 0.8
-    settings, together = settings_by_fold(config.inference, scores)
+    settings, together = settings_by_fold(config, scores)
     assert [round(each.threshold, 2) for each in settings[2:]] == [0.35]
     assert round(together.threshold, 2) == 0.35
-    (own,), _ = settings_by_fold(config.inference, scores[2:])
+    (own,), _ = settings_by_fold(config, scores[2:])
     assert round(own.threshold, 2) == 0.75
 
 
