@@ -72,6 +72,7 @@ def row_of(table: Table, base: Table) -> dict[str, Any]:
         "judged_by": len(scores),
         **{key: table[key] for key in keys},
         "settings": digest_of({**table["settings"], "data": table["train"]}),
+        "shaped": table["settings"],
     }
 
 
