@@ -25,6 +25,7 @@ from .recording import record_report as record_report
 from .report import render_overlay as render_overlay
 from .scoring import ScoredCase as ScoredCase
 from .scoring import score_cases as score_cases
+from .statistics import FEWEST_CASES as FEWEST_CASES
 from .statistics import Interval as Interval
 from .statistics import PairedDifference as PairedDifference
 from .statistics import aggregated_dsc as aggregated_dsc

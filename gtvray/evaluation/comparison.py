@@ -9,10 +9,9 @@ from typing import Any
 
 from gtvray.evaluation.metrics import CaseScore
 from gtvray.evaluation.ranking import Ranked, rank_models
-from gtvray.evaluation.statistics import paired_difference, smallest_difference
+from gtvray.evaluation.statistics import FEWEST_CASES, paired_difference, smallest_difference
 
 _SEED = 0
-_FEWEST = 3
 RANKED_BY = ("dsc", "hd95_mm")
 
 
@@ -59,7 +58,7 @@ def compare(scores: Mapping[str, Sequence[CaseScore]]) -> Comparison:
     """
     ranking = tuple(rank_models(scores))
     ordered = {name: sorted(of_model, key=lambda score: score.case_id) for name, of_model in scores.items()}
-    enough = all(len(of_model) >= _FEWEST for of_model in ordered.values())
+    enough = all(len(of_model) >= FEWEST_CASES for of_model in ordered.values())
     pairs = combinations(ordered, 2) if enough else ()
     differences = (_difference(ordered, model, other, metric) for model, other in pairs for metric in RANKED_BY)
     return Comparison(ranking, tuple(differences))

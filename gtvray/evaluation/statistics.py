@@ -15,7 +15,8 @@ from gtvray.evaluation.metrics import CaseScore
 RESAMPLES = 10_000
 # Below this number of cases the percentile bootstrap is too narrow to be trusted alone.
 _FEW_CASES = 10
-_FEWEST_CASES = 3
+# With fewer no interval can be given.
+FEWEST_CASES = 3
 # Bounds the memory of one block of resamples (indices, 8 bytes each).
 _INDICES_AT_ONCE = 2_000_000
 
@@ -103,9 +104,9 @@ def aggregated_dsc(scores: Sequence[CaseScore]) -> float:
 
 def _checked(values: Sequence[float]) -> npt.NDArray[np.float64]:
     cases = np.asarray(values, dtype=np.float64)
-    if cases.ndim != 1 or cases.size < _FEWEST_CASES:
+    if cases.ndim != 1 or cases.size < FEWEST_CASES:
         raise InputError(
-            "too few cases for an interval", expected=f"at least {_FEWEST_CASES}", found=cases.size, do="add cases"
+            "too few cases for an interval", expected=f"at least {FEWEST_CASES}", found=cases.size, do="add cases"
         )
     if not np.isfinite(cases).all():
         raise InputError("scores must be finite", found=cases[~np.isfinite(cases)].tolist())

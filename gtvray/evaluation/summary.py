@@ -10,11 +10,10 @@ import numpy as np
 
 from gtvray.errors import InputError
 from gtvray.evaluation.metrics import METRICS, NSD_TOLERANCES_MM, CaseScore, is_resolved
-from gtvray.evaluation.statistics import aggregated_dsc, bootstrap_mean_interval
+from gtvray.evaluation.statistics import FEWEST_CASES, aggregated_dsc, bootstrap_mean_interval
 from gtvray.evaluation.strata import stratify
 
 HD95_DEFINITION = "max of the two directed 95th percentiles between surface voxels, mm"
-_FEWEST_FOR_INTERVAL = 3
 _SEED = 0
 
 
@@ -79,7 +78,7 @@ def scores_table(scores: Sequence[CaseScore]) -> str:
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    enough = len(values) >= _FEWEST_FOR_INTERVAL
+    enough = len(values) >= FEWEST_CASES
     interval = bootstrap_mean_interval(values, seed=_SEED) if enough else None
     return {
         "mean": float(np.mean(values)),

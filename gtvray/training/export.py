@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gtvray.config import Config, NetworkConfig, build
 from gtvray.data import CachedCase
-from gtvray.evaluation import paired_difference
+from gtvray.evaluation import FEWEST_CASES, paired_difference
 from gtvray.inference import training_ranges
 from gtvray.models import Bundle, Checkpoint, build_network, load_weights, write_bundle
 from gtvray.training.checkpoints import checkpoint_path, newest_checkpoint
@@ -21,7 +21,6 @@ from gtvray.training.selection import best_setting, calibration_scores
 
 _PREFIX = "averaged:"
 _DOMAIN_CASES = 50
-_FEWEST_FOR_INTERVAL = 3
 _SEED = 0
 
 
@@ -46,9 +45,13 @@ class TrainedNetwork:
         Raises:
             TrainingError: the checkpoint is damaged.
         """
-        state = Checkpoint.load(checkpoint)
+        return cls.of(Checkpoint.load(checkpoint), checkpoint)
+
+    @classmethod
+    def of(cls, state: Checkpoint, folder: Path) -> TrainedNetwork:
+        """Take it from a checkpoint that was read; `folder` is named where its settings are wrong."""
         averaged = {key.removeprefix(_PREFIX): each for key, each in state.tensors.items() if key.startswith(_PREFIX)}
-        return cls(averaged, build(NetworkConfig, state.meta["network"], checkpoint), int(state.meta["epoch"]))
+        return cls(averaged, build(NetworkConfig, state.meta["network"], folder), int(state.meta["epoch"]))
 
     def build(self, config: Config) -> torch.nn.Module:
         """The network, in evaluation mode; `config` is what it was trained with."""
@@ -85,13 +88,16 @@ def kept_checkpoint(
     Raises:
         TrainingError: the best checkpoint is damaged.
     """
+    networks, last = {best: TrainedNetwork.load(best)}, best
     newest, _ = newest_checkpoint(best.parent)
-    last = checkpoint_path(best.parent, int(newest.meta["epoch"])) if newest is not None else best
+    if newest is not None:
+        last = checkpoint_path(best.parent, int(newest.meta["epoch"]))
+        networks[last] = TrainedNetwork.of(newest, last)
     scores = {
-        path: calibration_scores(config, TrainedNetwork.load(path).build(config).to(device), cases, device)
-        for path in dict.fromkeys((best, last))
+        path: calibration_scores(config, trained.build(config).to(device), cases, device)
+        for path, trained in networks.items()
     }
-    if last == best or len(cases) < _FEWEST_FOR_INTERVAL:
+    if last == best or len(cases) < FEWEST_CASES:
         return last, scores[last]
     candidate, baseline = (best_setting(config, scores[path])[1].tolist() for path in (best, last))
     kept = best if paired_difference(candidate, baseline, seed=_SEED).low > 0 else last

@@ -18,6 +18,7 @@ from gtvray.config import Config, InferenceConfig
 from gtvray.data import read_label
 from gtvray.errors import GtvrayError
 from gtvray.evaluation import (
+    FEWEST_CASES,
     CaseScore,
     MeanPositionBaseline,
     ScoredCase,
@@ -34,7 +35,6 @@ from gtvray.training import TrainedNetwork, best_setting, kept_checkpoint
 from gtvray.tuning.folds import Fold
 
 _SEED = 0
-_FEWEST_FOR_INTERVAL = 3
 
 Report = Callable[[float, float], None]
 
@@ -163,8 +163,8 @@ def judge_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossVa
     count = len(trained)
     kept = _on_cluster(_keep, trained, lambda done: report(done, 2 * count))
     settings, together = settings_by_fold(trained[0][0].config, [scores for _, scores in kept])
-    folds = [fold for fold, _ in trained]
-    work = list(zip(folds, [checkpoint for checkpoint, _ in kept], settings, strict=True))
+    both = zip(trained, kept, settings, strict=True)
+    work = [(fold, checkpoint, inference) for (fold, _), (checkpoint, _), inference in both]
     judged = _on_cluster(_judge, work, lambda done: report(count + done, 2 * count))
     return CrossValidation(tuple(judged), together)
 
@@ -247,7 +247,7 @@ def _device(config: Config) -> torch.device:
 
 
 def _compared(scores: Sequence[CaseScore], floor: Sequence[CaseScore]) -> dict[str, Any]:
-    enough = len(scores) >= _FEWEST_FOR_INTERVAL
+    enough = len(scores) >= FEWEST_CASES
     difference = paired_difference([s.dsc for s in scores], [s.dsc for s in floor], seed=_SEED) if enough else None
     return {
         "summary": summarise(scores),
