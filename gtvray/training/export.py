@@ -105,21 +105,20 @@ def kept_checkpoint(
 
 
 def export_bundle(
-    best: Path, config: Config, selection: Sequence[CachedCase], folder: Path, info: Mapping[str, Any]
+    kept: Path, scores: NDArray[np.float64], config: Config, folder: Path, info: Mapping[str, Any]
 ) -> Bundle:
-    """Write the averaged weights of a training's `kept_checkpoint` as a bundle, its inference settings calibrated.
+    """Write a checkpoint's averaged weights as a bundle, its inference settings calibrated.
 
     Args:
-        best: folder of the best epoch's checkpoint, beside it the training's newest.
+        kept: folder of the checkpoint that `kept_checkpoint` chose.
+        scores: its `calibration_scores`, which come with that choice.
         config: what it was trained with.
-        selection: prepared cases it was selected on; they calibrate, if that is asked for.
         folder: the bundle's folder.
         info: training data, run: whatever tells where the model comes from.
 
     Raises:
-        TrainingError: the best checkpoint is damaged.
+        TrainingError: the checkpoint is damaged.
     """
-    kept, scores = kept_checkpoint(best, config, selection, torch.device("cpu"))
     inference, dsc = best_setting(config, scores)
     trained = TrainedNetwork.load(kept)
     return write_bundle(

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
 
 from gtvray import NOTICE
 from gtvray.config import Config, InferenceConfig
 from gtvray.data import read_label
-from gtvray.errors import GtvrayError
 from gtvray.evaluation import (
     FEWEST_CASES,
     CaseScore,
@@ -31,8 +27,9 @@ from gtvray.evaluation import (
 from gtvray.inference import Predictor
 from gtvray.io import atomic_path, read_volume, write_json
 from gtvray.models import write_bundle
-from gtvray.training import TrainedNetwork, best_setting, kept_checkpoint
+from gtvray.training import TrainedNetwork, best_setting
 from gtvray.tuning.folds import Fold
+from gtvray.tuning.tasks import device_of, keep, on_cluster
 
 _SEED = 0
 
@@ -160,12 +157,13 @@ def judge_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossVa
     Raises:
         GtvrayError: a case is not usable, or a checkpoint damaged.
     """
-    count = len(trained)
-    kept = _on_cluster(_keep, trained, lambda done: report(done, 2 * count))
-    settings, together = settings_by_fold(trained[0][0].config, [scores for _, scores in kept])
+    count, config = len(trained), trained[0][0].config
+    trainings = [(best, fold.config, fold.validation) for fold, best in trained]
+    kept = on_cluster(keep, trainings, config, lambda done: report(done, 2 * count))
+    settings, together = settings_by_fold(config, [scores for _, scores in kept])
     both = zip(trained, kept, settings, strict=True)
     work = [(fold, checkpoint, inference) for (fold, _), (checkpoint, _), inference in both]
-    judged = _on_cluster(_judge, work, lambda done: report(count + done, 2 * count))
+    judged = on_cluster(_judge, work, config, lambda done: report(count + done, 2 * count))
     return CrossValidation(tuple(judged), together)
 
 
@@ -185,31 +183,6 @@ def settings_by_fold(
     return settings, best_setting(config, np.concatenate(scores))[0]
 
 
-def _on_cluster(function: Any, work: Sequence[tuple[Any, ...]], report: Callable[[int], None]) -> list[Any]:
-    """A task for each piece of work, answers in their order; the first error ends all of them."""
-    training: Config = work[0][0].config
-    gpus = 1 if training.training.use_gpu else 0
-    task = ray.remote(num_cpus=training.training.cpus_per_worker, num_gpus=gpus)(function)
-    answers = [task.remote(*piece) for piece in work]
-    left = list(answers)
-    try:
-        while left:
-            ready, left = ray.wait(left, timeout=1.0)
-            ray.get(ready)
-            report(len(answers) - len(left))
-        return list(ray.get(answers))
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, GtvrayError) else error) from None
-    finally:
-        for answer in left:
-            ray.cancel(answer, force=True)
-
-
-def _keep(fold: Fold, best: Path) -> tuple[Path, NDArray[np.float64]]:
-    torch.set_num_threads(fold.config.training.cpus_per_worker)
-    return kept_checkpoint(best, fold.config, fold.validation, _device(fold.config))
-
-
 def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFold:
     """As a promoted model is judged: a bundle, its predictor, files on their own grids."""
     config, trained = fold.config, TrainedNetwork.load(checkpoint)
@@ -223,7 +196,7 @@ def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFo
         info={"fold": fold.name, "epoch": trained.epoch},
     )
     threads = config.training.cpus_per_worker
-    predictor = Predictor(bundle, threads=threads, device=_device(config).type)
+    predictor = Predictor(bundle, threads=threads, device=device_of(config).type)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.known)
     scored = score_cases(predictor, fold.judged, fold.folder / "masks", baseline)
     pictures = _draw(scored, fold.folder / "pictures")
@@ -240,10 +213,6 @@ def _draw(scored: Sequence[ScoredCase], folder: Path) -> tuple[Path, ...]:
         render_overlay(path, scan, read_label(entry.case, scan), read_volume(entry.mask), title)
         drawn.append(path)
     return tuple(drawn)
-
-
-def _device(config: Config) -> torch.device:
-    return torch.device("cuda" if config.training.use_gpu else "cpu")
 
 
 def _compared(scores: Sequence[CaseScore], floor: Sequence[CaseScore]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gtvray.models import Bundle
 from gtvray.tracking import SweepRecorder
 from gtvray.training import export_bundle, usual_figures
 from gtvray.tuning.sweep import SweepResult
+from gtvray.tuning.tasks import keep, on_cluster
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def export_best(
     result: SweepResult, project: Project, folder: Path, recorder: SweepRecorder, client: MlflowClient
 ) -> tuple[Bundle, str]:
-    """Write the best trial's bundle and log it to the trial's run.
+    """Write the best trial's bundle and log it to the trial's run; its network is chosen on the connected cluster.
 
     Args:
         result: of the sweep.
@@ -30,6 +31,9 @@ def export_best(
 
     Returns:
         the bundle and the trial's MLflow run.
+
+    Raises:
+        TrainingError: the trial's best checkpoint is damaged.
     """
     best = result.best
     config = result.config_of(best)
@@ -40,7 +44,9 @@ def export_best(
         "mlflow_run": run_id,
         "config": flatten(config),
     }
-    bundle = export_bundle(best.best_checkpoint, config, project.selection, folder, info)
+    # Two networks on all selection cases: that is for the machines that trained them, and not for this process.
+    [(kept, scores)] = on_cluster(keep, [(best.best_checkpoint, config, project.selection)], config, lambda _: None)
+    bundle = export_bundle(kept, scores, config, folder, info)
     client.log_artifacts(run_id, str(bundle.folder), "bundle")
     client.set_tag(run_id, "gtvray.digest", bundle.digest)
     return bundle, run_id

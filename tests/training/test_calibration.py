@@ -73,7 +73,8 @@ def test_the_bundle_has_what_was_decided(
     settings = with_dotted(config, {"training.calibrate": calibrate, "training.epochs": 1})
     (report,) = fit(settings, train, selection, tmp_path / "run")
     monkeypatch.setattr(module, "_case_probability", lambda *_: answer(second_is_tumour=False))
-    bundle = export_bundle(Path(report.checkpoint), settings, selection, tmp_path / "bundle", {})
+    chosen = kept_checkpoint(Path(report.checkpoint), settings, selection, torch.device("cpu"))
+    bundle = export_bundle(*chosen, settings, tmp_path / "bundle", {})
     decided = (0.6, True) if calibrate else (0.5, False)
     for read in (bundle, Bundle.load(tmp_path / "bundle")):
         assert (read.inference.threshold, read.inference.keep_largest) == (pytest.approx(decided[0]), decided[1])

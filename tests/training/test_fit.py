@@ -16,7 +16,7 @@ from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
 from gtvray.inference import Predictor
 from gtvray.models import Checkpoint, load_weights
-from gtvray.training import EpochReport, export_bundle, fit
+from gtvray.training import EpochReport, export_bundle, fit, kept_checkpoint
 from gtvray.training.state import TrainingState
 
 # The room's door gives the function of that name.
@@ -145,7 +145,8 @@ def test_the_bundle_answers_as_the_averaged_network(
     run: Fit, config: Config, selection: list[CachedCase], tmp_path: Path
 ) -> None:
     (report,) = run(tmp_path / "run", epochs=1)
-    bundle = export_bundle(Path(report.checkpoint), config, selection, tmp_path / "bundle", {"run": "r1"})
+    chosen = kept_checkpoint(Path(report.checkpoint), config, selection, torch.device("cpu"))
+    bundle = export_bundle(*chosen, config, tmp_path / "bundle", {"run": "r1"})
     assert (bundle.info["run"], bundle.info["epoch"], bundle.patch_ijk) == ("r1", 1, config.training.patch_ijk)
     state = TrainingState.build(config)
     state.restore(Checkpoint.load(Path(report.checkpoint)))

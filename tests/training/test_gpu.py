@@ -13,7 +13,7 @@ from gtvray.data import CachedCase, index_dataset
 from gtvray.evaluation import dice
 from gtvray.inference import Predictor
 from gtvray.io import read_volume
-from gtvray.training import export_bundle, fit
+from gtvray.training import export_bundle, fit, kept_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +53,8 @@ def test_the_gpu_marks_what_the_cpu_marks(
     config: Config, train: list[CachedCase], selection: list[CachedCase], phantoms: Path, tmp_path: Path
 ) -> None:
     *_, last = fit(config, train, selection, tmp_path / "run")
-    bundle = export_bundle(Path(last.checkpoint), config, selection, tmp_path / "bundle", {})
+    chosen = kept_checkpoint(Path(last.best_checkpoint), config, selection, torch.device("cuda"))
+    bundle = export_bundle(*chosen, config, tmp_path / "bundle", {})
     scan = read_volume(index_dataset(phantoms).cases[0].image)
     masks = [Predictor(bundle, device=device).predict(scan).array for device in ("cpu", "cuda")]
     assert masks[0].any()
