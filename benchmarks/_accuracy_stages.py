@@ -22,7 +22,14 @@ from gtvray.geometry import Volume
 from gtvray.inference import Predictor
 from gtvray.io import read_json, read_volume, write_json, write_volume
 from gtvray.models import Bundle, write_bundle
-from gtvray.training import TrainedNetwork, best_setting, fit, kept_checkpoint, usual_figures
+from gtvray.training import (
+    TrainedNetwork,
+    best_setting,
+    fit,
+    kept_checkpoint,
+    training_precision,
+    usual_figures,
+)
 
 # It lies with the peers, who import it in their own environment.
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -86,6 +93,8 @@ def train(job: Job) -> dict[str, Any]:
         "selection_cases": len(selection),
         "selection_dsc": last.best_dsc,
         "retries": last.retries,
+        # By itself it is the machine's: bf16 where the processor computes in it, which is several times as fast.
+        "precision": str(training_precision(config)).removeprefix("torch."),
         # Of a path its name: the folders above it are this machine's.
         "best": Path(last.best_checkpoint).name,
     }

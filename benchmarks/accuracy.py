@@ -47,6 +47,7 @@ from _accuracy_report import (
     NNUNET,
     OURS,
     QUARTER,
+    QUARTER_SHARE,
     Table,
     figure,
     machine,
@@ -61,7 +62,6 @@ from gtvray.errors import GtvrayError
 from gtvray.io import write_json
 
 HERE = Path(__file__).parent
-QUARTER_SHARE = 0.25
 # nnU-Net's own; another number is for trying the peer out, and its table is not taken for this one's.
 PEER_STEPS = 250
 
