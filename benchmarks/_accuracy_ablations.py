@@ -64,13 +64,15 @@ def run_ablations(given: Namespace, config: Config, variants: Variants) -> dict[
 
 def row_of(table: Table, base: Table) -> dict[str, Any]:
     """What a variant came to, and how much that is over the settings as they are, case by case."""
-    keys = ("config", "train_s", "train_cpu_s", "train_load", "prepare_s", "epochs", "steps", "threshold", "versions")
+    keys = ("config", "train_s", "train_cpu_s", "train_load", "prepare_s", "steps", "threshold", "versions")
+    [training] = table["trainings"]
     scores = {case["case"]: case["dsc"] for case in table["cases"]}
     return {
         **table["summary"],
         "over_base": over(scores, {case["case"]: case["dsc"] for case in base["cases"]}) if table is not base else None,
         "judged_by": len(scores),
         **{key: table[key] for key in keys},
+        **{key: training[key] for key in ("epochs", "precision")},
         "settings": digest_of({**table["settings"], "data": table["train"]}),
         "shaped": table["settings"],
     }
