@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gtvray.data import CachedCase, PatchSampler
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import CheckpointWriter, checkpoint_path, newest_checkpoint
+from gtvray.training.cpu import freed_memory_kept
 from gtvray.training.loop import Loop
 from gtvray.training.plan import check_plan
 from gtvray.training.recovery import epoch_with_retries, memory_errors
@@ -105,6 +107,7 @@ def fit(
         CheckpointWriter(folder, active=rank() == 0) as writer,
         ThreadPoolExecutor(1) as reader,
         memory_errors(config),
+        nullcontext() if config.training.use_gpu else freed_memory_kept(),
     ):
         state = TrainingState.build(config)
         notes = _go_on(state, folder, resume)

@@ -12,7 +12,8 @@ from gtvray.config import Config, NetworkConfig, build
 from gtvray.errors import TrainingError
 from gtvray.models import Checkpoint, build_network, load_weights, weights_of
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
-from gtvray.training.execution import training_precision
+from gtvray.training.cpu import route_convolutions
+from gtvray.training.execution import compiles, training_precision
 from gtvray.training.optimizers import build_optimizer
 
 
@@ -52,6 +53,8 @@ class TrainingState:
             config.preprocessing.spacing_mm,
             config.training.patch_ijk,
         ).to(device)
+        if device.type == "cpu" and training_precision(config) == torch.float32 and not compiles(config):
+            route_convolutions(network)
         averaged = copy.deepcopy(network).eval().requires_grad_(False)
         optimizer = build_optimizer(network, config.optimizer)
         scaler = torch.amp.GradScaler(device.type, enabled=training_precision(config) == torch.float16)

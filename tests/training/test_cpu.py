@@ -1,0 +1,69 @@
+"""What makes a CPU quick changes no figure that matters."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import resource
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from gtvray.config import Config, with_dotted
+from gtvray.training.cpu import freed_memory_kept, route_convolutions
+from gtvray.training.state import TrainingState
+
+# A block that glibc gives back to the kernel by itself.
+_BLOCK = 256 << 20
+
+
+def _names(network: torch.nn.Module, patch: torch.Tensor) -> set[str]:
+    """Of what torch ran, forward and backward."""
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
+        network(patch).float().square().mean().backward()
+    return {event.key for event in watched.key_averages()}
+
+
+def test_one_patch_is_convolved_by_onednn_to_the_same_answer_and_slopes() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv3d(4, 16, 3, padding=1), torch.nn.LeakyReLU(), torch.nn.Conv3d(16, 1, 1), torch.nn.LeakyReLU()
+    )
+    plain.append(torch.nn.Conv3d(1, 2, (3, 3, 1), stride=(2, 2, 1)))
+    routed = copy.deepcopy(plain)
+    route_convolutions(routed)
+    assert routed.state_dict().keys() == plain.state_dict().keys()
+    patch = torch.randn(1, 4, 12, 10, 8)
+    # Two convolutions of more than a voxel: unfolded by torch alone, and not where they are routed.
+    assert "aten::slow_conv3d_forward" in _names(plain, patch)
+    assert [name for name in _names(copy.deepcopy(routed[0]), patch) if "slow_conv3d" in name] == []
+    routed.zero_grad()
+    plain.zero_grad()
+    for network in (plain, routed):
+        network(patch).square().sum().backward()
+    torch.testing.assert_close(routed(patch), plain(patch), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(routed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "routed"), [("fp32", True), ("bf16", False)])
+def test_a_training_in_single_precision_is_routed(config: Config, precision: str, routed: bool) -> None:
+    state = TrainingState.build(with_dotted(config, {"training.precision": precision}))
+    hooked = [bool(each._forward_pre_hooks) for each in state.network.modules() if isinstance(each, torch.nn.Conv3d)]
+    assert any(hooked) is routed
+
+
+def test_what_is_freed_stays_until_the_end() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("the C library is not glibc")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(_BLOCK // 4)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        faults()
+        assert faults() < 100
+    assert faults() > 100
