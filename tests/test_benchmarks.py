@@ -1,0 +1,83 @@
+"""The accuracy figure's own machinery, from scans to tables, with trainings of seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gtvray.data import write_phantoms
+from gtvray.io import read_json
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "accuracy.py"
+SETTINGS = """
+preprocessing: {spacing_mm: [8.0, 8.0, 8.0]}
+network: {features: [4, 8, 8]}
+training: {patch_ijk: [16, 16, 16], steps_per_epoch: 2, selection_cases: 2}
+inference: {overlap: 0}
+"""
+
+
+class Bench:
+    """The script with a folder of its own."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.results, self.ledger = folder, folder / "results", folder / "LEDGER.md"
+        self.results.mkdir()
+        (folder / "small.yaml").write_text(SETTINGS)
+        places = {"data": data, "config": folder / "small.yaml", "work": folder / "work", "results": self.results}
+        self._base = [f"--{name}={path}" for name, path in places.items()]
+        self._base += [f"--ledger={self.ledger}", "--threads=2"]
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        """What it prints; the second line of standard error onward are its stages."""
+        command = [sys.executable, str(SCRIPT), "--json", *self._base, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        self.said = done.stderr
+        return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, phantoms: Path) -> Bench:
+    return Bench(tmp_path, phantoms)
+
+
+def test_ablations_are_rows_that_are_kept_and_not_run_again(bench: Bench) -> None:
+    asked = ("--ablation-epochs=1", "--ablate=plain=augmentation.strength=0,optimizer.lr=0.01")
+    base, plain = bench.run(*asked)["ablations"]
+    assert (base["name"], base["over_base"], base["overrides"]) == ("base", None, {})
+    assert plain["overrides"] == {"augmentation.strength": 0, "optimizer.lr": 0.01}
+    assert plain["over_base"]["low"] <= plain["over_base"]["mean"] <= plain["over_base"]["high"]
+    assert (plain["steps"], plain["epochs"], plain["shaped"]["optimizer.lr"]) == (2, 1, 0.01)
+    assert base["settings"] != plain["settings"]
+    assert read_json(bench.results / "accuracy_ablations.json") == [base, plain]
+    assert "train:" in bench.said
+    assert bench.run(*asked)["ablations"] == [base, plain]
+    assert bench.said == ""
+    assert not bench.ledger.exists()
+
+
+def test_the_figure_is_of_tables_that_say_who_looked(bench: Bench, tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "val", count=4, seed=5)
+    asked = (f"--val={tmp_path / 'val'}", "--epochs=4", "--seeds=0", "--folds=2")
+    found = bench.run(*asked)
+    assert found["ours"]["budget"] == "4 epochs"
+    assert [each["epochs"] for each in found["ours"]["seeds"][0]["trainings"]] == [2, 2]
+    assert [each["epochs"] for each in found["quarter"]["seeds"][0]["trainings"]] == [1]
+    # Without nnU-Net nothing is won over it.
+    assert (found["peer"], found["peers"]["nnunet"], found["goals_met"]["quarter"]) == ("mean", None, None)
+    assert found["diff_low"] <= found["dsc"] - found["peer_dsc"] <= found["diff_high"]
+    assert bench.ledger.read_text().count("accuracy figure") == 3
+    stored = subprocess.run(
+        [sys.executable, str(SCRIPT), f"--results={bench.results}"], capture_output=True, text=True, check=True
+    )
+    again = json.loads(stored.stdout)
+    assert {key: again[key] for key in ("dsc", "peer_dsc", "diff_low", "minutes")} == {
+        key: found[key] for key in ("dsc", "peer_dsc", "diff_low", "minutes")
+    }
