@@ -9,8 +9,9 @@ checkpoint that is written meanwhile. `data_wait_share` is the largest of our re
 
 nnU-Net trains in fp32 only on a CPU: `ratio_same_precision` holds our fp32 against it and `ratio_best` our bf16, both
 with our default of one patch a forward pass. `ratios` also has both patches in one (`-whole`). nnU-Net runs as its
-documentation says, with memory from the C library's defaults, as we do; much of its time in fp32 is the kernel's, for
-blocks of 32 MB and more that it takes anew in every step.
+documentation says, with memory from the C library's defaults; much of its time in fp32 is the kernel's, for blocks of
+32 MB and more that it takes anew in every step. Our loop keeps such blocks, which is part of what is compared. On a
+processor that does not compute in bf16, --fp32 leaves out what would only be emulated.
 
 Equal work: parameters and operations of a step of both networks, and `max_abs_difference` of their logits, nnU-Net's
 network having been given our weights. Its two classes through softmax are our one through a sigmoid. Equal output of
@@ -19,7 +20,7 @@ Ray Train: the loss is that of the bare loop to the last bit.
 `ray_train_cost_share` compares, in bf16, whole epochs as the caller sees them: from report to report. What Ray Train
 costs is spent once an epoch, at its report; eight steps are a short one, so --ray measures this alone, with more.
 
-    python benchmarks/training.py --json [--data DATASET] [--nnunet-python /path/to/its/bin/python]
+    python benchmarks/training.py --json [--fp32] [--data DATASET] [--nnunet-python /path/to/its/bin/python]
     python benchmarks/training.py --json --ray --steps 24 [--data DATASET]
 """
 
@@ -90,6 +91,7 @@ def main() -> None:
         select_cases(given)
         equal = equal_work(given)
         names = [BARE, RAY] if given.ray else [*([PEER] if given.nnunet_python else []), *OURS, RAY]
+        names = [name for name in names if not (given.fp32 and name.startswith("bf16"))]
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(given.repeats):
             for name in names:
@@ -104,9 +106,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a dataset; phantoms if not given")
     parser.add_argument("--cases", type=int, default=8, help="how many of its cases to learn from")
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
-    parser.add_argument(
-        "--ray", action="store_true", help="Ray Train's cost alone, for which more steps can be afforded"
-    )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--ray", action="store_true", help="Ray Train's cost alone, for which more steps can be afforded")
+    part.add_argument("--fp32", action="store_true", help="nothing in bf16, and so nothing of Ray Train's cost")
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="timed steps a repetition")
@@ -264,19 +266,19 @@ def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
 def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """The figures, with everything they come from."""
     rates = {name: statistics.median(run["steps"] / run["seconds"] for run in many) for name, many in runs.items()}
-    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in (RAY, BARE)}
+    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in (RAY, BARE) if name in runs}
     ratios = {name: round(rates[name] / rates[PEER], 3) if PEER in rates else None for name in rates if name != PEER}
-    losses = {run["train_loss"] for name in (RAY, BARE) for run in runs[name]}
+    losses = {run["train_loss"] for name in whole for run in runs[name]}
     return {
         "benchmark": "training",
         "ratio_same_precision": ratios.get("fp32"),
         "ratio_best": ratios.get("bf16"),
         "data_wait_share": round(max(run["data_wait_share"] for name in OURS for run in runs.get(name, [])), 4),
-        "ray_train_cost_share": round(1 - whole[BARE] / whole[RAY], 4),
+        "ray_train_cost_share": round(1 - whole[BARE] / whole[RAY], 4) if whole else None,
         "ratios": ratios,
         "steps_per_s": {name: round(value, 4) for name, value in rates.items()},
         "equal_work": equal,
-        "ray_same_loss": len(losses) == 1,
+        "ray_same_loss": len(losses) == 1 if whole else None,
         "raw": runs,
         "settings": {
             # Of a path its name: the folders above it are this machine's.
