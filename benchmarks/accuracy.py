@@ -25,6 +25,7 @@ With --ablate or --ablations, variants of the settings are trained on four fifth
 fifth; --val is not looked at. Beside them the settings as they are, "base". Rows go to accuracy_ablations.json.
 
     python benchmarks/accuracy.py --json --data DIR/train --config benchmarks/accuracy.yaml --work FOLDER
+        --ablations benchmarks/ablations.yaml --threads 1 --ablation-epochs 3
         --ablate plain=augmentation.strength=0 --ablate "wide=training.patch_ijk=[64,64,64],training.batch_size=1"
 """
 
