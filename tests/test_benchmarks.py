@@ -29,13 +29,14 @@ class Bench:
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder, self.results, self.ledger = folder, folder / "results", folder / "LEDGER.md"
         self.results.mkdir()
+        self.said = ""
         (folder / "small.yaml").write_text(SETTINGS)
         places = {"data": data, "config": folder / "small.yaml", "work": folder / "work", "results": self.results}
         self._base = [f"--{name}={path}" for name, path in places.items()]
         self._base += [f"--ledger={self.ledger}", "--threads=2"]
 
     def run(self, *arguments: str) -> dict[str, Any]:
-        """What it prints; the second line of standard error onward are its stages."""
+        """What it prints; `said` is what it told of its stages."""
         command = [sys.executable, str(SCRIPT), "--json", *self._base, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -25,6 +25,7 @@ def _names(network: torch.nn.Module, patch: torch.Tensor) -> set[str]:
     return {event.key for event in watched.key_averages()}
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 def test_one_patch_is_convolved_by_onednn_to_the_same_answer_and_slopes() -> None:
     torch.manual_seed(0)
     plain = torch.nn.Sequential(
@@ -47,6 +48,7 @@ def test_one_patch_is_convolved_by_onednn_to_the_same_answer_and_slopes() -> Non
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 @pytest.mark.parametrize(("precision", "routed"), [("fp32", True), ("bf16", False)])
 def test_a_training_in_single_precision_is_routed(config: Config, precision: str, routed: bool) -> None:
     state = TrainingState.build(with_dotted(config, {"training.precision": precision}))
