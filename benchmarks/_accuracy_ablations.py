@@ -72,7 +72,8 @@ def row_of(table: Table, base: Table) -> dict[str, Any]:
         "over_base": over(scores, {case["case"]: case["dsc"] for case in base["cases"]}) if table is not base else None,
         "judged_by": len(scores),
         **{key: table[key] for key in keys},
-        **{key: training[key] for key in ("epochs", "precision")},
+        "epochs": training["epochs"],
+        "precision": training["precision"],
         "settings": digest_of({**table["settings"], "data": table["train"]}),
         "shaped": table["settings"],
     }

@@ -190,14 +190,16 @@ def goals_met(full: Mapping[str, Any], short: Mapping[str, Any], better: str | N
     whole = full["dsc"] is not None
     every = [short["over"].get(name) for name in PEERS]
     lead = full["over"].get(better) if all(name in full["over"] for name in PEERS) else None
-    in_time = short["minutes"] is not None and short["minutes"] <= QUARTER_SHARE * GOALS["minutes"]
+    quarter = QUARTER_SHARE * GOALS["minutes"]
     return {
         "dsc": full["dsc"] >= GOALS["dsc"] if whole else None,
         "hd95_mm": full["hd95_mm"] <= GOALS["hd95_mm"] if whole else None,
         "lead": lead["low"] >= GOALS["lead"] if lead else None,
         "minutes": full["minutes"] <= GOALS["minutes"] if whole else None,
         # Better is what its interval says, not its mean alone; and a quarter is one by the clock.
-        "quarter": in_time and all(each["low"] > 0 for each in every if each) if all(every) else None,
+        "quarter": short["minutes"] <= quarter and all(each["low"] > 0 for each in every if each)
+        if all(every)
+        else None,
     }
 
 

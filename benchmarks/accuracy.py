@@ -26,7 +26,7 @@ fifth; --val is not looked at. Beside them the settings as they are, "base". Row
 
     python benchmarks/accuracy.py --json --data DIR/train --config benchmarks/accuracy.yaml --work FOLDER
         --ablations benchmarks/ablations.yaml --threads 1 --ablation-epochs 3
-        --ablate plain=augmentation.strength=0 --ablate "wide=training.patch_ijk=[64,64,64],training.batch_size=1"
+        [--ablate plain=augmentation.strength=0 --ablate "wide=training.patch_ijk=[64,64,64],training.batch_size=1"]
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from _accuracy_contest import Cases, budgeted, contest, require_apart
 from _accuracy_jobs import only_one
 from _accuracy_peers import mean_table, nnunet_table
 from _accuracy_report import (
+    GOALS,
     MEAN,
     NNUNET,
     OURS,
@@ -98,7 +99,7 @@ def arguments() -> argparse.Namespace:
     add("--val", type=Path, help="a dataset to be judged by; no scan of --data may be in it")
     add("--config", type=Path, help="a YAML file of settings, as `gtvray train` takes it")
     add("--work", type=Path, default=Path("gtvray-runs/accuracy"), help="folder of stages")
-    add("--minutes", type=float, default=58.0, help="wall-clock of a training")
+    add("--minutes", type=float, default=GOALS["minutes"], help="wall-clock of a training")
     add("--epochs", type=int, help="of a training, in place of --minutes")
     add("--seeds", type=numbers, default=[0, 1, 2], help="one training each")
     add("--quarter-seeds", type=numbers, help="the same with a quarter of the budget; those of --seeds, or none: ''")

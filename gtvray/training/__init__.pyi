@@ -1,6 +1,7 @@
 from .configure import Plan as Plan
 from .configure import explain as explain
 from .configure import plan_training as plan_training
+from .execution import training_device as training_device
 from .execution import training_precision as training_precision
 from .export import TrainedNetwork as TrainedNetwork
 from .export import export_bundle as export_bundle

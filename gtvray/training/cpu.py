@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,14 +53,15 @@ def freed_memory_kept() -> Iterator[None]:
     pages that have to be zeroed and mapped one by one.
     """
     library = ctypes.CDLL(None)
-    with suppress(AttributeError):
-        _set(library, _KEEPING)
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    _set(library, _KEEPING)
     try:
         yield
     finally:
-        with suppress(AttributeError):
-            _set(library, _USUAL)
-            library.malloc_trim(0)
+        _set(library, _USUAL)
+        library.malloc_trim(0)
 
 
 def _set(library: ctypes.CDLL, options: dict[int, int]) -> None:

@@ -11,6 +11,11 @@ from gtvray.config import Config
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def training_device(config: Config) -> torch.device:
+    """Where the networks of a training run."""
+    return torch.device("cuda" if config.training.use_gpu else "cpu")
+
+
 def training_precision(config: Config) -> torch.dtype:
     """The arithmetic of the forward pass: what is asked for, or bf16 where the hardware computes in it."""
     asked = config.training.precision

@@ -13,7 +13,7 @@ from gtvray.errors import TrainingError
 from gtvray.models import Checkpoint, build_network, load_weights, weights_of
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
 from gtvray.training.cpu import route_convolutions
-from gtvray.training.execution import compiles, training_precision
+from gtvray.training.execution import compiles, training_device, training_precision
 from gtvray.training.optimizers import build_optimizer
 
 
@@ -46,7 +46,7 @@ class TrainingState:
     def build(cls, config: Config) -> TrainingState:
         """A fresh state; weights and dropout follow the seed."""
         torch.manual_seed(config.training.seed)
-        device = torch.device("cuda" if config.training.use_gpu else "cpu")
+        device = training_device(config)
         network = build_network(
             config.network,
             config.preprocessing.channels,

@@ -27,9 +27,9 @@ from gtvray.evaluation import (
 from gtvray.inference import Predictor
 from gtvray.io import atomic_path, read_volume, write_json
 from gtvray.models import write_bundle
-from gtvray.training import TrainedNetwork, best_setting
+from gtvray.training import TrainedNetwork, best_setting, training_device
 from gtvray.tuning.folds import Fold
-from gtvray.tuning.tasks import device_of, keep, on_cluster
+from gtvray.tuning.tasks import keep, on_cluster
 
 _SEED = 0
 
@@ -196,7 +196,7 @@ def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFo
         info={"fold": fold.name, "epoch": trained.epoch},
     )
     threads = config.training.cpus_per_worker
-    predictor = Predictor(bundle, threads=threads, device=device_of(config).type)
+    predictor = Predictor(bundle, threads=threads, device=training_device(config).type)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.known)
     scored = score_cases(predictor, fold.judged, fold.folder / "masks", baseline)
     pictures = _draw(scored, fold.folder / "pictures")

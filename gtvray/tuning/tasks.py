@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.errors import GtvrayError
-from gtvray.training import kept_checkpoint
+from gtvray.training import kept_checkpoint, training_device
 
 _POLL_S = 1.0
 
@@ -55,9 +55,4 @@ def on_cluster(function: Any, work: Sequence[tuple[Any, ...]], config: Config, r
 def keep(best: Path, config: Config, cases: Sequence[CachedCase]) -> tuple[Path, NDArray[np.float64]]:
     """A piece of work: `kept_checkpoint` with the training's threads and device."""
     torch.set_num_threads(config.training.cpus_per_worker)
-    return kept_checkpoint(best, config, cases, device_of(config))
-
-
-def device_of(config: Config) -> torch.device:
-    """Where the networks of a training run."""
-    return torch.device("cuda" if config.training.use_gpu else "cpu")
+    return kept_checkpoint(best, config, cases, training_device(config))
