@@ -50,7 +50,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Have glibc keep what is freed, for the length of a `with` block; nothing where the C library is another.
 
     Each step frees and asks for the same hundreds of megabytes. Given back to the kernel in between, they come back as
-    pages that have to be zeroed and mapped one by one.
+    pages that have to be zeroed and mapped one by one. The price is a higher peak: holes between blocks.
+    At the end everything that is free goes back, so that holes do not add up from epoch to epoch.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):

@@ -107,7 +107,6 @@ def fit(
         CheckpointWriter(folder, active=rank() == 0) as writer,
         ThreadPoolExecutor(1) as reader,
         memory_errors(config),
-        nullcontext() if config.training.use_gpu else freed_memory_kept(),
     ):
         state = TrainingState.build(config)
         notes = _go_on(state, folder, resume)
@@ -120,7 +119,8 @@ def fit(
         checkpoint = state.checkpoint()
         while state.epoch < state.epochs:
             began = time.perf_counter()
-            figures, retried = epoch_with_retries(loop, state, checkpoint, reader)
+            with nullcontext() if config.training.use_gpu else freed_memory_kept():
+                figures, retried = epoch_with_retries(loop, state, checkpoint, reader)
             dsc = selection_dsc(config, state.averaged_network(), scored, state.device)
             state.finish_epoch(dsc)
             writer.wait()

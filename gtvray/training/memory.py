@@ -17,9 +17,9 @@ from gtvray.training.execution import micro_batch_size
 # Bytes a parameter: weights, their average, gradient and its flat copy in fp32, the sum of gradients in double.
 _PARAMETER_BYTES = 4 + 4 + 4 + 4 + 8
 _OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4}
-# Of what is kept for the backward pass: with what lives within a layer or is freed late. Peaks measured on a CPU were
-# 1.3 (bf16) and 1.7 (fp32) times the kept bytes.
-_WORKING_SHARE = 2.0
+# Of what is kept for the backward pass: with what lives within a layer, is freed late, or is a hole between blocks (a
+# CPU keeps freed memory, `cpu.py`). Peaks measured on a CPU were up to 1.4 (bf16) and 2.6 (fp32) times the kept bytes.
+_WORKING_SHARE_CPU, _WORKING_SHARE_GPU = 3.0, 2.0
 # Python, torch and its kernels' code before anything is trained.
 _PROCESS_BYTES = 700 << 20
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -36,7 +36,8 @@ def training_bytes(config: Config) -> int:
     # A loss over the whole batch needs the answers to all patches before the first slope.
     held = share if loss_reduction(config.loss) == "global" else micro_batch_size(config)
     # Autocast halves what convolutions keep, and keeps what normalisation does in fp32 beside it: no less is counted.
-    activations = cost.activation_bytes_per_patch_fp32 * held * _WORKING_SHARE
+    working_share = _WORKING_SHARE_GPU if config.training.use_gpu else _WORKING_SHARE_CPU
+    activations = cost.activation_bytes_per_patch_fp32 * held * working_share
     fixed = cost.parameters * (_PARAMETER_BYTES + _OPTIMIZER_BYTES[config.optimizer.kind])
     return int(activations) + fixed + _PROCESS_BYTES
 
