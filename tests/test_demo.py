@@ -31,12 +31,19 @@ def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[objec
     """A demo of seconds, its workspace shared by the tests of this module."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "tiny.yaml").write_text(TINY_SWEEP)
+    (folder / "one.yaml").write_text(ONE_TRIAL_SWEEP)
     return ["demo", "--data", phantoms, "--sweep", folder / "tiny.yaml", "--workspace", folder / "workspace"]
 
 
 @pytest.fixture(scope="module")
 def workspace(base: list[object]) -> Path:
     return Path(str(base[-1]))
+
+
+@pytest.fixture(scope="module")
+def one_trial(workspace: Path) -> list[object]:
+    """What makes a demo quicker still."""
+    return ["--sweep", workspace.parent / "one.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +64,13 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def second(base: list[object], first: dict[str, Any], local_ray: Cluster) -> Iterator[Endpoint]:
+def second(
+    base: list[object], one_trial: list[object], first: dict[str, Any], local_ray: Cluster
+) -> Iterator[Endpoint]:
     """The endpoint of a second demo in the same workspace, held by `--keep-serving`."""
     port = free_port()
-    running = Running(*base, *OPEN_GATE, "--port", port, "--keep-serving", "--address", local_ray.address)
+    keep = ("--keep-serving", "--address", local_ray.address)
+    running = Running(*base, *one_trial, *OPEN_GATE, "--port", port, *keep)
     said = running.wait_for("bearer token: ", within_s=110)
     yield Endpoint(f"http://127.0.0.1:{port}", said.rpartition("bearer token: ")[2].split()[0], running)
     running.interrupt()
@@ -129,13 +139,10 @@ def test_the_champion_is_the_bundle_of_the_best_trial(first: dict[str, Any], mlf
 
 
 def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
-    base: list[object], first: dict[str, Any], workspace: Path, local_ray: Cluster
+    base: list[object], one_trial: list[object], first: dict[str, Any], workspace: Path, local_ray: Cluster
 ) -> None:
     before = run("models", "--workspace", workspace, "--json").json()
-    (workspace.parent / "one.yaml").write_text(ONE_TRIAL_SWEEP)
-    refused = run(
-        *base, "--sweep", workspace.parent / "one.yaml", "--port", free_port(), "--address", local_ray.address
-    )
+    refused = run(*base, *one_trial, "--port", free_port(), "--address", local_ray.address)
     assert "lower bound" in refused.error(code=1)
     for name in ("model", "baseline"):
         assert f"{name}: mean DSC" in refused.stderr
@@ -143,6 +150,12 @@ def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
     last = json.loads((workspace / "decisions.jsonl").read_text().splitlines()[-1])
     assert last["kind"] == "refused"
     assert len(last["evidence"]["candidate"]) == len(last["evidence"]["baseline"]) == 3
+
+
+def test_a_second_demo_promotes_its_own_model(second: Endpoint, workspace: Path) -> None:
+    versions = run("models", "--workspace", workspace, "--json").json()
+    assert {row["version"]: row["aliases"] for row in versions} == {"1": [], "2": ["champion"]}
+    assert len({row["digest"] for row in versions}) == 2
 
 
 def test_the_endpoint_and_the_command_line_give_the_same_mask(
@@ -198,8 +211,6 @@ def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspa
     assert "champion: version 2" in ended.stdout
     assert second.process.strays() == []
 
-    versions = run("models", "--workspace", workspace, "--json").json()
-    assert {row["version"]: row["aliases"] for row in versions} == {"1": [], "2": ["champion"]}
     assert run("rollback", "--workspace", workspace, "--json").json()["version"] == "1"
     assert _champion(workspace)["version"] == "1"
 
