@@ -49,7 +49,7 @@ def one_trial(workspace: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def first(base: list[object]) -> dict[str, Any]:
     """What the first demo says, on a cluster of its own."""
-    finished = run(*base, *OPEN_GATE, "--port", free_port(), "--json")
+    finished = run(*base, *OPEN_GATE, "--port", free_port(), "--json", within_s=115)
     assert (finished.code, finished.stderr) == (0, "")
     return dict(finished.json())
 

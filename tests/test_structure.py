@@ -63,6 +63,10 @@ def test_a_case_on_its_way_needs_no_torch() -> None:
     assert _loaded("from gtvray.inference import CaseJob, patch_starts") == []
 
 
+def test_asking_what_is_registered_needs_no_torch() -> None:
+    assert _loaded("from gtvray.registry import Registry\nfrom gtvray.models import Bundle, verify_digest") == []
+
+
 @pytest.mark.skipif(not (PACKAGE / "cli" / "__init__.py").is_file(), reason="there is no command line yet")
 @pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:

@@ -15,17 +15,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 from gtvray import NOTICE, __version__
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig, build
 from gtvray.errors import BundleError, InputError
 from gtvray.io import atomic_dir, read_json, sha256_of, write_json
-from gtvray.models.networks import build_network, load_weights
 from gtvray.preprocessing import PREPROCESSING_VERSION
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_VERSION = 4
 _BUNDLE, _MANIFEST, _LOCATOR = "bundle.json", "manifest.json", "locator"
@@ -87,6 +86,11 @@ class Bundle:
         Raises:
             BundleError: there is no such member, or the weights are not this network's.
         """
+        # Whoever only reads what a bundle says of itself does not wait for torch.
+        from safetensors.torch import load_file
+
+        from gtvray.models.networks import build_network, load_weights
+
         if not 0 <= member < self.members:
             raise BundleError(
                 "no such member", where=self.folder, expected=f"0 to {self.members - 1}", found=f"member {member}"
@@ -124,6 +128,8 @@ def write_bundle(
     Raises:
         BundleError: no member, or members of different networks.
     """
+    from safetensors.torch import save_file
+
     members = [weights] if isinstance(weights, Mapping) else list(weights)
     _require_alike(members)
     with atomic_dir(folder) as temporary:
