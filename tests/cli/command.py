@@ -144,7 +144,7 @@ def run(*arguments: object, within_s: float = 100, **environment: str) -> Finish
     """Run a verb to its end; nothing it started outlives it."""
     running = Running(*arguments, **environment)
     finished = running.end(within_s)
-    assert not running.strays()
+    assert running.strays() == []
     return finished
 
 
