@@ -17,8 +17,10 @@ Equal work: parameters and operations of a step of both networks, and `max_abs_d
 network having been given our weights. Its two classes through softmax are our one through a sigmoid. Equal output of
 Ray Train: the loss is that of the bare loop to the last bit.
 
-`ray_train_cost_share` compares, in bf16, whole epochs as the caller sees them: from report to report. What Ray Train
-costs is spent once an epoch, at its report; eight steps are a short one, so --ray measures this alone, with more.
+`ray_train_cost_share` compares, in bf16, whole epochs as the caller sees them: from report to report. Some of what Ray
+Train costs is spent once an epoch, at its report; eight steps are a short one, so --ray measures this alone, with more.
+There `ray_workers_cost_share` is the same for as many workers as there are threads, each with a thread and its part of
+the batch, which is how Ray Train divides a training.
 
     python benchmarks/training.py --json [--fp32] [--data DATASET] [--nnunet-python /path/to/its/bin/python]
     python benchmarks/training.py --json --ray --steps 24 [--data DATASET]
@@ -72,11 +74,11 @@ SETTINGS = (
 )
 # Precision, and patches in a forward pass.
 OURS = {"fp32": ("fp32", "auto"), "bf16": ("bf16", "auto"), "fp32-whole": ("fp32", None), "bf16-whole": ("bf16", None)}
-RAY, BARE = "bf16-ray-train", "bf16"
+RAY, RAY_WORKERS, BARE = "bf16-ray-train", "bf16-ray-train-workers", "bf16"
 PEER, PEER_WARMUP = "nnunet", 3
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Logits are about one; what remains is the order of sums.
-SAME_LOGITS, SAME_COST = 1e-3, 0.01
+SAME_LOGITS, SAME_COST, SAME_LOSS = 1e-3, 0.01, 1e-3
 UNTOLD = ("json", "run", "work", "nnunet_python")
 
 
@@ -90,7 +92,7 @@ def main() -> None:
         given.work = Path(scratch)
         select_cases(given)
         equal = equal_work(given)
-        names = [BARE, RAY] if given.ray else [*([PEER] if given.nnunet_python else []), *OURS, RAY]
+        names = [BARE, RAY, RAY_WORKERS] if given.ray else [*([PEER] if given.nnunet_python else []), *OURS, RAY]
         names = [name for name in names if not (given.fp32 and name.startswith("bf16"))]
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(given.repeats):
@@ -184,13 +186,15 @@ def child(command: list[str], threads: int, **variables: str) -> dict[str, Any]:
 def contestant(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """What a child of ours does."""
     precision, micro = OURS.get(name, OURS[BARE])
+    workers = given.threads if name == RAY_WORKERS else 1
     config = load_config(
         overrides=[
             *SETTINGS,
             f"training.patch_ijk={[given.patch] * 3}",
             f"training.batch_size={given.batch}",
             f"training.steps_per_epoch={given.steps}",
-            f"training.cpus_per_worker={given.threads}",
+            f"training.num_workers={workers}",
+            f"training.cpus_per_worker={given.threads // workers}",
             f"training.precision={precision}",
             f"training.micro_batch={micro or given.batch}",
         ]
@@ -202,8 +206,8 @@ def contestant(name: str, given: argparse.Namespace) -> dict[str, Any]:
     if name == "network":
         return write_network(config, given)
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
-        found = fit_ray(config, train, selection, Path(folder)) if name == RAY else None
-        found = found or fit_bare(config, train, selection, Path(folder))
+        way = fit_ray if name in (RAY, RAY_WORKERS) else fit_bare
+        found = way(config, train, selection, Path(folder))
     return {**found, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -217,11 +221,11 @@ def fit_bare(config: Config, train: list[CachedCase], selection: list[CachedCase
 
 
 def fit_ray(config: Config, train: list[CachedCase], selection: list[CachedCase], folder: Path) -> dict[str, Any]:
-    """The same in a worker of Ray Train, on a cluster of its own."""
+    """The same in workers of Ray Train, on a cluster of its own."""
     from gtvray.runtime import connect
     from gtvray.training import fit_distributed
 
-    with connect(cpus=config.training.cpus_per_worker):
+    with connect(cpus=config.training.num_workers * config.training.cpus_per_worker):
         return second_epoch(config, fit_distributed(config, train, selection, folder))
 
 
@@ -266,19 +270,25 @@ def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
 def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """The figures, with everything they come from."""
     rates = {name: statistics.median(run["steps"] / run["seconds"] for run in many) for name, many in runs.items()}
-    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in (RAY, BARE) if name in runs}
+    seen = [name for name in (BARE, RAY, RAY_WORKERS) if name in runs]
+    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in seen}
     ratios = {name: round(rates[name] / rates[PEER], 3) if PEER in rates else None for name in rates if name != PEER}
-    losses = {run["train_loss"] for name in whole for run in runs[name]}
+    cost = {name: round(1 - whole[BARE] / seconds, 4) for name, seconds in whole.items()}
+    losses = {name: {run["train_loss"] for run in runs[name]} for name in seen}
     return {
         "benchmark": "training",
         "ratio_same_precision": ratios.get("fp32"),
         "ratio_best": ratios.get("bf16"),
         "data_wait_share": round(max(run["data_wait_share"] for name in OURS for run in runs.get(name, [])), 4),
-        "ray_train_cost_share": round(1 - whole[BARE] / whole[RAY], 4) if whole else None,
+        "ray_train_cost_share": cost.get(RAY),
+        "ray_workers_cost_share": cost.get(RAY_WORKERS),
         "ratios": ratios,
         "steps_per_s": {name: round(value, 4) for name, value in rates.items()},
         "equal_work": equal,
-        "ray_same_loss": len(losses) == 1 if whole else None,
+        "ray_same_loss": len(losses[BARE] | losses[RAY]) == 1 if RAY in losses else None,
+        "ray_workers_same_loss": all(abs(loss / min(losses[BARE]) - 1) <= SAME_LOSS for loss in losses[RAY_WORKERS])
+        if RAY_WORKERS in losses
+        else None,
         "raw": runs,
         "settings": {
             # Of a path its name: the folders above it are this machine's.
