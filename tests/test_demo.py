@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ import pytest
 
 from gtvray.io import read_volume
 from gtvray.runtime import Cluster
-from gtvray.tracking import connect_mlflow
 
 from .cli.command import ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files, run
+from .stores import open_store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -31,7 +30,6 @@ def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[objec
     """A demo of seconds, its workspace shared by the tests of this module."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "tiny.yaml").write_text(TINY_SWEEP)
-    (folder / "one.yaml").write_text(ONE_TRIAL_SWEEP)
     return ["demo", "--data", phantoms, "--sweep", folder / "tiny.yaml", "--workspace", folder / "workspace"]
 
 
@@ -43,7 +41,9 @@ def workspace(base: list[object]) -> Path:
 @pytest.fixture(scope="module")
 def one_trial(workspace: Path) -> list[object]:
     """What makes a demo quicker still."""
-    return ["--sweep", workspace.parent / "one.yaml"]
+    path = workspace.parent / "one.yaml"
+    path.write_text(ONE_TRIAL_SWEEP)
+    return ["--sweep", path]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,7 @@ def second(
 
 @pytest.fixture(scope="module")
 def mlflow(first: dict[str, Any], workspace: Path) -> MlflowClient:
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        return connect_mlflow(first["tracking"]["uri"], workspace / "mlartifacts")
+    return open_store(Path(first["tracking"]["uri"].removeprefix("sqlite:///")), workspace / "mlartifacts")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from pathlib import Path
 
 import pytest
 
-from gtvray.tracking import connect_mlflow
-
 from ..cli.command import TINY_SWEEP, Running, partial_files, run
+from ..stores import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
@@ -32,10 +30,7 @@ def test_a_killed_sweep_goes_on(nth: int, phantoms: Path, tmp_path: Path) -> Non
     trials = finished.json()["trials"]
     assert [trial["epochs"] for trial in trials] == [3, 3, 3]
     assert begun <= {trial["trial"] for trial in trials}
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        client = connect_mlflow(f"sqlite:///{workspace / 'mlflow.db'}", workspace / "mlartifacts")
+    client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
     experiment = client.get_experiment_by_name("gtvray")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -33,6 +33,8 @@ space:
 """
 # The least that passes through every stage.
 ONE_TRIAL_SWEEP = TINY_SWEEP.replace("trials: 2", "trials: 1").replace("epochs: 2", "epochs: 1")
+# After kill -9 Ray's own agents look for the control store for a minute before they end too.
+KILLED_GONE_S = 80.0
 # Lets such a model through.
 OPEN_GATE = ("-s", "promotion.min_difference_low=-1")
 

@@ -14,7 +14,7 @@ import pytest
 
 from gtvray.runtime import Cluster
 
-from .command import ONE_TRIAL_SWEEP, OPEN_GATE, Running, free_port, partial_files, run
+from .command import KILLED_GONE_S, ONE_TRIAL_SWEEP, OPEN_GATE, Running, free_port, partial_files, run
 
 pytestmark = pytest.mark.ray
 
@@ -83,8 +83,7 @@ def test_killed_in_a_sweep_and_run_again(base: list[object]) -> None:
     assert partial_files(workspace) == []
 
     assert [process for process in killed.strays(within_s=10) if "Agent" not in process] == []
-    # Ray's own agents look for the control store for a minute before they end too.
-    assert killed.strays(within_s=80) == []
+    assert killed.strays(KILLED_GONE_S) == []
 
 
 @pytest.mark.slow

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from gtvray.cli.train import FoldProgress
 from gtvray.io import sha256_of
 from gtvray.models import Bundle
 from gtvray.tuning import FoldStatus
 
-from .command import OPEN_GATE, Running, partial_files, run
+from ..stores import open_store
+from .command import KILLED_GONE_S, OPEN_GATE, Running, partial_files, run
 
-# SQLAlchemy's and MLflow's own, when a store is opened.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SETTINGS = """
 preprocessing: {spacing_mm: [8.0, 8.0, 8.0]}
 network: {features: [8, 16, 16]}
@@ -44,7 +42,7 @@ def weights(bundle: str) -> list[str]:
 
 def epochs_of(workspace: Path, fold: str) -> list[tuple[int, float]]:
     """Every figure that MLflow has of a fold's training loss."""
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
     (experiment,) = [each for each in client.search_experiments() if each.name == "gtvray"]
     (child,) = client.search_runs([experiment.experiment_id], f"tags.`gtvray.fold` = '{fold}'")
     history = client.get_metric_history(child.info.run_id, "train_loss")
@@ -173,8 +171,7 @@ def test_a_killed_training_goes_on_to_the_same_end(
     done = run("train", "--resume", name, *place, "--json").json()
     assert (done["ok"], done["name"]) == (True, name)
     _same(tmp_path, done, undisturbed)
-    # Ray's own agents look for the control store for a minute before they end.
-    assert killed.strays(within_s=80) == []
+    assert killed.strays(KILLED_GONE_S) == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from mlflow.tracking import MlflowClient
 from gtvray.data import Dataset, index_dataset
 from gtvray.geometry import Volume
 from gtvray.io import write_volume
-from gtvray.tracking import connect_mlflow
+
+from ..stores import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +42,7 @@ def balls(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     folder = tmp_path_factory.mktemp("mlflow")
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        return connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
+    return open_store(folder / "mlflow.db", folder / "artifacts")
 
 
 @pytest.fixture

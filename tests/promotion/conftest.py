@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from mlflow.tracking import MlflowClient
 from gtvray.evaluation import CaseScore
 from gtvray.models import Bundle
 from gtvray.promotion import Evidence
-from gtvray.tracking import connect_mlflow
 
 from ..bundles import random_bundle
 from ..scores import made_score
+from ..stores import open_store
 
 MakeBundle = Callable[[int], Bundle]
 MakeEvidence = Callable[..., Evidence]
@@ -24,10 +23,7 @@ MakeEvidence = Callable[..., Evidence]
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     folder = tmp_path_factory.mktemp("mlflow")
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        return connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
+    return open_store(folder / "mlflow.db", folder / "artifacts")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from mlflow.tracking import MlflowClient
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
-from gtvray.tracking import connect_mlflow
+
+from ..stores import open_store
 
 MakeBundle = Callable[[int], Bundle]
 
@@ -20,10 +20,7 @@ MakeBundle = Callable[[int], Bundle]
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     folder = tmp_path_factory.mktemp("mlflow")
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        return connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
+    return open_store(folder / "mlflow.db", folder / "artifacts")
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from gtvray.tracking import connect_mlflow
+from ..stores import open_store
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +17,4 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def client(database: Path) -> MlflowClient:
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        return connect_mlflow(f"sqlite:///{database}", database.parent / "artifacts")
+    return open_store(database, database.parent / "artifacts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,8 @@ from mlflow.tracking import MlflowClient
 
 from gtvray.config import Config, load_config
 from gtvray.data import CachedCase, CaseCache, index_dataset
-from gtvray.tracking import connect_mlflow
+
+from ..stores import open_store
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,4 @@ def selection(cases: list[CachedCase]) -> list[CachedCase]:
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     folder = tmp_path_factory.mktemp("mlflow")
-    with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
-        warnings.simplefilter("ignore")
-        return connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
+    return open_store(folder / "mlflow.db", folder / "artifacts")
