@@ -19,8 +19,7 @@ Ray Train: the loss is that of the bare loop to the last bit.
 
 `ray_train_cost_share` compares, in bf16, whole epochs as the caller sees them: from report to report. Some of what Ray
 Train costs is spent once an epoch, at its report; eight steps are a short one, so --ray measures this alone, with more.
-There `ray_workers_cost_share` is the same for as many workers as there are threads, each with a thread and its part of
-the batch, which is how Ray Train divides a training.
+There `ray_workers_cost_share` is the same for several workers that share threads and batch evenly, as many as can.
 
     python benchmarks/training.py --json [--fp32] [--data DATASET] [--nnunet-python /path/to/its/bin/python]
     python benchmarks/training.py --json --ray --steps 24 [--data DATASET]
@@ -30,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -92,7 +92,8 @@ def main() -> None:
         given.work = Path(scratch)
         select_cases(given)
         equal = equal_work(given)
-        names = [BARE, RAY, RAY_WORKERS] if given.ray else [*([PEER] if given.nnunet_python else []), *OURS, RAY]
+        divided = [RAY_WORKERS] if math.gcd(given.threads, given.batch) > 1 else []
+        names = [BARE, RAY, *divided] if given.ray else [*([PEER] if given.nnunet_python else []), *OURS, RAY]
         names = [name for name in names if not (given.fp32 and name.startswith("bf16"))]
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(given.repeats):
@@ -186,7 +187,7 @@ def child(command: list[str], threads: int, **variables: str) -> dict[str, Any]:
 def contestant(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """What a child of ours does."""
     precision, micro = OURS.get(name, OURS[BARE])
-    workers = given.threads if name == RAY_WORKERS else 1
+    workers = math.gcd(given.threads, given.batch) if name == RAY_WORKERS else 1
     config = load_config(
         overrides=[
             *SETTINGS,
@@ -267,14 +268,21 @@ def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
     return cost
 
 
+def same_loss(runs: dict[str, list[dict[str, Any]]], name: str, within: float) -> bool | None:
+    """Whether a contestant's losses and the bare loop's differ by no more than a share; None if one did not run."""
+    if name not in runs or BARE not in runs:
+        return None
+    losses = [run["train_loss"] for run in (*runs[BARE], *runs[name])]
+    return max(losses) - min(losses) <= within * min(losses)
+
+
 def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """The figures, with everything they come from."""
     rates = {name: statistics.median(run["steps"] / run["seconds"] for run in many) for name, many in runs.items()}
-    seen = [name for name in (BARE, RAY, RAY_WORKERS) if name in runs]
-    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in seen}
+    compared = [name for name in (BARE, RAY, RAY_WORKERS) if name in runs]
+    whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in compared}
     ratios = {name: round(rates[name] / rates[PEER], 3) if PEER in rates else None for name in rates if name != PEER}
     cost = {name: round(1 - whole[BARE] / seconds, 4) for name, seconds in whole.items()}
-    losses = {name: {run["train_loss"] for run in runs[name]} for name in seen}
     return {
         "benchmark": "training",
         "ratio_same_precision": ratios.get("fp32"),
@@ -285,10 +293,8 @@ def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: 
         "ratios": ratios,
         "steps_per_s": {name: round(value, 4) for name, value in rates.items()},
         "equal_work": equal,
-        "ray_same_loss": len(losses[BARE] | losses[RAY]) == 1 if RAY in losses else None,
-        "ray_workers_same_loss": all(abs(loss / min(losses[BARE]) - 1) <= SAME_LOSS for loss in losses[RAY_WORKERS])
-        if RAY_WORKERS in losses
-        else None,
+        "ray_same_loss": same_loss(runs, RAY, 0.0),
+        "ray_workers_same_loss": same_loss(runs, RAY_WORKERS, SAME_LOSS),
         "raw": runs,
         "settings": {
             # Of a path its name: the folders above it are this machine's.
