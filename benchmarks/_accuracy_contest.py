@@ -12,7 +12,8 @@ from _accuracy_jobs import Job, digest_of, run_stage, run_stages, shaping
 from _accuracy_report import Table, machine, summary_of, versions
 
 from gtvray.config import Config, with_dotted
-from gtvray.data import Dataset, Folds, Split, dataset_digest, find_patients, index_dataset, split_folds
+from gtvray.data import dataset_digest
+from gtvray.datasets import Dataset, Folds, Split, find_patients, index_dataset, split_folds
 from gtvray.errors import InputError
 from gtvray.io import sha256_of
 

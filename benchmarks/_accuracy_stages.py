@@ -16,7 +16,8 @@ import torch
 from _accuracy_jobs import Job
 
 from gtvray.config import Config, build, flatten
-from gtvray.data import CachedCase, CaseCache, dataset_digest, index_dataset, read_label
+from gtvray.data import CachedCase, CaseCache, dataset_digest
+from gtvray.datasets import index_dataset, read_label
 from gtvray.evaluation import MeanPositionBaseline, score_case
 from gtvray.geometry import Volume
 from gtvray.inference import Predictor

@@ -33,7 +33,7 @@ def bundle_of(folder: Path, **inference: Any) -> Any:
 
 def study_cases(given: argparse.Namespace) -> dict[str, Any]:
     """Localised and body against exhaustive on cases and their copies."""
-    from gtvray.data import index_dataset, read_label
+    from gtvray.datasets import index_dataset, read_label
     from gtvray.evaluation import dice
     from gtvray.inference import Predictor
 

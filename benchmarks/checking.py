@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gtvray.data.phantoms import make_phantom
+from gtvray.datasets.phantoms import make_phantom
 from gtvray.geometry import Volume, resample_to_grid
 from gtvray.io import write_volume
 

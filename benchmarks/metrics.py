@@ -28,7 +28,7 @@ import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric
 from scipy import ndimage
 
-from gtvray.data import index_dataset
+from gtvray.datasets import index_dataset
 from gtvray.evaluation import NSD_TOLERANCES_MM, score_case
 from gtvray.geometry import Volume
 from gtvray.io import read_volume

@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from patch_statistics import FIGURES, describe, difference, timed, wide_of
 
 from gtvray.config import AugmentationConfig, CacheConfig, PreprocessingConfig, TrainingConfig
-from gtvray.data import CachedCase, CaseCache, PatchSampler, index_dataset, write_phantoms
+from gtvray.data import CachedCase, CaseCache, PatchSampler
 from gtvray.data.patches.draws import CHANGES, Draw, draw_changes
+from gtvray.datasets import index_dataset, write_phantoms
 from gtvray.geometry import Box, Volume
 from gtvray.io import read_json, write_volume
 from gtvray.preprocessing import AIR_HU, to_channels

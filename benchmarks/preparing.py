@@ -83,7 +83,7 @@ def make_case(folder: Path, source: Path | None) -> None:
     """Write data.nii.gz and label.nii.gz on the benchmark's grid."""
     affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])
     if source is None:
-        from gtvray.data.phantoms import make_phantom
+        from gtvray.datasets.phantoms import make_phantom
 
         scan, mask = make_phantom(0, 0)
         # Magnified: the phantom's own field of view becomes the whole of ours.
@@ -124,7 +124,8 @@ def settings(spacing_mm: tuple[float, ...], interpolation: str) -> Preprocessing
 
 def run_ours(case: Path, out: Path, spacing_mm: tuple[float, ...], interpolation: str) -> dict[str, Any]:
     """Our path, into our cache."""
-    from gtvray.data import CaseCache, index_dataset
+    from gtvray.data import CaseCache
+    from gtvray.datasets import index_dataset
 
     cache = CaseCache(out / "cache", settings(spacing_mm, interpolation), CacheConfig())
     began, busy = time.perf_counter(), time.process_time()

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from gtvray.config import Config, SweepConfig, load_config
-from gtvray.data import CachedCase, CaseCache, index_dataset, write_phantoms
+from gtvray.data import CachedCase, CaseCache
+from gtvray.datasets import index_dataset, write_phantoms
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, connect
 from gtvray.tracking import SweepRecorder, connect_mlflow

@@ -48,7 +48,8 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from training_nnunet import FEATURES, STRIDES, by_kind, step_cost
 
 from gtvray.config import Config, load_config
-from gtvray.data import CachedCase, CaseCache, index_dataset, read_label, write_phantoms
+from gtvray.data import CachedCase, CaseCache
+from gtvray.datasets import index_dataset, read_label, write_phantoms
 from gtvray.geometry import Box
 from gtvray.io import read_volume, write_volume
 

@@ -41,7 +41,7 @@ def real_cases(shared_data: Path) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of twelve phantoms in StructSeg's layout; not to be written to."""
-    from gtvray.data import write_phantoms
+    from gtvray.datasets import write_phantoms
 
     folder = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(folder, count=12, seed=0)

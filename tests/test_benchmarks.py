@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gtvray.data import write_phantoms
+from gtvray.datasets import write_phantoms
 from gtvray.io import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -79,7 +79,8 @@ def plan(
     Example: gtvray config plan Naso_GTV --out naso_gtv.yaml
     """
     from gtvray.config import load_config
-    from gtvray.data import index_dataset, open_project
+    from gtvray.data import open_project
+    from gtvray.datasets import index_dataset
     from gtvray.io import Workspace
     from gtvray.training import device_bytes, explain, plan_training
 

@@ -12,7 +12,7 @@ from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, Set
 
 if TYPE_CHECKING:
     from gtvray.config import Config
-    from gtvray.data import Dataset
+    from gtvray.datasets import Dataset
     from gtvray.evaluation import Outcome
     from gtvray.io import Workspace
     from gtvray.models import Bundle
@@ -70,9 +70,11 @@ def _score(
     as_json: bool,
 ) -> tuple[Outcome, Path]:
     from gtvray.cli.models import resolve_model
-    from gtvray.data import Ledger, dataset_digest, index_dataset, read_label, require_sound
-    from gtvray.evaluation import MeanPositionBaseline, Study
+    from gtvray.data import dataset_digest
+    from gtvray.datasets import Ledger, index_dataset, read_label, require_sound
+    from gtvray.evaluation import MeanPositionBaseline
     from gtvray.io import read_volume
+    from gtvray.reports import Study
 
     bundles = _named({name: resolve_model(name, place, settings) for name in dict.fromkeys(models)})
     dataset = index_dataset(data)
@@ -114,7 +116,7 @@ def _look(ledger: Any, bundle: Bundle, dataset: Dataset) -> int:
 
 
 def _record(report: Path, place: Workspace, settings: Config) -> dict[str, str]:
-    from gtvray.evaluation import record_report
+    from gtvray.reports import record_report
     from gtvray.tracking import connect_mlflow
 
     uri = settings.tracking.uri or place.mlflow_uri

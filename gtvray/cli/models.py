@@ -79,7 +79,8 @@ def promote(
     Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
     """
     from gtvray.config import flatten, load_config, with_dotted
-    from gtvray.data import Ledger, index_dataset, open_project
+    from gtvray.data import open_project
+    from gtvray.datasets import Ledger, index_dataset
     from gtvray.errors import InputError
     from gtvray.io import Workspace
     from gtvray.models import Bundle

@@ -96,7 +96,7 @@ def predict(
 
 
 def _scans(inputs: list[Path]) -> dict[str, Path]:
-    from gtvray.data import index_dataset
+    from gtvray.datasets import index_dataset
     from gtvray.errors import InputError
 
     scans: dict[str, Path] = {}

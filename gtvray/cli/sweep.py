@@ -77,7 +77,7 @@ def sweep(
 def _page_of_trials(client: MlflowClient, run_id: str, folder: Path) -> Path | None:
     """The page with learning curves; MLflow being away must not cost the sweep's bundle."""
     from gtvray.errors import ResourceError
-    from gtvray.evaluation import record_trials_page
+    from gtvray.reports import record_trials_page
 
     try:
         return record_trials_page(client, run_id, folder)

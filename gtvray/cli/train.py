@@ -16,9 +16,9 @@ from gtvray import NOTICE
 from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, Progress, WorkspaceOption, emit, table
 
 if TYPE_CHECKING:
+    from gtvray.crossval import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
     from gtvray.data import Project
     from gtvray.io import Workspace
-    from gtvray.tuning import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
 
 _WORST_SHOWN = 10
 _STAGES = {"data": 10.0, "prepare": 20.0, "ray": 8.0, "train": 3600.0, "judge": 60.0, "bundle": 2.0}
@@ -161,8 +161,8 @@ class _Screen:
 
 def _request(config: Path | None, override: list[str], data: Path | None, fold: str | None, folds: int) -> TrainRequest:
     from gtvray.config import load_config
+    from gtvray.crossval import TrainRequest
     from gtvray.errors import InputError
-    from gtvray.tuning import TrainRequest
 
     if data is None:
         raise InputError("no data to train on", do="name a dataset with --data, or a training with --resume")
@@ -198,7 +198,7 @@ def _nothing_beside(resume: str | None, *others: object) -> None:
 def _job(
     request: TrainRequest | None, resume: str | None, config: Path | None, place: Workspace, progress: FoldProgress
 ) -> TrainJob:
-    from gtvray.tuning import TrainJob
+    from gtvray.crossval import TrainJob
 
     if request is None:
         return TrainJob.resumed(str(resume), place, progress, progress.folds)

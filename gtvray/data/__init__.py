@@ -1,4 +1,4 @@
-"""Data: datasets and their checks, splits and who looked at them, the prepared-case cache, training patches."""
+"""Training data: fingerprint, prepared-case cache and training patches."""
 
 import lazy_loader
 

@@ -12,10 +12,10 @@ from gtvray.config import Config, SplitConfig
 from gtvray.data.cache.cases import CaseCache
 from gtvray.data.cache.prepared import CachedCase
 from gtvray.data.fingerprint import Fingerprint, digest_of, files_digest, fingerprint
-from gtvray.data.folds import Folds, split_folds
-from gtvray.data.layouts.cases import Case, Dataset
-from gtvray.data.layouts.patients import Patients, find_patients
-from gtvray.data.splits import Split, split_cases
+from gtvray.datasets.folds import Folds, split_folds
+from gtvray.datasets.layouts.cases import Case, Dataset
+from gtvray.datasets.layouts.patients import Patients, find_patients
+from gtvray.datasets.splits import Split, split_cases
 from gtvray.io import sha256_of
 
 

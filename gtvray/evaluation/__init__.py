@@ -1,4 +1,4 @@
-"""Evaluation: how good a mask is, on the original grid, with empty masks counted and intervals given."""
+"""Evaluation metrics, statistics, baseline, comparison and golden cases."""
 
 import lazy_loader
 

@@ -21,8 +21,6 @@ from .metrics import score_case as score_case
 from .outcome import Outcome as Outcome
 from .ranking import Ranked as Ranked
 from .ranking import rank_models as rank_models
-from .recording import record_report as record_report
-from .report import render_overlay as render_overlay
 from .scoring import ScoredCase as ScoredCase
 from .scoring import score_cases as score_cases
 from .statistics import FEWEST_CASES as FEWEST_CASES
@@ -34,7 +32,5 @@ from .statistics import paired_difference as paired_difference
 from .statistics import smallest_difference as smallest_difference
 from .strata import Stratum as Stratum
 from .strata import stratify as stratify
-from .study import Study as Study
 from .summary import scores_table as scores_table
 from .summary import summarise as summarise
-from .trials import record_trials_page as record_trials_page

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gtvray import NOTICE, __version__
-from gtvray.data import looks_warning
+from gtvray.datasets import looks_warning
 from gtvray.evaluation.comparison import Comparison, compare
 from gtvray.evaluation.metrics import METRICS, CaseScore
 from gtvray.evaluation.strata import Stratum, stratify

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtvray.data import Case, read_label
+from gtvray.datasets import Case, read_label
 from gtvray.evaluation.baseline import MeanPositionBaseline
 from gtvray.evaluation.metrics import CaseScore, score_case
 from gtvray.io import read_volume, write_volume

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gtvray.data import Ledger, Project, read_label
+from gtvray.data import Project
+from gtvray.datasets import Ledger, read_label
 from gtvray.evaluation import MeanPositionBaseline, ScoredCase, score_cases, write_golden
 from gtvray.inference import Predictor
 from gtvray.io import read_volume

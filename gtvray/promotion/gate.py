@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gtvray.config import PromotionConfig
-from gtvray.data import looks_warning
+from gtvray.datasets import looks_warning
 from gtvray.errors import InputError
 from gtvray.evaluation import CaseScore, PairedDifference, paired_difference
 

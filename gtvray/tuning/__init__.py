@@ -1,4 +1,4 @@
-"""Tuning: Ray Tune drives trials of one trainer over a search space."""
+"""Hyperparameter search: Ray Tune runs trials of one trainer over a search space."""
 
 import lazy_loader
 

@@ -1,9 +1,4 @@
-from .board import FoldStatus as FoldStatus
-from .crossval import CrossValidation as CrossValidation
 from .export import export_best as export_best
-from .folds import Fold as Fold
-from .folds import plan_folds as plan_folds
-from .folds import train_folds as train_folds
 from .job import SweepJob as SweepJob
 from .job import SweepOutcome as SweepOutcome
 from .space import decode as decode
@@ -11,9 +6,6 @@ from .space import tune_space as tune_space
 from .sweep import SweepResult as SweepResult
 from .sweep import TrialResult as TrialResult
 from .sweep import run_sweep as run_sweep
-from .train import TrainJob as TrainJob
-from .train import TrainOutcome as TrainOutcome
-from .train import TrainRequest as TrainRequest
 from .trainable import SegmentationTrial as SegmentationTrial
 from .trainable import TrialContext as TrialContext
 from .watch import SweepStatus as SweepStatus

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from gtvray.config import flatten
 from gtvray.data import Project
+from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.models import Bundle
 from gtvray.tracking import SweepRecorder
 from gtvray.training import export_bundle, usual_figures
 from gtvray.tuning.sweep import SweepResult
-from gtvray.tuning.tasks import keep, on_cluster
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

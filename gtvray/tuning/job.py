@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtvray.config import Config, SweepConfig, with_dotted
-from gtvray.data import Finding, Project, index_dataset, open_project, require_sound
+from gtvray.data import Project
+from gtvray.datasets import Finding
 from gtvray.errors import ConfigError, GtvrayError, NotFoundError
+from gtvray.experiments import open_data, versions
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, Show
 from gtvray.tracking import SweepRecorder, connect_mlflow
@@ -160,36 +161,3 @@ class SweepJob:
         told = f"trial {status.started}/{trials}, epoch {status.epoch}/{status.epochs}"
         done = max(status.ended / trials, status.elapsed_s / (self.sweep.time_budget_s or float("inf")))
         self.show.advance(min(done, 1.0), 1, f"{told}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")
-
-
-def open_data(
-    data: Path, config: Config, workspace: Workspace, show: Show, make: Callable[[Path], None] | None = None
-) -> tuple[Project, list[Finding]]:
-    """Index, check, split and prepare a dataset.
-
-    Args:
-        data: its folder.
-        config: what it is split and prepared with.
-        workspace: where the cache and the split are.
-        show: told of progress.
-        make: fills the folder first.
-
-    Returns:
-        the data, and what the check had to say of them.
-
-    Raises:
-        InputError: they are not usable.
-    """
-    show.begin("data", "reading and checking the cases")
-    if make is not None:
-        make(data)
-    dataset = index_dataset(data)
-    warnings = require_sound(dataset, show.advance)
-    show.begin("prepare", f"preparing {dataset.title}")
-    project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
-    return project, warnings
-
-
-def versions() -> dict[str, str]:
-    """What a run was made with, as tags."""
-    return {f"version.{name}": metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "numpy")}

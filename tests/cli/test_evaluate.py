@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gtvray.data import index_dataset
-from gtvray.evaluation import Study
+from gtvray.datasets import index_dataset
+from gtvray.reports import Study
 
 from ..bundles import random_bundle
 from ..pages import assert_self_contained

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from gtvray.cli.train import FoldProgress
+from gtvray.crossval import FoldStatus
 from gtvray.io import sha256_of
 from gtvray.models import Bundle
-from gtvray.tuning import FoldStatus
 
 from ..stores import open_store
 from .command import KILLED_GONE_S, OPEN_GATE, Running, partial_files, run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gtvray.data import Ledger
+from gtvray.datasets import Ledger
 
 from .command import partial_files, run
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gtvray.config import CacheConfig, PreprocessingConfig
-from gtvray.data import CachedCase, CaseCache, index_dataset
+from gtvray.data import CachedCase, CaseCache
+from gtvray.datasets import index_dataset
 from gtvray.geometry import Volume
 from gtvray.io import write_volume
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from gtvray.config import CacheConfig, PreprocessingConfig
-from gtvray.data import CaseCache, fingerprint, index_dataset
+from gtvray.data import CaseCache, fingerprint
 from gtvray.data.cache.prepared import CachedCase
+from gtvray.datasets import index_dataset
 from gtvray.geometry import Box
 from gtvray.io import read_volume
 from gtvray.preprocessing import prepare, prepare_mask
@@ -24,7 +25,8 @@ PREPARE_ALL = """
 import sys
 from pathlib import Path
 from gtvray.config import CacheConfig, PreprocessingConfig
-from gtvray.data import CaseCache, index_dataset
+from gtvray.data import CaseCache
+from gtvray.datasets import index_dataset
 from gtvray.data.cache import cases as cache
 from gtvray.geometry import Box
 cases = index_dataset(sys.argv[1]).cases

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from gtvray.config import CacheConfig, PreprocessingConfig
-from gtvray.data import CachedCase, CaseCache, index_dataset
+from gtvray.data import CachedCase, CaseCache
 from gtvray.data.cache import cases as cache_module
 from gtvray.data.cache import digests as digests_module
 from gtvray.data.cache.digests import DigestMemo
 from gtvray.data.cache.store import EntryStore, seal
+from gtvray.datasets import index_dataset
 from gtvray.errors import ResourceError
 from gtvray.geometry import Box
 from gtvray.io import atomic_dir, sha256_of

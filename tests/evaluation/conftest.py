@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from gtvray.data import Dataset, index_dataset
+from gtvray.datasets import Dataset, index_dataset
 from gtvray.geometry import Volume
 from gtvray.io import write_volume
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
-from gtvray.data import index_dataset
+from gtvray.datasets import index_dataset
 from gtvray.errors import BundleError
 from gtvray.evaluation import ScoredCase, golden_threads, reproduce, write_golden
 from gtvray.inference import Predictor

@@ -17,8 +17,9 @@ from gtvray.config import (
     PreprocessingConfig,
     TrainingConfig,
 )
-from gtvray.data import CaseCache, PatchSampler, index_dataset
+from gtvray.data import CaseCache, PatchSampler
 from gtvray.data.patches.draws import CHANGES
+from gtvray.datasets import index_dataset
 from gtvray.geometry import Box, Volume
 from gtvray.inference import CaseJob, Predictor, estimate_uncertainty
 from gtvray.io import read_volume, write_volume

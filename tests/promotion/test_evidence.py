@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gtvray.config import Config, PromotionConfig, with_dotted
-from gtvray.data import Ledger, index_dataset, open_project
+from gtvray.data import open_project
+from gtvray.datasets import Ledger, index_dataset
 from gtvray.models import Bundle
 from gtvray.promotion import answers_alike, gather_evidence, judge
 

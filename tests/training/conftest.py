@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gtvray.config import Config, load_config
-from gtvray.data import CachedCase, CaseCache, index_dataset
+from gtvray.data import CachedCase, CaseCache
+from gtvray.datasets import index_dataset
 
 
 @pytest.fixture(scope="session")

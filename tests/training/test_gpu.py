@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gtvray.config import Config, with_dotted
-from gtvray.data import CachedCase, index_dataset
+from gtvray.data import CachedCase
+from gtvray.datasets import index_dataset
 from gtvray.evaluation import dice
 from gtvray.inference import Predictor
 from gtvray.io import read_volume

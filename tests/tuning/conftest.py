@@ -8,7 +8,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from gtvray.config import Config, load_config
-from gtvray.data import CachedCase, CaseCache, index_dataset
+from gtvray.data import CachedCase, CaseCache
+from gtvray.datasets import index_dataset
 
 from ..stores import open_store
 

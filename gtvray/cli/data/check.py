@@ -27,7 +27,7 @@ def check(
     """
     from collections import Counter
 
-    from gtvray.data import Split, check_dataset, index_dataset
+    from gtvray.datasets import Split, check_dataset, index_dataset
 
     dataset = index_dataset(folder, labels_required=False)
     others = None if against is None else index_dataset(against, labels_required=False)

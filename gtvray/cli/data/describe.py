@@ -24,7 +24,7 @@ def describe(
 
     Example: gtvray data describe Naso_GTV --out naso_gtv_described
     """
-    from gtvray.data import describe_dataset, html_page, index_dataset, markdown, parse_card
+    from gtvray.datasets import describe_dataset, html_page, index_dataset, markdown, parse_card
     from gtvray.errors import NotFoundError
     from gtvray.io import atomic_path, write_json
 

@@ -34,7 +34,7 @@ def export_dataset(
 
     Example: gtvray data export Naso_GTV Dataset101_GTV --layout nnunet
     """
-    from gtvray.data import export_blind, find_dataset, transfer
+    from gtvray.datasets import export_blind, find_dataset, transfer
     from gtvray.errors import InputError
 
     if not blind and (key is not None or seed is not None):

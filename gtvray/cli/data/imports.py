@@ -11,7 +11,7 @@ import typer
 from gtvray.cli.common import JsonOption, Progress, emit
 
 if TYPE_CHECKING:
-    from gtvray.data import Transferred
+    from gtvray.datasets import Transferred
 
 # What a full-size scan and its mask take.
 CASE_S = 0.5
@@ -37,7 +37,7 @@ def import_dataset(
 
     Example: gtvray data import Dataset017_Organs Parotid --label parotid_left
     """
-    from gtvray.data import find_dataset, transfer, unblind
+    from gtvray.datasets import find_dataset, transfer, unblind
 
     cases = len(find_dataset(source, with_test=True).cases) if key is None else 0
     progress = Progress({"import": cases * CASE_S}, as_json)

@@ -12,7 +12,7 @@ def ledger(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) 
 
     Example: gtvray data ledger
     """
-    from gtvray.data import Ledger
+    from gtvray.datasets import Ledger
     from gtvray.io import Workspace
 
     looks = Ledger(Workspace(workspace).ledger).table()

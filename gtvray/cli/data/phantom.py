@@ -20,7 +20,7 @@ def phantom(
 
     Example: gtvray data phantom phantoms --count 8
     """
-    from gtvray.data import write_phantoms
+    from gtvray.datasets import write_phantoms
 
     progress = Progress({"phantoms": count * 0.1}, as_json)
     with progress.live():

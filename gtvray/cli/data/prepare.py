@@ -26,7 +26,8 @@ def prepare(
     Example: gtvray data prepare Naso_GTV -s preprocessing.spacing_mm=[1,1,3]
     """
     from gtvray.config import load_config
-    from gtvray.data import CaseCache, index_dataset
+    from gtvray.data import CaseCache
+    from gtvray.datasets import index_dataset
     from gtvray.io import Workspace
 
     settings, place = load_config(config, override or []), Workspace(workspace)

@@ -25,7 +25,8 @@ def split(
     Example: gtvray data split Naso_GTV --folds 5
     """
     from gtvray.config import load_config
-    from gtvray.data import index_dataset, open_project
+    from gtvray.data import open_project
+    from gtvray.datasets import index_dataset
     from gtvray.io import Workspace
 
     place, settings = Workspace(workspace), load_config(config, override or [])

@@ -23,7 +23,7 @@ from gtvray.config import CacheConfig, PreprocessingConfig
 from gtvray.data.cache.digests import DigestMemo
 from gtvray.data.cache.prepared import MIRRORED, CachedCase
 from gtvray.data.cache.store import META, EntryStore, seal
-from gtvray.data.layouts.cases import Case, read_label
+from gtvray.datasets.layouts.cases import Case, read_label
 from gtvray.geometry import Box
 from gtvray.io import atomic_dir, read_json, read_volume
 from gtvray.preprocessing import PREPROCESSING_VERSION, cut_off_share, prepare, prepare_mask

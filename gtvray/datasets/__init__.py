@@ -1,0 +1,5 @@
+"""Datasets on disk: layouts, checks, descriptions, phantoms, splits and the ledger of held-out scores."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,200 @@
+"""One reading of every case: its figures, its findings, and what tells whether it stands there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gtvray.datasets.checks.body import AXES, Sketch, sketch
+from gtvray.datasets.checks.copies import Profile, body_profile, voxel_digest
+from gtvray.datasets.checks.findings import Finding, finding
+from gtvray.datasets.checks.labels import Mask, Tumour, check_label
+from gtvray.datasets.checks.scans import check_cut, check_scan, not_hu
+from gtvray.datasets.layouts.cases import Case, read_label, split_ending
+from gtvray.errors import GeometryError, InputError, VolumeError
+from gtvray.geometry import Volume, is_sheared
+from gtvray.io import read_volume
+
+# Two cases at a time bound the memory: about a quarter of a gigabyte each at 512 x 512 x 124.
+_WORKERS = 2
+LOWEST_HU, HIGHEST_HU = -1024, 3071
+
+Counts = NDArray[np.int64]
+Report = Callable[[int, int], None]
+Draw = Callable[[Volume, Volume | None], bytes]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A readable case in figures.
+
+    Attributes:
+        shape: voxels along the file's axes.
+        spacing_mm: along the file's axes.
+        orientation: where they point, such as "LPI".
+        dtype: of the voxels, rescaled if the header says so.
+        suffix: of the file's name, such as ".nii.gz".
+        sheared: whether the axes are not at right angles.
+        turned_deg: angle between the file's axes and the patient's, the largest of three.
+        hu_range: lowest and highest value.
+        above_range: share of voxels above 3071 HU, which 12 bits cannot hold: metal on an extended scale.
+        body_counts: how many samples of the body have which HU, from -1024 to 3071, one bin a HU, ends included.
+        tumour_counts: the same of all tumour voxels; None without a mask.
+        tumour: the mask in figures; None without a mask.
+        from_body_mm: the tumour's centre from the body's, to the left, to the front, to the head.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    dtype: str
+    suffix: str
+    sheared: bool
+    turned_deg: float
+    hu_range: tuple[float, float]
+    above_range: float
+    body_counts: Counts
+    tumour_counts: Counts | None = None
+    tumour: Tumour | None = None
+    from_body_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one reading of a case gave.
+
+    Attributes:
+        case_id: the case.
+        findings: of this case alone.
+        facts: None if the scan could not be read or is not in HU.
+        digest, profile: of the scan, to find it again elsewhere; as `facts`.
+        label_digest: of the mask; None without a sound one.
+        picture: what `draw` made of it.
+    """
+
+    case_id: str
+    findings: list[Finding] = field(default_factory=list)
+    facts: Facts | None = None
+    digest: str | None = None
+    profile: Profile | None = None
+    label_digest: str | None = None
+    picture: bytes | None = None
+
+
+def survey_cases(cases: Sequence[Case], report: Report | None = None, draw: Draw | None = None) -> list[Survey]:
+    """Read every case once, two at a time.
+
+    Args:
+        cases: with masks or without.
+        report: told (done, all) after each case.
+        draw: makes a picture of scan and mask.
+    """
+    surveys = []
+    pool = ThreadPoolExecutor(_WORKERS)
+    try:
+        for survey in pool.map(lambda case: survey_case(case, draw), cases):
+            surveys.append(survey)
+            if report is not None:
+                report(len(surveys), len(cases))
+    finally:
+        # Ctrl-C waits for the two cases in hand, not for all that are queued.
+        pool.shutdown(cancel_futures=True)
+    return surveys
+
+
+def survey_case(case: Case, draw: Draw | None = None) -> Survey:
+    """Read one case; whatever is wrong with it is a finding."""
+    try:
+        scan = read_volume(case.image)
+    except InputError as error:
+        return Survey(
+            case.case_id, [finding("scan.unreadable", case.case_id, _said(error, case.image), advice=_advice(error))]
+        )
+    wrong = not_hu(case.case_id, scan, case.image.name)
+    if wrong is not None:
+        return Survey(case.case_id, [wrong])
+    seen = sketch(scan)
+    findings = check_scan(case.case_id, scan, seen)
+    mask = None
+    if case.label is not None:
+        try:
+            mask = Mask(read_label(case, scan))
+        except InputError as error:
+            code = _label_code(error)
+            findings.append(finding(code, case.case_id, _said(error, case.label), advice=_advice(error)))
+    if mask is not None:
+        findings += check_label(case.case_id, mask, scan, seen)
+    findings += check_cut(case.case_id, scan, None if mask is None else mask.in_slices())
+    return Survey(
+        case.case_id,
+        findings,
+        _facts(case, scan, seen, mask),
+        voxel_digest(scan),
+        body_profile(seen),
+        None if mask is None else voxel_digest(mask.label),
+        None if draw is None else draw(scan, None if mask is None else mask.label),
+    )
+
+
+def _facts(case: Case, scan: Volume, seen: Sketch, mask: Mask | None) -> Facts:
+    tumour = None if mask is None else mask.tumour()
+    tumour_counts = None
+    if mask is not None:
+        tumour_counts = _counts(scan.reoriented(AXES).array[mask.box.slices][mask.cut])
+    directions = np.abs(scan.affine[:3, :3] / scan.spacing_mm).max(axis=0)
+    return Facts(
+        shape=scan.shape,
+        spacing_mm=scan.spacing_mm,
+        orientation=scan.orientation,
+        dtype=str(scan.array.dtype),
+        suffix=(split_ending(case.image.name) or ("", case.image.suffix))[1],
+        sheared=is_sheared(scan.affine),
+        turned_deg=float(np.degrees(np.arccos(np.clip(directions.min(), 0, 1)))),
+        hu_range=(float(scan.array.min()), float(scan.array.max())),
+        above_range=float(np.count_nonzero(scan.array > HIGHEST_HU)) / scan.array.size,
+        body_counts=_counts(seen.hu[seen.body]),
+        tumour_counts=tumour_counts,
+        tumour=tumour,
+        from_body_mm=None if tumour is None else _from_body(scan, seen, tumour),
+    )
+
+
+def _from_body(scan: Volume, seen: Sketch, tumour: Tumour) -> tuple[float, float, float] | None:
+    if not seen.body.any():
+        return None
+    upright = scan.reoriented(AXES)
+    middle = [
+        float(np.average(np.arange(n), weights=seen.body.sum(axis=tuple(o for o in range(3) if o != axis))))
+        for axis, n in enumerate(seen.body.shape)
+    ]
+    centre = upright.affine[:3, :3] @ (np.array(middle) * (*seen.step_xy, 1)) + upright.affine[:3, 3]
+    right, front, head = np.asarray(tumour.centre_ras_mm) - centre
+    return -float(right), float(front), float(head)
+
+
+def _counts(hu: NDArray[np.float32] | NDArray[np.int16]) -> Counts:
+    inside = np.rint(np.clip(hu, LOWEST_HU, HIGHEST_HU)).astype(np.int64) - LOWEST_HU
+    return np.asarray(np.bincount(inside, minlength=HIGHEST_HU - LOWEST_HU + 1), dtype=np.int64)
+
+
+def _label_code(error: InputError) -> str:
+    if isinstance(error, GeometryError):
+        return "label.other_grid"
+    if isinstance(error, VolumeError):
+        return "label.unreadable"
+    return next((f"label.{kind}" for kind in ("empty", "not_binary") if kind[-6:] in error.what), "label.unreadable")
+
+
+def _said(error: InputError, file: Path) -> str:
+    """An error as one sentence that names the file and no folder."""
+    parts = [f"{name} {error.fields[name]}" for name in ("expected", "found") if name in error.fields]
+    return f"{error.what}: {', '.join([*parts, f'in {file.name}'])}"
+
+
+def _advice(error: InputError) -> str | None:
+    return error.fields.get("do")

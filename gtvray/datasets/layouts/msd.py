@@ -1,0 +1,108 @@
+"""The layout of the Medical Segmentation Decathlon: `dataset.json` lists every scan with its mask.
+
+Format: http://medicaldecathlon.com; nnU-Net's version 1 has the same list, though its scans end in `_0000`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gtvray.datasets.layouts.cases import Case, Dataset, require_file, split_ending
+from gtvray.datasets.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
+from gtvray.errors import DataError
+
+
+def recognise(folder: Path) -> bool:
+    """Whether a folder holds such a dataset."""
+    manifest = read_manifest(folder)
+    return "modality" in manifest and "channel_names" not in manifest
+
+
+def find(folder: Path, *, with_test: bool) -> Dataset:
+    """The cases of a dataset.
+
+    Args:
+        folder: holds dataset.json.
+        with_test: those listed under test as well.
+
+    Raises:
+        DataError: not a CT of one channel, a listed file is missing, or the list does not hold together.
+    """
+    manifest = read_manifest(folder)
+    require_ct(folder, "modality", manifest["modality"])
+    labels = _labels(folder, manifest)
+    cases = [_case(folder, entry) for entry in _list(folder, manifest, "training")]
+    require_count(folder, manifest, len(cases))
+    if with_test:
+        cases += [_case(folder, {"image": entry}) for entry in _list(folder, manifest, "test")]
+    return described(folder, manifest, "msd", cases, labels)
+
+
+def places(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:
+    """Where the files of each case go, as `structseg.places`."""
+    return {
+        name: (f"imagesTr/{name}.nii.gz", f"labelsTr/{name}.nii.gz") if has_mask else (f"imagesTs/{name}.nii.gz", None)
+        for name, has_mask in labelled.items()
+    }
+
+
+def index(labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]) -> dict[str, Any]:
+    """The content of dataset.json."""
+    paths = places(labelled)
+    training = [{"image": f"./{image}", "label": f"./{label}"} for image, label in paths.values() if label is not None]
+    test = [f"./{image}" for image, label in paths.values() if label is None]
+    return {
+        **{key: about.get(key, "") for key in ("name", "description", "reference", "licence", "release")},
+        **about,
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": structure},
+        "numTraining": len(training),
+        "numTest": len(test),
+        "training": training,
+        "test": test,
+    }
+
+
+def _labels(folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    labels, where = manifest.get("labels"), folder / "dataset.json"
+    if not isinstance(labels, dict) or not labels:
+        raise DataError("dataset.json names no labels", where=where, expected='"labels": {"0": "background", "1": ...}')
+    values: dict[str, tuple[int, ...]] = {}
+    for value, name in labels.items():
+        # Several values may bear one name.
+        values[str(name)] = (*values.get(str(name), ()), *values_of(value, where))
+    return values
+
+
+def _list(folder: Path, manifest: Mapping[str, Any], key: str) -> list[Any]:
+    listed = manifest.get(key, [])
+    if not isinstance(listed, list):
+        raise DataError(f"{key} is no list", where=folder / "dataset.json", found=type(listed).__name__)
+    return listed
+
+
+def _case(folder: Path, entry: Any) -> Case:
+    # Some list their test scans as {"image": ...} like the others.
+    entry = entry["image"] if isinstance(entry, dict) and isinstance(entry.get("image"), dict) else entry
+    try:
+        image, label = _there(folder / entry["image"]), entry.get("label")
+        mask = None if label is None else require_file(folder / label)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(
+            "an entry of dataset.json is not a scan and its mask",
+            where=folder / "dataset.json",
+            expected='{"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}',
+            found=entry,
+        ) from error
+    name, _ = split_ending(Path(entry["image"]).name) or ("", "")
+    return Case(name, image, mask)
+
+
+def _there(listed: Path) -> Path:
+    """The listed scan, or, as nnU-Net's version 1 has it, the one with its channel's number."""
+    parts = split_ending(listed.name)
+    numbered = listed.with_name(f"{parts[0]}_0000{parts[1]}") if parts else listed
+    return numbered if numbered.is_file() and not listed.is_file() else require_file(listed)

@@ -1,0 +1,131 @@
+"""Which cases are of one patient, where anything tells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtvray.datasets.layouts.cases import Dataset
+from gtvray.errors import DataError
+from gtvray.io import atomic_path, read_json
+
+TABLE, OBJECT = "patients.csv", "patients.json"
+UNVERIFIED = "grouping by patient can't be verified: each case is taken for a patient of its own"
+_COLUMNS = ("case_id", "patient_id")
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Which patient each case is of.
+
+    Attributes:
+        of_case: case id -> patient id. Patient ids are used for grouping and written nowhere.
+        source: what told.
+    """
+
+    of_case: Mapping[str, str]
+    source: str
+
+    @property
+    def grouping(self) -> str:
+        """What a split by these patients says of itself."""
+        return f"by patient, from {self.source}"
+
+    @property
+    def shared(self) -> list[list[str]]:
+        """The cases of each patient who has more than one, sorted."""
+        cases: dict[str, list[str]] = {}
+        for case_id, patient in sorted(self.of_case.items()):
+            cases.setdefault(patient, []).append(case_id)
+        return sorted(group for group in cases.values() if len(group) > 1)
+
+
+def find_patients(dataset: Dataset, pattern: str = "") -> Patients | None:
+    """Who the cases are of: by a pattern over their ids, or by patients.csv or patients.json among them.
+
+    Args:
+        dataset: the cases.
+        pattern: a regular expression; its first group, or all that it matches, is the patient.
+
+    Returns:
+        a patient for every case; None if nothing tells.
+
+    Raises:
+        DataError: a case without a patient, a case with two, or a file that cannot be read as such a table.
+    """
+    if pattern:
+        told, source = _by_pattern(dataset, pattern), "split.patient_pattern"
+    else:
+        files = [path for name in (TABLE, OBJECT) if (path := dataset.root / name).is_file()]
+        if not files:
+            return None
+        if len(files) > 1:
+            raise DataError("two lists of patients", where=dataset.root, found=f"{TABLE} and {OBJECT}", do="keep one")
+        told, source = (_read_table if files[0].name == TABLE else _read_object)(files[0]), files[0].name
+    missing = [case.case_id for case in dataset.cases if not told.get(case.case_id)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} cases have no patient",
+            where=source,
+            expected="a patient for every case",
+            found="case " + ", ".join(missing[:5]),
+            do="complete the list or the pattern",
+        )
+    return Patients({case.case_id: told[case.case_id] for case in dataset.cases}, source)
+
+
+def copy_patients(dataset: Dataset, target: Path) -> None:
+    """Write what a dataset's list of patients tells of its cases into another folder, if it has one.
+
+    Raises:
+        DataError: as `find_patients`.
+    """
+    patients = find_patients(dataset)
+    if patients is None:
+        return
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    rows.writerows(patients.of_case.items())
+    with atomic_path(target / TABLE) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _by_pattern(dataset: Dataset, pattern: str) -> dict[str, str]:
+    found = {case.case_id: re.search(pattern, case.case_id) for case in dataset.cases}
+    return {name: (match.groups() or (match[0],))[0] or "" for name, match in found.items() if match}
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("not a table in UTF-8", where=path, do="save it as CSV in UTF-8") from error
+    # Spreadsheets separate by semicolons where the comma is the decimal sign.
+    first = text.partition("\n")[0]
+    separator = next((each for each in (",", ";", "\t") if each in first), ",")
+    header, *rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=separator)] or [
+        []
+    ]
+    if tuple(header[:2]) != _COLUMNS:
+        raise DataError("not a list of patients", where=path, expected=",".join(_COLUMNS), found=first[:80])
+    told: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        if not any(row):
+            continue
+        if len(row) < 2:
+            raise DataError("a line without a patient", where=f"{path}, line {number}", expected=",".join(_COLUMNS))
+        if told.setdefault(row[0], row[1]) != row[1]:
+            raise DataError("a case has two patients", where=f"{path}, line {number}", found=f"case {row[0]}")
+    return told
+
+
+def _read_object(path: Path) -> dict[str, str]:
+    told = read_json(path)
+    if not isinstance(told, dict) or not all(isinstance(each, str | int) for each in told.values()):
+        raise DataError("not a list of patients", where=path, expected='{"case id": "patient id", ...}')
+    return {str(name): str(patient).strip() for name, patient in told.items()}

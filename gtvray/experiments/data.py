@@ -1,0 +1,46 @@
+"""Open a dataset for an experiment, and record the versions it ran with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from gtvray.config import Config
+from gtvray.data import Project, open_project
+from gtvray.datasets import Finding, index_dataset, require_sound
+from gtvray.io import Workspace
+from gtvray.runtime import Show
+
+
+def open_data(
+    data: Path, config: Config, workspace: Workspace, show: Show, make: Callable[[Path], None] | None = None
+) -> tuple[Project, list[Finding]]:
+    """Index, check, split and prepare a dataset.
+
+    Args:
+        data: its folder.
+        config: what it is split and prepared with.
+        workspace: where the cache and the split are.
+        show: told of progress.
+        make: fills the folder first.
+
+    Returns:
+        the data, and what the check had to say of them.
+
+    Raises:
+        InputError: they are not usable.
+    """
+    show.begin("data", "reading and checking the cases")
+    if make is not None:
+        make(data)
+    dataset = index_dataset(data)
+    warnings = require_sound(dataset, show.advance)
+    show.begin("prepare", f"preparing {dataset.title}")
+    project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
+    return project, warnings
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with, as tags."""
+    return {f"version.{name}": metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "numpy")}

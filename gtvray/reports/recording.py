@@ -1,0 +1,105 @@
+"""The report of an evaluation in MLflow: a run a model, beside the training that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtvray.errors import InputError, ResourceError
+from gtvray.evaluation.metrics import METRICS
+from gtvray.io import read_json
+from gtvray.reports.study import FIGURES
+from gtvray.tracking import experiment_id, find_or_create_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+_COUNTS = ("cases", "missed", "tumours", "tumours_missed", "tumours_false", "aggregated_dsc")
+_ARTIFACTS = "evaluation"
+
+
+def record_report(client: MlflowClient, experiment: str, report: Path, artifacts: Path | None) -> dict[str, str]:
+    """Send a report to MLflow. Sent again, it goes to the same runs and changes nothing.
+
+    Args:
+        client: of the tracking store.
+        experiment: name of the experiment.
+        report: the report's folder, as `Study.write` makes it.
+        artifacts: where a new experiment keeps artifacts; None leaves it to the server.
+
+    Returns:
+        model -> its run.
+
+    Raises:
+        InputError: the folder holds no report.
+        ResourceError: MLflow does not take it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    told = read_json(report / FIGURES)
+    try:
+        at_ms = int(datetime.fromisoformat(told["at"]).timestamp() * 1000)
+        models = {model["name"]: (_tags(told, model), _metrics(model, at_ms)) for model in told["models"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("no report of an evaluation", where=report / FIGURES, found=repr(error)) from error
+    try:
+        place = experiment_id(client, experiment, artifacts)
+        return {name: _send(client, place, report, *of_model) for name, of_model in models.items()}
+    except (MlflowException, OSError) as error:
+        raise ResourceError("MLflow did not take the report", where=report, found=error) from error
+
+
+def _send(client: MlflowClient, experiment: str, report: Path, tags: Mapping[str, str], metrics: list[Metric]) -> str:
+    key = f"{tags['gtvray.evaluation']}/{tags['gtvray.digest']}"
+    run_id = find_or_create_run(client, experiment, key, {**tags, **_parent(client, tags)})
+    client.log_batch(run_id, metrics=metrics)
+    client.log_artifacts(run_id, str(report), _ARTIFACTS)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _parent(client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
+    """What puts the run below its model's training in the list of runs, if that is in this store."""
+    from mlflow.exceptions import MlflowException
+
+    trained_in = tags.get("gtvray.training_run")
+    if trained_in is None:
+        return {}
+    try:
+        return {"mlflow.parentRunId": str(client.get_run(trained_in).info.run_id)}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+
+
+def _tags(told: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+    tags = {
+        "mlflow.runName": f"evaluation of {model['name']}",
+        "mlflow.note.content": str(told["notice"]),
+        "gtvray.evaluation": str(told["name"]),
+        "gtvray.digest": str(model["digest"]),
+        "gtvray.data": str(told["data"]["digest"]),
+        "gtvray.looks": str(model["looks"]),
+        "version.gtvray": str(told["gtvray"]),
+    }
+    trained_in = model["training_run"]
+    return tags if trained_in is None else tags | {"gtvray.training_run": str(trained_in)}
+
+
+def _metrics(model: Mapping[str, Any], at_ms: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    summary = model["summary"]
+    metrics = {name: float(summary[name]) for name in _COUNTS}
+    for name in METRICS:
+        spread = summary[name]
+        metrics |= {f"{name}_mean": float(spread["mean"]), f"{name}_median": float(spread["median"])}
+        if spread["interval"] is not None:
+            low, high = spread["interval"]
+            metrics |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    # Of figures with the same time MLflow keeps one.
+    return [Metric(name, value, at_ms, 0) for name, value in metrics.items()]

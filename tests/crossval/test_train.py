@@ -1,0 +1,110 @@
+"""A training from its data to its bundle, on a real cluster and in a real MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gtvray.cli.train import FoldProgress, outcome_text, plan_text
+from gtvray.config import Config, SweepConfig, with_dotted
+from gtvray.crossval import TrainJob, TrainRequest
+from gtvray.datasets import index_dataset, read_label
+from gtvray.errors import ConfigError, InputError
+from gtvray.evaluation import MeanPositionBaseline, score_cases
+from gtvray.inference import Predictor
+from gtvray.io import Workspace, read_json, read_volume, write_json
+from gtvray.models import Bundle
+from gtvray.runtime import Cluster
+from gtvray.tuning import SweepJob
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"),
+    # SQLAlchemy's and MLflow's own, when a store is opened.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def make_job(config: Config, data: Path, folder: Path, **request: Any) -> TrainJob:
+    show = FoldProgress({}, quiet=True)
+    asked = TrainRequest(with_dotted(config, {"training.epochs": 1}), data, **request)
+    return TrainJob(asked, Workspace(folder), "train-test", show, show.folds)
+
+
+@pytest.mark.ray
+def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
+    local_ray: Cluster, phantoms: Path, config: Config, tmp_path: Path
+) -> None:
+    job = make_job(config, phantoms, tmp_path, fold="all", folds=2)
+    project, folds = job.open()
+    outcome = job.run(project, folds, local_ray)
+    assert (outcome.failures, outcome.delivered) == ({}, True)
+
+    rows = outcome.validation.rows()
+    assert [(row["fold"], row["case"]) for row in rows] == [
+        (fold.name, case.case_id) for fold in folds for case in fold.judged
+    ]
+    own = Bundle.load(folds[0].folder / "bundle")
+    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in folds[0].known])
+    expected = score_cases(Predictor(own, threads=1), folds[0].judged, tmp_path / "masks", baseline)
+    found = outcome.validation.folds[0].cases
+    assert [(e.score, e.baseline) for e in found] == [(e.score, e.baseline) for e in expected]
+
+    bundle = Bundle.load(outcome.bundle.folder)
+    assert bundle.members == 2
+    assert bundle.inference == outcome.validation.inference
+    first, second = (bundle.build_network(number).state_dict() for number in range(2))
+    assert all(tensor.equal(own.build_network().state_dict()[name]) for name, tensor in first.items())
+    assert not all(tensor.equal(second[name]) for name, tensor in first.items())
+    assert [(fold["fold"], fold["seed"], fold["epoch"]) for fold in bundle.info["folds"]] == [
+        ("fold-0", 0, 1),
+        ("fold-1", 1, 1),
+    ]
+    assert bundle.info["training_data"]["digest"] == project.fingerprint.digest
+    assert bundle.info["mlflow_run"] == outcome.run_id
+
+    told = outcome_text(outcome, phantoms, tmp_path)
+    assert f"promote it: gtvray promote {bundle.folder} --data {phantoms}" in told
+    assert ["all", str(len(rows))] in [line.split()[:2] for line in told.splitlines()]
+
+    run = job.client.get_run(outcome.run_id)
+    assert (run.info.status, run.data.tags["gtvray.digest"]) == ("FINISHED", bundle.digest)
+    assert run.data.metrics == pytest.approx(bundle.info["metrics"])
+    stored = {file.path for file in job.client.list_artifacts(outcome.run_id, "bundle")}
+    assert {"bundle/weights-0.safetensors", "bundle/weights-1.safetensors"} <= stored
+    scores = json.loads((job.folder / "scores.json").read_text())
+    assert [row["case"] for row in scores["cases"]] == [row["case"] for row in rows]
+    assert all(Path(picture).is_file() for picture in scores["pictures"])
+    assert all(f"| {row['case']} |" in (job.folder / "scores.md").read_text() for row in rows)
+
+
+def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, config: Config, tmp_path: Path) -> None:
+    job = make_job(config, phantoms, tmp_path, fold=1, folds=3)
+    project, folds = job.open()
+    assert [fold.name for fold in folds] == ["fold-1"]
+    assert "training.patch_ijk: 16 x 16 x 16 (given)" in plan_text(job, project)
+    job.request.save(job.folder, project.fingerprint.digest)
+    again = TrainJob.resumed("train-test", job.workspace, job.show, job.report)
+    assert (again.request, again.expected) == (job.request, project.fingerprint.digest)
+    assert again.open()[1] == folds
+    path = job.folder / "run.json"
+    write_json(path, {**read_json(path), "fingerprint": "other"})
+    with pytest.raises(InputError, match="not those the training was begun with"):
+        TrainJob.resumed("train-test", job.workspace, job.show, job.report).open()
+    write_json(path, {**read_json(path), "schema_version": 99})
+    with pytest.raises(InputError, match="another gtvray"):
+        TrainJob.resumed("train-test", job.workspace, job.show, job.report)
+
+
+def test_a_sweep_does_not_give_its_trials_times(phantoms: Path, config: Config, tmp_path: Path) -> None:
+    sweep = SweepConfig.model_validate({"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}})
+    budgeted = with_dotted(config, {"training.time_budget_s": 60.0})
+    with pytest.raises(ConfigError, match="no time budget of its own"):
+        SweepJob(sweep, budgeted, Workspace(tmp_path), "sweep", FoldProgress({}, quiet=True)).open(phantoms)
+
+
+def test_more_folds_than_cases_are_refused(phantoms: Path, config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="folds cannot be made"):
+        make_job(config, phantoms, tmp_path, fold="all", folds=len(index_dataset(phantoms).cases)).open()

@@ -1,0 +1,109 @@
+"""The ledger: no look forgotten, the same scans known again, and a warning before cases are worn out."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gtvray.datasets import Ledger, index_dataset
+from gtvray.datasets.ledger import WHO, looks_warning
+
+
+def test_the_ledger_counts_subjects_that_saw_the_same_cases(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "new" / "looks.jsonl")
+    assert ledger.looks() == []
+    assert ledger.record("promotion", "a", ("1", "2"), "d") == 1
+    assert ledger.record("promotion", "a", ("1", "2"), "d") == 1
+    assert ledger.record("promotion", "b", ("2", "3"), "d") == 2
+    assert ledger.record("promotion", "c", ("9",), "d") == 1
+    # Whatever it was scored for, a model that was scored can be chosen by it.
+    assert ledger.record("report", "c", ("1", "2"), "d") == 3
+    assert ledger.record("promotion", "c", ("1", "2"), "other") == 1
+    assert ledger.record("promotion", "e", ("2",), "d") == 4
+    looks = Ledger(tmp_path / "new" / "looks.jsonl").looks()
+    assert [look["subject"] for look in looks] == list("aabccce")
+    assert all(set(look) == {"at", "who", "purpose", "subject", "data", "cases", "scans"} for look in looks)
+
+
+def test_a_line_cut_by_a_crash_costs_no_other_look(tmp_path: Path) -> None:
+    path = tmp_path / "looks.jsonl"
+    ledger = Ledger(path)
+    ledger.record("promotion", "a", ("1",), "d")
+    whole = path.read_text()
+    path.write_text(whole + whole[:20])
+    assert ledger.record("promotion", "b", ("1",), "d") == 2
+    assert [look["subject"] for look in ledger.looks()] == ["a", "b"]
+    assert path.read_text().startswith(whole)
+
+
+def test_writers_at_once_lose_no_look(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from gtvray.datasetssets import Ledger\n"
+        "for n in range(40): Ledger(Path(sys.argv[1])).record('p', sys.argv[2] + str(n), ('x' * 300,), 'd')\n"
+    )
+    path = tmp_path / "looks.jsonl"
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(path), name]) for name in "ab"]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    subjects = [json.loads(line)["subject"] for line in path.read_text().splitlines()]
+    assert sorted(subjects) == sorted(f"{name}{n}" for name in "ab" for n in range(40))
+    assert Ledger(path).record("p", "last", ("x" * 300,), "d") == 81
+
+
+def test_the_same_scans_in_another_folder_are_the_same_cases(tmp_path: Path, dataset_folder: Path) -> None:
+    ledger = Ledger(tmp_path / "looks.jsonl")
+    shutil.copytree(dataset_folder, tmp_path / "copy")
+    (tmp_path / "copy" / "1").rename(tmp_path / "copy" / "one")
+    for folder, looks in ((dataset_folder, 1), (tmp_path / "copy", 2)):
+        cases = index_dataset(folder).cases
+        scans = [case.image for case in cases]
+        ids = tuple(case.case_id for case in cases)
+        assert ledger.record("evaluation", folder.name, ids, folder.name, scans) == looks
+    assert ledger.record("evaluation", "third", ("one",), "elsewhere", [tmp_path / "copy" / "one" / "data.nii.gz"]) == 3
+    assert ledger.record("evaluation", "fourth", ("2",), "elsewhere") == 1, "an id alone says nothing in other data"
+
+
+def test_looks_of_the_first_version_and_odd_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "looks.jsonl"
+    old = {"at": "2025-01-01T00:00:00+00:00", "purpose": "promotion", "subject": "a", "data": "d", "cases": ["1"]}
+    path.write_text(json.dumps(old) + '\n17\n{"note": 1}\n\0\0\0\n')
+    assert Ledger(path).looks() == [old]
+    assert Ledger(path).record("promotion", "b", ("1",), "d") == 2
+
+
+def test_who_looked_is_a_name_of_ones_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "looks.jsonl")
+    monkeypatch.setenv(WHO, "reader 3")
+    ledger.record("promotion", "a", ("1",), "d")
+    monkeypatch.delenv(WHO)
+    ledger.record("promotion", "a", ("1",), "d")
+
+    def nameless() -> str:
+        raise KeyError("no such user")
+
+    account = getpass.getuser()
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    ledger.record("promotion", "a", ("1",), "d")
+    assert [look["who"] for look in ledger.looks()] == ["reader 3", account, f"user {os.getuid()}"]
+
+
+def test_it_warns_as_looks_pile_up(tmp_path: Path) -> None:
+    assert [looks_warning(looks) for looks in (0, 1, 5)] == [None] * 3
+    assert ["take fresh ones" in str(looks_warning(looks)) for looks in (6, 20, 21)] == [True, True, False]
+    assert "no longer tell" in str(looks_warning(21))
+    ledger = Ledger(tmp_path / "looks.jsonl")
+    assert [ledger.record("promotion", f"model {n}", ("1",), "d") for n in range(7)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [(row["looks"], row["warning"] is None) for row in ledger.table()] == [(n, n <= 5) for n in range(1, 8)]
+
+
+def test_a_write_in_pieces_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: write(handle, content[:7]))
+    ledger = Ledger(tmp_path / "looks.jsonl")
+    assert ledger.record("promotion", "a", ("1",), "d") == 1

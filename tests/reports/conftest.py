@@ -1,0 +1,5 @@
+"""The dataset, store and thread limit of the evaluation tests."""
+
+from ..evaluation.conftest import artifacts, balls, client, one_thread
+
+__all__ = ["artifacts", "balls", "client", "one_thread"]
