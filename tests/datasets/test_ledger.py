@@ -45,7 +45,7 @@ def test_a_line_cut_by_a_crash_costs_no_other_look(tmp_path: Path) -> None:
 
 def test_writers_at_once_lose_no_look(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from gtvray.datasetssets import Ledger\n"
+        "import sys; from pathlib import Path; from gtvray.datasets import Ledger\n"
         "for n in range(40): Ledger(Path(sys.argv[1])).record('p', sys.argv[2] + str(n), ('x' * 300,), 'd')\n"
     )
     path = tmp_path / "looks.jsonl"
