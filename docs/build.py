@@ -1,12 +1,15 @@
-"""Writes docs/reference/ from the code: every verb's help, and every setting with its default and meaning.
+"""Generate docs/reference/ from the code: command help, settings, and a page for each public package.
 
     python docs/build.py
 
-A test holds the files against what this gives, so that neither a verb nor a setting goes undocumented.
+The pages of commands and settings are committed, and a test compares them with the code. The API pages under
+docs/reference/api/ are generated for the documentation site only.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from gtvray.config import Config, SweepConfig, describe_keys
 from gtvray.serving.arguments import AppArguments
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
+API = REFERENCE / "api"
+PACKAGE = REFERENCE.parent.parent / "gtvray"
 _WIDTH = 100
 _HOW = "Written by `make docs` from the code; do not edit."
 _SWEEP_NOTE = """\
@@ -74,11 +79,42 @@ def _table(section: type[BaseModel], without: str | None = None) -> str:
 PAGES = {"commands.md": commands_page, "settings.md": settings_page}
 
 
+def api_pages() -> Iterator[tuple[str, str]]:
+    """Yield file name and text of the API page of every package with public names."""
+    names = []
+    for stub in sorted(PACKAGE.glob("*/__init__.pyi")):
+        name = stub.parent.name
+        module = importlib.import_module(f"gtvray.{name}")
+        title = (module.__doc__ or "").strip().rstrip(".")
+        parts = [f"# gtvray.{name}", f"{title}."]
+        parts += [_documented(f"gtvray.{name}", public, getattr(module, public)) for public in module.__all__]
+        names.append(name)
+        yield f"{name}.md", "\n\n".join(parts) + "\n"
+    listed = "\n".join(names)
+    yield "index.md", f"# Python API\n\n:::{{toctree}}\n:maxdepth: 1\n\n{listed}\n:::\n"
+
+
+def _documented(package: str, name: str, value: Any) -> str:
+    if inspect.isclass(value):
+        directive, options = "autoclass", ":members:\n"
+    elif callable(value):
+        directive, options = "autofunction", ""
+    else:
+        return f"**{name}**: `{value!r}`"
+    return (
+        f"```{{eval-rst}}\n.. {directive}:: {package}.{name}\n   {options}```"
+        if options
+        else (f"```{{eval-rst}}\n.. {directive}:: {package}.{name}\n```")
+    )
+
+
 def main() -> None:
     """Write the pages."""
-    REFERENCE.mkdir(exist_ok=True)
+    API.mkdir(parents=True, exist_ok=True)
     for name, page in PAGES.items():
         (REFERENCE / name).write_text(page())
+    for name, text in api_pages():
+        (API / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from gtvray.config import known_keys
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("cluster/*.md")])
-GUIDES = [path for path in DOCUMENTS if "reference" not in path.parts]
+# What `make docs` generates is checked where it comes from.
+GUIDES = [path for path in DOCUMENTS if not {"reference", "_build"} & set(path.parts)]
 
 
 def _name(path: Path) -> str:
@@ -91,7 +92,6 @@ def test_the_reference_is_what_the_code_says(name: str) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_documented(verb: str) -> None:
     assert f"## gtvray {verb}\n" in (BUILD.REFERENCE / "commands.md").read_text()
-    assert f"`gtvray {verb}`" in (REPOSITORY / "README.md").read_text()
     assert "Example: " in VERBS[verb].help
     assert [option.name for option in VERBS[verb].params if not option.help] == []
 
@@ -181,7 +181,7 @@ def test_the_citation_has_what_its_format_asks_for() -> None:
 
 
 def test_decisions_are_numbered_without_a_gap_and_fit_a_page() -> None:
-    pages = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+    pages = sorted((REPOSITORY / "docs" / "decisions").glob("0*.md"))
     assert [page.name[:5] for page in pages] == [f"{number:04d}-" for number in range(1, len(pages) + 1)]
     for page in pages:
         lines = page.read_text().splitlines()
@@ -189,8 +189,9 @@ def test_decisions_are_numbered_without_a_gap_and_fit_a_page() -> None:
         assert len(lines) <= 60
 
 
-def test_what_must_be_said_is_said() -> None:
+def test_readme_is_short_and_states_its_limits() -> None:
     readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    assert len(readme.split()) <= 800
     for words in ("Research use only", "not a medical device", "clinician must review", "What was never validated"):
         assert words.lower() in readme.lower()
     assert "Apache License" in (REPOSITORY / "LICENSE").read_text()
