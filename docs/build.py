@@ -60,7 +60,7 @@ def commands_page() -> str:
 def settings_page() -> str:
     """The page of all settings."""
     parts = ["# Settings", _HOW]
-    parts += ["## Config", "In a YAML file by section, or as `-s section.field=value`.", _table(Config)]
+    parts += ["## Config", "In a YAML file by section, or as `section.field=value`.", _table(Config)]
     parts += ["## Sweep file", _SWEEP_NOTE, _table(SweepConfig)]
     parts += ["## Arguments of the Serve application", _SERVE_NOTE, _table(AppArguments, without="serving.")]
     return "\n\n".join(parts) + "\n"

@@ -8,7 +8,7 @@ import pkgutil
 import gtvray
 from gtvray import __version__
 
-# autodoc imports modules with typing.TYPE_CHECKING set, which FastAPI does not survive; so they are imported here first.
+# autodoc imports modules with typing.TYPE_CHECKING set, which breaks FastAPI; they are imported here first.
 for package in pkgutil.iter_modules(gtvray.__path__):
     if package.ispkg and package.name != "cli":
         module = importlib.import_module(f"gtvray.{package.name}")

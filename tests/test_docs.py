@@ -128,7 +128,7 @@ def test_a_documented_call_is_understood(call: str) -> None:
         assert "--help" in rest
     except typer.TyperException as error:
         pytest.fail(error.format_message())
-    for key in re.findall(r"(?:-s|--set) ([\w.]+)=", call):
+    for key in re.findall(r"(?:^| )([a-z_]+(?:\.[a-z_]+)+)=", call):
         assert key in known_keys()
     if "--" in rest:
         test_a_documented_call_is_understood("gtvray " + shlex.join(rest[rest.index("--") + 1 :]))
@@ -153,7 +153,7 @@ def test_files_named_in_a_document_exist(path: Path) -> None:
 def test_settings_and_errors_named_in_a_document_exist(path: Path) -> None:
     text = path.read_text()
     sections = {key.partition(".")[0] for key in known_keys()}
-    keys = {key for key in re.findall(r"`(?:-s )?([a-z_]+\.[a-z_]+)\b", text) if key.partition(".")[0] in sections}
+    keys = {key for key in re.findall(r"`([a-z_]+\.[a-z_]+)\b", text) if key.partition(".")[0] in sections}
     assert sorted(key for key in keys if key not in known_keys()) == []
     raised = re.findall(r"`(\w+Error)`", text)
     assert [name for name in raised if not hasattr(errors, name)] == []

@@ -51,7 +51,10 @@ AddressOption = Annotated[
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundle's folder, a version, or champion.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="Override a setting, such as -s serving.port=8080; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="A setting; the same as KEY=VALUE after the other arguments."
+    ),
 ]
 
 

@@ -17,15 +17,16 @@ from gtvray.cli.common import (
     emit,
     table,
 )
+from gtvray.cli.settings import SettingsCommand
 
 app = typer.Typer(help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def show(config: ConfigOption = None, override: SetOption = None, as_json: JsonOption = False) -> None:
     """Every key with its value.
 
-    Example: gtvray config show -s optimizer.lr=3e-4
+    Example: gtvray config show optimizer.lr=3e-4
     """
     from gtvray.config import flatten, load_config
 
@@ -33,7 +34,7 @@ def show(config: ConfigOption = None, override: SetOption = None, as_json: JsonO
     emit(values, as_json, "\n".join(f"{key}={value}" for key, value in values.items()))
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def schema(as_json: JsonOption = False) -> None:
     """Every key with its default and what it means.
 
@@ -41,11 +42,11 @@ def schema(as_json: JsonOption = False) -> None:
     """
     from gtvray.config import Config, describe_keys
 
-    rows = describe_keys()
+    rows = describe_keys(Config)
     emit(Config.model_json_schema(), as_json, table(rows, {"key": "key", "default": "default", "about": "about"}))
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def diff(
     config: Annotated[Path, typer.Argument(help="A YAML file of settings.")],
     other: Annotated[Path | None, typer.Argument(help="Another one; the defaults otherwise.")] = None,
@@ -63,7 +64,7 @@ def diff(
     emit(changed, as_json, text or "no difference")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def plan(
     data: Annotated[Path, typer.Argument(help="A dataset of any layout.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A YAML file to write the settings to.")] = None,

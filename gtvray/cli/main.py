@@ -14,6 +14,7 @@ import typer
 from gtvray import __version__
 from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa, serve, submit, sweep, train
 from gtvray.cli.common import take_sigterm
+from gtvray.cli.settings import SettingsCommand
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
 from gtvray.runtime import use_token
 
@@ -25,20 +26,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
+app.command("demo", cls=SettingsCommand)(demo.demo)
+app.command("doctor", cls=SettingsCommand)(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
-app.command("train")(train.train)
-app.command("sweep")(sweep.sweep)
-app.command("evaluate")(evaluate.evaluate)
-app.command("qa")(qa.qa)
-app.command("promote")(models.promote)
-app.command("rollback")(models.rollback)
-app.command("models")(models.models)
-app.command("serve")(serve.serve)
-app.command("predict")(predict.predict)
-app.command("submit", context_settings={"ignore_unknown_options": True})(submit.submit)
+app.command("train", cls=SettingsCommand)(train.train)
+app.command("sweep", cls=SettingsCommand)(sweep.sweep)
+app.command("evaluate", cls=SettingsCommand)(evaluate.evaluate)
+app.command("qa", cls=SettingsCommand)(qa.qa)
+app.command("promote", cls=SettingsCommand)(models.promote)
+app.command("rollback", cls=SettingsCommand)(models.rollback)
+app.command("models", cls=SettingsCommand)(models.models)
+app.command("serve", cls=SettingsCommand)(serve.serve)
+app.command("predict", cls=SettingsCommand)(predict.predict)
+app.command("submit", cls=SettingsCommand, context_settings={"ignore_unknown_options": True})(submit.submit)
 
 
 @app.callback(invoke_without_command=True)

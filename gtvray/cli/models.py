@@ -73,8 +73,8 @@ def promote(
 ) -> None:
     """Send a bundle through the gate; make it the champion if it passes.
 
-    With -s inference.KEY=VALUE its networks are scored and promoted under that setting, as a bundle of its own; with
-    --locator too, which is for -s inference.mode=localised.
+    With inference.KEY=VALUE its networks are scored and promoted under that setting, as a bundle of its own; with
+    --locator too, which is for inference.mode=localised.
 
     Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
     """

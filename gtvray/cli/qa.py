@@ -64,7 +64,7 @@ def _proposal(timings: list[dict[str, Any]]) -> str:
         return ""
     columns = {"backend": "backend", "precision": "precision", "seconds": "s", "worst_dice": "worst Dice"}
     best = timings[0]
-    settings = f"-s inference.backend={best['backend']} -s inference.precision={best['precision']}"
+    settings = f"inference.backend={best['backend']} inference.precision={best['precision']}"
     word = (
         f"the gate may accept the fastest alike: gtvray promote BUNDLE --data DIR {settings}" if best["alike"] else ""
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, Progress, WorkspaceOption, emit, table
+from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, Progress, SetOption, WorkspaceOption, emit, table
 
 if TYPE_CHECKING:
     from gtvray.crossval import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
@@ -26,9 +26,6 @@ _STAGES = {"data": 10.0, "prepare": 20.0, "ray": 8.0, "train": 3600.0, "judge": 
 
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of settings.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that differ from it.")
-    ] = None,
     data: Annotated[Path | None, typer.Option(help="A dataset with masks.")] = None,
     fold: Annotated[
         str | None, typer.Option(help="A fold's number, or all; without it the split's training cases.")
@@ -39,6 +36,7 @@ def train(
     ] = None,
     address: AddressOption = None,
     workspace: WorkspaceOption = WORKSPACE,
+    override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train, judge every fold by its own cases beside the baseline, and bundle the networks as an ensemble.
@@ -166,9 +164,6 @@ def _request(config: Path | None, override: list[str], data: Path | None, fold: 
 
     if data is None:
         raise InputError("no data to train on", do="name a dataset with --data, or a training with --resume")
-    # `gtvray train optimizer.lr=3e-4`: the first word is an override where it is no file.
-    if config is not None and "=" in str(config) and not config.exists():
-        config, override = None, [str(config), *override]
     return TrainRequest(load_config(config, override), data, _fold(fold), folds)
 
 

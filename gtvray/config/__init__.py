@@ -1,4 +1,4 @@
-"""One schema for command line, YAML, search spaces and MLflow; torch-free."""
+"""One config schema for command line, YAML, search spaces and MLflow; torch-free."""
 
 import lazy_loader
 

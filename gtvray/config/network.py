@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gtvray.config.base import Section
+from gtvray.config.section import Section
 
 Axes = tuple[int, int, int]
 _FEWEST_STAGES = 3
@@ -56,47 +56,48 @@ Stages = AfterValidator(_enough_stages)
 
 
 class NetworkConfig(Section):
-    """Which network, and how large."""
+    """Architecture and size of the network."""
 
     kind: Literal["unet", "residual_unet", "residual_encoder_unet"] = Field(
         "unet",
-        description="3D U-Net with plain blocks, with residual blocks, or with several residual blocks a stage in the "
-        "encoder and a light decoder",
+        description="3D U-Net with plain blocks, with residual blocks, or with several residual blocks per encoder "
+        "stage and a light decoder",
     )
-    size: Literal["tiny", "small", "base", "large"] = Field("small", description="the dial: width and depth follow it")
+    size: Literal["tiny", "small", "base", "large"] = Field("small", description="preset of width and depth")
     features: Annotated[tuple[int, ...] | None, AfterValidator(_channels)] = Field(
-        None, description="channels of each stage; overrides what size gives"
+        None, description="channels of each stage; overrides size"
     )
     blocks: Annotated[tuple[int, ...] | None, Stages, AfterValidator(_blocks)] = Field(
-        None, description="convolution blocks of each stage of the encoder; overrides what kind and size give"
+        None, description="convolution blocks of each encoder stage; overrides kind and size"
     )
     kernels: Annotated[tuple[Axes, ...] | None, Stages, AfterValidator(_kernels)] = Field(
-        None, description="kernel of each stage in voxels; overrides what the spacing gives"
+        None, description="kernel size of each stage in voxels; by default derived from the spacing"
     )
     strides: Annotated[tuple[Axes, ...] | None, Stages, AfterValidator(_strides)] = Field(
-        None, description="stride each stage begins with; overrides what spacing and patch give"
+        None, description="stride of each stage; by default derived from spacing and patch size"
     )
     attention: Literal["none", "gates", "squeeze_excitation"] = Field(
-        "none", description="attention gates on the skips, or squeeze-and-excitation after each stage of the encoder"
+        "none",
+        description="attention gates on skip connections, or squeeze-and-excitation after each encoder stage",
     )
     mirror_average: bool = Field(
         False,
-        description="answer to a patch and to its left-right mirror image and average, so that both sides of the head "
-        "count alike, in training and in use; twice the work",
+        description="average the outputs for a patch and its left-right mirror image, in training and inference; "
+        "doubles the cost",
     )
     subvoxels: Annotated[Axes, AfterValidator(_subvoxels)] = Field(
         (1, 1, 1),
-        description="voxels along each axis that are channels of one to the network, which works on a grid so much "
-        "coarser, at its price, and answers for each of them",
+        description="block of voxels that is folded into channels, so that the network works on a coarser grid at "
+        "lower cost and predicts every voxel of the block",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of channels dropped in training")
-    deep_supervision: bool = Field(False, description="a loss on the coarser decoder stages as well")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of channels")
+    deep_supervision: bool = Field(False, description="add losses on coarser decoder stages")
 
     @model_validator(mode="after")
     def _as_many_stages(self) -> NetworkConfig:
         given = {key: getattr(self, key) for key in ("features", "blocks", "kernels", "strides")}
         depths = {f"network.{key}": len(value) for key, value in given.items() if value is not None}
         if len(set(depths.values())) > 1:
-            told = ", ".join(f"{key} has {depth}" for key, depth in depths.items())
-            raise ValueError(f"as many stages in each list that is given: {told}")
+            counts = ", ".join(f"{key} has {depth}" for key, depth in depths.items())
+            raise ValueError(f"lists must have the same number of stages: {counts}")
         return self

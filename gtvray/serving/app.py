@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import serve
 
-from gtvray.config import build
+from gtvray.config import build, nested
 from gtvray.errors import BundleError
 from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
@@ -31,7 +31,8 @@ def build_app(args: Mapping[str, Any]) -> Any:
         ConfigError: an unknown key, a value out of range, or no token.
         BundleError: no bundle, or no golden cases, at the place named.
     """
-    arguments = build(AppArguments, args, "args of the Serve application")
+    where = "args of the Serve application"
+    arguments = build(AppArguments, nested(args, where), where)
     read_token(arguments.token_file)
     if arguments.bundle is None:
         return _api(arguments).bind(arguments, None)

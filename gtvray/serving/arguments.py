@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gtvray.config import ServingConfig
-from gtvray.config.base import Section
+from gtvray.config import Section, ServingConfig
 
 
 class AppArguments(Section):

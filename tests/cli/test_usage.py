@@ -79,6 +79,21 @@ def test_config_shows_every_key_as_it_would_be(tmp_path: Path) -> None:
     assert [line.partition("=")[0] for line in lines] == known_keys()
 
 
+def test_settings_follow_the_other_arguments(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("serving.port: 8123\n")
+    shown = run("config", "show", "optimizer.lr=3e-4", "--config", file, "training.epochs=3", "--json").json()
+    assert (shown["serving.port"], shown["optimizer.lr"], shown["training.epochs"]) == (8123, 3e-4, 3)
+    assert "did you mean optimizer.lr?" in run("config", "show", "optimiser.lr=1").error(code=2)
+    # After `--` and with a leading `./` a word is a path.
+    assert "serving.port=1" in run("config", "diff", "--", "serving.port=1").error(code=2)
+    assert "where: serving.port=1" in run("config", "diff", "./serving.port=1").error(code=2)
+
+
+def test_a_setting_for_a_command_without_settings_is_refused(tmp_path: Path) -> None:
+    assert "optimizer.lr=1" in run("data", "check", tmp_path, "optimizer.lr=1").error(code=2)
+
+
 def test_config_schema() -> None:
     schema = run("config", "schema", "--json").json()
     assert schema["properties"].keys() == {key.partition(".")[0] for key in known_keys()}

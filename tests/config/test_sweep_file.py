@@ -41,7 +41,7 @@ def test_a_sound_sweep(tmp_path: Path) -> None:
         ({"space": {"optimizer.lr": {"low": 1e-2, "high": 1e-2}}}, "empty range"),
         ({"space": {"optimizer.lr": {"low": 1e-2, "high": 1e-4}}}, "empty range"),
         ({"space": {"optimizer.lr": {"low": 0, "high": 1e-2, "log": True}}}, "log range"),
-        ({"space": {"training.epochs": {"low": 1.2, "high": 1.8, "integer": True}}}, "whole"),
+        ({"space": {"training.epochs": {"low": 1.2, "high": 1.8, "integer": True}}}, "integer bounds"),
         ({"space": {"network.size": {"choice": []}}}, "network.size"),
         ({"space": {"network.size": {"choice": ["tiny", "huge"]}}}, "network.size"),
         ({"space": {"optimizer.lr": {"low": 0.1, "high": 2}}}, "optimizer.lr"),
@@ -62,6 +62,21 @@ def test_what_is_wrong_in_a_sweep_is_named(tmp_path: Path, content: dict[str, An
         _load(tmp_path, **content)
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
+
+
+@pytest.mark.parametrize("entry", [{"low": 0.1}, {"choice": 3}, 3, {"low": "a", "high": 2}, {"choices": [1]}])
+def test_an_invalid_entry_of_the_space_is_named_in_plain_words(tmp_path: Path, entry: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, space={"optimizer.lr": entry})
+    assert "space.optimizer.lr" in str(caught.value)
+    assert "function-" not in str(caught.value)
+
+
+def test_base_may_be_nested(tmp_path: Path) -> None:
+    sweep = _load(
+        tmp_path, base={"training": {"epochs": 3, "batch_size": 4}, "network.size": "tiny"}, space={"optimizer.lr": LR}
+    )
+    assert sweep.base == {"training.epochs": 3, "training.batch_size": 4, "network.size": "tiny"}
 
 
 def test_no_such_sweep(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def prepare(
     Cases that are there are held against their checksums, and made again if damaged. The cache is bounded by
     cache.max_gb; cases least recently used make room, but never those of a run under way.
 
-    Example: gtvray data prepare Naso_GTV -s preprocessing.spacing_mm=[1,1,3]
+    Example: gtvray data prepare Naso_GTV preprocessing.spacing_mm=[1,1,3]
     """
     from gtvray.config import load_config
     from gtvray.data import CaseCache

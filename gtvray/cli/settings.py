@@ -1,0 +1,50 @@
+"""One syntax for settings: `section.field=value` after a command's other arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from typer.core import TyperCommand
+
+from gtvray.config import is_setting
+
+_PARAMETER = "override"
+
+
+class SettingsCommand(TyperCommand):
+    """A command that reads words such as `optimizer.lr=3e-4` as settings, wherever they stand among its arguments.
+
+    A word is a setting if its first part is a section of the schema. After `--`, or with a leading `./`, it is a path.
+    Settings reach the command through the parameter of its `--set` option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn settings into `--set` options, then parse as usual."""
+        if any(param.name == _PARAMETER for param in self.params):
+            args = list(self._with_options(args))
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Show settings in the usage line."""
+        pieces = super().collect_usage_pieces(ctx)
+        return [*pieces, "[KEY=VALUE]..."] if any(param.name == _PARAMETER for param in self.params) else pieces
+
+    def _with_options(self, args: list[str]) -> Iterator[str]:
+        takes_value = {
+            name
+            for param in self.params
+            if param.param_type_name == "option" and not getattr(param, "is_flag", False)
+            for name in param.opts
+        }
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                yield from (word, *words)
+            elif word in takes_value:
+                yield word
+                yield from (value for value in [next(words, None)] if value is not None)
+            elif is_setting(word):
+                yield from ("--set", word)
+            else:
+                yield word
