@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,9 +12,16 @@ import sys
 import threading
 import time
 import uuid
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from gtvray.cli import main
 
 _MARK = "GTVRAY_TEST_RUN"
 # Two small trials on a coarse grid: seconds of training, and a model that has learned next to nothing.
@@ -148,6 +156,26 @@ def run(*arguments: object, within_s: float = 100, **environment: str) -> Finish
     finished = running.end(within_s)
     assert running.strays() == []
     return finished
+
+
+def call(*arguments: object) -> Finished:
+    """Run a command in this process, without the seconds that a new one takes to import its libraries.
+
+    For commands that print or refuse before Ray or a network is loaded.
+    """
+    out, err, before = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    with (
+        # As in a process of its own, where a library's warning is no error.
+        warnings.catch_warnings(action="ignore"),
+        patch.object(sys, "argv", ["gtvray", *map(str, arguments)]),
+        patch.dict(os.environ, _environment(), clear=True),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    signal.signal(signal.SIGTERM, before)
+    return Finished(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def partial_files(workspace: Path) -> list[Path]:

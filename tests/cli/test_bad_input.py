@@ -17,7 +17,7 @@ import pytest
 from gtvray.io import read_volume, write_volume
 from gtvray.runtime import Cluster
 
-from .command import TINY_SWEEP, Running, free_port, partial_files, run
+from .command import TINY_SWEEP, Running, call, free_port, partial_files, run
 
 
 def _empty(folder: Path) -> None:
@@ -77,7 +77,7 @@ def faulty(request: pytest.FixtureRequest, tmp_path: Path, phantoms: Path) -> tu
 
 def test_bad_data_never_reaches_the_cluster(faulty: tuple[Path, str], tmp_path: Path) -> None:
     folder, named = faulty
-    refused = run("demo", "--data", folder, "--workspace", tmp_path / "workspace", "--port", free_port())
+    refused = call("demo", "--data", folder, "--workspace", tmp_path / "workspace", "--port", free_port())
     assert named in refused.error(code=2)
     assert "ray:" not in refused.stderr
     assert not partial_files(tmp_path)
@@ -85,7 +85,7 @@ def test_bad_data_never_reaches_the_cluster(faulty: tuple[Path, str], tmp_path: 
 
 def test_bad_data_is_found_by_the_check(faulty: tuple[Path, str]) -> None:
     folder, named = faulty
-    checked = run("data", "check", folder, "--json")
+    checked = call("data", "check", folder, "--json")
     assert checked.code == 2, checked
     assert "Traceback" not in checked.stderr
     told = checked.json()
@@ -101,7 +101,7 @@ def test_bad_data_is_found_by_the_check(faulty: tuple[Path, str]) -> None:
 def test_too_few_cases(phantoms: Path, tmp_path: Path) -> None:
     for name in ("1", "2"):
         shutil.copytree(phantoms / name, tmp_path / "data" / name)
-    refused = run("demo", "--data", tmp_path / "data", "--workspace", tmp_path / "w", "--port", free_port(), "--json")
+    refused = call("demo", "--data", tmp_path / "data", "--workspace", tmp_path / "w", "--port", free_port(), "--json")
     said = refused.error(code=2)
     error = refused.json()["error"]
     assert said.startswith(error["title"])
@@ -110,7 +110,7 @@ def test_too_few_cases(phantoms: Path, tmp_path: Path) -> None:
 
 
 def test_sound_data_pass_the_check(phantoms: Path) -> None:
-    checked = run("data", "check", phantoms, "--json")
+    checked = call("data", "check", phantoms, "--json")
     assert checked.code == 0
     # Phantoms' fields of view are cut, as some real ones are; that is told, and no error.
     assert {row["severity"] for row in checked.json()["findings"]} <= {"warning", "info"}
@@ -136,7 +136,7 @@ def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_
     file.write_text("training: {epoch: 3}\n")
     options = [option.format(file=file) for option in options]
     base = ["--data", phantoms, "--workspace", tmp_path / "workspace"]
-    refused = run("demo", *base, *([] if "--port" in options else ["--port", free_port()]), *options)
+    refused = call("demo", *base, *([] if "--port" in options else ["--port", free_port()]), *options)
     error = refused.error(code=2)
     assert [name for name in names if name.format(file=file) not in error] == []
     assert "ray:" not in refused.stderr
@@ -145,7 +145,7 @@ def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_
 def test_settings_that_do_not_go_together(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
     odd = ["-s", "training.batch_size=3", "-s", "training.num_workers=2"]
     base = ["--data", phantoms, "--workspace", tmp_path / "workspace"]
-    refused = run("sweep", tiny_sweep, *base, *odd)
+    refused = call("sweep", tiny_sweep, *base, *odd)
     assert "training.batch_size" in refused.error(code=2)
     assert "ray:" not in refused.stderr
 
@@ -153,7 +153,7 @@ def test_settings_that_do_not_go_together(phantoms: Path, tiny_sweep: Path, tmp_
 def test_an_unknown_key_of_a_sweep_file(phantoms: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(TINY_SWEEP.replace("optimizer.lr", "optimizer.learning"))
-    error = run("sweep", file, "--data", phantoms, "--workspace", tmp_path / "workspace").error(code=2)
+    error = call("sweep", file, "--data", phantoms, "--workspace", tmp_path / "workspace").error(code=2)
     assert "optimizer.learning" in error
     assert str(file) in error
     assert not (tmp_path / "workspace").exists()
@@ -162,7 +162,7 @@ def test_an_unknown_key_of_a_sweep_file(phantoms: Path, tmp_path: Path) -> None:
 def test_a_port_in_use(phantoms: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = run("demo", "--data", phantoms, "--workspace", tmp_path / "workspace", "--port", port)
+        refused = call("demo", "--data", phantoms, "--workspace", tmp_path / "workspace", "--port", port)
     error = refused.error(code=1)
     assert f"127.0.0.1:{port}" in error
     assert "--port" in error
@@ -187,7 +187,7 @@ def test_ray_and_mlflow_that_do_not_answer(phantoms: Path, tiny_sweep: Path, tmp
 def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which nothing has been trained; it has its tracking store, which takes seconds to make."""
     workspace = tmp_path_factory.mktemp("new") / "workspace"
-    told = run("models", "--workspace", workspace, "--json")
+    told = call("models", "--workspace", workspace, "--json")
     assert (told.code, told.json()) == (0, [])
     return workspace
 
@@ -198,7 +198,7 @@ def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_is_promoted_yet(words: str, new_workspace: Path, phantoms: Path, tmp_path: Path) -> None:
     out = tmp_path / "mask.nii.gz"
     filled = words.format(scan=phantoms / "1" / "data.nii.gz", out=out, data=phantoms, port=free_port())
-    error = run(*filled.split(), "--workspace", new_workspace).error(code=1)
+    error = call(*filled.split(), "--workspace", new_workspace).error(code=1)
     assert "champion" in error or "promoted" in error
     assert "do: " in error
     assert not out.exists()
@@ -206,7 +206,7 @@ def test_nothing_is_promoted_yet(words: str, new_workspace: Path, phantoms: Path
 
 def test_an_endpoint_that_does_not_answer(phantoms: Path, tmp_path: Path) -> None:
     url, mask = f"http://127.0.0.1:{free_port()}", tmp_path / "mask.nii.gz"
-    assert url in run("predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url).error(code=1)
+    assert url in call("predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url).error(code=1)
     assert not mask.exists()
 
 

@@ -10,7 +10,7 @@ from gtvray import __version__
 from gtvray.cli.main import app
 from gtvray.config import known_keys
 
-from .command import free_port, run
+from .command import call, free_port, run
 
 GROUPS = {group.name: group.typer_instance for group in app.registered_groups}
 VERBS = [
@@ -25,7 +25,7 @@ VERBS = [
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    told = run(*verb.split(), "--help")
+    told = call(*verb.split(), "--help")
     assert told.code == 0
     assert "Example: " in told.stdout
     assert f"gtvray {verb}" in told.stdout.partition("Example: ")[2]
@@ -34,7 +34,7 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
 
 @pytest.mark.parametrize("words", ["", *GROUPS])
 def test_without_a_verb_the_help_is_shown_and_the_exit_code_is_of_wrong_use(words: str) -> None:
-    told = run(*words.split())
+    told = call(*words.split())
     assert (told.code, told.stdout) == (2, "")
     assert told.stderr.startswith("Usage: gtvray")
 
@@ -51,14 +51,14 @@ def test_without_a_verb_the_help_is_shown_and_the_exit_code_is_of_wrong_use(word
     ],
 )
 def test_wrong_use(words: str, names: str) -> None:
-    assert names in run(*words.split()).error(code=2)
+    assert names in call(*words.split()).error(code=2)
 
 
 @pytest.mark.parametrize(
     ("words", "names"), [("demo --json --nope", "--nope"), ("data phantom here --json --count 0", "--count")]
 )
 def test_wrong_use_in_json(words: str, names: str) -> None:
-    refused = run(*words.split())
+    refused = call(*words.split())
     refused.error(code=2)
     error = refused.json()["error"]
     assert names in error["title"]
@@ -72,38 +72,38 @@ def test_version() -> None:
 def test_config_shows_every_key_as_it_would_be(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("serving: {port: 8123}\n")
-    shown = run("config", "show", "--config", file, "-s", "optimizer.lr=3e-4", "--json").json()
+    shown = call("config", "show", "--config", file, "-s", "optimizer.lr=3e-4", "--json").json()
     assert set(shown) == set(known_keys())
     assert (shown["serving.port"], shown["optimizer.lr"]) == (8123, 3e-4)
-    lines = run("config", "show").stdout.splitlines()
+    lines = call("config", "show").stdout.splitlines()
     assert [line.partition("=")[0] for line in lines] == known_keys()
 
 
 def test_settings_follow_the_other_arguments(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("serving.port: 8123\n")
-    shown = run("config", "show", "optimizer.lr=3e-4", "--config", file, "training.epochs=3", "--json").json()
+    shown = call("config", "show", "optimizer.lr=3e-4", "--config", file, "training.epochs=3", "--json").json()
     assert (shown["serving.port"], shown["optimizer.lr"], shown["training.epochs"]) == (8123, 3e-4, 3)
-    assert "did you mean optimizer.lr?" in run("config", "show", "optimiser.lr=1").error(code=2)
+    assert "did you mean optimizer.lr?" in call("config", "show", "optimiser.lr=1").error(code=2)
     # After `--` and with a leading `./` a word is a path.
-    assert "serving.port=1" in run("config", "diff", "--", "serving.port=1").error(code=2)
-    assert "where: serving.port=1" in run("config", "diff", "./serving.port=1").error(code=2)
+    assert "serving.port=1" in call("config", "diff", "--", "serving.port=1").error(code=2)
+    assert "where: serving.port=1" in call("config", "diff", "./serving.port=1").error(code=2)
 
 
 def test_a_setting_for_a_command_without_settings_is_refused(tmp_path: Path) -> None:
-    assert "optimizer.lr=1" in run("data", "check", tmp_path, "optimizer.lr=1").error(code=2)
+    assert "optimizer.lr=1" in call("data", "check", tmp_path, "optimizer.lr=1").error(code=2)
 
 
 def test_config_schema() -> None:
-    schema = run("config", "schema", "--json").json()
+    schema = call("config", "schema", "--json").json()
     assert schema["properties"].keys() == {key.partition(".")[0] for key in known_keys()}
-    rows = run("config", "schema").stdout.splitlines()[2:]
+    rows = call("config", "schema").stdout.splitlines()[2:]
     assert [row.split()[0] for row in rows] == known_keys()
 
 
 def test_config_plan_writes_what_it_tells(phantoms: Path, tmp_path: Path) -> None:
     file = tmp_path / "planned.yaml"
-    planned = run(
+    planned = call(
         "config",
         "plan",
         phantoms,
@@ -118,7 +118,7 @@ def test_config_plan_writes_what_it_tells(phantoms: Path, tmp_path: Path) -> Non
     choices = {choice["key"]: choice for choice in planned["choices"]}
     assert choices["training.batch_size"] == {"key": "training.batch_size", "value": 4, "why": "given"}
     assert planned["needed_bytes"] <= planned["memory_bytes"]
-    shown = run("config", "show", "--config", file, "--json").json()
+    shown = call("config", "show", "--config", file, "--json").json()
     assert {key: shown[key] for key in choices} == {key: choice["value"] for key, choice in choices.items()}
 
 
@@ -126,8 +126,8 @@ def test_config_diff(tmp_path: Path) -> None:
     mine, same = tmp_path / "mine.yaml", tmp_path / "same.yaml"
     mine.write_text("serving: {port: 8123}\n")
     same.write_text("{}\n")
-    assert run("config", "diff", mine, "--json").json() == {"serving.port": {"value": 8123, "other": 8000}}
-    assert run("config", "diff", same).stdout == "no difference\n"
+    assert call("config", "diff", mine, "--json").json() == {"serving.port": {"value": 8123, "other": 8000}}
+    assert call("config", "diff", same).stdout == "no difference\n"
 
 
 @pytest.mark.ray
