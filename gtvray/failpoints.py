@@ -1,17 +1,17 @@
-"""Named places where a test, or whoever doubts it, makes a process fail on purpose.
+"""Failpoints: named code locations at which tests inject a fault.
 
-`GTVRAY_FAILPOINT` holds `NAME[@RANK][:COUNT]=ACTION`, several parted by commas: in the process of that rank (0 if not
-given), the COUNT-th time (the first if not given) that the place NAME is passed, ACTION happens, once:
+`GTVRAY_FAILPOINT` holds comma-separated entries `NAME[@RANK][:COUNT]=ACTION`. In the process of that rank (default 0),
+the COUNT-th time (default 1) that execution reaches NAME, ACTION happens once:
 
-    kill    SIGKILL to this process
-    raise   a RuntimeError
-    hang    this thread stands still for ever
-    enospc  the OSError of a full disk
-    memory  a MemoryError
-    nan     the caller spoils the figure it is about to use
+    kill    send SIGKILL to this process
+    raise   raise RuntimeError
+    hang    block this thread for ever
+    enospc  raise the OSError of a full disk
+    memory  raise MemoryError
+    nan     tell the caller to replace its value by NaN
 
-A process that is started in the place of a dead one counts from the beginning. With `GTVRAY_FAILPOINT_ONCE`, a folder,
-each entry acts once over all processes that share the folder.
+A process that replaces a dead one counts from the beginning. With `GTVRAY_FAILPOINT_ONCE`, the path of a folder, each
+entry acts once over all processes that share the folder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ VARIABLE = "GTVRAY_FAILPOINT"
 ONCE_VARIABLE = "GTVRAY_FAILPOINT_ONCE"
 POINTS: dict[str, str] = {
     "training.before_step": "before an optimizer step",
-    "training.loss": "when a step's loss is known; takes `nan`",
-    "training.before_report": "an epoch is done, its checkpoint handed to the writer, nobody told",
-    "checkpoint.write": "half of a checkpoint's files written, under a temporary name",
-    "checkpoint.written": "a checkpoint is in its place, older ones not yet removed",
-    "tuning.after_report": "the driver has recorded an epoch of a trial, Ray Tune has not yet gone on",
-    "tracking.before_delivery": "figures are on disk, MLflow not yet asked",
-    "tracking.after_delivery": "MLflow has the figures, the queue's mark not yet moved on",
+    "training.loss": "the loss of a step has been computed; accepts `nan`",
+    "training.before_report": "an epoch has ended and its checkpoint is being written; not yet reported",
+    "checkpoint.write": "half of the files of a checkpoint are written, under a temporary name",
+    "checkpoint.written": "a checkpoint is complete; older ones are not yet removed",
+    "tuning.after_report": "the driver has recorded an epoch of a trial; Ray Tune has not yet continued",
+    "tracking.before_delivery": "metrics are queued on disk; not yet sent to MLflow",
+    "tracking.after_delivery": "MLflow has the metrics; the queue position is not yet advanced",
 }
 _ENTRY = re.compile(r"(?P<name>[a-z_.]+)(@(?P<rank>\d+))?(:(?P<count>[1-9]\d*))?=(?P<action>[a-z]+)")
 
@@ -54,29 +54,29 @@ class _Armed:
 
 
 def failpoint(name: str, rank: int = 0) -> bool:
-    """Pass the place `name`; nothing happens unless it is armed.
+    """Inject the armed fault, if any.
 
     Args:
         name: one of `POINTS`.
-        rank: this process's number among those that work together.
+        rank: rank of this process in its worker group.
 
     Returns:
-        True if the caller is to spoil its figure.
+        True if the caller must replace its value by NaN.
     """
     return bool(_armed) and _pass(name, rank)
 
 
 def arm(text: str) -> None:
-    """Replace what is armed in this process by the entries of a text, as the variable holds it; empty is none.
+    """Replace the armed entries of this process by those of a text in the format of the variable.
 
     Raises:
-        ConfigError: an entry is malformed, or names a place or an action that there is not.
+        ConfigError: an entry is malformed, or names an unknown failpoint or action.
     """
     _armed[:] = [_parsed(entry) for entry in text.split(",") if entry.strip()]
 
 
 def variables() -> dict[str, str]:
-    """What processes on other machines need in their environment to fail like this one's children would."""
+    """Return the environment variables that pass the failpoints on to processes on other machines."""
     return {name: os.environ[name] for name in (VARIABLE, ONCE_VARIABLE) if name in os.environ}
 
 
@@ -84,7 +84,7 @@ def _parsed(entry: str) -> _Armed:
     match = _ENTRY.fullmatch(entry.strip())
     if match is None or match["action"] not in _ACTIONS or match["name"] not in POINTS:
         raise ConfigError(
-            "not a failpoint",
+            "invalid failpoint",
             where=VARIABLE,
             expected=f"NAME[@RANK][:COUNT]=ACTION with ACTION of {', '.join(_ACTIONS)}; NAME of {', '.join(POINTS)}",
             found=entry,
@@ -94,21 +94,21 @@ def _parsed(entry: str) -> _Armed:
 
 def _pass(name: str, rank: int) -> bool:
     assert name in POINTS, name
-    spoil = False
+    replace = False
     for entry in [entry for entry in _armed if (entry.name, entry.rank) == (name, rank)]:
         entry.left -= 1
         if entry.left == 0 and _is_first(entry):
-            spoil |= _ACTIONS[entry.action](f"failpoint {entry.text}")
-    return spoil
+            replace |= _ACTIONS[entry.action](f"failpoint {entry.text}")
+    return replace
 
 
 def _is_first(entry: _Armed) -> bool:
-    """Whether no other process has acted on an entry; makes it so."""
+    """Claim an entry for this process; False if another process has claimed it."""
     folder = os.environ.get(ONCE_VARIABLE)
     if not folder:
         return True
     try:
-        # On disk before anything happens: the next process may start a moment after a kill.
+        # Written before the fault: the next process may start right after a kill.
         os.close(os.open(Path(folder) / re.sub(r"\W", "-", entry.text), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
@@ -117,7 +117,7 @@ def _is_first(entry: _Armed) -> bool:
 
 def _kill(text: str) -> bool:
     os.kill(os.getpid(), signal.SIGKILL)
-    # The signal reaches one thread of the process, and another may have called.
+    # The signal may be delivered while this thread still runs.
     return _hang(text)
 
 
@@ -138,7 +138,7 @@ def _no_memory(text: str) -> bool:
     raise MemoryError(text)
 
 
-def _spoil(_: str) -> bool:
+def _nan(_: str) -> bool:
     return True
 
 
@@ -148,7 +148,7 @@ _ACTIONS: dict[str, Callable[[str], bool]] = {
     "hang": _hang,
     "enospc": _full,
     "memory": _no_memory,
-    "nan": _spoil,
+    "nan": _nan,
 }
 _armed: list[_Armed] = []
 arm(os.environ.get(VARIABLE, ""))

@@ -1,4 +1,4 @@
-"""Failpoints: armed by a text, in order of passing, and none by mistake."""
+"""Failpoints act when armed, in the order of execution, and never otherwise."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_nothing_happens_unless_armed() -> None:
     assert [failpoint(name) for name in POINTS] == [False] * len(POINTS)
 
 
-def test_the_named_passage_of_the_named_rank_acts_once() -> None:
+def test_entry_acts_once_at_its_count_and_rank() -> None:
     arm("training.loss@1:2=nan")
     assert [failpoint("training.loss", rank) for rank in (0, 1, 0, 1, 1)] == [False, False, False, True, False]
 
 
-def test_entries_count_for_themselves() -> None:
+def test_entries_count_independently() -> None:
     arm("training.loss=nan, training.loss:3=nan, checkpoint.write=raise")
     assert [failpoint("training.loss") for _ in range(4)] == [True, False, True, False]
     with pytest.raises(RuntimeError, match=re.escape("checkpoint.write=raise")):
         failpoint("checkpoint.write")
 
 
-def test_errors_are_those_of_the_system() -> None:
+def test_injected_errors_are_system_errors() -> None:
     arm("checkpoint.write=enospc,training.before_step=memory")
     with pytest.raises(OSError) as full:  # noqa: PT011
         failpoint("checkpoint.write")
@@ -53,14 +53,14 @@ def test_errors_are_those_of_the_system() -> None:
 @pytest.mark.parametrize(
     "text", ["training.loss", "training.loss=burn", "nowhere=kill", "training.loss:0=nan", "training.loss@x=nan"]
 )
-def test_what_cannot_be_meant_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="not a failpoint") as caught:
+def test_malformed_entry_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="invalid failpoint") as caught:
         arm(text)
     assert caught.value.fields["found"] == text
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_over_processes_an_entry_acts_once(tmp_path: Path) -> None:
+def test_entry_acts_once_over_processes(tmp_path: Path) -> None:
     program = "from gtvray.failpoints import failpoint\nfailpoint('training.before_step'); print('alive')"
     environment = {**os.environ, VARIABLE: "training.before_step=kill", ONCE_VARIABLE: str(tmp_path)}
     command = [sys.executable, "-c", program]
@@ -72,7 +72,7 @@ def test_over_processes_an_entry_acts_once(tmp_path: Path) -> None:
     assert (second.returncode, second.stdout) == (0, "alive\n"), second.stderr
 
 
-def test_every_point_is_passed_somewhere_and_told_of() -> None:
+def test_every_failpoint_is_used_and_documented() -> None:
     sources = {path: path.read_text() for path in (REPOSITORY / "gtvray").rglob("*.py") if path.name != "failpoints.py"}
     passed = {name for text in sources.values() for name in re.findall(r'failpoint\("([a-z_.]+)"', text)}
     assert passed == set(POINTS)
