@@ -9,6 +9,11 @@ from .jsonfile import append_json_line as append_json_line
 from .jsonfile import read_json as read_json
 from .jsonfile import read_json_lines as read_json_lines
 from .jsonfile import write_json as write_json
+from .labels import Labels as Labels
+from .labels import as_labels as as_labels
+from .labels import decode_labels as decode_labels
+from .labels import read_labels as read_labels
+from .labels import shown_values as shown_values
 from .nifti import encode_nifti as encode_nifti
 from .nrrd import encode_nrrd as encode_nrrd
 from .page import cell_text as cell_text

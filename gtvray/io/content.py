@@ -109,8 +109,7 @@ _FORM = re.compile(rb"[\w.*%+-]{1,200}=[\w.*%+/-]*(?:&[\w.*%+-]{1,200}=[\w.*%+/-
 _BASE64 = re.compile(rb"(?:data:[\w/.+;=-]{0,100};base64,)?([A-Za-z0-9+/_\r\n-]+)={0,2}\s*")
 _BASE64_LEAST = 16
 _DATA_FILE = re.compile(rb"^data ?file\s*:(?!=)", re.IGNORECASE | re.MULTILINE)
-_METAIMAGE = re.compile(rb"\s*(?:ObjectType|NDims|Comment)\s*=")
-_METAIMAGE_FIELD = re.compile(rb"^\s*(?:NDims|DimSize|ElementDataFile)\s*=", re.MULTILINE)
+_METAIMAGE = re.compile(rb"\s*(?:Comment\s*=[^\r\n]*\s+)?(?:ObjectType|NDims)\s*=")
 _JSON = re.compile(rb'\{\s*["}]|\[\s*["\[{\]\d-]')
 _HTML = re.compile(rb"<(?:!doctype html|html|head|body)", re.IGNORECASE)
 _BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -128,7 +127,7 @@ def identify(head: bytes) -> Content:
 
 def _identify(head: bytes, *, nested: bool) -> Content:
     if not head:
-        return Content(ContentKind.EMPTY, "empty", "it has no bytes: export or transfer it again")
+        return Content(ContentKind.EMPTY, "an empty file", "it has no bytes: export or transfer it again")
     if head.startswith(b"\x1f\x8b"):
         return _gzip(head, nested=nested)
     known = _volume(head) or _dicom(head)
@@ -170,7 +169,7 @@ def _volume(head: bytes) -> Content | None:
         if _DATA_FILE.search(re.split(rb"\r?\n\r?\n", head)[0]):
             do = "save header and voxels together as one .nrrd or .nii.gz file"
             found = Content(ContentKind.NRRD_DETACHED, "an NRRD header whose voxels are in another file", do)
-    if found is None and _METAIMAGE.match(head) and _METAIMAGE_FIELD.search(head):
+    if found is None and _METAIMAGE.match(head):
         found = Content(ContentKind.METAIMAGE, "a MetaImage file (.mha, .mhd)", _CONVERT)
     return found
 
@@ -220,7 +219,9 @@ def _text(head: bytes, *, nested: bool) -> Content | None:
     elif head.startswith(_BOMS[1:]):
         found = Content(ContentKind.TEXT, "text in UTF-16", _WRONG_FILE)
     elif _HTML.match(content):
-        found = Content(ContentKind.HTML, "an HTML page, perhaps an error or a log-in page", "download the file again")
+        found = Content(
+            ContentKind.HTML, "a web page (HTML), perhaps an error or a log-in page", "download the file again"
+        )
     elif _is_text(head):
         found = (None if nested else _base64(content)) or _plain_text(content)
     return found

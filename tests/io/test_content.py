@@ -94,7 +94,7 @@ CASES: dict[str, tuple[bytes, ContentKind, str]] = {
     ),
     "JSON": (JSON, ContentKind.JSON, "JSON"),
     "JSON with a byte-order mark": (b"\xef\xbb\xbf" + JSON, ContentKind.JSON, "JSON"),
-    "HTML": (b"\r\n<!DOCTYPE html><html><body>Sign in</body></html>", ContentKind.HTML, "HTML page"),
+    "HTML": (b"\r\n<!DOCTYPE html><html><body>Sign in</body></html>", ContentKind.HTML, "web page"),
     "XML": (b'<?xml version="1.0"?><Error/>', ContentKind.TEXT, "XML"),
     "PNG": (b"\x89PNG\r\n\x1a\n", ContentKind.PICTURE, "PNG"),
     "JPEG": (b"\xff\xd8\xff\xe0\x00\x10JFIF", ContentKind.PICTURE, "JPEG"),
