@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from gtvray.errors import DataError, GeometryError
 from gtvray.geometry import Volume, furthest_corner_mm
-from gtvray.io import Labels, read_labels, shown_values
+from gtvray.io import Labels, canonical_name, read_labels, shown_values
 
 LayoutName = Literal["structseg", "nnunet", "msd"]
 # Endings a scan or a mask may have. What a file really holds is found out when it is read. Not .nhdr: its voxels are in
@@ -172,12 +172,13 @@ def require_grid(label: Volume, image: Volume, where: object, *, do: str) -> Non
 
 
 def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
-    """Cases in natural order of their ids.
+    """Cases in natural order of their ids, which are brought to Unicode's composed form.
 
     Raises:
         DataError: two of one id, or an id that cannot be a file's name, as masks are named by it.
     """
-    cases = list(cases)
+    # The same folder has decomposed names where macOS wrote it, and lists of patients have composed ones.
+    cases = [replace(case, case_id=canonical_name(case.case_id)) for case in cases]
     unfit = [case.case_id for case in cases if not case.case_id or "/" in case.case_id or case.case_id.startswith(".")]
     if unfit:
         raise DataError("a case id cannot be a file's name", where=where, found=", ".join(unfit[:5]), do="rename it")
@@ -198,18 +199,25 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 def split_ending(name: str) -> tuple[str, str] | None:
     """A volume file's name without its ending, and the ending; None for other files and for hidden ones."""
-    ending = next((each for each in ENDINGS if name.endswith(each)), None)
+    ending = next((each for each in ENDINGS if name.lower().endswith(each)), None)
     # macOS leaves "._scan.nii.gz" beside "scan.nii.gz".
-    return None if ending is None or name.startswith(".") else (name.removesuffix(ending), ending)
+    if ending is None or name.startswith("."):
+        return None
+    return name[: -len(ending)], name[-len(ending) :]
 
 
 def find_volume(folder: Path, stem: str) -> Path | None:
-    """The one volume file of this stem in a folder, whatever its ending, or None.
+    """The one volume file of this stem in a folder, whatever its ending and its capitals, or None.
 
     Raises:
         DataError: two of them, or a link that leads nowhere.
     """
-    found = [path for path in (folder / f"{stem}{ending}" for ending in ENDINGS) if path.is_symlink() or path.is_file()]
+    named = [folder / f"{stem}{ending}" for ending in ENDINGS]
+    found = [path for path in named if path.is_symlink() or path.is_file()] or [
+        path
+        for path in sorted(folder.iterdir())
+        if (split_ending(path.name) or ("",))[0].lower() == stem and not path.is_dir()
+    ]
     if len(found) > 1:
         raise DataError(
             "two files for one volume",

@@ -9,7 +9,7 @@ from typing import Any
 
 from gtvray.data.layouts.cases import Case, Dataset, LayoutName, in_order
 from gtvray.errors import DataError
-from gtvray.io import read_json
+from gtvray.io import find_entry, read_json
 
 MANIFEST = "dataset.json"
 _ABOUT = ("name", "description", "reference", "licence", "license", "release")
@@ -22,7 +22,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: it is no JSON object.
         InputError: it is not JSON.
     """
-    path = folder / MANIFEST
+    path = find_entry(folder, MANIFEST)
     if not path.is_file():
         return {}
     manifest = read_json(path)

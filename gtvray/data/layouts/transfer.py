@@ -24,7 +24,7 @@ from gtvray.data.layouts.patients import copy_patients
 from gtvray.data.layouts.structseg import RECORD
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import atomic_dir, read_volume, shown_values, write_json, write_volume
+from gtvray.io import atomic_dir, is_litter, read_volume, shown_values, write_json, write_volume
 
 # A full-size scan with its mask is about 100 MB; two at a time keep both cores busy.
 _WORKERS = 2
@@ -171,7 +171,7 @@ def write_index(
 
 
 def _require_free(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and not (target.is_dir() and all(is_litter(entry.name) for entry in target.iterdir())):
         raise InputError("there is something in this place", where=target, do="choose a new or empty folder")
 
 
