@@ -139,7 +139,7 @@ def _shape(header: Nifti1Header, where: object) -> tuple[int, int, int]:
             where=where,
             expected="dim[0] = 3, then three sizes of at least 1",
             found=f"dim = {[int(n) for n in header['dim']]}",
-            do=DO_EXPORT,
+            do="save one volume alone: of a series or a vector image, one of its volumes",
         )
     return sizes[0], sizes[1], sizes[2]
 
@@ -156,7 +156,7 @@ def _dtype(header: Nifti1Header, where: object) -> np.dtype[Any]:
             where=where,
             expected="integers or floats",
             found=f"datatype {code} ({dtype})",
-            do=DO_EXPORT,
+            do="save the volume with one number a voxel, as int16, uint8 or float32",
         )
     if bits not in (0, 8 * dtype.itemsize):
         raise VolumeError(
