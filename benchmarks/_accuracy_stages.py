@@ -17,9 +17,8 @@ from _accuracy_jobs import Job
 
 from gtvray.config import Config, build, flatten
 from gtvray.data import CachedCase, CaseCache, dataset_digest
-from gtvray.datasets import index_dataset, read_label
+from gtvray.datasets import index_dataset, read_binary, read_label
 from gtvray.evaluation import MeanPositionBaseline, score_case
-from gtvray.geometry import Volume
 from gtvray.inference import Predictor
 from gtvray.io import read_json, read_volume, write_json, write_volume
 from gtvray.models import Bundle, write_bundle
@@ -159,16 +158,11 @@ def score(job: Job) -> dict[str, Any]:
     rows, digest = [], hashlib.sha256()
     for case in index_dataset(Path(job.judged)).subset(job.cases):
         reference = read_label(case, read_volume(case.image))
-        mask = binary(read_volume(Path(job.masks) / f"{case.case_id}.nii.gz"))
+        mask = read_binary(Path(job.masks) / f"{case.case_id}.nii.gz")
         found = score_case(case.case_id, reference, mask)
         rows.append({"case": case.case_id, "dsc": found.dsc, "hd95_mm": found.hd95_mm, "missed": found.missed})
         digest.update(case.case_id.encode() + mask.array.tobytes())
     return {"masks_sha256": digest.hexdigest(), "cases": rows}
-
-
-def binary(mask: Volume) -> Volume:
-    """As uint8, so that the digest is of the mask and not of how its writer stores numbers."""
-    return mask.with_array((mask.array > 0).astype("uint8"))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from typing import Any
 from _inference_study import bundle_of, study_cases, study_figures
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
-from gtvray.io import read_volume, sha256_of
+from gtvray.io import sha256_of
 
 WHOLE = {"monai": "exhaustive-torch-fp32", "nnunet": "exhaustive-nnunet-torch-fp32"}
 OURS = {
@@ -257,9 +257,10 @@ def floor(model: Path) -> dict[str, Any]:
 
 def dice_of_files(one: Path, other: Path) -> float:
     """Of two masks on one grid."""
+    from gtvray.datasets import read_binary
     from gtvray.evaluation import dice
 
-    a, b = (read_volume(path).array > 0 for path in (one, other))
+    a, b = (read_binary(path).array > 0 for path in (one, other))
     return dice(a, b)
 
 

@@ -28,10 +28,9 @@ import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric
 from scipy import ndimage
 
-from gtvray.datasets import index_dataset
+from gtvray.datasets import index_dataset, read_binary
 from gtvray.evaluation import NSD_TOLERANCES_MM, score_case
 from gtvray.geometry import Volume
-from gtvray.io import read_volume
 
 GRID, SPACING_MM = (512, 512, 124), (1.14, 1.14, 3.0)
 PHANTOMS, REAL_CASES, REPETITIONS = 3, 6, 3
@@ -49,7 +48,7 @@ def main() -> None:
     references = [phantom(seed) for seed in range(PHANTOMS)]
     if options.data is not None:
         cases = index_dataset(options.data).cases[:REAL_CASES]
-        references += [read_volume(case.label) for case in cases if case.label is not None]
+        references += [read_binary(case.label) for case in cases if case.label is not None]
     pairs = [(reference, prediction_of(reference)) for reference in references]
     seconds: dict[str, list[float]] = {"gtvray": [], "monai": []}
     load = [os.getloadavg()[0]]

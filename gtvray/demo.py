@@ -20,7 +20,7 @@ import numpy as np
 from gtvray import NOTICE
 from gtvray.config import Config, load_sweep
 from gtvray.data import Project
-from gtvray.datasets import Case, Ledger, read_label, write_phantoms
+from gtvray.datasets import Case, Ledger, read_binary, read_label, write_phantoms
 from gtvray.errors import FailureError
 from gtvray.evaluation import ScoredCase, scores_table, summarise
 from gtvray.io import Workspace, atomic_path, read_volume, write_json
@@ -243,7 +243,7 @@ class Demo:
         began = time.perf_counter()
         served = predict_remote(url, token, entry.case.image, timeout_s=self._config.serving.timeout_s)
         milliseconds = round(1000 * (time.perf_counter() - began))
-        offline = read_volume(entry.mask)
+        offline = read_binary(entry.mask)
         if not (served.mask.same_grid(offline) and np.array_equal(served.mask.array, offline.array)):
             raise FailureError(
                 "the served mask is not the offline one",
@@ -262,7 +262,7 @@ class Demo:
     def _picture(self, name: str, case: Case, title: str, prediction: Path | None = None) -> None:
         scan = read_volume(case.image)
         path = self._reports / f"{name}.png"
-        mask = read_volume(prediction) if prediction is not None else None
+        mask = read_binary(prediction) if prediction is not None else None
         render_overlay(path, scan, read_label(case, scan), mask, title)
         self.result.pictures.append(str(path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_a_room_has_one_door_that_lists_what_it_holds() -> None:
     )
     done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_text_files_are_read_in_one_place() -> None:
+    """What people edit on other systems comes with byte-order marks and other encodings: gtvray/io/text.py knows."""
+    # Files of the kernel: /proc and the limits of a cgroup.
+    exempt = {"cli/doctor.py", "training/memory.py"}
+    ways = re.compile(r"\.read_text\(|(?<![\w.])(?<!def )open\(|\.open\(\"r\"|json\.load\(|np\.loadtxt|read_csv")
+    found = {str(module.relative_to(PACKAGE)) for module in MODULES if ways.search(module.read_text())}
+    assert found <= exempt
+    loaders = re.compile(r"safe_load\((?!read_text|decode_text|text\))|csv\.reader\((?!io\.StringIO\(text\))")
+    assert [str(module) for module in MODULES if loaders.search(module.read_text())] == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))

@@ -17,7 +17,8 @@ from gtvray.config.network import NetworkConfig
 from gtvray.config.operation import PromotionConfig, ServingConfig, TrackingConfig
 from gtvray.config.section import Section, build, describe_keys, nested, put, suggestion
 from gtvray.config.training import LossConfig, OptimizerConfig, TrainingConfig
-from gtvray.errors import ConfigError, NotFoundError
+from gtvray.errors import ConfigError, InputError, NotFoundError
+from gtvray.io import read_text
 
 _SETTING = re.compile(r"([A-Za-z_]+)(?:\.[A-Za-z_]+)+=")
 
@@ -105,13 +106,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         NotFoundError: no such file.
-        ConfigError: not YAML, or not a mapping.
+        ConfigError: not YAML in UTF-8, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError) as error:
+        values = yaml.safe_load(read_text(path))
+    except NotFoundError as error:
         raise NotFoundError("no such config file", where=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except InputError as error:
+        raise ConfigError(error.what, **error.fields) from error
+    except yaml.YAMLError as error:
         raise ConfigError("not a YAML file", where=path, found=error) from error
     if not isinstance(values, dict):
         raise ConfigError("a config file is a YAML mapping", where=path, found=type(values).__name__)

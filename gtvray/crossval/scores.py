@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gtvray import NOTICE
 from gtvray.config import Config, InferenceConfig
-from gtvray.datasets import read_label
+from gtvray.datasets import read_binary, read_label
 from gtvray.evaluation import (
     FEWEST_CASES,
     CaseScore,
@@ -210,7 +210,7 @@ def _draw(scored: Sequence[ScoredCase], folder: Path) -> tuple[Path, ...]:
         scan = read_volume(entry.case.image)
         title = f"{entry.case.case_id}: DSC {entry.score.dsc:.3f}, HD95 {entry.score.hd95_mm:.1f} mm"
         path = folder / f"{name}.png"
-        render_overlay(path, scan, read_label(entry.case, scan), read_volume(entry.mask), title)
+        render_overlay(path, scan, read_label(entry.case, scan), read_binary(entry.mask), title)
         drawn.append(path)
     return tuple(drawn)
 

@@ -12,10 +12,12 @@ from .description.pictures import sections as sections
 from .description.tables import markdown as markdown
 from .folds import Folds as Folds
 from .folds import split_folds as split_folds
+from .layouts.blind import Unblinded as Unblinded
 from .layouts.blind import export_blind as export_blind
 from .layouts.blind import unblind as unblind
 from .layouts.cases import Case as Case
 from .layouts.cases import Dataset as Dataset
+from .layouts.cases import read_binary as read_binary
 from .layouts.cases import read_label as read_label
 from .layouts.find import find_dataset as find_dataset
 from .layouts.find import index_dataset as index_dataset

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import atomic_dir, read_json, write_json, write_volume
+from gtvray.io import atomic_dir, is_litter, read_json, write_json, write_volume
 
 PHANTOM_VERSION = 1
 
@@ -434,7 +434,7 @@ def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, i
 def _claim(folder: Path, wanted: dict[str, int]) -> None:
     """Make `folder` ours: keep it if its `phantoms.json` says `wanted`, else empty it of older phantoms."""
     record = folder / "phantoms.json"
-    entries = list(folder.iterdir()) if folder.is_dir() else []
+    entries = [entry for entry in folder.iterdir() if not is_litter(entry.name)] if folder.is_dir() else []
     leftovers = [entry for entry in entries if entry.name.startswith((".partial-", ".retired-"))]
     if folder.is_file() or (not record.is_file() and len(entries) > len(leftovers)):
         do = "choose a new or empty folder, or one with phantoms.json"

@@ -12,7 +12,7 @@ import numpy as np
 from gtvray.config import SplitConfig
 from gtvray.datasets.layouts.patients import UNVERIFIED, Patients
 from gtvray.errors import DataError, InputError
-from gtvray.io import read_json, write_json
+from gtvray.io import canonical_name, read_json, write_json
 
 # 2: says by what cases were grouped. Files of version 1 had no version.
 SCHEMA_VERSION = 2
@@ -58,7 +58,7 @@ class Split:
             InputError: a later gtvray wrote it.
         """
         stored = read_stored(path, SCHEMA_VERSION)
-        parts = {name: tuple(stored[name]) for name in _PARTS}
+        parts = {name: tuple(map(canonical_name, stored[name])) for name in _PARTS}
         return cls(**parts, grouping=stored.get("grouping", UNVERIFIED)), stored["fingerprint"]
 
 

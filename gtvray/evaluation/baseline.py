@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gtvray.errors import InputError
 from gtvray.geometry import Box, Volume, resample_to_grid
+from gtvray.io import as_labels
 
 _THRESHOLD_SHARES = np.linspace(0.05, 0.95, 10)
 _MOST_CASES_FOR_THRESHOLD = 40
@@ -74,7 +75,7 @@ def _centred(volume: Volume) -> Volume:
 
 def _centred_crop(label: Volume) -> Volume | None:
     """The part of a label that holds its mask, uint8, placed relative to the whole grid's centre; None if empty."""
-    mask = label.array != 0
+    mask = as_labels(label, "training mask").volume.array != 0
     box = Box.around(mask)
     return None if box is None else _centred(label.with_array(mask.astype(np.uint8))).cropped(box)
 

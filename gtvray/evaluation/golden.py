@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gtvray.datasets import read_binary
 from gtvray.errors import BundleError, DataError, InputError
 from gtvray.evaluation.metrics import dice
 from gtvray.evaluation.scoring import ScoredCase
@@ -66,7 +67,7 @@ def write_golden(folder: Path, predictor: Predictor, scored: Sequence[ScoredCase
     """
     with atomic_dir(folder) as temporary:
         for number, entry in enumerate(_chosen(scored)):
-            piece, mask = _piece(predictor, read_volume(entry.case.image), read_volume(entry.mask))
+            piece, mask = _piece(predictor, read_volume(entry.case.image), read_binary(entry.mask))
             write_volume(temporary / f"scan-{number}.nii.gz", piece)
             write_volume(temporary / f"mask-{number}.nii.gz", mask)
         files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
@@ -92,7 +93,7 @@ def reproduce(folder: Path, predictor: Predictor) -> list[Reproduced]:
         )
     results = []
     for number in range(len(about["files"]) // 2):
-        expected = read_volume(folder / f"mask-{number}.nii.gz").array > 0
+        expected = read_binary(folder / f"mask-{number}.nii.gz").array > 0
         found = predictor.predict(read_volume(folder / f"scan-{number}.nii.gz"), f"golden case {number}").array > 0
         results.append(Reproduced(number, dice(expected, found), bool(np.array_equal(expected, found))))
     return results
@@ -121,8 +122,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _chosen(scored: Sequence[ScoredCase]) -> list[ScoredCase]:
-    by_volume = sorted(scored, key=lambda entry: -int(np.count_nonzero(read_volume(entry.mask).array)))
-    marked = [entry for entry in by_volume if read_volume(entry.mask).array.any()] or by_volume
+    by_volume = sorted(scored, key=lambda entry: -int(np.count_nonzero(read_binary(entry.mask).array)))
+    marked = [entry for entry in by_volume if read_binary(entry.mask).array.any()] or by_volume
     places = dict.fromkeys((0, len(marked) // 2, len(marked) - 1))
     return [marked[place] for place in places][:_CASES]
 

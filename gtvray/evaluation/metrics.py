@@ -16,6 +16,7 @@ from gtvray.evaluation.contours import added_path_length_mm, count_tumours
 from gtvray.evaluation.distances import SurfelDistances, VoxelDistances
 from gtvray.evaluation.surface import Mask, Spacing
 from gtvray.geometry import Box, Volume, is_sheared
+from gtvray.io import as_labels
 
 NSD_TOLERANCES_MM = (1.0, 2.0, 5.0)
 # What is told of a case by a number, and what people call it.
@@ -84,11 +85,13 @@ class CaseScore:
 
 
 def score_case(case_id: str, reference: Volume, prediction: Volume) -> CaseScore:
-    """Score a predicted mask against its reference; every voxel that is not zero belongs to the mask.
+    """Score a predicted mask against its reference; every voxel of a label other than 0 belongs to the mask.
 
     Raises:
+        DataError: the values of a mask are not labels.
         GeometryError: the masks lie on different grids, or on one whose axes are not at right angles.
     """
+    reference, prediction = (as_labels(mask, case_id).volume for mask in (reference, prediction))
     if not reference.same_grid(prediction):
         raise GeometryError(
             "reference and prediction do not share a grid",

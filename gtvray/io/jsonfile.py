@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gtvray.errors import InputError, NotFoundError
+from gtvray.errors import InputError
 from gtvray.io.atomic import atomic_path
+from gtvray.io.text import decode_text, read_text
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -24,13 +25,11 @@ def read_json(path: Path) -> Any:
 
     Raises:
         NotFoundError: no such file.
-        InputError: it is not JSON.
+        InputError: it is not JSON in UTF-8.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=path) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError("not a JSON file", where=path, found=error) from error
 
 
@@ -53,11 +52,18 @@ def append_json_line(path: Path, value: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every object of such a file, or none if there is no file; a line cut off by a crash is passed over."""
+    """Every object of such a file, or none if there is no file; what a crash left half-written is passed over.
+
+    Raises:
+        InputError: it is not text in UTF-8.
+    """
     if not path.exists():
         return []
+    content = path.read_bytes()
+    # A power loss can leave blocks of zeros; with other zeros it is no text of ours.
+    cleaned = b"\n".join(line.strip(b"\0") for line in content.split(b"\n"))
     entries = []
-    for line in path.read_text().splitlines():
+    for line in decode_text(content if b"\0" in cleaned else cleaned, path).split("\n"):
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:

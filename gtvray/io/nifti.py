@@ -16,7 +16,7 @@ Nothing says `scl_slope` and `scl_inter` twice, nor, in a plain `.nii`, the voxe
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -42,6 +42,13 @@ _MAGICS = {
 _MOST_OFFSET = 1 << 24
 
 
+class Scaling(NamedTuple):
+    """A header's linear scaling: value = slope * stored + intercept (scl_slope, scl_inter)."""
+
+    slope: float
+    intercept: float
+
+
 def is_nifti(start: bytes) -> bool:
     """Whether a file's first bytes, at least four, are those of a NIfTI header."""
     return start[:4] in _MAGICS
@@ -53,10 +60,23 @@ def read_nifti(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
     Raises:
         as `gtvray.io.read_volume`.
     """
+    return read_scaled_nifti(source, start, limit_bytes)[0]
+
+
+def read_scaled_nifti(
+    source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
+) -> tuple[Volume, Scaling | None]:
+    """Read as `read_nifti`, and return the scaling that was applied as well; None if the header has none.
+
+    Raises:
+        as `gtvray.io.read_volume`.
+    """
     header = _read_header(source, start)
     array = source.voxels(_shape(header, source.where), _dtype(header, source.where), limit_bytes)
     affine = check_affine(header_affine(header, source.where), source.where)
-    return Volume(_scaled(array, header, source.where), affine)
+    scaling = _scaling(header, source.where)
+    array = finite(array, source.where) if scaling is None else _scaled(array, scaling, source.where)
+    return Volume(array, affine), scaling
 
 
 def encode_nifti(volume: Volume, *, compress: bool) -> bytes:
@@ -119,7 +139,7 @@ def _shape(header: Nifti1Header, where: object) -> tuple[int, int, int]:
             where=where,
             expected="dim[0] = 3, then three sizes of at least 1",
             found=f"dim = {[int(n) for n in header['dim']]}",
-            do=DO_EXPORT,
+            do="save one volume alone: of a series or a vector image, one of its volumes",
         )
     return sizes[0], sizes[1], sizes[2]
 
@@ -136,7 +156,7 @@ def _dtype(header: Nifti1Header, where: object) -> np.dtype[Any]:
             where=where,
             expected="integers or floats",
             found=f"datatype {code} ({dtype})",
-            do=DO_EXPORT,
+            do="save the volume with one number a voxel, as int16, uint8 or float32",
         )
     if bits not in (0, 8 * dtype.itemsize):
         raise VolumeError(
@@ -149,11 +169,11 @@ def _dtype(header: Nifti1Header, where: object) -> np.dtype[Any]:
     return dtype
 
 
-def _scaled(array: NDArray[Any], header: Nifti1Header, where: object) -> NDArray[Any]:
-    """Values with the header's scaling applied, if it has one: a slope of 0 is none, and so nibabel's pair of NaN."""
+def _scaling(header: Nifti1Header, where: object) -> Scaling | None:
+    """The header's scaling, if it has one: a slope of 0 is none, and so is nibabel's pair of NaN."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0.0 or (slope, intercept) == (1.0, 0.0) or (np.isnan(slope) and np.isnan(intercept)):
-        return finite(array, where)
+        return None
     if not np.isfinite([slope, intercept]).all():
         raise VolumeError(
             "intensity scaling is not finite",
@@ -161,9 +181,13 @@ def _scaled(array: NDArray[Any], header: Nifti1Header, where: object) -> NDArray
             found=f"scl_slope {slope}, scl_inter {intercept}",
             do=DO_EXPORT,
         )
+    return Scaling(slope, intercept)
+
+
+def _scaled(array: NDArray[Any], scaling: Scaling, where: object) -> NDArray[Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         # In place: a scan has a hundred megabytes.
         scaled = array.astype(np.float32)
-        scaled *= np.float32(slope)
-        scaled += np.float32(intercept)
+        scaled *= np.float32(scaling.slope)
+        scaled += np.float32(scaling.intercept)
     return finite(scaled, where)

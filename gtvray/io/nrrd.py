@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gtvray.errors import GeometryError, VolumeError
 from gtvray.geometry import Volume, check_affine
+from gtvray.io.names import find_listed
 from gtvray.io.nrrd_header import Header, parse_header
 from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, finite, opened
 
@@ -226,4 +227,4 @@ def _beside(header: Header, folder: Path | None) -> Path:
     paths = PurePosixPath(name), PureWindowsPath(name)
     if any(path.anchor or ".." in path.parts for path in paths):
         raise header.wrong("data file", "a name in the header's own folder", do)
-    return folder / name
+    return find_listed(folder, name)

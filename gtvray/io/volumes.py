@@ -1,4 +1,4 @@
-"""The door for volume files: the format is known by a file's first bytes, not by its name."""
+"""Reading and writing volume files of any supported format, known by a file's first bytes and not by its name."""
 
 from __future__ import annotations
 
@@ -9,24 +9,10 @@ from pathlib import Path
 from gtvray.errors import InputError, VolumeError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_path
-from gtvray.io.nifti import encode_nifti, is_nifti, read_nifti
+from gtvray.io.content import HEAD_BYTES, identify
+from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_scaled_nifti
 from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd
-from gtvray.io.stream import DO_EXPORT, MAX_VOLUME_BYTES, Source, opened
-
-# What other formats begin with, to say more than "unknown".
-_OTHERS = {
-    b"PK\x03\x04": "a zip archive",
-    b"BZh": "a bzip2 stream",
-    b"\x28\xb5\x2f\xfd": "a zstandard stream",
-    b"\xfd7zX": "an xz stream",
-    b"MZ": "a program",
-    b"\x89PNG": "a PNG picture",
-    b"Obje": "a MetaImage header",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUM": "a NumPy array",
-    b"vers": "text, perhaps a pointer to a file in Git LFS",
-    b"<": "text, perhaps a web page",
-}
+from gtvray.io.stream import MAX_VOLUME_BYTES, Source, opened
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
@@ -41,11 +27,21 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         GeometryError: its header does not say where its voxels are, or says it in two ways.
         TooLargeError: over 4 GiB.
     """
+    return read_scaled_volume(path)[0]
+
+
+def read_scaled_volume(path: str | os.PathLike[str]) -> tuple[Volume, Scaling | None]:
+    """Read as `read_volume`, and return the scaling of a NIfTI header that was applied as well.
+
+    Raises:
+        as `read_volume`.
+    """
     source = Path(path)
     # What is found again by its digest must be one file, so only the name made for it may stand for two.
     folder = source.parent if source.suffix.lower() == ".nhdr" else None
     with opened(source) as file:
-        return _read(Source(file, source), MAX_VOLUME_BYTES, folder)
+        head = file.read(HEAD_BYTES)
+        return _read(Source(file, source), head, MAX_VOLUME_BYTES, folder)
 
 
 def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -54,7 +50,18 @@ def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = M
     Raises:
         as `read_volume`; VolumeError too for an NRRD header whose voxels are in another file.
     """
-    return _read(Source(io.BytesIO(content), where), limit_bytes, None)
+    return decode_scaled_volume(content, where, limit_bytes)[0]
+
+
+def decode_scaled_volume(
+    content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES
+) -> tuple[Volume, Scaling | None]:
+    """Read as `decode_volume`, and return the scaling of a NIfTI header that was applied as well.
+
+    Raises:
+        as `decode_volume`.
+    """
+    return _read(Source(io.BytesIO(content), where), content[:HEAD_BYTES], limit_bytes, None)
 
 
 def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -66,7 +73,7 @@ def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MA
     source = Source(io.BytesIO(content), where)
     start = source.read(4)
     if not is_nifti(start):
-        raise _unknown("not a NIfTI file", "a NIfTI-1 or NIfTI-2 header", start, source)
+        raise _unknown("not a NIfTI file", "a NIfTI-1 or NIfTI-2 header", content[:HEAD_BYTES], where)
     return read_nifti(source, start, limit_bytes)
 
 
@@ -88,17 +95,15 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
         temporary.write_bytes(content)
 
 
-def _read(source: Source, limit_bytes: int, folder: Path | None) -> Volume:
+def _read(source: Source, head: bytes, limit_bytes: int, folder: Path | None) -> tuple[Volume, Scaling | None]:
     start = source.read(4)
     if is_nifti(start):
-        return read_nifti(source, start, limit_bytes)
+        return read_scaled_nifti(source, start, limit_bytes)
     if is_nrrd(start):
-        return read_nrrd(source, start, limit_bytes, folder)
-    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", start, source)
+        return read_nrrd(source, start, limit_bytes, folder), None
+    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", head, source.where)
 
 
-def _unknown(what: str, expected: str, start: bytes, source: Source) -> VolumeError:
-    found: object = next((name for magic, name in _OTHERS.items() if start.startswith(magic)), start or "an empty file")
-    if source.read(128)[124:] == b"DICM":
-        found = "a DICOM file"
-    return VolumeError(what, where=source.where, expected=expected, found=found, do=DO_EXPORT)
+def _unknown(what: str, expected: str, head: bytes, where: object) -> VolumeError:
+    content = identify(head)
+    return VolumeError(what, where=where, expected=expected, found=content.name, do=content.hint or None)

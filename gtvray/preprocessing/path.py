@@ -20,6 +20,7 @@ from gtvray.config import PreprocessingConfig
 from gtvray.errors import DataError
 from gtvray.geometry import Box, Volume, is_sheared, orthogonal_grid, resample_to_grid, resampled_grid
 from gtvray.geometry.affine import Affine
+from gtvray.io import as_labels
 from gtvray.preprocessing.mirror import mirror_sum, mirrored_hu
 
 # Raise it whenever the same scan and settings would give other voxels: caches and bundles carry it.
@@ -116,9 +117,13 @@ def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
 
     A voxel belongs to the result where the mask, resampled linearly, reaches one half; with `antialias`, the mask is
     averaged over coarser voxels as the scan is.
+
+    Raises:
+        DataError: its values are not labels.
     """
     grid = prepared.hu
     result = np.zeros(grid.shape, dtype=np.uint8)
+    mask = as_labels(mask, "mask").volume
     # What is 0 and 1 already, as masks of cases are, is not copied.
     binary = mask.array.dtype == np.uint8 and mask.array.max() <= 1
     whole = (mask if binary else mask.with_array((mask.array > 0).view(np.uint8))).reoriented(AXES)

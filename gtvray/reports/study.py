@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtvray.datasets import Dataset, read_label
+from gtvray.datasets import Dataset, read_binary, read_label
 from gtvray.errors import InputError
 from gtvray.evaluation.baseline import MeanPositionBaseline
 from gtvray.evaluation.metrics import CaseScore
@@ -140,6 +140,6 @@ class Study:
                     told = f"{case.case_id}: DSC {score.dsc:.3f}, HD95 {score.hd95_mm:.1f} mm"
                     digest = self._bundles[name].digest[:_DIGEST_SHOWN]
                     picture = Path(_PICTURES) / f"worst-{digest}-{case.case_id}.png"
-                    render_overlay(folder / picture, scan, reference, read_volume(entry.mask), told)
+                    render_overlay(folder / picture, scan, reference, read_binary(entry.mask), told)
                     drawn[name, case.case_id] = WorstCase(name, case.case_id, told, picture)
         return [drawn[name, entry.case.case_id] for name, entry in chosen]

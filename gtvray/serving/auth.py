@@ -6,7 +6,8 @@ import hmac
 import os
 from pathlib import Path
 
-from gtvray.errors import AuthError, ConfigError
+from gtvray.errors import AuthError, ConfigError, InputError
+from gtvray.io import read_text
 
 TOKEN_VARIABLE = "GTVRAY_TOKEN"  # noqa: S105  # the variable's name
 
@@ -21,9 +22,10 @@ def read_token(token_file: Path | None) -> str:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
     else:
         try:
-            token = token_file.read_text().strip()
-        except OSError as error:
-            raise ConfigError("the token file cannot be read", where=token_file, found=error.strerror) from error
+            token = read_text(token_file).strip()
+        except InputError as error:
+            found = error.fields.get("found", error.what)
+            raise ConfigError("the token file cannot be read", where=token_file, found=found) from error
     if not token:
         raise ConfigError(
             "no token: the endpoint is never open to everyone",

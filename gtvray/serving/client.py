@@ -11,7 +11,7 @@ import httpx
 from gtvray.errors import DeadlineError, GtvrayError, NotFoundError, ResourceError
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
-from gtvray.io import decode_nifti, encode_nifti
+from gtvray.io import decode_labels, encode_nifti
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 
 
@@ -106,7 +106,7 @@ def _result(answer: httpx.Response, url: str) -> RemoteResult:
     headers = answer.headers
     try:
         return RemoteResult(
-            mask=decode_nifti(answer.content, url),
+            mask=decode_labels(answer.content, url).volume,
             request_id=headers["X-Request-ID"],
             model_digest=headers["X-Gtvray-Model-Digest"],
             model_version=headers["X-Gtvray-Model-Version"],

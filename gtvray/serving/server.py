@@ -22,6 +22,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from gtvray.config import ServingConfig, build
 from gtvray.errors import FailureError, NotReadyError, NotReproducedError, ResourceError
+from gtvray.io import decode_text
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import DeployFile
@@ -128,7 +129,7 @@ def start_server(
 def read_deploy_file() -> DeployFile:
     """The shipped Serve config, `serve/config.yaml`."""
     source = resources.files("gtvray.deploy") / "config.yaml"
-    return build(DeployFile, yaml.safe_load(source.read_text()), source)
+    return build(DeployFile, yaml.safe_load(decode_text(source.read_bytes(), source)), source)
 
 
 def _deploy(file: DeployFile, args: dict[str, object], settings: ServingConfig) -> None:

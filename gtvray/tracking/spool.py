@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gtvray.failpoints import failpoint
-from gtvray.io import atomic_path
+from gtvray.io import atomic_path, read_text
 
 Entry = dict[str, Any]
 _FIRST_WAIT_S = 0.2
@@ -36,7 +36,7 @@ class Spool:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_half_line(path)
         self._file = path.open("ab")
-        self._done = int(self._mark.read_text()) if self._mark.exists() else 0
+        self._done = int(read_text(self._mark)) if self._mark.exists() else 0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._delivered = threading.Condition()
         self.last_error: str | None = None

@@ -62,12 +62,12 @@ def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Wa
     if not states or not Tuner.can_restore(str(folder)):
         return None
     try:
-        json.loads(states[-1].read_text())
-    except ValueError as error:
+        read_json(states[-1])
+    except InputError as error:
         raise TrainingError(
             "Ray Tune's record of this sweep is damaged",
             where=states[-1],
-            found=error,
+            found=error.fields.get("found", error.what),
             do=f"begin a new sweep; the trials' checkpoints are under {folder.parent / 'trials'}",
         ) from error
     tuner = Tuner.restore(

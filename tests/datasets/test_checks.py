@@ -156,6 +156,8 @@ def _without_slice(array: Array) -> Array:
 LABEL_FAULTS: dict[str, Change] = {
     "label.empty": np.zeros_like,
     "label.not_binary": lambda a: a * 2,
+    "label.not_labels": lambda a: a * np.float32(0.5),
+    "label.rounded": lambda a: a * np.float32(0.9999999),
     "label.other_grid": lambda a: a[:-1],
     "label.misplaced": _blob(start=(0, 0, 0), size=5),
     "label.outside_body": _blob(start=(14, 27, 10), size=6),

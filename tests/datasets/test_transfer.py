@@ -144,9 +144,14 @@ def test_one_structure_of_several_is_chosen(tmp_path: Path, dataset_folder: Path
     with pytest.raises(DataError, match="no such structure"):
         transfer(dataset_folder, tmp_path / "all", "structseg", label="parotid")
     assert not (tmp_path / "all").exists()
+    with pytest.raises(DataError, match=r"no voxel of label_4 \(value 4\) in 1 of 3 masks") as caught:
+        transfer(dataset_folder, tmp_path / "four", "structseg", label="4")
+    assert caught.value.fields["found"] == "case 10 (values 0, 3)"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    shutil.rmtree(dataset_folder / "10")
     done = transfer(dataset_folder, tmp_path / "four", "structseg", label="4")
-    assert (done.structure, done.empty, done.copied, done.rewritten) == ("label_4", ("10",), 3, 3)
-    for case in index_dataset(tmp_path / "four").cases[:2]:
+    assert (done.structure, done.copied, done.rewritten) == ("label_4", 2, 2)
+    for case in index_dataset(tmp_path / "four").cases:
         mask = read_label(case, read_volume(case.image)).array
         slabs = np.arange(mask.shape[2]) < 2
         assert np.array_equal(mask, tumours[case.case_id] & ~slabs)
@@ -302,7 +307,7 @@ def test_masks_get_their_case_ids_back(blind: Path, dataset_folder: Path) -> Non
     folder.mkdir()
     (blind / "masks" / "001.nii.gz").rename(folder / "label.nii.gz")
     (blind / "masks" / "scores.txt").touch()
-    assert sorted(unblind(blind / "masks", blind / "key.json", blind / "named")) == ["1", "10", "2"]
+    assert sorted(unblind(blind / "masks", blind / "key.json", blind / "named").cases) == ["1", "10", "2"]
     assert sorted(os.listdir(blind / "named")) == ["1.nii.gz", "10.nii.gz", "2.nii.gz"]
     for name in ("1", "2", "10"):
         mask, original = (
@@ -318,7 +323,7 @@ def test_masks_under_wrong_numbers_are_refused(blind: Path) -> None:
     swapped = one.read_bytes(), two.read_bytes()
     one.write_bytes(swapped[1])
     two.write_bytes(swapped[0])
-    with pytest.raises(GeometryError, match="grid of its scan"):
+    with pytest.raises(GeometryError, match="not on the scan's grid"):
         unblind(masks, key, blind / "named")
     assert not (blind / "named").exists()
     one.rename(masks / "017.nii.gz")

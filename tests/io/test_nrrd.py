@@ -317,6 +317,13 @@ def test_voxels_in_a_file_beside_the_header(tmp_path: Path, field: str, name: st
         read_volume(tmp_path / "a.nhdr")
 
 
+def test_voxels_in_a_file_named_as_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "voxels").mkdir()
+    (tmp_path / "voxels" / "a.raw").write_bytes(VOXELS)
+    (tmp_path / "a.nhdr").write_bytes(_header({"data file": ".\\Voxels\\A.RAW"}))
+    _check(read_volume(tmp_path / "a.nhdr"))
+
+
 @pytest.mark.parametrize(
     "name",
     ["../a.raw", "b/../../a.raw", "{outside}/a.raw", "..\\a.raw", "C:\\a.raw", "C:a.raw", "\\\\host\\a.raw", "LIST",

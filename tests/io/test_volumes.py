@@ -107,17 +107,17 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     ("start", "says"),
     [
         (b"", "an empty file"),
-        (b"\xff\x01", "xff"),
+        (b"\xff\x01", "beginning ff 01"),
         (b"PK\x03\x04 and more", "zip"),
         (b"BZh9 and more", "bzip2"),
         (b"ObjectType = Image", "MetaImage"),
-        (b"NRR", "NRR"),
+        (b"NRR", "text"),
         (b"<!DOCTYPE html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (bytes(128) + b"DICM\2\0", "a DICOM file"),
-        (bytes(400), "x00"),
-        (gzip.compress(b""), "an empty file"),
-        (gzip.compress(gzip.compress(CONTENTS["nii"])), "x1f"),
+        (bytes(400), "beginning 00 00"),
+        (gzip.compress(b""), "a gzip stream of nothing"),
+        (gzip.compress(gzip.compress(CONTENTS["nii"])), "a gzip stream of a gzip stream"),
     ],
 )
 def test_other_files_are_called_what_they_are(start: bytes, says: str) -> None:

@@ -26,11 +26,11 @@ def describe(
     """
     from gtvray.datasets import describe_dataset, html_page, index_dataset, markdown, parse_card
     from gtvray.errors import NotFoundError
-    from gtvray.io import atomic_path, write_json
+    from gtvray.io import atomic_path, read_text, write_json
 
     if card is not None and not card.is_file():
         raise NotFoundError("no such file", where=card, expected="a dataset card in Markdown")
-    published = None if card is None else parse_card(card.read_text(encoding="utf-8", errors="replace"))
+    published = None if card is None else parse_card(read_text(card))
     dataset = index_dataset(folder, labels_required=False)
     progress = Progress({"describe": len(dataset.cases) * 0.4}, as_json)
     with progress.live():

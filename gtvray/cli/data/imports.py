@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,8 +33,10 @@ def import_dataset(
 ) -> None:
     """Make a dataset of one structure out of StructSeg's, nnU-Net's or the Decathlon's layout.
 
-    Voxels and affines stay as they are; transfer.json tells what became of each file. With --key, masks predicted on a
-    blind export are held against their scans' grids and written as DST/CASE.nii.gz.
+    Voxels and affines stay as they are, and transfer.json lists what was done with each file. Mask values within 0.001
+    of a whole number are that number, and are reported; other values are refused, and so is a dataset in which a mask
+    has no voxel of the structure. With --key, masks predicted on a blind export are compared with their scans' grids
+    and written as DST/CASE.nii.gz.
 
     Example: gtvray data import Dataset017_Organs Parotid --label parotid_left
     """
@@ -44,11 +47,13 @@ def import_dataset(
     with progress.live():
         progress.begin("import", f"from {source}")
         if key is not None:
-            ids = unblind(source, key, target, progress.advance)
+            named = unblind(source, key, target, progress.advance)
         else:
             done = transfer(source, target, layout, label=label, report=progress.advance)
     if key is not None:
-        emit({"folder": str(target), "cases": ids}, as_json, f"{len(ids)} masks under their case ids in {target}")
+        text = f"{len(named.cases)} masks under their case ids in {target}"
+        empty = f"\nmasks without a voxel: case {', '.join(named.empty)}" if named.empty else ""
+        emit(asdict(named), as_json, text + empty + rounded_lines(named.rounded))
     else:
         emit(asdict(done), as_json, describe(done))
 
@@ -56,8 +61,12 @@ def import_dataset(
 def describe(done: Transferred) -> str:
     """What was written, for people."""
     test = f", {done.test_cases} of them without a mask" if done.test_cases else ""
-    empty = f"\nwithout a voxel of {done.structure}: case {', '.join(done.empty)}" if done.empty else ""
     return (
         f"{done.cases} cases of {done.structure}{test} in {done.folder} ({done.layout}): "
-        f"{done.copied} files copied, {done.rewritten} written anew{empty}"
+        f"{done.copied} files copied, {done.rewritten} written anew{rounded_lines(done.rounded)}"
     )
+
+
+def rounded_lines(rounded: Mapping[str, str]) -> str:
+    """A line for each mask whose stored values were not whole numbers."""
+    return "".join(f"\nmask of case {case_id}: {note}" for case_id, note in rounded.items())

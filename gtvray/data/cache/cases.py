@@ -23,7 +23,7 @@ from gtvray.config import CacheConfig, PreprocessingConfig
 from gtvray.data.cache.digests import DigestMemo
 from gtvray.data.cache.prepared import MIRRORED, CachedCase
 from gtvray.data.cache.store import META, EntryStore, seal
-from gtvray.datasets.layouts.cases import Case, read_label
+from gtvray.datasets.layouts.cases import Case, read_noted_label
 from gtvray.geometry import Box
 from gtvray.io import atomic_dir, read_json, read_volume
 from gtvray.preprocessing import PREPROCESSING_VERSION, cut_off_share, prepare, prepare_mask
@@ -117,10 +117,10 @@ class CaseCache:
         level = self._config.codec_level
         # One after another beside what is done here.
         with ThreadPoolExecutor(1) as beside:
-            reading = beside.submit(read_label, case, image)
+            reading = beside.submit(read_noted_label, case, image)
             prepared = prepare(image, self._preprocessing, case.image)
             writing = beside.submit(_write_chunks, prepared.hu.array, folder / "hu.b2nd", level)
-            label = reading.result()
+            label, rounded = reading.result()
             mask = prepare_mask(label, prepared)
             _write_chunks(mask, folder / "mask.b2nd", level)
             if prepared.mirrored is not None:
@@ -128,6 +128,8 @@ class CaseCache:
             np.save(folder / "foreground.npy", _sample_foreground(mask))
             writing.result()
         notes, cut = list(prepared.notes), cut_off_share(label, prepared)
+        if rounded:
+            notes.append(f"mask: {rounded}")
         if cut:
             notes.append(f"{cut:.2%} of the tumour lie outside the body's box and were cut away")
         meta = {

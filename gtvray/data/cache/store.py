@@ -25,7 +25,7 @@ from typing import Any
 from isal import isal_zlib
 
 from gtvray.errors import InputError, ResourceError
-from gtvray.io import read_json, write_json
+from gtvray.io import read_json, read_text, write_json
 
 META = "meta.json"
 _LOCK, _LEASES = ".lock", ".leases"
@@ -159,7 +159,7 @@ class EntryStore:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.unlink()
             except BlockingIOError:
-                keys.update(file.read_text().split())
+                keys.update(read_text(file).split())
             finally:
                 os.close(handle)
         return keys

@@ -38,6 +38,11 @@ KINDS: dict[str, Kind] = {
     "label.missing": Kind("error", "the case has no mask, though others have", "add it or move the case away"),
     "label.unreadable": Kind("error", "the mask's file is damaged or not a volume", "export it again"),
     "label.other_grid": Kind("error", "the mask lies on another grid than the scan", "export both from one series"),
+    "label.not_labels": Kind(
+        "error",
+        "the mask holds values that are no labels: fractions, or below 0",
+        "save the labels as unsigned integers, without scaling in the header",
+    ),
     "label.not_binary": Kind("error", "the mask holds other values than 0 and 1", "keep one structure"),
     "label.empty": Kind("error", "the mask has no voxel", "draw it, or move the case away"),
     "label.misplaced": Kind(
@@ -81,6 +86,11 @@ KINDS: dict[str, Kind] = {
     "label.volume": Kind("warning", "the tumour's volume is implausible", "look at the contour and the spacing"),
     "label.same": Kind("warning", "two cases of different scans have the same mask", "look whose mask it is"),
     "scan.cut": Kind("info", "the field of view cuts the body, away from the tumour", "nothing, if it was meant so"),
+    "label.rounded": Kind(
+        "info",
+        "the mask's values are up to 0.001 beside whole numbers and are taken for these",
+        "save the mask again as unsigned integers: other programs may read other labels",
+    ),
     "label.specks": Kind("info", "tiny islands beside the tumour", "smooth the contour, if they matter"),
 }
 

@@ -15,8 +15,8 @@ from gtvray.datasets.checks.copies import Profile, body_profile, voxel_digest
 from gtvray.datasets.checks.findings import Finding, finding
 from gtvray.datasets.checks.labels import Mask, Tumour, check_label
 from gtvray.datasets.checks.scans import check_cut, check_scan, not_hu
-from gtvray.datasets.layouts.cases import Case, read_label, split_ending
-from gtvray.errors import GeometryError, InputError, VolumeError
+from gtvray.datasets.layouts.cases import Case, as_binary, read_mask, require_marked, split_ending
+from gtvray.errors import DataError, GeometryError, InputError, VolumeError
 from gtvray.geometry import Volume, is_sheared
 from gtvray.io import read_volume
 
@@ -122,11 +122,8 @@ def survey_case(case: Case, draw: Draw | None = None) -> Survey:
     findings = check_scan(case.case_id, scan, seen)
     mask = None
     if case.label is not None:
-        try:
-            mask = Mask(read_label(case, scan))
-        except InputError as error:
-            code = _label_code(error)
-            findings.append(finding(code, case.case_id, _said(error, case.label), advice=_advice(error)))
+        mask, said = _read_mask(case, case.label, scan)
+        findings += said
     if mask is not None:
         findings += check_label(case.case_id, mask, scan, seen)
     findings += check_cut(case.case_id, scan, None if mask is None else mask.in_slices())
@@ -182,12 +179,25 @@ def _counts(hu: NDArray[np.float32] | NDArray[np.int16]) -> Counts:
     return np.asarray(np.bincount(inside, minlength=HIGHEST_HU - LOWEST_HU + 1), dtype=np.int64)
 
 
-def _label_code(error: InputError) -> str:
-    if isinstance(error, GeometryError):
-        return "label.other_grid"
-    if isinstance(error, VolumeError):
-        return "label.unreadable"
-    return next((f"label.{kind}" for kind in ("empty", "not_binary") if kind[-6:] in error.what), "label.unreadable")
+def _read_mask(case: Case, file: Path, scan: Volume) -> tuple[Mask | None, list[Finding]]:
+    """The mask of one structure, or what is wrong with it."""
+    findings: list[Finding] = []
+    code = "label.not_labels"
+    try:
+        labels = read_mask(case, scan)
+        if labels.note:
+            findings.append(finding("label.rounded", case.case_id, f"{labels.note}, in {file.name}"))
+        code = "label.not_binary"
+        binary = as_binary(labels.volume, file)
+        code = "label.empty"
+        require_marked(labels, file)
+        return Mask(binary), findings
+    except InputError as error:
+        if isinstance(error, GeometryError):
+            code = "label.other_grid"
+        elif not isinstance(error, DataError) or isinstance(error, VolumeError):
+            code = "label.unreadable"
+        return None, [*findings, finding(code, case.case_id, _said(error, file), advice=_advice(error))]
 
 
 def _said(error: InputError, file: Path) -> str:

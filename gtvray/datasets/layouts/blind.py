@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from gtvray.datasets.layouts import nnunet
-from gtvray.datasets.layouts.cases import ENDINGS, LayoutName, as_binary, require_file, split_ending
+from gtvray.datasets.layouts.cases import ENDINGS, LayoutName, as_binary, require_file, require_grid, split_ending
 from gtvray.datasets.layouts.find import LAYOUTS, find_dataset
 from gtvray.datasets.layouts.transfer import new_dataset, write_index
-from gtvray.errors import DataError, GeometryError, InputError
+from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import read_json, read_volume, sha256_of, write_json, write_volume
+from gtvray.io import read_json, read_labels, read_volume, sha256_of, write_json, write_volume
 
 _KEY_VERSION = 1
 _STRUCTURE = "target"
@@ -35,6 +35,23 @@ class Blinded:
     key: Path
     layout: LayoutName
     cases: int
+
+
+@dataclass(frozen=True)
+class Unblinded:
+    """Masks of a blind export under their case ids.
+
+    Attributes:
+        folder: where they were written.
+        cases: their ids.
+        empty: those whose mask has no voxel, as a prediction that found nothing has none.
+        rounded: those whose stored values were not whole numbers, with how far they were from these.
+    """
+
+    folder: Path
+    cases: tuple[str, ...]
+    empty: tuple[str, ...]
+    rounded: Mapping[str, str]
 
 
 def export_blind(
@@ -97,17 +114,14 @@ def export_blind(
     return Blinded(target, key, layout, len(entries))
 
 
-def unblind(masks: Path, key: Path, target: Path, report: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+def unblind(masks: Path, key: Path, target: Path, report: Callable[[int, int], None] | None = None) -> Unblinded:
     """Bring masks that bear the numbers of a blind export back to their cases, as `<case>.nii.gz`.
 
     Args:
         masks: holds `<number>.nii.gz`, or `<number>/label.nii.gz`; .nii and .nrrd as well.
         key: what `export_blind` wrote.
         target: a new or empty folder.
-        report: told (done, all) after each case.
-
-    Returns:
-        the case ids.
+        report: called with (done, all) after each case.
 
     Raises:
         NotFoundError: no such key.
@@ -128,23 +142,22 @@ def unblind(masks: Path, key: Path, target: Path, report: Callable[[int, int], N
             ),
         )
     done: list[str] = []
+    empty: list[str] = []
+    rounded: dict[str, str] = {}
     with new_dataset(target, masks) as partial:
         for number, entry in entries.items():
-            mask = read_volume(found[number])
+            case_id, file = entry["case_id"], found[number]
+            labels = read_labels(file)
             grid = Volume(np.broadcast_to(np.uint8(0), entry["shape"]), np.array(entry["affine"]))
-            if not mask.same_grid(grid):
-                raise GeometryError(
-                    "mask is not on the grid of its scan",
-                    where=found[number],
-                    expected=f"{grid.shape} from {_origin(grid)}",
-                    found=f"{mask.shape} from {_origin(mask)}",
-                    do="predict on the exported scans as they are",
-                )
-            write_volume(partial / f"{entry['case_id']}.nii.gz", grid.with_array(as_binary(mask, found[number]).array))
-            done.append(entry["case_id"])
+            require_grid(labels.volume, grid, file, do="predict on the exported scans as they are")
+            mask = as_binary(labels.volume, file).array
+            write_volume(partial / f"{case_id}.nii.gz", grid.with_array(mask))
+            done.append(case_id)
+            empty += [] if mask.any() else [case_id]
+            rounded |= {case_id: labels.note} if labels.note else {}
             if report is not None:
                 report(len(done), len(entries))
-    return tuple(done)
+    return Unblinded(target, tuple(done), tuple(empty), rounded)
 
 
 def _read_key(key: Path) -> dict[str, dict[str, Any]]:
@@ -176,7 +189,3 @@ def _numbered(masks: Path) -> dict[str, Path]:
             raise DataError("two masks for one number", where=masks, found=parts[0], do="keep the right one")
         found[parts[0]] = inside[0] if inside else require_file(entry)
     return found
-
-
-def _origin(volume: Volume) -> str:
-    return "({:.1f}, {:.1f}, {:.1f}) mm".format(*volume.affine[:3, 3])

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from gtvray.errors import DataError, GeometryError
-from gtvray.geometry import Volume
-from gtvray.io import read_volume
+from gtvray.geometry import Volume, furthest_corner_mm
+from gtvray.io import Labels, canonical_name, read_labels, shown_values
 
 LayoutName = Literal["structseg", "nnunet", "msd"]
 # Endings a scan or a mask may have. What a file really holds is found out when it is read. Not .nhdr: its voxels are in
 # another file, which the digest of this one would not cover.
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,22 @@ class Dataset:
         return tuple(by_id[case_id] for case_id in case_ids)
 
 
-def read_mask(case: Case, image: Volume) -> Volume:
-    """Read a case's mask as it is stored and hold its grid against its scan's.
+def read_mask(case: Case, image: Volume) -> Labels:
+    """Read a case's mask and compare its grid with its scan's.
 
     Returns:
-        the mask with its own values: one structure or several, or none.
+        the mask with its own labels: one structure, several or none.
 
     Raises:
-        DataError: the case has no mask.
+        DataError: the case has no mask, or its values are not labels.
         GeometryError: it lies on another grid.
         VolumeError: the file is damaged.
     """
     if case.label is None:
         raise DataError("case has no mask", where=case.image.parent, expected="a mask beside the scan")
-    label: Volume = read_volume(case.label)
-    if not label.same_grid(image):
-        raise GeometryError(
-            "mask is not on the scan's grid",
-            where=case.label,
-            expected=_describe_grid(image),
-            found=_describe_grid(label),
-            do="export both from the same series",
-        )
-    return label
+    labels: Labels = read_labels(case.label)
+    require_grid(labels.volume, image, case.label, do="export both from the same series")
+    return labels
 
 
 def read_label(case: Case, image: Volume) -> Volume:
@@ -98,11 +92,42 @@ def read_label(case: Case, image: Volume) -> Volume:
         DataError: it is empty, or holds other values than 0 and 1.
         GeometryError, VolumeError: as `read_mask`.
     """
-    label = read_mask(case, image)
-    binary = as_binary(label, case.label)
-    if not binary.array.any():
-        raise DataError("mask is empty", where=case.label, expected="at least one tumour voxel", found="all zero")
-    return binary
+    return read_noted_label(case, image)[0]
+
+
+def read_noted_label(case: Case, image: Volume) -> tuple[Volume, str]:
+    """Read a mask as `read_label`, and return how its stored values differed from whole numbers as well.
+
+    Raises:
+        as `read_label`.
+    """
+    labels = read_mask(case, image)
+    require_marked(labels, case.label)
+    return as_binary(labels.volume, case.label), labels.note
+
+
+def read_binary(path: Path) -> Volume:
+    """Read a mask of one structure that may be empty, such as a prediction.
+
+    Returns:
+        a uint8 mask of 0 and 1.
+
+    Raises:
+        DataError: it holds other values than 0 and 1.
+        NotFoundError, VolumeError, GeometryError: as `gtvray.io.read_volume`.
+    """
+    return as_binary(read_labels(path).volume, path)
+
+
+def require_marked(labels: Labels, where: object) -> None:
+    """Refuse a mask without a voxel.
+
+    Raises:
+        DataError: it is empty.
+    """
+    if not labels.volume.array.any():
+        found = f"all zero; {labels.note}" if labels.note else "all zero"
+        raise DataError("mask is empty", where=where, expected="at least one tumour voxel", found=found)
 
 
 def as_binary(label: Volume, where: object) -> Volume:
@@ -111,29 +136,49 @@ def as_binary(label: Volume, where: object) -> Volume:
     Raises:
         DataError: it holds other values than 0 and 1.
     """
-    if label.array.dtype == np.uint8 and label.array.max() <= 1:
-        return label
-    # Two comparisons are much faster than a sorted list of the values, which only a refusal needs.
-    if not ((label.array == 0) | (label.array == 1)).all():
+    if label.array.max() > 1:
         values = np.unique(label.array)
-        shown = ", ".join(f"{value:g}" for value in values[:12]) + (", ..." if len(values) > 12 else "")
+        marked = values[values > 0]
+        value = marked[0] if len(marked) == 1 else "VALUE"
+        hint = " (many organs: StructSeg's Task 1?)" if len(marked) > 1 else ""
         raise DataError(
             "mask is not binary",
             where=where,
             expected="0 and 1",
-            found=f"values {shown}",
-            do="choose one structure: gtvray data import SRC DST --label VALUE (many organs: StructSeg's Task 1?)",
+            found=f"values {shown_values(values, _SHOWN)}",
+            do=f"choose one structure: gtvray data import SRC DST --label {value}{hint}",
         )
-    return label.with_array(label.array.astype(np.uint8))
+    return label if label.array.dtype == np.uint8 else label.with_array(label.array.astype(np.uint8))
+
+
+def require_grid(label: Volume, image: Volume, where: object, *, do: str) -> None:
+    """Refuse a mask that does not lie on the grid of its scan.
+
+    Raises:
+        GeometryError: naming both grids, and how far apart they are where their shapes are equal.
+    """
+    if label.same_grid(image):
+        return
+    found = _describe_grid(label)
+    if label.shape == image.shape:
+        apart_mm = furthest_corner_mm(image.affine, label.affine, image.shape)
+        found += f", up to {apart_mm:.2g} mm ({apart_mm / min(image.spacing_mm):.2g} voxels) apart"
+        if apart_mm < min(image.spacing_mm) / 2:
+            # Digits lost in a header, which add up over the grid.
+            do = "if the mask was drawn on this scan and its header was rounded, give it the scan's affine"
+    raise GeometryError(
+        "mask is not on the scan's grid", where=where, expected=_describe_grid(image), found=found, do=do
+    )
 
 
 def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
-    """Cases in natural order of their ids.
+    """Cases in natural order of their ids, which are brought to Unicode's composed form.
 
     Raises:
         DataError: two of one id, or an id that cannot be a file's name, as masks are named by it.
     """
-    cases = list(cases)
+    # The same folder has decomposed names where macOS wrote it, and lists of patients have composed ones.
+    cases = [replace(case, case_id=canonical_name(case.case_id)) for case in cases]
     unfit = [case.case_id for case in cases if not case.case_id or "/" in case.case_id or case.case_id.startswith(".")]
     if unfit:
         raise DataError("a case id cannot be a file's name", where=where, found=", ".join(unfit[:5]), do="rename it")
@@ -154,18 +199,25 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 def split_ending(name: str) -> tuple[str, str] | None:
     """A volume file's name without its ending, and the ending; None for other files and for hidden ones."""
-    ending = next((each for each in ENDINGS if name.endswith(each)), None)
+    ending = next((each for each in ENDINGS if name.lower().endswith(each)), None)
     # macOS leaves "._scan.nii.gz" beside "scan.nii.gz".
-    return None if ending is None or name.startswith(".") else (name.removesuffix(ending), ending)
+    if ending is None or name.startswith("."):
+        return None
+    return name[: -len(ending)], name[-len(ending) :]
 
 
 def find_volume(folder: Path, stem: str) -> Path | None:
-    """The one volume file of this stem in a folder, whatever its ending, or None.
+    """The one volume file of this stem in a folder, whatever its ending and its capitals, or None.
 
     Raises:
         DataError: two of them, or a link that leads nowhere.
     """
-    found = [path for path in (folder / f"{stem}{ending}" for ending in ENDINGS) if path.is_symlink() or path.is_file()]
+    named = [folder / f"{stem}{ending}" for ending in ENDINGS]
+    found = [path for path in named if path.is_symlink() or path.is_file()] or [
+        path
+        for path in sorted(folder.iterdir())
+        if (split_ending(path.name) or ("",))[0].lower() == stem and not path.is_dir()
+    ]
     if len(found) > 1:
         raise DataError(
             "two files for one volume",

@@ -10,6 +10,7 @@ from gtvray.datasets.layouts import msd, nnunet, structseg
 from gtvray.datasets.layouts.cases import Dataset, LayoutName, natural_key
 from gtvray.datasets.layouts.manifest import MANIFEST, read_manifest
 from gtvray.errors import DataError, NotFoundError
+from gtvray.io import find_entry, find_listed, is_litter
 
 _EXPECTED = "<case>/data.nii.gz and <case>/label.nii.gz, or nnU-Net's or the Decathlon's dataset.json"
 
@@ -95,7 +96,7 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
             found=", ".join(f"{home.relative_to(root)} ({name})" for home, name in homes),
             do="name the folder of one, or move the others away",
         )
-    if not homes and (root / MANIFEST).is_file():
+    if not homes and find_entry(root, MANIFEST).is_file():
         raise DataError(
             "dataset.json is neither nnU-Net's nor the Decathlon's",
             where=root / MANIFEST,
@@ -103,7 +104,7 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
             found=", ".join(read_manifest(root)) or "nothing",
         )
     if not homes:
-        entries = sorted(entry.name for entry in root.iterdir())
+        entries = sorted(entry.name for entry in root.iterdir() if not is_litter(entry.name))
         raise DataError(
             "no case in this folder",
             where=root,
@@ -121,8 +122,8 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
 def _homes(root: Path) -> list[tuple[Path, LayoutName]]:
     """Every folder in or below which a dataset lies, with its layout."""
     # Hidden ones are what a killed import left, or a tool keeps.
-    children = [e for e in root.iterdir() if not e.name.startswith(".") and (e / MANIFEST).is_file()]
-    wrapped = [root / name for name in structseg.WRAPPERS]
+    children = [e for e in root.iterdir() if not e.name.startswith(".") and find_entry(e, MANIFEST).is_file()]
+    wrapped = [find_listed(root, name) for name in structseg.WRAPPERS]
     candidates = [root, *wrapped, *sorted(children, key=lambda entry: natural_key(entry.name))]
     homes = [(home, name) for home in candidates for name, layout in LAYOUTS.items() if layout.recognise(home)]
     # StructSeg's archive has the organs of Task 1 beside the GTVs of Task 2, which are then meant.

@@ -9,7 +9,7 @@ from typing import Any
 
 from gtvray.datasets.layouts.cases import Case, Dataset, LayoutName, in_order
 from gtvray.errors import DataError
-from gtvray.io import read_json
+from gtvray.io import find_entry, read_json
 
 MANIFEST = "dataset.json"
 _ABOUT = ("name", "description", "reference", "licence", "license", "release")
@@ -22,7 +22,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: it is no JSON object.
         InputError: it is not JSON.
     """
-    path = folder / MANIFEST
+    path = find_entry(folder, MANIFEST)
     if not path.is_file():
         return {}
     manifest = read_json(path)
@@ -98,13 +98,14 @@ def values_of(value: Any, where: object) -> tuple[int, ...]:
     """A label's value, or the values a region is made of.
 
     Raises:
-        DataError: they are no whole numbers.
+        DataError: they are no whole numbers from 0.
     """
-    try:
-        numbers = tuple(int(each) for each in (value if isinstance(value, list) else [value]))
-    except (TypeError, ValueError) as error:
-        raise DataError("a label's value is no whole number", where=where, found=value) from error
-    return numbers
+    listed = value if isinstance(value, list) else [value]
+    # Text is what the Decathlon's keys are; int() alone would cut 1.5 off to 1.
+    texts = ["" if isinstance(each, bool) else str(each).strip() for each in listed]
+    if not texts or not all(text.isascii() and text.isdecimal() for text in texts):
+        raise DataError("a label's value is no whole number", where=where, expected="0, 1, 2, ...", found=repr(value))
+    return tuple(int(text) for text in texts)
 
 
 def _about(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 from gtvray.datasets.layouts.cases import Case, Dataset, require_file, split_ending
 from gtvray.datasets.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
 from gtvray.errors import DataError
+from gtvray.io import find_entry, find_listed, is_litter, listed_parts
 
 
 def recognise(folder: Path) -> bool:
@@ -33,10 +34,13 @@ def find(folder: Path, *, with_test: bool) -> Dataset:
     manifest = read_manifest(folder)
     require_ct(folder, "modality", manifest["modality"])
     labels = _labels(folder, manifest)
-    cases = [_case(folder, entry) for entry in _list(folder, manifest, "training")]
-    require_count(folder, manifest, len(cases))
+    listed = _list(folder, manifest, "training")
+    cases = [_case(folder, entry) for entry in listed if not _is_litter(entry)]
+    # A list made on macOS may count what the system left beside the files.
+    require_count(folder, manifest, len(listed) if manifest.get("numTraining") == len(listed) else len(cases))
     if with_test:
-        cases += [_case(folder, {"image": entry}) for entry in _list(folder, manifest, "test")]
+        tests = ({"image": entry} for entry in _list(folder, manifest, "test"))
+        cases += [_case(folder, entry) for entry in tests if not _is_litter(entry)]
     return described(folder, manifest, "msd", cases, labels)
 
 
@@ -85,24 +89,33 @@ def _list(folder: Path, manifest: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _case(folder: Path, entry: Any) -> Case:
-    # Some list their test scans as {"image": ...} like the others.
-    entry = entry["image"] if isinstance(entry, dict) and isinstance(entry.get("image"), dict) else entry
+    entry = _flat(entry)
     try:
-        image, label = _there(folder / entry["image"]), entry.get("label")
-        mask = None if label is None else require_file(folder / label)
-    except (AttributeError, KeyError, TypeError) as error:
+        image, label = _there(find_listed(folder, entry["image"])), entry.get("label")
+        mask = None if label is None else require_file(find_listed(folder, label))
+        name, _ = split_ending(listed_parts(entry["image"])[-1]) or ("", "")
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise DataError(
             "an entry of dataset.json is not a scan and its mask",
             where=folder / "dataset.json",
             expected='{"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}',
             found=entry,
         ) from error
-    name, _ = split_ending(Path(entry["image"]).name) or ("", "")
     return Case(name, image, mask)
+
+
+def _flat(entry: Any) -> Any:
+    """The entry of a scan; some list their test scans as {"image": ...} like the others."""
+    return entry["image"] if isinstance(entry, dict) and isinstance(entry.get("image"), dict) else entry
+
+
+def _is_litter(entry: Any) -> bool:
+    image = entry.get("image") if isinstance(entry := _flat(entry), dict) else None
+    return isinstance(image, str) and is_litter((listed_parts(image) or ("",))[-1])
 
 
 def _there(listed: Path) -> Path:
     """The listed scan, or, as nnU-Net's version 1 has it, the one with its channel's number."""
     parts = split_ending(listed.name)
-    numbered = listed.with_name(f"{parts[0]}_0000{parts[1]}") if parts else listed
+    numbered = find_entry(listed.parent, f"{parts[0]}_0000{parts[1]}") if parts else listed
     return numbered if numbered.is_file() and not listed.is_file() else require_file(listed)

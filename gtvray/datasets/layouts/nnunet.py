@@ -14,6 +14,7 @@ from typing import Any
 from gtvray.datasets.layouts.cases import Case, Dataset, require_file
 from gtvray.datasets.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
 from gtvray.errors import DataError, InputError
+from gtvray.io import find_entry, find_listed, match_name
 
 _NAME = re.compile(r"Dataset\d{3}_\w+")
 
@@ -41,7 +42,7 @@ def find(folder: Path, *, with_test: bool) -> Dataset:
     cases = list(_listed(folder, listed) if isinstance(listed, dict) else _found(folder, ending))
     require_count(folder, manifest, len(cases))
     if with_test:
-        cases += [Case(name, image, None) for name, image in _scans(folder / "imagesTs", ending)]
+        cases += [Case(name, image, None) for name, image in _scans(find_entry(folder, "imagesTs"), ending)]
     return described(folder, manifest, "nnunet", cases, labels)
 
 
@@ -102,7 +103,7 @@ def _listed(folder: Path, listed: Mapping[str, Any]) -> Iterable[Case]:
     for name, entry in listed.items():
         try:
             (image,), label = entry["images"], entry["label"]
-            paths = [folder / os.path.expandvars(path) for path in (image, label)]
+            paths = [find_listed(folder, os.path.expandvars(path)) for path in (image, label)]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 "an entry under dataset is not one scan and its mask",
@@ -114,22 +115,23 @@ def _listed(folder: Path, listed: Mapping[str, Any]) -> Iterable[Case]:
 
 
 def _found(folder: Path, ending: str) -> Iterable[Case]:
-    scans = _scans(folder / "imagesTr", ending)
-    masks = {path.name.removesuffix(ending): path for path in _files(folder / "labelsTr", ending)}
+    scans = _scans(find_entry(folder, "imagesTr"), ending)
+    masks = {_stem(path, ending): path for path in _files(find_entry(folder, "labelsTr"), ending)}
     for name, image in scans:
-        if name not in masks:
+        mask = match_name(name, masks)
+        if mask is None:
             raise DataError(
                 "case has no mask", where=image, expected=f"labelsTr/{name}{ending}", do="add it or move the case away"
             )
-        yield Case(name, image, require_file(masks.pop(name)))
-    for name, mask in masks.items():
-        raise DataError("case has no scan", where=mask, expected=f"imagesTr/{name}_0000{ending}", do="add the scan")
+        yield Case(name, image, require_file(masks.pop(mask)))
+    for name, path in masks.items():
+        raise DataError("case has no scan", where=path, expected=f"imagesTr/{name}_0000{ending}", do="add the scan")
 
 
 def _scans(folder: Path, ending: str) -> list[tuple[str, Path]]:
     scans = []
     for path in _files(folder, ending):
-        parts = re.fullmatch(r"(.+)_(\d{4})", path.name.removesuffix(ending))
+        parts = re.fullmatch(r"(.+)_(\d{4})", _stem(path, ending))
         if parts is None or parts[2] != "0000":
             raise DataError(
                 "not the name of a scan of one channel",
@@ -141,7 +143,15 @@ def _scans(folder: Path, ending: str) -> list[tuple[str, Path]]:
     return scans
 
 
+def _stem(path: Path, ending: str) -> str:
+    return path.name[: len(path.name) - len(ending)]
+
+
 def _files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and not path.name.startswith(".")]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(ending.lower()) and not path.name.startswith(".")
+    ]

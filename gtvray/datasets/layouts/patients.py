@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gtvray.datasets.layouts.cases import Dataset
 from gtvray.errors import DataError
-from gtvray.io import atomic_path, read_json
+from gtvray.io import atomic_path, canonical_name, find_entry, read_json, read_text
 
 TABLE, OBJECT = "patients.csv", "patients.json"
 UNVERIFIED = "grouping by patient can't be verified: each case is taken for a patient of its own"
@@ -60,12 +60,13 @@ def find_patients(dataset: Dataset, pattern: str = "") -> Patients | None:
     if pattern:
         told, source = _by_pattern(dataset, pattern), "split.patient_pattern"
     else:
-        files = [path for name in (TABLE, OBJECT) if (path := dataset.root / name).is_file()]
+        files = [path for name in (TABLE, OBJECT) if (path := find_entry(dataset.root, name)).is_file()]
         if not files:
             return None
         if len(files) > 1:
             raise DataError("two lists of patients", where=dataset.root, found=f"{TABLE} and {OBJECT}", do="keep one")
-        told, source = (_read_table if files[0].name == TABLE else _read_object)(files[0]), files[0].name
+        told, source = (_read_object if files[0].suffix.lower() == ".json" else _read_table)(files[0]), files[0].name
+    told = {canonical_name(case_id): patient for case_id, patient in told.items()}
     missing = [case.case_id for case in dataset.cases if not told.get(case.case_id)]
     if missing:
         raise DataError(
@@ -101,20 +102,20 @@ def _by_pattern(dataset: Dataset, pattern: str) -> dict[str, str]:
 
 
 def _read_table(path: Path) -> dict[str, str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("not a table in UTF-8", where=path, do="save it as CSV in UTF-8") from error
+    text = read_text(path)
+    # Excel says in a line of its own what it separates by.
+    stated = re.match(r"sep=(.)\n", text)
+    text = text[stated.end() :] if stated else text
     # Spreadsheets separate by semicolons where the comma is the decimal sign.
     first = text.partition("\n")[0]
-    separator = next((each for each in (",", ";", "\t") if each in first), ",")
+    separator = stated[1] if stated else next((each for each in (",", ";", "\t") if each in first), ",")
     header, *rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=separator)] or [
         []
     ]
     if tuple(header[:2]) != _COLUMNS:
         raise DataError("not a list of patients", where=path, expected=",".join(_COLUMNS), found=first[:80])
     told: dict[str, str] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(rows, 3 if stated else 2):
         if not any(row):
             continue
         if len(row) < 2:

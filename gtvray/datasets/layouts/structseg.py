@@ -6,13 +6,14 @@ Cases without a mask lie in `test/` when others have one: this is gtvray's addit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gtvray.datasets.layouts.cases import ENDINGS, Case, Dataset, find_volume, in_order
+from gtvray.datasets.layouts.cases import ENDINGS, Case, Dataset, find_volume, in_order, split_ending
 from gtvray.errors import DataError
-from gtvray.io import read_json
+from gtvray.io import is_litter, read_json
 
 IMAGE, LABEL, TEST = "data", "label", "test"
 # The folders StructSeg's archives and mirrors put around the cases. One bears the name of Task 1 and may hold either.
@@ -86,11 +87,12 @@ def index(labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]
 def _case(folder: Path, *, labels_required: bool) -> Case:
     image, label = find_volume(folder, IMAGE), find_volume(folder, LABEL)
     if image is None:
+        there = sorted(entry.name for entry in folder.iterdir() if not is_litter(entry.name))
         raise DataError(
             "case has no scan",
             where=folder,
             expected=f"{IMAGE}.nii.gz",
-            found=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "an empty folder",
+            found=", ".join(there[:5]) or "an empty folder",
             do="add it or move the case away",
         )
     if label is None and labels_required:
@@ -101,11 +103,18 @@ def _case(folder: Path, *, labels_required: bool) -> Case:
 def _folders(folder: Path) -> Iterable[Path]:
     if not folder.is_dir():
         return []
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+    return [
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and not is_litter(entry.name) and entry.is_dir()
+    ]
 
 
 def _looks_like_case(entry: Path) -> bool:
-    return any((entry / f"{stem}{ending}").exists() for stem in (IMAGE, LABEL) for ending in ENDINGS)
+    if any((entry / f"{stem}{ending}").exists() for stem in (IMAGE, LABEL) for ending in ENDINGS):
+        return True
+    stems = ((split_ending(name) or ("",))[0] for name in os.listdir(entry))
+    return any(stem.lower() in (IMAGE, LABEL) for stem in stems)
 
 
 def _means_case(entry: Path) -> bool:

@@ -24,11 +24,12 @@ from gtvray.datasets.layouts.patients import copy_patients
 from gtvray.datasets.layouts.structseg import RECORD
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import atomic_dir, read_volume, write_json, write_volume
+from gtvray.io import atomic_dir, is_litter, read_volume, shown_values, write_json, write_volume
 
 # A full-size scan with its mask is about 100 MB; two at a time keep both cores busy.
 _WORKERS = 2
 _RECORD_VERSION = 1
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Transferred:
         test_cases: how many of them have no mask.
         copied: files copied byte for byte.
         rewritten: files written anew.
-        empty: cases whose mask has no voxel.
+        rounded: case id -> how the values of its mask differed from whole numbers, where they did.
     """
 
     folder: Path
@@ -53,7 +54,7 @@ class Transferred:
     test_cases: int
     copied: int
     rewritten: int
-    empty: tuple[str, ...]
+    rounded: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,18 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Written:
-    """How a case's files came to be, for the record."""
+    """How a case's files were written, for the record.
+
+    Attributes:
+        image, label: copied or rewritten.
+        present: the labels of its mask, if the chosen structure is not among them.
+        note: how the values of its mask differed from whole numbers.
+    """
 
     image: str
     label: str | None
-    empty: bool
+    present: str | None = None
+    note: str = ""
 
 
 def transfer(
@@ -90,11 +98,12 @@ def transfer(
         target: a new or empty folder.
         layout: how to write it.
         label: name or value of the structure to keep; needed where masks hold several.
-        report: told (done, all) after each case.
+        report: called with (done, all) after each case.
 
     Raises:
         InputError: the target is not empty or lies in the source, or nnU-Net would not find it by its name.
-        DataError: several structures and none chosen, no such structure, or a mask that holds something else.
+        DataError: several structures and none chosen, no such structure, a mask whose values are not labels, or a case
+            with a mask that has no voxel of the structure.
         GeometryError: a mask is not on its scan's grid.
         VolumeError: a damaged file.
         ResourceError: the disk is full.
@@ -116,6 +125,7 @@ def transfer(
                 written[case.case_id] = outcome
                 if report is not None:
                     report(len(written), len(dataset.cases))
+        _require_voxels(source, choice, written)
         write_index(partial, layout, labelled, choice.name, dataset.about)
         copy_patients(dataset, partial)
         _record(partial, dataset, layout, choice.name, written)
@@ -128,7 +138,7 @@ def transfer(
         test_cases=sum(not has_mask for has_mask in labelled.values()),
         copied=files.count("copied"),
         rewritten=files.count("rewritten"),
-        empty=tuple(name for name, each in written.items() if each.empty),
+        rounded={name: each.note for name, each in written.items() if each.note},
     )
 
 
@@ -161,7 +171,7 @@ def write_index(
 
 
 def _require_free(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and not (target.is_dir() and all(is_litter(entry.name) for entry in target.iterdir())):
         raise InputError("there is something in this place", where=target, do="choose a new or empty folder")
 
 
@@ -202,23 +212,45 @@ def _write(case: Case, places: tuple[str, str | None], folder: Path, choice: _Ch
     image_place, label_place = places
     how = _put(case.image, image, folder / image_place)
     if label_place is None or case.label is None:
-        return _Written(how, None, empty=False)
+        return _Written(how, None)
     stored = read_mask(case, image)
     if choice.values is None:
-        as_binary(stored, case.label)
-        return _Written(how, _put(case.label, stored, folder / label_place), empty=not stored.array.any())
-    chosen = np.isin(stored.array, choice.values)
-    write_volume(folder / label_place, stored.with_array(chosen))
-    return _Written(how, "rewritten", empty=not chosen.any())
+        mask = as_binary(stored.volume, case.label)
+    else:
+        mask = stored.volume.with_array(np.isin(stored.volume.array, choice.values))
+    # Other readers would take scaled or rounded values for what they are not, so such a file is never copied.
+    if choice.values is None and stored.exact:
+        label_how = _put(case.label, None, folder / label_place)
+    else:
+        write_volume(folder / label_place, mask)
+        label_how = "rewritten"
+    present = None if mask.array.any() else shown_values(stored.volume.array, _SHOWN)
+    return _Written(how, label_how, present, stored.note)
 
 
-def _put(source: Path, volume: Volume, target: Path) -> str:
-    """Bring a volume to its place: its file as it is where that is compressed NIfTI-1, else written anew."""
-    if source.name.endswith(".nii.gz") and _is_packed_nifti1(source):
+def _require_voxels(source: Path, choice: _Choice, written: Mapping[str, _Written]) -> None:
+    """Refuse a dataset in which a case with a mask has no voxel of the structure."""
+    masks = sum(each.label is not None for each in written.values())
+    empty = {name: each.present for name, each in written.items() if each.present is not None}
+    if not empty:
+        return
+    named = ", ".join(f"{name} (values {present})" for name, present in list(empty.items())[:_SHOWN])
+    value = "" if choice.values is None else f" (value {'+'.join(map(str, choice.values))})"
+    raise DataError(
+        f"no voxel of {choice.name}{value} in {len(empty)} of {masks} masks",
+        where=source,
+        found=f"case {named}{', ...' if len(empty) > _SHOWN else ''}",
+        do="choose another structure, or move these cases away: nothing was written",
+    )
+
+
+def _put(source: Path, volume: Volume | None, target: Path) -> str:
+    """Copy a volume's file where that is compressed NIfTI-1, else write it anew, read again unless it is given."""
+    if source.name.lower().endswith(".nii.gz") and _is_packed_nifti1(source):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         return "copied"
-    write_volume(target, volume)
+    write_volume(target, read_volume(source) if volume is None else volume)
     return "rewritten"
 
 
@@ -245,6 +277,7 @@ def _record(
             "about": dict(dataset.about),
             "cases": [
                 {"case_id": name, "source_case_id": name, "image": each.image, "label": each.label}
+                | ({"label_note": each.note} if each.note else {})
                 for name, each in written.items()
             ],
         },
