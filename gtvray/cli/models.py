@@ -83,7 +83,7 @@ def promote(
     from gtvray.errors import InputError
     from gtvray.io import Workspace
     from gtvray.models import Bundle
-    from gtvray.promotion import DecisionLog, gather_evidence, with_inference
+    from gtvray.promotion import DecisionLog, gather_evidence, require_champion, with_inference
     from gtvray.promotion import promote as through_gate
 
     place, base, candidate = Workspace(workspace), load_config(config, override or []), Bundle.load(bundle)
@@ -93,7 +93,11 @@ def promote(
         changes = {key.removeprefix("inference."): flatten(base)[key] for key in asked}
         locating = Bundle.load(locator) if locator is not None else None
         candidate = with_inference(candidate, changes, place.bundles, locating)
-        registry = open_registry(place, base)
+        registry, log = open_registry(place, base), DecisionLog(place.decisions)
+        run_id = candidate.info["mlflow_run"]
+        # What would be refused after the look at the held-out cases is refused before it.
+        require_champion(registry, log)
+        registry.require_run(run_id)
         progress.begin("prepare", "finding the split the bundle was trained with")
         # The split is the training's own: with another, held-out cases could be ones it has seen.
         trained_with = with_dotted(base, candidate.info["config"], bundle)
@@ -118,8 +122,6 @@ def promote(
         evidence, _ = gather_evidence(
             candidate, project, masks=masks, ledger=ledger, threads=threads, golden=golden, report=progress.advance
         )
-        log = DecisionLog(place.decisions)
-        run_id = candidate.info["mlflow_run"]
         version, judgement = through_gate(
             candidate, run_id, evidence, config=base.promotion, registry=registry, log=log, golden=golden
         )
@@ -130,6 +132,10 @@ def promote(
 
 
 def rollback(
+    restore: Annotated[
+        bool,
+        typer.Option("--restore", help="Undo a change of the champion that was made in MLflow: as last decided here."),
+    ] = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -137,16 +143,21 @@ def rollback(
 ) -> None:
     """Make the champion before this one the champion again.
 
+    With --restore the champion is the one that the last decision made, again: the alias is set back, and a version that
+    was deleted in MLflow is registered once more.
+
     Example: gtvray rollback
     """
     from gtvray.config import load_config
     from gtvray.io import Workspace
     from gtvray.promotion import DecisionLog
+    from gtvray.promotion import restore as as_decided
     from gtvray.promotion import rollback as go_back
 
-    place = Workspace(workspace)
+    place, log = Workspace(workspace), DecisionLog(Workspace(workspace).decisions)
     with place.lock():
-        version = go_back(open_registry(place, load_config(config, override or [])), DecisionLog(place.decisions))
+        registry = open_registry(place, load_config(config, override or []))
+        version = as_decided(registry, log, place.bundles, place.golden) if restore else go_back(registry, log)
     emit(asdict(version), as_json, f"version {version.version} is champion again")
 
 

@@ -5,6 +5,12 @@ from .jsonfile import append_json_line as append_json_line
 from .jsonfile import read_json as read_json
 from .jsonfile import read_json_lines as read_json_lines
 from .jsonfile import write_json as write_json
+from .location import LOCATION as LOCATION
+from .location import Location as Location
+from .location import adopt_command as adopt_command
+from .location import adopted_location as adopted_location
+from .location import require_no_original as require_no_original
+from .location import same_folder as same_folder
 from .nifti import encode_nifti as encode_nifti
 from .nrrd import encode_nrrd as encode_nrrd
 from .page import cell_text as cell_text

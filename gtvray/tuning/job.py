@@ -14,7 +14,7 @@ from gtvray.data import Finding, Project, index_dataset, open_project, require_s
 from gtvray.errors import ConfigError, GtvrayError, NotFoundError
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, Show
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -85,7 +85,9 @@ class SweepJob:
             make: fills that folder first.
 
         Raises:
-            InputError: the data are not usable, or the settings do not go together.
+            InputError: the data are not usable, the settings do not go together, or what is recorded of this sweep was
+                deleted in MLflow.
+            ResourceError: MLflow does not answer.
         """
         config = with_dotted(self.config, self.sweep.base, "base")
         if config.training.time_budget_s:
@@ -94,7 +96,9 @@ class SweepJob:
                 where="training.time_budget_s",
                 do="give the sweep time_budget_s, or train with `gtvray train`",
             )
-        project, self.warnings = open_data(data, config, self.workspace, self.show, make)
+        project, self.warnings = open_data(
+            data, config, self.workspace, self.show, make=make, before_preparing=self._require_recordable
+        )
         # Loads torch, so it comes after the data have been looked at, and before a cluster is touched.
         from gtvray.training import check_plan
 
@@ -155,6 +159,9 @@ class SweepJob:
             delivered = recorder.close()
         return SweepOutcome(result, bundle, run_id, recorder.run_id, delivered)
 
+    def _require_recordable(self) -> None:
+        require_recordable(self.client, self.config.tracking.experiment, self.name)
+
     def _report(self, status: SweepStatus) -> None:
         trials = self.sweep.trials
         told = f"trial {status.started}/{trials}, epoch {status.epoch}/{status.epochs}"
@@ -163,7 +170,13 @@ class SweepJob:
 
 
 def open_data(
-    data: Path, config: Config, workspace: Workspace, show: Show, make: Callable[[Path], None] | None = None
+    data: Path,
+    config: Config,
+    workspace: Workspace,
+    show: Show,
+    *,
+    make: Callable[[Path], None] | None = None,
+    before_preparing: Callable[[], None] = lambda: None,
 ) -> tuple[Project, list[Finding]]:
     """Index, check, split and prepare a dataset.
 
@@ -173,6 +186,7 @@ def open_data(
         workspace: where the cache and the split are.
         show: told of progress.
         make: fills the folder first.
+        before_preparing: called once the data are known to be sound; raises if the work cannot go on.
 
     Returns:
         the data, and what the check had to say of them.
@@ -185,6 +199,7 @@ def open_data(
         make(data)
     dataset = index_dataset(data)
     warnings = require_sound(dataset, show.advance)
+    before_preparing()
     show.begin("prepare", f"preparing {dataset.title}")
     project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
     return project, warnings
