@@ -217,9 +217,10 @@ class Registry:
         """Tell a version without golden cases from one whose files are gone.
 
         Raises:
-            ResourceError: it has some, or its run's artifacts are not where MLflow has them.
+            ResourceError: it has some, or the folder of all artifacts is not where MLflow has it.
         """
-        location = self._client.get_run(version.run_id).info.artifact_uri
+        experiment = self._client.get_run(version.run_id).info.experiment_id
+        location = self._client.get_experiment(experiment).artifact_location
         place = Path(unquote(urlparse(location).path)) if location.startswith("file:") else None
         if self._version(version.version).golden or (place is not None and not place.is_dir()):
             raise self._unreachable(version, "nothing is stored there")
@@ -241,7 +242,7 @@ class Registry:
             "the golden cases of this model cannot be reached",
             where=self._client.get_run(version.run_id).info.artifact_uri,
             found=found,
-            do="make MLflow's artifact store reachable, or put its files back; without them nothing proves the model here",
+            do="make MLflow's artifact store reachable, or put its files back; without them nothing proves it here",
         )
 
     def _all_versions(self, condition: str | None) -> list[MlflowModelVersion]:

@@ -26,11 +26,11 @@ def database_path(uri: str) -> Path:
         InputError: the URI is not `sqlite:///` and a path, or the path has characters that such a URL cannot hold.
     """
     path = uri.removeprefix(_URL)
-    if path == uri or not path or any(char in path for char in _NOT_IN_URL):
+    if path == uri or not path or not path.isprintable() or any(char in path for char in _NOT_IN_URL):
         raise InputError(
             "not the URI of an SQLite database that MLflow can use",
             where=uri,
-            expected="sqlite:///PATH, without % and ? in the path",
+            expected="sqlite:///PATH, without %, ? and control characters",
             do="correct tracking.uri",
         )
     return Path(path)
@@ -153,7 +153,7 @@ def _locked(path: Path, found: str) -> ResourceError:
         "the MLflow database is locked by another program",
         where=path,
         found=f"{found}; {_users_of(path)}",
-        do="wait until that program has finished, or close it, and run this again; the database is sound: leave it there",
+        do="wait until that program has finished, or close it, and run this again; it is sound: leave it there",
     )
 
 

@@ -53,7 +53,7 @@ def settle_store(workspace: Workspace) -> None:
         location = _first_location(workspace)
         workspace.root.mkdir(parents=True, exist_ok=True)
         location.write()
-    if location.earlier and workspace.mlflow_database.exists():
+    if location.earlier and workspace.mlflow_database.is_file():
         _rewrite(workspace.mlflow_database, location)
 
 
@@ -69,10 +69,10 @@ def adopt_workspace(workspace: Workspace) -> Adoption:
     """
     database = workspace.mlflow_database
     with workspace.hold():
-        found = recorded_roots(database) if database.exists() else []
+        found = recorded_roots(database) if database.is_file() else []
         location = adopted_location(workspace.root, found)
         location.write()
-        rewritten, backup = _rewrite(database, location) if database.exists() else (0, None)
+        rewritten, backup = _rewrite(database, location) if database.is_file() else (0, None)
     return Adoption(location, rewritten, backup)
 
 
@@ -90,7 +90,7 @@ def recorded_roots(database: Path) -> list[Path]:
 def _first_location(workspace: Workspace) -> Location:
     """The location of a workspace without a record: a new one, or one from before there were records."""
     database = workspace.mlflow_database
-    roots = recorded_roots(database) if database.exists() else []
+    roots = recorded_roots(database) if database.is_file() else []
     others = [root for root in roots if root != workspace.root and not same_folder(root, workspace.root)]
     for root in others:
         require_no_original(root, workspace.root, None)

@@ -41,6 +41,8 @@ def _relocate(file: Path, storage: str) -> bool:
         before = {each.storage_fs_path for each in former}
         for each in former:
             each.storage_fs_path = storage
+            # The last transfer, kept with its path to be tried again; there is no public way to drop it.
+            each.syncer._current_cmd = None
         content: bytes = cloudpickle.dumps(state)
     except Exception as error:  # another Ray may have written it, and a pickle may then raise anything
         raise TrainingError(
