@@ -12,4 +12,6 @@ class TrackingConfig(Section):
 
     uri: str | None = Field(None, description="MLflow tracking URI; SQLite in the working folder if not given")
     experiment: str = Field("gtvray", min_length=1, description="MLflow experiment")
-    model_name: str = Field("gtvray-gtv", min_length=1, pattern=r"^[^/:]+$", description="name in the model registry")
+    model_name: str = Field(
+        "gtvray-gtv", min_length=1, pattern=r"""^[^/:.%"']+$""", description="name in the model registry"
+    )
