@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from gtvray.registry import Registry
 
 
-def open_registry(place: Workspace, config: Config | None = None) -> Registry:
-    """The registry of a workspace."""
+def open_registry(place: Workspace, config: Config | None = None, *, writing: bool = True) -> Registry:
+    """The registry of a workspace; one that is only read may lie where nothing can be written."""
     from gtvray.config import Config
     from gtvray.registry import Registry
     from gtvray.tracking import connect_mlflow
 
     tracking = (config or Config()).tracking
-    client = connect_mlflow(tracking.uri or place.mlflow_uri, place.artifacts)
+    client = connect_mlflow(tracking.uri or place.mlflow_uri, place.artifacts, writing=writing)
     return Registry(client, tracking.model_name, place.bundles)
 
 
@@ -35,7 +35,7 @@ def resolve_model(model: str, place: Workspace, config: Config | None = None) ->
 
     if Path(model).is_dir():
         return Bundle.load(Path(model))
-    registry = open_registry(place, config)
+    registry = open_registry(place, config, writing=False)
     return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
 
 
@@ -50,7 +50,7 @@ def find_golden(bundle: Bundle, place: Workspace, config: Config) -> Path:
     folder = place.golden_of(bundle.digest)
     if folder.exists():
         return folder
-    registry = open_registry(place, config)
+    registry = open_registry(place, config, writing=False)
     version = next((known for known in registry.versions() if known.digest == bundle.digest), None)
     if version is None:
         raise NotFoundError(
@@ -174,7 +174,7 @@ def models(
     from gtvray.config import load_config
     from gtvray.io import Workspace
 
-    versions = open_registry(Workspace(workspace), load_config(config, override or [])).versions()
+    versions = open_registry(Workspace(workspace), load_config(config, override or []), writing=False).versions()
     rows = [{**asdict(version), "aliases": ", ".join(version.aliases)} for version in versions]
     columns = {"version": "version", "aliases": "aliases", "digest": "digest", "run_id": "MLflow run"}
     text = table(rows, columns) if rows else "nothing is registered yet"

@@ -35,7 +35,7 @@ def serve(
     require_port(base.serving.host, base.serving.port, "--port")
     place = Workspace(workspace)
     bundle = resolve_model(model, place, base)
-    versions = {known.digest: known.version for known in open_registry(place, base).versions()}
+    versions = {known.digest: known.version for known in open_registry(place, base, writing=False).versions()}
     golden = None
     try:
         golden = find_golden(bundle, place, base)

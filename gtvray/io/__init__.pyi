@@ -9,6 +9,7 @@ from .location import LOCATION as LOCATION
 from .location import Location as Location
 from .location import adopt_command as adopt_command
 from .location import adopted_location as adopted_location
+from .location import current_location as current_location
 from .location import require_no_original as require_no_original
 from .location import same_folder as same_folder
 from .nifti import encode_nifti as encode_nifti

@@ -36,11 +36,15 @@ def database_path(uri: str) -> Path:
     return Path(path)
 
 
-def ensure_database(path: Path) -> None:
+def ensure_database(path: Path, writing: bool = True) -> None:
     """Make the database if there is none, whole or not at all; refuse one that MLflow could not use.
 
     MLflow itself would try for minutes to open another kind of file, would put its tables into any other program's
     database, and would change the tables of an older MLflow without a backup.
+
+    Args:
+        path: of the database.
+        writing: whether it must be possible to write to it.
 
     Raises:
         InputError: it is no MLflow database, or cannot be written to.
@@ -53,8 +57,9 @@ def ensure_database(path: Path) -> None:
             raise InputError("a folder lies where the MLflow database should be", where=path, do="correct tracking.uri")
         _require_content(path)
         with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
+            if writing:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
                 raise _corrupt(path, problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,7 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from gtvray.io import Location, Workspace, adopted_location, atomic_path, require_no_original, same_folder
+from gtvray.io import (
+    Location,
+    Workspace,
+    adopted_location,
+    atomic_path,
+    current_location,
+    require_no_original,
+    same_folder,
+)
 from gtvray.tracking.database import BUSY_TIMEOUT_S, database_errors
 
 # Every column in which MLflow keeps the place of an artifact.
@@ -38,16 +47,21 @@ class Adoption:
     backup: Path | None
 
 
-def settle_store(workspace: Workspace) -> None:
+def settle_store(workspace: Workspace, writing: bool = True) -> None:
     """Make a workspace's database agree with the workspace's place, before MLflow opens it.
 
     Args:
         workspace: whose own database is about to be opened, or made.
+        writing: whether anything is to be recorded. A reader may use a workspace that is mounted read-only at another
+            path: champion and golden cases that were fetched lie in it.
 
     Raises:
         InputError: the workspace is a copy, and its original is still there.
         ResourceError: the database cannot be corrected.
     """
+    if not writing and not os.access(workspace.root, os.W_OK) and workspace.root.exists():
+        current_location(workspace.root)
+        return
     location = workspace.locate()
     if location is None:
         location = _first_location(workspace)

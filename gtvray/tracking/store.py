@@ -23,12 +23,13 @@ _CONNECT_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
+def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> MlflowClient:
     """A client of a tracking store; a SQLite store is made, and migrated, when needed.
 
     Args:
         uri: `sqlite:///path`, `http(s)://host:port`, or any that MLflow knows.
         artifacts: where a SQLite store keeps its artifacts.
+        writing: whether anything is to be recorded; False for reading from a database that must not be written to.
 
     Raises:
         ResourceError: the server does not answer, or the database cannot be opened.
@@ -53,8 +54,8 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     database = database_path(uri) if parsed.scheme == "sqlite" else None
     if database is not None:
-        _settle(database, artifacts)
-        ensure_database(database)
+        _settle(database, artifacts, writing)
+        ensure_database(database, writing)
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri)
@@ -67,7 +68,7 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         if "URI" in text or "scheme" in text:
             raise InputError("MLflow does not know this URI", where=uri, found=text) from error
         raise ResourceError("cannot reach MLflow", where=uri, found=text, do="check tracking.uri") from error
-    if database is not None:
+    if database is not None and writing:
         artifacts.mkdir(parents=True, exist_ok=True)
     return client
 
@@ -123,8 +124,8 @@ def _require_answer(uri: str, host: str, port: int) -> None:
         ) from error
 
 
-def _settle(database: Path, artifacts: Path) -> None:
+def _settle(database: Path, artifacts: Path, writing: bool) -> None:
     """Correct the locations in a workspace's own database, if the workspace was moved; refuse those of a copy."""
     workspace = Workspace(database.parent)
     if same_folder(workspace.root, artifacts.parent) or (workspace.root / LOCATION).exists():
-        settle_store(workspace)
+        settle_store(workspace, writing)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
+from gtvray.cli.main import app
 from gtvray.config import PromotionConfig
 from gtvray.errors import InputError, NotFoundError, NotReadyError
+from gtvray.io import Workspace
 from gtvray.models import Bundle
 from gtvray.promotion import DecisionLog, Evidence, promote, require_champion, restore, rollback
 from gtvray.registry import Registry
+from gtvray.tracking import connect_mlflow
 
 from ..bundles import random_bundle
 
@@ -22,12 +27,13 @@ class Place:
     """A workspace's registry and decisions."""
 
     def __init__(self, client: MlflowClient, root: Path, run_id: str, evidence: Callable[..., Evidence]) -> None:
-        self.name, self.root, self.run_id, self._evidence = f"model-{root.name}", root, run_id, evidence
+        self.name = f"model-{root.name}".replace("'", "")
+        self.root, self.run_id, self._evidence = root, run_id, evidence
         self.registry = Registry(client, self.name, root / "bundles")
         self.log = DecisionLog(root / "decisions.jsonl")
 
     def promote(self, seed: int) -> Bundle:
-        bundle = random_bundle(self.root / f"made-{seed}", seed, {"mlflow_run": self.run_id})
+        bundle = random_bundle(self.root / f"made-{seed}", seed, {"mlflow_run": self.run_id, "config": {}})
         golden = self.root / "golden" / bundle.digest[:16]
         golden.mkdir(parents=True)
         (golden / "golden.json").write_text(f'{{"digest": "{bundle.digest}"}}')
@@ -133,3 +139,33 @@ def test_nothing_is_restored_where_nothing_was_decided(place: Place) -> None:
     assert require_champion(place.registry, place.log) is None
     with pytest.raises(NotReadyError, match="nothing was decided here"):
         place.restore()
+
+
+def test_no_look_is_spent_where_the_champion_was_changed(
+    client: MlflowClient, tmp_path: Path, make_evidence: Callable[..., Evidence]
+) -> None:
+    """Neither are scans prepared: the data are not even looked for."""
+    workspace = Workspace(tmp_path / "o'neill runs")
+    workspace.root.mkdir()
+    shutil.copy(client.tracking_uri.removeprefix("sqlite:///"), workspace.mlflow_database)
+    own = connect_mlflow(workspace.mlflow_uri, workspace.artifacts)
+    experiment = own.create_experiment("own", artifact_location=workspace.artifacts.as_uri())
+    place = Place(own, workspace.root, str(own.create_run(experiment).info.run_id), make_evidence)
+    bundle = place.promote(0)
+    own.delete_model_version(place.name, "1")
+    settings = ["--workspace", str(workspace.root), "-s", f"tracking.model_name={place.name}"]
+
+    def call(*arguments: str) -> BaseException | None:
+        return CliRunner().invoke(app, [*arguments, *settings]).exception
+
+    promote_again = ["promote", str(bundle.folder), "--data", str(tmp_path / "not looked for")]
+    error = call(*promote_again)
+    assert isinstance(error, InputError)
+    assert "changed from outside" in error.what
+    assert not workspace.ledger.exists()
+    advice = shlex.split(error.fields["do"].partition("restore it: ")[2])
+    assert call(*advice[1:3]) is None
+    error = call(*promote_again)
+    assert isinstance(error, InputError)
+    assert "not looked for" in error.fields["where"]
+    assert place.registry.champion().version == "2"
