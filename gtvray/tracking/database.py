@@ -58,8 +58,7 @@ def ensure_database(path: Path, writing: bool = True) -> None:
         _require_content(path)
         with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
             if writing:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.rollback()
+                _require_writable(connection)
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
                 raise _corrupt(path, problem)
@@ -110,6 +109,14 @@ def _require_content(path: Path) -> None:
         )
     if header != _HEADER:
         raise _no_database(path, "a file of another kind")
+
+
+def _require_writable(connection: sqlite3.Connection) -> None:
+    """Write the value that is there, and take it back: to begin to write succeeds on a read-only file as well."""
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {int(version)}")
+    connection.rollback()
 
 
 def _revision(connection: sqlite3.Connection, path: Path) -> str:

@@ -140,8 +140,28 @@ def test_what_is_no_fault_of_the_database_is_left_alone(tmp_path: Path) -> None:
     assert explain_database_error(tmp_path / "mlflow.db", "no such experiment") is None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file")
-def test_a_file_that_must_not_be_written_to_says_so(copied: Path) -> None:
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_a_file_that_must_not_be_written_to_says_so_and_can_be_read(copied: Path) -> None:
+    """In a process of a user who may not: root may write to any file."""
     copied.chmod(0o444)
-    with pytest.raises(InputError, match="cannot be written to"):
-        ensure_database(copied)
+    for folder in (copied.parent, *copied.parent.parents[:2]):
+        folder.chmod(0o755)
+
+    def attempt() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        ensure_database(copied, writing=False)
+        with pytest.raises(InputError, match="cannot be written to"):
+            ensure_database(copied)
+
+    ensure_database(copied, writing=False)
+    child = os.fork()
+    if not child:
+        # The modules are loaded: the other user may not be allowed to read them.
+        code = 1
+        try:
+            attempt()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
