@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -157,7 +158,14 @@ def test_another_path_to_the_same_folder_is_no_copy(make: MakeWorkspace, tmp_pat
     before = Location.read(place.root)
     (tmp_path / "link").symlink_to(place.root)
     assert read(Workspace(tmp_path / "link"), run_id, tmp_path / "scratch") == ("before", "weights")
+    assert before is not None
     assert Location.read(place.root) == before
+    # As by a bind mount: the recorded path is another one, and leads to this very folder.
+    record = json.loads((place.root / LOCATION).read_text())
+    (place.root / LOCATION).write_text(json.dumps({**record, "path": str(tmp_path / "link")}))
+    with place.lock():
+        assert read(place, run_id, tmp_path / "again") == ("before", "weights")
+    assert json.loads((place.root / LOCATION).read_text())["path"] == str(tmp_path / "link")
     assert list(place.root.glob("mlflow.db.before-move-*")) == []
 
 
