@@ -125,6 +125,7 @@ class Demo:
             project = self._data(job)
             self._show.begin("mlflow", job.uri)
             client = job.client
+            self._require_promotable(client)
             self._show.begin("ray", "connecting to Ray")
             with connect(self._options.address) as cluster:
                 with self._timed("sweep"):
@@ -189,6 +190,14 @@ class Demo:
                 temporary.write_text(scores_table(evidence.candidate))
         self.result.summary = {"model": summarise(evidence.candidate), "baseline": summarise(evidence.baseline)}
         return evidence, scored
+
+    def _require_promotable(self, client: MlflowClient) -> None:
+        """Refuse a registry that promotion would refuse at the end."""
+        from gtvray.promotion import DecisionLog, require_champion
+        from gtvray.registry import Registry
+
+        registry = Registry(client, self._config.tracking.model_name, self._workspace.bundles)
+        require_champion(registry, DecisionLog(self._workspace.decisions))
 
     def _promote(
         self, client: MlflowClient, outcome: SweepOutcome, evidence: Evidence

@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+_LONGEST_FIELD, _LONGEST_COMMAND = 300, 1500
+
 
 class GtvrayError(Exception):
     """Says what is wrong, where, what was expected and found, and what to do; five lines at most.
@@ -51,7 +53,8 @@ class GtvrayError(Exception):
     ) -> None:
         self.what = _one_line(what)
         self.fields: dict[str, str] = {
-            name: _one_line(value)
+            # A command that is to be pasted must be whole, however long the paths in it.
+            name: _one_line(value, _LONGEST_COMMAND if name == "do" else _LONGEST_FIELD)
             for name, value in (("where", where), ("expected", expected), ("found", found), ("do", do))
             if value is not None
         }
@@ -166,9 +169,9 @@ class GateRefusedError(FailureError):
     http_status = 409
 
 
-def _one_line(value: object) -> str:
+def _one_line(value: object, longest: int = _LONGEST_FIELD) -> str:
     text = " ".join(str(value).split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _rebuild(kind: type[GtvrayError], what: str, fields: Mapping[str, str]) -> GtvrayError:

@@ -53,6 +53,8 @@ def evaluate(
         emit({"mlflow": runs}, as_json, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items()))
         return
     assert data is not None
+    # A copied workspace is refused before its cases are looked at: the report would go to its original.
+    place.locate()
     outcome, report = _score(data, model or ["champion"], baseline, out, threads, place, settings, as_json)
     sent, said = _try_recording(report, place, settings)
     told = {**outcome.as_dict(), "report": str(report), "mlflow": sent}
@@ -132,5 +134,6 @@ def _try_recording(report: Path, place: Workspace, settings: Config) -> tuple[di
         runs = _record(report, place, settings)
     except GtvrayError as error:
         again = f"gtvray evaluate --send {report} --workspace {place.root}"
-        return None, f"not in MLflow: {error.what} ({error.fields.get('found', '')}); send it later: {again}"
+        reason = "; ".join(error.fields[name] for name in ("found", "do") if name in error.fields)
+        return None, f"not in MLflow: {error.what} ({reason}); send it later: {again}"
     return runs, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())

@@ -12,7 +12,7 @@ from itertools import takewhile
 import typer
 
 from gtvray import __version__
-from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa, serve, submit, sweep, train
+from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa, serve, submit, sweep, train, workspace
 from gtvray.cli.common import take_sigterm
 from gtvray.cli.settings import SettingsCommand
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
@@ -39,6 +39,7 @@ app.command("rollback", cls=SettingsCommand)(models.rollback)
 app.command("models", cls=SettingsCommand)(models.models)
 app.command("serve", cls=SettingsCommand)(serve.serve)
 app.command("predict", cls=SettingsCommand)(predict.predict)
+app.add_typer(workspace.app, name="workspace")
 app.command("submit", cls=SettingsCommand, context_settings={"ignore_unknown_options": True})(submit.submit)
 
 
@@ -113,6 +114,12 @@ def _unexpected(error: Exception) -> GtvrayError:
     lines = str(error).strip().splitlines() or [""]
     found = f"{type(error).__name__}: {lines[0]}"
     # As SQLite and safetensors say it, whose errors are no OSError.
+    if "database is locked" in str(error):
+        return ResourceError(
+            "the MLflow database is locked by another program",
+            found=found,
+            do="wait until that program has finished, or close it, and run this again; leave the database where it is",
+        )
     if "disk is full" in found or os.strerror(errno.ENOSPC) in found:
         return ResourceError("the disk is full", found=found, do="free some space and run it again")
     return FailureError(

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from gtvray.registry import Registry
 
 
-def open_registry(place: Workspace, config: Config | None = None) -> Registry:
-    """The registry of a workspace."""
+def open_registry(place: Workspace, config: Config | None = None, *, writing: bool = True) -> Registry:
+    """The registry of a workspace; one that is only read may lie where nothing can be written."""
     from gtvray.config import Config
     from gtvray.registry import Registry
     from gtvray.tracking import connect_mlflow
 
     tracking = (config or Config()).tracking
-    client = connect_mlflow(tracking.uri or place.mlflow_uri, place.artifacts)
+    client = connect_mlflow(tracking.uri or place.mlflow_uri, place.artifacts, writing=writing)
     return Registry(client, tracking.model_name, place.bundles)
 
 
@@ -35,7 +35,7 @@ def resolve_model(model: str, place: Workspace, config: Config | None = None) ->
 
     if Path(model).is_dir():
         return Bundle.load(Path(model))
-    registry = open_registry(place, config)
+    registry = open_registry(place, config, writing=False)
     return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
 
 
@@ -50,7 +50,7 @@ def find_golden(bundle: Bundle, place: Workspace, config: Config) -> Path:
     folder = place.golden_of(bundle.digest)
     if folder.exists():
         return folder
-    registry = open_registry(place, config)
+    registry = open_registry(place, config, writing=False)
     version = next((known for known in registry.versions() if known.digest == bundle.digest), None)
     if version is None:
         raise NotFoundError(
@@ -84,7 +84,7 @@ def promote(
     from gtvray.errors import InputError
     from gtvray.io import Workspace
     from gtvray.models import Bundle
-    from gtvray.promotion import DecisionLog, gather_evidence, with_inference
+    from gtvray.promotion import DecisionLog, gather_evidence, require_champion, with_inference
     from gtvray.promotion import promote as through_gate
 
     place, base, candidate = Workspace(workspace), load_config(config, override or []), Bundle.load(bundle)
@@ -94,7 +94,11 @@ def promote(
         changes = {key.removeprefix("inference."): flatten(base)[key] for key in asked}
         locating = Bundle.load(locator) if locator is not None else None
         candidate = with_inference(candidate, changes, place.bundles, locating)
-        registry = open_registry(place, base)
+        registry, log = open_registry(place, base), DecisionLog(place.decisions)
+        run_id = candidate.info["mlflow_run"]
+        # What would be refused after the look at the held-out cases is refused before it.
+        require_champion(registry, log)
+        registry.require_run(run_id)
         progress.begin("prepare", "finding the split the bundle was trained with")
         # The split is the training's own: with another, held-out cases could be ones it has seen.
         trained_with = with_dotted(base, candidate.info["config"], bundle)
@@ -119,8 +123,6 @@ def promote(
         evidence, _ = gather_evidence(
             candidate, project, masks=masks, ledger=ledger, threads=threads, golden=golden, report=progress.advance
         )
-        log = DecisionLog(place.decisions)
-        run_id = candidate.info["mlflow_run"]
         version, judgement = through_gate(
             candidate, run_id, evidence, config=base.promotion, registry=registry, log=log, golden=golden
         )
@@ -131,6 +133,10 @@ def promote(
 
 
 def rollback(
+    restore: Annotated[
+        bool,
+        typer.Option("--restore", help="Undo a change of the champion that was made in MLflow: as last decided here."),
+    ] = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -138,16 +144,21 @@ def rollback(
 ) -> None:
     """Make the champion before this one the champion again.
 
+    With --restore the champion is the one that the last decision made, again: the alias is set back, and a version that
+    was deleted in MLflow is registered once more.
+
     Example: gtvray rollback
     """
     from gtvray.config import load_config
     from gtvray.io import Workspace
     from gtvray.promotion import DecisionLog
+    from gtvray.promotion import restore as as_decided
     from gtvray.promotion import rollback as go_back
 
-    place = Workspace(workspace)
+    place, log = Workspace(workspace), DecisionLog(Workspace(workspace).decisions)
     with place.lock():
-        version = go_back(open_registry(place, load_config(config, override or [])), DecisionLog(place.decisions))
+        registry = open_registry(place, load_config(config, override or []))
+        version = as_decided(registry, log, place.bundles, place.golden) if restore else go_back(registry, log)
     emit(asdict(version), as_json, f"version {version.version} is champion again")
 
 
@@ -164,7 +175,7 @@ def models(
     from gtvray.config import load_config
     from gtvray.io import Workspace
 
-    versions = open_registry(Workspace(workspace), load_config(config, override or [])).versions()
+    versions = open_registry(Workspace(workspace), load_config(config, override or []), writing=False).versions()
     rows = [{**asdict(version), "aliases": ", ".join(version.aliases)} for version in versions]
     columns = {"version": "version", "aliases": "aliases", "digest": "digest", "run_id": "MLflow run"}
     text = table(rows, columns) if rows else "nothing is registered yet"

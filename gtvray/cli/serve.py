@@ -35,11 +35,14 @@ def serve(
     require_port(base.serving.host, base.serving.port, "--port")
     place = Workspace(workspace)
     bundle = resolve_model(model, place, base)
-    versions = {known.digest: known.version for known in open_registry(place, base).versions()}
+    versions = {known.digest: known.version for known in open_registry(place, base, writing=False).versions()}
+    golden = None
     try:
         golden = find_golden(bundle, place, base)
     except NotFoundError:
-        golden = None
+        # A promoted model was proved somewhere, and is to be proved here; a bundle that never was may be tried.
+        if bundle.digest in versions:
+            raise
     token = os.environ.get("GTVRAY_TOKEN") or secrets.token_urlsafe(24)
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
     with progress.live():

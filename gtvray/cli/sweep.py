@@ -21,6 +21,9 @@ from gtvray.cli.common import (
     table,
 )
 
+# A file system takes names of 255 bytes, and bundles and temporary names add to this one.
+_LONGEST_NAME_BYTES = 100
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -51,7 +54,7 @@ def sweep(
     # Ray and torch are loaded for settings that can be used, not to refuse others.
     from gtvray.tuning import SweepJob
 
-    name = resume or f"{space.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = resume or f"{_short_name(space)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     progress = Progress({"data": 10, "prepare": 20, "ray": 8, "sweep": spec.time_budget_s or 3600}, as_json)
     with progress.live(), place.lock():
         job = SweepJob(spec, base, place, name, progress)
@@ -72,6 +75,12 @@ def sweep(
     pictured = f"learning curves: {page or 'no page, as MLflow is away'}"
     text = f"{table(rows, columns)}\n\n{pictured}\nbundle: {found['bundle']}\npromote it: {go_on}"
     emit({"ok": True, "trials": rows, **found, "page": str(page) if page else None}, as_json, text)
+
+
+def _short_name(space: Path) -> str:
+    """The beginning of a sweep's name: its file's, cut to a length that leaves room, not hidden and not an option."""
+    name = space.stem.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore").lstrip(".-").strip()
+    return name or "sweep"
 
 
 def _page_of_trials(client: MlflowClient, run_id: str, folder: Path) -> Path | None:

@@ -12,7 +12,9 @@ class TrackingConfig(Section):
 
     uri: str | None = Field(None, description="MLflow tracking URI; by default SQLite in the workspace")
     experiment: str = Field("gtvray", min_length=1, description="MLflow experiment")
-    model_name: str = Field("gtvray-gtv", min_length=1, pattern=r"^[^/:]+$", description="registered model name")
+    model_name: str = Field(
+        "gtvray-gtv", min_length=1, pattern=r"""^[^/:.%"']+$""", description="registered model name"
+    )
 
 
 class PromotionConfig(Section):

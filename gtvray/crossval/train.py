@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,7 @@ from gtvray.errors import GtvrayError, InputError, NotFoundError, TrainingError
 from gtvray.experiments import open_data, versions
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import Cluster, Show, plan_trials
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -134,6 +134,8 @@ class TrainJob:
         if Path(name).name != name or not name:
             raise NotFoundError("no such training", where=workspace.trainings, found=name)
         request, fingerprint = TrainRequest.load(workspace.trainings / name)
+        # Data within the workspace, such as its phantoms, move with it.
+        request = replace(request, data=workspace.follow(request.data))
         return cls(request, workspace, name, show, report, fingerprint)
 
     @property
@@ -158,10 +160,18 @@ class TrainJob:
         """Index, check, split and prepare the data, and plan the folds.
 
         Raises:
-            InputError: the data are not usable or have changed, the settings do not go together, or no such fold.
+            InputError: the data are not usable or have changed, the settings do not go together, no such fold, or what
+                is recorded of this training was deleted in MLflow.
+            ResourceError: MLflow does not answer.
         """
         request = self.request
-        project, self.warnings = open_data(request.data, request.config, self.workspace, self.show)
+        project, self.warnings = open_data(
+            request.data,
+            request.config,
+            self.workspace,
+            self.show,
+            before_preparing=lambda: require_recordable(self.client, request.config.tracking.experiment, self.name),
+        )
         if self.expected not in (None, project.fingerprint.digest):
             raise InputError(
                 "the data are not those the training was begun with",

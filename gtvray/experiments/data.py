@@ -14,7 +14,13 @@ from gtvray.runtime import Show
 
 
 def open_data(
-    data: Path, config: Config, workspace: Workspace, show: Show, make: Callable[[Path], None] | None = None
+    data: Path,
+    config: Config,
+    workspace: Workspace,
+    show: Show,
+    *,
+    make: Callable[[Path], None] | None = None,
+    before_preparing: Callable[[], None] = lambda: None,
 ) -> tuple[Project, list[Finding]]:
     """Index, check, split and prepare a dataset.
 
@@ -24,6 +30,7 @@ def open_data(
         workspace: where the cache and the split are.
         show: told of progress.
         make: fills the folder first.
+        before_preparing: called once the data are known to be sound; raises if the work cannot go on.
 
     Returns:
         the data, and what the check had to say of them.
@@ -36,6 +43,7 @@ def open_data(
         make(data)
     dataset = index_dataset(data)
     warnings = require_sound(dataset, show.advance)
+    before_preparing()
     show.begin("prepare", f"preparing {dataset.title}")
     project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
     return project, warnings

@@ -14,6 +14,13 @@ from .labels import as_labels as as_labels
 from .labels import decode_labels as decode_labels
 from .labels import read_labels as read_labels
 from .labels import shown_values as shown_values
+from .location import LOCATION as LOCATION
+from .location import Location as Location
+from .location import adopt_command as adopt_command
+from .location import adopted_location as adopted_location
+from .location import current_location as current_location
+from .location import require_no_original as require_no_original
+from .location import same_folder as same_folder
 from .names import canonical_name as canonical_name
 from .names import find_entry as find_entry
 from .names import find_listed as find_listed

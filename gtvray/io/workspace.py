@@ -6,11 +6,12 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from gtvray.errors import InputError, ResourceError
+from gtvray.io.location import Location, current_location
 
 _LEFTOVERS = (".partial-*", ".retired-*")
 
@@ -80,14 +81,40 @@ class Workspace:
         return self.root / "decisions.jsonl"
 
     @property
+    def mlflow_database(self) -> Path:
+        """Database of the embedded MLflow store."""
+        return self.root / "mlflow.db"
+
+    @property
     def mlflow_uri(self) -> str:
         """The embedded MLflow store."""
-        return f"sqlite:///{self.root.resolve() / 'mlflow.db'}"
+        return f"sqlite:///{self.mlflow_database}"
 
     @property
     def artifacts(self) -> Path:
         """Artifacts of the embedded MLflow store."""
         return self.root / "mlartifacts"
+
+    def locate(self, *, held: bool = False) -> Location | None:
+        """The workspace's location, recorded anew if it has been moved; None if it has none yet.
+
+        Args:
+            held: whether this process holds the lock; otherwise the lock is taken for writing the record.
+
+        Raises:
+            InputError: this is a copy of a workspace that is still there, or the record cannot be written.
+            ResourceError: the workspace has been moved while another process uses it.
+        """
+        location = current_location(self.root)
+        if location is not None and location != Location.read(self.root):
+            with nullcontext() if held else self.hold():
+                location.write()
+        return location
+
+    def follow(self, path: Path) -> Path:
+        """A path as it is now, if it was in this workspace before the workspace was moved or adopted."""
+        location = Location.read(self.root)
+        return path if location is None else location.follow(path)
 
     @contextmanager
     def lock(self, need_bytes: int = 0) -> Iterator[None]:
@@ -97,8 +124,33 @@ class Workspace:
             need_bytes: free disk space to insist on.
 
         Raises:
-            InputError: the folder cannot be made or written to.
+            InputError: the folder cannot be made or written to, or is a copy of another workspace.
             ResourceError: another process holds it, or too little space is free.
+        """
+        current_location(self.root)
+        with self.hold():
+            free = shutil.disk_usage(self.root).free
+            if free < need_bytes:
+                raise ResourceError(
+                    "too little disk space",
+                    where=self.root.resolve(),
+                    expected=f"{need_bytes / 1e9:.1f} GB free",
+                    found=f"{free / 1e9:.1f} GB",
+                    do="free some space or choose another workspace",
+                )
+            # A database without a record is from before there were records: its own paths tell where it was made.
+            if self.locate(held=True) is None and not self.mlflow_database.exists():
+                Location.new(self.root).write()
+            self._clear_leftovers()
+            yield
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the workspace for writing, whatever its state.
+
+        Raises:
+            InputError: the folder cannot be made or written to.
+            ResourceError: another process holds it.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -109,16 +161,6 @@ class Workspace:
             ) from error
         try:
             self._hold(handle)
-            free = shutil.disk_usage(self.root).free
-            if free < need_bytes:
-                raise ResourceError(
-                    "too little disk space",
-                    where=self.root.resolve(),
-                    expected=f"{need_bytes / 1e9:.1f} GB free",
-                    found=f"{free / 1e9:.1f} GB",
-                    do="free some space or choose another workspace",
-                )
-            self._clear_leftovers()
             yield
         finally:
             os.close(handle)

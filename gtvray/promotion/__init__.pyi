@@ -1,6 +1,8 @@
 from .decisions import Decision as Decision
 from .decisions import DecisionLog as DecisionLog
 from .desk import promote as promote
+from .desk import require_champion as require_champion
+from .desk import restore as restore
 from .desk import rollback as rollback
 from .evidence import gather_evidence as gather_evidence
 from .gate import Evidence as Evidence

@@ -19,7 +19,7 @@ class Decision:
     """One entry.
 
     Attributes:
-        kind: promoted, refused or rolled_back.
+        kind: promoted, refused, rolled_back, or restored after a change from outside.
         digest: the bundle decided on.
         version: its registered version, if it has one.
         previous: the version that was champion before.
@@ -27,7 +27,7 @@ class Decision:
         at: UTC time.
     """
 
-    kind: Literal["promoted", "refused", "rolled_back"]
+    kind: Literal["promoted", "refused", "rolled_back", "restored"]
     digest: str
     version: str | None
     previous: str | None
@@ -44,6 +44,11 @@ class DecisionLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @property
+    def workspace(self) -> Path:
+        """The folder of the workspace that the decisions were made in."""
+        return self._path.parent
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -68,5 +73,12 @@ class DecisionLog:
 
     def standing(self) -> Decision | None:
         """The decision that made the present champion."""
-        moves = [decision for decision in self.decisions() if decision.kind != "refused"]
+        moves = self._moves()
         return moves[-1] if moves else None
+
+    def digest_of(self, version: str) -> str | None:
+        """The bundle that a version was when it last was the champion; None if it never was."""
+        return next((move.digest for move in reversed(self._moves()) if move.version == version), None)
+
+    def _moves(self) -> list[Decision]:
+        return [decision for decision in self.decisions() if decision.kind != "refused"]

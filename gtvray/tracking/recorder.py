@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ class SweepRecorder:
         self, client: MlflowClient, experiment: str, sweep: str, spool: Path, artifacts: Path | None = None
     ) -> None:
         self._client, self._sweep = client, sweep
+        self._folder = spool.parent.resolve()
         self._experiment = experiment_id(client, experiment, artifacts)
         self._runs: dict[str, str] = {}
         self._open: set[str] = set()
@@ -79,8 +81,12 @@ class SweepRecorder:
         self._spool.put({"trial": trial, "params": {}, "tags": {"gtvray.notes": text[:_TAG_LIMIT]}})
 
     def attach(self, trial: str | None, path: Path, into: str) -> None:
-        """A file or folder for a run's artifacts, put into their folder `into`; it is read when it is delivered."""
-        self._spool.put({"trial": trial, "artifact": str(path.resolve()), "into": into})
+        """Add a file or folder to a run's artifacts, in their folder `into`; it is read when it is delivered.
+
+        Its path is kept relative to the queue's file, so that it is found after the workspace was moved.
+        """
+        place = os.path.relpath(path.resolve(), self._folder)
+        self._spool.put({"trial": trial, "artifact": place, "into": into})
 
     def finish(self, trial: str, status: str) -> None:
         """End a trial's run: FINISHED, FAILED or KILLED."""
@@ -119,7 +125,7 @@ class SweepRecorder:
                     at = (entry["at_ms"], entry["step"])
                     pending.setdefault(run_id, []).extend(Metric(k, v, *at) for k, v in entry["metrics"].items())
                 elif "artifact" in entry:
-                    self._send(run_id, Path(entry["artifact"]), entry["into"])
+                    self._send(run_id, self._folder / entry["artifact"], entry["into"])
                 elif "status" in entry:
                     self._client.log_batch(run_id, metrics=pending.pop(run_id, []))
                     self._client.set_terminated(run_id, entry["status"], entry["at_ms"])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from gtvray.errors import InputError, ResourceError
-from gtvray.io import atomic_path
+from gtvray.io import LOCATION, Workspace, same_folder
+from gtvray.tracking.database import database_path, ensure_database, explain_database_error
+from gtvray.tracking.lookup import KEY_TAG, find_run, key_text, require_experiment, require_run_kept
+from gtvray.tracking.relocation import settle_store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -22,16 +23,17 @@ _CONNECT_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
+def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> MlflowClient:
     """A client of a tracking store; a SQLite store is made, and migrated, when needed.
 
     Args:
         uri: `sqlite:///path`, `http(s)://host:port`, or any that MLflow knows.
         artifacts: where a SQLite store keeps its artifacts.
+        writing: whether anything is to be recorded; False for reading from a database that must not be written to.
 
     Raises:
         ResourceError: the server does not answer, or the database cannot be opened.
-        InputError: the URI is of no known kind.
+        InputError: the URI is of no known kind, or the database is that of a copied workspace.
     """
     parsed = urlparse(uri)
     if parsed.scheme in _DEFAULT_PORTS:
@@ -50,18 +52,23 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
-    if parsed.scheme == "sqlite":
-        _ensure_database(Path(uri.removeprefix("sqlite:///")))
+    database = database_path(uri) if parsed.scheme == "sqlite" else None
+    if database is not None:
+        _settle(database, artifacts, writing)
+        ensure_database(database, writing)
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         text = str(error)
+        explained = explain_database_error(database, text) if database is not None else None
+        if explained is not None:
+            raise explained from error
         if "URI" in text or "scheme" in text:
             raise InputError("MLflow does not know this URI", where=uri, found=text) from error
         raise ResourceError("cannot reach MLflow", where=uri, found=text, do="check tracking.uri") from error
-    if parsed.scheme == "sqlite":
+    if database is not None and writing:
         artifacts.mkdir(parents=True, exist_ok=True)
     return client
 
@@ -73,7 +80,11 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
         client: of the store.
         name: of the experiment.
         artifacts: where its artifacts go; None leaves it to the server.
+
+    Raises:
+        InputError: it was deleted in MLflow.
     """
+    require_experiment(client, name)
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -87,13 +98,17 @@ def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Ma
     Args:
         client: of the store.
         experiment: the experiment's id.
-        key: names the run and no other of the experiment.
+        key: names the run and no other of the experiment; any text.
         tags: of a run that is made.
+
+    Raises:
+        InputError: the run was deleted in MLflow.
     """
-    runs = client.search_runs([experiment], f"tags.`gtvray.key` = '{key}'", max_results=1)
-    if runs:
-        return str(runs[0].info.run_id)
-    return str(client.create_run(experiment, tags={"gtvray.key": key, **tags}).info.run_id)
+    found = find_run(client, experiment, key)
+    if found is not None:
+        require_run_kept(client, found)
+        return str(found.info.run_id)
+    return str(client.create_run(experiment, tags={KEY_TAG: key_text(key), **tags}).info.run_id)
 
 
 def _require_answer(uri: str, host: str, port: int) -> None:
@@ -109,21 +124,8 @@ def _require_answer(uri: str, host: str, port: int) -> None:
         ) from error
 
 
-def _ensure_database(path: Path) -> None:
-    """Make the database if there is none, whole or not at all; refuse what is none.
-
-    MLflow could not go on with a half-migrated one, and would try for minutes to open another kind of file.
-    """
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient as Client
-
-    try:
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                Client(f"sqlite:///{temporary.resolve()}").search_experiments(max_results=1)
-        with closing(sqlite3.connect(path, timeout=_CONNECT_TIMEOUT_S)) as database:
-            database.execute("PRAGMA schema_version").fetchone()
-    except (sqlite3.Error, MlflowException) as error:
-        raise ResourceError(
-            "cannot open the MLflow database", where=path, found=error, do="correct tracking.uri, or move it away"
-        ) from error
+def _settle(database: Path, artifacts: Path, writing: bool) -> None:
+    """Correct the locations in a workspace's own database, if the workspace was moved; refuse those of a copy."""
+    workspace = Workspace(database.parent)
+    if same_folder(workspace.root, artifacts.parent) or (workspace.root / LOCATION).exists():
+        settle_store(workspace, writing)

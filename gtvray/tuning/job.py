@@ -15,7 +15,7 @@ from gtvray.errors import ConfigError, GtvrayError, NotFoundError
 from gtvray.experiments import open_data, versions
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, Show
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -86,7 +86,9 @@ class SweepJob:
             make: fills that folder first.
 
         Raises:
-            InputError: the data are not usable, or the settings do not go together.
+            InputError: the data are not usable, the settings do not go together, or what is recorded of this sweep was
+                deleted in MLflow.
+            ResourceError: MLflow does not answer.
         """
         config = with_dotted(self.config, self.sweep.base, "base")
         if config.training.time_budget_s:
@@ -95,7 +97,9 @@ class SweepJob:
                 where="training.time_budget_s",
                 do="give the sweep time_budget_s, or train with `gtvray train`",
             )
-        project, self.warnings = open_data(data, config, self.workspace, self.show, make)
+        project, self.warnings = open_data(
+            data, config, self.workspace, self.show, make=make, before_preparing=self._require_recordable
+        )
         # Loads torch, so it comes after the data have been looked at, and before a cluster is touched.
         from gtvray.training import check_plan
 
@@ -155,6 +159,9 @@ class SweepJob:
             recorder.finish_sweep(status)
             delivered = recorder.close()
         return SweepOutcome(result, bundle, run_id, recorder.run_id, delivered)
+
+    def _require_recordable(self) -> None:
+        require_recordable(self.client, self.config.tracking.experiment, self.name)
 
     def _report(self, status: SweepStatus) -> None:
         trials = self.sweep.trials

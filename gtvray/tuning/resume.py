@@ -11,6 +11,7 @@ from ray.tune import Tuner
 from gtvray.config import Config, SweepConfig, flatten
 from gtvray.errors import InputError, TrainingError
 from gtvray.io import read_json, write_json
+from gtvray.tuning.relocation import relocate_search_state
 from gtvray.tuning.space import tune_space
 from gtvray.tuning.watch import Watcher
 
@@ -53,10 +54,11 @@ def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Wa
     """Ray Tune where it was left, or None if it had not got anywhere.
 
     Trials that were under way or failed go on from their checkpoints. ASHA's rungs are not among what Tune keeps: they
-    fill anew.
+    fill anew. The folder may have been moved since.
 
     Raises:
-        TrainingError: Tune's own record is damaged. Tune itself would silently begin anew.
+        TrainingError: Tune's own record is damaged, which Tune itself would silently begin anew, or it cannot follow a
+            folder that was moved.
     """
     states = sorted(folder.glob("experiment_state-*.json"))
     if not states or not Tuner.can_restore(str(folder)):
@@ -70,6 +72,7 @@ def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Wa
             found=error.fields.get("found", error.what),
             do=f"begin a new sweep; the trials' checkpoints are under {folder.parent / 'trials'}",
         ) from error
+    relocate_search_state(folder)
     tuner = Tuner.restore(
         str(folder),
         trainable=trainable,

@@ -131,7 +131,7 @@ def run_sweep(
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         grid = tuner.fit()
-    return _result(grid, sweep, base)
+    return _result(grid, sweep, base, context.folder)
 
 
 def _new_tuner(folder: Path, trainable: Any, sweep: SweepConfig, settings: TuneConfig, watcher: Watcher) -> Tuner:
@@ -157,14 +157,15 @@ def _reason(error: Exception) -> str:
     return "; ".join(line.strip() for line in lines[begin:])
 
 
-def _result(grid: ResultGrid, sweep: SweepConfig, base: Config) -> SweepResult:
+def _result(grid: ResultGrid, sweep: SweepConfig, base: Config, trials_folder: Path) -> SweepResult:
     trials = [
         TrialResult(
             trial_id=result.metrics["trial_id"],
             point=decode(result.config, sweep.space),
             epochs=result.metrics["epoch"],
             best_dsc=result.metrics["best_dsc"],
-            best_checkpoint=Path(result.metrics["best_checkpoint"]),
+            # By its name: a trial that ended before the workspace was moved reported the former path.
+            best_checkpoint=trials_folder / result.metrics["trial_id"] / Path(result.metrics["best_checkpoint"]).name,
         )
         for result in grid
         if result.metrics and "best_checkpoint" in result.metrics

@@ -59,16 +59,20 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         return {**report.as_dict(), "done": report.epoch >= config.training.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """A pointer: the trial's folder holds the checkpoints themselves."""
-        return {"folder": str(self._folder()), "told": self._told}
+        """Return a pointer: the trial's folder holds the checkpoints themselves.
+
+        The trial is named and not its path, so that the pointer holds after the workspace was moved.
+        """
+        return {"trial": str(self.trial_id), "told": self._told}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from another state of this trial, or from another trial's."""
         self._close()
-        folder = Path(checkpoint["folder"])
+        # Sweeps from before the pointer named the trial have its folder, whose name is the same.
+        trial = checkpoint["trial"] if "trial" in checkpoint else Path(checkpoint["folder"]).name
         self._told = checkpoint["told"]
-        if folder != self._folder():
-            newest = sorted(folder.glob("epoch-*"))
+        if trial != str(self.trial_id):
+            newest = sorted((self._context.folder / trial).glob("epoch-*"))
             self._resume, self._told = newest[-1] if newest else None, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from ..cli.command import TINY_SWEEP, Running, partial_files, run
+from ..cli.command import OPEN_GATE, TINY_SWEEP, Running, partial_files, run
 from ..stores import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -48,3 +49,74 @@ def test_what_was_never_begun_or_was_another_cannot_be_resumed(phantoms: Path, t
     space.write_text(TINY_SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace]
     assert "no such sweep" in run(*command, "--resume", "nothing", within_s=200).error(code=2)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_a_killed_sweep_goes_on_after_its_workspace_was_moved(searcher: str, phantoms: Path, tmp_path: Path) -> None:
+    """Killed in its second trial: one has ended, one goes on, one is begun after the move."""
+    space, workspace, moved = tmp_path / "o'neill.yaml", tmp_path / "workspace", tmp_path / "moved here"
+    space.write_text(SWEEP.replace("searcher: random", f"searcher: {searcher}"))
+    command = ["sweep", space, "--data", phantoms, "--json"]
+    killed = Running(*command, "--workspace", workspace, GTVRAY_FAILPOINT="tuning.after_report:5=kill")
+    assert killed.end(within_s=400).code == -signal.SIGKILL
+    (folder,) = (workspace / "sweeps").iterdir()
+    workspace.rename(moved)
+
+    finished = run(*command, "--workspace", moved, "--resume", folder.name, within_s=400)
+    assert finished.code == 0, finished
+    assert not workspace.exists()
+    found = finished.json()
+    assert [trial["epochs"] for trial in found["trials"]] == [3, 3, 3]
+    assert Path(found["bundle"]).is_relative_to(moved)
+    client = open_store(moved / "mlflow.db", moved / "mlartifacts")
+    experiment = client.get_experiment_by_name("gtvray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    assert all(each.info.artifact_uri.startswith((moved / "mlartifacts").as_uri()) for each in runs)
+    assert client.list_artifacts(found["run"], "bundle")
+
+
+def test_a_killed_training_goes_on_after_its_workspace_was_moved(phantoms: Path, tmp_path: Path) -> None:
+    """Its data lie within the workspace, and move with it."""
+    workspace, moved = tmp_path / "workspace", tmp_path / "moved here"
+    settings = ["preprocessing.spacing_mm=[8, 8, 8]", "network.features=[8, 16, 16]", "training.patch_ijk=[24, 24, 24]",
+                "training.epochs=2", "training.steps_per_epoch=2", "training.precision=fp32"]  # fmt: skip
+    shutil.copytree(phantoms, workspace / "phantoms")
+    command = ["train", *settings, "--data", workspace / "phantoms", "--fold", "all", "--folds", "2", "--json"]
+    killed = Running(*command, "--workspace", workspace, GTVRAY_FAILPOINT="tuning.after_report:3=kill")
+    assert killed.end(within_s=400).code == -signal.SIGKILL
+    (folder,) = (workspace / "trainings").iterdir()
+    workspace.rename(moved)
+    finished = run("train", "--resume", folder.name, "--workspace", moved, "--json", within_s=400)
+    assert finished.code == 0, finished
+    assert not workspace.exists()
+    assert len(finished.json()["folds"]) == 2
+    client = open_store(moved / "mlflow.db", moved / "mlartifacts")
+    assert [each.path for each in client.list_artifacts(finished.json()["run"], "bundle")]
+
+
+def test_a_sweep_goes_on_in_an_adopted_copy_and_leaves_the_original_alone(phantoms: Path, tmp_path: Path) -> None:
+    space, workspace, copy = tmp_path / "tiny.yaml", tmp_path / "workspace", tmp_path / "copy"
+    space.write_text(SWEEP)
+    command = ["sweep", space, "--data", phantoms, "--json"]
+    killed = Running(*command, "--workspace", workspace, GTVRAY_FAILPOINT="tuning.after_report:5=kill")
+    assert killed.end(within_s=400).code == -signal.SIGKILL
+    (folder,) = (workspace / "sweeps").iterdir()
+    shutil.copytree(workspace, copy, symlinks=True)
+    before = tree(workspace)
+    resume = [*command, "--workspace", copy, "--resume", folder.name]
+    assert "is a copy" in run(*resume, within_s=200).error(code=2)
+    assert run("workspace", "adopt", "--workspace", copy, within_s=100).code == 0
+    finished = run(*resume, within_s=400)
+    assert finished.code == 0, finished
+    assert [trial["epochs"] for trial in finished.json()["trials"]] == [3, 3, 3]
+    promote = ["promote", finished.json()["bundle"], "--data", phantoms, "--workspace", copy, *OPEN_GATE]
+    promoted = run(*promote, within_s=300)
+    assert promoted.code == 0, promoted
+    assert run("qa", "--workspace", copy, within_s=200).code == 0
+    assert tree(workspace) == before

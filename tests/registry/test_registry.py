@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from gtvray.errors import BundleError, NotFoundError, NotReadyError
+from gtvray.errors import BundleError, NotFoundError, NotReadyError, ResourceError
 from gtvray.models import Bundle
 from gtvray.registry import Registry
 
@@ -110,6 +110,71 @@ def test_golden_cases_that_cannot_be_had_are_not_taken_for_none(
     with pytest.raises((MlflowException, OSError)):
         registry.fetch_golden(version, tmp_path / "fetched")
     assert not (tmp_path / "fetched").exists()
+
+
+@pytest.mark.parametrize("lost", ["golden", "all artifacts"])
+def test_golden_cases_whose_files_are_gone_are_not_taken_for_none(
+    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path, lost: str
+) -> None:
+    """As of a workspace that was copied without them: an endpoint must not start without its proof."""
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "golden.json").write_text("{}\n")
+    version = registry.register(bundle, run_id)
+    registry.add_golden(version, golden)
+    (stored,) = (tmp_path / "artifacts").rglob("golden")
+    shutil.rmtree(stored if lost == "golden" else tmp_path / "artifacts")
+    with pytest.raises(ResourceError, match="cannot be reached"):
+        registry.fetch_golden(version, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_golden_cases_of_before_they_were_tagged_are_looked_for_in_the_store(
+    registry: Registry, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "golden.json").write_text("{}\n")
+    version = registry.register(bundle, run_id)
+    registry.add_golden(version, golden)
+    client.delete_model_version_tag(f"model-{tmp_path.name}", version.version, "gtvray.golden")
+    shutil.rmtree(tmp_path / "artifacts")
+    with pytest.raises(ResourceError, match="cannot be reached"):
+        registry.fetch_golden(version, tmp_path / "fetched")
+
+
+def test_other_golden_cases_in_their_place_are_refused(
+    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "golden.json").write_text("{}\n")
+    version = registry.register(bundle, run_id)
+    registry.add_golden(version, golden)
+    (stored,) = (tmp_path / "artifacts").rglob("golden.json")
+    stored.write_text('{"easier": true}\n')
+    with pytest.raises(BundleError, match="not those of the promotion"):
+        registry.fetch_golden(version, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_a_bundle_whose_files_are_gone_is_told_of(
+    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    version = registry.register(bundle, run_id)
+    shutil.rmtree(tmp_path / "artifacts")
+    with pytest.raises(ResourceError, match="cannot be reached"):
+        registry.fetch(version)
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "a_b", "what?#", "größe 日本"])
+def test_a_model_may_have_any_name_that_the_settings_take(
+    name: str, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
+    registry = Registry(client, f"{name} {tmp_path.name}", tmp_path / "bundles")
+    version = registry.register(bundle, run_id)
+    assert [known.digest for known in registry.versions()] == [bundle.digest]
+    assert registry.fetch(version).digest == bundle.digest
 
 
 def test_there_is_no_champion_before_the_first(registry: Registry, bundle: Bundle, run_id: str) -> None:

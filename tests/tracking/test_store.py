@@ -1,17 +1,31 @@
-"""Reaching MLflow, or hearing at once why not."""
+"""Reaching MLflow, or an error at once that says why not."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from gtvray.errors import InputError, ResourceError
-from gtvray.tracking import connect_mlflow
+from gtvray.tracking import connect_mlflow, experiment_id, find_or_create_run
+
+NAMES = [
+    "o'neill",
+    'say "hi"',
+    "both ' and \"",
+    "back\\slash",
+    "end\\",
+    "100 %",
+    "a_b",
+    "größe 日本",
+    "",
+    "x" * 200,
+    "`;--",
+]
 
 
 @pytest.fixture
@@ -29,16 +43,6 @@ def test_a_server_that_is_not_there_is_told_of_at_once(silent_port: int, tmp_pat
     assert str(silent_port) in caught.value.fields["where"]
 
 
-@pytest.mark.timeout(30)
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("not a database" * 100)])
-def test_a_database_that_cannot_be_opened_is_told_of_at_once(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    path = tmp_path / "mlflow.db"
-    make(path)
-    with pytest.raises(ResourceError) as caught:
-        connect_mlflow(f"sqlite:///{path}", tmp_path)
-    assert caught.value.fields["where"] == str(path)
-
-
 def test_a_uri_of_no_known_kind_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         connect_mlflow("gopher://somewhere", tmp_path)
@@ -46,3 +50,28 @@ def test_a_uri_of_no_known_kind_is_the_users_mistake(tmp_path: Path) -> None:
 
 def test_nothing_is_ever_unpickled(client: MlflowClient) -> None:
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///a?b/mlflow.db", "sqlite:///a%20b/mlflow.db", "sqlite://", "sqlite:mlflow.db"]
+)
+def test_a_path_that_the_url_of_a_database_cannot_hold_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not the URI of an SQLite database"):
+        connect_mlflow(uri, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_found_by_any_key_and_by_no_other(client: MlflowClient, tmp_path: Path) -> None:
+    experiment = experiment_id(client, "keys", tmp_path / "artifacts")
+    made = {name: find_or_create_run(client, experiment, name, {"mlflow.runName": name or "-"}) for name in NAMES}
+    assert len(set(made.values())) == len(NAMES)
+    for name, run_id in made.items():
+        assert find_or_create_run(client, experiment, name, {}) == run_id
+    for name in ("A_B", "a-b", "aXb", "100 x", "O'NEILL", "größE 日本"):
+        assert find_or_create_run(client, experiment, name, {}) not in made.values()
+
+
+@pytest.mark.parametrize("name", NAMES[:-3])
+def test_an_experiment_may_have_any_name(name: str, client: MlflowClient, tmp_path: Path) -> None:
+    found = experiment_id(client, name, tmp_path / "artifacts")
+    assert experiment_id(client, name, tmp_path / "artifacts") == found

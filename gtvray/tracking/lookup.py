@@ -1,0 +1,129 @@
+"""Finding runs by exact keys, and refusing what was deleted in MLflow with the command that restores it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from gtvray.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+KEY_TAG = "gtvray.key"
+# MLflow's filters have no way to write a quote or a backslash within a text.
+_SAFE = re.compile(r"[\w /.:+-]*", re.ASCII)
+_MOST = 1000
+
+
+def key_text(key: str) -> str:
+    """A key as it stands in a run's tag: itself, or its sha256 where a filter could not hold it."""
+    return key if _SAFE.fullmatch(key) else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def filter_text(value: str) -> str | None:
+    """A text as an MLflow filter has it, in quotes; None if a filter cannot hold it."""
+    return f"'{value}'" if _SAFE.fullmatch(value) else None
+
+
+def find_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    """The run of a key, one that was deleted too; of several, one that was not.
+
+    Args:
+        client: of the store.
+        experiment: the experiment's id.
+        key: as given to `find_or_create_run`.
+    """
+    from mlflow.entities import ViewType
+
+    text = key_text(key)
+    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{text}'", ViewType.ALL, max_results=_MOST)
+    # Some databases compare without regard to case.
+    exact = [run for run in runs if run.data.tags.get(KEY_TAG) == text]
+    return min(exact, key=_deleted, default=None)
+
+
+def require_experiment(client: MlflowClient, name: str) -> None:
+    """Refuse an experiment that was deleted.
+
+    Raises:
+        InputError: it was; the error has the command that restores it.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise InputError(
+            "the MLflow experiment was deleted",
+            where=client.tracking_uri,
+            found=f"experiment {name}, deleted",
+            do=f"restore it: {_command(client, 'experiments', 'restore', '--experiment-id', found.experiment_id)}",
+        )
+
+
+def require_run_kept(client: MlflowClient, run: Run) -> None:
+    """Refuse a run that was deleted, itself or with its experiment.
+
+    Raises:
+        InputError: it was; the error has the command that restores it.
+    """
+    experiment = client.get_experiment(run.info.experiment_id)
+    require_experiment(client, experiment.name)
+    if _deleted(run):
+        raise InputError(
+            "the MLflow run was deleted",
+            where=client.tracking_uri,
+            found=f"run {run.info.run_name}, deleted",
+            do=f"restore it: {_command(client, 'runs', 'restore', '--run-id', run.info.run_id)}",
+        )
+
+
+def require_recordable(client: MlflowClient, experiment: str, sweep: str | None = None) -> None:
+    """Check, before any work, that what a sweep or training is about to record has a place in MLflow.
+
+    Args:
+        client: of the store.
+        experiment: name of the experiment.
+        sweep: of a sweep or training that goes on; its run and those of its trials are checked as well.
+
+    Raises:
+        InputError: one of them was deleted; the error has the command that restores it.
+    """
+    from mlflow.entities import ViewType
+
+    require_experiment(client, experiment)
+    found = client.get_experiment_by_name(experiment)
+    if sweep is None or found is None:
+        return
+    parent = find_run(client, found.experiment_id, sweep)
+    if parent is None:
+        return
+    require_run_kept(client, parent)
+    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    deleted = client.search_runs([found.experiment_id], below, ViewType.DELETED_ONLY, max_results=_MOST)
+    _require_none_deleted(client, found.experiment_id, sweep, deleted)
+
+
+def _require_none_deleted(client: MlflowClient, experiment: str, sweep: str, deleted: Iterable[Run]) -> None:
+    for run in deleted:
+        trial = run.data.tags.get("ray.trial_id")
+        # Another run may have taken its place since.
+        current = find_run(client, experiment, f"{sweep}/{trial}") if trial is not None else None
+        if current is not None:
+            require_run_kept(client, current)
+
+
+def _deleted(run: Run) -> bool:
+    return bool(run.info.lifecycle_stage == "deleted")
+
+
+def _command(client: MlflowClient, *arguments: str) -> str:
+    # The command has no option for the store. A password in the URI is left out.
+    parsed = urlparse(client.tracking_uri)
+    uri = client.tracking_uri
+    if parsed.password is not None:
+        uri = uri.replace(f":{parsed.password}@", ":PASSWORD@")
+    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow {shlex.join(map(str, arguments))}"
