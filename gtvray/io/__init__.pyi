@@ -1,6 +1,10 @@
 from .atomic import atomic_dir as atomic_dir
 from .atomic import atomic_path as atomic_path
 from .atomic import sha256_of as sha256_of
+from .content import HEAD_BYTES as HEAD_BYTES
+from .content import Content as Content
+from .content import ContentKind as ContentKind
+from .content import identify as identify
 from .jsonfile import append_json_line as append_json_line
 from .jsonfile import read_json as read_json
 from .jsonfile import read_json_lines as read_json_lines
