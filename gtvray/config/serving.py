@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+
+from pydantic import Field, field_validator
 
 from gtvray.config.base import Section
+
+# As browsers send it: no path, no slash at the end, and no pattern.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class ServingConfig(Section):
@@ -20,3 +25,15 @@ class ServingConfig(Section):
     max_pending: int = Field(16, ge=1, le=10_000, description="requests under way before others are sent away")
     scans_in_memory: int = Field(4, ge=1, le=1024, description="decoded scans a replica holds at once")
     timeout_s: float = Field(300.0, gt=0, description="longest time for one request")
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="origins of web pages that may call from a browser, each as https://host[:port]",
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] in small letters, without a path")
+        return value

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 from gtvray.errors import InputError, ResourceError
 from gtvray.io import atomic_path
+from gtvray.runtime import bypass_proxies, proxy_endpoint, proxy_for, without_credentials
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -34,8 +35,15 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         InputError: the URI is of no known kind.
     """
     parsed = urlparse(uri)
+    proxy = None
     if parsed.scheme in _DEFAULT_PORTS:
-        _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+        # MLflow's client reads the proxies of the environment, also for a server on this machine.
+        bypass_proxies(uri)
+        proxy = proxy_for(uri)
+        if proxy is None:
+            _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+        else:
+            _require_answer(f"{uri}, through the proxy {without_credentials(proxy)}", *proxy_endpoint(proxy))
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
@@ -60,7 +68,11 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         text = str(error)
         if "URI" in text or "scheme" in text:
             raise InputError("MLflow does not know this URI", where=uri, found=text) from error
-        raise ResourceError("cannot reach MLflow", where=uri, found=text, do="check tracking.uri") from error
+        where, do = uri, "check tracking.uri"
+        if proxy is not None:
+            where = f"{uri}, through the proxy {without_credentials(proxy)}"
+            do = "check tracking.uri, and name its host in NO_PROXY if the proxy cannot reach it"
+        raise ResourceError("cannot reach MLflow", where=where, found=text, do=do) from error
     if parsed.scheme == "sqlite":
         artifacts.mkdir(parents=True, exist_ok=True)
     return client
