@@ -44,7 +44,7 @@ def submit(
         job = client.submit_job(entrypoint=shlex.join(entry), metadata={"gtvray.verb": verb[0]})
     except AuthenticationError as error:
         raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ResourceError(
             "no Ray cluster takes jobs here",
             where=f"{address}, through the proxy {without_credentials(proxy)}" if proxy else address,

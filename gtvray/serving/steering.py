@@ -33,8 +33,6 @@ def check_steering(headers: RawHeaders) -> None:
     """
     for name, value in headers:
         known = _name(name)
-        if not name.isascii():
-            raise RequestError("a header's name is not ASCII", do="send ASCII names of headers")
         if known in _REFUSED:
             raise RequestError(
                 "a header of this request is not allowed here",
