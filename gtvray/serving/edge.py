@@ -45,14 +45,22 @@ class Edge:
             return await self._app(scope, receive, send)
         request_id = request_id_of(Headers(scope=scope).getlist(REQUEST_ID_HEADER))
         answer = _Answer(scope, receive, send, request_id)
+        gone = False
+
+        async def receive_noting() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
         try:
             check_steering(scope["headers"])
-            await self._app(_passed_on(scope, request_id), receive, answer.send)
+            await self._app(_passed_on(scope, request_id), receive_noting, answer.send)
         except Exception as error:
             if answer.started:
                 raise
             await answer.problem(error)
-        if scope["type"] == "http" and not answer.started:
+        if scope["type"] == "http" and not answer.started and not gone:
             # Serve sends nothing where a replica was lost; its server would make a bare status 500 of it.
             await answer.problem(
                 ResourceError("the request was lost in the server before it was answered", do="send it again")

@@ -9,7 +9,8 @@ from starlette.datastructures import Headers
 from gtvray.errors import ContentTypeError, InputError, VolumeError
 from gtvray.io import Content, ContentKind, identify
 
-EXPECTED = "one NIfTI (.nii, .nii.gz) or NRRD (.nrrd) file, its bytes alone as the body"
+_FORMATS = "NIfTI (.nii, .nii.gz) or NRRD (.nrrd) file"
+EXPECTED = f"one {_FORMATS}, its bytes alone as the body"
 CURL = (
     'curl --fail-with-body -H "Authorization: Bearer $GTVRAY_TOKEN" --data-binary @scan.nii.gz -o mask.nii.gz '
     "URL/v1/predict"
@@ -21,6 +22,7 @@ _SENT_WRONGLY = frozenset(
 _UNSOUND = frozenset({ContentKind.ALTERED, ContentKind.EMPTY, ContentKind.TEXT, ContentKind.UNKNOWN, ContentKind.GZIP})
 _TAKEN_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 _VOLUME_STARTS = (b"\x1f\x8b", b"\x5c\x01", b"\x01\x5c", b"NRRD")
+_TRANSFER = "transfer it again, as binary"
 _REMOVED_BY_CURL = re.compile(rb"[\0\r\n]")
 
 
@@ -56,24 +58,24 @@ def check_body(head: bytes) -> None:
         do = CURL if content.kind in _SENT_WRONGLY else f"{content.hint}; then {CURL}"
         if content.kind is ContentKind.ALTERED:
             do = f"{CURL} (curl -d and --data remove bytes)"
-        raise _error(content, "upload", do)
+        raise _error(content, "upload", EXPECTED, do)
 
 
 def check_file(head: bytes, where: object) -> None:
     """Refuse a file by its first bytes, before it is sent; raises as `check_body`."""
     content = _identify(head)
     if not content.readable:
-        raise _error(content, where, content.hint)
+        raise _error(content, where, f"a {_FORMATS}", content.hint)
 
 
 def _identify(head: bytes) -> Content:
     # A gzip, NIfTI or NRRD header always holds one of the bytes that `curl -d` removes.
     if head.startswith(_VOLUME_STARTS) and len(head) >= 64 and not _REMOVED_BY_CURL.search(head):
-        return Content(ContentKind.ALTERED, "a volume file whose NUL bytes and line breaks were removed", "")
+        return Content(ContentKind.ALTERED, "a volume file whose NUL bytes and line breaks were removed", _TRANSFER)
     return identify(head)
 
 
-def _error(content: Content, where: object, do: str) -> InputError:
+def _error(content: Content, where: object, expected: str, do: str) -> InputError:
     kind = VolumeError if content.kind in _UNSOUND else ContentTypeError
     what = "not a NIfTI or NRRD file" if content.kind is not ContentKind.ALTERED else "the file was altered on the way"
-    return kind(what, where=where, expected=EXPECTED, found=content.name, do=do)
+    return kind(what, where=where, expected=expected, found=content.name, do=do)

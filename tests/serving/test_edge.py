@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from ray.serve._private.http_util import _apply_middlewares, convert_object_to_asgi_messages
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gtvray.errors import BusyError
 from gtvray.runtime import PROXY_CALLBACK
-from gtvray.serving.edge import EDGE, middlewares
+from gtvray.serving.edge import EDGE, Edge, middlewares
 from gtvray.serving.problems import problem_response
 
 HEX = re.compile(r"[0-9a-f]{32}")
@@ -157,6 +157,24 @@ def test_what_serve_says_in_plain_text_becomes_a_problem(status: int, said: str,
 def test_no_answer_at_all_becomes_a_problem() -> None:
     problem = problem_of(ask(Serve(list)), 503, "urn:gtvray:ResourceError")
     assert problem["do"] == "send it again"
+
+
+def test_a_client_that_has_gone_is_sent_nothing() -> None:
+    sent: list[Message] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/readyz", "headers": []}
+    asyncio.run(Edge(serve)(scope, receive, send))
+    assert sent == []
 
 
 def test_an_error_in_serve_becomes_a_problem_without_its_text() -> None:

@@ -222,7 +222,7 @@ def test_an_upload_that_is_no_volume_is_told_what_it_is_and_how_to_send_one(case
     kind = "urn:gtvray:ContentTypeError" if status == 415 else "urn:gtvray:VolumeError"
     problem = problem_of(ask("POST", "/v1/predict", {**BEARER, **headers}, content=body), status, kind)
     assert found is None or found in problem["found"]
-    assert CURL in problem["do"] or case == "text"
+    assert CURL in problem["do"]
     assert "export the volume again" not in problem["do"]
 
 
