@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(server: Recorder) -> Iterator[Recorder]:
     """Run a server in a thread for the length of a block."""
     with server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield server

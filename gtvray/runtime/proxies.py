@@ -25,11 +25,11 @@ def proxy_for(url: str) -> str | None:
     None for this machine and for what NO_PROXY names: `*`, a host, a domain and all below it, an address, or a network
     in CIDR notation, each with or without a port.
     """
-    proxies, parts = getproxies_environment(), urlsplit(url if "://" in url else f"http://{url}")
-    proxy, host = proxies.get(parts.scheme) or proxies.get("all"), parts.hostname or ""
-    if not proxy or is_own_host(host):
+    proxies = getproxies_environment()
+    scheme, host, port = _parts(url)
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or not host or is_own_host(host):
         return None
-    port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
     if any(_matches(host, port, entry.strip().lower()) for entry in proxies.get("no", "").split(",")):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
@@ -37,8 +37,8 @@ def proxy_for(url: str) -> str | None:
 
 def proxy_endpoint(proxy: str) -> tuple[str, int]:
     """Host and port of a proxy."""
-    parts = urlsplit(proxy)
-    return parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 80)
+    _, host, port = _parts(proxy)
+    return host, port
 
 
 def without_credentials(proxy: str) -> str:
@@ -67,7 +67,7 @@ def bypass_proxies(*urls: str) -> None:
     present = [entry.strip() for entry in proxies.pop("no", "").split(",") if entry.strip()]
     if not proxies or "*" in present:
         return
-    hosts = [urlsplit(url).hostname or "" for url in urls]
+    hosts = [_parts(url)[1] for url in urls]
     wanted = [*_LOOPBACK, *(host for host in hosts if host and is_own_host(host))]
     value = ",".join(dict.fromkeys([*present, *wanted]))
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = value
@@ -80,6 +80,19 @@ def proxy_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         for name, value in sorted(environ.items())
         if name.lower() in _VARIABLES and value.strip()
     }
+
+
+def _parts(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a URL; of one that is none the host is empty."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError:
+        return "", "", 0
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    return parts.scheme, parts.hostname or "", port or _DEFAULT_PORTS.get(parts.scheme, 80)
 
 
 def _address(name: str) -> Address | None:
@@ -105,7 +118,7 @@ def _is_of_an_interface(address: Address) -> bool:
         return False
 
 
-def _matches(host: str, port: int | None, entry: str) -> bool:
+def _matches(host: str, port: int, entry: str) -> bool:
     """Whether an entry of NO_PROXY names a host."""
     if entry == "*":
         return True

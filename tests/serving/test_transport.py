@@ -95,6 +95,13 @@ def test_a_refusing_proxy_is_named_and_not_the_endpoint(proxy: Recorder, tmp_pat
         assert "secret" not in str(error)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "ftp://127.0.0.1", "127.0.0.1:1", ""])
+def test_what_is_no_address_is_refused(url: str, proxy: Recorder) -> None:
+    with pytest.raises(ResourceError, match="no server answers here"):
+        predict_remote(url, TOKEN, make_scan((8, 8, 8)))
+    assert proxy.seen == []
+
+
 def test_no_proxy_keeps_the_proxy_out(proxy: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", ".invalid")
     monkeypatch.delenv("no_proxy", raising=False)
