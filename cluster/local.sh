@@ -45,7 +45,8 @@ answers() {
 import pathlib, sys, urllib.request
 token = pathlib.Path(sys.argv[2]).read_text().strip()
 request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-urllib.request.urlopen(request, timeout=5)
+# This machine is not asked through a proxy of the environment.
+urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5)
 PYTHON
 }
 
@@ -58,6 +59,8 @@ start() {
     fi
     (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$home/token")
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token RAY_USAGE_STATS_ENABLED=0
+    # The layer that gtvray's endpoint needs in Ray Serve's proxies, also for `serve deploy`.
+    export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=gtvray.serving.edge.middlewares
     unset RAY_AUTH_TOKEN RAY_ADDRESS
     # Ray gives every agent one fixed port, and the second head on a machine then takes no jobs: ask for a free one.
     agent_port=$("$bin/python" -c 'import socket; probe = socket.create_server(("127.0.0.1", 0)); print(probe.getsockname()[1])')

@@ -8,7 +8,9 @@ GtvrayError
 │   │   └── GeometryError                 volumes that do not share a grid, or have no usable one
 │   ├── AuthError           401           no token, or not the right one
 │   ├── NotFoundError       404           no such model, case, or job
-│   └── TooLargeError       413           over a stated limit
+│   ├── TooLargeError       413           over a stated limit
+│   ├── RequestError        400           an HTTP request that cannot be taken as it is
+│   └── ContentTypeError    415           a body that is no volume file, but something else that is known
 └── FailureError            exit 1, 500   the input was fine, the work failed
     ├── ResourceError       503           disk, port, memory, Ray, MLflow not to be had
     ├── BusyError           503           full: come again later
@@ -119,6 +121,18 @@ class TooLargeError(InputError):
     """Over a stated limit."""
 
     http_status = 413
+
+
+class RequestError(InputError):
+    """An HTTP request cannot be taken as it is."""
+
+    http_status = 400
+
+
+class ContentTypeError(InputError):
+    """A body is no volume file, but something else that is known."""
+
+    http_status = 415
 
 
 class FailureError(GtvrayError):

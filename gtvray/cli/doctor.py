@@ -27,7 +27,8 @@ def doctor(
 
     Example: gtvray doctor --json
     """
-    checks = [_versions(), _devices(), _memory(), _disk(workspace), _port(port), _ray(address), _mlflow(tracking)]
+    checks = [_versions(), _devices(), _memory(), _disk(workspace), _port(port), *_proxies()]
+    checks += [_ray(address), _mlflow(tracking)]
     columns = {"check": "check", "state": "state", "found": "found"}
     emit({"ok": all(row["ok"] for row in checks), "checks": checks}, as_json, table(checks, columns))
     if not all(row["ok"] for row in checks):
@@ -76,6 +77,17 @@ def _port(port: int) -> dict[str, Any]:
 
     free = port_is_free("127.0.0.1", port)
     return _row("port", free, f"{port} is {'free' if free else 'in use: choose another with --port'}")
+
+
+def _proxies() -> list[dict[str, Any]]:
+    """A row where the environment names proxies; none where it does not."""
+    from gtvray.runtime import proxy_settings
+
+    settings = proxy_settings()
+    if not any(name.lower() != "no_proxy" for name in settings):
+        return []
+    found = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return [_row("proxies", True, f"{found}; not used for this machine", proxies=settings)]
 
 
 def _ray(address: str | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def serve(
     from gtvray.config import load_config
     from gtvray.errors import NotFoundError
     from gtvray.io import Workspace
-    from gtvray.runtime import connect, require_port
+    from gtvray.runtime import PROXY_CALLBACK, connect, require_port
     from gtvray.serving import start_server
 
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
@@ -47,7 +47,7 @@ def serve(
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
     with progress.live():
         progress.begin("ray", "connecting to Ray")
-        with connect(address):
+        with connect(address, worker_env=dict([PROXY_CALLBACK])):
             progress.begin("serve", "starting the endpoint")
             version = versions.get(bundle.digest, "unregistered")
             server = start_server(

@@ -33,20 +33,24 @@ def submit(
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     from gtvray.errors import AuthError, FailureError, ResourceError
-    from gtvray.runtime import TOKEN_ADVICE
+    from gtvray.runtime import TOKEN_ADVICE, bypass_proxies, proxy_for, without_credentials
 
+    # Ray's client reads the proxies of the environment, also for a dashboard on this machine.
+    bypass_proxies(address)
+    proxy = proxy_for(address)
     try:
         client = JobSubmissionClient(address)
         entry = [sys.executable, "-m", "gtvray", *verb]
         job = client.submit_job(entrypoint=shlex.join(entry), metadata={"gtvray.verb": verb[0]})
     except AuthenticationError as error:
         raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ResourceError(
             "no Ray cluster takes jobs here",
-            where=address,
+            where=f"{address}, through the proxy {without_credentials(proxy)}" if proxy else address,
             found=str(error).strip().splitlines()[0],
-            do="start one with `ray start --head`, or correct --address",
+            do="start one with `ray start --head`, or correct --address"
+            + (", or name its host in NO_PROXY" if proxy else ""),
         ) from error
     if wait:
         shown = 0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+
+from pydantic import Field, field_validator
 
 from gtvray.config.section import Section
+
+# As browsers send it: no path, no slash at the end, no pattern.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class TrackingConfig(Section):
@@ -41,3 +46,14 @@ class ServingConfig(Section):
     )
     scans_in_memory: int = Field(4, ge=1, le=1024, description="decoded scans that a replica holds at once")
     timeout_s: float = Field(300.0, gt=0, description="time limit of a request")
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins of web pages that may call the endpoint from a browser, each as https://host[:port]"
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _valid_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] in lower case, without a path")
+        return value

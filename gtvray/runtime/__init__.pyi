@@ -1,3 +1,4 @@
+from .cluster import PROXY_CALLBACK as PROXY_CALLBACK
 from .cluster import TOKEN_ADVICE as TOKEN_ADVICE
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
@@ -5,5 +6,11 @@ from .cluster import use_token as use_token
 from .ports import port_is_free as port_is_free
 from .ports import require_port as require_port
 from .progress import Show as Show
+from .proxies import bypass_proxies as bypass_proxies
+from .proxies import is_own_host as is_own_host
+from .proxies import proxy_endpoint as proxy_endpoint
+from .proxies import proxy_for as proxy_for
+from .proxies import proxy_settings as proxy_settings
+from .proxies import without_credentials as without_credentials
 from .resources import ResourcePlan as ResourcePlan
 from .resources import plan_trials as plan_trials

@@ -9,17 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gtvray.errors import AuthError, ResourceError
+from gtvray.runtime.proxies import bypass_proxies
 
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (on the head: `ray get-auth-token`)"  # noqa: S105
 # Read by Ray when its modules are imported, in this process and, by inheritance, in those it starts.
+PROXY_CALLBACK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "gtvray.serving.edge.middlewares")
 _ENVIRONMENT = {
+    # Ray Serve's proxies take middlewares by this variable alone.
+    PROXY_CALLBACK[0]: PROXY_CALLBACK[1],
     "RAY_TRAIN_V2_ENABLED": "1",
     # A machine that is taken away is a lost worker to us, whose training goes on from its checkpoint.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -51,7 +55,9 @@ class Cluster:
 
 
 @contextmanager
-def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
+def connect(
+    address: str | None = None, *, cpus: int | None = None, worker_env: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
     """Connect to a running cluster, or start one here, for the length of a `with` block.
 
     Args:
@@ -59,12 +65,14 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             a job on a cluster, and without that one is started. To join one that wants a token, call `use_token`
             before Ray is imported.
         cpus: CPUs of a started one; all if not given.
+        worker_env: environment variables of the processes that are started on a running cluster.
 
     Raises:
         ResourceError: the cluster does not answer, or none can be started.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    bypass_proxies()
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto"):
         _require_answer(str(address))
@@ -72,7 +80,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     from ray.exceptions import AuthenticationError
 
     try:
-        context = ray.init(**(_joining(str(address)) if address else _starting(cpus)))
+        context = ray.init(**(_joining(str(address), worker_env) if address else _starting(cpus)))
     except AuthenticationError as error:
         raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
@@ -123,8 +131,11 @@ def _starting(cpus: int | None) -> dict[str, Any]:
     return options
 
 
-def _joining(address: str) -> dict[str, Any]:
-    return {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+def _joining(address: str, worker_env: Mapping[str, str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if worker_env:
+        options["runtime_env"] = {"env_vars": dict(worker_env)}
+    return options
 
 
 def _require_answer(address: str) -> None:

@@ -51,8 +51,16 @@ class Api:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """The ASGI application; Serve calls this in the replica, after the constructor."""
-        app = FastAPI(title="gtvray", description=NOTICE, version=__version__, docs_url=None, redoc_url=None)
-        app.add_middleware(Guard, token=self._token)
+        app = FastAPI(
+            title="gtvray",
+            description=NOTICE,
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            # A client that does not follow a redirect of POST would be left with an empty mask.
+            redirect_slashes=False,
+        )
+        app.add_middleware(Guard, token=self._token, origins=self._args.serving.cors_origins)
         app.add_exception_handler(HTTPException, _answer_http_error)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         app.add_api_route("/readyz", self.readyz, methods=["GET"])
@@ -73,7 +81,7 @@ class Api:
         return {**await self._describe(), "intended_use": NOTICE}
 
     async def predict(self, request: Request) -> Response:
-        """NIfTI in, NIfTI mask on the same grid out."""
+        """Segment the volume of a NIfTI or NRRD body; the mask comes back as gzipped NIfTI on the volume's own grid."""
         began, serving = time.monotonic(), self._args.serving
         self._require_model()
         with self._admitted():

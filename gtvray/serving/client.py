@@ -8,11 +8,13 @@ from pathlib import Path
 
 import httpx
 
-from gtvray.errors import DeadlineError, GtvrayError, NotFoundError, ResourceError
+from gtvray.errors import InputError, NotFoundError, ResourceError
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
-from gtvray.io import decode_labels, encode_nifti
-from gtvray.serving.problems import MEDIA_TYPE, error_of
+from gtvray.io import HEAD_BYTES, decode_labels, encode_nifti, read_volume
+from gtvray.serving.request_ids import REQUEST_ID_FORM, REQUEST_ID_HEADER, is_request_id
+from gtvray.serving.transport import error_in, no_answer, open_client
+from gtvray.serving.uploads import check_file
 
 
 @dataclass(frozen=True)
@@ -56,50 +58,55 @@ def predict_remote(
 ) -> RemoteResult:
     """Have a server segment a scan.
 
+    A server on this machine is asked without a proxy; others through the one that the environment names for them.
+
     Args:
         url: the server, such as http://127.0.0.1:8000.
         token: the bearer token.
-        scan: a volume, or a .nii or .nii.gz file, which is sent as it is; its name is not.
-        request_id: 1 to 64 of A-Z a-z 0-9 . _ -; by default the server's choice.
+        scan: a volume, or a NIfTI or NRRD file, which is sent as it is; its name is not.
+        request_id: a UUID or 32 hexadecimal digits; by default the server's choice.
         timeout_s: longest silence of the server.
 
     Raises:
         NotFoundError: no such file.
-        ResourceError: no server answers.
+        VolumeError: the file is no volume; found before it is sent, if its first bytes say so.
+        ContentTypeError: the file is something else that is known; found before it is sent.
+        InputError: the request id has another form, or the environment names a proxy that cannot be used.
+        ResourceError: no server answers, or something else in its place, which is named.
         DeadlineError: it took too long.
         GtvrayError: what the server says, as the class it names.
     """
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
     if request_id is not None:
-        headers["X-Request-ID"] = request_id
+        if not is_request_id(request_id):
+            raise InputError("a request id names nobody", where="request_id", expected=REQUEST_ID_FORM)
+        headers[REQUEST_ID_HEADER] = request_id
+    content = _content(scan)
     try:
-        # Loading the trusted certificates takes 30 ms, for nothing where there is no TLS.
-        with httpx.Client(verify=not url.startswith("http://"), timeout=timeout_s) as client:
-            answer = client.post(f"{url.rstrip('/')}/v1/predict", content=_content(scan), headers=headers)
-    except httpx.TimeoutException as error:
-        raise DeadlineError("the server took too long", where=url, expected=f"{timeout_s:g} s") from error
+        with open_client(url, timeout_s) as client:
+            answer = client.post(f"{url.rstrip('/')}/v1/predict", content=content, headers=headers)
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ResourceError(
-            "no server answers here", where=url, found=error, do="start one with `gtvray serve`, or mend the address"
-        ) from error
-    if answer.status_code != httpx.codes.OK:
-        raise _error(answer, url)
+        raise no_answer(error, url, timeout_s) from error
+    if answer.status_code != httpx.codes.OK or "X-Gtvray-Model-Digest" not in answer.headers:
+        raise error_in(answer, url)
     return _result(answer, url)
 
 
 def _content(scan: Volume | str | PathLike[str]) -> bytes:
     if isinstance(scan, Volume):
         return encode_nifti(scan, compress=True)
+    path = Path(scan)
+    if path.suffix.lower() == ".nhdr":
+        # Its voxels are in another file.
+        return encode_nifti(read_volume(path), compress=True)
     try:
-        return Path(scan).read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=scan, expected="a .nii or .nii.gz file") from error
-
-
-def _error(answer: httpx.Response, url: str) -> GtvrayError:
-    if answer.headers.get("content-type") == MEDIA_TYPE:
-        return error_of(answer.json(), url)
-    return ResourceError("the server gave no answer of ours", where=url, found=f"HTTP {answer.status_code}")
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError("no such file", where=scan, expected="a .nii, .nii.gz or .nrrd file") from error
+    except IsADirectoryError as error:
+        raise InputError("a folder, not a file", where=scan, expected="a .nii, .nii.gz or .nrrd file") from error
+    check_file(content[:HEAD_BYTES], scan)
+    return content
 
 
 def _result(answer: httpx.Response, url: str) -> RemoteResult:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gtvray.errors import BundleError, NotReadyError
-from gtvray.io import decode_nifti, encode_nifti
+from gtvray.io import decode_volume, encode_nifti
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.golden import check_golden
 from gtvray.serving.logs import log_event
@@ -53,7 +53,7 @@ class Model:
         self._threads = ThreadPoolExecutor(args.serving.scans_in_memory, thread_name_prefix="scan")
 
     async def predict(self, content: bytes, request_id: str) -> Prediction:
-        """The mask of a NIfTI file.
+        """The mask of a NIfTI or NRRD file.
 
         Raises:
             InputError: it is not a sound CT.
@@ -94,7 +94,7 @@ class Model:
         self._scheduler.check(self._args.serving.timeout_s)
 
     def _begin(self, content: bytes) -> CaseJob:
-        scan = decode_nifti(content, "upload", self._args.serving.max_volume_mb << 20)
+        scan = decode_volume(content, "upload", self._args.serving.max_volume_mb << 20)
         return self._predictor.begin(scan, "upload", mask_only=True)
 
     def _finish(self, job: CaseJob) -> Prediction:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from gtvray.errors import BusyError, FailureError, GtvrayError, NotReadyError
+from starlette.responses import JSONResponse
+
+from gtvray.errors import BusyError, FailureError, GtvrayError, InputError, NotFoundError, NotReadyError
+from gtvray.serving.logs import LOGGER, log_event
 
 MEDIA_TYPE = "application/problem+json"
 _FIELDS = ("where", "expected", "found", "do")
@@ -16,6 +20,16 @@ _RETRY_AFTER_S = 5
 def http_problem(status: int, instance: str) -> dict[str, object]:
     """The document of a plain HTTP error, such as an unknown route."""
     return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "instance": instance}
+
+
+def problem_response(error: Exception, request_id: str) -> JSONResponse:
+    """An error as an answer; an unexpected one is logged, and the answer holds none of its text."""
+    if not isinstance(error, GtvrayError):
+        LOGGER.error("event=unforeseen request=%s kind=%s", request_id, type(error).__name__, exc_info=error)
+        error = FailureError("something went wrong in the server", do="give the operator this answer's instance")
+    elif error.http_status >= 500:
+        log_event("failed", request_id, logging.WARNING, kind=type(error).__name__)
+    return JSONResponse(error.problem(request_id), error.http_status, problem_headers(error), MEDIA_TYPE)
 
 
 def problem_headers(error: GtvrayError) -> dict[str, str]:
@@ -28,9 +42,14 @@ def problem_headers(error: GtvrayError) -> dict[str, str]:
 
 
 def error_of(problem: Mapping[str, Any], url: str) -> GtvrayError:
-    """The error that a server's problem document tells of."""
+    """The error that a server's problem document describes; one without a class of ours by its status."""
     name = str(problem.get("type", "")).rpartition(":")[2]
-    kind = next((kind for kind in _kinds(GtvrayError) if kind.__name__ == name), FailureError)
+    kind = next((kind for kind in _kinds(GtvrayError) if kind.__name__ == name), None)
+    if kind is None:
+        status = problem.get("status")
+        kind = NotFoundError if status == HTTPStatus.NOT_FOUND else FailureError
+        if isinstance(status, int) and status < HTTPStatus.INTERNAL_SERVER_ERROR and kind is FailureError:
+            kind = InputError
     fields = {key: problem[key] for key in _FIELDS if key in problem}
     return kind(str(problem.get("title")), **{"where": f"{url}, request {problem.get('instance')}", **fields})
 

@@ -27,6 +27,7 @@ from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import DeployFile
 from gtvray.serving.problems import MEDIA_TYPE, error_of
+from gtvray.serving.transport import open_client
 
 _STOP_WITHIN_S = 60.0
 
@@ -75,7 +76,8 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=5)
+            with open_client(self.url, timeout_s=5) as client:
+                answer = client.get(f"{self.url}/readyz")
         except httpx.TransportError:
             return False
         if answer.headers.get("content-type") == MEDIA_TYPE:
@@ -122,8 +124,13 @@ def start_server(
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  # compared, not bound
-    return Server(f"http://{host}:{settings.port}", file.applications[0].name, private)
+    return Server(_url(settings.host, settings.port), file.applications[0].name, private)
+
+
+def _url(host: str, port: int) -> str:
+    """Where this machine reaches a server that listens on `host`."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def read_deploy_file() -> DeployFile:

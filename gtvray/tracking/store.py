@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 from gtvray.errors import InputError, ResourceError
 from gtvray.io import LOCATION, Workspace, same_folder
+from gtvray.runtime import bypass_proxies, proxy_endpoint, proxy_for, without_credentials
 from gtvray.tracking.database import database_path, ensure_database, explain_database_error
 from gtvray.tracking.lookup import KEY_TAG, find_run, key_text, require_experiment, require_run_kept
 from gtvray.tracking.relocation import settle_store
@@ -36,8 +37,15 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
         InputError: the URI is of no known kind, or the database is that of a copied workspace.
     """
     parsed = urlparse(uri)
+    proxy = None
     if parsed.scheme in _DEFAULT_PORTS:
-        _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+        # MLflow's client reads the proxies of the environment, also for a server on this machine.
+        bypass_proxies(uri)
+        proxy = proxy_for(uri)
+        if proxy is None:
+            _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+        else:
+            _require_answer(f"{uri}, through the proxy {without_credentials(proxy)}", *proxy_endpoint(proxy))
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
@@ -67,7 +75,11 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
             raise explained from error
         if "URI" in text or "scheme" in text:
             raise InputError("MLflow does not know this URI", where=uri, found=text) from error
-        raise ResourceError("cannot reach MLflow", where=uri, found=text, do="check tracking.uri") from error
+        where, do = uri, "check tracking.uri"
+        if proxy is not None:
+            where = f"{uri}, through the proxy {without_credentials(proxy)}"
+            do = "check tracking.uri, and name its host in NO_PROXY if the proxy cannot reach it"
+        raise ResourceError("cannot reach MLflow", where=where, found=text, do=do) from error
     if database is not None and writing:
         artifacts.mkdir(parents=True, exist_ok=True)
     return client

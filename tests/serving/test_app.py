@@ -17,9 +17,8 @@ from gtvray.models import Bundle
 from gtvray.serving import AppArguments, build_app, predict_remote
 from gtvray.serving.arguments import DeployFile
 from gtvray.serving.auth import TOKEN_VARIABLE, check_token, read_token
-from gtvray.serving.guard import problem_response
 from gtvray.serving.model import Model
-from gtvray.serving.problems import error_of
+from gtvray.serving.problems import error_of, problem_response
 from gtvray.serving.server import read_deploy_file
 
 from .conftest import TOKEN, free_port, make_scan

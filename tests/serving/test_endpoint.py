@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import ray
 
 from gtvray.config import ServingConfig
 from gtvray.errors import AuthError, InputError, ResourceError, TooLargeError, VolumeError
@@ -22,6 +24,7 @@ from gtvray.io import decode_nifti, encode_nifti, write_volume
 from gtvray.models import Bundle
 from gtvray.serving import Server, predict_remote, start_server
 
+from ..proxies import refusing_proxy, serving, set_proxy
 from .conftest import TOKEN, free_port, log_lines, make_scan, wait_for_log
 
 pytestmark = pytest.mark.ray
@@ -98,8 +101,9 @@ def test_model_is_described(http: httpx.Client, bundle: Bundle) -> None:
 def test_upload_over_the_limit_is_refused(http: httpx.Client, server: Server) -> None:
     over = os.urandom((1 << 20) + 1)
     check_problem(http.post("/v1/predict", content=over), 413, "urn:gtvray:TooLargeError")
-    # Without a Content-Length the bytes are counted as they come.
-    check_problem(http.post("/v1/predict", content=iter([over[:700_000]] * 2)), 413, "urn:gtvray:TooLargeError")
+    # Without a Content-Length the bytes are counted as they come, of what begins as a volume does.
+    begun = [encode_nifti(make_scan((30, 30, 20)), compress=False), *[over[:700_000]] * 2]
+    check_problem(http.post("/v1/predict", content=iter(begun)), 413, "urn:gtvray:TooLargeError")
     with pytest.raises(TooLargeError, match="upload is too large"):
         predict_remote(server.url, TOKEN, make_scan((200, 200, 60)))
 
@@ -124,21 +128,61 @@ def test_other_misuse_is_told_in_problems(http: httpx.Client, server: Server) ->
     scan = make_scan((20, 20, 20))
     with pytest.raises(InputError, match="Hounsfield"):
         predict_remote(server.url, TOKEN, scan.with_array(scan.array.clip(0)))
-    with pytest.raises(VolumeError, match="not a NIfTI file"):
+    with pytest.raises(VolumeError, match="not a NIfTI or NRRD file"):
         predict_remote(server.url, TOKEN, Path(__file__))
 
 
 def test_request_id_goes_through_to_both_logs(server: Server, http: httpx.Client) -> None:
-    result = predict_remote(server.url, TOKEN, make_scan((30, 30, 20)), request_id="visit-4.b_2")
-    assert result.request_id == "visit-4.b_2"
-    assert "status=200" in wait_for_log("Api", "event=request request=visit-4.b_2")
-    assert f"patches={result.patches}" in wait_for_log("Model", "event=predicted request=visit-4.b_2")
+    request_id = str(uuid.uuid4())
+    result = predict_remote(server.url, TOKEN, make_scan((30, 30, 20)), request_id=request_id)
+    assert result.request_id == request_id
+    assert "status=200" in wait_for_log("Api", f"event=request request={request_id}")
+    assert f"patches={result.patches}" in wait_for_log("Model", f"event=predicted request={request_id}")
 
 
-def test_unfit_request_id_is_replaced(http: httpx.Client) -> None:
-    problem = http.get("/nowhere", headers={"X-Request-ID": "Doe, John"}).json()
+def test_unfit_request_id_is_replaced_and_stands_in_no_log(http: httpx.Client) -> None:
+    answer = http.get("/nowhere", headers={"X-Request-ID": "Doe, John", "X-Session-ID": "Doe, Jane"})
+    problem = check_problem(answer, 404, "about:blank")
+    assert answer.headers.get_list("X-Request-ID") == [problem["instance"]]
     assert len(str(problem["instance"])) == 32
     assert "status=404" in wait_for_log("Api", f"event=request request={problem['instance']}")
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    assert not [path for path in logs.rglob("*") if path.is_file() and b"Doe, J" in path.read_bytes()]
+
+
+def test_what_serves_own_proxy_would_act_on_or_stumble_over_is_a_problem(http: httpx.Client) -> None:
+    for name in (b"x-request-disconnect-disabled", b"x-request-timeout-seconds"):
+        for value in (b"?1", b"0.001", b"\xe9"):
+            check_problem(http.get("/readyz", headers=[(name, value)]), 400, "urn:gtvray:RequestError")
+    for name in (b"x-session-id", b"serve_multiplexed_model_id"):
+        check_problem(http.get("/readyz", headers=[(name, b"\xe9")]), 400, "urn:gtvray:RequestError")
+    assert http.get("/readyz", headers=[(b"x-request-id", b"\xe9"), (b"traceparent", b"\xe9")]).status_code == 200
+
+
+def test_head_options_and_a_trailing_slash_through_serve(http: httpx.Client) -> None:
+    head = http.head("/readyz")
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "34")
+    options = http.options("/v1/predict", headers={"Authorization": ""})
+    assert (options.status_code, options.headers["Allow"]) == (204, "POST, OPTIONS")
+    scan = encode_nifti(make_scan((30, 30, 20)), compress=True)
+    assert http.post("/v1/predict/", content=scan).content == http.post("/v1/predict", content=scan).content
+    check_problem(http.post("/v1/predict", files={"file": scan}), 415, "urn:gtvray:ContentTypeError")
+
+
+def test_nrrd_gets_the_same_mask_on_its_own_grid(server: Server, tmp_path: Path) -> None:
+    scan = make_scan((36, 34, 30))
+    write_volume(tmp_path / "scan.nrrd", scan)
+    result = predict_remote(server.url, TOKEN, tmp_path / "scan.nrrd")
+    assert result.mask.same_grid(scan)
+    assert np.array_equal(result.mask.array, predict_remote(server.url, TOKEN, scan).mask.array)
+
+
+def test_no_proxy_of_the_environment_sees_a_scan(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(refusing_proxy()) as proxy:
+        set_proxy(monkeypatch, proxy.port)
+        server.wait_ready(10)
+        assert predict_remote(server.url, TOKEN, make_scan((30, 30, 20))).patches > 0
+        assert proxy.seen == []
 
 
 def test_api_process_has_no_torch(server: Server) -> None:
@@ -147,12 +191,13 @@ def test_api_process_has_no_torch(server: Server) -> None:
 
 
 def test_client_that_leaves_frees_the_model(server: Server, large_scan: bytes) -> None:
-    headers = {**BEARER, "X-Request-ID": "leaves"}
+    leaves = uuid.uuid4().hex
+    headers = {**BEARER, "X-Request-ID": leaves}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/predict", content=large_scan, headers=headers, timeout=httpx.Timeout(20, read=2))
-    wait_for_log("Model", "event=cancelled request=leaves")
-    assert not log_lines("Model", "event=predicted request=leaves")
-    assert "status=gone" in wait_for_log("Api", "event=request request=leaves")
+    wait_for_log("Model", f"event=cancelled request={leaves}")
+    assert not log_lines("Model", f"event=predicted request={leaves}")
+    assert "status=gone" in wait_for_log("Api", f"event=request request={leaves}")
 
 
 def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle: Bundle) -> None:
@@ -168,7 +213,7 @@ def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle:
 
     killer = threading.Thread(target=kill_when_busy)
     killer.start()
-    result = predict_remote(server.url, TOKEN, scan, request_id=f"survives-{os.urandom(4).hex()}", timeout_s=100)
+    result = predict_remote(server.url, TOKEN, scan, request_id=str(uuid.uuid4()), timeout_s=100)
     assert killed.is_set(), "the scan is large enough to be under way when the replica dies"
     killer.join()
     wait_for_log("Api", f"event=replica_lost request={result.request_id}")

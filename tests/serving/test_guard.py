@@ -1,0 +1,241 @@
+"""The API in this process, behind the layer that Serve's proxies have: methods, paths, CORS, uploads, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message
+
+from gtvray.config import ServingConfig
+from gtvray.io import encode_nifti, encode_nrrd
+from gtvray.serving.api import Api
+from gtvray.serving.arguments import AppArguments
+from gtvray.serving.edge import Edge
+from gtvray.serving.uploads import CURL
+
+from .conftest import TOKEN, make_scan
+from .test_edge import problem_of
+
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+PAGE = "https://viewer.example.org"
+Ask = Callable[..., httpx.Response]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> ASGIApp:
+    """The application with a model that no test here gets to."""
+    token_file = tmp_path_factory.mktemp("guard") / "token"
+    token_file.write_text(TOKEN)
+    args = AppArguments(token_file=token_file, serving=ServingConfig(cors_origins=(PAGE,), max_upload_mb=1))
+    return asyncio.run(Api(args, object()).__serve_build_asgi_app__())
+
+
+@pytest.fixture
+def ask(api: ASGIApp) -> Ask:
+    return _asking(Edge(api))
+
+
+def _asking(app: ASGIApp) -> Ask:
+    def ask(method: str, path: str, headers: Any = BEARER, **rest: Any) -> httpx.Response:
+        async def call() -> httpx.Response:
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, headers=headers, **rest)
+
+        return asyncio.run(call())
+
+    return ask
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/openapi.json"])
+def test_head_is_get_without_a_body(path: str, ask: Ask) -> None:
+    got, head = ask("GET", path), ask("HEAD", path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == got.headers[name]
+    assert int(head.headers["content-length"]) == len(got.content) > 0
+
+
+def test_head_of_an_error_is_the_errors_head(ask: Ask) -> None:
+    for path, headers, status in (("/v1/predict", BEARER, 405), ("/nowhere", BEARER, 404), ("/v1/model", {}, 401)):
+        head = ask("HEAD", path, headers)
+        assert (head.status_code, head.content) == (status, b"")
+        assert head.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/healthz/", "/healthz"])
+def test_probes_need_no_token_with_a_slash_or_without(path: str, ask: Ask) -> None:
+    assert ask("GET", path, {}).json() == {"status": "ok"}
+
+
+def test_a_trailing_slash_makes_no_difference_and_never_a_redirect(ask: Ask) -> None:
+    slash, plain = (ask("POST", path, content=b"not a scan") for path in ("/v1/predict/", "/v1/predict"))
+    assert problem_of(slash, 422, "urn:gtvray:VolumeError")["title"] == plain.json()["title"]
+    problem_of(ask("POST", "/v1/predict//"), 404, "about:blank")
+    problem_of(ask("GET", "//v1/model"), 404, "about:blank")
+    problem_of(ask("POST", "/v1/predict/", {}), 401, "urn:gtvray:AuthError")
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "GET"])
+def test_another_method_is_a_problem_that_names_the_right_ones(method: str, ask: Ask) -> None:
+    answer = ask(method, "/v1/predict")
+    problem_of(answer, 405, "about:blank")
+    assert answer.headers["Allow"] == "POST, OPTIONS"
+    assert ask("POST", "/readyz").headers["Allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_options_needs_no_token_and_names_the_methods(ask: Ask) -> None:
+    answer = ask("OPTIONS", "/v1/predict", {})
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["Allow"] == "POST, OPTIONS"
+    assert len(answer.headers.get_list("X-Request-ID")) == 1
+    assert "content-type" not in answer.headers
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    problem_of(ask("OPTIONS", "/nowhere", {}), 404, "about:blank")
+
+
+def _preflight(origin: str) -> dict[str, str]:
+    return {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+
+
+def test_a_page_of_the_list_may_call(ask: Ask) -> None:
+    allowed = ask("OPTIONS", "/v1/predict", _preflight(PAGE))
+    assert allowed.status_code == 204
+    assert allowed.headers["Access-Control-Allow-Origin"] == PAGE
+    assert "POST" in allowed.headers["Access-Control-Allow-Methods"]
+    assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
+    assert allowed.headers["Vary"] == "Origin"
+    for answer in (ask("GET", "/healthz", {"Origin": PAGE}), ask("POST", "/v1/predict", {"Origin": PAGE})):
+        assert answer.headers["Access-Control-Allow-Origin"] == PAGE, "errors too, or a page could not show them"
+        assert "X-Gtvray-Notice" in answer.headers["Access-Control-Expose-Headers"]
+    assert "Access-Control-Allow-Credentials" not in allowed.headers
+
+
+@pytest.mark.parametrize("origin", ["https://other.example.org", "null", PAGE + ".evil.org", PAGE.upper(), "*"])
+def test_another_page_may_not(origin: str, ask: Ask) -> None:
+    for answer in (ask("OPTIONS", "/v1/predict", _preflight(origin)), ask("GET", "/healthz", {"Origin": origin})):
+        assert not any(name.startswith("access-control") for name in answer.headers)
+        assert answer.headers["Vary"] == "Origin"
+
+
+def test_by_default_no_page_may(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    app = asyncio.run(Api(AppArguments(token_file=tmp_path / "token"), None).__serve_build_asgi_app__())
+    answer = _asking(Edge(app))("OPTIONS", "/v1/predict", _preflight(PAGE))
+    assert answer.status_code == 204
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", PAGE + "/", "viewer.example.org", "https://*.org", "HTTPS://A.org", ""]
+)
+def test_what_is_no_origin_is_refused_in_the_settings(origin: str) -> None:
+    with pytest.raises(ValidationError, match="is not an origin"):
+        ServingConfig(cors_origins=(origin,))
+    assert ServingConfig(cors_origins=("http://localhost:3000", "https://[::1]:8443")).cors_origins
+
+
+def test_without_the_layer_in_serves_proxies_only_the_liveness_probe_answers(api: ASGIApp) -> None:
+    ask = _asking(api)
+    assert ask("GET", "/healthz", {}).status_code == 200
+    for method, path in (("GET", "/readyz"), ("POST", "/v1/predict"), ("GET", "/v1/model")):
+        problem = problem_of(ask(method, path), 503, "urn:gtvray:ResourceError")
+        assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in problem["expected"]
+    refused = ask("GET", "/healthz", {"X-Request-Disconnect-Disabled": "?1"})
+    assert problem_of(refused, 400, "urn:gtvray:RequestError")["found"] == "x-request-disconnect-disabled"
+
+
+def test_a_websocket_is_refused_with_a_problem(api: ASGIApp) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/v1/model", "headers": [(b"x-request-id", b"Doe, John")], "extensions": {}}
+    asyncio.run(Edge(api)(scope, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
+    assert sent[0]["status"] == 404
+    assert b"Doe" not in str(sent).encode()
+
+
+SCAN = encode_nifti(make_scan((20, 20, 20)), compress=True)
+PLAIN = encode_nifti(make_scan((20, 20, 20)), compress=False)
+NRRD = encode_nrrd(make_scan((20, 20, 20)))
+
+
+def without_line_breaks(content: bytes) -> bytes:
+    """As `curl -d @FILE` sends it."""
+    return re.sub(rb"[\0\r\n]", b"", content)
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("scan.nii.gz", SCAN)
+    return buffer.getvalue()
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+PART = b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\n'
+TEXT = base64.b64encode(SCAN).decode()
+STRIPPED = "NUL bytes and line breaks"
+# What is sent: status, what the answer says it is, body, further headers.
+WRONG: dict[str, tuple[int, str | None, bytes, dict[str, str]]] = {
+    "multipart without its header": (415, "multipart form", PART + SCAN, {}),
+    "curl -d gzip": (422, STRIPPED, without_line_breaks(SCAN), FORM),
+    "curl -d NIfTI": (422, STRIPPED, without_line_breaks(PLAIN), FORM),
+    "curl -d NRRD": (422, STRIPPED, without_line_breaks(NRRD), FORM),
+    "a form with base64": (415, "form", urlencode({"file": TEXT}).encode(), FORM),
+    "base64 in JSON": (415, "JSON", json.dumps({"file": TEXT}).encode(), {}),
+    "base64": (415, "base64 text of a NIfTI-1 file", TEXT.encode(), {}),
+    "zip": (415, "a zip archive", zipped(), {}),
+    "DICOM": (415, "DICOM", bytes(128) + b"DICM" + bytes(8000), {}),
+    "a picture": (415, "PNG", b"\x89PNG\r\n\x1a\n" + bytes(5000), {}),
+    "a page": (415, "HTML", b"<!DOCTYPE html><html>", {}),
+    "text": (422, "text", b"not a scan", {}),
+    "brotli": (415, None, SCAN, {"Content-Encoding": "br"}),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_upload_that_is_no_volume_is_told_what_it_is_and_how_to_send_one(case: str, ask: Ask) -> None:
+    status, found, body, headers = WRONG[case]
+    kind = "urn:gtvray:ContentTypeError" if status == 415 else "urn:gtvray:VolumeError"
+    problem = problem_of(ask("POST", "/v1/predict", {**BEARER, **headers}, content=body), status, kind)
+    assert found is None or found in problem["found"]
+    assert CURL in problem["do"]
+    assert "export the volume again" not in problem["do"]
+
+
+def test_no_body_is_told_how_to_send_one(ask: Ask) -> None:
+    assert problem_of(ask("POST", "/v1/predict"), 422, "urn:gtvray:InputError")["do"] == CURL
+
+
+def test_a_form_is_refused_before_its_body_is_read(api: ASGIApp) -> None:
+    async def body() -> Any:
+        raise AssertionError("read")
+        yield b""
+
+    headers = {**BEARER, "Content-Type": "multipart/form-data; boundary=b"}
+    answer = _asking(Edge(api))("POST", "/v1/predict", headers, content=body())
+    problem = problem_of(answer, 415, "urn:gtvray:ContentTypeError")
+    assert (problem["found"], problem["do"]) == ("a multipart form (curl -F)", CURL)
