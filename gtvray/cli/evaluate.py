@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit
+from gtvray.cli.common import (
+    WORKSPACE,
+    ConfigOption,
+    JsonOption,
+    OverwriteOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    shell_command,
+)
 
 if TYPE_CHECKING:
     from gtvray.config import Config
@@ -32,6 +42,7 @@ def evaluate(
         Path | None, typer.Option(help="Only send a report's folder to MLflow, which was away when it was made.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -53,7 +64,7 @@ def evaluate(
         emit({"mlflow": runs}, as_json, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items()))
         return
     assert data is not None
-    outcome, report = _score(data, model or ["champion"], baseline, out, threads, place, settings, as_json)
+    outcome, report = _score(data, model or ["champion"], baseline, out, overwrite, threads, place, settings, as_json)
     sent, said = _try_recording(report, place, settings)
     told = {**outcome.as_dict(), "report": str(report), "mlflow": sent}
     emit(told, as_json, "\n".join([outcome.markdown(), *outcome.warnings, f"report: {report}", said, NOTICE]))
@@ -64,6 +75,7 @@ def _score(
     models: list[str],
     baseline: Path | None,
     out: Path | None,
+    overwrite: bool,
     threads: int,
     place: Workspace,
     settings: Config,
@@ -71,18 +83,23 @@ def _score(
 ) -> tuple[Outcome, Path]:
     from gtvray.cli.models import resolve_model
     from gtvray.data import Ledger, dataset_digest, index_dataset, read_label, require_sound
-    from gtvray.evaluation import MeanPositionBaseline, Study
+    from gtvray.evaluation import MeanPositionBaseline, Study, check_study
     from gtvray.io import read_volume
 
     bundles = _named({name: resolve_model(name, place, settings) for name in dict.fromkeys(models)})
     dataset = index_dataset(data)
     cases = dataset.cases
     folder = out or place.reports / f"evaluate-{'-'.join(bundle.digest[:12] for bundle in bundles.values())}"
+    # In a folder of its own in the workspace an earlier report of the same models makes room by itself.
+    overwrite = overwrite or out is None
+    check_study(dataset, bundles.values(), folder, overwrite=overwrite)
     progress = Progress({"check": 5, "baseline": 10, "evaluate": len(cases) * 1.5, "report": 5}, as_json)
     with progress.live():
         progress.begin("check", f"{len(cases)} cases")
         require_sound(dataset, progress.advance)
-        study = Study(dataset, dataset_digest(dataset, settings.split.patient_pattern), bundles, folder)
+        study = Study(
+            dataset, dataset_digest(dataset, settings.split.patient_pattern), bundles, folder, overwrite=overwrite
+        )
         floor = None
         if baseline is not None:
             progress.begin("baseline", "mean position of the training masks")
@@ -129,6 +146,6 @@ def _try_recording(report: Path, place: Workspace, settings: Config) -> tuple[di
     try:
         runs = _record(report, place, settings)
     except GtvrayError as error:
-        again = f"gtvray evaluate --send {report} --workspace {place.root}"
+        again = shell_command("gtvray", "evaluate", "--send", report, "--workspace", place.root)
         return None, f"not in MLflow: {error.what} ({error.fields.get('found', '')}); send it later: {again}"
     return runs, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())

@@ -24,6 +24,7 @@ from .ranking import rank_models as rank_models
 from .recording import record_report as record_report
 from .report import render_overlay as render_overlay
 from .scoring import ScoredCase as ScoredCase
+from .scoring import check_masks as check_masks
 from .scoring import score_cases as score_cases
 from .statistics import FEWEST_CASES as FEWEST_CASES
 from .statistics import Interval as Interval
@@ -35,6 +36,7 @@ from .statistics import smallest_difference as smallest_difference
 from .strata import Stratum as Stratum
 from .strata import stratify as stratify
 from .study import Study as Study
+from .study import check_study as check_study
 from .summary import scores_table as scores_table
 from .summary import summarise as summarise
 from .trials import record_trials_page as record_trials_page

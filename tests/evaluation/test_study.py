@@ -45,7 +45,7 @@ def test_a_report_holds_models_baseline_and_worst_cases(balls: Dataset, tmp_path
         (2, "r", "t"),
     ]
     assert sorted(file.name for file in folder.iterdir()) == [
-        *["cases.csv", "pictures", "report.html", "scores.json", "scores.md"]
+        *["cases.csv", "manifest.json", "pictures", "report.html", "scores.json", "scores.md"]
     ]
     assert json.loads((folder / "scores.json").read_text()) == json.loads(json.dumps(found.as_dict()))
     assert len(found.worst) == 6

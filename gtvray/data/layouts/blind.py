@@ -21,7 +21,7 @@ from gtvray.data.layouts.find import LAYOUTS, find_dataset
 from gtvray.data.layouts.transfer import new_dataset, write_index
 from gtvray.errors import DataError, GeometryError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import read_json, read_volume, sha256_of, write_json, write_volume
+from gtvray.io import read_json, read_volume, require_distinct, sha256_of, write_json, write_volume
 
 _KEY_VERSION = 1
 _STRUCTURE = "target"
@@ -66,7 +66,7 @@ def export_blind(
         nnunet.require_name(target)
     if target.resolve() in key.resolve().parents:
         raise InputError("the key would go along with the scans", where=key, do="keep it in another folder")
-    if key.exists():
+    if os.path.lexists(key):
         raise InputError("there is a key already", where=key, do="name another: without its key an export stays blind")
     seed = secrets.randbits(32) if seed is None else seed
     with new_dataset(target, source) as partial:
@@ -128,6 +128,7 @@ def unblind(masks: Path, key: Path, target: Path, report: Callable[[int, int], N
             ),
         )
     done: list[str] = []
+    require_distinct(target / f"{entry['case_id']}.nii.gz" for entry in entries.values())
     with new_dataset(target, masks) as partial:
         for number, entry in entries.items():
             mask = read_volume(found[number])

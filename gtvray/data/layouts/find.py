@@ -74,6 +74,11 @@ def named_values(dataset: Dataset) -> str:
     return ", ".join(f"{name} = {'+'.join(map(str, values))}" for name, values in dataset.labels.items())
 
 
+def has_dataset(folder: Path) -> bool:
+    """Whether a dataset of any layout, or a dataset.json of none, lies in or below a folder."""
+    return bool(_homes(folder)) or (folder / MANIFEST).is_file()
+
+
 def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
     """Find the cases of a folder, whatever their masks hold.
 
