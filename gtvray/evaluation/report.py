@@ -10,6 +10,7 @@ import numpy as np
 from gtvray import NOTICE
 from gtvray.data import REFERENCE_COLOUR, WINDOW_HU, Section, sections
 from gtvray.errors import GeometryError
+from gtvray.evaluation.drawing import drawable
 from gtvray.geometry import Volume
 from gtvray.io import atomic_path
 
@@ -66,7 +67,7 @@ def _overlay_figure(image: Volume, reference: Volume | None, prediction: Volume 
         _draw_view(axes, view, list(colours.values()))
     _legend(figure.axes[0], colours)
     # A dollar sign in a case's name begins no formula.
-    figure.suptitle(title, color="white", fontsize=11, parse_math=False)
+    figure.suptitle(drawable(title), color="white", fontsize=11, parse_math=False)
     figure.supxlabel(NOTICE, color="gray", fontsize=8)
     return figure
 

@@ -8,6 +8,8 @@ from .jsonfile import write_json as write_json
 from .marks import has_mark as has_mark
 from .marks import is_own_file as is_own_file
 from .marks import is_own_folder as is_own_folder
+from .names import is_fit_name as is_fit_name
+from .names import require_fit_path as require_fit_path
 from .nifti import encode_nifti as encode_nifti
 from .nrrd import encode_nrrd as encode_nrrd
 from .outputs import check_outputs as check_outputs
@@ -26,3 +28,4 @@ from .volumes import decode_volume as decode_volume
 from .volumes import read_volume as read_volume
 from .volumes import write_volume as write_volume
 from .workspace import Workspace as Workspace
+from .workspace import sqlite_uri as sqlite_uri

@@ -17,6 +17,7 @@ from gtvray.errors import InputError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_dir, atomic_path
 from gtvray.io.marks import is_own_file, is_own_folder, mark_folder, marked_json, marked_text, marked_volume
+from gtvray.io.names import require_fit_path
 
 _MOST_NAME_BYTES = 255
 _MOST_SHOWN = 3
@@ -150,11 +151,8 @@ def _is_own(target: Path, is_folder: bool) -> bool:
 
 
 def _require_name(target: Path) -> None:
+    require_fit_path(target)
     name = target.name
-    if not str(target).isprintable():
-        raise InputError(
-            "a name has characters that cannot be printed", where=repr(str(target)), do="choose another name"
-        )
     size = len(os.fsencode(name))
     if not name or size > _MOST_NAME_BYTES:
         found = f"{size} bytes" if name else "no name"

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from gtvray.errors import InputError, ResourceError
-from gtvray.io import atomic_path
+from gtvray.io import atomic_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -51,7 +51,8 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
     if parsed.scheme == "sqlite":
-        _ensure_database(Path(uri.removeprefix("sqlite:///")))
+        # Decoded as SQLAlchemy does, so that the file that is checked is the one that is opened.
+        _ensure_database(Path(unquote(uri.removeprefix("sqlite:///"))))
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri)
@@ -120,7 +121,7 @@ def _ensure_database(path: Path) -> None:
     try:
         if not path.exists():
             with atomic_path(path) as temporary:
-                Client(f"sqlite:///{temporary.resolve()}").search_experiments(max_results=1)
+                Client(sqlite_uri(temporary.resolve())).search_experiments(max_results=1)
         with closing(sqlite3.connect(path, timeout=_CONNECT_TIMEOUT_S)) as database:
             database.execute("PRAGMA schema_version").fetchone()
     except (sqlite3.Error, MlflowException) as error:

@@ -10,6 +10,7 @@ from gtvray.data.layouts import msd, nnunet, structseg
 from gtvray.data.layouts.cases import Dataset, LayoutName, natural_key
 from gtvray.data.layouts.manifest import MANIFEST, read_manifest
 from gtvray.errors import DataError, NotFoundError
+from gtvray.io import require_fit_path
 
 _EXPECTED = "<case>/data.nii.gz and <case>/label.nii.gz, or nnU-Net's or the Decathlon's dataset.json"
 
@@ -87,9 +88,11 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
         with_test: cases without a mask as well.
 
     Raises:
+        InputError: the folder's path has control characters, or bytes that are no UTF-8.
         NotFoundError, DataError: as `index_dataset`, several structures apart.
     """
     root = Path(folder)
+    require_fit_path(root)
     if not root.is_dir():
         raise NotFoundError("no such folder", where=root, expected=_EXPECTED)
     homes = _homes(root)
