@@ -10,7 +10,7 @@ from typing import Any
 
 from gtvray.data.phantoms import PHANTOM_VERSION, make_phantom
 from gtvray.errors import DataError, InputError
-from gtvray.io import atomic_dir, read_json, sha256_of, write_json, write_volume
+from gtvray.io import atomic_dir, read_json, require_fit_path, sha256_of, write_json, write_volume
 
 _RECORD = "phantoms.json"
 _CASE_FILES = ("data.nii.gz", "label.nii.gz")
@@ -37,11 +37,12 @@ def write_phantoms(
         overwrite: replace phantoms of another generator version, seed or count, if no file of theirs has changed.
 
     Raises:
-        InputError: `count` is below 1.
+        InputError: `count` is below 1, or the folder's name cannot be shown.
         DataError: the folder holds something that may not be replaced; nothing is touched.
     """
     if count < 1:
         raise InputError("no phantoms asked for", expected="a count of at least 1", found=str(count))
+    require_fit_path(folder)
     terms = {"phantom_version": PHANTOM_VERSION, "seed": seed, "count": count}
     files = _claim(folder, terms, overwrite)
     for number in range(1, count + 1):

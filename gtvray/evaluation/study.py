@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -158,10 +160,16 @@ class Study:
                     score = entry.score
                     told = f"{case.case_id}: DSC {score.dsc:.3f}, HD95 {score.hd95_mm:.1f} mm"
                     digest = self._bundles[name].digest[:_DIGEST_SHOWN]
-                    picture = Path(_PICTURES) / f"worst-{digest}-{case.case_id}.png"
+                    picture = Path(_PICTURES) / f"worst-{digest}-{_in_uri(case.case_id)}.png"
                     render_overlay(folder / picture, scan, reference, read_volume(entry.mask), told)
                     drawn[name, case.case_id] = WorstCase(name, case.case_id, told, picture)
         return [drawn[name, entry.case.case_id] for name, entry in chosen]
+
+
+def _in_uri(case_id: str) -> str:
+    """A case id as part of a file's name that MLflow can send back: it takes `%` and `#` in one for parts of a URI."""
+    plain = re.sub(r"[%#?]", "_", case_id)
+    return plain if plain == case_id else f"{plain}-{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"
 
 
 def _mask_folder(folder: Path, bundle: Bundle) -> Path:

@@ -150,5 +150,10 @@ class Workspace:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a SQLite database; SQLAlchemy ends its path at `?` and decodes `%`, so both are encoded."""
-    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+    """The URI of a SQLite database.
+
+    SQLAlchemy ends the path at `?` and decodes `%`, so both are encoded. The driver is named in such a URI because
+    MLflow would otherwise make a folder of the encoded name beside the right one.
+    """
+    encoded = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if encoded == str(path) else f"sqlite+pysqlite:///{encoded}"

@@ -50,9 +50,9 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
-    if parsed.scheme == "sqlite":
+    if parsed.scheme.startswith("sqlite"):
         # Decoded as SQLAlchemy does, so that the file that is checked is the one that is opened.
-        _ensure_database(Path(unquote(uri.removeprefix("sqlite:///"))))
+        _ensure_database(Path(unquote(uri.partition(":///")[2])))
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri)
@@ -62,7 +62,7 @@ def connect_mlflow(uri: str, artifacts: Path) -> MlflowClient:
         if "URI" in text or "scheme" in text:
             raise InputError("MLflow does not know this URI", where=uri, found=text) from error
         raise ResourceError("cannot reach MLflow", where=uri, found=text, do="check tracking.uri") from error
-    if parsed.scheme == "sqlite":
+    if parsed.scheme.startswith("sqlite"):
         artifacts.mkdir(parents=True, exist_ok=True)
     return client
 

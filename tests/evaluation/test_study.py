@@ -133,3 +133,10 @@ def test_a_folder_without_a_report_is_refused(client: MlflowClient, tmp_path: Pa
     with pytest.raises(InputError, match="no report"):
         record_report(client, "none", tmp_path, artifacts)
     assert client.get_experiment_by_name("none") is None
+
+
+def test_pictures_have_names_that_mlflow_sends_back() -> None:
+    assert study._in_uri("case_1 é'") == "case_1 é'"
+    one, two = study._in_uri("a%20b"), study._in_uri("a#20b")
+    assert one != two
+    assert not set("%#?") & set(one + two)

@@ -25,7 +25,7 @@ from gtvray.data.layouts.patients import copy_patients
 from gtvray.data.layouts.structseg import RECORD
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import atomic_dir, read_volume, require_distinct, write_json, write_volume
+from gtvray.io import atomic_dir, read_volume, require_distinct, require_fit_path, write_json, write_volume
 
 # A full-size scan with its mask is about 100 MB; two at a time keep both cores busy.
 _WORKERS = 2
@@ -164,6 +164,7 @@ def write_index(
 
 
 def _require_free(target: Path) -> None:
+    require_fit_path(target)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise InputError("there is something in this place", where=target, do="choose a new or empty folder")
 
