@@ -219,7 +219,7 @@ def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     began = time.perf_counter()
     settings = {"mode": mode, "backend": backend, "precision": precision, "sliding_window": rule}
     bundle = bundle_of(given.model, **settings, keep_largest=False)
-    cases = LocalCases(Predictor(bundle, threads=given.threads), lambda _: out)
+    cases = LocalCases(Predictor(bundle, threads=given.threads), lambda _: out, overwrite=True)
     found, seconds = [], []
     for _ in range(1 if given.once and mode == "exhaustive" else 2):
         found.append(cases.store(given.scan, cases.run(cases.load(given.scan))))

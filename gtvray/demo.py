@@ -153,7 +153,7 @@ class Demo:
         return project
 
     def _make_phantoms(self, folder: Path) -> None:
-        write_phantoms(folder, _PHANTOMS, _PHANTOM_SEED, self._show.advance)
+        write_phantoms(folder, _PHANTOMS, _PHANTOM_SEED, self._show.advance, overwrite=True)
 
     def _record_sweep(self, job: SweepJob, outcome: SweepOutcome) -> None:
         trials = [{**asdict(trial), "best_checkpoint": str(trial.best_checkpoint)} for trial in outcome.result.trials]

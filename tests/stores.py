@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from gtvray.io import sqlite_uri
 from gtvray.tracking import connect_mlflow
 
 
@@ -15,4 +16,4 @@ def open_store(database: Path, artifacts: Path) -> MlflowClient:
     with warnings.catch_warnings():
         # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
         warnings.simplefilter("ignore")
-        return connect_mlflow(f"sqlite:///{database}", artifacts)
+        return connect_mlflow(sqlite_uri(database), artifacts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -49,6 +50,10 @@ AddressOption = Annotated[
     str | None, typer.Option("--address", help="A running Ray cluster, host:port or auto; one is started otherwise.")
 ]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundle's folder, a version, or champion.")]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace earlier outputs of gtvray that are unchanged; never anything else."),
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 SetOption = Annotated[
     list[str] | None,
@@ -129,6 +134,17 @@ def take_sigterm() -> None:
 def emit(value: Any, as_json: bool, text: str) -> None:
     """Print a result: JSON, or text for people."""
     typer.echo(json.dumps(value, default=str) if as_json else text, file=_stdout.get())
+
+
+def shell_command(*words: object) -> str:
+    """Format a command line that can be pasted into a shell, whatever its paths are called.
+
+    Args:
+        words: program, options and values; a `Path` with a leading dash gets `./` before it, lest it be an option.
+    """
+    return shlex.join(
+        f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

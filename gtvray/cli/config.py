@@ -11,6 +11,7 @@ from gtvray.cli.common import (
     WORKSPACE,
     ConfigOption,
     JsonOption,
+    OverwriteOption,
     Progress,
     SetOption,
     WorkspaceOption,
@@ -68,6 +69,7 @@ def diff(
 def plan(
     data: Annotated[Path, typer.Argument(help="A dataset of any layout.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A YAML file to write the settings to.")] = None,
+    overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -82,10 +84,12 @@ def plan(
     from gtvray.config import load_config
     from gtvray.data import open_project
     from gtvray.datasets import index_dataset
-    from gtvray.io import Workspace
+    from gtvray.io import Workspace, check_outputs
     from gtvray.training import device_bytes, explain, plan_training
 
     place, settings = Workspace(workspace), load_config(config, override or [])
+    if out is not None:
+        check_outputs([out], inputs=[config] if config is not None else [], overwrite=overwrite)
     dataset = index_dataset(data)
     progress = Progress({"prepare": len(dataset.cases) * 0.5}, as_json)
     with progress.live(), place.lock():
@@ -94,15 +98,14 @@ def plan(
         planned = plan_training(project.fingerprint, device_bytes(settings), settings)
     told = explain(planned)
     if out is not None:
-        _write(out, planned.given())
+        _write(out, planned.given(), overwrite)
         told += f"\nsettings: {out}"
     emit({**planned.as_dict(), "file": str(out) if out else None}, as_json, told)
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def _write(path: Path, values: dict[str, Any], overwrite: bool) -> None:
     import yaml
 
-    from gtvray.io import atomic_path
+    from gtvray.io import write_output_text
 
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_output_text(path, yaml.safe_dump(values, sort_keys=False), overwrite=overwrite)

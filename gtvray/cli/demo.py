@@ -17,6 +17,7 @@ from gtvray.cli.common import (
     SetOption,
     WorkspaceOption,
     emit,
+    shell_command,
     table,
 )
 
@@ -91,9 +92,9 @@ def _text(result: DemoResult, workspace: Path) -> str:
             f"champion: version {result.promotion['version']}; every served mask equals the offline one",
             f"pictures:\n{pictures}",
             "go on with:",
-            f"  gtvray serve --workspace {workspace}",
-            f"  gtvray predict SCAN.nii.gz -o MASK.nii.gz --workspace {workspace}",
-            f"  .venv/bin/mlflow ui --backend-store-uri {result.tracking['uri']}",
+            f"  {shell_command('gtvray', 'serve', '--workspace', workspace)}",
+            f"  {shell_command('gtvray', 'predict', 'SCAN.nii.gz', '-o', 'MASK.nii.gz', '--workspace', workspace)}",
+            f"  {shell_command('.venv/bin/mlflow', 'ui', '--backend-store-uri', result.tracking['uri'])}",
             result.notice,
         ]
     )

@@ -106,11 +106,12 @@ def _mlflow(uri: str | None) -> dict[str, Any]:
     import tempfile
 
     from gtvray.errors import GtvrayError
+    from gtvray.io import sqlite_uri
     from gtvray.tracking import connect_mlflow
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            connect_mlflow(uri or f"sqlite:///{scratch}/mlflow.db", Path(scratch))
+            connect_mlflow(uri or sqlite_uri(Path(scratch) / "mlflow.db"), Path(scratch))
         except GtvrayError as error:
             return _row("mlflow", False, str(error).replace("\n", ";"))
     return _row("mlflow", True, uri or "SQLite")

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit
+from gtvray.cli.common import (
+    WORKSPACE,
+    ConfigOption,
+    JsonOption,
+    OverwriteOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    shell_command,
+)
 
 if TYPE_CHECKING:
     from gtvray.config import Config
@@ -32,6 +42,7 @@ def evaluate(
         Path | None, typer.Option(help="Only send a report's folder to MLflow, which was away when it was made.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -55,7 +66,7 @@ def evaluate(
     assert data is not None
     # A copied workspace is refused before its cases are looked at: the report would go to its original.
     place.locate()
-    outcome, report = _score(data, model or ["champion"], baseline, out, threads, place, settings, as_json)
+    outcome, report = _score(data, model or ["champion"], baseline, out, overwrite, threads, place, settings, as_json)
     sent, said = _try_recording(report, place, settings)
     told = {**outcome.as_dict(), "report": str(report), "mlflow": sent}
     emit(told, as_json, "\n".join([outcome.markdown(), *outcome.warnings, f"report: {report}", said, NOTICE]))
@@ -66,6 +77,7 @@ def _score(
     models: list[str],
     baseline: Path | None,
     out: Path | None,
+    overwrite: bool,
     threads: int,
     place: Workspace,
     settings: Config,
@@ -76,17 +88,22 @@ def _score(
     from gtvray.datasets import Ledger, index_dataset, read_label, require_sound
     from gtvray.evaluation import MeanPositionBaseline
     from gtvray.io import read_volume
-    from gtvray.reports import Study
+    from gtvray.reports import Study, check_study
 
     bundles = _named({name: resolve_model(name, place, settings) for name in dict.fromkeys(models)})
     dataset = index_dataset(data)
     cases = dataset.cases
     folder = out or place.reports / f"evaluate-{'-'.join(bundle.digest[:12] for bundle in bundles.values())}"
+    # In a folder of its own in the workspace an earlier report of the same models makes room by itself.
+    overwrite = overwrite or out is None
+    check_study(dataset, bundles.values(), folder, overwrite=overwrite)
     progress = Progress({"check": 5, "baseline": 10, "evaluate": len(cases) * 1.5, "report": 5}, as_json)
     with progress.live():
         progress.begin("check", f"{len(cases)} cases")
         require_sound(dataset, progress.advance)
-        study = Study(dataset, dataset_digest(dataset, settings.split.patient_pattern), bundles, folder)
+        study = Study(
+            dataset, dataset_digest(dataset, settings.split.patient_pattern), bundles, folder, overwrite=overwrite
+        )
         floor = None
         if baseline is not None:
             progress.begin("baseline", "mean position of the training masks")
@@ -133,7 +150,7 @@ def _try_recording(report: Path, place: Workspace, settings: Config) -> tuple[di
     try:
         runs = _record(report, place, settings)
     except GtvrayError as error:
-        again = f"gtvray evaluate --send {report} --workspace {place.root}"
+        again = shell_command("gtvray", "evaluate", "--send", report, "--workspace", place.root)
         reason = "; ".join(error.fields[name] for name in ("found", "do") if name in error.fields)
         return None, f"not in MLflow: {error.what} ({reason}); send it later: {again}"
     return runs, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())

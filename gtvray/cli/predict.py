@@ -16,6 +16,7 @@ from gtvray.cli.common import (
     ConfigOption,
     JsonOption,
     ModelOption,
+    OverwriteOption,
     Progress,
     SetOption,
     WorkspaceOption,
@@ -24,6 +25,7 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from gtvray.cli.predict_files import PredictFiles
     from gtvray.errors import GtvrayError
     from gtvray.inference import SegmentedCase
     from gtvray.models import Bundle
@@ -42,8 +44,11 @@ _COLUMNS = {
 
 
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(help="Scans (.nii, .nii.gz, .nrrd), or folders of cases.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A file for one scan, a folder for more.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Scans (.nii, .nii.gz, .nrrd), or folders of cases or scans.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="For one scan a file (.nii, .nii.gz, .nrrd), or a folder for any number."),
+    ],
     model: ModelOption = "champion",
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Run every patch, whatever the model does.")] = False,
     uncertainty: Annotated[
@@ -58,82 +63,71 @@ def predict(
     server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 1,
+    overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Mark the tumour in scans; each mask lies on its scan's own grid. A scan that fails does not stop the others.
+    """Segment the tumour in scans; each mask lies on its scan's own grid. A scan that fails does not stop the others.
+
+    Nothing is replaced but gtvray's own earlier outputs, and those only with --overwrite.
 
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
     from gtvray.cli.models import resolve_model
+    from gtvray.cli.predict_files import plan_files
     from gtvray.config import load_config
     from gtvray.errors import InputError
     from gtvray.io import Workspace
 
-    scans = _scans(inputs)
-    targets = _targets(scans, out)
+    place = Workspace(workspace)
     if server and exhaustive:
         raise InputError(
             "an endpoint looks at a scan as its model does", found="--server and --exhaustive", do="drop one"
         )
     if server and uncertainty:
         raise InputError("an endpoint does not tell uncertainty", found="--server and --uncertainty", do="drop one")
+    files = plan_files(
+        inputs,
+        out,
+        report=report,
+        uncertainty=uncertainty,
+        overwrite=overwrite,
+        read=[config] if config is not None else [],
+        closed=[place.bundles, *([Path(model)] if Path(model).is_dir() else [])],
+    )
     if server:
-        outcomes = _remote(targets, server, token)
+        outcomes = _remote(files.masks, server, token, overwrite)
     else:
-        bundle = resolve_model(model, Workspace(workspace), load_config(config, override or []))
-        outcomes = _local(targets, _exhaustive(bundle) if exhaustive else bundle, threads, uncertainty)
-    rows = _rows(outcomes, {path: name for name, path in scans.items()}, as_json)
+        bundle = resolve_model(model, place, load_config(config, override or []))
+        outcomes = _local(files.masks, _exhaustive(bundle) if exhaustive else bundle, threads, uncertainty, overwrite)
+    rows = _rows(outcomes, files.names, as_json)
     if report:
-        _write_report(targets, rows)
-    failed = sum("error" in row for row in rows)
-    told = {"masks": [row for row in rows if "error" not in row], "failed": [row for row in rows if "error" in row]}
-    emit({**told, "notice": NOTICE}, as_json, f"{_text(rows)}\n{NOTICE}")
+        _write_report(files, rows, overwrite)
+    failed = [row for row in rows if "error" in row]
+    masks = [row for row in rows if "error" not in row]
+    found = {"masks": masks, "failed": failed, "skipped": files.skipped, "notice": NOTICE}
+    emit(found, as_json, "\n".join([_text(rows), *_skipped(files), NOTICE]))
     if failed:
         raise typer.Exit(1)
-
-
-def _scans(inputs: list[Path]) -> dict[str, Path]:
-    from gtvray.datasets import index_dataset
-    from gtvray.errors import InputError
-
-    scans: dict[str, Path] = {}
-    for entry in inputs:
-        found = (
-            [(case.case_id, case.image) for case in index_dataset(entry, labels_required=False).cases]
-            if entry.is_dir()
-            else [(entry.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".nrrd"), entry)]
-        )
-        for name, path in found:
-            if name in scans:
-                raise InputError("two scans of one name", found=f"{scans[name]} and {path}", do="predict them apart")
-            scans[name] = path
-    return scans
-
-
-def _targets(scans: dict[str, Path], out: Path) -> dict[Path, Path]:
-    """Scan -> the file of its mask."""
-    if len(scans) == 1 and out.name.endswith((".nii", ".nii.gz", ".nrrd")):
-        return dict.fromkeys(scans.values(), out)
-    return {path: out / f"{name}.nii.gz" for name, path in scans.items()}
 
 
 def _exhaustive(bundle: Bundle) -> Bundle:
     return replace(bundle, inference=bundle.inference.model_copy(update={"mode": "exhaustive"}))
 
 
-def _local(targets: dict[Path, Path], bundle: Bundle, threads: int, uncertainty: bool) -> Outcomes:
+def _local(targets: dict[Path, Path], bundle: Bundle, threads: int, uncertainty: bool, overwrite: bool) -> Outcomes:
     from gtvray.inference import LocalCases, Predictor, overlapped
 
-    cases = LocalCases(Predictor(bundle, threads=threads), targets.__getitem__, uncertainty=uncertainty)
+    predictor = Predictor(bundle, threads=threads)
+    cases = LocalCases(predictor, targets.__getitem__, uncertainty=uncertainty, overwrite=overwrite)
     return overlapped(targets, cases.load, cases.run, cases.store)
 
 
-def _remote(targets: dict[Path, Path], server: str, token: str) -> Outcomes:
+def _remote(targets: dict[Path, Path], server: str, token: str, overwrite: bool) -> Outcomes:
     from gtvray.inference import SegmentedCase, StageClock, overlapped
-    from gtvray.io import write_volume
+    from gtvray.io import write_output_volume
     from gtvray.serving import RemoteResult, predict_remote
 
     def ask(path: Path) -> tuple[RemoteResult, StageClock]:
@@ -145,7 +139,7 @@ def _remote(targets: dict[Path, Path], server: str, token: str) -> Outcomes:
     def store(path: Path, answer: tuple[RemoteResult, StageClock]) -> SegmentedCase:
         result, clock = answer
         with clock.stage("write"):
-            write_volume(targets[path], result.mask)
+            write_output_volume(targets[path], result.mask, overwrite=overwrite)
         return SegmentedCase(targets[path], result.volume_ml, result.coverage, (), clock.seconds, result.out_of_domain)
 
     # Asked in this thread, so that Ctrl-C need not wait for the answer.
@@ -216,12 +210,17 @@ def _text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _write_report(targets: dict[Path, Path], rows: list[dict[str, Any]]) -> None:
-    from gtvray.io import atomic_path, html_document, html_table, write_json
+def _skipped(files: PredictFiles) -> list[str]:
+    return [f"skipped {name}: {reason}" for name, reason in files.skipped.items()]
 
-    folder = next(iter(targets.values())).parent
+
+def _write_report(files: PredictFiles, rows: list[dict[str, Any]], overwrite: bool) -> None:
+    from gtvray.io import html_document, html_table, write_output_json, write_output_text
+
+    as_json, as_page = files.reports
     peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    write_json(folder / "report.json", {"cases": rows, "peak_mb": peak_mb, "notice": NOTICE})
+    found = {"cases": rows, "skipped": files.skipped, "peak_mb": peak_mb, "notice": NOTICE}
+    write_output_json(as_json, found, overwrite=overwrite)
     stages = list(dict.fromkeys(stage for row in rows for stage in row.get("seconds", {})))
     shown = ("scan", "volume_ml", "mode", "fallback", "patches", "patches_skipped", "volume_skipped_share")
     cells = [
@@ -232,10 +231,10 @@ def _write_report(targets: dict[Path, Path], rows: list[dict[str, Any]]) -> None
     body = [
         f'<h1>Masks</h1><p class="notice">{NOTICE}</p>',
         html_table(heads, cells, sortable=True),
+        *([html_table(("skipped", "why"), files.skipped.items())] if files.skipped else []),
         f"<p>Peak memory {peak_mb} MB.</p>",
     ]
-    with atomic_path(folder / "report.html") as temporary:
-        temporary.write_text(html_document("gtvray predict", body), encoding="utf-8")
+    write_output_text(as_page, html_document("gtvray predict", body), overwrite=overwrite)
 
 
 def _remark(row: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from gtvray.cli.common import (
     SetOption,
     WorkspaceOption,
     emit,
+    shell_command,
     table,
 )
 
@@ -71,7 +72,7 @@ def sweep(
     ]
     columns = {"trial": "trial", "epochs": "epochs", "dsc": "best DSC", **{key: key for key in spec.space}}
     found = {"bundle": str(outcome.bundle.folder), "digest": outcome.bundle.digest, "run": outcome.run_id}
-    go_on = f"gtvray promote {found['bundle']} --data {data} --workspace {workspace}"
+    go_on = shell_command("gtvray", "promote", outcome.bundle.folder, "--data", data, "--workspace", workspace)
     pictured = f"learning curves: {page or 'no page, as MLflow is away'}"
     text = f"{table(rows, columns)}\n\n{pictured}\nbundle: {found['bundle']}\npromote it: {go_on}"
     emit({"ok": True, "trials": rows, **found, "page": str(page) if page else None}, as_json, text)

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, Progress, SetOption, WorkspaceOption, emit, table
+from gtvray.cli.common import (
+    WORKSPACE,
+    AddressOption,
+    JsonOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    shell_command,
+    table,
+)
 
 if TYPE_CHECKING:
     from gtvray.crossval import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
@@ -67,7 +77,7 @@ def train(
     if outcome.failures:
         for name, reason in outcome.failures.items():
             typer.echo(f"error: {name} failed: {reason}", err=True)
-        typer.echo(f"  do: mend it, then gtvray train --resume {outcome.name}", err=True)
+        typer.echo(f"  do: correct it, then {_resume_command(outcome, workspace)}", err=True)
         raise typer.Exit(1)
 
 
@@ -234,6 +244,7 @@ def outcome_text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
     validation, bundle = outcome.validation, outcome.bundle
     cases = sorted(validation.rows(), key=lambda row: row["dsc"])
     shown = cases[:_WORST_SHOWN]
+    promote = shell_command("gtvray", "promote", bundle.folder, "--data", data, "--workspace", workspace)
     headings = {"fold": "fold", "case": "case", "dsc": "DSC", "hd95_mm": "HD95 mm"}
     headings |= {"baseline_dsc": "baseline DSC", "baseline_hd95_mm": "baseline HD95 mm"}
     lines = [
@@ -244,11 +255,15 @@ def outcome_text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
         "",
         f"all cases: {outcome.folder / 'scores.md'}",
         f"bundle: {bundle.folder} ({bundle.members} networks, threshold {bundle.inference.threshold:.2f})",
-        f"promote it: gtvray promote {bundle.folder} --data {data} --workspace {workspace}",
+        f"promote it: {promote}",
     ]
     if not outcome.delivered:
-        lines.append(f"MLflow was away; the rest goes there with gtvray train --resume {outcome.name}")
+        lines.append(f"MLflow was away; the rest goes there with {_resume_command(outcome, workspace)}")
     return "\n".join([*lines, NOTICE])
+
+
+def _resume_command(outcome: TrainOutcome, workspace: Path) -> str:
+    return shell_command("gtvray", "train", "--resume", outcome.name, "--workspace", workspace)
 
 
 def _folds_table(validation: CrossValidation) -> str:

@@ -21,12 +21,15 @@ from .layouts.cases import read_binary as read_binary
 from .layouts.cases import read_label as read_label
 from .layouts.find import find_dataset as find_dataset
 from .layouts.find import index_dataset as index_dataset
+from .layouts.loose import FoundScans as FoundScans
+from .layouts.loose import find_scans as find_scans
+from .layouts.loose import volume_stem as volume_stem
 from .layouts.patients import Patients as Patients
 from .layouts.patients import find_patients as find_patients
 from .layouts.transfer import Transferred as Transferred
 from .layouts.transfer import transfer as transfer
 from .ledger import Ledger as Ledger
 from .ledger import looks_warning as looks_warning
-from .phantoms import write_phantoms as write_phantoms
+from .phantom_folder import write_phantoms as write_phantoms
 from .splits import Split as Split
 from .splits import split_cases as split_cases

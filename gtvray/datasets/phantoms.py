@@ -7,19 +7,14 @@ Published numbers depend on these cases: change what they look like only togethe
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import atomic_dir, is_litter, read_json, write_json, write_volume
 
 PHANTOM_VERSION = 1
 
@@ -405,46 +400,3 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: 
         columns = np.array(weights, dtype=np.float32).reshape([4, *(-1 if n == axis else 1 for n in range(3))])
         field = sum(field.take(first.astype(int) + tap, axis) * column for tap, column in enumerate(columns))
     return np.asarray((field - field.mean()) / field.std(), dtype=np.float32)
-
-
-def write_phantoms(folder: Path, count: int, seed: int, report: Callable[[int, int], None] | None = None) -> None:
-    """Write `count` cases in StructSeg's layout, `folder/<n>/data.nii.gz` and `label.nii.gz`, n from 1.
-
-    A case appears under its number only when complete, so an interrupted call can simply be repeated; cases of
-    another generator version, seed or count are replaced. `report(done, count)` follows each. One writer at a time.
-
-    Raises:
-        InputError: `count` is below 1.
-        DataError: the folder holds something else than phantoms; nothing is touched.
-    """
-    if count < 1:
-        raise InputError("no phantoms asked for", expected="a count of at least 1", found=str(count))
-    _claim(folder, {"phantom_version": PHANTOM_VERSION, "seed": seed, "count": count})
-    for number in range(1, count + 1):
-        case = folder / str(number)
-        if not all((case / name).is_file() for name in ("data.nii.gz", "label.nii.gz")):
-            ct, label = make_phantom(number, seed)
-            with atomic_dir(case) as partial:
-                write_volume(partial / "data.nii.gz", ct)
-                write_volume(partial / "label.nii.gz", label)
-        if report is not None:
-            report(number, count)
-
-
-def _claim(folder: Path, wanted: dict[str, int]) -> None:
-    """Make `folder` ours: keep it if its `phantoms.json` says `wanted`, else empty it of older phantoms."""
-    record = folder / "phantoms.json"
-    entries = [entry for entry in folder.iterdir() if not is_litter(entry.name)] if folder.is_dir() else []
-    leftovers = [entry for entry in entries if entry.name.startswith((".partial-", ".retired-"))]
-    if folder.is_file() or (not record.is_file() and len(entries) > len(leftovers)):
-        do = "choose a new or empty folder, or one with phantoms.json"
-        raise DataError("there is other data in the phantoms' place", where=folder, do=do)
-    for entry in leftovers:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    if record.is_file() and read_json(record) == wanted:
-        return
-    for case in (entry for entry in entries if entry.name.isdecimal()):
-        # Renamed first: a case is never seen half removed.
-        shutil.rmtree(case.rename(case.with_name(f".retired-{case.name}")))
-    # Written before the first case: whatever lies beside it was then made to its terms.
-    write_json(record, wanted)

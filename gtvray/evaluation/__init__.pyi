@@ -22,6 +22,7 @@ from .outcome import Outcome as Outcome
 from .ranking import Ranked as Ranked
 from .ranking import rank_models as rank_models
 from .scoring import ScoredCase as ScoredCase
+from .scoring import check_masks as check_masks
 from .scoring import score_cases as score_cases
 from .statistics import FEWEST_CASES as FEWEST_CASES
 from .statistics import Interval as Interval

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gtvray.datasets import Case, read_label
 from gtvray.evaluation.baseline import MeanPositionBaseline
 from gtvray.evaluation.metrics import CaseScore, score_case
-from gtvray.io import read_volume, write_volume
+from gtvray.io import check_outputs, read_volume, write_output_volume
 
 if TYPE_CHECKING:
     from gtvray.inference import Predictor
@@ -36,6 +36,35 @@ class ScoredCase:
     milliseconds: int
 
 
+def check_masks(
+    cases: Sequence[Case],
+    masks: Iterable[Path],
+    *,
+    overwrite: bool = True,
+    closed: Iterable[Path] = (),
+    folders: Iterable[Path] = (),
+) -> None:
+    """Refuse to score cases if a mask would replace anything but an earlier, unchanged output of gtvray.
+
+    Args:
+        cases: to be scored.
+        masks: folders that their masks are written to.
+        overwrite: earlier outputs may be replaced.
+        closed: folders that must not change.
+        folders: written as a whole beside the masks, such as a report.
+
+    Raises:
+        InputError: naming what is in the way; nothing has been written.
+    """
+    check_outputs(
+        [_mask_file(folder, case) for folder in masks for case in cases],
+        inputs=[path for case in cases for path in (case.image, case.label) if path is not None],
+        closed=closed,
+        folders=folders,
+        overwrite=overwrite,
+    )
+
+
 def score_cases(
     predictor: Predictor,
     cases: Sequence[Case],
@@ -48,12 +77,13 @@ def score_cases(
     Args:
         predictor: a warm model.
         cases: with masks to score against.
-        masks: folder that the predicted masks are written to, `<case>.nii.gz`.
+        masks: folder that the predicted masks are written to, `<case>.nii.gz`. Earlier masks of gtvray are replaced.
         baseline: scored on the same cases.
         report: told (done, all) after each case.
 
     Raises:
         DataError: a case is not usable.
+        InputError: another file is where a mask would go; `check_masks` finds that beforehand.
     """
     scored = []
     for case in cases:
@@ -62,10 +92,14 @@ def score_cases(
         began = time.perf_counter()
         mask = predictor.predict(scan, case.image)
         milliseconds = round(1000 * (time.perf_counter() - began))
-        path = masks / f"{case.case_id}.nii.gz"
-        write_volume(path, mask)
+        path = _mask_file(masks, case)
+        write_output_volume(path, mask, overwrite=True)
         floor = score_case(case.case_id, reference, baseline.predict(scan)) if baseline is not None else None
         scored.append(ScoredCase(case, score_case(case.case_id, reference, mask), floor, path, milliseconds))
         if report is not None:
             report(len(scored), len(cases))
     return scored
+
+
+def _mask_file(folder: Path, case: Case) -> Path:
+    return folder / f"{case.case_id}.nii.gz"

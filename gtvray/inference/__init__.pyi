@@ -13,6 +13,7 @@ from .locator import locator_of as locator_of
 from .pipeline import LocalCases as LocalCases
 from .pipeline import SegmentedCase as SegmentedCase
 from .pipeline import StageClock as StageClock
+from .pipeline import entropy_file as entropy_file
 from .pipeline import overlapped as overlapped
 from .predictor import Predictor as Predictor
 from .predictor import forward_batch as forward_batch

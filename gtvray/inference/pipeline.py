@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from gtvray.datasets import volume_stem
 from gtvray.errors import GtvrayError
 from gtvray.geometry import Volume
 from gtvray.inference.case import CaseJob, Coverage
 from gtvray.inference.uncertainty import Uncertainty, estimate_uncertainty
-from gtvray.io import read_volume, write_volume
+from gtvray.io import read_volume, write_output_volume
 
 if TYPE_CHECKING:
     from gtvray.inference.predictor import Predictor
@@ -137,10 +138,19 @@ class LocalCases:
         predictor: a warm model.
         target: the file of a scan's mask.
         uncertainty: estimate it as well; each voxel's entropy goes into a file beside the mask.
+        overwrite: earlier outputs of gtvray may be replaced, as `gtvray.io.write_output` does.
     """
 
-    def __init__(self, predictor: Predictor, target: Callable[[Path], Path], *, uncertainty: bool = False) -> None:
-        self._predictor, self._target, self._uncertainty = predictor, target, uncertainty
+    def __init__(
+        self,
+        predictor: Predictor,
+        target: Callable[[Path], Path],
+        *,
+        uncertainty: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self._predictor, self._target = predictor, target
+        self._uncertainty, self._overwrite = uncertainty, overwrite
 
     def load(self, path: Path) -> tuple[CaseJob, StageClock]:
         """Read and prepare.
@@ -170,6 +180,7 @@ class LocalCases:
         """Bring the mask to the scan's grid and write it.
 
         Raises:
+            InputError: there is another file of that name.
             ResourceError: the disk is full.
         """
         job, clock, estimate = ran
@@ -177,14 +188,14 @@ class LocalCases:
             mask = job.finish()
         target = self._target(path)
         with clock.stage("write"):
-            write_volume(target, mask)
+            write_output_volume(target, mask, overwrite=self._overwrite)
             if estimate is not None:
-                write_volume(_entropy_file(target), estimate[1])
+                write_output_volume(entropy_file(target), estimate[1], overwrite=self._overwrite)
         volume_ml = float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml
         coverage, known = job.coverage(), estimate[0] if estimate is not None else None
         return SegmentedCase(target, volume_ml, coverage, job.notes, clock.seconds, job.out_of_domain, known)
 
 
-def _entropy_file(mask: Path) -> Path:
-    name = mask.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".nrrd")
-    return mask.with_name(f"{name}-entropy.nii.gz")
+def entropy_file(mask: Path) -> Path:
+    """The file of a mask's entropy, voxel by voxel, beside the mask."""
+    return mask.with_name(f"{volume_stem(mask.name)}-entropy.nii.gz")

@@ -7,33 +7,44 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gtvray.errors import InputError, ResourceError
 
+# A temporary name adds 18 bytes to the end of the final one; both must stay below the 255 of common file systems.
+_KEPT_CHARACTERS = 56
+# What file systems without hard links answer, such as FAT and some network shares.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, may_replace: Callable[[], bool] | None = None) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success it is flushed and renamed to `path`, otherwise removed.
+
+    Args:
+        path: the final name.
+        may_replace: asked, if there is something of that name at the end, whether it may be replaced; without it
+            anything is.
 
     Raises:
         ResourceError: the disk is full.
-        InputError: the place cannot be written to.
+        InputError: the folder cannot be written to, or what is there may not be replaced.
     """
     final = Path(path)
     with _disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         # The suffixes are kept at the end: writers choose their format by them.
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + final.name, dir=final.parent)
+        suffix = "-" + final.name[-_KEPT_CHARACTERS:]
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=final.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
             _flush(temporary)
             temporary.chmod(0o644)
-            temporary.replace(final)
+            _publish(temporary, final, may_replace)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -54,7 +65,8 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
     final = Path(path)
     with _disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", suffix="-" + final.name, dir=final.parent))
+        suffix = "-" + final.name[-_KEPT_CHARACTERS:]
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", suffix=suffix, dir=final.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -77,6 +89,33 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(temporary: Path, final: Path, may_replace: Callable[[], bool] | None) -> None:
+    if may_replace is not None:
+        if _linked(temporary, final):
+            return
+        if os.path.lexists(final) and not may_replace():
+            raise InputError(
+                "an output is there already",
+                where=final,
+                found="a file that was there before, or has appeared since the work began",
+                do="move it away, or choose another name",
+            )
+    temporary.replace(final)
+
+
+def _linked(temporary: Path, final: Path) -> bool:
+    """Give a file its final name in one step that fails if the name is taken, where the file system can."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def _renamed(temporary: Path, final: Path) -> bool:
@@ -104,6 +143,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError("the disk is full", where=path.parent, do="free some space and run it again") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError("the name is too long", where=path, do="choose a shorter name") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
                 "cannot write here", where=path.parent, found=error.strerror, do="choose a folder you may write to"

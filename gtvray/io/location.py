@@ -20,7 +20,6 @@ from gtvray.io.jsonfile import read_json, write_json
 LOCATION = "workspace.json"
 _SCHEMA_VERSION = 1
 # SQLAlchemy and MLflow disagree on how these are written in the URL of an SQLite database.
-_NOT_IN_URL = "%?"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ def current_location(root: Path) -> Location | None:
     Raises:
         InputError: the workspace is a copy, and its original is still there; or its path cannot be used.
     """
-    require_usable(root)
     recorded = Location.read(root)
     if recorded is None or recorded.path == root or same_folder(recorded.path, root):
         return recorded
@@ -113,7 +111,6 @@ def adopted_location(root: Path, found: Iterable[Path] = ()) -> Location:
         root: the copy's folder.
         found: folders of the original that its files name.
     """
-    require_usable(root)
     try:
         recorded = Location.read(root)
     except InputError:
@@ -123,23 +120,6 @@ def adopted_location(root: Path, found: Iterable[Path] = ()) -> Location:
     if recorded.path == root or same_folder(recorded.path, root):
         return replace(recorded, earlier=tuple(dict.fromkeys((*recorded.earlier, *(f for f in found if f != root)))))
     return recorded.moved_to(root, uuid.uuid4().hex, found)
-
-
-def require_usable(root: Path) -> None:
-    """Refuse a path that cannot stand in the URL of the workspace's database.
-
-    Raises:
-        InputError: it has a character that cannot.
-    """
-    wrong = sorted({char for char in str(root) if char in _NOT_IN_URL or not char.isprintable()})
-    if wrong:
-        raise InputError(
-            "the workspace's path has characters that the URL of its database cannot hold",
-            where=root,
-            expected="a path without % and ? and without control characters",
-            found=" ".join(map(repr, wrong)),
-            do="choose another folder with --workspace, or rename the folder",
-        )
 
 
 def require_no_original(original: Path, root: Path, workspace_id: str | None) -> None:

@@ -1,4 +1,6 @@
-"""File names as other systems write them: Windows separators, capitals, composed and decomposed letters, litter."""
+"""Names of files and folders: those of other systems (Windows separators, letter case, Unicode forms, system files),
+and those that gtvray refuses because no table, page or log could show them.
+"""
 
 from __future__ import annotations
 
@@ -83,3 +85,26 @@ def listed_parts(listed: str) -> tuple[str, ...]:
 
 def _folded(name: str) -> str:
     return canonical_name(canonical_name(name).casefold())
+
+
+# Control characters, bytes that are no UTF-8 (surrogates), and separators of lines and paragraphs.
+_UNFIT = ("Cc", "Cs", "Zl", "Zp")
+
+
+def is_fit_name(name: str) -> bool:
+    """Whether a name consists of characters that can be shown on one line and stored as UTF-8."""
+    return not any(unicodedata.category(character) in _UNFIT for character in name)
+
+
+def require_fit_path(path: Path) -> None:
+    """Refuse a path with control characters or bytes that are no UTF-8.
+
+    Raises:
+        InputError: naming it with those characters escaped.
+    """
+    if not is_fit_name(str(path)):
+        raise InputError(
+            "a name has control characters, or bytes that are no UTF-8",
+            where=ascii(str(path)),
+            do="rename it, or choose another name",
+        )

@@ -12,19 +12,25 @@ from pathlib import Path
 
 from gtvray.errors import InputError, ResourceError
 from gtvray.io.location import Location, current_location
+from gtvray.io.names import require_fit_path
 
 _LEFTOVERS = (".partial-*", ".retired-*")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where things lie under one root."""
+    """Where things lie under one root.
+
+    Raises:
+        InputError: the root's path has control characters, or bytes that are no UTF-8.
+    """
 
     root: Path
 
     def __post_init__(self) -> None:
         # Trials run in working folders of their own, where a relative path means another place.
         object.__setattr__(self, "root", self.root.resolve())
+        require_fit_path(self.root)
 
     @property
     def cache(self) -> Path:
@@ -88,7 +94,7 @@ class Workspace:
     @property
     def mlflow_uri(self) -> str:
         """The embedded MLflow store."""
-        return f"sqlite:///{self.mlflow_database}"
+        return sqlite_uri(self.mlflow_database)
 
     @property
     def artifacts(self) -> Path:
@@ -183,3 +189,13 @@ class Workspace:
             for pattern in _LEFTOVERS:
                 for leftover in folder.glob(pattern):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite database.
+
+    SQLAlchemy ends the path at `?` and decodes `%`, so both are encoded. The driver is named in such a URI because
+    MLflow would otherwise make a folder of the encoded name beside the right one.
+    """
+    encoded = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if encoded == str(path) else f"sqlite+pysqlite:///{encoded}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gtvray.data import Project
 from gtvray.datasets import Ledger, read_label
-from gtvray.evaluation import MeanPositionBaseline, ScoredCase, score_cases, write_golden
+from gtvray.evaluation import MeanPositionBaseline, ScoredCase, check_masks, score_cases, write_golden
 from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
@@ -35,7 +35,11 @@ def gather_evidence(
         threads: CPU threads, as many as a serving replica has.
         golden: folder for golden cases made of these.
         report: told (done, all) after each case.
+
+    Raises:
+        InputError: something else than earlier masks is where the masks go; no look is recorded then.
     """
+    check_masks(project.held_out, [masks], closed=[bundle.folder])
     digest = project.fingerprint.digest
     scans = [case.image for case in project.held_out]
     looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest, scans)

@@ -70,6 +70,18 @@ def add_legend(figure: Figure) -> None:
     for text in figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False).get_texts():
         # A dollar sign in a name begins no formula.
         text.set_parse_math(False)
+        text.set_text(drawable(text.get_text()))
+
+
+def drawable(text: str) -> str:
+    """A text with every character that matplotlib's font lacks written as its code; it would be drawn as a box."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return "".join(
+        character if font.get_char_index(ord(character)) else character.encode("ascii", "backslashreplace").decode()
+        for character in text
+    )
 
 
 def style(number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from gtvray.datasets import REFERENCE_COLOUR, WINDOW_HU, Section, sections
 from gtvray.errors import GeometryError
 from gtvray.geometry import Volume
 from gtvray.io import atomic_path
+from gtvray.reports.drawing import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def _overlay_figure(image: Volume, reference: Volume | None, prediction: Volume 
         _draw_view(axes, view, list(colours.values()))
     _legend(figure.axes[0], colours)
     # A dollar sign in a case's name begins no formula.
-    figure.suptitle(title, color="white", fontsize=11, parse_math=False)
+    figure.suptitle(drawable(title), color="white", fontsize=11, parse_math=False)
     figure.supxlabel(NOTICE, color="gray", fontsize=8)
     return figure
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +16,8 @@ from gtvray.errors import InputError
 from gtvray.evaluation.baseline import MeanPositionBaseline
 from gtvray.evaluation.metrics import CaseScore
 from gtvray.evaluation.outcome import BASELINE, DataFacts, ModelFacts, Outcome, WorstCase
-from gtvray.evaluation.scoring import ScoredCase, score_cases
-from gtvray.io import atomic_dir, read_volume, write_json
+from gtvray.evaluation.scoring import ScoredCase, check_masks, score_cases
+from gtvray.io import output_folder, read_volume, write_json
 from gtvray.reports.overlay import render_overlay
 from gtvray.reports.page import report_page
 
@@ -28,6 +30,22 @@ _WORST_SHOWN = 3
 _DIGEST_SHOWN = 12
 
 
+def check_study(dataset: Dataset, bundles: Iterable[Bundle], folder: Path, *, overwrite: bool) -> None:
+    """Refuse a study whose masks or report would replace anything else; before a case is read or a look recorded.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    models = list(bundles)
+    check_masks(
+        dataset.cases,
+        [_mask_folder(folder, bundle) for bundle in models],
+        overwrite=overwrite,
+        closed=[bundle.folder for bundle in models],
+        folders=[folder / REPORT],
+    )
+
+
 class Study:
     """Scores models one after the other on the same cases.
 
@@ -36,13 +54,16 @@ class Study:
         digest: of the dataset's fingerprint.
         bundles: model -> its bundle, by the names they get in the report.
         folder: for the masks and the report.
+        overwrite: earlier masks and an earlier report in the folder may be replaced, if they are unchanged.
 
     Raises:
         InputError: two names of one bundle, or a model called as the baseline is.
     """
 
-    def __init__(self, dataset: Dataset, digest: str, bundles: Mapping[str, Bundle], folder: Path) -> None:
-        self._dataset, self._bundles, self._folder = dataset, bundles, folder
+    def __init__(
+        self, dataset: Dataset, digest: str, bundles: Mapping[str, Bundle], folder: Path, *, overwrite: bool = True
+    ) -> None:
+        self._dataset, self._bundles, self._folder, self._overwrite = dataset, bundles, folder, overwrite
         self._data = DataFacts(dataset.root.resolve().name, dataset.title, digest)
         self._facts: list[ModelFacts] = []
         self._scored: dict[str, list[ScoredCase]] = {}
@@ -78,7 +99,7 @@ class Study:
         from gtvray.inference import Predictor
 
         bundle = self._bundles[name]
-        masks = self._folder / "masks" / bundle.digest[:_DIGEST_SHOWN]
+        masks = _mask_folder(self._folder, bundle)
         predictor = Predictor(bundle, threads=threads)
         self._scored[name] = score_cases(predictor, self._dataset.cases, masks, baseline, report)
         known = bundle.info.get("training_data") or {}
@@ -92,10 +113,10 @@ class Study:
             what was found, and the report's folder.
 
         Raises:
-            InputError: no model has been scored.
+            InputError: another report is there that may not be replaced.
         """
         target = self._folder / REPORT
-        with atomic_dir(target) as temporary:
+        with output_folder(target, overwrite=self._overwrite) as temporary:
             (temporary / _PICTURES).mkdir()
             outcome = Outcome(
                 name=f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
@@ -139,7 +160,17 @@ class Study:
                     score = entry.score
                     told = f"{case.case_id}: DSC {score.dsc:.3f}, HD95 {score.hd95_mm:.1f} mm"
                     digest = self._bundles[name].digest[:_DIGEST_SHOWN]
-                    picture = Path(_PICTURES) / f"worst-{digest}-{case.case_id}.png"
+                    picture = Path(_PICTURES) / f"worst-{digest}-{_in_uri(case.case_id)}.png"
                     render_overlay(folder / picture, scan, reference, read_binary(entry.mask), told)
                     drawn[name, case.case_id] = WorstCase(name, case.case_id, told, picture)
         return [drawn[name, entry.case.case_id] for name, entry in chosen]
+
+
+def _in_uri(case_id: str) -> str:
+    """A case id as part of a file's name that MLflow can send back: it takes `%` and `#` in one for parts of a URI."""
+    plain = re.sub(r"[%#?]", "_", case_id)
+    return plain if plain == case_id else f"{plain}-{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"
+
+
+def _mask_folder(folder: Path, bundle: Bundle) -> Path:
+    return folder / "masks" / bundle.digest[:_DIGEST_SHOWN]

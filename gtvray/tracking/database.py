@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote
 
 from gtvray.errors import GtvrayError, InputError, ResourceError
 from gtvray.io import atomic_path
 
 BUSY_TIMEOUT_S = 5.0
 _URL = "sqlite:///"
+# As `sqlite_uri` writes paths that need encoding.
+_ENCODED = "sqlite+pysqlite:///"
 _NOT_IN_URL = "%?"
 _HEADER = b"SQLite format 3\0"
 
@@ -25,6 +28,8 @@ def database_path(uri: str) -> Path:
     Raises:
         InputError: the URI is not `sqlite:///` and a path, or the path has characters that such a URL cannot hold.
     """
+    if uri.startswith(_ENCODED):
+        return Path(unquote(uri.removeprefix(_ENCODED)))
     path = uri.removeprefix(_URL)
     if path == uri or not path or not path.isprintable() or any(char in path for char in _NOT_IN_URL):
         raise InputError(

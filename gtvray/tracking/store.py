@@ -60,7 +60,7 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
-    database = database_path(uri) if parsed.scheme == "sqlite" else None
+    database = database_path(uri) if parsed.scheme.startswith("sqlite") else None
     if database is not None:
         _settle(database, artifacts, writing)
         ensure_database(database, writing)

@@ -10,14 +10,16 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from gtvray.datasets import phantoms
-from gtvray.datasets.phantoms import PHANTOM_VERSION, make_phantom, write_phantoms
+from gtvray.datasets import phantom_folder
+from gtvray.datasets.phantom_folder import write_phantoms
+from gtvray.datasets.phantoms import PHANTOM_VERSION, make_phantom
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume, resample_to_grid
-from gtvray.io import read_volume
+from gtvray.io import read_volume, sha256_of
 
 Case = tuple[Volume, Volume]
 SEED = 0
+CASE_FILES = ("data.nii.gz", "label.nii.gz")
 # The first three cases of version 1.
 FROZEN_SHAPES = [(101, 99, 57), (103, 98, 49), (109, 110, 52)]
 FROZEN_TUMOUR_VOXELS = [1757, 683, 1658]
@@ -203,29 +205,55 @@ def test_complete_cases_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("count", "seed", "version"), [(1, SEED, PHANTOM_VERSION), (2, SEED + 1, PHANTOM_VERSION), (2, SEED, 99)]
 )
-def test_cases_of_other_terms_are_replaced(
+def test_cases_of_other_terms_are_replaced_if_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed: int, version: int
 ) -> None:
     write_phantoms(tmp_path, 2, SEED)
     before = (tmp_path / "1" / "data.nii.gz").stat().st_mtime_ns
-    monkeypatch.setattr(phantoms, "PHANTOM_VERSION", version)
-    write_phantoms(tmp_path, count, seed)
+    monkeypatch.setattr(phantom_folder, "PHANTOM_VERSION", version)
+    with pytest.raises(DataError, match="other phantoms"):
+        write_phantoms(tmp_path, count, seed)
+    assert (tmp_path / "1" / "data.nii.gz").stat().st_mtime_ns == before
+    write_phantoms(tmp_path, count, seed, overwrite=True)
     assert (tmp_path / "1" / "data.nii.gz").stat().st_mtime_ns > before
     names = sorted(entry.name for entry in tmp_path.iterdir())
     assert names == [*(str(n) for n in range(1, count + 1)), "phantoms.json"]
     record = json.loads((tmp_path / "phantoms.json").read_text())
-    assert record == {"phantom_version": version, "seed": seed, "count": count}
+    files = {f"{n}/{name}": sha256_of(tmp_path / f"{n}/{name}") for n in range(1, count + 1) for name in CASE_FILES}
+    assert record == {"phantom_version": version, "seed": seed, "count": count, "files": files}
+
+
+@pytest.mark.parametrize("change", ["an edited label", "another case", "another file"])
+def test_phantoms_that_somebody_changed_are_not_replaced(tmp_path: Path, change: str) -> None:
+    write_phantoms(tmp_path, 1, SEED)
+    changed = tmp_path / {"an edited label": "1/label.nii.gz", "another case": "9/data.nii.gz"}.get(change, "1/notes")
+    changed.parent.mkdir(exist_ok=True)
+    changed.write_bytes(b"a patient's")
+    with pytest.raises(DataError, match="not phantoms as they were written") as caught:
+        write_phantoms(tmp_path, 2, SEED, overwrite=True)
+    assert caught.value.fields["found"] == changed.relative_to(tmp_path).as_posix()
+    assert changed.read_bytes() == b"a patient's"
+    assert json.loads((tmp_path / "phantoms.json").read_text())["count"] == 1
+
+
+def test_an_incomplete_case_with_another_file_in_it_is_left_alone(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, 1, SEED)
+    (tmp_path / "1" / "label.nii.gz").unlink()
+    (tmp_path / "1" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="other data"):
+        write_phantoms(tmp_path, 1, SEED)
+    assert (tmp_path / "1" / "notes.txt").read_text() == "mine"
 
 
 def test_an_interrupted_call_leaves_no_partial_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = phantoms.write_volume
+    write = phantom_folder.write_volume
 
     def interrupted(path: Path, volume: Volume) -> None:
         write(path, volume)
         if path.parent.name.endswith("-2") and path.name == "data.nii.gz":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(phantoms, "write_volume", interrupted)
+    monkeypatch.setattr(phantom_folder, "write_volume", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_phantoms(tmp_path, 2, SEED)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "phantoms.json"]

@@ -46,7 +46,7 @@ def test_a_report_holds_models_baseline_and_worst_cases(balls: Dataset, tmp_path
         (2, "r", "t"),
     ]
     assert sorted(file.name for file in folder.iterdir()) == [
-        *["cases.csv", "pictures", "report.html", "scores.json", "scores.md"]
+        *["cases.csv", "manifest.json", "pictures", "report.html", "scores.json", "scores.md"]
     ]
     assert json.loads((folder / "scores.json").read_text()) == json.loads(json.dumps(found.as_dict()))
     assert len(found.worst) == 6
@@ -134,3 +134,10 @@ def test_a_folder_without_a_report_is_refused(client: MlflowClient, tmp_path: Pa
     with pytest.raises(InputError, match="no report"):
         record_report(client, "none", tmp_path, artifacts)
     assert client.get_experiment_by_name("none") is None
+
+
+def test_pictures_have_names_that_mlflow_sends_back() -> None:
+    assert study._in_uri("case_1 é'") == "case_1 é'"
+    one, two = study._in_uri("a%20b"), study._in_uri("a#20b")
+    assert one != two
+    assert not set("%#?") & set(one + two)

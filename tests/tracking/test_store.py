@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from gtvray.errors import InputError, ResourceError
+from gtvray.io import Workspace
 from gtvray.tracking import connect_mlflow, experiment_id, find_or_create_run
+
+from ..stores import open_store
 
 NAMES = [
     "o'neill",
@@ -75,3 +79,24 @@ def test_a_run_is_found_by_any_key_and_by_no_other(client: MlflowClient, tmp_pat
 def test_an_experiment_may_have_any_name(name: str, client: MlflowClient, tmp_path: Path) -> None:
     found = experiment_id(client, name, tmp_path / "artifacts")
     assert experiment_id(client, name, tmp_path / "artifacts") == found
+
+
+@pytest.mark.parametrize("name", ["p%20c?q", "#h 'o' \"q\"", "é[b]{x};&"])
+def test_a_workspace_of_any_name_keeps_its_runs(
+    client: MlflowClient, database: Path, tmp_path: Path, name: str
+) -> None:
+    place = Workspace(tmp_path / name)
+    place.root.mkdir()
+    assert client.search_experiments()
+    shutil.copyfile(database, place.root / "mlflow.db")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "a.png").write_text("picture")
+    there = open_store(place.root / "mlflow.db", place.artifacts)
+    run = find_or_create_run(there, experiment_id(there, "names", place.artifacts), "key", {})
+    there.log_artifacts(run, str(tmp_path / "report"), "evaluation")
+    (tmp_path / "back").mkdir()
+    back = Path(there.download_artifacts(run, "evaluation", str(tmp_path / "back")))
+    assert (back / "a.png").read_text() == "picture"
+    # Nothing in a folder of a name that was cut short, encoded or decoded.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "back", "report"])
+    assert sorted(path.name for path in place.root.iterdir()) == ["mlartifacts", "mlflow.db", "workspace.json"]

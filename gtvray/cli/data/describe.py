@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gtvray.cli.common import JsonOption, Progress, emit
+from gtvray.cli.common import JsonOption, OverwriteOption, Progress, emit
 
 
 def describe(
@@ -18,6 +18,7 @@ def describe(
     card: Annotated[
         Path | None, typer.Option(help="A published dataset card in Markdown, to hold the figures against.")
     ] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The tables of a dataset card computed from the files; with --out a page with pictures too.
@@ -26,20 +27,24 @@ def describe(
     """
     from gtvray.datasets import describe_dataset, html_page, index_dataset, markdown, parse_card
     from gtvray.errors import NotFoundError
-    from gtvray.io import atomic_path, read_text, write_json
+    from gtvray.io import check_outputs, read_text, write_output_json, write_output_text
 
     if card is not None and not card.is_file():
         raise NotFoundError("no such file", where=card, expected="a dataset card in Markdown")
     published = None if card is None else parse_card(read_text(card))
     dataset = index_dataset(folder, labels_required=False)
+    if out is not None:
+        names = ("describe.md", "describe.html", "describe.json")
+        read = [path for case in dataset.cases for path in (case.image, case.label) if path is not None]
+        inputs = [*read, *([card] if card is not None else [])]
+        check_outputs([out / name for name in names], inputs=inputs, overwrite=overwrite)
     progress = Progress({"describe": len(dataset.cases) * 0.4}, as_json)
     with progress.live():
         progress.begin("describe", dataset.title)
         description = describe_dataset(dataset, progress.advance, card=published, pictures=out is not None)
     told = markdown(description)
     if out is not None:
-        for name, content in (("describe.md", told), ("describe.html", html_page(description))):
-            with atomic_path(out / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-        write_json(out / "describe.json", description.as_dict())
+        write_output_text(out / "describe.md", told, overwrite=overwrite)
+        write_output_text(out / "describe.html", html_page(description), overwrite=overwrite)
+        write_output_json(out / "describe.json", description.as_dict(), overwrite=overwrite)
     emit(description.as_dict(), as_json, told if out is None else f"{told}\npage: {out / 'describe.html'}")

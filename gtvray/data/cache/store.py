@@ -28,6 +28,8 @@ from gtvray.errors import InputError, ResourceError
 from gtvray.io import read_json, read_text, write_json
 
 META = "meta.json"
+# A folder with neither file is nobody's entry: somebody else may keep something in the folder, and it is not evicted.
+_ENTRY_FILES = (META, "hu.b2nd")
 _LOCK, _LEASES = ".lock", ".leases"
 _STALE_S = 6 * 3600
 _log = logging.getLogger(__name__)
@@ -128,7 +130,8 @@ class EntryStore:
 
     def _entries(self) -> list[Path]:
         with suppress(FileNotFoundError):
-            return [Path(entry.path) for entry in os.scandir(self._folder) if not entry.name.startswith(".")]
+            found = (Path(entry.path) for entry in os.scandir(self._folder) if not entry.name.startswith("."))
+            return [entry for entry in found if any((entry / name).is_file() for name in _ENTRY_FILES)]
         return []
 
     def _leftovers(self) -> list[Path]:

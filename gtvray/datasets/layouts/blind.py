@@ -21,7 +21,7 @@ from gtvray.datasets.layouts.find import LAYOUTS, find_dataset
 from gtvray.datasets.layouts.transfer import new_dataset, write_index
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import read_json, read_labels, read_volume, sha256_of, write_json, write_volume
+from gtvray.io import read_json, read_labels, read_volume, require_distinct, sha256_of, write_json, write_volume
 
 _KEY_VERSION = 1
 _STRUCTURE = "target"
@@ -83,7 +83,7 @@ def export_blind(
         nnunet.require_name(target)
     if target.resolve() in key.resolve().parents:
         raise InputError("the key would go along with the scans", where=key, do="keep it in another folder")
-    if key.exists():
+    if os.path.lexists(key):
         raise InputError("there is a key already", where=key, do="name another: without its key an export stays blind")
     seed = secrets.randbits(32) if seed is None else seed
     with new_dataset(target, source) as partial:
@@ -142,6 +142,7 @@ def unblind(masks: Path, key: Path, target: Path, report: Callable[[int, int], N
             ),
         )
     done: list[str] = []
+    require_distinct(target / f"{entry['case_id']}.nii.gz" for entry in entries.values())
     empty: list[str] = []
     rounded: dict[str, str] = {}
     with new_dataset(target, masks) as partial:

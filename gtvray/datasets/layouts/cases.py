@@ -13,13 +13,15 @@ import numpy as np
 
 from gtvray.errors import DataError, GeometryError
 from gtvray.geometry import Volume, furthest_corner_mm
-from gtvray.io import Labels, canonical_name, read_labels, shown_values
+from gtvray.io import Labels, canonical_name, is_fit_name, read_labels, shown_values
 
 LayoutName = Literal["structseg", "nnunet", "msd"]
 # Endings a scan or a mask may have. What a file really holds is found out when it is read. Not .nhdr: its voxels are in
 # another file, which the digest of this one would not cover.
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
 _SHOWN = 12
+# Files that are named by a case have up to 50 bytes more, and a file system takes 255.
+_MOST_ID_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,15 @@ def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
     """
     # The same folder has decomposed names where macOS wrote it, and lists of patients have composed ones.
     cases = [replace(case, case_id=canonical_name(case.case_id)) for case in cases]
-    unfit = [case.case_id for case in cases if not case.case_id or "/" in case.case_id or case.case_id.startswith(".")]
+    unfit = [case.case_id for case in cases if not _is_fit_id(case.case_id)]
     if unfit:
-        raise DataError("a case id cannot be a file's name", where=where, found=", ".join(unfit[:5]), do="rename it")
+        raise DataError(
+            "a case id cannot be a file's name",
+            where=where,
+            expected=f"1 to {_MOST_ID_BYTES} bytes of UTF-8 without / and control characters, not beginning with a dot",
+            found=", ".join(map(ascii, unfit[:5])),
+            do="rename it",
+        )
     ordered = sorted(cases, key=lambda case: natural_key(case.case_id))
     twice = [name for name, count in Counter(case.case_id for case in ordered).items() if count > 1]
     if twice:
@@ -189,6 +197,12 @@ def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
             "two cases of one id", where=where, found=", ".join(twice[:5]), do="rename one, or move it away"
         )
     return tuple(ordered)
+
+
+def _is_fit_id(case_id: str) -> bool:
+    if not case_id or "/" in case_id or case_id.startswith(".") or not is_fit_name(case_id):
+        return False
+    return len(case_id.encode()) <= _MOST_ID_BYTES
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -10,7 +10,7 @@ from gtvray.datasets.layouts import msd, nnunet, structseg
 from gtvray.datasets.layouts.cases import Dataset, LayoutName, natural_key
 from gtvray.datasets.layouts.manifest import MANIFEST, read_manifest
 from gtvray.errors import DataError, NotFoundError
-from gtvray.io import find_entry, find_listed, is_litter
+from gtvray.io import find_entry, find_listed, is_litter, require_fit_path
 
 _EXPECTED = "<case>/data.nii.gz and <case>/label.nii.gz, or nnU-Net's or the Decathlon's dataset.json"
 
@@ -75,6 +75,11 @@ def named_values(dataset: Dataset) -> str:
     return ", ".join(f"{name} = {'+'.join(map(str, values))}" for name, values in dataset.labels.items())
 
 
+def has_dataset(folder: Path) -> bool:
+    """Whether a dataset of any layout, or a dataset.json of none, lies in or below a folder."""
+    return bool(_homes(folder)) or (folder / MANIFEST).is_file()
+
+
 def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
     """Find the cases of a folder, whatever their masks hold.
 
@@ -83,9 +88,11 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
         with_test: cases without a mask as well.
 
     Raises:
+        InputError: the folder's path has control characters, or bytes that are no UTF-8.
         NotFoundError, DataError: as `index_dataset`, several structures apart.
     """
     root = Path(folder)
+    require_fit_path(root)
     if not root.is_dir():
         raise NotFoundError("no such folder", where=root, expected=_EXPECTED)
     homes = _homes(root)

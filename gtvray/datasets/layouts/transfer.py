@@ -7,6 +7,7 @@ the original. Others are written anew. Every scan and mask is read on the way, s
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,16 @@ from gtvray.datasets.layouts.patients import copy_patients
 from gtvray.datasets.layouts.structseg import RECORD
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
-from gtvray.io import atomic_dir, is_litter, read_volume, shown_values, write_json, write_volume
+from gtvray.io import (
+    atomic_dir,
+    is_litter,
+    read_volume,
+    require_distinct,
+    require_fit_path,
+    shown_values,
+    write_json,
+    write_volume,
+)
 
 # A full-size scan with its mask is about 100 MB; two at a time keep both cores busy.
 _WORKERS = 2
@@ -115,6 +125,8 @@ def transfer(
         choice = _choose(dataset, label)
         labelled = {case.case_id: case.label is not None for case in dataset.cases}
         places = LAYOUTS[layout].places(labelled)
+        # Case ids that differ only by case: on some file systems the second would replace the first.
+        require_distinct(partial / path for pair in places.values() for path in pair if path is not None)
 
         def write(case: Case) -> _Written:
             return _write(case, places[case.case_id], partial, choice)
@@ -171,7 +183,8 @@ def write_index(
 
 
 def _require_free(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and all(is_litter(entry.name) for entry in target.iterdir())):
+    require_fit_path(target)
+    if os.path.lexists(target) and not (target.is_dir() and all(is_litter(entry.name) for entry in target.iterdir())):
         raise InputError("there is something in this place", where=target, do="choose a new or empty folder")
 
 

@@ -1,0 +1,117 @@
+"""Which scans `gtvray predict` reads and which files it writes, decided before anything is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtvray.datasets import find_scans, volume_stem
+from gtvray.errors import InputError
+from gtvray.inference import entropy_file
+from gtvray.io import check_outputs, require_fit_path
+
+_MASK_ENDINGS = (".nii", ".nii.gz", ".nrrd")
+# What reads as a file's ending: a letter, then a few letters or digits. "2024.01" and "v1.2" do not.
+_FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,6}")
+
+
+@dataclass(frozen=True)
+class PredictFiles:
+    """The files of one run.
+
+    Attributes:
+        names: scan -> its name in tables and reports.
+        masks: scan -> the file of its mask.
+        reports: report.json and report.html, where asked for.
+        skipped: file -> why it is not predicted.
+    """
+
+    names: dict[Path, str]
+    masks: dict[Path, Path]
+    reports: tuple[Path, ...]
+    skipped: dict[str, str]
+
+
+def plan_files(
+    inputs: list[Path],
+    out: Path,
+    *,
+    report: bool,
+    uncertainty: bool,
+    overwrite: bool,
+    read: Iterable[Path] = (),
+    closed: Iterable[Path] = (),
+) -> PredictFiles:
+    """Find the scans, name the outputs, and refuse outputs that would replace something else.
+
+    Args:
+        inputs: volume files, and folders of cases or of volume files.
+        out: a file for one scan, else a folder.
+        report: reports are written as well.
+        uncertainty: an entropy volume is written beside each mask.
+        overwrite: earlier outputs of gtvray may be replaced.
+        read: further files that the command reads.
+        closed: folders that must not change.
+
+    Raises:
+        InputError: no scan, two of one name, or an output that is refused.
+    """
+    scans: dict[str, Path] = {}
+    skipped: dict[str, str] = {}
+    scan_folders: list[Path] = []
+    for entry in inputs:
+        require_fit_path(entry)
+        found: Iterable[tuple[str, Path]] = [(volume_stem(entry.name), entry)]
+        if entry.is_dir():
+            in_folder = find_scans(entry)
+            found = in_folder.scans
+            scan_folders += in_folder.closed
+            skipped |= {str(entry / name): reason for name, reason in in_folder.skipped.items()}
+        for name, path in found:
+            if name in scans:
+                raise InputError(
+                    "two scans of one name", found=f"{scans[name]} and {path}", do="predict them into two folders"
+                )
+            scans[name] = path
+    if not scans:
+        raise InputError("no scan to predict", where=", ".join(map(str, inputs)), found=_reasons(skipped))
+    masks = _masks(scans, out)
+    reports = tuple(next(iter(masks.values())).parent / name for name in ("report.json", "report.html"))
+    written = [*masks.values(), *(map(entropy_file, masks.values()) if uncertainty else ())]
+    check_outputs(
+        [*written, *(reports if report else ())],
+        inputs=[*scans.values(), *read],
+        closed=closed,
+        apart_from=scan_folders,
+        overwrite=overwrite,
+    )
+    return PredictFiles({path: name for name, path in scans.items()}, masks, reports if report else (), skipped)
+
+
+def _masks(scans: dict[str, Path], out: Path) -> dict[Path, Path]:
+    is_file = out.name.lower().endswith(_MASK_ENDINGS) and not out.is_dir()
+    if is_file and len(scans) > 1:
+        raise InputError(
+            "one file for several masks",
+            where=out,
+            expected="a folder, which gets a mask a scan",
+            found=f"{len(scans)} scans",
+            do="name a folder with --out",
+        )
+    if is_file:
+        return dict.fromkeys(scans.values(), out)
+    if _FILE_ENDING.fullmatch(out.suffix) and not out.is_dir():
+        raise InputError(
+            "no format for this name",
+            where=out,
+            expected=".nii, .nii.gz or .nrrd for a file; no ending for a new folder",
+            found=out.suffix,
+            do="end it in .nii.gz for a mask; for a folder, make it first",
+        )
+    return {path: out / f"{name}.nii.gz" for name, path in scans.items()}
+
+
+def _reasons(skipped: dict[str, str]) -> str:
+    return "; ".join(f"{Path(name).name}: {reason}" for name, reason in list(skipped.items())[:5]) or "nothing"
