@@ -15,7 +15,7 @@ from gtvray import __version__
 from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa, serve, submit, sweep, train
 from gtvray.cli.common import take_sigterm
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
-from gtvray.runtime import use_token
+from gtvray.runtime import no_temp_folder, use_token
 
 app = typer.Typer(
     name="gtvray",
@@ -51,9 +51,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong use or input."""
     take_sigterm()
-    use_token()
     code = 0
     try:
+        use_token()
         _run(sys.argv[1:])
     except typer.Exit as leave:
         code = leave.exit_code
@@ -102,7 +102,10 @@ def _of_system(error: OSError) -> GtvrayError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("the disk is full", where=error.filename, do="free some space and run it again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError("not permitted", where=error.filename, found=error.strerror)
+        do = "name another with --workspace or GTVRAY_WORKSPACE if it lies there; `gtvray doctor` lists what to set"
+        return InputError("not permitted", where=error.filename, found=error.strerror, do=do)
+    if "usable temporary directory" in str(error):
+        return no_temp_folder()
     return _unexpected(error)
 
 
