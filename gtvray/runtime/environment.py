@@ -46,10 +46,12 @@ def account_name() -> str | None:
 
 def can_write(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder of this name could be created, or written to if it exists."""
-    nearest = os.path.abspath(path)
+    wanted = nearest = os.path.abspath(path)
     while not os.path.exists(nearest):
         nearest = os.path.dirname(nearest)
-    return os.access(nearest, os.W_OK | (os.X_OK if os.path.isdir(nearest) else 0))
+    if os.path.isdir(nearest):
+        return os.access(nearest, os.W_OK | os.X_OK)
+    return nearest == wanted and os.access(nearest, os.W_OK)
 
 
 def private_folder() -> Path | None:
