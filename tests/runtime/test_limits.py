@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gtvray.runtime import cluster
 from gtvray.runtime.limits import memory_limit_bytes, process_limit, usable_cpus
 
 GB = 10**9
@@ -72,3 +73,29 @@ def test_the_least_thread_limit_counts(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/pids/pids.max").write_text("max\n")
     (tmp_path / "sys/fs/cgroup/pids/a/pids.max").write_text("100\n")
     assert process_limit(tmp_path) == 100
+
+
+@pytest.fixture
+def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Options of a local cluster are asked for with a token that is there already."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    return monkeypatch
+
+
+def test_a_cluster_started_here_keeps_to_the_limits(starting: pytest.MonkeyPatch) -> None:
+    starting.setattr(cluster, "usable_cpus", lambda: 3)
+    starting.setattr(cluster, "usable_memory_bytes", lambda: GB)
+    starting.setattr(cluster, "memory_limit_bytes", lambda: GB)
+    options = cluster._starting(None)
+    assert (options["num_cpus"], options["object_store_memory"]) == (3, GB // 4)
+    assert options["_memory"] + options["object_store_memory"] == GB
+    assert cluster._starting(2)["num_cpus"] == 2
+
+
+def test_objects_are_kept_on_disk_where_there_is_no_shared_memory(tmp_path: Path, starting: pytest.MonkeyPatch) -> None:
+    assert "_plasma_directory" not in cluster._starting(1)
+    starting.setattr(cluster, "_SHARED_MEMORY", str(tmp_path / "shm"))
+    options = cluster._starting(1)
+    assert options["_plasma_directory"] == options["_temp_dir"]
