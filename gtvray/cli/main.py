@@ -65,6 +65,8 @@ def main() -> None:
         code = _misused(error)
     except OSError as error:
         code = _fail(_of_system(error))
+    except UnicodeEncodeError as error:
+        code = _fail(_of_name(error))
     except Exception as error:  # noqa: BLE001  # the last net: a stack trace helps nobody who runs a sweep
         code = _fail(_unexpected(error))
     # Ray and MLflow leave threads that have nothing more to say.
@@ -104,9 +106,21 @@ def _of_system(error: OSError) -> GtvrayError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         do = "name another with --workspace or GTVRAY_WORKSPACE if it lies there; `gtvray doctor` lists what to set"
         return InputError("not permitted", where=error.filename, found=error.strerror, do=do)
-    if "usable temporary directory" in str(error):
+    # As Python's tempfile and matplotlib say it.
+    if "temporary directory" in str(error):
         return no_temp_folder()
     return _unexpected(error)
+
+
+def _of_name(error: UnicodeEncodeError) -> GtvrayError:
+    # Python decodes bytes of a file name that it cannot read to surrogates, which no file can hold.
+    if not any("\ud800" <= character <= "\udfff" for character in error.object[error.start : error.end]):
+        return _unexpected(error)
+    return InputError(
+        "the name of a file or folder cannot be read in this locale",
+        found=ascii(error.object[:200]),
+        do="set LC_ALL=C.UTF-8, and leave PYTHONUTF8 unset; rename what is not named in UTF-8",
+    )
 
 
 def _unexpected(error: Exception) -> GtvrayError:

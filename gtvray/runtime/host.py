@@ -113,12 +113,14 @@ def _temporary() -> Finding:
         folder = temp_folder()
     except ResourceError as error:
         return Finding("temporary files", False, error.what, error.fields["do"])
-    free_gb = shutil.disk_usage(folder if os.path.exists(folder) else os.path.dirname(folder)).free / 1e9
+    free_gb = shutil.disk_usage(folder).free / 1e9
     found = f"{free_gb:.1f} GB free at {folder}"
     if free_gb < _NEED_TEMP_GB:
         return Finding("temporary files", False, found, f"set TMPDIR to a folder with {_NEED_TEMP_GB:g} GB or more")
     if given and os.path.abspath(given) != folder:
-        return Finding("temporary files", True, f"{given} cannot be written to; {found}", "correct TMPDIR")
+        return Finding(
+            "temporary files", True, f"{given} is missing or cannot be written to; {found}", "correct TMPDIR"
+        )
     if len(os.fsencode(folder)) > MAX_TEMP_BYTES:
         found += f"; the path is too long for Ray's sockets (over {MAX_TEMP_BYTES} bytes), so a link to it is used"
         return Finding("temporary files", True, found, "set TMPDIR to a folder with a short path to do without")

@@ -22,7 +22,7 @@ def temp_folder() -> str:
         ResourceError: no folder for temporary files can be written to.
     """
     for named in (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")):
-        if named and can_write(named):
+        if named and os.path.isdir(named) and can_write(named):
             return os.path.abspath(named)
     try:
         return tempfile.gettempdir()
@@ -69,7 +69,6 @@ def _short_link(folder: str) -> str:
             found=f"{len(os.fsencode(folder))} bytes",
             do="set TMPDIR to a folder with a short path",
         )
-    os.makedirs(folder, exist_ok=True)
     _link(link, folder)
     return str(link)
 

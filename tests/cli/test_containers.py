@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,10 @@ def command(*words: object, cwd: Path, **changes: str) -> subprocess.CompletedPr
     return done
 
 
-@pytest.mark.parametrize("words", ["--version", "--help", "config show", "models --help"])
-@pytest.mark.parametrize("home", [None, "/", "closed"])
+@pytest.mark.parametrize(
+    ("words", "home"),
+    [("--version", None), ("--version", "/"), ("--version", "closed"), ("--help", None), ("config show", "closed")],
+)
 def test_what_needs_no_home_asks_for_none(tmp_path: Path, words: str, home: str | None) -> None:
     (tmp_path / "closed").mkdir(mode=0o000)
     changes = {} if home is None else {"HOME": str(tmp_path / home)}
@@ -44,6 +47,14 @@ def test_a_workspace_that_cannot_be_written_to_is_said_with_what_to_do(tmp_path:
     done = command("data", "prepare", phantoms, cwd=read_only)
     assert done.returncode == 2
     assert "--workspace" in done.stderr
+
+
+def test_a_name_that_the_locale_cannot_hold_is_said_with_what_to_do(tmp_path: Path, phantoms: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "Übung")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = command("data", "prepare", tmp_path / "Übung", cwd=tmp_path, **ascii_only)
+    assert done.returncode == 2
+    assert "LC_ALL=C.UTF-8" in done.stderr
 
 
 @pytest.mark.slow
