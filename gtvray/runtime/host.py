@@ -22,7 +22,7 @@ _NEED_TEMP_GB = 1.0
 # What Ray's object store of a cluster started here takes; Docker gives 64 MB.
 _NEED_SHARED_GB = 0.6
 # Ray opens some hundred files and starts some hundred threads, for each of its workers too.
-_NEED_FILES, _ADVISED_FILES = 1024, 8192
+_NEED_FILES, _ADVISED_FILES = 256, 8192
 _NEED_THREADS = 2048
 
 

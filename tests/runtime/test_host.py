@@ -76,7 +76,7 @@ def test_a_long_temporary_folder_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "ok", "check"),
     [
-        ({"RLIMIT_NOFILE": 256}, False, "open files"),
+        ({"RLIMIT_NOFILE": 200}, False, "open files"),
         ({"RLIMIT_NOFILE": 2048}, True, "open files"),
         ({"RLIMIT_NPROC": 500}, True, "threads"),
     ],
