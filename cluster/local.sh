@@ -66,10 +66,19 @@ start() {
     agent_port=$("$bin/python" -c 'import socket; probe = socket.create_server(("127.0.0.1", 0)); print(probe.getsockname()[1])')
     # In /tmp/ray the head would become the one that every ray.init() of this machine connects to.
     sessions=$(mktemp -d /tmp/gtvray-ray.XXXXXX)
+    # Ray would count the host's CPUs in a batch job.
+    cpus=${CPUS:-$("$bin/python" -c 'from gtvray.runtime import usable_cpus; print(usable_cpus())')}
+    # `ray start`, without the module that asks for cloud metadata and reports that usage reports are off.
+    quiet='
+from gtvray.runtime import without_usage_module
+from ray.scripts.scripts import main
+with without_usage_module():
+    main()
+'
     # In a session of its own, so that Ctrl-C here does not end it.
-    setsid "$bin/ray" start --head --block --temp-dir "$sessions" --port "$ray_port" \
+    setsid "$bin/python" -c "$quiet" start --head --block --temp-dir "$sessions" --port "$ray_port" \
         --dashboard-host 127.0.0.1 --dashboard-port "${dashboard##*:}" \
-        --dashboard-agent-listen-port "$agent_port" ${CPUS:+--num-cpus "$CPUS"} \
+        --dashboard-agent-listen-port "$agent_port" --num-cpus "$cpus" \
         >"$home/head.log" 2>&1 </dev/null &
     pid=$!
     since=$(started "$pid")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, WorkspaceOption, emit, table
+from gtvray.errors import GtvrayError
 
 _PACKAGES = ("gtvray", "ray", "torch", "monai", "mlflow", "optuna", "numpy", "nibabel", "pydantic")
-_NEED_GB = 2.0
 
 
 def doctor(
@@ -23,20 +22,36 @@ def doctor(
     port: Annotated[int, typer.Option(help="The endpoint's port.")] = 8000,
     as_json: JsonOption = False,
 ) -> None:
-    """Versions, devices, disk, ports, Ray and MLflow; exit code 1 if something is missing.
+    """Versions, devices, user, folders, limits, ports, Ray and MLflow; exit code 1 if something is missing.
+
+    A row marked "note" works, and says what would make it work better.
 
     Example: gtvray doctor --json
     """
-    checks = [_versions(), _devices(), _memory(), _disk(workspace), _port(port), *_proxies()]
-    checks += [_ray(address), _mlflow(tracking)]
+    from gtvray.runtime import examine_host
+
+    host = [_row(found.check, found.ok, found.found, found.do) for found in examine_host(workspace)]
+    checks = [_versions(), _devices(), *host, _port(port), *_proxies(), _ray(address), _mlflow(tracking)]
     columns = {"check": "check", "state": "state", "found": "found"}
-    emit({"ok": all(row["ok"] for row in checks), "checks": checks}, as_json, table(checks, columns))
+    advice = [f"{row['check']}: {row['do']}" for row in checks if row["do"]]
+    text = "\n".join([table(checks, columns), *([""] if advice else []), *advice])
+    emit({"ok": all(row["ok"] for row in checks), "checks": checks}, as_json, text)
     if not all(row["ok"] for row in checks):
         raise typer.Exit(1)
 
 
-def _row(check: str, ok: bool, found: str, **details: Any) -> dict[str, Any]:
-    return {"check": check, "ok": ok, "state": "good" if ok else "BAD", "found": found, **details}
+def _row(check: str, ok: bool, found: str, do: str | None = None, **details: Any) -> dict[str, Any]:
+    state = "BAD" if not ok else "note" if do else "good"
+    return {"check": check, "ok": ok, "state": state, "found": found, "do": do, **details}
+
+
+def _failed(check: str, error: GtvrayError) -> dict[str, Any]:
+    """The row of a service that was tried; its advice is not to run this very command."""
+    found = "; ".join(
+        [error.what, *(f"{name} {error.fields[name]}" for name in ("where", "found") if name in error.fields)]
+    )
+    do = error.fields.get("do", "")
+    return _row(check, False, found, "correct the rows above first" if "gtvray doctor" in do else do)
 
 
 def _versions() -> dict[str, Any]:
@@ -60,23 +75,13 @@ def _devices() -> dict[str, Any]:
     return _row("devices", True, found, gpus=gpus)
 
 
-def _memory() -> dict[str, Any]:
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free_gb = int(lines["MemAvailable"].split()[0]) / 1e6
-    return _row("memory", free_gb >= 4, f"{free_gb:.1f} GB free", free_gb=free_gb)
-
-
-def _disk(workspace: Path) -> dict[str, Any]:
-    home = next(folder for folder in (workspace.resolve(), *workspace.resolve().parents) if folder.exists())
-    free_gb = shutil.disk_usage(home).free / 1e9
-    return _row("disk", free_gb >= _NEED_GB, f"{free_gb:.1f} GB free at {home}", free_gb=free_gb)
-
-
 def _port(port: int) -> dict[str, Any]:
     from gtvray.runtime import port_is_free
 
     free = port_is_free("127.0.0.1", port)
-    return _row("port", free, f"{port} is {'free' if free else 'in use: choose another with --port'}")
+    return _row(
+        "port", free, f"{port} is {'free' if free else 'in use'}", None if free else "choose another with --port"
+    )
 
 
 def _proxies() -> list[dict[str, Any]]:
@@ -91,7 +96,6 @@ def _proxies() -> list[dict[str, Any]]:
 
 
 def _ray(address: str | None) -> dict[str, Any]:
-    from gtvray.errors import GtvrayError
     from gtvray.runtime import connect
 
     try:
@@ -99,19 +103,20 @@ def _ray(address: str | None) -> dict[str, Any]:
             kind = "started here and ended" if cluster.is_local else cluster.address
             return _row("ray", True, f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; {kind}")
     except GtvrayError as error:
-        return _row("ray", False, str(error).replace("\n", ";"))
+        return _failed("ray", error)
 
 
 def _mlflow(uri: str | None) -> dict[str, Any]:
     import tempfile
 
-    from gtvray.errors import GtvrayError
     from gtvray.io import sqlite_uri
     from gtvray.tracking import connect_mlflow
 
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
             connect_mlflow(uri or sqlite_uri(Path(scratch) / "mlflow.db"), Path(scratch))
-        except GtvrayError as error:
-            return _row("mlflow", False, str(error).replace("\n", ";"))
+    except GtvrayError as error:
+        return _failed("mlflow", error)
+    except OSError as error:
+        return _row("mlflow", False, f"temporary files cannot be written: {error}", "correct the rows above first")
     return _row("mlflow", True, uri or "SQLite")

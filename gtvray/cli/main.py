@@ -16,7 +16,7 @@ from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa
 from gtvray.cli.common import take_sigterm
 from gtvray.cli.settings import SettingsCommand
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
-from gtvray.runtime import use_token
+from gtvray.runtime import no_temp_folder, use_token
 
 app = typer.Typer(
     name="gtvray",
@@ -53,9 +53,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong use or input."""
     take_sigterm()
-    use_token()
     code = 0
     try:
+        use_token()
         _run(sys.argv[1:])
     except typer.Exit as leave:
         code = leave.exit_code
@@ -67,6 +67,8 @@ def main() -> None:
         code = _misused(error)
     except OSError as error:
         code = _fail(_of_system(error))
+    except UnicodeEncodeError as error:
+        code = _fail(_of_name(error))
     except Exception as error:  # noqa: BLE001  # the last net: a stack trace helps nobody who runs a sweep
         code = _fail(_unexpected(error))
     # Ray and MLflow leave threads that have nothing more to say.
@@ -104,8 +106,23 @@ def _of_system(error: OSError) -> GtvrayError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("the disk is full", where=error.filename, do="free some space and run it again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError("not permitted", where=error.filename, found=error.strerror)
+        do = "name another with --workspace or GTVRAY_WORKSPACE if it lies there; `gtvray doctor` lists what to set"
+        return InputError("not permitted", where=error.filename, found=error.strerror, do=do)
+    # As Python's tempfile and matplotlib say it.
+    if "temporary directory" in str(error):
+        return no_temp_folder()
     return _unexpected(error)
+
+
+def _of_name(error: UnicodeEncodeError) -> GtvrayError:
+    # Python decodes bytes of a file name that it cannot read to surrogates, which no file can hold.
+    if not any("\ud800" <= character <= "\udfff" for character in error.object[error.start : error.end]):
+        return _unexpected(error)
+    return InputError(
+        "the name of a file or folder cannot be read in this locale",
+        found=ascii(error.object[:200]),
+        do="set LC_ALL=C.UTF-8, and leave PYTHONUTF8 unset; rename what is not named in UTF-8",
+    )
 
 
 def _unexpected(error: Exception) -> GtvrayError:

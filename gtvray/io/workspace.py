@@ -163,7 +163,10 @@ class Workspace:
             handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(
-                "cannot write to the workspace", where=self.root, found=error.strerror, do="choose another folder"
+                "cannot write to the workspace",
+                where=self.root,
+                found=error.strerror,
+                do="name a folder that can be written to, with --workspace or GTVRAY_WORKSPACE",
             ) from error
         try:
             self._hold(handle)

@@ -1,8 +1,10 @@
 from .cluster import PROXY_CALLBACK as PROXY_CALLBACK
-from .cluster import TOKEN_ADVICE as TOKEN_ADVICE
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
-from .cluster import use_token as use_token
+from .host import Finding as Finding
+from .host import examine_host as examine_host
+from .limits import usable_cpus as usable_cpus
+from .limits import usable_memory_bytes as usable_memory_bytes
 from .ports import port_is_free as port_is_free
 from .ports import require_port as require_port
 from .progress import Show as Show
@@ -14,3 +16,7 @@ from .proxies import proxy_settings as proxy_settings
 from .proxies import without_credentials as without_credentials
 from .resources import ResourcePlan as ResourcePlan
 from .resources import plan_trials as plan_trials
+from .temporary import no_temp_folder as no_temp_folder
+from .tokens import TOKEN_ADVICE as TOKEN_ADVICE
+from .tokens import use_token as use_token
+from .usage import without_usage_module as without_usage_module

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gtvray.errors import AuthError, ResourceError
+from gtvray.runtime.limits import memory_limit_bytes, usable_cpus, usable_memory_bytes
 from gtvray.runtime.proxies import bypass_proxies
+from gtvray.runtime.temporary import ray_temp_folder
+from gtvray.runtime.tokens import TOKEN_ADVICE, ensure_token
+from gtvray.runtime.usage import without_usage_module
 
-TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (on the head: `ray get-auth-token`)"  # noqa: S105
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where Ray keeps objects, not a temporary file
+_OBJECT_STORE_BYTES = 512 << 20
+# Ray refuses less than 75 MiB.
+_LEAST_STORE_BYTES = 80 << 20
 # Read by Ray when its modules are imported, in this process and, by inheritance, in those it starts.
 PROXY_CALLBACK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "gtvray.serving.edge.middlewares")
 _ENVIRONMENT = {
@@ -30,7 +37,6 @@ _ENVIRONMENT = {
     # Ctrl-C must reach us, not end in a sweep that looks finished.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -64,7 +70,7 @@ def connect(
         address: of a running cluster ("auto" finds one on this machine); without it the one RAY_ADDRESS names, as in
             a job on a cluster, and without that one is started. To join one that wants a token, call `use_token`
             before Ray is imported.
-        cpus: CPUs of a started one; all if not given.
+        cpus: CPUs of a started one; if not given, all that this process may use.
         worker_env: environment variables of the processes that are started on a running cluster.
 
     Raises:
@@ -76,11 +82,14 @@ def connect(
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto"):
         _require_answer(str(address))
+    # Before Ray is imported: it reads the variables that these set.
+    options = _joining(str(address), worker_env) if address else _starting(cpus)
     import ray
     from ray.exceptions import AuthenticationError
 
     try:
-        context = ray.init(**(_joining(str(address), worker_env) if address else _starting(cpus)))
+        with without_usage_module():
+            context = ray.init(**options)
     except AuthenticationError as error:
         raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
@@ -105,29 +114,31 @@ def connect(
         ray.shutdown()
 
 
-def use_token() -> None:
-    """Bear the cluster's token if there is one; to be called before anything imports Ray, which reads it once.
-
-    Ray looks for a token by itself only where it starts a cluster, not where it joins one or submits to it.
-    """
-    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if os.environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
 def _starting(cpus: int | None) -> dict[str, Any]:
+    """Options of a local cluster within the limits of this process's container or job."""
+    ensure_token()
+    folder = ray_temp_folder()
+    memory = usable_memory_bytes()
+    store = min(_OBJECT_STORE_BYTES, max(memory // 4, _LEAST_STORE_BYTES))
     options: dict[str, Any] = {
         # Without an address Ray would join whatever was last started on this machine.
         "address": "local",
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
-        "object_store_memory": 512 << 20,
+        # Ray counts the host's CPUs and memory where the limits are not at the root of the control groups.
+        "num_cpus": usable_cpus() if cpus is None else cpus,
+        "object_store_memory": store,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
+        "_temp_dir": folder,
     }
-    if cpus is not None:
-        options["num_cpus"] = cpus
+    if memory_limit_bytes() is not None:
+        options["_memory"] = memory - store
+    if not os.path.isdir(_SHARED_MEMORY) or shutil.disk_usage(_SHARED_MEMORY).free < store:
+        # Slower, and all there is in a container with Docker's 64 MB. Ray would stop where /dev/shm is missing.
+        os.makedirs(folder, exist_ok=True)
+        options["_plasma_directory"] = folder
     return options
 
 

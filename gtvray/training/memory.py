@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
 from gtvray.config import Config, with_dotted
 from gtvray.errors import ConfigError
 from gtvray.models import NetworkCost, loss_reduction, network_cost
+from gtvray.runtime import usable_memory_bytes
 from gtvray.training.execution import micro_batch_size
 
 # Bytes a parameter: weights, their average, gradient and its flat copy in fp32, the sum of gradients in double.
@@ -22,7 +21,6 @@ _OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4}
 _WORKING_SHARE_CPU, _WORKING_SHARE_GPU = 3.0, 2.0
 # Python, torch and its kernels' code before anything is trained.
 _PROCESS_BYTES = 700 << 20
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def training_bytes(config: Config) -> int:
@@ -46,9 +44,7 @@ def device_bytes(config: Config) -> int:
     """Memory of what a worker trains on: a GPU, or its share of this machine, or of its container's."""
     if config.training.use_gpu:
         return int(torch.cuda.mem_get_info()[1])
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).is_file()]
-    return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
+    return usable_memory_bytes()
 
 
 def check_memory(config: Config, memory_bytes: int) -> None:

@@ -1,0 +1,51 @@
+"""Ray without its usage module, which asks for cloud metadata even where usage reports are switched off.
+
+The module is a part of the dashboard process. With RAY_USAGE_STATS_ENABLED=0 it still asks 169.254.169.254 and
+metadata.google.internal in which cloud it is, and on a head started by `ray start` it sends one report that it is
+switched off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Run by Python in the place of the dashboard's script, whose path and arguments follow.
+_DASHBOARD = """
+import runpy, sys
+from ray.dashboard.modules.usage_stats.usage_stats_head import UsageStatsHead
+UsageStatsHead.is_enabled = staticmethod(lambda: False)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@contextmanager
+def without_usage_module() -> Iterator[None]:
+    """Start Ray's dashboard without its usage module for the length of a `with` block.
+
+    With RAY_USAGE_STATS_ENABLED=1 in the environment it is started as Ray starts it.
+    """
+    if os.environ.get("RAY_USAGE_STATS_ENABLED") == "1":
+        yield
+        return
+    from ray._private import services
+
+    start = services.start_ray_process
+
+    def start_without(command: list[str], process_type: str, *args: Any, **options: Any) -> Any:
+        return start(_without(command), process_type, *args, **options)
+
+    services.start_ray_process = start_without
+    try:
+        yield
+    finally:
+        services.start_ray_process = start
+
+
+def _without(command: list[str]) -> list[str]:
+    script = os.path.join("dashboard", "dashboard.py")
+    at = next((number for number, word in enumerate(command) if word.endswith(script)), None)
+    return command if at is None else [*command[:at], "-c", _DASHBOARD, *command[at:]]

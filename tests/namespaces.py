@@ -1,0 +1,25 @@
+"""Commands run as in a container: as a user without a name, or with a network that leads nowhere."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+
+def as_nameless_user() -> list[str]:
+    """What to put before a command so that its user has no entry in the password database; skips where it may not."""
+    return _permitted(["unshare", "--user", "--map-user=12345", "--map-group=12345"])
+
+
+def with_own_network() -> list[str]:
+    """What to put before a command so that it may set up a network of its own; skips where it may not."""
+    return _permitted(["unshare", "--user", "--map-root-user", "--net"], "ip link add out type veth peer name far")
+
+
+def _permitted(prefix: list[str], trial: str = "true") -> list[str]:
+    try:
+        subprocess.run([*prefix, *trial.split()], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this host permits no namespaces: {error}")
+    return prefix
