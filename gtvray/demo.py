@@ -22,9 +22,9 @@ from gtvray.config import Config, load_sweep
 from gtvray.data import Project
 from gtvray.datasets import Case, Ledger, read_label, write_phantoms
 from gtvray.errors import FailureError
-from gtvray.evaluation import ScoredCase, scores_table, summarise
+from gtvray.evaluation import ScoredCase, summarise
 from gtvray.io import Workspace, atomic_path, read_volume, write_json
-from gtvray.reports import render_overlay
+from gtvray.reports import render_overlay, scores_table
 from gtvray.runtime import Show, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 

@@ -217,7 +217,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
 
 
 def _write_report(targets: dict[Path, Path], rows: list[dict[str, Any]]) -> None:
-    from gtvray.io import atomic_path, html_document, html_table, write_json
+    from gtvray.io import Table, atomic_path, render_page, write_json
 
     folder = next(iter(targets.values())).parent
     peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -229,13 +229,12 @@ def _write_report(targets: dict[Path, Path], rows: list[dict[str, Any]]) -> None
         for row in rows
     ]
     heads = [*(key.replace("_", " ") for key in shown), *(f"{stage} (s)" for stage in stages), "remark"]
-    body = [
-        f'<h1>Masks</h1><p class="notice">{NOTICE}</p>',
-        html_table(heads, cells, sortable=True),
-        f"<p>Peak memory {peak_mb} MB.</p>",
-    ]
+    remarks = [f"Peak memory {peak_mb} MB."]
+    page = render_page(
+        "gtvray.io", "table.html", title="Masks", notice=NOTICE, table=Table(heads, cells), remarks=remarks
+    )
     with atomic_path(folder / "report.html") as temporary:
-        temporary.write_text(html_document("gtvray predict", body), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _remark(row: dict[str, Any]) -> str:

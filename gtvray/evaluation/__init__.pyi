@@ -33,4 +33,3 @@ from .statistics import smallest_difference as smallest_difference
 from .strata import Stratum as Stratum
 from .strata import stratify as stratify
 from .summary import summarise as summarise
-from .summary import scores_table as scores_table
