@@ -139,8 +139,12 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     from gtvray.io import Table
 
     cells = [[_cell(row.get(key)) for key in columns] for row in rows]
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    return Table(list(columns.values()), cells).text(width)
+    return Table(list(columns.values()), cells).text(terminal_width())
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None if it is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _cell(value: Any) -> str:

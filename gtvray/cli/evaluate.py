@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gtvray import NOTICE
-from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit
+from gtvray.cli.common import (
+    WORKSPACE,
+    ConfigOption,
+    JsonOption,
+    Progress,
+    SetOption,
+    WorkspaceOption,
+    emit,
+    terminal_width,
+)
 
 if TYPE_CHECKING:
     from gtvray.config import Config
@@ -108,7 +117,7 @@ def _text(outcome: Outcome) -> str:
     if outcome.comparison.differences:
         tables["Differences, case by case"] = difference_table(outcome.comparison)
     tables |= {name: case_table(of_model) for name, of_model in outcome.scores.items()}
-    return "\n".join(f"{title}\n\n{shown.text()}\n" for title, shown in tables.items())
+    return "\n".join(f"{title}\n\n{shown.text(terminal_width())}\n" for title, shown in tables.items())
 
 
 def _named(bundles: dict[str, Bundle]) -> dict[str, Bundle]:

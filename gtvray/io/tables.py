@@ -31,11 +31,11 @@ class Table:
 
     @cached_property
     def numeric(self) -> list[bool]:
-        """Whether each column holds numbers, which are aligned right."""
+        """Whether each column is aligned right: it holds numbers and is not the first, which names the rows."""
         columns = [[text for text in column if text not in ("", "-")] for column in zip(*self.cells, strict=True)]
         if not columns:
             return [False] * len(self.heads)
-        return [bool(column) and all(map(_is_number, column)) for column in columns]
+        return [index > 0 and bool(column) and all(map(_is_number, column)) for index, column in enumerate(columns)]
 
     def markdown(self) -> str:
         """A Markdown table; "None." if there are no rows."""

@@ -30,7 +30,12 @@ def test_text_is_as_wide_as_its_cells_unless_a_width_is_given() -> None:
 
 
 def test_columns_of_numbers_may_have_gaps_and_percents() -> None:
-    assert Table(("a", "b", "c"), [("1", "-", "x"), ("2 %", "1,000", "1")]).numeric == [True, True, False]
+    assert Table(("a", "b", "c", "d"), [("1", "2", "-", "x"), ("1", "2 %", "1,000", "1")]).numeric == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_empty_table_is_named_as_such() -> None:
