@@ -118,11 +118,15 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
 
 
 def _failure_reason(trial: Trial) -> str:
-    """One line on the error that stopped a trial; Ray wraps the worker's own exception as its cause."""
+    """One line on the error that stopped a trial."""
     path = trial.pickled_error_file
     if path is None or not Path(path).is_file():
         return "unknown; see error.txt in the trial's folder"
-    error = cloudpickle.loads(Path(path).read_bytes())
+    return error_reason(cloudpickle.loads(Path(path).read_bytes()))
+
+
+def error_reason(error: BaseException) -> str:
+    """One line on an error; of a worker's exception that Ray wraps, the exception itself."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if isinstance(cause, GtvrayError):
