@@ -144,6 +144,7 @@ def _add_legend(figure: Figure, colours: Mapping[str, str]) -> None:
         figure.legend(
             handles=handles,
             loc="upper right",
+            bbox_to_anchor=(0.992, 1.0),
             ncols=len(handles),
             fontsize=12,
             frameon=False,

@@ -10,6 +10,7 @@ from gtvray import NOTICE
 from gtvray.io import Picture, Table, atomic_path, render_page
 from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
 from gtvray.tracking import Trial, read_trials
+from gtvray.tracking.trials import FAILED
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -65,7 +66,7 @@ def trials_page(name: str, trials: Sequence[Trial]) -> str:
     keys = searched_keys(trials)
     facts: list[tuple[str, object]] = [
         ("trials", len(trials)),
-        ("failed", sum(trial.state == "failed" for trial in trials)),
+        ("failed", sum(trial.state == FAILED for trial in trials)),
     ]
     if trained:
         facts += [("best trial", trained[0].trial_id), ("best DSC", f"{best_dsc(trained[0]):.4f}")]
@@ -118,7 +119,7 @@ def _trial_table(trials: Sequence[Trial], keys: Sequence[str]) -> Table:
 
 def _failure_table(trials: Sequence[Trial]) -> Table:
     rows = [(trial.trial_id, "recovered", note) for trial in trials for note in trial.notes]
-    rows += [(trial.trial_id, "failed", trial.reason) for trial in trials if trial.reason]
+    rows += [(trial.trial_id, FAILED, trial.reason) for trial in trials if trial.reason]
     return Table(("trial", "outcome", "reason"), rows)
 
 

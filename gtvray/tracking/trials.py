@@ -5,7 +5,7 @@ A line is an event of a trial:
     {"event": "start", "trial": ID, "at": TIME, "settings": {KEY: VALUE}}
     {"event": "epoch", "trial": ID, "at": TIME, "epoch": N, "metrics": {NAME: VALUE}}
     {"event": "note",  "trial": ID, "at": TIME, "text": TEXT}
-    {"event": "end",   "trial": ID, "at": TIME, "state": "finished" or "failed", "reason": TEXT or null}
+    {"event": "end",   "trial": ID, "at": TIME, "state": "finished", "stopped" or "failed", "reason": TEXT or null}
 
 Times are in UTC, ISO 8601. An epoch that is repeated after a restart replaces the earlier one, and a trial that starts
 again is running again. Readers ignore events and keys that they do not know, so that further ones can be added.
@@ -22,7 +22,7 @@ from typing import Any
 from gtvray.io import append_json_line, read_json_lines
 
 TRIALS = "trials.jsonl"
-RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Trial:
         settings: searched settings, dotted key -> value.
         epochs: epoch -> metrics, in order of epochs.
         notes: incidents during the training and how it recovered.
-        state: `RUNNING`, `FINISHED` or `FAILED`; `RUNNING` too if the sweep ended before the trial did.
+        state: `RUNNING`, also if the sweep was killed; `FINISHED`, by the scheduler too; `STOPPED` at the end of the
+            sweep; or `FAILED`.
         reason: why the trial failed.
     """
 
@@ -73,7 +74,7 @@ class TrialRecord:
         self._append("note", trial, text=text)
 
     def end(self, trial: str, state: str, reason: str | None = None) -> None:
-        """Record that a trial ended in `FINISHED`, or in `FAILED` with its reason."""
+        """Record that a trial ended in `FINISHED`, `STOPPED`, or `FAILED` with its reason."""
         self._append("end", trial, state=state, reason=reason)
 
     def _append(self, event: str, trial: str, **values: Any) -> None:

@@ -16,6 +16,7 @@ from gtvray.config import Choice, Range
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import failpoint
 from gtvray.tracking import SweepRecorder, TrialRecord
+from gtvray.tracking.trials import FAILED, FINISHED, STOPPED
 from gtvray.tuning.space import METRIC, decode
 
 _METRICS = ("train_loss", "selection_dsc", "best_dsc", "lr", "patches_per_s", "data_wait_share", "seconds", "retries")
@@ -70,6 +71,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         self._epochs, self._report = epochs, report
         self._began = time.monotonic()
         self._best, self._started, self._ended = -1.0, 0, 0
+        self._running: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return no state: Tune pickles a sweep with its callbacks, and a connection stays in its process."""
@@ -78,6 +80,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record the trial's settings."""
         self._started += 1
+        self._running.add(trial.trial_id)
         settings = decode(trial.config, self._space)
         self._record.start(trial.trial_id, settings)
         self._recorder.start(trial.trial_id, settings, self._tags)
@@ -103,7 +106,8 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record that the trial ended, at its last epoch or earlier by the scheduler."""
         self._ended += 1
-        self._record.end(trial.trial_id, "finished")
+        self._running.discard(trial.trial_id)
+        self._record.end(trial.trial_id, FINISHED)
         self._recorder.finish(trial.trial_id, "FINISHED")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -113,8 +117,15 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record that the trial failed."""
         self._ended += 1
-        self._record.end(trial.trial_id, "failed", _failure_reason(trial))
+        self._running.discard(trial.trial_id)
+        self._record.end(trial.trial_id, FAILED, _failure_reason(trial))
         self._recorder.finish(trial.trial_id, "FAILED")
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Record the trials that the end of the sweep stopped, such as its time budget."""
+        for trial_id in sorted(self._running):
+            self._record.end(trial_id, STOPPED)
+        self._running.clear()
 
 
 def _failure_reason(trial: Trial) -> str:
