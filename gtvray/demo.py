@@ -22,9 +22,9 @@ from gtvray.config import Config, load_sweep
 from gtvray.data import Project
 from gtvray.datasets import Case, Ledger, read_binary, read_label, write_phantoms
 from gtvray.errors import FailureError
-from gtvray.evaluation import ScoredCase, scores_table, summarise
+from gtvray.evaluation import ScoredCase, summarise
 from gtvray.io import Workspace, atomic_path, read_volume, write_json
-from gtvray.reports import render_overlay
+from gtvray.reports import render_overlay, scores_table
 from gtvray.runtime import Show, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 
@@ -50,6 +50,7 @@ _PHANTOMS = 32
 _PHANTOM_SEED = 0
 _NEED_BYTES = 2_000_000_000
 _CLIENTS = 4
+_OVERLAY_FIELD_MM = 160.0
 
 # Told the endpoint's URL and token; returns when it is to end.
 Hold = Callable[[str, str], None]
@@ -86,6 +87,7 @@ class DemoResult:
     promotion: dict[str, Any] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
+    overlay: str | None = None
     tracking: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notice: str = NOTICE
@@ -183,9 +185,11 @@ class Demo:
                 report=advance,
             )
             by_dsc = sorted(scored, key=lambda entry: entry.score.dsc)
-            for name, entry in (("worst", by_dsc[0]), ("median", by_dsc[len(by_dsc) // 2])):
+            worst, median = by_dsc[0], by_dsc[len(by_dsc) // 2]
+            for name, entry in (("worst", worst), ("median", median)):
                 title = f"{entry.case.case_id}: DSC {entry.score.dsc:.3f}"
                 self._picture(f"held-out-{name}", entry.case, title, entry.mask)
+            self._overlay(median)
             with atomic_path(self._reports / "scores.md") as temporary:
                 temporary.write_text(scores_table(evidence.candidate))
         self.result.summary = {"model": summarise(evidence.candidate), "baseline": summarise(evidence.baseline)}
@@ -274,6 +278,15 @@ class Demo:
         mask = read_binary(prediction) if prediction is not None else None
         render_overlay(path, scan, read_label(case, scan), mask, title)
         self.result.pictures.append(str(path))
+
+    def _overlay(self, entry: ScoredCase) -> None:
+        """Draw the held-out case of median DSC in a field of view around its tumour."""
+        kind = "phantom" if self._options.data is None else "case"
+        title = f"Held-out {kind} {entry.case.case_id}: DSC {entry.score.dsc:.3f} (median case)"
+        scan, path = read_volume(entry.case.image), self._workspace.reports / "overlay.png"
+        reference = read_label(entry.case, scan)
+        render_overlay(path, scan, reference, read_volume(entry.mask), title, field_mm=_OVERLAY_FIELD_MM)
+        self.result.overlay = str(path)
 
     @contextmanager
     def _stage(self, name: str, detail: str) -> Iterator[None]:

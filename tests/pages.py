@@ -1,4 +1,4 @@
-"""An HTML page as a browser would take it apart, and what it must not do."""
+"""Parsing of HTML pages, and the check that they are self-contained."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """A page's elements and text.
+    """Elements and table cells of a page.
 
     Attributes:
         tags: name and attributes of each element.
-        open: elements that were not closed.
-        rows: the texts of the cells of each row of a table.
+        open: elements that are not closed.
+        rows: texts of the cells of each table row.
     """
 
     def __init__(self, page: str) -> None:
@@ -41,12 +41,12 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def attributes(self, tag: str, name: str) -> list[str | None]:
-        """An attribute of every element of a kind."""
+        """Values of an attribute of all elements with a tag."""
         return [attrs.get(name) for found, attrs in self.tags if found == tag]
 
 
 def assert_self_contained(text: str) -> Page:
-    """The page, well formed, and without anything that a browser would fetch."""
+    """Parse a page that must be well formed and must not fetch anything."""
     page = Page(text)
     assert page.open == []
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}

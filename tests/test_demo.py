@@ -106,6 +106,9 @@ def test_pictures_and_reports_are_there(first: dict[str, Any], workspace: Path) 
         assert (picture.parent / "scores.md").exists()
         stored = json.loads((picture.parent / "result.json").read_text())
         assert stored["cases"] == first["cases"]
+    overlay = Path(first["overlay"])
+    assert overlay == workspace / "reports" / "overlay.png"
+    assert overlay.read_bytes().startswith(b"\x89PNG")
     assert partial_files(workspace) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -148,23 +149,21 @@ def shell_command(*words: object) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Rows as an aligned text table.
+    """Format rows as an aligned text table, wrapped to the terminal's width if stdout is one.
 
     Args:
-        rows: by key.
+        rows: values by key.
         columns: key -> heading; floats are shown with three digits.
     """
+    from gtvray.io import Table
+
     cells = [[_cell(row.get(key)) for key in columns] for row in rows]
-    numeric = {key for key in columns if all(isinstance(row.get(key), int | float | None) for row in rows)}
-    widths = [max(len(text) for text in column) for column in zip(columns.values(), *cells, strict=True)]
-    lines = [list(columns.values()), ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if key in numeric else text.ljust(width)
-            for key, text, width in zip(columns, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return Table(list(columns.values()), cells).text(terminal_width())
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None if it is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _cell(value: Any) -> str:

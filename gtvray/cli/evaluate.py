@@ -18,6 +18,7 @@ from gtvray.cli.common import (
     WorkspaceOption,
     emit,
     shell_command,
+    terminal_width,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def evaluate(
     outcome, report = _score(data, model or ["champion"], baseline, out, overwrite, threads, place, settings, as_json)
     sent, said = _try_recording(report, place, settings)
     told = {**outcome.as_dict(), "report": str(report), "mlflow": sent}
-    emit(told, as_json, "\n".join([outcome.markdown(), *outcome.warnings, f"report: {report}", said, NOTICE]))
+    emit(told, as_json, "\n".join([_text(outcome), *outcome.warnings, f"report: {report}", said, NOTICE]))
 
 
 def _score(
@@ -117,6 +118,17 @@ def _score(
             floor = None
         progress.begin("report", "page, tables and pictures")
         return study.write()
+
+
+def _text(outcome: Outcome) -> str:
+    """Ranking, differences and every model's cases, as text for a terminal."""
+    from gtvray.reports import case_table, difference_table, ranking_table
+
+    tables = {outcome.data.title: ranking_table(outcome.comparison)}
+    if outcome.comparison.differences:
+        tables["Differences, case by case"] = difference_table(outcome.comparison)
+    tables |= {name: case_table(of_model) for name, of_model in outcome.scores.items()}
+    return "\n".join(f"{title}\n\n{shown.text(terminal_width())}\n" for title, shown in tables.items())
 
 
 def _named(bundles: dict[str, Bundle]) -> dict[str, Bundle]:

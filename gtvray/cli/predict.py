@@ -215,7 +215,7 @@ def _skipped(files: PredictFiles) -> list[str]:
 
 
 def _write_report(files: PredictFiles, rows: list[dict[str, Any]], overwrite: bool) -> None:
-    from gtvray.io import html_document, html_table, write_output_json, write_output_text
+    from gtvray.io import Table, render_page, write_output_json, write_output_text
 
     as_json, as_page = files.reports
     peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -228,13 +228,11 @@ def _write_report(files: PredictFiles, rows: list[dict[str, Any]], overwrite: bo
         for row in rows
     ]
     heads = [*(key.replace("_", " ") for key in shown), *(f"{stage} (s)" for stage in stages), "remark"]
-    body = [
-        f'<h1>Masks</h1><p class="notice">{NOTICE}</p>',
-        html_table(heads, cells, sortable=True),
-        *([html_table(("skipped", "why"), files.skipped.items())] if files.skipped else []),
-        f"<p>Peak memory {peak_mb} MB.</p>",
-    ]
-    write_output_text(as_page, html_document("gtvray predict", body), overwrite=overwrite)
+    remarks = [f"Peak memory {peak_mb} MB.", *(f"Skipped {name}: {reason}" for name, reason in files.skipped.items())]
+    page = render_page(
+        "gtvray.io", "table.html", title="Masks", notice=NOTICE, table=Table(heads, cells), remarks=remarks
+    )
+    write_output_text(as_page, page, overwrite=overwrite)
 
 
 def _remark(row: dict[str, Any]) -> str:

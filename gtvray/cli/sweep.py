@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,9 +24,6 @@ from gtvray.cli.common import (
 
 # A file system takes names of 255 bytes, and bundles and temporary names add to this one.
 _LONGEST_NAME_BYTES = 100
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 
 def sweep(
@@ -52,7 +49,8 @@ def sweep(
     from gtvray.runtime import connect
 
     spec, base, place = load_sweep(space), load_config(config, override or []), Workspace(workspace)
-    # Ray and torch are loaded for settings that can be used, not to refuse others.
+    # Invalid settings are refused before Ray and torch are loaded.
+    from gtvray.reports import record_trials_page, write_trials_page
     from gtvray.tuning import SweepJob
 
     name = resume or f"{_short_name(space)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -64,8 +62,13 @@ def sweep(
         project = job.open(data)
         progress.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
-            outcome = job.run(project, cluster)
-        page = _page_of_trials(job.client, outcome.sweep_run_id, place.sweeps / name)
+            try:
+                outcome = job.run(project, cluster)
+            except BaseException:
+                # An unfinished sweep has a page too, with the reasons of failed trials.
+                write_trials_page(place.sweeps / name, name)
+                raise
+        page, sent = record_trials_page(place.sweeps / name, name, job.client, outcome.sweep_run_id)
     rows = [
         {"trial": trial.trial_id, "epochs": trial.epochs, "dsc": trial.best_dsc, **trial.point}
         for trial in outcome.result.trials
@@ -73,8 +76,10 @@ def sweep(
     columns = {"trial": "trial", "epochs": "epochs", "dsc": "best DSC", **{key: key for key in spec.space}}
     found = {"bundle": str(outcome.bundle.folder), "digest": outcome.bundle.digest, "run": outcome.run_id}
     go_on = shell_command("gtvray", "promote", outcome.bundle.folder, "--data", data, "--workspace", workspace)
-    pictured = f"learning curves: {page or 'no page, as MLflow is away'}"
-    text = f"{table(rows, columns)}\n\n{pictured}\nbundle: {found['bundle']}\npromote it: {go_on}"
+    curves = f"learning curves: {page or 'none recorded'}"
+    if page and not sent:
+        curves += " (not in MLflow, which did not answer)"
+    text = f"{table(rows, columns)}\n\n{curves}\nbundle: {found['bundle']}\npromote it: {go_on}"
     emit({"ok": True, "trials": rows, **found, "page": str(page) if page else None}, as_json, text)
 
 
@@ -82,14 +87,3 @@ def _short_name(space: Path) -> str:
     """The beginning of a sweep's name: its file's, cut to a length that leaves room, not hidden and not an option."""
     name = space.stem.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore").lstrip(".-").strip()
     return name or "sweep"
-
-
-def _page_of_trials(client: MlflowClient, run_id: str, folder: Path) -> Path | None:
-    """The page with learning curves; MLflow being away must not cost the sweep's bundle."""
-    from gtvray.errors import ResourceError
-    from gtvray.reports import record_trials_page
-
-    try:
-        return record_trials_page(client, run_id, folder)
-    except ResourceError:
-        return None

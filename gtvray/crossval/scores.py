@@ -20,7 +20,6 @@ from gtvray.evaluation import (
     ScoredCase,
     paired_difference,
     score_cases,
-    scores_table,
     summarise,
 )
 from gtvray.experiments.folds import Fold
@@ -28,7 +27,7 @@ from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.inference import Predictor
 from gtvray.io import atomic_path, read_volume, write_json
 from gtvray.models import write_bundle
-from gtvray.reports import render_overlay
+from gtvray.reports import render_overlay, scores_table
 from gtvray.training import TrainedNetwork, best_setting, training_device
 
 _SEED = 0

@@ -1,6 +1,8 @@
 from .baseline import MeanPositionBaseline as MeanPositionBaseline
 from .comparison import Comparison as Comparison
+from .comparison import Ranked as Ranked
 from .comparison import compare as compare
+from .comparison import rank_models as rank_models
 from .contours import added_path_length_mm as added_path_length_mm
 from .contours import count_tumours as count_tumours
 from .golden import REPRODUCED_DICE as REPRODUCED_DICE
@@ -19,8 +21,6 @@ from .metrics import nsd as nsd
 from .metrics import nsd_tolerance_mm as nsd_tolerance_mm
 from .metrics import score_case as score_case
 from .outcome import Outcome as Outcome
-from .ranking import Ranked as Ranked
-from .ranking import rank_models as rank_models
 from .scoring import ScoredCase as ScoredCase
 from .scoring import check_masks as check_masks
 from .scoring import score_cases as score_cases
@@ -33,5 +33,4 @@ from .statistics import paired_difference as paired_difference
 from .statistics import smallest_difference as smallest_difference
 from .strata import Stratum as Stratum
 from .strata import stratify as stratify
-from .summary import scores_table as scores_table
 from .summary import summarise as summarise

@@ -1,4 +1,4 @@
-"""What a planner would have to do to a predicted mask: contour length to redraw, tumours missed and made up."""
+"""Corrections that a predicted mask needs: contour length to redraw, missed tumours and false tumours."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gtvray.geometry import Volume
 
 
 def added_path_length_mm(reference: Volume, prediction: Volume) -> float:
-    """Length of the reference's contours that the prediction's do not follow, in mm, over all axial slices.
+    """Added path length in mm: length of the reference's contours that the prediction's do not cover, over all slices.
 
-    A contour is the voxels of a slice's mask with a face neighbour in the slice that is not in it; each counts with
-    the mean of the slice's two spacings. Vaassen et al. 2020 (doi:10.1016/j.phro.2019.12.001), with no tolerance.
-    Axial is the axis nearest to head-foot.
+    A contour is the set of voxels of an axial slice's mask with a face neighbour in that slice outside the mask; each
+    counts with the mean of the slice's two spacings. After Vaassen et al. 2020 (doi:10.1016/j.phro.2019.12.001),
+    without a tolerance. Slices are taken across the axis nearest to the superior-inferior direction.
 
     Args:
-        reference: mask, any integer type.
+        reference: mask of any integer type.
         prediction: mask on the same grid.
     """
     axis = next(i for i, code in enumerate(reference.orientation) if code in "SI")
@@ -28,11 +28,11 @@ def added_path_length_mm(reference: Volume, prediction: Volume) -> float:
 
 
 def count_tumours(reference: Mask, prediction: Mask) -> tuple[int, int, int]:
-    """Tumours as connected components (26 neighbours): found when one voxel of them is in the other mask.
+    """Count tumours as connected components (26 neighbours); one shared voxel makes a tumour found.
 
     Returns:
-        components of the reference; of these, those the prediction nowhere touches; and components of the
-        prediction that touch no tumour.
+        number of components of the reference, of those without any predicted voxel, and of components of the
+        prediction without any reference voxel.
     """
     tumours, missed = _untouched(reference, prediction)
     _, false = _untouched(prediction, reference)
@@ -40,21 +40,21 @@ def count_tumours(reference: Mask, prediction: Mask) -> tuple[int, int, int]:
 
 
 def _contours(mask: Mask, axis: int) -> Mask:
-    """Voxels of a mask with a neighbour outside it, in the plane across an axis; the grid's border is outside."""
+    """Voxels of a mask with a face neighbour outside it in the plane across an axis; beyond the grid is outside."""
     inner = mask.copy()
     for across in (other for other in range(3) if other != axis):
         shifted = np.zeros_like(mask)
-        for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-            to, source = [slice(None)] * 3, [slice(None)] * 3
-            to[across], source[across] = here, there
+        for target_slice, source_slice in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            target, source = [slice(None)] * 3, [slice(None)] * 3
+            target[across], source[across] = target_slice, source_slice
             shifted[...] = False
-            shifted[tuple(to)] = mask[tuple(source)]
+            shifted[tuple(target)] = mask[tuple(source)]
             inner &= shifted
     return mask & ~inner
 
 
 def _untouched(mask: Mask, other: Mask) -> tuple[int, int]:
-    """Number of components of a mask, and of those that share no voxel with the other mask."""
+    """Number of components of a mask, and number of those that share no voxel with the other mask."""
     labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     touched = np.unique(labels[other])
     return int(count), int(count - np.count_nonzero(touched))

@@ -1,10 +1,10 @@
-"""Golden cases: pieces of held-out scans with the masks the promoted model gave, to be reproduced on any other stack.
+"""Golden cases: crops of held-out scans with the promoted model's masks, which another host must reproduce.
 
-A piece is the scan about the mask, on the scan's own grid, so that preparing, network and the way back are all repeated
-and no whole head is passed on. Names and ids of the cases are not.
+A crop is the scan around the mask on the scan's own grid, so that preprocessing, network and restoring all run again
+and no complete head leaves the machine. Names and ids of cases are not stored.
 
-golden.json             the model's digest, the threads and versions it ran with, sha256 of each file
-scan-0.nii.gz ...       pieces of scans
+golden.json             the model's digest, threads and package versions it ran with, sha256 of each file
+scan-0.nii.gz ...       crops of scans
 mask-0.nii.gz ...       their masks
 """
 
@@ -38,11 +38,11 @@ _PACKAGES = ("gtvray", "torch", "numpy", "openvino")
 
 @dataclass(frozen=True)
 class Reproduced:
-    """A golden case on this host.
+    """Result of a golden case on this host.
 
     Attributes:
-        case: its number.
-        dice: of the mask made here with the golden one; 1 where both are empty.
+        case: number of the golden case.
+        dice: Dice of the mask predicted here and the golden one; 1 if both are empty.
         identical: whether they are equal voxel for voxel.
     """
 
@@ -52,47 +52,53 @@ class Reproduced:
 
     @property
     def ok(self) -> bool:
-        """Whether the model does here what it was promoted for."""
+        """Whether the mask agrees with the golden one to `REPRODUCED_DICE`."""
         return self.dice >= REPRODUCED_DICE
 
 
 def write_golden(folder: Path, predictor: Predictor, scored: Sequence[ScoredCase], threads: int) -> None:
-    """Make golden cases of scored ones: those of the largest, the middle and the smallest mask, empty ones last.
+    """Write golden cases of the scored cases with the largest, the median and the smallest predicted mask.
+
+    Empty masks are used only if all of them are empty.
 
     Args:
-        folder: theirs; written whole or not at all.
-        predictor: of the promoted model, as it scored them.
-        scored: held-out cases with the masks it gave.
-        threads: that it ran with.
+        folder: their folder, written atomically.
+        predictor: predictor of the promoted model, with which the cases were scored.
+        scored: held-out cases with their predicted masks.
+        threads: CPU threads it ran with.
     """
     with atomic_dir(folder) as temporary:
-        for number, entry in enumerate(_chosen(scored)):
-            piece, mask = _piece(predictor, read_volume(entry.case.image), read_binary(entry.mask))
-            write_volume(temporary / f"scan-{number}.nii.gz", piece)
+        for number, entry in enumerate(_select_cases(scored)):
+            crop, mask = _crop_case(predictor, read_volume(entry.case.image), read_binary(entry.mask))
+            write_volume(temporary / f"scan-{number}.nii.gz", crop)
             write_volume(temporary / f"mask-{number}.nii.gz", mask)
         files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
-        about = {"digest": predictor.bundle.digest, "threads": threads, "stack": stack()}
-        write_json(temporary / _GOLDEN, {**about, "files": files})
+        index = {"digest": predictor.bundle.digest, "threads": threads, "stack": stack(), "files": files}
+        write_json(temporary / _GOLDEN, index)
 
 
 def golden_threads(folder: Path) -> int:
-    """The CPU threads that golden masks were made with; with others, sums of floats are split otherwise."""
-    return int(_read(folder)["threads"])
+    """CPU threads that golden masks were predicted with; their number affects floating-point summation order."""
+    return int(_read_index(folder)["threads"])
 
 
 def reproduce(folder: Path, predictor: Predictor) -> list[Reproduced]:
-    """Run every golden case here.
+    """Predict every golden case on this host and compare the masks.
 
     Raises:
-        BundleError: they are damaged, or another model's.
+        BundleError: the golden cases are damaged or belong to another model.
     """
-    about = _read(folder)
-    if about["digest"] != predictor.bundle.digest:
+    index = _read_index(folder)
+    if index["digest"] != predictor.bundle.digest:
         raise BundleError(
-            "golden cases are another model's", where=folder, expected=predictor.bundle.digest, found=about["digest"]
+            "golden cases belong to another model",
+            where=folder,
+            expected=predictor.bundle.digest,
+            found=index["digest"],
+            do="promote the model again to write its golden cases",
         )
     results = []
-    for number in range(len(about["files"]) // 2):
+    for number in range(len(index["files"]) // 2):
         expected = read_binary(folder / f"mask-{number}.nii.gz").array > 0
         found = predictor.predict(read_volume(folder / f"scan-{number}.nii.gz"), f"golden case {number}").array > 0
         results.append(Reproduced(number, dice(expected, found), bool(np.array_equal(expected, found))))
@@ -100,7 +106,7 @@ def reproduce(folder: Path, predictor: Predictor) -> list[Reproduced]:
 
 
 def stack() -> dict[str, str]:
-    """What a mask's last bits hang on: versions and machine."""
+    """Package versions and machine, on which the last bits of a mask depend."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -110,32 +116,44 @@ def stack() -> dict[str, str]:
     return {**versions, "python": platform.python_version(), "machine": platform.machine()}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Read `golden.json` and verify the digest of every file."""
     try:
-        about: dict[str, Any] = read_json(folder / _GOLDEN)
-        changed = [name for name, digest in about["files"].items() if sha256_of(folder / name) != digest]
+        index: dict[str, Any] = read_json(folder / _GOLDEN)
+        changed = [name for name, digest in index["files"].items() if sha256_of(folder / name) != digest]
     except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError("golden cases are not whole", where=folder, found=error) from error
+        raise BundleError(
+            "golden cases are incomplete", where=folder, found=error, do="promote the model again to write them"
+        ) from error
     if changed:
-        raise BundleError("golden cases are not what they were", where=folder, found=", ".join(changed))
-    return about
+        raise BundleError(
+            "golden cases are damaged",
+            where=folder,
+            expected=f"the sha256 in {_GOLDEN}",
+            found=f"changed: {', '.join(changed)}",
+            do="promote the model again to write them",
+        )
+    return index
 
 
-def _chosen(scored: Sequence[ScoredCase]) -> list[ScoredCase]:
+def _select_cases(scored: Sequence[ScoredCase]) -> list[ScoredCase]:
     by_volume = sorted(scored, key=lambda entry: -int(np.count_nonzero(read_binary(entry.mask).array)))
-    marked = [entry for entry in by_volume if read_binary(entry.mask).array.any()] or by_volume
-    places = dict.fromkeys((0, len(marked) // 2, len(marked) - 1))
-    return [marked[place] for place in places][:_CASES]
+    nonempty = [entry for entry in by_volume if read_binary(entry.mask).array.any()] or by_volume
+    positions = dict.fromkeys((0, len(nonempty) // 2, len(nonempty) - 1))
+    return [nonempty[position] for position in positions][:_CASES]
 
 
-def _piece(predictor: Predictor, scan: Volume, mask: Volume) -> tuple[Volume, Volume]:
-    """The scan about the mask, and the model's mask of that; or the whole scan: nothing is marked, or no air near."""
+def _crop_case(predictor: Predictor, scan: Volume, mask: Volume) -> tuple[Volume, Volume]:
+    """The scan around its mask, and the model's mask of that crop.
+
+    The full scan and its mask if nothing was predicted, or if preprocessing rejects the crop for holding no air.
+    """
     box = Box.around(mask.array)
     if box is not None:
         i, j, k = (round(_MARGIN_MM / spacing) for spacing in scan.spacing_mm)
-        piece = scan.cropped(box.grown((i, j, k), scan.shape))
+        crop = scan.cropped(box.grown((i, j, k), scan.shape))
         try:
-            return piece, predictor.predict(piece)
+            return crop, predictor.predict(crop)
         except DataError:
             pass
     return scan, mask

@@ -1,8 +1,8 @@
 """Scores of a predicted mask against its reference, on the original full grid.
 
-HD95 is the larger of the two directed 95th percentiles between surface voxels, in mm. Where a mask is empty: both
-empty scores DSC 1, NSD 1 and distances of 0; one empty scores DSC 0, NSD 0 and the grid's diagonal as HD95 and ASSD,
-and is a miss. No score is ever NaN, so no failure can drop out of a mean.
+HD95 is the larger of the two directed 95th percentiles between surface voxels, in mm. Empty masks: both empty scores
+DSC 1, NSD 1 and distances of 0; one empty scores DSC 0, NSD 0 and the grid's diagonal as HD95 and ASSD, and counts as a
+missed case. No score is ever NaN, so that no failure drops out of a mean.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gtvray.geometry import Box, Volume, is_sheared
 from gtvray.io import as_labels
 
 NSD_TOLERANCES_MM = (1.0, 2.0, 5.0)
-# What is told of a case by a number, and what people call it.
+# Numeric scores of a case and their labels.
 METRICS = {
     "dsc": "DSC",
     "hd95_mm": "HD95 (mm)",
@@ -28,7 +28,7 @@ METRICS = {
     "nsd_2mm": "NSD at 2 mm",
     "nsd_5mm": "NSD at 5 mm",
     "volume_error_ml": "volume error (ml)",
-    "absolute_volume_error_ml": "volume error without its sign (ml)",
+    "absolute_volume_error_ml": "absolute volume error (ml)",
     "added_path_length_mm": "path to add (mm)",
 }
 
@@ -39,16 +39,16 @@ class CaseScore:
 
     Attributes:
         case_id: the case.
-        spacing_mm: of its grid along i, j, k.
+        spacing_mm: spacing of its grid along i, j, k.
         dsc: Dice similarity coefficient.
-        hd95_mm, assd_mm: 95 % Hausdorff distance and mean surface distance between surface voxels.
+        hd95_mm, assd_mm: 95 % Hausdorff distance and average symmetric surface distance between surface voxels.
         nsd_1mm, nsd_2mm, nsd_5mm: normalised surface Dice at these tolerances.
-        nsd_tolerance_mm: the finest of them that means something at the case's spacing.
+        nsd_tolerance_mm: the finest of these tolerances that the case's spacing resolves.
         volume_reference_ml, volume_prediction_ml: volumes of the masks.
-        added_path_length_mm: contour to be redrawn.
-        tumours, tumours_missed, tumours_false: components of the reference, those the prediction nowhere touches,
-            and components of the prediction that touch none.
-        missed: exactly one of the two masks is empty.
+        added_path_length_mm: length of contour to be redrawn.
+        tumours, tumours_missed, tumours_false: components of the reference, those without any predicted voxel, and
+            components of the prediction without any reference voxel.
+        missed: whether exactly one of the two masks is empty.
     """
 
     case_id: str
@@ -75,21 +75,21 @@ class CaseScore:
 
     @property
     def volume_error_ml(self) -> float:
-        """Prediction less reference: positive where too much is marked."""
+        """Predicted minus reference volume."""
         return self.volume_prediction_ml - self.volume_reference_ml
 
     @property
     def absolute_volume_error_ml(self) -> float:
-        """The volume error without its sign."""
+        """Magnitude of the volume error."""
         return abs(self.volume_error_ml)
 
 
 def score_case(case_id: str, reference: Volume, prediction: Volume) -> CaseScore:
-    """Score a predicted mask against its reference; every voxel of a label other than 0 belongs to the mask.
+    """Score a predicted mask against its reference; nonzero voxels belong to the mask.
 
     Raises:
         DataError: the values of a mask are not labels.
-        GeometryError: the masks lie on different grids, or on one whose axes are not at right angles.
+        GeometryError: the masks are on different grids, or on a sheared grid.
     """
     reference, prediction = (as_labels(mask, case_id).volume for mask in (reference, prediction))
     if not reference.same_grid(prediction):
@@ -98,14 +98,14 @@ def score_case(case_id: str, reference: Volume, prediction: Volume) -> CaseScore
             where=case_id,
             expected=_describe(reference),
             found=_describe(prediction),
-            do="score the mask on the grid of the case it was predicted for",
+            do="score the mask on the grid of the scan it was predicted from",
         )
     if is_sheared(reference.affine):
         raise GeometryError(
             "distances cannot be measured on a sheared grid", where=case_id, do="correct the gantry tilt first"
         )
     box = Box.around((reference.array != 0) | (prediction.array != 0))
-    # All is measured where the masks are; only the diagonal needs the whole grid.
+    # Everything is computed on the box around both masks; only the diagonal needs the full grid.
     masks = [volume.cropped(box) if box else volume for volume in (reference, prediction)]
     first, second = (mask.array != 0 for mask in masks)
     spacing_mm = reference.spacing_mm
@@ -143,7 +143,7 @@ def hd95_mm(reference: Mask, prediction: Mask, spacing_mm: Spacing) -> float:
 
     Args:
         reference: bool mask (i, j, k) on the original full grid.
-        prediction: the same for the prediction.
+        prediction: bool mask on the same grid.
         spacing_mm: voxel spacing along i, j, k.
     """
     _check_pair(reference, prediction, spacing_mm)
@@ -161,28 +161,28 @@ def assd_mm(reference: Mask, prediction: Mask, spacing_mm: Spacing) -> float:
 
 
 def nsd(reference: Mask, prediction: Mask, spacing_mm: Spacing, tolerance_mm: float) -> float:
-    """Normalised surface Dice, 0 to 1: the share of both surfaces' area within `tolerance_mm` of the other one.
+    """Normalised surface Dice, 0 to 1: the share of both surfaces' area within `tolerance_mm` of the other surface.
 
-    Surfaces and areas are those of Nikolov et al. 2021 (doi:10.2196/26151).
+    Surfaces and areas follow Nikolov et al. 2021 (doi:10.2196/26151).
     """
     _check_pair(reference, prediction, spacing_mm)
     if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise InputError("NSD tolerance must be zero or more millimetres", found=tolerance_mm)
+        raise InputError("NSD tolerance is not a distance", expected="zero or more mm", found=tolerance_mm)
     if reference.any() and prediction.any():
         return SurfelDistances.between(reference, prediction, spacing_mm).share_within(tolerance_mm)
     return float(reference.any() == prediction.any())
 
 
 def nsd_tolerance_mm(spacing_mm: Spacing) -> float:
-    """The finest of the tolerances that means something on a grid; the widest if none does."""
+    """The finest of `NSD_TOLERANCES_MM` that a grid resolves; the widest if it resolves none."""
     return next((each for each in NSD_TOLERANCES_MM if is_resolved(each, spacing_mm)), NSD_TOLERANCES_MM[-1])
 
 
 def is_resolved(tolerance_mm: float, spacing_mm: Spacing) -> bool:
-    """Whether a tolerance is more than half a voxel along every axis.
+    """Whether a tolerance exceeds half a voxel along every axis.
 
-    A contour drawn on voxels may lie up to half a voxel beside the true surface: a tolerance of less is below what the
-    grid can tell, so 1 mm is too fine for slices of 3 mm, and 2 mm for voxels of 4 mm (OpenKBP).
+    A contour on voxels lies up to half a voxel off the true surface, so that 1 mm is too fine for slices of 3 mm, and
+    2 mm for voxels of 4 mm (OpenKBP).
     """
     return tolerance_mm > max(spacing_mm) / 2
 
@@ -190,10 +190,10 @@ def is_resolved(tolerance_mm: float, spacing_mm: Spacing) -> bool:
 def _surface_scores(
     reference: Mask, prediction: Mask, spacing_mm: Spacing, grid: tuple[int, ...]
 ) -> tuple[float, float, list[float]]:
-    """HD95, ASSD and the NSDs of masks cut out of a grid of a shape; each surface is measured once."""
+    """HD95, ASSD and NSDs of masks cropped from a grid of shape `grid`, from one distance computation."""
     if not (reference.any() and prediction.any()):
-        far = _distance_without_surface_mm(reference, prediction, spacing_mm, grid)
-        return far, far, [float(reference.any() == prediction.any())] * len(NSD_TOLERANCES_MM)
+        distance = _distance_without_surface_mm(reference, prediction, spacing_mm, grid)
+        return distance, distance, [float(reference.any() == prediction.any())] * len(NSD_TOLERANCES_MM)
     voxels = VoxelDistances.between(reference, prediction, spacing_mm)
     surfels = SurfelDistances.between(reference, prediction, spacing_mm)
     return voxels.hd95_mm, voxels.assd_mm, [surfels.share_within(tolerance) for tolerance in NSD_TOLERANCES_MM]
@@ -202,7 +202,7 @@ def _surface_scores(
 def _distance_without_surface_mm(
     reference: Mask, prediction: Mask, spacing_mm: Spacing, grid: tuple[int, ...]
 ) -> float:
-    """What stands for a distance where a mask is empty: 0 if both are, else the grid's diagonal."""
+    """Distance that is scored if a mask is empty: 0 if both are, else the grid's diagonal."""
     if reference.any() == prediction.any():
         return 0.0
     return float(np.linalg.norm(np.multiply(grid, spacing_mm)))
@@ -211,11 +211,13 @@ def _distance_without_surface_mm(
 def _check_pair(reference: Mask, prediction: Mask, spacing_mm: Spacing = (1.0, 1.0, 1.0)) -> None:
     for mask in (reference, prediction):
         if mask.dtype != np.bool_ or mask.ndim != 3:
-            raise InputError("a mask is a 3-D bool array", found=f"{mask.ndim}-D {mask.dtype}")
+            raise InputError(
+                "a mask has the wrong type", expected="a 3-D bool array", found=f"{mask.ndim}-D {mask.dtype}"
+            )
     if reference.shape != prediction.shape:
         raise GeometryError("masks differ in shape", expected=reference.shape, found=prediction.shape)
     if len(spacing_mm) != 3 or not all(np.isfinite(value) and value > 0 for value in spacing_mm):
-        raise GeometryError("spacing must be three positive numbers in mm", found=spacing_mm)
+        raise GeometryError("spacing is not usable", expected="three positive numbers in mm", found=spacing_mm)
 
 
 def _describe(volume: Volume) -> str:

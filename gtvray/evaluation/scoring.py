@@ -1,4 +1,4 @@
-"""A predictor over cases: masks on each case's own grid, scored there, beside the baseline."""
+"""Scoring of a predictor and the baseline on cases, each on its own grid."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """A case with its figures.
+    """A case with its scores.
 
     Attributes:
         case: the case.
-        score: of the model.
-        baseline: of the baseline, if there is one.
+        score: scores of the model's mask.
+        baseline: scores of the baseline's mask, if a baseline was scored.
         mask: file of the model's mask.
-        milliseconds: preparing, network and restoring, without files.
+        milliseconds: time of preprocessing, network and restoring, without file access.
     """
 
     case: Case
@@ -75,27 +75,27 @@ def score_cases(
     """Predict and score cases.
 
     Args:
-        predictor: a warm model.
-        cases: with masks to score against.
-        masks: folder that the predicted masks are written to, `<case>.nii.gz`. Earlier masks of gtvray are replaced.
+        predictor: a warm predictor.
+        cases: cases with reference masks.
+        masks: folder for the predicted masks, `<case>.nii.gz`; earlier masks of gtvray are replaced.
         baseline: scored on the same cases.
-        report: told (done, all) after each case.
+        report: called with (done, total) after each case.
 
     Raises:
-        DataError: a case is not usable.
-        InputError: another file is where a mask would go; `check_masks` finds that beforehand.
+        DataError: a case cannot be used.
+        InputError: another file is in the position of a mask; `check_masks` detects that beforehand.
     """
     scored = []
     for case in cases:
         scan = read_volume(case.image)
         reference = read_label(case, scan)
-        began = time.perf_counter()
+        start = time.perf_counter()
         mask = predictor.predict(scan, case.image)
-        milliseconds = round(1000 * (time.perf_counter() - began))
+        milliseconds = round(1000 * (time.perf_counter() - start))
         path = _mask_file(masks, case)
         write_output_volume(path, mask, overwrite=True)
-        floor = score_case(case.case_id, reference, baseline.predict(scan)) if baseline is not None else None
-        scored.append(ScoredCase(case, score_case(case.case_id, reference, mask), floor, path, milliseconds))
+        of_baseline = None if baseline is None else score_case(case.case_id, reference, baseline.predict(scan))
+        scored.append(ScoredCase(case, score_case(case.case_id, reference, mask), of_baseline, path, milliseconds))
         if report is not None:
             report(len(scored), len(cases))
     return scored

@@ -1,4 +1,4 @@
-"""Means over cases with the uncertainty that few cases leave."""
+"""Confidence intervals of means over few cases, and paired differences."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gtvray.errors import InputError
 from gtvray.evaluation.metrics import CaseScore
 
 RESAMPLES = 10_000
-# Below this number of cases the percentile bootstrap is too narrow to be trusted alone.
+# Below this number of cases the percentile bootstrap alone is too narrow.
 _FEW_CASES = 10
-# With fewer no interval can be given.
+# Fewer cases have no interval.
 FEWEST_CASES = 3
-# Bounds the memory of one block of resamples (indices, 8 bytes each).
-_INDICES_AT_ONCE = 2_000_000
+# Limits the memory of one block of resamples (indices of 8 bytes).
+_MAX_INDICES = 2_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` cases with its two-sided confidence interval at `level`."""
+    """Mean over `n` cases with its two-sided confidence interval at `level`."""
 
     mean: float
     low: float
@@ -43,10 +43,10 @@ class PairedDifference:
 
 
 def bootstrap_mean_interval(values: Sequence[float], *, seed: int, level: float = 0.95) -> Interval:
-    """The mean of per-case values and its percentile-bootstrap interval (10,000 resamples of the cases).
+    """Compute the mean of per-case values with its percentile-bootstrap interval (10,000 resamples of the cases).
 
-    Fewer than ten cases make that interval too narrow; there each end is the more cautious one of the
-    bootstrap's and Student's t interval's.
+    Below ten cases that interval is too narrow; each end is then the wider one of the bootstrap interval and
+    Student's t interval.
 
     Raises:
         InputError: fewer than three values, one that is not finite, or a level outside 0 to 1.
@@ -64,29 +64,33 @@ def bootstrap_mean_interval(values: Sequence[float], *, seed: int, level: float 
 
 
 def paired_difference(candidate: Sequence[float], baseline: Sequence[float], *, seed: int) -> PairedDifference:
-    """How much `candidate` exceeds `baseline`, case by case in the same order, with a 95 % interval.
+    """Compute the mean of `candidate` minus `baseline`, case by case in the same order, with its 95 % interval.
 
-    Cases are resampled as pairs; with fewer than ten of them the interval is widened to Student's t interval
-    where that one is wider.
+    Cases are resampled as pairs; below ten cases the interval is at least as wide as Student's t interval.
 
     Raises:
-        InputError: different numbers of cases, fewer than three, or a value that is not finite.
+        InputError: numbers of cases differ, there are fewer than three, or a value is not finite.
     """
     if len(candidate) != len(baseline):
-        raise InputError("paired scores must be of the same cases", expected=len(baseline), found=len(candidate))
+        raise InputError(
+            "paired scores must be of the same cases",
+            expected=f"{len(baseline)} cases",
+            found=f"{len(candidate)} cases",
+            do="score both models on the same cases",
+        )
     differences = _checked(candidate) - _checked(baseline)
     interval = bootstrap_mean_interval(differences.tolist(), seed=seed)
     return PairedDifference(mean=interval.mean, low=interval.low, high=interval.high, n=interval.n)
 
 
 def smallest_difference(differences: Sequence[float]) -> float:
-    """The mean paired difference that this many cases would show: 95 % two-sided, with a power of 80 %.
+    """Smallest mean paired difference that these cases would show: 95 % two-sided, with a power of 80 %.
 
     Args:
-        differences: candidate minus baseline, case by case; their spread is what hides a difference.
+        differences: candidate minus baseline, case by case; only their number and spread are used.
 
     Raises:
-        InputError: fewer than three cases, or a value that is not finite.
+        InputError: there are fewer than three cases, or a value is not finite.
     """
     cases = _checked(differences)
     reach = float(stdtrit(cases.size - 1, 0.975) + stdtrit(cases.size - 1, 0.80))
@@ -94,7 +98,7 @@ def smallest_difference(differences: Sequence[float]) -> float:
 
 
 def aggregated_dsc(scores: Sequence[CaseScore]) -> float:
-    """Dice of all cases taken as one mask, as HECKTOR has it, weighted by volume in ml; 1 if every mask is empty."""
+    """Aggregated DSC of HECKTOR: Dice of all cases taken as one mask, by volume in ml; 1 if every mask is empty."""
     volumes_ml = [score.volume_reference_ml + score.volume_prediction_ml for score in scores]
     total_ml = sum(volumes_ml)
     if total_ml == 0:
@@ -109,14 +113,14 @@ def _checked(values: Sequence[float]) -> npt.NDArray[np.float64]:
             "too few cases for an interval", expected=f"at least {FEWEST_CASES}", found=cases.size, do="add cases"
         )
     if not np.isfinite(cases).all():
-        raise InputError("scores must be finite", found=cases[~np.isfinite(cases)].tolist())
+        raise InputError("a score is not finite", expected="finite scores", found=cases[~np.isfinite(cases)].tolist())
     return cases
 
 
 def _resampled_means(cases: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
     rng = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
-    block = max(1, _INDICES_AT_ONCE // cases.size)
+    block = max(1, _MAX_INDICES // cases.size)
     for start in range(0, RESAMPLES, block):
         stop = min(start + block, RESAMPLES)
         means[start:stop] = cases[rng.integers(cases.size, size=(stop - start, cases.size))].mean(axis=1)

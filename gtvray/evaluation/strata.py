@@ -1,4 +1,4 @@
-"""Where a model is weak: scores by tumour volume and by voxel spacing."""
+"""Scores stratified by tumour volume and by voxel spacing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 
 from gtvray.evaluation.metrics import CaseScore
 
-# Fewer than this many cases a stratum say nothing apart.
-_FEWEST_A_STRATUM = 3
+# The mean of fewer cases is not informative.
+_MIN_CASES = 3
 _VOLUME_STRATA = 3
 TUMOUR_VOLUME, VOXEL_SPACING = "tumour volume", "voxel spacing"
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Cases that are alike in one respect.
+    """Mean scores of the cases in one range of volumes or spacings.
 
     Attributes:
         by: `TUMOUR_VOLUME`, or `VOXEL_SPACING` along the coarsest axis.
-        low, high: range of the values met, in `unit`.
+        low, high: range of the values, in `unit`.
         unit: "ml" or "mm".
-        cases: how many.
-        mean_dsc, mean_hd95_mm: over them.
-        missed: cases of which nothing, or in which something that is not there, was marked.
+        cases: number of cases.
+        mean_dsc, mean_hd95_mm: means over them.
+        missed: number of missed cases.
     """
 
     by: str
@@ -40,36 +40,36 @@ class Stratum:
 
 
 def stratify(scores: Sequence[CaseScore]) -> list[Stratum]:
-    """Thirds of the cases by reference volume, and groups by the coarsest spacing to half a millimetre.
+    """Group the cases into thirds by reference volume, and by their coarsest spacing rounded to half a millimetre.
 
-    Strata of fewer than three cases are left out, and so is a division that leaves one stratum only.
+    Strata of fewer than three cases are omitted, and so is a grouping of which a single stratum is left.
     """
     by_volume = sorted(scores, key=lambda score: score.volume_reference_ml)
     edges = np.linspace(0, len(by_volume), _VOLUME_STRATA + 1).round().astype(int)
     thirds = [by_volume[start:stop] for start, stop in pairwise(edges)]
     spacings = sorted({round(2 * max(score.spacing_mm)) / 2 for score in scores})
-    alike = [[score for score in scores if round(2 * max(score.spacing_mm)) / 2 == value] for value in spacings]
+    groups = [[score for score in scores if round(2 * max(score.spacing_mm)) / 2 == value] for value in spacings]
     return [
-        *_strata(TUMOUR_VOLUME, "ml", thirds, [[score.volume_reference_ml for score in part] for part in thirds]),
-        *_strata(VOXEL_SPACING, "mm", alike, [[max(score.spacing_mm) for score in part] for part in alike]),
+        *_strata(TUMOUR_VOLUME, "ml", thirds, [[score.volume_reference_ml for score in group] for group in thirds]),
+        *_strata(VOXEL_SPACING, "mm", groups, [[max(score.spacing_mm) for score in group] for group in groups]),
     ]
 
 
 def _strata(
-    by: str, unit: str, parts: Sequence[Sequence[CaseScore]], values: Sequence[Sequence[float]]
+    by: str, unit: str, groups: Sequence[Sequence[CaseScore]], values: Sequence[Sequence[float]]
 ) -> list[Stratum]:
     strata = [
         Stratum(
             by=by,
-            low=min(of_part),
-            high=max(of_part),
+            low=min(of_group),
+            high=max(of_group),
             unit=unit,
-            cases=len(part),
-            mean_dsc=float(np.mean([score.dsc for score in part])),
-            mean_hd95_mm=float(np.mean([score.hd95_mm for score in part])),
-            missed=sum(score.missed for score in part),
+            cases=len(group),
+            mean_dsc=float(np.mean([score.dsc for score in group])),
+            mean_hd95_mm=float(np.mean([score.hd95_mm for score in group])),
+            missed=sum(score.missed for score in group),
         )
-        for part, of_part in zip(parts, values, strict=True)
-        if len(part) >= _FEWEST_A_STRATUM
+        for group, of_group in zip(groups, values, strict=True)
+        if len(group) >= _MIN_CASES
     ]
     return strata if len(strata) > 1 else []

@@ -1,7 +1,7 @@
-"""Surfaces of 3-D masks: surface voxels, surfels with their area, and distances to them.
+"""Surfaces of 3-D masks: surface voxels, surfels with their areas, and distance maps.
 
-Surface voxels (mask xor its erosion) serve HD95; surfels serve the surface Dice as Nikolov et al. 2021
-(doi:10.2196/26151) define it: one surfel between every eight neighbouring voxels, weighted by its area in mm².
+HD95 and ASSD use surface voxels (mask xor its erosion). The surface Dice of Nikolov et al. 2021 (doi:10.2196/26151)
+uses surfels: one between every eight neighbouring voxels, weighted by its area in mm².
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CORNERS: tuple[Corner, ...] = tuple(product((0, 1), repeat=3))
 
 
 def crop_to_union(first: Mask, second: Mask) -> tuple[Mask, Mask]:
-    """Both masks (i, j, k) cut to the box that holds their union, with a border of one empty voxel.
+    """Crop two masks (i, j, k) to the box around their union, with a border of one empty voxel.
 
-    The border makes a mask that touches the edge of its grid end there, as it does for MONAI.
+    The border gives a mask at the edge of its grid a surface there, as in MONAI.
 
     Raises:
         ValueError: both masks are empty.
@@ -37,7 +37,7 @@ def crop_to_union(first: Mask, second: Mask) -> tuple[Mask, Mask]:
 
 
 def surface_voxels(mask: Mask) -> Mask:
-    """The voxels of a mask with an empty face neighbour; the mask must have an empty border (`crop_to_union`)."""
+    """Voxels of a mask with an empty face neighbour; the mask must have an empty border (`crop_to_union`)."""
     core = mask[1:-1, 1:-1, 1:-1].copy()
     for axis in range(3):
         for start in (0, 2):
@@ -50,13 +50,13 @@ def surface_voxels(mask: Mask) -> Mask:
 
 
 def distance_mm(surface: Mask, spacing_mm: Spacing) -> npt.NDArray[np.float32]:
-    """Distance in mm of every position to the nearest one that is set in `surface`, which must not be empty."""
+    """Distance in mm of every voxel to the nearest voxel of `surface`, which must not be empty."""
     distance: npt.NDArray[np.float32] = edt.edt(~surface, anisotropy=spacing_mm)
     return distance
 
 
 def surfel_areas_mm2(mask: Mask, spacing_mm: Spacing) -> npt.NDArray[np.float64]:
-    """Area in mm² of the surfel between every eight neighbouring voxels, shape one less than the mask's; 0 inside."""
+    """Area in mm² of the surfel between every eight neighbouring voxels, 0 off the surface; shape: the mask's - 1."""
     code = np.zeros(tuple(size - 1 for size in mask.shape), dtype=np.uint8)
     for bit, corner in enumerate(_CORNERS):
         window = tuple(slice(c, c + size) for c, size in zip(corner, code.shape, strict=True))
@@ -66,12 +66,12 @@ def surfel_areas_mm2(mask: Mask, spacing_mm: Spacing) -> npt.NDArray[np.float64]
 
 @lru_cache(maxsize=32)
 def _area_table_mm2(spacing_mm: Spacing) -> npt.NDArray[np.float64]:
-    """Surfel area for each of the 256 ways to set eight neighbouring voxels, bit b being `_CORNERS[b]`."""
+    """Surfel area in mm² for each of the 256 configurations of eight neighbouring voxels; bit b is `_CORNERS[b]`."""
     face_mm2 = np.prod(spacing_mm) / np.asarray(spacing_mm)
     table = np.zeros(256)
     for code in range(256):
         inside = [corner for bit, corner in enumerate(_CORNERS) if code >> bit & 1]
-        # A surface and its complement are one surface; the smaller side is never joined across a diagonal.
+        # A mask and its complement share a surface; voxels of the smaller side do not connect across a diagonal.
         smaller = inside if len(inside) <= 4 else [corner for corner in _CORNERS if corner not in inside]
         normals = [normal for piece in _face_connected(smaller) for normal in _surfel_normals(piece)]
         table[code] = sum(float(np.linalg.norm(np.asarray(normal) * face_mm2)) for normal in normals)
@@ -94,9 +94,9 @@ def _axis_between(first: Corner, second: Corner) -> int | None:
 
 
 def _surfel_normals(piece: list[Corner]) -> list[tuple[float, ...]]:
-    """Area vectors, in voxel faces and without sign, of the flat parts of the surface that cuts off `piece`.
+    """Unsigned area vectors, in units of voxel faces, of the flat parts of the surface around `piece`.
 
-    The surface goes through the midpoints of the cube edges between piece and rest, as in marching cubes.
+    The surface passes through the midpoints of the cube edges between the piece and the rest, as in marching cubes.
     """
     links = [(pair, axis) for pair in combinations(piece, 2) if (axis := _axis_between(*pair)) is not None]
     axes = [axis for _, axis in links]

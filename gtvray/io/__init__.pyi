@@ -5,6 +5,8 @@ from .content import HEAD_BYTES as HEAD_BYTES
 from .content import Content as Content
 from .content import ContentKind as ContentKind
 from .content import identify as identify
+from .html import Picture as Picture
+from .html import render_page as render_page
 from .jsonfile import append_json_line as append_json_line
 from .jsonfile import read_json as read_json
 from .jsonfile import read_json_lines as read_json_lines
@@ -41,10 +43,8 @@ from .outputs import write_output as write_output
 from .outputs import write_output_json as write_output_json
 from .outputs import write_output_text as write_output_text
 from .outputs import write_output_volume as write_output_volume
-from .page import cell_text as cell_text
-from .page import html_document as html_document
-from .page import html_picture as html_picture
-from .page import html_table as html_table
+from .tables import Table as Table
+from .tables import format_value as format_value
 from .text import decode_text as decode_text
 from .text import read_text as read_text
 from .volumes import decode_nifti as decode_nifti

@@ -13,6 +13,7 @@ from typing import Any
 
 from gtvray.config import NetworkConfig
 from gtvray.errors import ConfigError
+from gtvray.io import Table
 
 Axes = tuple[int, int, int]
 Millimetres = tuple[float, float, float]
@@ -109,13 +110,12 @@ class NetworkPlan:
         title = f"{self.kind}, {len(self.stages)} stages, attention {self.attention}, coarser heads {self.heads}"
         if self.subvoxels != (1, 1, 1):
             title += f", {_times(self.subvoxels)} voxels as channels of one"
-        rows = [["stage", "channels", "blocks", "kernel", "stride", "voxels", "mm", ""]]
+        rows = []
         for number, stage in enumerate(self.stages):
             axes = [_times(each) for each in (stage.kernel, stage.stride, stage.size_ijk, stage.spacing_mm)]
-            rows.append([str(number), str(stage.features), str(stage.blocks), *axes, stage.why])
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([title, *table, *(f"{key}: {origin}" for key, origin in self.origins.items())])
+            rows.append((number, stage.features, stage.blocks, *axes, stage.why))
+        table = Table(("stage", "channels", "blocks", "kernel", "stride", "voxels", "mm", ""), rows)
+        return "\n".join([title, table.text(), *(f"{key}: {origin}" for key, origin in self.origins.items())])
 
 
 def plan_network(config: NetworkConfig, spacing_mm: Millimetres, patch_ijk: Axes) -> NetworkPlan:

@@ -2,4 +2,9 @@ from .overlay import render_overlay as render_overlay
 from .recording import record_report as record_report
 from .study import Study as Study
 from .study import check_study as check_study
+from .tables import case_table as case_table
+from .tables import difference_table as difference_table
+from .tables import ranking_table as ranking_table
+from .tables import scores_table as scores_table
 from .trials import record_trials_page as record_trials_page
+from .trials import write_trials_page as write_trials_page

@@ -1,74 +1,62 @@
-"""A chart from first axes to the file a page holds: one look, the same bytes for the same figures."""
+"""Common style and encoding of charts: the same values always give the same bytes."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from gtvray.io import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with colour-blind eyes too, and by their marks in black and white.
+# The palette of Okabe and Ito, distinguishable with colour-blindness; markers distinguish series in greyscale.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_MARKS = "osD^v<>"
-_MOST_SVG_MARKS = 500
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing.
-
-    Attributes:
-        title: what it is of.
-        alt: what it shows, in words, for those who do not see it.
-        content: the file.
-        kind: "svg+xml", or "png" where there are so many marks that it is smaller.
-    """
-
-    title: str
-    alt: str
-    content: bytes
-    kind: str
+LINE_COLOUR = "#51606c"
+_MARKERS = "osD^v<>"
+_MAX_SVG_MARKS = 500
 
 
 def new_axes() -> tuple[Figure, Axes]:
-    """Empty axes."""
+    """Create a figure with empty axes in the common style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(color="#e3e8ec", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b4bfc8")
+    axes.tick_params(color="#b4bfc8", labelsize=9)
     return figure, axes
 
 
-def finished(figure: Figure, marks: int, title: str, told: str) -> Chart:
-    """The chart, once drawn.
+def encode_chart(figure: Figure, title: str, description: str, marks: int) -> Picture:
+    """Encode a drawn figure as SVG, or as PNG where so many marks would make the SVG larger.
 
     Args:
-        figure: drawn on.
-        marks: how many points or bars there are.
-        title: what it is of.
-        told: what it shows, in words.
+        figure: the drawn figure.
+        title: the caption.
+        description: what the chart shows, in words; part of the alternative text.
+        marks: number of points, bars and lines in it.
     """
     import matplotlib as mpl
 
-    content = io.BytesIO()
-    if marks > _MOST_SVG_MARKS:
+    content, alt = io.BytesIO(), f"{title}: {description}."
+    if marks > _MAX_SVG_MARKS:
         figure.savefig(content, format="png", dpi=130)
-        return Chart(title, f"{title}: {told}.", content.getvalue(), "png")
-    # No date, no random ids.
+        return Picture(content.getvalue(), "png", alt, title)
+    # Without a date and random ids, the bytes depend on the values alone.
     with mpl.rc_context({"svg.hashsalt": title}):
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    return Chart(title, f"{title}: {told}.", content.getvalue(), "svg+xml")
+    return Picture(content.getvalue(), "svg+xml", alt, title)
 
 
 def add_legend(figure: Figure) -> None:
-    """Name what has a label, above the axes: within them matplotlib searches for a place, and warns if that is slow."""
+    """Add a legend above the axes; searching for free space within them is slow, and matplotlib warns about it."""
     for text in figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False).get_texts():
-        # A dollar sign in a name begins no formula.
+        # A dollar sign in a name does not start a formula.
         text.set_parse_math(False)
         text.set_text(drawable(text.get_text()))
 
@@ -84,6 +72,6 @@ def drawable(text: str) -> str:
     )
 
 
-def style(number: int) -> dict[str, Any]:
-    """Colour and mark of the models, by their number."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": _MARKS[number % len(_MARKS)], "markersize": 4}
+def series_style(index: int) -> dict[str, Any]:
+    """Colour and marker of a series, as keyword arguments of `Axes.plot`."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4}

@@ -1,16 +1,19 @@
-"""The pictures of an evaluation: a case's slices with the outlines of reference and prediction."""
+"""Overlays: slices of a case with the outlines of reference and prediction."""
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from gtvray import NOTICE
 from gtvray.datasets import REFERENCE_COLOUR, WINDOW_HU, Section, sections
 from gtvray.errors import GeometryError
-from gtvray.geometry import Volume
+from gtvray.geometry import Box, Volume
 from gtvray.io import atomic_path
 from gtvray.reports.drawing import drawable
 
@@ -19,15 +22,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PREDICTION_COLOUR = "#ff3030"
+_LETTER_COLOUR = "#ffe14d"
+# Positions of direction letters at the left, right, top and bottom edge, in axes coordinates, with their alignment.
+_EDGES = (
+    ((0.02, 0.5), "left", "center"),
+    ((0.98, 0.5), "right", "center"),
+    ((0.5, 0.98), "center", "top"),
+    ((0.5, 0.02), "center", "bottom"),
+)
 
 
 def render_overlay(
-    path: str | os.PathLike[str], image: Volume, reference: Volume | None, prediction: Volume | None, title: str
+    path: str | os.PathLike[str],
+    image: Volume,
+    reference: Volume | None,
+    prediction: Volume | None,
+    title: str,
+    *,
+    field_mm: float | None = None,
 ) -> None:
     """Write a PNG of the axial, coronal and sagittal slices through a case's mask, with the outlines of its masks.
 
-    The slices are those through the middle of the reference, else of the prediction, else of the grid; shown as
-    radiologists do, patient left on the viewer's right, at a window of -160 to 240 HU.
+    The slices pass through the middle of the reference, else of the prediction, else of the grid. Display is
+    radiological, patient left on the viewer's right, at a window of -160 to 240 HU.
 
     Args:
         path: the PNG, written atomically.
@@ -35,40 +52,47 @@ def render_overlay(
         reference: mask on the image's grid, outlined in green.
         prediction: mask on the image's grid, outlined in red.
         title: a line above the slices; no patient identifiers.
+        field_mm: side of the square field of view around the masks; None shows the body.
 
     Raises:
         GeometryError: a mask is not on the image's grid.
     """
     for name, mask in (("reference", reference), ("prediction", prediction)):
         if mask is not None and not image.same_grid(mask):
-            raise GeometryError(f"{name} is not on the image's grid", expected=image.shape, found=mask.shape)
-    figure = _overlay_figure(image, reference, prediction, title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+            raise GeometryError(
+                f"{name} is not on the image's grid",
+                expected=image.shape,
+                found=mask.shape,
+                do="pass masks on the scan's own grid",
+            )
+    figure = _overlay_figure(image, reference, prediction, title, field_mm)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    with Image.open(content) as picture, atomic_path(path) as temporary:
+        # Greys and a few colours fit a palette, which makes the file a third as large.
+        picture.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
 
 
-def _overlay_figure(image: Volume, reference: Volume | None, prediction: Volume | None, title: str) -> Figure:
+def _overlay_figure(
+    image: Volume, reference: Volume | None, prediction: Volume | None, title: str, field_mm: float | None = None
+) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    outlined = {
-        name: (mask, colour)
-        for name, mask, colour in (
-            ("reference", reference, REFERENCE_COLOUR),
-            ("prediction", prediction, _PREDICTION_COLOUR),
-        )
-        if mask is not None
-    }
+    given = (("reference", reference, REFERENCE_COLOUR), ("prediction", prediction, _PREDICTION_COLOUR))
+    outlined = {name: (mask, colour) for name, mask, colour in given if mask is not None}
     colours = {name: colour for name, (_, colour) in outlined.items()}
     figure = Figure(figsize=(12, 4.8), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     views = sections(image, [mask for mask, _ in outlined.values()])
     for axes, view in zip(figure.subplots(1, 3), views, strict=True):
         _draw_view(axes, view, list(colours.values()))
-    _legend(figure.axes[0], colours)
-    # A dollar sign in a case's name begins no formula.
-    figure.suptitle(drawable(title), color="white", fontsize=11, parse_math=False)
-    figure.supxlabel(NOTICE, color="gray", fontsize=8)
+        if field_mm is not None:
+            _limit_field(axes, view, field_mm)
+    # A dollar sign in a case's name does not start a formula.
+    figure.suptitle(drawable(title), x=0.01, ha="left", color="white", fontsize=14, parse_math=False)
+    figure.supxlabel(NOTICE, color="#a0a0a0", fontsize=10)
+    _add_legend(figure, colours)
     return figure
 
 
@@ -80,25 +104,52 @@ def _draw_view(axes: Axes, view: Section, colours: list[str]) -> None:
         vmax=WINDOW_HU[1],
         origin="lower" if view.rows_up else "upper",
         aspect=view.pixel_mm[0] / view.pixel_mm[1],
+        interpolation="bilinear",
     )
     for section, colour in zip(view.masks, colours, strict=True):
         if section.any():
-            # The border lets an outline close where the mask meets the edge of the grid.
+            # The border closes an outline where the mask touches the edge of the grid.
             rows, columns = (np.arange(-1, size + 1) for size in section.shape)
-            axes.contour(columns, rows, np.pad(section, 1), levels=[0.5], colors=[colour], linewidths=1.2)
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
-    anchors = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
-    for letter, place, (horizontal, vertical) in zip(view.letters, places, anchors, strict=True):
+            axes.contour(columns, rows, np.pad(section, 1), levels=[0.5], colors=[colour], linewidths=1.6)
+    for letter, (position, horizontal, vertical) in zip(view.letters, _EDGES, strict=True):
         axes.text(
-            *place, letter, transform=axes.transAxes, color="yellow", ha=horizontal, va=vertical, fontweight="bold"
+            *position,
+            letter,
+            transform=axes.transAxes,
+            color=_LETTER_COLOUR,
+            ha=horizontal,
+            va=vertical,
+            fontsize=12,
+            fontweight="bold",
         )
-    axes.set_title(view.name, color="white", fontsize=9)
+    axes.set_title(view.name, color="white", fontsize=12)
     axes.set_axis_off()
 
 
-def _legend(axes: Axes, colours: dict[str, str]) -> None:
+def _limit_field(axes: Axes, view: Section, field_mm: float) -> None:
+    """Limit the axes to a square around the masks, or around the slice's centre without any."""
+    foreground = np.logical_or.reduce([*view.masks]) if view.masks else np.zeros(view.hu.shape, dtype=bool)
+    box = Box.around(foreground[..., None]) or Box.whole((*view.hu.shape, 1))
+    row, column = ((box.start_ijk[axis] + box.stop_ijk[axis] - 1) / 2 for axis in range(2))
+    half_rows, half_columns = (field_mm / pixel_mm / 2 for pixel_mm in view.pixel_mm)
+    axes.set_xlim(column - half_columns, column + half_columns)
+    bottom, top = row - half_rows, row + half_rows
+    axes.set_ylim((bottom, top) if view.rows_up else (top, bottom))
+
+
+def _add_legend(figure: Figure, colours: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()]
     if handles:
-        axes.legend(handles=handles, loc="lower left", fontsize=8, facecolor="black", labelcolor="white")
+        figure.legend(
+            handles=handles,
+            loc="upper right",
+            bbox_to_anchor=(0.992, 1.0),
+            ncols=len(handles),
+            fontsize=12,
+            frameon=False,
+            labelcolor="white",
+            borderaxespad=0.1,
+            borderpad=0.2,
+        )

@@ -1,4 +1,4 @@
-"""The report of an evaluation in MLflow: a run a model, beside the training that made it."""
+"""Recording of evaluation reports in MLflow: one run per model, below the run that trained it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gtvray.errors import InputError, ResourceError
 from gtvray.evaluation.metrics import METRICS
 from gtvray.io import read_json
-from gtvray.reports.study import FIGURES
+from gtvray.reports.study import SCORES
 from gtvray.tracking import experiment_id, find_or_create_run
 
 if TYPE_CHECKING:
@@ -22,34 +22,44 @@ _ARTIFACTS = "evaluation"
 
 
 def record_report(client: MlflowClient, experiment: str, report: Path, artifacts: Path | None) -> dict[str, str]:
-    """Send a report to MLflow. Sent again, it goes to the same runs and changes nothing.
+    """Record a report in MLflow; recording it again reuses the same runs.
 
     Args:
-        client: of the tracking store.
+        client: client of the tracking store.
         experiment: name of the experiment.
-        report: the report's folder, as `Study.write` makes it.
-        artifacts: where a new experiment keeps artifacts; None leaves it to the server.
+        report: the report's folder, as `Study.write` creates it.
+        artifacts: artifact location of a new experiment; None leaves it to the server.
 
     Returns:
-        model -> its run.
+        model -> id of its run.
 
     Raises:
         InputError: the folder holds no report.
-        ResourceError: MLflow does not take it.
+        ResourceError: MLflow did not accept the report.
     """
     from mlflow.exceptions import MlflowException
 
-    told = read_json(report / FIGURES)
+    content = read_json(report / SCORES)
     try:
-        at_ms = int(datetime.fromisoformat(told["at"]).timestamp() * 1000)
-        models = {model["name"]: (_tags(told, model), _metrics(model, at_ms)) for model in told["models"]}
+        at_ms = int(datetime.fromisoformat(content["at"]).timestamp() * 1000)
+        models = {model["name"]: (_tags(content, model), _metrics(model, at_ms)) for model in content["models"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError("no report of an evaluation", where=report / FIGURES, found=repr(error)) from error
+        raise InputError(
+            "no report of an evaluation",
+            where=report / SCORES,
+            found=repr(error),
+            do="name the folder `report` that `gtvray evaluate` wrote",
+        ) from error
     try:
-        place = experiment_id(client, experiment, artifacts)
-        return {name: _send(client, place, report, *of_model) for name, of_model in models.items()}
+        experiment_of_runs = experiment_id(client, experiment, artifacts)
+        return {name: _send(client, experiment_of_runs, report, *of_model) for name, of_model in models.items()}
     except (MlflowException, OSError) as error:
-        raise ResourceError("MLflow did not take the report", where=report, found=error) from error
+        raise ResourceError(
+            "MLflow did not accept the report",
+            where=report,
+            found=error,
+            do="send it again with `gtvray evaluate --send`",
+        ) from error
 
 
 def _send(client: MlflowClient, experiment: str, report: Path, tags: Mapping[str, str], metrics: list[Metric]) -> str:
@@ -62,7 +72,7 @@ def _send(client: MlflowClient, experiment: str, report: Path, tags: Mapping[str
 
 
 def _parent(client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
-    """What puts the run below its model's training in the list of runs, if that is in this store."""
+    """Tag that nests the run below the run that trained its model, if this store has that run."""
     from mlflow.exceptions import MlflowException
 
     trained_in = tags.get("gtvray.training_run")
@@ -76,15 +86,15 @@ def _parent(client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
         raise
 
 
-def _tags(told: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+def _tags(content: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
     tags = {
         "mlflow.runName": f"evaluation of {model['name']}",
-        "mlflow.note.content": str(told["notice"]),
-        "gtvray.evaluation": str(told["name"]),
+        "mlflow.note.content": str(content["notice"]),
+        "gtvray.evaluation": str(content["name"]),
         "gtvray.digest": str(model["digest"]),
-        "gtvray.data": str(told["data"]["digest"]),
+        "gtvray.data": str(content["data"]["digest"]),
         "gtvray.looks": str(model["looks"]),
-        "version.gtvray": str(told["gtvray"]),
+        "version.gtvray": str(content["gtvray"]),
     }
     trained_in = model["training_run"]
     return tags if trained_in is None else tags | {"gtvray.training_run": str(trained_in)}
@@ -101,5 +111,5 @@ def _metrics(model: Mapping[str, Any], at_ms: int) -> list[Metric]:
         if spread["interval"] is not None:
             low, high = spread["interval"]
             metrics |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-    # Of figures with the same time MLflow keeps one.
+    # MLflow keeps one of several equal metrics with the same time, so that recording again changes nothing.
     return [Metric(name, value, at_ms, 0) for name, value in metrics.items()]

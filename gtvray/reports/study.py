@@ -1,4 +1,4 @@
-"""Models on the cases of a dataset: masks, scores, and a report of them in one folder."""
+"""Evaluation of models on the cases of a dataset: masks, scores and a report in one folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from gtvray.evaluation.scoring import ScoredCase, check_masks, score_cases
 from gtvray.io import output_folder, read_volume, write_json
 from gtvray.reports.overlay import render_overlay
 from gtvray.reports.page import report_page
+from gtvray.reports.tables import outcome_csv, outcome_markdown
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
 
-REPORT, PAGE, FIGURES = "report", "report.html", "scores.json"
+REPORT, PAGE, SCORES = "report", "report.html", "scores.json"
 _PICTURES = "pictures"
-_WORST_SHOWN = 3
-_DIGEST_SHOWN = 12
+_WORST_CASES = 3
+_DIGEST_LENGTH = 12
 
 
 def check_study(dataset: Dataset, bundles: Iterable[Bundle], folder: Path, *, overwrite: bool) -> None:
@@ -47,17 +48,17 @@ def check_study(dataset: Dataset, bundles: Iterable[Bundle], folder: Path, *, ov
 
 
 class Study:
-    """Scores models one after the other on the same cases.
+    """Evaluation of several models on the same cases.
 
     Args:
-        dataset: cases with masks to score against.
-        digest: of the dataset's fingerprint.
-        bundles: model -> its bundle, by the names they get in the report.
-        folder: for the masks and the report.
-        overwrite: earlier masks and an earlier report in the folder may be replaced, if they are unchanged.
+        dataset: cases with reference masks.
+        digest: digest of the dataset's fingerprint.
+        bundles: model -> its bundle, by the names used in the report.
+        folder: target of the masks and the report.
+        overwrite: replace earlier masks and an earlier report in the folder, if they are unchanged.
 
     Raises:
-        InputError: two names of one bundle, or a model called as the baseline is.
+        InputError: two names refer to one bundle, or a model has the baseline's name.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Study:
         for name, bundle in bundles.items():
             other = by_digest.setdefault(bundle.digest, name)
             if other != name or name == BASELINE:
-                found = f"{other} and {name}, digest {bundle.digest[:_DIGEST_SHOWN]}"
+                found = f"{other} and {name}, digest {bundle.digest[:_DIGEST_LENGTH]}"
                 raise InputError("the same model twice", found=found, do="name each model once")
 
     def score(
@@ -83,18 +84,18 @@ class Study:
         baseline: MeanPositionBaseline | None = None,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Predict and score every case with a model; its masks stay in the folder.
+        """Predict and score every case with a model; the masks are kept in the folder.
 
         Args:
-            name: of the model.
-            looks: how many models have been scored on these cases by now.
+            name: name of the model.
+            looks: number of models scored on these cases so far, this one included.
             threads: CPU threads.
-            baseline: scored beside it; beside one model is enough.
-            report: told (done, all) after each case.
+            baseline: scored on the same cases; needed with one model only, as it does not depend on the model.
+            report: called with (done, total) after each case.
 
         Raises:
-            DataError: a case is not usable. Nothing is told of the others then: figures of the easier cases would
-                pass for those of all.
+            DataError: a case cannot be used. No scores are kept then: the mean of the remaining cases would be taken
+                for the mean of all.
         """
         from gtvray.inference import Predictor
 
@@ -102,15 +103,15 @@ class Study:
         masks = _mask_folder(self._folder, bundle)
         predictor = Predictor(bundle, threads=threads)
         self._scored[name] = score_cases(predictor, self._dataset.cases, masks, baseline, report)
-        known = bundle.info.get("training_data") or {}
-        facts = ModelFacts(name, bundle.digest, looks, bundle.info.get("mlflow_run"), known.get("digest"))
+        training_data = bundle.info.get("training_data") or {}
+        facts = ModelFacts(name, bundle.digest, looks, bundle.info.get("mlflow_run"), training_data.get("digest"))
         self._facts.append(facts)
 
     def write(self) -> tuple[Outcome, Path]:
-        """Write the report: page, JSON, tables and pictures, which appear together.
+        """Write the report atomically: page, JSON, tables and pictures.
 
         Returns:
-            what was found, and the report's folder.
+            the result, and the report's folder.
 
         Raises:
             InputError: another report is there that may not be replaced.
@@ -126,43 +127,44 @@ class Study:
                 scores=self._scores(),
                 worst=tuple(self._draw_worst(temporary)),
             )
-            write_json(temporary / FIGURES, outcome.as_dict())
+            write_json(temporary / SCORES, outcome.as_dict())
             for name, content in (
-                ("scores.md", outcome.markdown()),
-                ("cases.csv", outcome.csv()),
+                ("scores.md", outcome_markdown(outcome)),
+                ("cases.csv", outcome_csv(outcome)),
                 (PAGE, report_page(outcome, temporary)),
             ):
                 (temporary / name).write_text(content, encoding="utf-8")
         return outcome, target
 
     def _scores(self) -> dict[str, list[CaseScore]]:
-        """Model -> scores, in the order they came; the baseline, if there is one, last."""
+        """Model -> scores, in scoring order; the baseline, if there is one, last."""
         scores = {name: [entry.score for entry in entries] for name, entries in self._scored.items()}
         for entries in self._scored.values():
-            floors = [entry.baseline for entry in entries if entry.baseline is not None]
-            if floors:
-                return scores | {BASELINE: floors}
+            baseline = [entry.baseline for entry in entries if entry.baseline is not None]
+            if baseline:
+                return scores | {BASELINE: baseline}
         return scores
 
     def _draw_worst(self, folder: Path) -> list[WorstCase]:
+        """Draw the cases with each model's lowest DSC."""
         chosen = [
             (name, entry)
             for name, entries in self._scored.items()
-            for entry in sorted(entries, key=lambda one: one.score.dsc)[:_WORST_SHOWN]
+            for entry in sorted(entries, key=lambda one: one.score.dsc)[:_WORST_CASES]
         ]
         drawn: dict[tuple[str, str], WorstCase] = {}
-        # By case: models are often worst on the same ones, and reading a scan takes longer than drawing it.
+        # Case by case: models often fail on the same cases, and reading a scan takes longer than drawing it.
         for case in {entry.case.case_id: entry.case for _, entry in chosen}.values():
             scan = read_volume(case.image)
             reference = read_label(case, scan)
             for name, entry in chosen:
                 if entry.case is case:
                     score = entry.score
-                    told = f"{case.case_id}: DSC {score.dsc:.3f}, HD95 {score.hd95_mm:.1f} mm"
-                    digest = self._bundles[name].digest[:_DIGEST_SHOWN]
+                    caption = f"{case.case_id}: DSC {score.dsc:.3f}, HD95 {score.hd95_mm:.1f} mm"
+                    digest = self._bundles[name].digest[:_DIGEST_LENGTH]
                     picture = Path(_PICTURES) / f"worst-{digest}-{_in_uri(case.case_id)}.png"
-                    render_overlay(folder / picture, scan, reference, read_binary(entry.mask), told)
-                    drawn[name, case.case_id] = WorstCase(name, case.case_id, told, picture)
+                    render_overlay(folder / picture, scan, reference, read_binary(entry.mask), caption)
+                    drawn[name, case.case_id] = WorstCase(name, case.case_id, caption, picture)
         return [drawn[name, entry.case.case_id] for name, entry in chosen]
 
 
@@ -173,4 +175,4 @@ def _in_uri(case_id: str) -> str:
 
 
 def _mask_folder(folder: Path, bundle: Bundle) -> Path:
-    return folder / "masks" / bundle.digest[:_DIGEST_SHOWN]
+    return folder / "masks" / bundle.digest[:_DIGEST_LENGTH]

@@ -1,4 +1,4 @@
-"""The charts of a sweep: learning curves, searched settings against what came of them, score against cost."""
+"""Charts of a sweep: learning curves, settings in parallel coordinates, and score against cost."""
 
 from __future__ import annotations
 
@@ -6,60 +6,71 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gtvray.reports.drawing import COLOURS, Chart, finished, new_axes
+import numpy as np
+
+from gtvray.io import Picture
+from gtvray.reports.drawing import COLOURS, LINE_COLOUR, encode_chart, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve = list[tuple[int, float]]
+# Positions of values on their axis, 0 to 1, and the tick labels with their positions.
+Scaled = tuple[list[float], list[tuple[float, str]]]
 
-_MOST_NAMED_VALUES = 12
+_MAX_CATEGORY_LABELS = 12
 
 
-def curve_chart(name: str, curves: Mapping[str, Curve], best: Sequence[float]) -> Chart:
-    """A figure of each trial over its epochs; brighter is better.
+def curve_chart(name: str, curves: Mapping[str, Curve], best: Sequence[float]) -> Picture:
+    """Draw a metric of each trial by epoch; stronger colours mean a higher best DSC.
 
     Args:
-        name: of the figure.
+        name: name of the metric.
         curves: trial -> (epoch, value), the best trial first.
-        best: the best DSC of each, in the same order.
+        best: best DSC of each trial, in the same order.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_axes()
-    colour = _colours(axes, best)
-    for number, curve in reversed(list(enumerate(curves.values()))):
+    colours = _add_colours(axes, best)
+    for index, curve in reversed(list(enumerate(curves.values()))):
         epochs, values = [epoch for epoch, _ in curve], [value for _, value in curve]
-        axes.plot(epochs, values, color=colour[number], linewidth=2 if number == 0 else 1, marker=".", markersize=3)
+        axes.plot(epochs, values, color=colours[index], linewidth=2 if index == 0 else 1, marker=".", markersize=3)
     axes.set(xlabel="epoch", ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = "; ".join(f"{trial} ends at {curve[-1][1]:.3g}" for trial, curve in list(curves.items())[:5] if curve)
-    return finished(figure, sum(map(len, curves.values())), f"{name} by epoch", last)
+    return encode_chart(figure, f"{name} by epoch", last, sum(map(len, curves.values())))
 
 
-def parallel_chart(settings: Mapping[str, Sequence[str]], best: Sequence[float]) -> Chart:
-    """Parallel coordinates: a line a trial through its settings, the last axis its best DSC.
+def parallel_chart(settings: Mapping[str, Sequence[str]], best: Sequence[float]) -> Picture:
+    """Draw parallel coordinates: a line per trial through its settings, ending at its best DSC.
 
     Args:
-        settings: key -> its value in each trial, the best first; at least one.
-        best: the best DSC of each trial.
+        settings: key -> its value in each trial, the best trial first; at least one key.
+        best: best DSC of each trial, in the same order.
     """
-    columns = {**{key: _heights(values) for key, values in settings.items()}, "best DSC": _scaled(list(best))}
+    columns = {**{key: _scale_setting(values) for key, values in settings.items()}, "best DSC": _scale(list(best))}
     figure, axes = new_axes()
-    colour = _colours(axes, best)
-    for number in reversed(range(len(best))):
-        line = [heights[number] for heights, _ in columns.values()]
-        axes.plot(range(len(columns)), line, color=colour[number], linewidth=2 if number == 0 else 1)
-    for place, (_, labels) in enumerate(columns.values()):
-        axes.axvline(place, color="#44525e", linewidth=0.8)
-        for height, label in labels:
-            axes.text(place + 0.02, height, label, fontsize=7, va="center", parse_math=False)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    colours = _add_colours(axes, best)
+    for trial in reversed(range(len(best))):
+        line = [positions[trial] for positions, _ in columns.values()]
+        axes.plot(range(len(columns)), line, color=colours[trial], linewidth=2 if trial == 0 else 1)
+    for column, (_, labels) in enumerate(columns.values()):
+        axes.axvline(column, color=LINE_COLOUR, linewidth=0.8)
+        for position, label in labels:
+            text = axes.text(column + 0.02, position, label, fontsize=7, va="center", parse_math=False)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8})
     axes.set_xticks(range(len(columns)), [key.replace(".", ".\n", 1) for key in columns], fontsize=8)
     axes.set_yticks([])
     axes.set_xlim(-0.05, len(columns) - 0.7)
     first = ", ".join(f"{key} {values[0]}" for key, values in settings.items())
-    return finished(figure, len(best) * len(columns), "Settings of all trials", f"the best trial has {first}")
+    return encode_chart(figure, "Settings of all trials", f"the best trial has {first}", len(best) * len(columns))
 
 
-def front_chart(seconds: Sequence[float], best: Sequence[float]) -> Chart:
-    """Best DSC against the seconds a trial took, with the Pareto front: trials that none beats in both."""
+def front_chart(seconds: Sequence[float], best: Sequence[float]) -> Picture:
+    """Draw best DSC against training time, with the Pareto front: the trials that no other beats in both."""
     front: list[tuple[float, float]] = []
     for cost, dsc in sorted(zip(seconds, best, strict=True), key=lambda trial: (trial[0], -trial[1])):
         if not front or dsc > front[-1][1]:
@@ -68,38 +79,39 @@ def front_chart(seconds: Sequence[float], best: Sequence[float]) -> Chart:
     axes.plot(seconds, best, linestyle="none", marker="o", color=COLOURS[0], markersize=4)
     axes.step([cost for cost, _ in front], [dsc for _, dsc in front], where="post", color=COLOURS[1], marker="D")
     axes.set(xlabel="seconds of training and selection", ylabel="best selection DSC")
-    told = "; ".join(f"{dsc:.3f} in {cost:.0f} s" for cost, dsc in front)
-    return finished(figure, len(best), "Score against cost, with the Pareto front", told)
+    points = "; ".join(f"{dsc:.3f} in {cost:.0f} s" for cost, dsc in front)
+    return encode_chart(figure, "Score against cost, with the Pareto front", points, len(best))
 
 
-def _colours(axes: Axes, best: Sequence[float]) -> list[tuple[float, ...]]:
-    """A colour a trial, by its best DSC, with the scale beside the axes."""
+def _add_colours(axes: Axes, best: Sequence[float]) -> list[tuple[float, ...]]:
+    """The colour of each trial by its best DSC; adds the colour scale beside the axes."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    # Without the colours' yellow end, which is hard to see on white; never a scale without length.
-    shades, reach = mpl.colormaps["viridis"], 1.15 * (max(best) - min(best)) + 1e-6
-    scale = Normalize(min(best), min(best) + reach)
-    axes.figure.colorbar(ScalarMappable(scale, shades), ax=axes, label="best DSC")
-    return [shades((value - min(best)) / reach) for value in best]
+    # The pale end is left out. A dark page inverts the lightness, where the best trials stand out just as well.
+    colormap = LinearSegmentedColormap.from_list("scores", mpl.colormaps["YlGnBu"](np.linspace(0.3, 1, 256)))
+    # Equal scores need a scale of some length, too.
+    scale = Normalize(min(best), max(best) + 1e-6)
+    axes.figure.colorbar(ScalarMappable(scale, colormap), ax=axes, label="best DSC").outline.set_visible(False)
+    return [colormap(float(scale(value))) for value in best]
 
 
-def _heights(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where values stand on their axis, 0 to 1, and what is written there: numbers by size, else a place each."""
+def _scale_setting(values: Sequence[str]) -> Scaled:
+    """Scale numbers by size, logarithmically over a decade or more; spread other values evenly, sorted by name."""
     try:
         numbers = [float(value) for value in values]
-        # Learning rates and the like lie decades apart.
         wide = min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
-        heights, _ = _scaled([math.log10(number) for number in numbers] if wide else numbers)
-        return heights, _scaled(numbers)[1]
+        positions, _ = _scale([math.log10(number) for number in numbers] if wide else numbers)
+        return positions, _scale(numbers)[1]
     except ValueError:
-        kinds = sorted(set(values))
-        at = {kind: number / max(1, len(kinds) - 1) for number, kind in enumerate(kinds)}
-        return [at[value] for value in values], [(at[kind], kind[:20]) for kind in kinds[:_MOST_NAMED_VALUES]]
+        categories = sorted(set(values))
+        at = {category: index / max(1, len(categories) - 1) for index, category in enumerate(categories)}
+        labels = [(at[category], category[:20]) for category in categories[:_MAX_CATEGORY_LABELS]]
+        return [at[value] for value in values], labels
 
 
-def _scaled(values: list[float]) -> tuple[list[float], list[tuple[float, str]]]:
+def _scale(values: list[float]) -> Scaled:
     low, high = min(values), max(values)
     width = (high - low) or 1.0
     return [(value - low) / width for value in values], [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]

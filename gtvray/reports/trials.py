@@ -1,149 +1,132 @@
-"""The trials of a sweep as one page: learning curves, what was searched against what came of it, and at what cost."""
+"""The HTML page of a sweep's trials, drawn from the record in the sweep's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtvray import NOTICE
-from gtvray.errors import ResourceError
-from gtvray.io import atomic_path, html_document, html_picture, html_table
-from gtvray.reports.drawing import Chart
-from gtvray.reports.trial_charts import Curve, curve_chart, front_chart, parallel_chart
+from gtvray.io import Picture, Table, atomic_path, render_page
+from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
+from gtvray.tracking import Trial, read_trials
+from gtvray.tracking.trials import FAILED
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-_PAGE = "trials.html"
-# Of more, the best by their last figure are read; each takes three requests.
-_MOST_TRIALS = 200
+PAGE = "trials.html"
 
 
-@dataclass(frozen=True)
-class TrialCurves:
-    """A trial as MLflow has it.
-
-    Attributes:
-        name: its id in the sweep.
-        status: of its run.
-        params: dotted key -> value.
-        dsc, loss: selection DSC, on the prepared grid, and training loss, as (epoch, value).
-        seconds: wall-clock of its epochs together.
-    """
-
-    name: str
-    status: str
-    params: dict[str, str]
-    dsc: Curve
-    loss: Curve
-    seconds: float
-
-    @property
-    def best_dsc(self) -> float:
-        """The best of its epochs."""
-        return max(value for _, value in self.dsc)
-
-
-def record_trials_page(client: MlflowClient, run_id: str, folder: Path) -> Path | None:
-    """Write the page of a sweep and send it to its run.
+def record_trials_page(folder: Path, name: str, client: MlflowClient, run_id: str) -> tuple[Path | None, bool]:
+    """Write the page of a sweep into its folder and send it to its MLflow run.
 
     Args:
-        client: of the tracking store.
-        run_id: the sweep's run; its trials are the runs below it.
-        folder: where the page goes, `trials.html`.
+        folder: the sweep's folder, which holds the record of its trials.
+        name: name of the sweep.
+        client: client of the tracking store.
+        run_id: the sweep's run.
 
     Returns:
-        the page; None if no trial has an epoch.
-
-    Raises:
-        ResourceError: MLflow does not answer.
+        the page, or None if no trial has started; and whether MLflow accepted it.
     """
     from mlflow.exceptions import MlflowException
 
+    page = write_trials_page(folder, name)
+    if page is None:
+        return None, False
     try:
-        trials = read_trials(client, run_id)
-        if not trials:
-            return None
-        path = folder / _PAGE
-        with atomic_path(path) as temporary:
-            temporary.write_text(trials_page(client.get_run(run_id).info.run_name, trials), encoding="utf-8")
-        client.log_artifact(run_id, str(path), "report")
-    except (MlflowException, OSError) as error:
-        raise ResourceError("MLflow did not take the page of the trials", where=run_id, found=error) from error
-    return path
+        client.log_artifact(run_id, str(page), "report")
+    except (MlflowException, OSError):
+        # The page itself is on disk; MLflow being away must not cost the sweep.
+        return page, False
+    return page, True
 
 
-def read_trials(client: MlflowClient, run_id: str) -> list[TrialCurves]:
-    """The trials of a sweep's run that have an epoch, the best first."""
-    place = client.get_run(run_id).info.experiment_id
-    where = f"tags.`mlflow.parentRunId` = '{run_id}'"
-    runs = client.search_runs([place], where, max_results=_MOST_TRIALS, order_by=["metrics.best_dsc DESC"])
-    trials = [_trial(client, run) for run in runs if "ray.trial_id" in run.data.tags]
-    return sorted((trial for trial in trials if trial.dsc), key=lambda trial: -trial.best_dsc)
+def write_trials_page(folder: Path, name: str) -> Path | None:
+    """Write `trials.html` into a sweep's folder and return its path; None if no trial has started."""
+    trials = read_trials(folder)
+    if not trials:
+        return None
+    page = folder / PAGE
+    with atomic_path(page) as temporary:
+        temporary.write_text(trials_page(name, trials), encoding="utf-8")
+    return page
 
 
-def trials_page(name: str, trials: Sequence[TrialCurves]) -> str:
-    """The page of a sweep's trials, the best first; at least one."""
-    keys = searched(trials)
-    heads = ("trial", "best DSC", "epochs", "seconds", "status", *keys)
+def trials_page(name: str, trials: Sequence[Trial]) -> str:
+    """Render the page of a sweep.
+
+    Args:
+        name: name of the sweep.
+        trials: its trials; those without an epoch appear in the tables only.
+    """
+    trained = sorted((trial for trial in trials if trial.curve("selection_dsc")), key=lambda each: -best_dsc(each))
+    untrained = [trial for trial in trials if not trial.curve("selection_dsc")]
+    keys = searched_keys(trials)
+    facts: list[tuple[str, object]] = [
+        ("trials", len(trials)),
+        ("failed", sum(trial.state == FAILED for trial in trials)),
+    ]
+    if trained:
+        facts += [("best trial", trained[0].trial_id), ("best DSC", f"{best_dsc(trained[0]):.4f}")]
+    return render_page(
+        "gtvray.reports",
+        "trials.html",
+        notice=NOTICE,
+        name=name,
+        facts=facts,
+        charts=list(_charts(trained, keys)) if trained else [],
+        trials=_trial_table([*trained, *untrained], keys),
+        failures=_failure_table(trials),
+    )
+
+
+def best_dsc(trial: Trial) -> float:
+    """The highest selection DSC of a trial's epochs."""
+    return max(value for _, value in trial.curve("selection_dsc"))
+
+
+def searched_keys(trials: Sequence[Trial]) -> list[str]:
+    """The settings that differ between trials."""
+    keys = dict.fromkeys(key for trial in trials for key in trial.settings)
+    return [key for key in keys if len({str(trial.settings.get(key)) for trial in trials}) > 1]
+
+
+def _seconds(trial: Trial) -> float:
+    return sum(value for _, value in trial.curve("seconds"))
+
+
+def _setting(trial: Trial, key: str) -> str:
+    value = trial.settings.get(key, "-")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _trial_table(trials: Sequence[Trial], keys: Sequence[str]) -> Table:
     rows = [
         (
-            each.name,
-            f"{each.best_dsc:.4f}",
-            len(each.dsc),
-            f"{each.seconds:.0f}",
-            each.status,
-            *map(each.params.get, keys),
+            trial.trial_id,
+            f"{best_dsc(trial):.4f}" if trial.curve("selection_dsc") else None,
+            len(trial.epochs),
+            f"{_seconds(trial):.0f}",
+            trial.state,
+            *(_setting(trial, key) for key in keys),
         )
-        for each in trials
+        for trial in trials
     ]
-    charts = (html_picture(chart.content, chart.kind, chart.alt, chart.title) for chart in _charts(trials, keys))
-    told = (
-        "DSC on the selection cases, on the prepared grid: it compares trials, and is too good for the best one, which "
-        "was chosen by it. Held-out cases tell: gtvray promote, gtvray evaluate."
-    )
-    return html_document(
-        f"Trials of {name}",
-        [
-            f'<h1>Trials of {escape(name)}</h1><p class="notice">{escape(NOTICE)}</p><p>{escape(told)}</p>',
-            f'<h2>Charts</h2><div class="charts">{"".join(charts)}</div>',
-            f"<h2>Trials</h2>{html_table(heads, rows, caption='A press on a heading sorts.', sortable=True)}",
-        ],
-    )
+    return Table(("trial", "best DSC", "epochs", "seconds", "state", *keys), rows)
 
 
-def searched(trials: Sequence[TrialCurves]) -> list[str]:
-    """The keys that differ between trials."""
-    keys = dict.fromkeys(key for trial in trials for key in trial.params)
-    return [key for key in keys if len({trial.params.get(key) for trial in trials}) > 1]
+def _failure_table(trials: Sequence[Trial]) -> Table:
+    rows = [(trial.trial_id, "recovered", note) for trial in trials for note in trial.notes]
+    rows += [(trial.trial_id, FAILED, trial.reason) for trial in trials if trial.reason]
+    return Table(("trial", "outcome", "reason"), rows)
 
 
-def _charts(trials: Sequence[TrialCurves], keys: Sequence[str]) -> Iterator[Chart]:
-    best = [trial.best_dsc for trial in trials]
-    yield curve_chart("selection DSC", {trial.name: trial.dsc for trial in trials}, best)
-    yield curve_chart("training loss", {trial.name: trial.loss for trial in trials}, best)
+def _charts(trials: Sequence[Trial], keys: Sequence[str]) -> Iterator[Picture]:
+    best = [best_dsc(trial) for trial in trials]
+    yield curve_chart("selection DSC", {trial.trial_id: trial.curve("selection_dsc") for trial in trials}, best)
+    yield curve_chart("training loss", {trial.trial_id: trial.curve("train_loss") for trial in trials}, best)
     if keys:
-        yield parallel_chart({key: [trial.params.get(key, "-") for trial in trials] for key in keys}, best)
-    yield front_chart([trial.seconds for trial in trials], best)
-
-
-def _trial(client: MlflowClient, run: Run) -> TrialCurves:
-    curves = {name: _curve(client, run.info.run_id, name) for name in ("selection_dsc", "train_loss", "seconds")}
-    return TrialCurves(
-        name=run.data.tags["ray.trial_id"],
-        status=run.info.status,
-        params=dict(run.data.params),
-        dsc=curves["selection_dsc"],
-        loss=curves["train_loss"],
-        seconds=sum(value for _, value in curves["seconds"]),
-    )
-
-
-def _curve(client: MlflowClient, run_id: str, name: str) -> Curve:
-    # An epoch told twice, after a restart, counts once.
-    told = {entry.step: float(entry.value) for entry in client.get_metric_history(run_id, name)}
-    return sorted(told.items())
+        yield parallel_chart({key: [_setting(trial, key) for trial in trials] for key in keys}, best)
+    yield front_chart([_seconds(trial) for trial in trials], best)

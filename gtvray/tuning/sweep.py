@@ -19,7 +19,7 @@ from gtvray.config import Config, SweepConfig, flatten, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster, plan_trials
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import SweepRecorder, TrialRecord
 from gtvray.training import check_plan
 from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
 from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
@@ -111,7 +111,14 @@ def run_sweep(
         tune.with_parameters(SegmentationTrial, context=context),
         PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}]),
     )
-    watcher = Watcher(recorder, dict(sweep.space), tags, base.training.epochs, report)
+    watcher = Watcher(
+        TrialRecord(folder),
+        recorder,
+        space=dict(sweep.space),
+        tags=tags,
+        epochs=base.training.epochs,
+        report=report,
+    )
     tuner = restored_tuner(folder / TUNE_FOLDER, trainable, sweep, watcher)
     if tuner is None:
         settings = TuneConfig(

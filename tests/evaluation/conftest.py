@@ -1,4 +1,4 @@
-"""A dataset of balls with a tumour, a store on SQLite, and one thread for torch."""
+"""A dataset of balls with a tumour, an MLflow store on SQLite, and one thread for torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Four balls of tissue, each with a tumour at another place."""
+    """Four balls of tissue, each with a tumour at a different position."""
     folder = tmp_path_factory.mktemp("balls") / "balls"
     shape, affine = (30, 28, 24), np.diag([-4.0, -4.0, 5.0, 1.0])
     i, j, k = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")

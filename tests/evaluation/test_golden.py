@@ -1,4 +1,4 @@
-"""Golden cases: pieces of scans that a model must mark alike wherever it runs."""
+"""Golden cases: crops of scans of which a model must reproduce the masks on every host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = ["golden.json", *(f"{kind}-{n}.nii.gz" for kind in ("mask", "scan") for 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Random weights that mark a part of a phantom."""
+    """Random weights whose masks are not empty."""
     torch.manual_seed(0)
     network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
     built = build_network(network, 1, (6.0, 6.0, 6.0), patch_ijk)
@@ -51,15 +51,15 @@ def golden(bundle: Bundle, phantoms: Path, tmp_path_factory: pytest.TempPathFact
     for case in index_dataset(phantoms).cases[:2]:
         mask = folder / f"{case.case_id}.nii.gz"
         scan = read_volume(case.image)
-        marked = np.zeros(scan.shape, np.uint8)
-        marked[tuple(slice(n // 2 - 3, n // 2 + 3) for n in scan.shape)] = 1
-        write_volume(mask, scan.with_array(marked))
+        cube = np.zeros(scan.shape, np.uint8)
+        cube[tuple(slice(n // 2 - 3, n // 2 + 3) for n in scan.shape)] = 1
+        write_volume(mask, scan.with_array(cube))
         scored.append(ScoredCase(case, made_score(case.case_id, 0.5), None, mask, 1))
     write_golden(folder / "golden", predictor, scored, threads=1)
     return folder / "golden"
 
 
-def test_golden_cases_are_reproduced_to_the_bit_on_the_same_stack(golden: Path, bundle: Bundle) -> None:
+def test_golden_cases_are_reproduced_bit_for_bit_on_the_same_stack(golden: Path, bundle: Bundle) -> None:
     assert sorted(file.name for file in golden.iterdir()) == NAMES
     assert golden_threads(golden) == 1
     results = reproduce(golden, Predictor(bundle, threads=1))
@@ -67,18 +67,18 @@ def test_golden_cases_are_reproduced_to_the_bit_on_the_same_stack(golden: Path, 
         (0, 1.0, True, True),
         (1, 1.0, True, True),
     ]
-    assert any(read_volume(golden / f"mask-{n}.nii.gz").array.any() for n in range(2)), "the cases show something"
+    assert any(read_volume(golden / f"mask-{n}.nii.gz").array.any() for n in range(2)), "some mask is not empty"
 
 
-def test_they_tell_neither_names_nor_whole_heads(golden: Path, phantoms: Path) -> None:
+def test_golden_cases_hold_neither_names_nor_full_scans(golden: Path, phantoms: Path) -> None:
     cases = index_dataset(phantoms).cases[:2]
     text = (golden / "golden.json").read_text()
     assert [case.case_id for case in cases if f'"{case.case_id}"' in text or str(phantoms) in text] == []
-    whole = {read_volume(case.image).shape for case in cases}
-    assert all(read_volume(golden / f"scan-{n}.nii.gz").shape not in whole for n in range(2))
+    full = {read_volume(case.image).shape for case in cases}
+    assert all(read_volume(golden / f"scan-{n}.nii.gz").shape not in full for n in range(2))
 
 
-def test_a_stack_that_answers_otherwise_is_found(golden: Path, bundle: Bundle) -> None:
+def test_different_masks_are_detected(golden: Path, bundle: Bundle) -> None:
     changed = replace(bundle, inference=bundle.inference.model_copy(update={"threshold": 0.7}))
     results = reproduce(golden, Predictor(changed, threads=1))
     assert not all(result.ok for result in results)
@@ -86,14 +86,16 @@ def test_a_stack_that_answers_otherwise_is_found(golden: Path, bundle: Bundle) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damaged_or_foreign_golden_cases_are_refused(golden: Path, bundle: Bundle, tmp_path: Path, name: str) -> None:
+def test_damaged_golden_cases_and_those_of_another_model_are_refused(
+    golden: Path, bundle: Bundle, tmp_path: Path, name: str
+) -> None:
     copy = shutil.copytree(golden, tmp_path / "copy")
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(BundleError):
         reproduce(copy, Predictor(bundle, threads=1))
     (copy / name).write_bytes(content)
-    about = json.loads((copy / "golden.json").read_text())
-    write_json(copy / "golden.json", {**about, "digest": "another"})
+    index = json.loads((copy / "golden.json").read_text())
+    write_json(copy / "golden.json", {**index, "digest": "another"})
     with pytest.raises(BundleError, match="another model"):
         reproduce(copy, Predictor(bundle, threads=1))

@@ -1,4 +1,4 @@
-"""Scores against MONAI, which is built on other code, and against values that can be worked out by hand."""
+"""Scores against MONAI, an independent implementation, and against values computed by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gtvray.geometry import Volume
 from gtvray.io import read_volume
 
 Mask = npt.NDArray[np.bool_]
-# MONAI 1.6 calls its own function with an argument it has deprecated.
+# MONAI 1.6 passes a deprecated argument to its own function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
 
 STRUCTSEG_MM = (1.14, 1.14, 3.0)
@@ -80,16 +80,16 @@ def our_scores(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), STRUCTSEG_MM, (4.3, 0.7, 2.1)])
-def test_random_blobs_score_as_monai_scores_them(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+def test_random_blobs_score_as_in_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
     masks = blob(seed), blob(seed + 100)
-    # A tolerance no distance on these grids can equal, so that rounding on either side cannot decide.
+    # No distance on these grids equals this tolerance, so that rounding cannot decide.
     tolerance_mm = 1.7391
     assert our_scores(*masks, spacing_mm, tolerance_mm) == pytest.approx(
         monai_scores(*masks, spacing_mm, tolerance_mm), abs=1e-4
     )
 
 
-def test_real_case_scores_as_monai_scores_it(shared_data: Path) -> None:
+def test_real_case_scores_as_in_monai(shared_data: Path) -> None:
     label = read_volume(shared_data / "openkbp_ptv70" / "train" / "pt_1" / "label.nii.gz")
     reference = label.array != 0
     prediction = np.roll(reference, (2, -1, 3), axis=(0, 1, 2))
@@ -100,7 +100,7 @@ def test_real_case_scores_as_monai_scores_it(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("prediction", [ellipsoid((20, 20, 20), (2, 0, 0)), ellipsoid((20, 20, 17), (0, 0, 3))])
-def test_displaced_ellipsoids_score_as_monai_scores_them(prediction: Mask) -> None:
+def test_displaced_ellipsoids_score_as_in_monai(prediction: Mask) -> None:
     reference = ellipsoid((20, 20, 20))
     assert our_scores(reference, prediction, STRUCTSEG_MM, 1.0) == pytest.approx(
         monai_scores(reference, prediction, STRUCTSEG_MM, 1.0), abs=1e-4
@@ -109,10 +109,10 @@ def test_displaced_ellipsoids_score_as_monai_scores_them(prediction: Mask) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spacing_mm", [STRUCTSEG_MM, (4.3, 0.7, 2.1)])
-def test_surface_distances_are_those_of_every_pair_of_surface_voxels(
+def test_surface_distances_equal_a_search_over_all_surface_voxels(
     seed: int, spacing_mm: tuple[float, float, float]
 ) -> None:
-    """No distance transform, no crop: SciPy's erosion, and the nearest of all points."""
+    """Without a distance transform or a crop: SciPy's erosion and a nearest-neighbour search."""
     masks = blob(seed + 20), blob(seed + 40)
     points = [np.argwhere(mask ^ binary_erosion(mask)) * spacing_mm for mask in masks]
     there, back = (cKDTree(points[1 - n]).query(points[n])[0] for n in range(2))
@@ -122,7 +122,7 @@ def test_surface_distances_are_those_of_every_pair_of_surface_voxels(
 
 
 def test_two_voxels_apart_score_as_published_with_surface_distance() -> None:
-    """The published test of DeepMind's surface-distance: voxels 2 mm apart at 3 x 2 x 1 mm."""
+    """A published test of DeepMind's surface-distance: voxels 2 mm apart at 3 x 2 x 1 mm."""
     reference, prediction = np.zeros((2, 128, 128, 128), dtype=bool)
     reference[50, 60, 70] = prediction[50, 60, 72] = True
     measured = SurfelDistances.between(reference, prediction, (3.0, 2.0, 1.0))
@@ -133,12 +133,12 @@ def test_two_voxels_apart_score_as_published_with_surface_distance() -> None:
 
 
 def test_cubes_shifted_by_a_voxel_score_as_published_with_surface_distance() -> None:
-    """Another of its published tests, given there to three digits; the cubes fill their grid up to its border."""
+    """A published test of surface-distance with three digits; the cubes extend to the border of their grid."""
     reference, prediction = np.zeros((2, 100, 100, 100), dtype=bool)
     reference[:50] = prediction[:51] = True
     measured = SurfelDistances.between(reference, prediction, (2.0, 1.0, 1.0))
-    mine = np.count_nonzero(surfel_areas_mm2(np.pad(reference[:51], 1), (2.0, 1.0, 1.0)))
-    parts = slice(None, mine), slice(mine, None)
+    reference_surfels = np.count_nonzero(surfel_areas_mm2(np.pad(reference[:51], 1), (2.0, 1.0, 1.0)))
+    parts = slice(None, reference_surfels), slice(reference_surfels, None)
     mean_mm = [np.average(measured.distances_mm[part], weights=measured.areas_mm2[part]) for part in parts]
     assert mean_mm == pytest.approx([0.322, 0.339], abs=5e-4)
     assert nsd(reference, prediction, (2.0, 1.0, 1.0), 1.0) == pytest.approx(0.836, abs=5e-4)
@@ -149,12 +149,12 @@ def test_cubes_shifted_by_a_voxel_score_as_published_with_surface_distance() -> 
 def test_two_millimetre_shift_is_measured_in_millimetres() -> None:
     reference, prediction = ellipsoid((20, 20, 20)), ellipsoid((20, 20, 20), (2, 0, 0))
     assert dice(reference, prediction) == pytest.approx(0.924, abs=5e-4)
-    # 1.61 would be the area-weighted definition, 1.41 the spacing forgotten.
+    # The area-weighted definition gives 1.61, ignoring the spacing 1.41.
     assert hd95_mm(reference, prediction, STRUCTSEG_MM) == pytest.approx(2.28, abs=5e-3)
 
 
-def test_hd95_sees_a_distant_false_positive_that_a_pooled_percentile_does_not() -> None:
-    # 95 surface-only voxels agree on both sides; six more lie far away in the prediction alone.
+def test_hd95_includes_a_distant_false_positive_that_a_pooled_percentile_ignores() -> None:
+    # Both masks share 95 voxels, all of them surface; the prediction has six more far away.
     reference = np.zeros((200, 3, 3), dtype=bool)
     reference[:95, 1, 1] = True
     prediction = reference.copy()
@@ -177,7 +177,7 @@ def test_mask_at_the_edge_of_the_grid_has_a_surface_there() -> None:
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.1, 1.1, 1.1), (0.3, 0.5, 0.7)])
-def test_surface_exactly_at_the_tolerance_counts_as_close(spacing_mm: tuple[float, float, float]) -> None:
+def test_surface_at_exactly_the_tolerance_is_within_it(spacing_mm: tuple[float, float, float]) -> None:
     reference = np.zeros((20, 8, 8), dtype=bool)
     reference[5:12, 2:6, 2:6] = True
     prediction = np.roll(reference, 3, axis=0)
@@ -185,7 +185,7 @@ def test_surface_exactly_at_the_tolerance_counts_as_close(spacing_mm: tuple[floa
     assert nsd(reference, prediction, spacing_mm, 2.99 * spacing_mm[0]) < 0.95
 
 
-def test_empty_masks() -> None:
+def test_scores_of_empty_masks() -> None:
     spacing_mm = (3.0, 1.0, 2.0)
     nothing = np.zeros((4, 12, 42), dtype=bool)
     something = nothing.copy()
@@ -202,7 +202,7 @@ def test_empty_masks() -> None:
 
 
 @pytest.mark.parametrize(("predicted", "missed"), [(0, True), (1, False)])
-def test_score_case_says_volumes_and_whether_it_was_missed(predicted: int, missed: bool) -> None:
+def test_score_case_has_volumes_and_flags_a_missed_case(predicted: int, missed: bool) -> None:
     mask = np.zeros((10, 10, 10), dtype=bool)
     mask[2:6, 2:7, 2:4] = True
     reference = volume_of(mask, (2.0, 2.0, 2.5))
@@ -212,12 +212,12 @@ def test_score_case_says_volumes_and_whether_it_was_missed(predicted: int, misse
     assert score.hd95_mm == pytest.approx(0.0 if predicted else (20**2 + 20**2 + 25**2) ** 0.5)
     assert [score.volume_reference_ml, score.volume_prediction_ml] == pytest.approx([0.4, 0.4 * predicted])
     assert score.missed is missed
-    # Plain Python numbers, whatever NumPy would have given: scores go to JSON.
+    # Plain Python numbers and no NumPy scalars, since scores are written as JSON.
     assert {type(value) for value in asdict(score).values()} == {str, tuple, float, int, bool}
 
 
 @pytest.mark.parametrize("spacing_mm", [STRUCTSEG_MM, (4.3, 0.7, 2.1)])
-def test_a_case_is_scored_as_its_masks_are_one_by_one(spacing_mm: tuple[float, float, float]) -> None:
+def test_score_case_equals_the_functions_of_single_scores(spacing_mm: tuple[float, float, float]) -> None:
     reference, prediction = blob(5), blob(6)
     score = score_case("a", volume_of(reference, spacing_mm), volume_of(prediction, spacing_mm))
     assert (score.dsc, score.hd95_mm, score.assd_mm) == (
@@ -231,15 +231,15 @@ def test_a_case_is_scored_as_its_masks_are_one_by_one(spacing_mm: tuple[float, f
     assert (score.tumours, score.tumours_missed, score.tumours_false) == count_tumours(reference, prediction)
 
 
-def test_added_path_is_what_must_be_drawn_anew_slice_by_slice() -> None:
+def test_added_path_is_the_length_to_redraw_in_every_slice() -> None:
     mask = np.zeros((12, 12, 6), dtype=bool)
     mask[2:7, 3:8, 1:5] = True
     reference = volume_of(mask, (2.0, 1.0, 5.0))
     nothing = reference.with_array(np.zeros_like(mask))
-    # A square of 5 x 5 has 16 contour voxels; four slices of them, each as long as the mean of 1 and 2 mm.
+    # A square of 5 x 5 has 16 contour voxels in each of four slices; each counts with the mean of 1 and 2 mm.
     assert added_path_length_mm(reference, nothing) == pytest.approx(4 * 16 * 1.5)
     assert added_path_length_mm(reference, reference) == 0
-    assert added_path_length_mm(nothing, reference) == 0, "what is too much need not be added"
+    assert added_path_length_mm(nothing, reference) == 0, "false positives need no contour"
     lower = mask.copy()
     lower[:, :, 1] = False
     assert added_path_length_mm(reference, reference.with_array(lower)) == pytest.approx(16 * 1.5)
@@ -247,18 +247,18 @@ def test_added_path_is_what_must_be_drawn_anew_slice_by_slice() -> None:
     assert added_path_length_mm(turned[0], turned[1]) == pytest.approx(16 * 1.5)
 
 
-def test_tumours_missed_and_made_up_are_counted() -> None:
+def test_missed_and_false_tumours_are_counted() -> None:
     reference, prediction = np.zeros((30, 10, 10), dtype=bool), np.zeros((30, 10, 10), dtype=bool)
     reference[1:4, 1:4, 1:4] = reference[10:13, 1:4, 1:4] = reference[13, 4, 4] = True
     prediction[3:6, 3:6, 3:6] = prediction[20:22, 1:3, 1:3] = prediction[26:28, 1:3, 1:3] = True
-    # The voxel at a corner belongs to the second tumour.
+    # The voxel at its corner belongs to the second tumour.
     assert count_tumours(reference, prediction) == (2, 1, 2)
     assert count_tumours(prediction, reference) == (3, 2, 1)
     assert count_tumours(reference, np.zeros_like(reference)) == (2, 2, 0)
     assert count_tumours(np.zeros_like(reference), np.zeros_like(reference)) == (0, 0, 0)
 
 
-def test_a_mask_at_the_border_of_its_grid_scores_as_one_within() -> None:
+def test_mask_at_the_border_of_its_grid_scores_as_inside_a_larger_grid() -> None:
     reference, prediction = blob(3), blob(4)
     wider = [np.pad(mask, 4) for mask in (reference, prediction)]
     tight, padded = (
@@ -267,7 +267,7 @@ def test_a_mask_at_the_border_of_its_grid_scores_as_one_within() -> None:
     assert tight == padded
 
 
-def test_both_empty_is_not_a_miss() -> None:
+def test_two_empty_masks_are_not_a_missed_case() -> None:
     empty = volume_of(np.zeros((5, 5, 5), dtype=bool), (1.0, 1.0, 1.0))
     assert not score_case("a", empty, empty).missed
 
@@ -279,7 +279,7 @@ def test_score_is_the_same_in_every_orientation() -> None:
     assert [turned.dsc, turned.hd95_mm] == pytest.approx([straight.dsc, straight.hd95_mm], rel=1e-6)
 
 
-def test_another_grid_is_refused() -> None:
+def test_masks_on_different_grids_are_refused() -> None:
     reference = volume_of(blob(1), (1.0, 1.0, 1.0))
     with pytest.raises(GeometryError, match="do not share a grid"):
         score_case("a", reference, volume_of(blob(1), (1.0, 1.0, 1.1)))
@@ -293,7 +293,7 @@ def test_sheared_grid_is_refused() -> None:
         score_case("a", tilted, tilted)
 
 
-def test_masks_that_cannot_be_compared_are_refused() -> None:
+def test_incompatible_masks_are_refused() -> None:
     mask = np.ones((3, 3, 3), dtype=bool)
     with pytest.raises(InputError, match="bool"):
         dice(mask.astype(np.uint8), mask)
@@ -309,7 +309,7 @@ def test_masks_that_cannot_be_compared_are_refused() -> None:
     ("spacing_mm", "tolerance_mm"),
     [((0.9, 0.9, 1.5), 1.0), (STRUCTSEG_MM, 2.0), ((4.0, 4.0, 2.5), 5.0), ((1.0, 1.0, 12.0), 5.0)],
 )
-def test_tolerance_is_the_finest_of_more_than_half_a_voxel(
+def test_tolerance_is_the_finest_above_half_a_voxel(
     spacing_mm: tuple[float, float, float], tolerance_mm: float
 ) -> None:
     assert nsd_tolerance_mm(spacing_mm) == tolerance_mm

@@ -1,4 +1,4 @@
-"""Intervals against textbook values and against how often they should hold the truth."""
+"""Intervals against reference values and against their coverage in simulations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def score(dsc: float, reference_ml: float, prediction_ml: float) -> CaseScore:
     return made_score(dsc=dsc, volume_reference_ml=reference_ml, volume_prediction_ml=prediction_ml)
 
 
-def test_interval_of_many_cases_agrees_with_the_normal_one() -> None:
+def test_interval_of_many_cases_agrees_with_the_normal_approximation() -> None:
     values = np.random.default_rng(3).normal(0.7, 0.1, size=400)
     interval = bootstrap_mean_interval(values.tolist(), seed=1)
     half = 1.96 * values.std(ddof=1) / 20
@@ -25,35 +25,35 @@ def test_interval_of_many_cases_agrees_with_the_normal_one() -> None:
     assert (interval.n, interval.level) == (400, 0.95)
 
 
-def test_same_seed_gives_the_same_interval_and_another_seed_does_not() -> None:
+def test_interval_depends_on_the_seed_alone() -> None:
     values = np.random.default_rng(3).normal(size=30).tolist()
     assert bootstrap_mean_interval(values, seed=1) == bootstrap_mean_interval(values, seed=1)
     assert bootstrap_mean_interval(values, seed=1) != bootstrap_mean_interval(values, seed=2)
 
 
-def test_higher_level_is_wider() -> None:
+def test_interval_of_a_higher_level_is_wider() -> None:
     values = np.random.default_rng(3).normal(size=30).tolist()
     narrow, wide = (bootstrap_mean_interval(values, seed=1, level=level) for level in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_few_cases_get_at_least_students_interval() -> None:
+def test_interval_of_few_cases_is_at_least_students_interval() -> None:
     values = [0.61, 0.74, 0.58, 0.70]
     interval = bootstrap_mean_interval(values, seed=0)
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert [interval.low, interval.high] == pytest.approx([low, high])
 
 
-def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(11)
     intervals = [bootstrap_mean_interval(rng.normal(size=5).tolist(), seed=n) for n in range(150)]
-    held = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
-    # The plain percentile bootstrap holds it in about 83 of 100 at five cases.
-    assert held > 0.90
+    coverage = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    # The plain percentile bootstrap covers about 83 % at five cases.
+    assert coverage > 0.90
 
 
 @pytest.mark.parametrize("cases", [5, 50])
-def test_paired_difference_ignores_what_both_share(cases: int) -> None:
+def test_paired_difference_excludes_the_variation_between_cases(cases: int) -> None:
     rng = np.random.default_rng(5)
     baseline = rng.uniform(0.2, 0.9, size=cases)
     candidate = baseline + 0.05 + rng.normal(0, 0.01, size=cases)
@@ -70,7 +70,7 @@ def test_paired_difference_is_the_interval_of_the_differences() -> None:
     assert (found.mean, found.low, found.high) == (interval.mean, interval.low, interval.high)
 
 
-def test_what_allows_no_interval_is_refused() -> None:
+def test_unusable_scores_are_refused() -> None:
     with pytest.raises(InputError, match="too few cases"):
         paired_difference([0.1, 0.2], [0.1, 0.1], seed=0)
     with pytest.raises(InputError, match="same cases"):
@@ -81,16 +81,16 @@ def test_what_allows_no_interval_is_refused() -> None:
         bootstrap_mean_interval([0.1, 0.2, 0.3], seed=0, level=95)
 
 
-def test_aggregated_dsc_is_dice_of_all_voxels_together() -> None:
+def test_aggregated_dsc_is_dice_of_all_cases_as_one_mask() -> None:
     # Overlaps of 4 and 0 ml: 2 * 4 / (5 + 5 + 1 + 9).
     assert aggregated_dsc([score(0.8, 5, 5), score(0.0, 1, 9)]) == pytest.approx(0.4)
     assert aggregated_dsc([score(1.0, 0, 0)]) == 1.0
 
 
-def test_the_smallest_difference_is_found_four_times_in_five() -> None:
+def test_smallest_difference_is_detected_with_a_power_of_80_percent() -> None:
     rng = np.random.default_rng(8)
     spread, cases = 0.12, 33
-    wanted = smallest_difference((spread * stats.zscore(rng.normal(size=cases), ddof=1)).tolist())
-    assert wanted == pytest.approx(2.8 * spread / cases**0.5, rel=0.04)
-    found = [stats.ttest_1samp(rng.normal(wanted, spread, size=cases), 0).pvalue < 0.05 for _ in range(2000)]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    smallest = smallest_difference((spread * stats.zscore(rng.normal(size=cases), ddof=1)).tolist())
+    assert smallest == pytest.approx(2.8 * spread / cases**0.5, rel=0.04)
+    detected = [stats.ttest_1samp(rng.normal(smallest, spread, size=cases), 0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.03)

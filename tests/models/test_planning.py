@@ -134,8 +134,8 @@ def test_a_plan_can_be_printed_and_stored() -> None:
     plan = plan_network(NetworkConfig(deep_supervision=True, attention="gates"), (1.0, 1.0, 3.0), (32, 32, 16))
     lines = plan.as_text().splitlines()
     assert lines[0] == "unet, 4 stages, attention gates, coarser heads 1"
-    assert lines[2].split()[:7] == ["0", "16", "1", "3x3x1", "1x1x1", "32x32x16", "1x1x3"]
-    assert len(lines) == 2 + len(plan.stages) + len(plan.origins)
+    assert lines[3].split()[:7] == ["0", "16", "1", "3x3x1", "1x1x1", "32x32x16", "1x1x3"]
+    assert len(lines) == 3 + len(plan.stages) + len(plan.origins)
     stored = json.loads(json.dumps(plan.as_dict()))
     assert [stage["features"] for stage in stored["stages"]] == list(plan.features)
     assert stored["divisor_ijk"] == [8, 8, 4]

@@ -1,4 +1,4 @@
-"""The dataset, store and thread limit of the evaluation tests."""
+"""Fixtures shared with the evaluation tests."""
 
 from ..evaluation.conftest import artifacts, balls, client, one_thread
 

@@ -1,9 +1,8 @@
-"""The page of an evaluation holds everything, needs nothing else, and takes names for text."""
+"""The page of an evaluation is complete and self-contained, and escapes names."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 from pathlib import Path
@@ -53,43 +52,46 @@ def outcome(folder: Path, count: int, models: tuple[str, ...] = ("champion", ODD
         for name in models
         for score in scores[name][:3]
     ]
-    floor = {BASELINE: cases(0.2, count, 1)} if baseline else {}
-    return Outcome("evaluate-1", "2026-01-02T03:04:05+00:00", DATA, tuple(facts), {**scores, **floor}, tuple(worst))
+    of_baseline = {BASELINE: cases(0.2, count, 1)} if baseline else {}
+    return Outcome(
+        "evaluate-1", "2026-01-02T03:04:05+00:00", DATA, tuple(facts), {**scores, **of_baseline}, tuple(worst)
+    )
 
 
-def test_every_case_metric_and_picture_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
+def test_page_has_every_case_metric_and_picture_and_fetches_nothing(tmp_path: Path) -> None:
     found = outcome(tmp_path, 50)
     text = report_page(found, tmp_path)
     page = assert_self_contained(text)
     assert len(text) < 5_000_000
 
-    told = [row for row in page.rows if len(row) == len(METRICS) + 9]
-    heads, rows = told[0], told[1:]
+    of_cases = [row for row in page.rows if len(row) == len(METRICS) + 9]
+    heads, rows = of_cases[0], of_cases[1:]
     assert set(METRICS.values()) <= set(heads)
     wanted = {(score.case_id, name) for name, of_model in found.scores.items() for score in of_model}
     assert {(row[0], row[1]) for row in rows} == wanted
     assert len(rows) == 150
     dsc = [float(row[2]) for row in rows]
-    assert dsc == sorted(dsc), "the worst comes first"
+    assert dsc == sorted(dsc), "the lowest DSC comes first"
 
     for name, summary in found.summaries.items():
         for metric, label in METRICS.items():
             spread = summary[metric]
-            figures = [spread["mean"], spread["median"], *spread["interval"]]
-            assert [label, *(f"{figure:.4g}" for figure in figures), "50"] in page.rows, (name, metric)
+            values = [spread["mean"], spread["median"], *spread["interval"]]
+            assert [label, *(f"{value:.4g}" for value in values), "50"] in page.rows, (name, metric)
     for word in (NOTICE, "evaluate-1", "0" * 64, "1" * 64, "d" * 64, "run-1", "10,000 bootstrap"):
         assert word in text
 
     pictures = page.attributes("img", "src")
     assert all(page.attributes("img", "alt"))
     kinds = [str(source).partition(";")[0].removeprefix("data:image/") for source in pictures]
-    # Sorted DSC and HD95, three volumes, two divisions, two models less the baseline by both scores; three worst each.
+    # Sorted DSC and HD95; volumes of three models; two kinds of strata; two models minus the baseline by two scores;
+    # three worst cases of two models.
     assert (kinds.count("svg+xml"), kinds.count("webp")) == (2 + 3 + 2 + 4, 6)
     for source in pictures:
         content = base64.b64decode(str(source).partition(",")[2])
         assert b"<svg" in content or content.startswith(b"RIFF")
 
-    # Names are text and not markup, headings are headings, and the table of cases sorts.
+    # Names are escaped, tables have row and column headings, and the table of cases can be sorted.
     assert "<b>" not in text
     assert set(page.attributes("th", "scope")) == {"col", "row"}
     assert page.attributes("table", "class").count("sortable") == 1
@@ -100,7 +102,7 @@ def test_every_case_metric_and_picture_is_there_and_nothing_is_fetched(tmp_path:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_one_model_alone_on_few_cases(tmp_path: Path, count: int) -> None:
+def test_page_of_one_model_on_few_cases(tmp_path: Path, count: int) -> None:
     found = outcome(tmp_path, count, ("champion",), baseline=False)
     text = report_page(found, tmp_path)
     assert assert_self_contained(text).open == []
@@ -108,42 +110,33 @@ def test_one_model_alone_on_few_cases(tmp_path: Path, count: int) -> None:
     json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_pictures_beyond_the_page_s_size_are_named_and_left_out(
+def test_pictures_beyond_the_page_s_limit_are_named_and_omitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gtvray.reports import page
 
-    monkeypatch.setattr(page, "_MOST_PICTURE_BYTES", 1)
+    monkeypatch.setattr(page, "_MAX_PICTURE_BYTES", 1)
     text = report_page(outcome(tmp_path, 1), tmp_path)
     assert "image/webp" not in text
     assert text.count("worst.png in the report") == 2
 
 
-def test_many_marks_are_drawn_as_pixels() -> None:
+def test_charts_of_many_marks_are_png() -> None:
     few, many = (charts.case_chart({"a": cases(0.5, count)}, "dsc") for count in (50, 600))
     assert (few.kind, many.kind) == ("svg+xml", "png")
-    assert few == charts.case_chart({"a": cases(0.5, 50)}, "dsc"), "the same figures give the same bytes"
+    assert few == charts.case_chart({"a": cases(0.5, 50)}, "dsc"), "equal scores give equal bytes"
     with Image.open(io.BytesIO(many.content)) as picture:
         assert picture.size[0] > 600
 
 
-def test_what_makes_figures_worth_less_is_told_first(tmp_path: Path) -> None:
+def test_warnings_precede_the_scores(tmp_path: Path) -> None:
     assert outcome(tmp_path, 3).warnings == []
     known = outcome(tmp_path, 3)
     facts = (ModelFacts("champion", "0" * 64, 21, None, DATA.digest), known.models[1])
-    worn = Outcome(known.name, known.at, DATA, facts, known.scores, known.worst)
-    trained, looked = worn.warnings
-    assert trained.startswith("champion was trained on these very data")
+    reused = Outcome(known.name, known.at, DATA, facts, known.scores, known.worst)
+    trained, looked = reused.warnings
+    assert trained.startswith("champion was trained on these data")
     assert looked.startswith("21 models have been scored on these cases")
-    text = report_page(worn, tmp_path)
+    text = report_page(reused, tmp_path)
     assert text.index(trained) < text.index("<h2>")
-    assert worn.as_dict()["warnings"] == [trained, looked]
-
-
-def test_the_table_of_cases_is_csv(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(outcome(tmp_path, 3).csv())))
-    assert len(rows) == 9
-    assert rows[0]["case_id"] == ODD
-    assert rows[0]["spacing_mm"] == "1x1x5"
-    error = float(rows[0]["volume_prediction_ml"]) - float(rows[0]["volume_reference_ml"])
-    assert float(rows[0]["volume_error_ml"]) == pytest.approx(error)
+    assert reused.as_dict()["warnings"] == [trained, looked]

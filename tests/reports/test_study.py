@@ -1,4 +1,4 @@
-"""A report appears whole or not at all, and MLflow has it once."""
+"""Reports are written atomically and recorded once in MLflow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def report(balls: Dataset, tmp_path: Path) -> Path:
     return made.write()[1]
 
 
-def test_a_report_holds_models_baseline_and_worst_cases(balls: Dataset, tmp_path: Path) -> None:
+def test_report_has_models_baseline_and_worst_cases(balls: Dataset, tmp_path: Path) -> None:
     labels = (read_label(case, read_volume(case.image)) for case in balls.cases)
     bundles = {"one": bundle(tmp_path), "two": bundle(tmp_path, 2, mlflow_run="r", training_data={"digest": "t"})}
     made = Study(balls, "data-1", bundles, tmp_path / "out")
@@ -54,14 +54,14 @@ def test_a_report_holds_models_baseline_and_worst_cases(balls: Dataset, tmp_path
         assert (folder / case.picture).read_bytes().startswith(b"\x89PNG")
     text = (folder / "report.html").read_text()
     assert_self_contained(text)
-    for told in (text, (folder / "scores.json").read_text(), (folder / "cases.csv").read_text()):
-        assert str(tmp_path) not in told
-        assert str(balls.root.parent) not in told
+    for content in (text, (folder / "scores.json").read_text(), (folder / "cases.csv").read_text()):
+        assert str(tmp_path) not in content
+        assert str(balls.root.parent) not in content
     for one in bundles.values():
         assert len(list((tmp_path / "out" / "masks" / one.digest[:12]).iterdir())) == 4
 
 
-def test_one_bundle_by_two_names_is_refused_before_anything_is_scored(balls: Dataset, tmp_path: Path) -> None:
+def test_one_bundle_under_two_names_is_refused_before_scoring(balls: Dataset, tmp_path: Path) -> None:
     one = bundle(tmp_path)
     with pytest.raises(InputError, match="same model twice"):
         Study(balls, "data-1", {"a": one, "b": one}, tmp_path / "out")
@@ -70,7 +70,7 @@ def test_one_bundle_by_two_names_is_refused_before_anything_is_scored(balls: Dat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_cut_short_leaves_the_one_before_and_a_whole_one_nothing_of_it(
+def test_interrupted_report_keeps_the_previous_one_and_a_complete_one_replaces_it(
     balls: Dataset, tmp_path: Path, report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {file: file.read_bytes() for file in report.rglob("*") if file.is_file()}
@@ -90,19 +90,19 @@ def test_a_report_cut_short_leaves_the_one_before_and_a_whole_one_nothing_of_it(
     assert {file for file in before if file.parent.name == "pictures" and file.exists()} == set()
 
 
-def test_mlflow_has_a_report_once_however_often_it_is_sent(client: MlflowClient, report: Path, artifacts: Path) -> None:
+def test_recording_a_report_again_changes_nothing(client: MlflowClient, report: Path, artifacts: Path) -> None:
     first = record_report(client, "once", report, artifacts)
     assert record_report(client, "once", report, artifacts) == first
     experiment = client.get_experiment_by_name("once")
     (run,) = client.search_runs([experiment.experiment_id])
-    told = json.loads((report / "scores.json").read_text())
+    content = json.loads((report / "scores.json").read_text())
     assert run.info.run_id == first["one"]
     assert run.info.status == "FINISHED"
     tags = run.data.tags
-    assert (tags["gtvray.data"], tags["gtvray.digest"]) == ("data-1", told["models"][0]["digest"])
+    assert (tags["gtvray.data"], tags["gtvray.digest"]) == ("data-1", content["models"][0]["digest"])
     assert "mlflow.parentRunId" not in tags
     assert "not a medical device" in tags["mlflow.note.content"]
-    summary = told["models"][0]["summary"]
+    summary = content["models"][0]["summary"]
     assert run.data.metrics["hd95_mm_mean"] == pytest.approx(summary["hd95_mm"]["mean"])
     assert run.data.metrics["dsc_low"] == pytest.approx(summary["dsc"]["interval"][0])
     assert run.data.metrics["missed"] == summary["missed"]
@@ -111,11 +111,11 @@ def test_mlflow_has_a_report_once_however_often_it_is_sent(client: MlflowClient,
     assert {"evaluation/report.html", "evaluation/scores.json", "evaluation/cases.csv"} <= sent
 
 
-def test_the_run_lies_below_the_training_of_its_model(
+def test_run_is_nested_below_the_training_of_its_model(
     balls: Dataset, tmp_path: Path, client: MlflowClient, artifacts: Path
 ) -> None:
-    place = client.create_experiment("below", artifact_location=artifacts.as_uri())
-    training = client.create_run(place).info.run_id
+    experiment = client.create_experiment("below", artifact_location=artifacts.as_uri())
+    training = client.create_run(experiment).info.run_id
     bundles = {"here": bundle(tmp_path, 1, mlflow_run=training), "elsewhere": bundle(tmp_path, 2, mlflow_run="f" * 32)}
     made = Study(balls, "data-1", bundles, tmp_path / "out")
     for name in bundles:
@@ -127,7 +127,7 @@ def test_the_run_lies_below_the_training_of_its_model(
     assert elsewhere["gtvray.training_run"] == "f" * 32
 
 
-def test_a_folder_without_a_report_is_refused(client: MlflowClient, tmp_path: Path, artifacts: Path) -> None:
+def test_folder_without_a_report_is_refused(client: MlflowClient, tmp_path: Path, artifacts: Path) -> None:
     with pytest.raises(NotFoundError):
         record_report(client, "none", tmp_path, artifacts)
     (tmp_path / "scores.json").write_text('{"models": [{"name": "a"}], "at": "2026-01-01T00:00:00+00:00"}')

@@ -14,7 +14,7 @@ from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, ResourceError, TrainingError
 from gtvray.models import Checkpoint
 from gtvray.runtime import Cluster
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import SweepRecorder, read_trials
 from gtvray.training import fit
 from gtvray.tuning import SweepResult, SweepStatus, run_sweep
 
@@ -73,7 +73,7 @@ def test_a_sweep_is_recorded_whole(sweep: Sweep, tmp_path: Path) -> None:
     result = sweep.run(trials=3, max_concurrent=1, scheduler={"kind": "none"}, start=[START])
     assert (len(result.trials), result.failed) == (3, 0)
     assert [trial.best_dsc for trial in result.trials] == sorted((t.best_dsc for t in result.trials), reverse=True)
-    runs = sweep.children
+    runs, recorded = sweep.children, {trial.trial_id: trial for trial in read_trials(sweep.folder)}
     assert sorted(runs) == sorted(trial.trial_id for trial in result.trials)
     assert sweep.client.get_run(sweep.recorder.run_id).data.params["training.steps_per_epoch"] == "1"
     for trial in result.trials:
@@ -84,6 +84,8 @@ def test_a_sweep_is_recorded_whole(sweep: Sweep, tmp_path: Path) -> None:
             assert [step for step, _ in sweep.history(run, name)] == [1, 2]
         assert max(value for _, value in sweep.history(run, "selection_dsc")) == trial.best_dsc
         assert Checkpoint.load(trial.best_checkpoint).meta["network"]["features"] == [4, 8, 8]
+        assert (recorded[trial.trial_id].settings, recorded[trial.trial_id].state) == (trial.point, "finished")
+        assert recorded[trial.trial_id].curve("selection_dsc") == sweep.history(run, "selection_dsc")
         assert result.config_of(trial).training.patch_ijk == tuple(trial.point["training.patch_ijk"])
     assert [(status.started, status.ended, status.epoch, status.epochs) for status in sweep.statuses] == [
         (started, started - 1, epoch, 2) for started in (1, 2, 3) for epoch in (1, 2)
@@ -139,6 +141,10 @@ def test_a_sweep_of_which_every_trial_fails_says_why(sweep: Sweep) -> None:
     assert len(str(caught.value).splitlines()) <= 5
     assert "gone" in caught.value.fields["found"]
     assert {run.info.status for run in sweep.children.values()} == {"FAILED"}
+    for trial in read_trials(sweep.folder):
+        assert (trial.state, trial.epochs) == ("failed", {})
+        assert "gone" in str(trial.reason)
+        assert trial.notes[0].startswith("restarted after: ")
 
 
 def test_what_cannot_work_is_refused_before_any_trial(sweep: Sweep) -> None:

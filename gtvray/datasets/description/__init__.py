@@ -1,1 +1,1 @@
-"""A dataset in tables and pictures."""
+"""Description of a dataset in tables, charts and pictures."""

@@ -1,4 +1,4 @@
-"""The figures of a dataset, from one reading of its cases: the tables of a dataset card, intensities, tumours."""
+"""Statistics of a dataset from one reading of its cases: grids, intensities and tumours."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from gtvray.datasets.checks.survey import HIGHEST_HU, LOWEST_HU, Counts, Facts, 
 
 ROWS = ("min", "median", "max")
 PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
-# Turned further than rounding in a header does.
+# Larger than the rotations that rounding in a header causes.
 _OBLIQUE_DEG = 0.1
 
 
-def figures(surveys: Sequence[Survey]) -> dict[str, Any]:
-    """Everything that is counted, as plain values for JSON.
+def dataset_statistics(surveys: Sequence[Survey]) -> dict[str, Any]:
+    """Compute the statistics of a dataset, as plain values for JSON.
 
-    Cases that could not be read are left out and counted. Spacing and size are along the files' own axes, element by
-    element: a row is in general no single case.
+    Unreadable cases are counted and otherwise omitted. Spacing and size are along the files' own axes, element by
+    element, so that a row is in general not a single case.
     """
     facts = [survey.facts for survey in surveys if survey.facts is not None]
     result: dict[str, Any] = {"cases": len(surveys), "readable": len(facts)}
     if not facts:
         return result
-    drawn = [each for each in facts if each.tumour is not None]
+    with_tumour = [each for each in facts if each.tumour is not None]
     return result | {
-        "with_mask": len(drawn),
-        "percentage": 100 * len(drawn) / len(facts),
+        "with_mask": len(with_tumour),
+        "percentage": 100 * len(with_tumour) / len(facts),
         "spacing_mm": _rows([each.spacing_mm for each in facts]),
         "size": _rows([each.shape for each in facts]),
-        # Slices lie along the last axis of the file, as the card counts them.
+        # Dataset cards count slices along the last axis of the file.
         "slices": sum(each.shape[2] for each in facts),
-        "orientations": _counted(each.orientation for each in facts),
-        "dtypes": _counted(each.dtype for each in facts),
-        "formats": _counted(each.suffix for each in facts),
+        "orientations": _counts(each.orientation for each in facts),
+        "dtypes": _counts(each.dtype for each in facts),
+        "formats": _counts(each.suffix for each in facts),
         "sheared": sum(each.sheared for each in facts),
         "oblique": sum(each.turned_deg > _OBLIQUE_DEG for each in facts),
         "intensity": _intensity(facts),
-        "tumours": _tumours(drawn) if drawn else None,
+        "tumours": _tumours(with_tumour) if with_tumour else None,
     }
 
 
 def rows_of_cases(surveys: Sequence[Survey]) -> list[dict[str, Any]]:
-    """The figures of each case."""
+    """Statistics of each case."""
     return [_case(survey) for survey in surveys]
 
 
 def histogram(counts: Sequence[Counts], *, low: int, high: int, width: int) -> list[tuple[int, float]]:
-    """Share of voxels a bin, summed over cases: (lower edge in HU, share); what lies outside is in the end bins."""
+    """Share of voxels per bin over all cases, as (lower edge in HU, share); values outside count in the end bins."""
     total = np.sum(counts, axis=0, dtype=np.int64)
     hu = np.clip(np.arange(LOWEST_HU, HIGHEST_HU + 1), low, high - 1)
     shares = np.bincount((hu - low) // width, weights=total) / max(1, int(total.sum()))
@@ -58,7 +58,7 @@ def histogram(counts: Sequence[Counts], *, low: int, high: int, width: int) -> l
 
 
 def percentiles(counts: Sequence[Counts]) -> dict[str, int]:
-    """HU below which so many percent of the voxels of all cases lie."""
+    """`PERCENTILES` of the HU of the voxels of all cases."""
     share = np.cumsum(np.sum(counts, axis=0, dtype=np.int64))
     at = np.searchsorted(share, np.asarray(PERCENTILES) / 100 * share[-1])
     return {f"{percent:g}": int(hu) + LOWEST_HU for percent, hu in zip(PERCENTILES, at, strict=True)}
@@ -76,9 +76,9 @@ def _intensity(facts: list[Facts]) -> dict[str, Any]:
     }
 
 
-def _tumours(drawn: list[Facts]) -> dict[str, Any]:
-    tumours = [each.tumour for each in drawn if each.tumour is not None]
-    offsets = np.array([each.from_body_mm for each in drawn if each.from_body_mm is not None])
+def _tumours(facts: list[Facts]) -> dict[str, Any]:
+    tumours = [each.tumour for each in facts if each.tumour is not None]
+    offsets = np.array([each.from_body_mm for each in facts if each.from_body_mm is not None])
     return {
         "ml": _spread([tumour.ml for tumour in tumours]),
         "components": _spread([tumour.components for tumour in tumours]),
@@ -125,5 +125,5 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": float(min(values)), "median": float(np.median(values)), "max": float(max(values))}
 
 
-def _counted(values: Any) -> dict[str, int]:
+def _counts(values: Any) -> dict[str, int]:
     return dict(Counter(values).most_common())

@@ -1,108 +1,113 @@
-"""A description as Markdown: the card's tables first, then what a card leaves out."""
+"""Tables of a dataset description, and its Markdown form: first the tables of a dataset card, then further ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from gtvray import NOTICE
 from gtvray.datasets.description.describe import ROWS_NOTE, Description, file_tree
 from gtvray.datasets.description.statistics import ROWS
-from gtvray.io import cell_text
+from gtvray.io import Table
 
-Row = Sequence[Any]
-Table = tuple[Row, list[Row]]
+RESOLUTION, INTENSITIES = "Resolution", "Intensities (HU)"
 
 
 def markdown(description: Description) -> str:
-    """The whole description, without pictures."""
+    """A description as Markdown, without pictures."""
     parts = [f"# {description.name}", f"{description.dataset.title}. {NOTICE}"]
     for title, table in tables(description).items():
-        parts += [f"## {title}", _markdown(table)]
-        if title == "Resolution":
+        parts += [f"## {title}", table.markdown()]
+        if title == RESOLUTION:
             parts.append(ROWS_NOTE)
     parts += ["## File structure", f"```text\n{file_tree(description.dataset, description.name)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
 def tables(description: Description) -> dict[str, Table]:
-    """Every table by its title, as headings and rows of text."""
-    found = description.figures
-    shown = {"Dataset meta information": _meta(description)}
-    if found["readable"]:
-        shown |= {"Resolution": _resolution(found), "Label statistics": _labels(description), "Grids": _grids(found)}
-        shown["Intensities (HU)"] = _intensities(found["intensity"])
-    if found.get("tumours"):
-        shown["Tumours"] = _tumours(found["tumours"])
-    if description.compared is not None:
-        rows: list[Row] = [
-            (row["item"], cell_text(row["published"]), cell_text(row["computed"]), "yes" if row["agrees"] else "no")
-            for row in description.compared
+    """Every table by its title."""
+    statistics = description.statistics
+    shown = {"Dataset meta information": _meta_table(description)}
+    if statistics["readable"]:
+        shown[RESOLUTION] = _resolution_table(statistics)
+        shown["Label statistics"] = _label_table(description)
+        shown["Grids"] = _grid_table(statistics)
+        shown[INTENSITIES] = _intensity_table(statistics["intensity"])
+    if statistics.get("tumours"):
+        shown["Tumours"] = _tumour_table(statistics["tumours"])
+    if description.comparison is not None:
+        rows = [
+            (row["item"], row["published"], row["computed"], "yes" if row["agrees"] else "no")
+            for row in description.comparison
         ]
-        shown["Against the card"] = (("item", "published", "computed", "agrees"), rows)
+        shown["Comparison with the card"] = Table(("item", "published", "computed", "agrees"), rows)
         keys = ("item", "published", "computed", "why")
-        shown["Suspected errata"] = (keys, [tuple(each[key] for key in keys) for each in description.errata])
-    rows = [(each.severity, each.case_id, each.code, each.message, each.where) for each in description.findings]
-    shown["Findings"] = (("severity", "case", "code", "finding", "where"), rows)
+        errata = [tuple(each[key] for key in keys) for each in description.errata]
+        shown["Suspected errata"] = Table(("item", "published", "computed", "reason"), errata)
+    findings = [(each.severity, each.case_id, each.code, each.message, each.where) for each in description.findings]
+    shown["Findings"] = Table(("severity", "case", "code", "finding", "where"), findings)
     return shown
 
 
-def _meta(description: Description) -> Table:
-    found = description.figures
+def _meta_table(description: Description) -> Table:
+    statistics = description.statistics
     heads = (
         "Dimensions", "Modality", "Task Type", "Anatomical Structures", "Number of Categories", "Data Volume",
         "File Format",
     )  # fmt: skip
-    formats = ", ".join(found.get("formats", {})) or "-"
+    formats = ", ".join(statistics.get("formats", {})) or "-"
     categories = max(1, len(description.dataset.labels))
-    return heads, [("3D", "CT", "Segmentation", description.dataset.structure, categories, found["cases"], formats)]
+    row = ("3D", "CT", "Segmentation", description.dataset.structure, categories, statistics["cases"], formats)
+    return Table(heads, [row])
 
 
-def _resolution(found: dict[str, Any]) -> Table:
-    rows: list[Row] = [(row, _four(found["spacing_mm"][row]), cell_text(found["size"][row])) for row in ROWS]
-    return ("Dataset Statistics", "spacing (mm)", "size"), [*rows, ("2-D slices in all", "", str(found["slices"]))]
-
-
-def _four(spacing: list[float]) -> str:
-    return "(" + ", ".join(f"{value:.4f}" for value in spacing) + ")"
-
-
-def _labels(description: Description) -> Table:
-    found = description.figures
-    share = f"{found['percentage']:.4g}%"
-    return ("Anatomical Structure", description.dataset.structure), [
-        ("Occurrences", found["with_mask"]),
-        ("Percentage", share),
+def _resolution_table(statistics: dict[str, Any]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (row, _four_decimals(statistics["spacing_mm"][row]), statistics["size"][row]) for row in ROWS
     ]
+    rows.append(("2-D slices in total", "", str(statistics["slices"])))
+    return Table(("Dataset Statistics", "spacing (mm)", "size"), rows)
 
 
-def _grids(found: dict[str, Any]) -> Table:
-    rows: list[Row] = [
-        (name, ", ".join(f"{value} ({count})" for value, count in found[key].items()))
+def _four_decimals(spacing_mm: list[float]) -> str:
+    """A spacing with as many decimals as dataset cards have."""
+    return "(" + ", ".join(f"{value:.4f}" for value in spacing_mm) + ")"
+
+
+def _label_table(description: Description) -> Table:
+    statistics = description.statistics
+    rows = [("Occurrences", statistics["with_mask"]), ("Percentage", f"{statistics['percentage']:.4g}%")]
+    return Table(("Anatomical Structure", description.dataset.structure), rows)
+
+
+def _grid_table(statistics: dict[str, Any]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (name, ", ".join(f"{value} ({count})" for value, count in statistics[key].items()))
         for name, key in (("orientation (cases)", "orientations"), ("data type (cases)", "dtypes"))
     ]
-    rows += [("axes not at right angles", found["sheared"]), ("axes turned against the patient's", found["oblique"])]
-    return ("what", "found"), rows
+    rows += [("sheared grids", statistics["sheared"]), ("oblique grids", statistics["oblique"])]
+    return Table(("property", "value"), rows)
 
 
-def _intensities(found: dict[str, Any]) -> Table:
-    percents = list(found["body_hu"])
-    rows: list[Row] = [
-        (name, *found[key].values()) for name, key in (("body", "body_hu"), ("tumour", "tumour_hu")) if found[key]
+def _intensity_table(intensity: dict[str, Any]) -> Table:
+    percents = list(intensity["body_hu"])
+    rows: list[tuple[object, ...]] = [
+        (name, *intensity[key].values())
+        for name, key in (("body", "body_hu"), ("tumour", "tumour_hu"))
+        if intensity[key]
     ]
     blank = [""] * (len(percents) - 3)
     rows += [
-        (f"{name}, min / median / max over cases", *(cell_text(value) for value in found[key].values()), *blank)
+        (f"{name}, min / median / max over cases", *intensity[key].values(), *blank)
         for name, key in (("lowest value", "lowest_hu"), ("highest value", "highest_hu"))
     ]
-    shares = [f"{100 * value:.3g} %" for value in found["share_above_3071_hu"].values()]
-    rows.append((f"share above 3071 HU (in {found['cases_above_3071_hu']} cases)", *shares, *blank))
-    return ("percentile", *(f"{percent} %" for percent in percents)), rows
+    shares = [f"{100 * value:.3g} %" for value in intensity["share_above_3071_hu"].values()]
+    rows.append((f"share above 3071 HU (in {intensity['cases_above_3071_hu']} cases)", *shares, *blank))
+    return Table(("percentile", *(f"{percent} %" for percent in percents)), rows)
 
 
-def _tumours(found: dict[str, Any]) -> Table:
-    rows: list[Row] = [
-        (name, *(cell_text(found[key][row]) for row in ROWS))
+def _tumour_table(tumours: dict[str, Any]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (name, *(tumours[key][row] for row in ROWS))
         for name, key in (
             ("volume (ml)", "ml"),
             ("components", "components"),
@@ -110,19 +115,12 @@ def _tumours(found: dict[str, Any]) -> Table:
             ("slices with tumour", "slices"),
         )
     ]
-    rows.append(("touching the scan's border (cases)", found["at_border"], "", ""))
-    if found["from_body_mm"]:
-        said = [
-            "(" + ", ".join(f"{value:.0f}" for value in found["from_body_mm"][key]) + ")"
+    rows.append(("touching the scan's border (cases)", tumours["at_border"], "", ""))
+    if tumours["from_body_mm"]:
+        vectors = [
+            "(" + ", ".join(f"{value:.0f}" for value in tumours["from_body_mm"][key]) + ")"
             for key in ("mean", "deviation")
         ]
-        rows.append(("centre from the body's, to left, front, head (mm): mean, deviation", *said, ""))
-    return ("what", *ROWS), rows
-
-
-def _markdown(table: Table) -> str:
-    heads, rows = table
-    if not rows:
-        return "None."
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        name = "offset of its centre from the body's, to left, front, head (mm): mean, standard deviation"
+        rows.append((name, *vectors, ""))
+    return Table(("property", *ROWS), rows)
