@@ -10,7 +10,7 @@ from scipy.special import logit
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob
+from gtvray.inference import SegmentationRequest
 from gtvray.preprocessing import prepare
 
 PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), windows_hu=((-200.0, 300.0),))
@@ -39,13 +39,13 @@ def to_logits(probability: np.ndarray) -> np.ndarray:
     return logit(np.clip(probability, 1e-6, 1 - 1e-6)).astype(np.float32)
 
 
-def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> CaseJob:
+def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> SegmentationRequest:
     """A job with patches of 16 voxels."""
     prepared = prepare(scan, PREPROCESSING, whole=inference.get("mode") == "exhaustive")
-    return CaseJob(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
+    return SegmentationRequest(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
 
 
-def answer(job: CaseJob, network: Network = sees_bone, batch_size: int = 1) -> CaseJob:
+def answer(job: SegmentationRequest, network: Network = sees_bone, batch_size: int = 1) -> SegmentationRequest:
     """Answer every patch, so many at a time."""
     while job.remaining:
         for patch in [job.take() for _ in range(min(batch_size, job.remaining))]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from gtvray.geometry import Box
-from gtvray.inference import BlockMean, PatchGrid, gaussian_weights
+from gtvray.inference import LogitAccumulator, PatchGrid, gaussian_weights
 
 from .made_up import answer, begin, body_scan
 
@@ -37,7 +37,7 @@ def test_blocks_are_one_large_array_to_the_bit(shape: Any, patch: Any, overlap: 
     grid = PatchGrid.covering(padded, patch, overlap)
     numbers = np.flatnonzero(rng.random(len(grid)) < 0.6)[:40].tolist()
     answers = {number: rng.normal(0, 3, patch).astype(np.float32) for number in numbers}
-    mean = BlockMean(grid, numbers, gaussian_weights(patch), 0.5)
+    mean = LogitAccumulator(grid, numbers, gaussian_weights(patch), 0.5)
     for number, logits in answers.items():
         mean.add(number, logits)
     expected = _plain(grid, answers, padded)
@@ -57,8 +57,8 @@ def test_what_the_mask_needs_is_less_and_gives_the_same_mask() -> None:
         whole, lean = (
             answer(begin(scan, mode="exhaustive", keep_largest=keep_largest, mask_only=lean)) for lean in (False, True)
         )
-        mask = lean.finish()
-        assert mask.array.tobytes() == whole.finish().array.tobytes()
+        mask = lean.mask()
+        assert mask.array.tobytes() == whole.mask().array.tobytes()
         assert 0.9 < mask.array.sum() / sum(np.prod(box.shape) for box in tumours[: 1 if keep_largest else 3]) < 1.1
 
 
@@ -67,7 +67,7 @@ def test_blocks_go_as_soon_as_no_later_patch_reaches_them() -> None:
     patch, most = (16, 16, 16), []
     for length in (96, 960):
         grid = PatchGrid.covering((length, 64, 64), patch, 0.5)
-        mean = BlockMean(grid, range(len(grid)), gaussian_weights(patch), 0.5, mask_only=True)
+        mean = LogitAccumulator(grid, range(len(grid)), gaussian_weights(patch), 0.5, mask_only=True)
         held = []
         for number in range(len(grid)):
             mean.add(number, np.full(patch, -2, np.float32))

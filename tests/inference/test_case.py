@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Volume
-from gtvray.inference import CaseJob, gaussian_weights, patch_starts
+from gtvray.inference import SegmentationRequest, gaussian_weights, patch_starts
 from gtvray.preprocessing import prepare
 
 from .made_up import to_logits
@@ -32,11 +32,11 @@ def _scan(shape: tuple[int, int, int] = (40, 44, 36), affine: np.ndarray | None 
     return Volume(hu.astype(np.int16), np.diag([-4.0, -4, 4, 1]) if affine is None else affine)
 
 
-def _job(scan: Volume, patch: tuple[int, int, int] = PATCH, **inference: Any) -> CaseJob:
-    return CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, InferenceConfig(**inference), patch)
+def _job(scan: Volume, patch: tuple[int, int, int] = PATCH, **inference: Any) -> SegmentationRequest:
+    return SegmentationRequest(prepare(scan, PREPROCESSING), PREPROCESSING, InferenceConfig(**inference), patch)
 
 
-def _run(job: CaseJob, answer: Any) -> np.ndarray:
+def _run(job: SegmentationRequest, answer: Any) -> np.ndarray:
     while job.remaining:
         patch = job.take()
         job.put(patch.number, to_logits(answer(patch.channels)))
@@ -119,7 +119,7 @@ def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
     for keep_largest in (False, True):
         job = _job(scan, threshold=0.7, keep_largest=keep_largest)
         _run(job, lambda channels: channels[0])
-        mask = job.finish()
+        mask = job.mask()
         assert mask.same_grid(scan)
         assert mask.affine.tobytes() == scan.affine.tobytes()
         assert mask.array.dtype == np.uint8
@@ -155,7 +155,9 @@ def test_exhaustive_runs_the_whole_scan_and_the_others_say_what_they_left(affine
     hu = np.full((60, 70, 55), -1000, np.int16)
     hu[:40, 20:64, :36] = small.array
     scan = Volume(hu, small.affine)
-    every = CaseJob(prepare(scan, PREPROCESSING, whole=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH)
+    every = SegmentationRequest(
+        prepare(scan, PREPROCESSING, whole=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH
+    )
     body = _job(scan, PATCH, mode="body")
     bright = [_run(job, lambda channels: channels[0]) for job in (every, body)]
     whole, part = every.coverage(), body.coverage()
@@ -168,7 +170,7 @@ def test_exhaustive_runs_the_whole_scan_and_the_others_say_what_they_left(affine
     assert place is not None
     seen = bright[1] > 0
     np.testing.assert_allclose(bright[0][place.slices][seen], bright[1][seen], atol=1e-5)
-    masks = [job.finish() for job in (every, body)]
+    masks = [job.mask() for job in (every, body)]
     assert masks[0].same_grid(scan)
     np.testing.assert_array_equal(masks[0].array, masks[1].array)
 

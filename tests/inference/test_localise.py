@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob, PatchGrid
+from gtvray.inference import PatchGrid, SegmentationRequest
 from gtvray.inference.localise import BEYOND, EMPTY, UNSURE
 
 from .made_up import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone, to_logits
@@ -18,7 +18,9 @@ from .made_up import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone, to
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
 
-def _both(scan: Volume, network: Network = sees_bone, **inference: Any) -> tuple[CaseJob, CaseJob]:
+def _both(
+    scan: Volume, network: Network = sees_bone, **inference: Any
+) -> tuple[SegmentationRequest, SegmentationRequest]:
     localised, body = (answer(begin(scan, mode=mode, **inference), network) for mode in ("localised", "body"))
     return localised, body
 
@@ -64,8 +66,8 @@ def test_patches_touching_a_mask_are_those_that_hold_some_of_it(shape: Any, patc
 def test_the_mask_is_the_bodys_voxel_for_voxel(tumours: list[Box]) -> None:
     scan = body_scan(tumours=tumours)
     localised, body = _both(scan)
-    assert localised.finish().array.tobytes() == body.finish().array.tobytes()
-    assert 0.9 < localised.finish().array.sum() / sum(np.prod(box.shape) for box in tumours) < 1.1
+    assert localised.mask().array.tobytes() == body.mask().array.tobytes()
+    assert 0.9 < localised.mask().array.sum() / sum(np.prod(box.shape) for box in tumours) < 1.1
     seen, all_of_it = localised.coverage(), body.coverage()
     assert (seen.mode, seen.fallback) == ("localised", None)
     assert seen.patches < 0.6 * all_of_it.patches
@@ -99,9 +101,9 @@ def test_patches_that_reach_a_grid_lie_where_those_of_the_whole_do(
 def test_turned_and_mirrored_scans_are_looked_at_alike(codes: str) -> None:
     scan = body_scan(tumours=[TUMOUR])
     turned = scan.reoriented(codes)
-    mask = answer(begin(turned, mode="localised")).finish()
+    mask = answer(begin(turned, mode="localised")).mask()
     assert mask.same_grid(turned)
-    expected = answer(begin(scan, mode="localised")).finish()
+    expected = answer(begin(scan, mode="localised")).mask()
     np.testing.assert_array_equal(mask.aligned_to(scan).array, expected.array)
 
 
@@ -133,7 +135,7 @@ def test_a_mask_at_the_border_of_what_was_looked_at_is_looked_for_in_the_whole_b
     assert seen.fallback == BEYOND
     assert seen.patches_skipped == begin(scan, mode="body").coverage().patches_skipped
     # Its end is far from all that was looked at before.
-    assert job.finish().array[140:150, 16:22, 16:22].any()
+    assert job.mask().array[140:150, 16:22, 16:22].any()
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7])

@@ -11,8 +11,8 @@ import pytest
 from gtvray.config import InferenceConfig
 from gtvray.errors import ConfigError
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob, Locator, Predictor, Suspicion, locator_of
-from gtvray.inference.localise import BEYOND, DROPPED_SHARE, EMPTY, UNSURE, CloseLook
+from gtvray.inference import Locator, Predictor, SegmentationRequest, Suspicion, locator_of
+from gtvray.inference.localise import BEYOND, DROPPED_SHARE, EMPTY, UNSURE, RequiredPatches
 from gtvray.inference.schedule import PatchGrid, gaussian_weights
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
@@ -23,13 +23,13 @@ from .made_up import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bo
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
 
-def _job(scan: Volume, place: Box | None, highest: float = 0.9) -> CaseJob:
+def _job(scan: Volume, place: Box | None, highest: float = 0.9) -> SegmentationRequest:
     prepared = prepare(scan, PREPROCESSING)
     suspected = np.zeros(prepared.hu.shape, bool)
     if place is not None:
         suspected[place.slices] = True
     inference = InferenceConfig(mode="localised")
-    return CaseJob(prepared, PREPROCESSING, inference, PATCH_IJK, suspicion=Suspicion(suspected, highest))
+    return SegmentationRequest(prepared, PREPROCESSING, inference, PATCH_IJK, suspicion=Suspicion(suspected, highest))
 
 
 def _where(scan: Volume, place: Box) -> Box:
@@ -46,8 +46,8 @@ def _where(scan: Volume, place: Box) -> Box:
 def test_where_the_tumour_is_suspected_the_mask_is_the_bodys() -> None:
     scan = body_scan(tumours=[TUMOUR])
     near, body = answer(_job(scan, _where(scan, TUMOUR))), answer(begin(scan, mode="body"))
-    np.testing.assert_array_equal(near.finish().array, body.finish().array)
-    assert near.finish().array.any()
+    np.testing.assert_array_equal(near.mask().array, body.mask().array)
+    assert near.mask().array.any()
     seen = near.coverage()
     assert (seen.mode, seen.fallback) == ("localised", None)
     assert seen.patches <= 27 < body.patches
@@ -60,7 +60,7 @@ def test_a_mask_that_reaches_further_is_followed_once_and_then_looked_for_everyw
     for part, fallback in ((Box((10, 24, 20), (52, 31, 29)), None), (Box((28, 26, 22), (30, 28, 24)), BEYOND)):
         job = answer(_job(scan, _where(scan, part)))
         assert job.coverage().fallback == fallback
-        np.testing.assert_array_equal(job.finish().array, body.finish().array)
+        np.testing.assert_array_equal(job.mask().array, body.mask().array)
 
 
 @pytest.mark.parametrize(("highest", "reason"), [(0.1, EMPTY), (0.4, UNSURE)])
@@ -85,11 +85,11 @@ def test_in_much_air_a_close_look_is_the_whole_scans() -> None:
 
     near = answer(_job(scan, _where(scan, place.moved(wide.start_ijk))), centred)
     others = {mode: answer(begin(scan, mode=mode), centred) for mode in ("exhaustive", "body")}
-    masks = {mode: job.finish().array for mode, job in others.items()}
+    masks = {mode: job.mask().array for mode, job in others.items()}
     assert near.coverage().fallback is None
     assert near.patches < others["body"].patches
     assert masks["exhaustive"].sum() > 100
-    np.testing.assert_array_equal(near.finish().array, masks["exhaustive"])
+    np.testing.assert_array_equal(near.mask().array, masks["exhaustive"])
     # It can fail: the patches of the body's box lie elsewhere.
     assert (masks["body"] != masks["exhaustive"]).any()
 
@@ -97,7 +97,7 @@ def test_in_much_air_a_close_look_is_the_whole_scans() -> None:
 def test_a_suspicion_that_holds_no_voxel_is_none() -> None:
     job = answer(_job(body_scan(tumours=[TUMOUR]), None))
     assert (job.coverage().mode, job.coverage().fallback) == ("body", EMPTY)
-    assert job.finish().array.any()
+    assert job.mask().array.any()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -109,7 +109,7 @@ def test_no_voxel_loses_more_than_the_share_of_its_weights(seed: int) -> None:
     place = np.zeros(shape, bool)
     low = rng.integers(0, np.asarray(shape) - 12)
     place[tuple(slice(s, s + n) for s, n in zip(low, rng.integers(1, 12, 3), strict=True))] = True
-    look = CloseLook(grid, body, weights, (6.0, 6.0, 6.0))
+    look = RequiredPatches(grid, body, weights, (6.0, 6.0, 6.0))
     kept = look.around(place)
     every, some = np.zeros(shape), np.zeros(shape)
     for number in body:
@@ -159,7 +159,7 @@ def test_a_predictor_with_a_locator_gives_a_mask_and_tells_how(tmp_path: Path) -
     scan = body_scan(tumours=[TUMOUR])
     job = predictor.begin(scan)
     predictor.run(job)
-    assert job.finish().same_grid(scan)
+    assert job.mask().same_grid(scan)
     assert job.coverage().mode in {"localised", "body"}
 
 

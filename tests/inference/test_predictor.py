@@ -14,7 +14,7 @@ from monai.inferers.utils import sliding_window_inference
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.errors import DataError
 from gtvray.geometry import Volume
-from gtvray.inference import CaseJob, Predictor, run_to_end
+from gtvray.inference import Predictor, SegmentationRequest, run_patches
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
 from gtvray.preprocessing import prepare, to_channels
 
@@ -55,7 +55,7 @@ def _scan(shape: tuple[int, int, int]) -> Volume:
 
 def _probability(predictor: Predictor, scan: Volume) -> np.ndarray:
     job = predictor.begin(scan)
-    run_to_end(job, predictor.forward, predictor.batch_size)
+    run_patches(job, predictor.forward, predictor.batch_size)
     return job.probability()
 
 
@@ -109,7 +109,7 @@ def test_two_scans_side_by_side_are_as_each_alone(make: Any) -> None:
     predictor = Predictor(make(mode="body", batch_size=3))
     scans = [_scan((32, 24, 24)), _scan((40, 24, 20))]
     alone = [_probability(predictor, scan) for scan in scans]
-    jobs: list[CaseJob] = [predictor.begin(scan) for scan in scans]
+    jobs: list[SegmentationRequest] = [predictor.begin(scan) for scan in scans]
     while any(job.remaining for job in jobs):
         taken = [(job, job.take()) for job in (*jobs, jobs[1]) if job.remaining]
         for (job, patch), answer in zip(taken, predictor.forward([p.channels for _, p in taken]), strict=True):

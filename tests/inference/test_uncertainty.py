@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Volume
-from gtvray.inference import CaseJob, estimate_uncertainty, mean_of_views, run_to_end
+from gtvray.inference import SegmentationRequest, estimate_uncertainty, mean_of_views, run_patches
 from gtvray.preprocessing import prepare
 
 PATCH = (16, 16, 16)
@@ -36,9 +36,9 @@ class _Views:
 
     def mask(self, scan: Volume) -> Volume:
         inference = self.bundle.inference.model_copy(update={"mode": "body"})
-        job = CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, inference, PATCH)
-        run_to_end(job, lambda channels: mean_of_views(self.views(channels)), 2)
-        return job.finish()
+        job = SegmentationRequest(prepare(scan, PREPROCESSING), PREPROCESSING, inference, PATCH)
+        run_patches(job, lambda channels: mean_of_views(self.views(channels)), 2)
+        return job.mask()
 
 
 def _scan(edge_hu: float = 600.0) -> Volume:

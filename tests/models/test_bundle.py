@@ -17,7 +17,7 @@ from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.errors import BundleError
 from gtvray.evaluation import dice
 from gtvray.geometry import Volume
-from gtvray.inference import Predictor, run_to_end
+from gtvray.inference import Predictor, run_patches
 from gtvray.io import read_json, read_volume, sha256_of, write_json
 from gtvray.models import Bundle, build_network, verify_digest, weights_of, write_bundle
 
@@ -48,7 +48,7 @@ def _scan() -> Volume:
 def _probability(bundle: Bundle) -> np.ndarray:
     predictor = Predictor(bundle, threads=1)
     job = predictor.begin(_scan())
-    run_to_end(job, predictor.forward, predictor.batch_size)
+    run_patches(job, predictor.forward, predictor.batch_size)
     return job.probability()
 
 

@@ -21,7 +21,7 @@ from gtvray.data import CaseCache, PatchSampler
 from gtvray.data.patches.draws import CHANGES
 from gtvray.datasets import index_dataset
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob, Predictor, estimate_uncertainty
+from gtvray.inference import Predictor, SegmentationRequest, estimate_uncertainty
 from gtvray.io import read_volume, write_volume
 from gtvray.models import build_network, weights_of, write_bundle
 from gtvray.preprocessing import AIR_HU, mirror_sum, mirrored_hu, prepare
@@ -93,7 +93,11 @@ def test_a_tilted_gantry_leaves_the_plane(tilt: float) -> None:
 
 def _whole(scan: Volume, preprocessing: PreprocessingConfig = MIRRORED) -> np.ndarray:
     prepared = prepare(scan, preprocessing)
-    return CaseJob(prepared, preprocessing, InferenceConfig(mode="exhaustive"), prepared.hu.shape).take().channels
+    return (
+        SegmentationRequest(prepared, preprocessing, InferenceConfig(mode="exhaustive"), prepared.hu.shape)
+        .take()
+        .channels
+    )
 
 
 def test_channels_are_the_windows_and_then_those_of_the_mirror_image() -> None:
@@ -116,7 +120,7 @@ def test_training_sees_what_serving_sees(tmp_path: Path) -> None:
     still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
     for patch_ijk in (served.hu.shape, (48, 48, 48)):
         sampler = PatchSampler(cases, TrainingConfig(patch_ijk=patch_ijk), MIRRORED, still)
-        patch = CaseJob(served, MIRRORED, InferenceConfig(mode="exhaustive"), patch_ijk).take()
+        patch = SegmentationRequest(served, MIRRORED, InferenceConfig(mode="exhaustive"), patch_ijk).take()
         np.testing.assert_allclose(sampler.sample(0)[0], patch.channels, atol=1e-6)
 
 
@@ -141,7 +145,9 @@ def test_a_real_patch_has_the_same_other_side_in_training_and_serving(real_cases
     still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
     training = TrainingConfig(patch_ijk=PATCH_IJK, foreground_share=1.0)
     sampler = PatchSampler([cached], training, MIRRORED, still)
-    job = CaseJob(prepare(read_volume(case.image), MIRRORED), MIRRORED, InferenceConfig(mode="body"), PATCH_IJK)
+    job = SegmentationRequest(
+        prepare(read_volume(case.image), MIRRORED), MIRRORED, InferenceConfig(mode="body"), PATCH_IJK
+    )
     served = [job.take().channels for _ in range(job.remaining)]
     middle = len(served) // 2
     for patch in [*(sampler.sample(number)[0].numpy() for number in range(4)), *served[middle : middle + 2]]:
