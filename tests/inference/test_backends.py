@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit
 
 from gtvray.config import Config, InferenceConfig, NetworkConfig, PreprocessingConfig, with_dotted
 from gtvray.errors import ConfigError, FailureError, ResourceError
-from gtvray.geometry import Volume
 from gtvray.inference import ConversionStore, Predictor
 from gtvray.inference.backends import openvino as backend
 from gtvray.inference.backends.store import Converted, default_store
@@ -68,26 +66,6 @@ def _patches(count: int) -> list[np.ndarray]:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-@needs_openvino
-@pytest.mark.parametrize(("precision", "furthest"), [("fp32", 1e-4), ("bf16", 0.06)])
-def test_openvino_answers_as_torch_in_any_company(
-    make: Any, store: ConversionStore, precision: str, furthest: float
-) -> None:
-    try:
-        predictor = Predictor(make(members=2, backend="openvino", precision=precision), threads=1, store=store)
-    except ResourceError as error:
-        pytest.skip(error.what)
-    patches = _patches(3)
-    together = predictor.forward(patches)
-    expected = Predictor(make(members=2), threads=1).forward(patches)
-    assert together.dtype == np.float32
-    assert np.abs(expit(together) - expit(expected)).max() < furthest
-    assert expit(expected).std() > 0.05
-    for place, patch in enumerate(patches):
-        assert predictor.forward([patch]).tobytes() == together[place].tobytes()
-        assert predictor.forward([patches[0], patch])[1].tobytes() == together[place].tobytes()
 
 
 @needs_openvino
@@ -249,15 +227,3 @@ def test_a_compiled_network_answers_as_it_does_otherwise(make: Any) -> None:
     patches = _patches(3)
     np.testing.assert_allclose(predictor.forward(patches), Predictor(make(), threads=1).forward(patches), atol=1e-4)
     assert predictor.forward(patches[:1]).tobytes() == predictor.forward(patches)[:1].tobytes()
-
-
-@needs_openvino
-def test_served_and_offline_masks_come_from_one_conversion(make: Any, store: ConversionStore) -> None:
-    """Two predictors, as a replica and a command have them, mark a scan alike to the bit."""
-    hu = np.random.default_rng(0).normal(40, 200, (32, 24, 20)).clip(-900, 1500).astype(np.int16)
-    scan = Volume(hu, np.diag([-4.0, -4, 4, 1]))
-    masks = [Predictor(make(backend="openvino"), threads=1, store=store).predict(scan).array for _ in range(2)]
-    assert masks[0].tobytes() == masks[1].tobytes()
-    torch_mask = Predictor(make(), threads=1).predict(scan).array
-    both = int((masks[0] & torch_mask).sum())
-    assert 2 * both / int(masks[0].sum() + torch_mask.sum()) >= 0.999

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from monai.networks.nets.dynunet import DynUNet
 from gtvray.config import NetworkConfig, build
 from gtvray.errors import BundleError, ConfigError
 from gtvray.models import build_network, load_weights, plan_network, weights_of
-from gtvray.models.unet import AttentionGate, gathered, spread
+from gtvray.models.unet import AttentionGate, channels_to_space, space_to_channels
 
 GOLDEN = Path(__file__).with_name("golden") / "networks.json"
 TINY = NetworkConfig(size="tiny")
@@ -73,17 +73,6 @@ def test_one_logit_a_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: An
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("kind", get_args(NetworkConfig.model_fields["kind"].annotation))
-def test_deep_supervision_answers_by_head_in_training_only(kind: Any) -> None:
-    config = NetworkConfig(kind=kind, features=(4, 8, 8, 8), deep_supervision=True)
-    network = build_network(config, 1, (3.0, 3.0, 3.0), (32, 32, 32))
-    patches = torch.zeros(2, 1, 32, 32, 32)
-    heads = network(patches)
-    assert heads.shape[2:] == (1, 32, 32, 32)
-    assert heads.shape[:2] == (2, 2)
-    assert network.eval()(patches).shape == (2, 1, 32, 32, 32)
-
-
 def test_weights_go_from_one_network_to_its_twin_and_to_no_other() -> None:
     one, twin = (build_network(TINY, 1, (3.0, 3.0, 3.0), (16, 16, 16)).eval() for _ in range(2))
     patch = torch.rand(1, 1, 16, 16, 16)
@@ -96,18 +85,6 @@ def test_weights_go_from_one_network_to_its_twin_and_to_no_other() -> None:
             load_weights(build_network(other, 1, (3.0, 3.0, 3.0), (16, 16, 16)), weights_of(one))
     with pytest.raises(BundleError):
         load_weights(build_network(TINY, 2, (3.0, 3.0, 3.0), (16, 16, 16)), weights_of(one))
-
-
-@pytest.mark.parametrize("deep_supervision", [False, True])
-def test_a_mirrored_patch_has_the_mirrored_answer(deep_supervision: bool) -> None:
-    config = NetworkConfig(features=(4, 8, 8, 8), deep_supervision=deep_supervision, mirror_average=True)
-    network = build_network(config, 1, (3.0, 3.0, 3.0), (32, 32, 32))
-    patch = torch.rand(1, 1, 32, 32, 32)
-    with torch.no_grad():
-        straight, mirrored = network(patch), network(patch.flip(2)).flip(-3)
-        one_way = network.network(patch)
-    assert torch.equal(straight, mirrored)
-    assert not torch.allclose(straight, one_way)
 
 
 def test_a_gate_weighs_a_sample_by_itself() -> None:
@@ -124,32 +101,21 @@ def test_a_gate_weighs_a_sample_by_itself() -> None:
     assert not torch.allclose(gate(coarse.flip(2), skip), together)
 
 
-@pytest.mark.parametrize("attention", get_args(NetworkConfig.model_fields["attention"].annotation))
-@pytest.mark.parametrize("kind", get_args(NetworkConfig.model_fields["kind"].annotation))
-def test_a_sample_s_answer_hangs_on_no_other_of_its_batch(kind: Any, attention: Any) -> None:
-    config = NetworkConfig(kind=kind, features=(4, 8, 8), attention=attention)
-    network = build_network(config, 1, (3.0, 3.0, 3.0), (16, 16, 16))
-    patches = torch.rand(2, 1, 16, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(network(patches)[:1], network(patches[:1]), rtol=1e-4, atol=1e-5)
-    assert list(network.buffers()) == [], "weights_of keeps parameters alone"
-
-
 @pytest.mark.parametrize("subvoxels", [(1, 1, 1), (2, 2, 2), (2, 3, 1), (1, 1, 4)])
 def test_subvoxels_are_put_back_where_they_came_from(subvoxels: Any) -> None:
     i, j, k = (2 * n for n in subvoxels)
     places = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
-    coarse = gathered(places, subvoxels)
+    coarse = space_to_channels(places, subvoxels)
     assert coarse.shape == (2, i * j * k // 8, 2, 2, 2)
-    assert torch.equal(spread(coarse, subvoxels), places)
+    assert torch.equal(channels_to_space(coarse, subvoxels), places)
     # A channel holds one voxel of each block, the last axis of the block fastest, and channels stay together.
     x, y, z = subvoxels
     assert torch.equal(coarse[0, 0], places[0, 0, ::x, ::y, ::z])
     assert torch.equal(coarse[0, -1], places[0, 0, x - 1 :: x, y - 1 :: y, z - 1 :: z])
-    both = gathered(torch.cat([places, -places], dim=1), subvoxels)
+    both = space_to_channels(torch.cat([places, -places], dim=1), subvoxels)
     assert torch.equal(both, torch.cat([coarse, -coarse], dim=1))
     heads = torch.stack([coarse, 2 * coarse], dim=1)
-    assert torch.equal(spread(heads, subvoxels), torch.stack([places, 2 * places], dim=1))
+    assert torch.equal(channels_to_space(heads, subvoxels), torch.stack([places, 2 * places], dim=1))
 
 
 def test_a_network_of_subvoxels_works_on_the_coarser_grid_and_answers_on_the_finer() -> None:
