@@ -115,7 +115,7 @@ def test_a_network_that_was_converted_wrongly_is_refused(make: Any, monkeypatch:
     ov = backend.import_openvino()
     other = make(backend="openvino", threshold=0.4, members=2)
     monkeypatch.setattr(backend, "_serialised", lambda *_: _plain(ov, other.build_network(1)))
-    with pytest.raises(FailureError, match="does not answer"):
+    with pytest.raises(FailureError, match="does not reproduce"):
         backend._converted(ov, bundle, 0, (3, 1, *PATCH))
 
 

@@ -74,7 +74,7 @@ def test_slices_and_crumbs_are_refused(shape: tuple[int, int, int]) -> None:
     hu = np.full(shape, -1000, np.int16)
     hu[10:50, 10:50] = 50
     scan = Volume(hu, np.diag([3.0, 3, 1, 1]))
-    with pytest.raises(DataError, match="not a scan of a body") as caught:
+    with pytest.raises(DataError, match="too few slices") as caught:
         out_of_domain(prepare(scan, CONFIG), None, "scan.nii")
     assert caught.value.fields["where"] == "scan.nii"
 

@@ -95,7 +95,7 @@ def test_a_second_leg_that_is_cut_away_is_told_of(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         prepared = prepare(scan, COARSE, "scan.nii")
     (note,) = prepared.notes
-    assert "cut away" in note
+    assert "cropped" in note
     assert "scan.nii" in caplog.text
     second = np.zeros(hu.shape, np.uint8)
     second[45:55] = hu[45:55] > 0

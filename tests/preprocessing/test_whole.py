@@ -108,7 +108,7 @@ def test_what_lies_apart_is_kept_and_not_told_of_as_cut_away() -> None:
     body, whole = prepare(scan, CONFIG), prepare(scan, CONFIG, whole=True)
     assert cut_off_share(apart, body) > 0.5
     assert cut_off_share(apart, whole) == 0
-    assert "cut away" in body.notes[0]
+    assert "cropped" in body.notes[0]
     assert whole.notes == ()
     assert whole.crop is None
     back = restore_mask(prepare_mask(apart, whole).astype(np.float32), whole, 0.5)
