@@ -75,7 +75,7 @@ def _places_mm(volume: Volume) -> dict[int, np.ndarray]:
 
 @settings(max_examples=150, deadline=None)
 @given(volumes(), st.lists(STEPS, max_size=6))
-def test_a_chain_keeps_places_and_leads_back(volume: Volume, steps: list[Step]) -> None:
+def test_chain_of_grid_changes_preserves_positions_and_is_inverted(volume: Volume, steps: list[Step]) -> None:
     there = volume
     for step in steps:
         there = step(there)
@@ -92,7 +92,7 @@ def test_a_chain_keeps_places_and_leads_back(volume: Volume, steps: list[Step]) 
 
 @settings(max_examples=100, deadline=None)
 @given(volumes(), st.sampled_from(CODES), MARGINS, MARGINS, st.sampled_from([1, 3]))
-def test_a_chain_with_whole_number_resampling_leads_back(volume, codes, before, after, finer) -> None:
+def test_integer_resampling_is_inverted_exactly(volume, codes, before, after, finer) -> None:
     there = _pad(before, after)(volume.reoriented(codes))
     spacing_mm = tuple(value / finer for value in there.spacing_mm)
     if min(spacing_mm) < 0.05:
@@ -110,7 +110,7 @@ def test_a_chain_with_whole_number_resampling_leads_back(volume, codes, before, 
     st.integers(0, 2**32 - 1),
 )
 @example(Volume(np.ones((5, 5, 5), np.int16), np.diag([-1.0, -1, 3, 1])), (1.0, 1.0, 1.0), (0.0, 0.0, 30.0), 0)
-def test_a_mask_resampled_to_any_grid_and_back_moves_by_half_the_diagonals_at_most(
+def test_resampling_a_mask_and_back_moves_voxels_by_at_most_half_diagonals(
     volume: Volume, factors: tuple[float, ...], angles: tuple[float, ...], seed: int
 ) -> None:
     """Each voxel comes back as one that lies within half a voxel's diagonal of the one grid and half of the other's."""
@@ -142,7 +142,7 @@ def _half_diagonal_mm(affine: np.ndarray) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(volumes(least=2))
-def test_a_sheared_mask_is_all_on_the_orthogonal_grid_and_of_the_same_size(volume: Volume) -> None:
+def test_orthogonal_grid_preserves_the_volume_of_a_sheared_mask(volume: Volume) -> None:
     mask = _pad((2, 2, 2), (2, 2, 2))(volume.with_array(np.ones(volume.shape, np.float32)))
     affine, shape = orthogonal_grid(mask.affine, mask.shape)
     assert not is_sheared(affine)
@@ -158,7 +158,7 @@ def test_a_sheared_mask_is_all_on_the_orthogonal_grid_and_of_the_same_size(volum
         assert ratio == pytest.approx(1, abs=0.25)
 
 
-def test_padding_puts_air_around_and_cropping_takes_it_off() -> None:
+def test_cropping_inverts_padding() -> None:
     """Against numbers worked out by hand."""
     volume = Volume(np.arange(6, dtype=np.int16).reshape(1, 2, 3), np.diag([-2.0, 3, 5, 1]))
     padded = volume.padded(Box((-1, 0, -2), (1, 3, 3)), -1024)
@@ -171,7 +171,7 @@ def test_padding_puts_air_around_and_cropping_takes_it_off() -> None:
     np.testing.assert_array_equal(back.affine, volume.affine)
 
 
-def test_a_mask_of_a_part_is_placed_on_the_scan() -> None:
+def test_mask_of_a_part_is_placed_on_the_full_scan() -> None:
     """Part of it lies beyond, as in a mask saved with a margin of its own."""
     scan = Volume(np.zeros((4, 4, 4), np.int16), np.diag([1.0, 2, 3, 1]))
     affine = np.diag([-1.0, 2, 3, 1])
@@ -196,7 +196,7 @@ def test_a_mask_of_a_part_is_placed_on_the_scan() -> None:
         ((0, 2, 0.2), "turned"),
     ],
 )
-def test_what_does_not_lie_on_the_grid_is_not_placed(change: tuple[int, int, float], says: str) -> None:
+def test_placing_a_volume_off_the_grid_is_rejected(change: tuple[int, int, float], says: str) -> None:
     scan = Volume(np.zeros((4, 4, 4), np.uint8), np.diag([1.0, 2, 3, 1]))
     affine = scan.affine.copy()
     affine[change[:2]] = change[2]
@@ -205,7 +205,7 @@ def test_what_does_not_lie_on_the_grid_is_not_placed(change: tuple[int, int, flo
     assert says in str(caught.value)
 
 
-def test_a_grid_turned_by_45_degrees_is_not_parallel() -> None:
+def test_grid_rotated_by_45_degrees_is_not_parallel() -> None:
     """Rounding alone would give a direction to none of its axes, or to two."""
     upright = Volume(np.zeros((3, 3, 3)), np.eye(4))
     turned = np.eye(4)
@@ -215,7 +215,7 @@ def test_a_grid_turned_by_45_degrees_is_not_parallel() -> None:
             Volume(upright.array, turned).aligned_to(upright)
 
 
-def test_boxes_that_would_wrap_or_cut_are_refused() -> None:
+def test_box_outside_the_grid_is_rejected() -> None:
     volume = Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4))
     for box in (Box((-1, 0, 0), (2, 2, 2)), Box((0, 0, 0), (4, 5, 4)), Box((9, 9, 9), (10, 10, 10))):
         with pytest.raises(GeometryError, match="beyond"):
@@ -226,7 +226,7 @@ def test_boxes_that_would_wrap_or_cut_are_refused() -> None:
 
 
 @pytest.mark.parametrize("fill", [-1024, 256, 0.5])
-def test_a_fill_the_dtype_cannot_hold_is_refused(fill: float) -> None:
+def test_fill_value_outside_the_dtype_is_rejected(fill: float) -> None:
     volume = Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4))
     for attempt in (lambda: volume.padded(Box((-1, 0, 0), (2, 2, 2)), fill), lambda: volume.placed_on(volume, fill)):
         with pytest.raises(GeometryError, match="fill"):
@@ -234,7 +234,7 @@ def test_a_fill_the_dtype_cannot_hold_is_refused(fill: float) -> None:
 
 
 @given(*[st.tuples(*[st.tuples(st.integers(-5, 5), st.integers(1, 6))] * 3)] * 2)
-def test_boxes_overlap_and_move_as_their_voxels_do(one, other) -> None:
+def test_box_overlap_and_shift_equal_those_of_their_voxels(one, other) -> None:
     first, second = (Box(tuple(s for s, _ in ranges), tuple(s + n for s, n in ranges)) for ranges in (one, other))
     voxels = [set(product(*[range(*pair) for pair in zip(box.start_ijk, box.stop_ijk, strict=True)]))
               for box in (first, second)]  # fmt: skip

@@ -52,7 +52,7 @@ def _marked_mm(volume: Volume) -> np.ndarray:
 
 @settings(max_examples=150, deadline=None)
 @given(masks(), st.sampled_from(CODES))
-def test_reorienting_and_cropping_keep_every_voxels_place(case: tuple[Volume, Box], codes: str) -> None:
+def test_reorienting_and_cropping_preserve_voxel_positions(case: tuple[Volume, Box], codes: str) -> None:
     mask, box = case
     there = mask.reoriented(codes)
     np.testing.assert_allclose(_marked_mm(there), _marked_mm(mask), atol=1e-3)
@@ -65,7 +65,7 @@ def test_reorienting_and_cropping_keep_every_voxels_place(case: tuple[Volume, Bo
 
 @settings(max_examples=150, deadline=None)
 @given(masks(), st.sampled_from(CODES), st.sampled_from([1, 3, 5]))
-def test_the_whole_chain_undone_lands_on_the_same_voxels(case: tuple[Volume, Box], codes: str, finer: int) -> None:
+def test_crop_reorient_and_resample_are_inverted_exactly(case: tuple[Volume, Box], codes: str, finer: int) -> None:
     mask, box = case
     part = mask.cropped(box).reoriented(codes)
     spacing_mm = tuple(value / finer for value in part.spacing_mm)
@@ -78,12 +78,12 @@ def test_the_whole_chain_undone_lands_on_the_same_voxels(case: tuple[Volume, Box
 
 
 @pytest.mark.parametrize("codes", CODES)
-def test_reoriented_axes_point_where_they_should(codes: str) -> None:
+def test_reoriented_volume_has_the_requested_orientation(codes: str) -> None:
     volume = Volume(np.arange(24).reshape(2, 3, 4), np.diag([-1.0, 2, 3, 1]))
     assert volume.reoriented(codes).orientation == codes
 
 
-def test_a_volume_cannot_be_changed() -> None:
+def test_volume_is_read_only() -> None:
     array, affine = np.zeros((2, 3, 4)), np.eye(4)
     volume = Volume(array, affine)
     for target in (volume.array, volume.affine):
@@ -95,12 +95,12 @@ def test_a_volume_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2)), np.zeros((2, 2, 2, 1)), np.zeros((2, 0, 2))])
-def test_what_is_not_three_dimensional_is_no_volume(array: np.ndarray) -> None:
+def test_array_that_is_not_three_dimensional_is_rejected(array: np.ndarray) -> None:
     with pytest.raises(GeometryError):
         Volume(array, np.eye(4))
 
 
-def test_with_array_holds_to_the_grid() -> None:
+def test_with_array_requires_the_shape_of_the_grid() -> None:
     volume = Volume(np.zeros((2, 3, 4)), np.diag([1, 2, 5, 1.0]))
     assert volume.with_array(np.ones((2, 3, 4), np.uint8)).same_grid(volume)
     assert volume.voxel_volume_ml == pytest.approx(0.01)
@@ -108,7 +108,7 @@ def test_with_array_holds_to_the_grid() -> None:
         volume.with_array(np.zeros((4, 3, 2)))
 
 
-def test_same_grid_is_about_places_not_numbers() -> None:
+def test_same_grid_compares_voxel_positions() -> None:
     volume = Volume(np.zeros((11, 5, 5)), np.diag([1, 1, 2, 1.0]))
 
     def shifted(change: Any) -> Volume:
@@ -126,7 +126,7 @@ def test_same_grid_is_about_places_not_numbers() -> None:
 
 
 @given(st.integers(0, 2**27 - 1))
-def test_box_around_is_the_tightest(bits: int) -> None:
+def test_box_around_a_mask_is_the_tightest(bits: int) -> None:
     mask = np.array([bits >> n & 1 for n in range(27)], bool).reshape(3, 3, 3)
     box = Box.around(mask)
     if box is None:
@@ -137,7 +137,7 @@ def test_box_around_is_the_tightest(bits: int) -> None:
     assert box == Box(tuple(places.min(0).tolist()), tuple((places.max(0) + 1).tolist()))
 
 
-def test_boxes() -> None:
+def test_box_shape_margin_and_validation() -> None:
     box = Box((1, 2, 3), (2, 4, 6))
     assert box.shape == (1, 2, 3)
     assert box.grown((2, 1, 0), (3, 9, 6)) == Box((0, 1, 3), (3, 5, 6))

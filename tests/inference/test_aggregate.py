@@ -12,7 +12,7 @@ from scipy.special import expit
 from gtvray.geometry import Box
 from gtvray.inference import LogitAccumulator, PatchGrid, gaussian_weights
 
-from .made_up import answer, begin, body_scan
+from .synthetic import answer, begin, body_scan
 
 sizes = st.tuples(*[st.integers(1, 70)] * 3)
 patches = st.tuples(*[st.integers(1, 40)] * 3)
@@ -31,7 +31,7 @@ def _plain(grid: PatchGrid, answers: dict[int, np.ndarray], shape: tuple[int, ..
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, patches, st.floats(0, 0.7), st.integers(0, 2**32))
-def test_blocks_are_one_large_array_to_the_bit(shape: Any, patch: Any, overlap: float, seed: int) -> None:
+def test_blocks_equal_one_large_array_bit_for_bit(shape: Any, patch: Any, overlap: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
     grid = PatchGrid.covering(padded, patch, overlap)
@@ -50,7 +50,7 @@ def test_blocks_are_one_large_array_to_the_bit(shape: Any, patch: Any, overlap: 
         assert (marked + 1 < box.stop_ijk).all()
 
 
-def test_what_the_mask_needs_is_less_and_gives_the_same_mask() -> None:
+def test_mask_only_gives_the_same_mask() -> None:
     tumours = [Box((30, 20, 60), (41, 33, 70)), Box((31, 94, 63), (34, 97, 66)), Box((100, 4, 4), (108, 10, 12))]
     scan = body_scan((120, 104, 136), tumours)
     for keep_largest in (False, True):
@@ -62,7 +62,7 @@ def test_what_the_mask_needs_is_less_and_gives_the_same_mask() -> None:
         assert 0.9 < mask.array.sum() / sum(np.prod(box.shape) for box in tumours[: 1 if keep_largest else 3]) < 1.1
 
 
-def test_blocks_go_as_soon_as_no_later_patch_reaches_them() -> None:
+def test_blocks_are_freed_after_their_last_patch() -> None:
     """A grid ten times as long takes no more memory at any time, where nothing is found."""
     patch, most = (16, 16, 16), []
     for length in (96, 960):

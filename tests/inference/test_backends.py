@@ -69,7 +69,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 @needs_openvino
-def test_a_conversion_is_kept_checked_and_made_again_when_damaged(
+def test_conversion_is_cached_verified_and_repeated_when_damaged(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
@@ -99,7 +99,7 @@ def test_a_conversion_is_kept_checked_and_made_again_when_damaged(
     assert [file.name for file in bundle.folder.iterdir() if file.suffix not in (".json", ".safetensors")] == []
 
 
-def test_writers_at_once_leave_one_whole_conversion(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_conversion(tmp_path: Path) -> None:
     folder, key = ConversionStore(tmp_path), {"bundle": "a"}
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: folder.add(key, Converted(b"<net/>" * 999, b"\0" * 99_999)), range(40)))
@@ -110,7 +110,7 @@ def test_writers_at_once_leave_one_whole_conversion(tmp_path: Path) -> None:
 
 
 @needs_openvino
-def test_a_network_that_was_converted_wrongly_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrongly_converted_network_is_rejected(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make(backend="openvino")
     ov = backend.import_openvino()
     other = make(backend="openvino", threshold=0.4, members=2)
@@ -131,7 +131,7 @@ def _plain(ov: Any, network: torch.nn.Module) -> Converted:
 
 
 @needs_openvino
-def test_openvino_sends_nothing_about_its_use(tmp_path: Path) -> None:
+def test_openvino_sends_no_telemetry(tmp_path: Path) -> None:
     """A package of the sender's name on the path is never imported, nor may a socket be made."""
     (tmp_path / "openvino_telemetry").mkdir()
     (tmp_path / "openvino_telemetry" / "__init__.py").write_text("raise SystemExit('imported')")
@@ -148,7 +148,7 @@ def test_openvino_sends_nothing_about_its_use(tmp_path: Path) -> None:
 
 
 @needs_openvino
-def test_a_network_converted_before_is_run_without_monai(make: Any, tmp_path: Path) -> None:
+def test_cached_conversion_runs_without_importing_monai(make: Any, tmp_path: Path) -> None:
     """MONAI takes seconds and 250 MB to load; only who builds a network in torch pays for it."""
     bundle = make(backend="openvino")
     program = (
@@ -164,7 +164,7 @@ def test_a_network_converted_before_is_run_without_monai(make: Any, tmp_path: Pa
     assert [text.split()[-1] for text in said] == ["True", "False"]
 
 
-def test_a_missing_openvino_is_told_with_the_way_out(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_openvino_is_reported_with_the_install_command(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [each for each in sys.modules if each.partition(".")[0] == "openvino"]:
         monkeypatch.delitem(sys.modules, name)
     finders = [_Without("openvino"), *sys.meta_path]
@@ -185,7 +185,7 @@ class _Without:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def test_settings_that_do_not_go_together_are_refused(make: Any) -> None:
+def test_incompatible_settings_are_rejected(make: Any) -> None:
     for values in ({"precision": "fp16"}, {"compiled": True}):
         dotted = {f"inference.{key}": value for key, value in values.items()}
         with pytest.raises(ConfigError, match="inference"):
@@ -198,13 +198,13 @@ def test_settings_that_do_not_go_together_are_refused(make: Any) -> None:
         Predictor(make(backend="openvino"), device="cuda")
 
 
-def test_the_store_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_follows_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GTVRAY_CACHE", str(tmp_path))
     default_store().add({"bundle": "a"}, Converted(b"x", b"w"))
     assert [entry.parent for entry in tmp_path.rglob("entry.json")] == _entries(tmp_path / "openvino")
 
 
-def test_flips_make_the_answer_symmetric(make: Any) -> None:
+def test_flips_make_the_logits_symmetric(make: Any) -> None:
     """With flips the answer to a mirrored patch is the mirrored answer, which no single view gives."""
     plain, flipped = Predictor(make(), threads=1), Predictor(make(flips=(0, 2)), threads=1)
     assert (plain.view_count, flipped.view_count) == (1, 4)
@@ -219,7 +219,7 @@ def test_flips_make_the_answer_symmetric(make: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_compiled_network_answers_as_it_does_otherwise(make: Any) -> None:
+def test_compiled_network_equals_the_eager_one(make: Any) -> None:
     try:
         predictor = Predictor(make(compiled=True), threads=1)
     except ResourceError as error:

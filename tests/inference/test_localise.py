@@ -13,7 +13,7 @@ from gtvray.geometry import Box, Volume
 from gtvray.inference import PatchGrid, SegmentationRequest
 from gtvray.inference.localise import BEYOND, EMPTY, UNSURE
 
-from .made_up import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone, to_logits
+from .synthetic import TUMOUR_HU, Network, answer, begin, body_scan, sees_bone, to_logits
 
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
@@ -27,7 +27,7 @@ def _both(
 
 @settings(max_examples=150, deadline=None)
 @given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.85))
-def test_the_coarse_patches_leave_no_voxel_out(shape: Any, patch: Any, overlap: float) -> None:
+def test_coarse_patches_cover_every_voxel(shape: Any, patch: Any, overlap: float) -> None:
     padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
     grid = PatchGrid.covering(padded, patch, overlap)
     covered, sparse = np.zeros(padded, bool), grid.sparse()
@@ -41,7 +41,7 @@ def test_the_coarse_patches_leave_no_voxel_out(shape: Any, patch: Any, overlap: 
 
 @settings(max_examples=100, deadline=None)
 @given(*[st.tuples(*[st.integers(1, 30)] * 3)] * 2, st.tuples(*[st.integers(0, 5)] * 3), st.integers(0, 2**32))
-def test_patches_touching_a_mask_are_those_that_hold_some_of_it(shape: Any, patch: Any, margin: Any, seed: int) -> None:
+def test_touching_patches_are_those_that_contain_the_mask(shape: Any, patch: Any, margin: Any, seed: int) -> None:
     padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
     grid, mask = PatchGrid.covering(padded, patch, 0.5), np.zeros(padded, bool)
     voxel = tuple(np.random.default_rng(seed).integers(0, padded))
@@ -63,7 +63,7 @@ def test_patches_touching_a_mask_are_those_that_hold_some_of_it(shape: Any, patc
         [Box((30, 30, 30), (31, 31, 31))],
     ],
 )
-def test_the_mask_is_the_bodys_voxel_for_voxel(tumours: list[Box]) -> None:
+def test_localised_mask_equals_body_mode_voxel_for_voxel(tumours: list[Box]) -> None:
     scan = body_scan(tumours=tumours)
     localised, body = _both(scan)
     assert localised.mask().array.tobytes() == body.mask().array.tobytes()
@@ -77,7 +77,7 @@ def test_the_mask_is_the_bodys_voxel_for_voxel(tumours: list[Box]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(*[st.tuples(*[st.integers(1, 40)] * 3)] * 4, st.floats(0, 0.85), st.sampled_from(["monai", "nnunet"]))
-def test_patches_that_reach_a_grid_lie_where_those_of_the_whole_do(
+def test_patches_of_a_part_coincide_with_those_of_the_full_extent(
     shape: Any, before: Any, after: Any, patch: Any, overlap: float, rule: Any
 ) -> None:
     extent = Box(tuple(-n for n in before), tuple(n + more for n, more in zip(shape, after, strict=True)))
@@ -98,7 +98,7 @@ def test_patches_that_reach_a_grid_lie_where_those_of_the_whole_do(
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL", "IRP"])
-def test_turned_and_mirrored_scans_are_looked_at_alike(codes: str) -> None:
+def test_reoriented_scans_give_the_same_localised_mask(codes: str) -> None:
     scan = body_scan(tumours=[TUMOUR])
     turned = scan.reoriented(codes)
     mask = answer(begin(turned, mode="localised")).mask()
@@ -107,7 +107,7 @@ def test_turned_and_mirrored_scans_are_looked_at_alike(codes: str) -> None:
     np.testing.assert_array_equal(mask.aligned_to(scan).array, expected.array)
 
 
-def test_nothing_found_or_nothing_sure_is_looked_for_in_the_whole_body() -> None:
+def test_empty_or_unsure_coarse_pass_falls_back_to_the_body() -> None:
     cases = {EMPTY: sees_bone, UNSURE: lambda channels: 0.45 * (channels[0] > 0.8).astype(np.float32)}
     for reason, network in cases.items():
         scan = body_scan(tumours=[TUMOUR] if reason == UNSURE else [])
@@ -119,7 +119,7 @@ def test_nothing_found_or_nothing_sure_is_looked_for_in_the_whole_body() -> None
         assert seen.patches == body.patches
 
 
-def test_a_mask_at_the_border_of_what_was_looked_at_is_looked_for_in_the_whole_body() -> None:
+def test_mask_at_the_border_of_the_region_falls_back_to_the_body() -> None:
     """The coarse pass sees the bright head of a rod, closer looks the dim rest of it as well."""
     rod, head = Box((8, 16, 16), (150, 22, 22)), Box((10, 17, 17), (16, 21, 21))
     scan = body_scan((160, 48, 48), [rod])
@@ -139,7 +139,7 @@ def test_a_mask_at_the_border_of_what_was_looked_at_is_looked_for_in_the_whole_b
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7])
-def test_batches_of_any_size_give_the_same_mask(batch_size: int) -> None:
+def test_mask_does_not_depend_on_the_batch_size(batch_size: int) -> None:
     scan = body_scan(tumours=[TUMOUR])
     alone = answer(begin(scan, mode="localised"))
     together = answer(begin(scan, mode="localised"), batch_size=batch_size)
@@ -147,7 +147,7 @@ def test_batches_of_any_size_give_the_same_mask(batch_size: int) -> None:
     assert together.coverage() == alone.coverage()
 
 
-def test_what_was_skipped_is_told_for_each_mode() -> None:
+def test_coverage_reports_skipped_patches_by_mode() -> None:
     scan = body_scan((64, 56, 48), [TUMOUR])
     array = scan.array.copy()
     array[40:, 30:] = -1000

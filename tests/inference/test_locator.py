@@ -18,7 +18,7 @@ from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
 from ..bundles import random_bundle
-from .made_up import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bone, to_logits
+from .synthetic import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bone, to_logits
 
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
@@ -43,7 +43,7 @@ def _where(scan: Volume, place: Box) -> Box:
     return found.moved(prepared.crop.start_ijk)
 
 
-def test_where_the_tumour_is_suspected_the_mask_is_the_bodys() -> None:
+def test_correct_suspicion_gives_the_mask_of_body_mode() -> None:
     scan = body_scan(tumours=[TUMOUR])
     near, body = answer(_job(scan, _where(scan, TUMOUR))), answer(begin(scan, mode="body"))
     np.testing.assert_array_equal(near.mask().array, body.mask().array)
@@ -53,7 +53,7 @@ def test_where_the_tumour_is_suspected_the_mask_is_the_bodys() -> None:
     assert seen.patches <= 27 < body.patches
 
 
-def test_a_mask_that_reaches_further_is_followed_once_and_then_looked_for_everywhere() -> None:
+def test_region_is_widened_once_and_then_the_body_is_run() -> None:
     rod = Box((6, 24, 20), (58, 31, 29))
     scan = body_scan(tumours=[rod])
     body = answer(begin(scan, mode="body"))
@@ -64,14 +64,14 @@ def test_a_mask_that_reaches_further_is_followed_once_and_then_looked_for_everyw
 
 
 @pytest.mark.parametrize(("highest", "reason"), [(0.1, EMPTY), (0.4, UNSURE)])
-def test_a_locator_in_doubt_is_not_followed(highest: float, reason: str) -> None:
+def test_unreliable_suspicion_falls_back_to_the_body(highest: float, reason: str) -> None:
     scan = body_scan(tumours=[TUMOUR])
     job, body = answer(_job(scan, _where(scan, TUMOUR), highest)), answer(begin(scan, mode="body"))
     assert (job.coverage().mode, job.coverage().fallback) == ("body", reason)
     assert job.probability().tobytes() == body.probability().tobytes()
 
 
-def test_in_much_air_a_close_look_is_the_whole_scans() -> None:
+def test_localised_patches_coincide_with_exhaustive_ones() -> None:
     """Where the body's box begins has no say in where patches lie, on which networks' answers hang."""
     place = Box((20, 20, 15), (29, 27, 22))
     wide = Box((-33, -7, -20), (60, 75, 61))
@@ -94,14 +94,14 @@ def test_in_much_air_a_close_look_is_the_whole_scans() -> None:
     assert (masks["body"] != masks["exhaustive"]).any()
 
 
-def test_a_suspicion_that_holds_no_voxel_is_none() -> None:
+def test_suspicion_without_voxels_falls_back_to_the_body() -> None:
     job = answer(_job(body_scan(tumours=[TUMOUR]), None))
     assert (job.coverage().mode, job.coverage().fallback) == ("body", EMPTY)
     assert job.mask().array.any()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_voxel_loses_more_than_the_share_of_its_weights(seed: int) -> None:
+def test_omitted_weights_are_bounded_at_every_voxel(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape, patch = tuple(rng.integers(30, 70, 3)), tuple(int(n) for n in rng.integers(8, 30, 3))
     grid, weights = PatchGrid.covering(shape, patch, 0.5), gaussian_weights(patch)
@@ -131,7 +131,7 @@ def _with_locator(folder: Path, **inference: Any) -> Bundle:
     return random_bundle(folder / "bundle", locator=locator, inference=InferenceConfig(mode="localised", **inference))
 
 
-def test_a_bundle_carries_its_locator_and_runs_it_as_itself(tmp_path: Path) -> None:
+def test_locator_inherits_backend_and_precision_of_its_bundle(tmp_path: Path) -> None:
     bundle = _with_locator(tmp_path, precision="bf16")
     locating = locator_of(bundle)
     assert locating is not None
@@ -140,7 +140,7 @@ def test_a_bundle_carries_its_locator_and_runs_it_as_itself(tmp_path: Path) -> N
     assert locator_of(random_bundle(tmp_path / "none")) is None
 
 
-def test_a_locator_says_the_same_each_time_and_marks_on_the_scans_prepared_grid(tmp_path: Path) -> None:
+def test_locator_is_repeatable_and_on_the_prepared_grid(tmp_path: Path) -> None:
     bundle = _with_locator(tmp_path)
     locating = locator_of(bundle)
     assert locating is not None
@@ -153,7 +153,7 @@ def test_a_locator_says_the_same_each_time_and_marks_on_the_scans_prepared_grid(
     assert (once.suspected & bright).sum() > 0.8 * bright.sum()
 
 
-def test_a_predictor_with_a_locator_gives_a_mask_and_tells_how(tmp_path: Path) -> None:
+def test_predictor_with_a_locator_returns_mask_and_coverage(tmp_path: Path) -> None:
     predictor = Predictor(_with_locator(tmp_path), threads=1)
     predictor.warm()
     scan = body_scan(tumours=[TUMOUR])
@@ -163,7 +163,7 @@ def test_a_predictor_with_a_locator_gives_a_mask_and_tells_how(tmp_path: Path) -
     assert job.coverage().mode in {"localised", "body"}
 
 
-def test_a_locator_of_a_promoted_variant_is_the_one_given(tmp_path: Path) -> None:
+def test_derived_bundle_has_the_given_locator(tmp_path: Path) -> None:
     from gtvray.promotion import with_inference
 
     plain, locator = random_bundle(tmp_path / "plain"), random_bundle(tmp_path / "loc", seed=3)

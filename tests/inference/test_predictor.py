@@ -60,7 +60,7 @@ def _probability(predictor: Predictor, scan: Volume) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("precision", "threads"), [("fp32", 1), ("fp32", 2), ("bf16", 1)])
-def test_a_patch_has_one_answer_whatever_shares_its_batch(make: Any, precision: str, threads: int) -> None:
+def test_logits_do_not_depend_on_what_shares_the_batch(make: Any, precision: str, threads: int) -> None:
     predictor = Predictor(make(batch_size=4, precision=precision), threads=threads)
     assert torch.get_num_threads() == threads
     patches = list(np.random.default_rng(1).random((4, 2, *PATCH), dtype=np.float32))
@@ -74,7 +74,7 @@ def test_a_patch_has_one_answer_whatever_shares_its_batch(make: Any, precision: 
 
 
 @pytest.mark.parametrize("shape", [(32, 40, 24), (37, 45, 29)])
-def test_exhaustive_inference_is_monais_sliding_window(make: Any, shape: tuple[int, int, int]) -> None:
+def test_exhaustive_mode_equals_monais_sliding_window(make: Any, shape: tuple[int, int, int]) -> None:
     scan, bundle = _scan(shape), make(mode="exhaustive", batch_size=2)
     hu = prepare(scan, PREPROCESSING, whole=True).hu
     assert hu.shape == shape
@@ -89,7 +89,7 @@ def test_exhaustive_inference_is_monais_sliding_window(make: Any, shape: tuple[i
     assert np.abs(other - found).max() > 1e-3
 
 
-def test_exhaustive_inference_sees_what_the_crop_takes_away(make: Any) -> None:
+def test_exhaustive_mode_includes_the_cropped_region(make: Any) -> None:
     """What lies apart from the body is looked at in mode `exhaustive` alone, and no flag depends on the mode."""
     narrow = PREPROCESSING.model_copy(update={"body_margin_mm": 6.0})
     bundles = {mode: replace(make(mode=mode, batch_size=4), preprocessing=narrow) for mode in ("exhaustive", "body")}
@@ -104,7 +104,7 @@ def test_exhaustive_inference_sees_what_the_crop_takes_away(make: Any) -> None:
     assert jobs["exhaustive"].patches > jobs["body"].patches
 
 
-def test_two_scans_side_by_side_are_as_each_alone(make: Any) -> None:
+def test_interleaved_requests_equal_separate_ones(make: Any) -> None:
     """Batches filled from two requests, as a server fills them, give each its own mask to the bit."""
     predictor = Predictor(make(mode="body", batch_size=3))
     scans = [_scan((32, 24, 24)), _scan((40, 24, 20))]
@@ -119,7 +119,7 @@ def test_two_scans_side_by_side_are_as_each_alone(make: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 40, 24), (10, 40, 6)])
-def test_predict_gives_a_mask_on_the_scans_grid_and_again_the_same(make: Any, shape: tuple[int, int, int]) -> None:
+def test_predict_is_repeatable_and_on_the_grid_of_the_scan(make: Any, shape: tuple[int, int, int]) -> None:
     predictor = Predictor(make(threshold=0.5, batch_size=2))
     predictor.warm()
     scan = _scan(shape)
@@ -133,7 +133,7 @@ def test_predict_gives_a_mask_on_the_scans_grid_and_again_the_same(make: Any, sh
     np.testing.assert_array_equal(masks[0].array, expected)
 
 
-def test_what_is_no_ct_is_refused_by_name(make: Any) -> None:
+def test_input_that_is_not_a_ct_is_rejected_by_name(make: Any) -> None:
     with pytest.raises(DataError) as caught:
         Predictor(make(batch_size=2)).predict(Volume(np.zeros((20, 20, 20), np.int16), np.eye(4)), "scan.nii")
     assert caught.value.fields["where"] == "scan.nii"

@@ -54,7 +54,7 @@ def _estimate(views: Any, scan: Volume) -> Any:
     return estimate_uncertainty(views, prepare(scan, PREPROCESSING), views.mask(scan))
 
 
-def test_views_that_agree_and_are_sure_leave_no_doubt() -> None:
+def test_agreeing_confident_views_have_no_uncertainty() -> None:
     found, entropy = _estimate(_Views([0.65, 0.65]), _scan())
     assert found.views == 2
     assert found.pairwise_dice == 1.0
@@ -63,7 +63,7 @@ def test_views_that_agree_and_are_sure_leave_no_doubt() -> None:
     assert float(entropy.array.max()) < 1e-3
 
 
-def test_views_that_differ_about_the_edge_say_so_there() -> None:
+def test_disagreeing_views_have_entropy_at_the_edge() -> None:
     """One takes 12^3 voxels, the other 8^3 of them."""
     scan = _scan(edge_hu=200.0)
     found, entropy = _estimate(_Views([0.55, 0.7]), scan)
@@ -77,7 +77,7 @@ def test_views_that_differ_about_the_edge_say_so_there() -> None:
     assert (scan.array[tuple(places)] == 200).all()
 
 
-def test_one_view_has_no_disagreement_but_may_doubt() -> None:
+def test_single_view_has_entropy_but_no_agreement() -> None:
     found, _ = _estimate(_Views([0.75], sharpness=20.0), _scan())
     assert (found.views, found.pairwise_dice, found.volume_sd_ml) == (1, None, None)
     assert 0.1 < found.doubt < 0.5

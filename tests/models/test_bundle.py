@@ -57,7 +57,7 @@ def three(tmp_path: Path) -> Bundle:
     return write_bundle(tmp_path / "three", weights=[_weights(seed) for seed in range(3)], **SETTINGS)
 
 
-def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path: Path, three: Bundle) -> None:
+def test_ensemble_logits_are_the_mean_of_its_members(tmp_path: Path, three: Bundle) -> None:
     assert three.members == Bundle.load(three.folder).members == 3
     alone = [write_bundle(tmp_path / f"{n}", weights=_weights(n), **SETTINGS) for n in range(3)]
     assert [bundle.members for bundle in alone] == [1, 1, 1]
@@ -70,14 +70,14 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path: Path, three:
     np.testing.assert_allclose(_probability(three), expit(volumes), atol=1e-6)
 
 
-def test_a_member_alike_thrice_is_the_member(tmp_path: Path) -> None:
+def test_ensemble_of_equal_members_equals_the_member(tmp_path: Path) -> None:
     one = write_bundle(tmp_path / "one", weights=_weights(0), **SETTINGS)
     thrice = write_bundle(tmp_path / "thrice", weights=[_weights(0)] * 3, **SETTINGS)
     assert one.digest != thrice.digest
     np.testing.assert_allclose(_probability(one), _probability(thrice), atol=1e-6)
 
 
-def test_members_keep_their_places(three: Bundle) -> None:
+def test_members_keep_their_order(three: Bundle) -> None:
     for number in range(3):
         built = three.build_network(number).state_dict()
         assert all(torch.equal(built[name], tensor) for name, tensor in _weights(number).items())
@@ -94,7 +94,7 @@ def test_members_keep_their_places(three: Bundle) -> None:
         ([_weights(0), {}], "same network"),
     ],
 )
-def test_members_that_do_not_go_together_are_refused(tmp_path: Path, members: Any, said: str) -> None:
+def test_members_of_different_networks_are_rejected(tmp_path: Path, members: Any, said: str) -> None:
     with pytest.raises(BundleError, match=said):
         write_bundle(tmp_path / "odd", weights=members, **SETTINGS)
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +116,7 @@ def _forge(folder: Path) -> None:
         lambda folder: (folder / "weights-0.safetensors").rename(folder / "weights.safetensors"),
     ],
 )
-def test_a_member_more_or_less_is_noticed_even_with_a_fitting_manifest(
+def test_missing_or_extra_member_is_detected_even_with_a_matching_manifest(
     three: Bundle, damage: Callable[[Path], Any]
 ) -> None:
     damage(three.folder)
@@ -129,7 +129,7 @@ def test_a_member_more_or_less_is_noticed_even_with_a_fitting_manifest(
 
 @pytest.mark.parametrize("key", ["schema_version", "preprocessing_version"])
 @pytest.mark.parametrize("version", [0, 99])
-def test_a_bundle_of_another_version_is_refused(three: Bundle, key: str, version: int) -> None:
+def test_bundle_of_another_version_is_rejected(three: Bundle, key: str, version: int) -> None:
     path = three.folder / "bundle.json"
     path.write_text(json.dumps({**read_json(path), key: version}))
     _forge(three.folder)
@@ -137,7 +137,7 @@ def test_a_bundle_of_another_version_is_refused(three: Bundle, key: str, version
         Bundle.load(three.folder)
 
 
-def test_a_stored_bundle_keeps_its_digest_and_its_masks() -> None:
+def test_golden_bundle_keeps_its_digest_and_mask() -> None:
     """What was promoted goes on meaning the same."""
     bundle = Bundle.load(GOLDEN / "bundle-4")
     assert (bundle.digest, bundle.members) == (GOLDEN_DIGEST, 1)

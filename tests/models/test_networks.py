@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).with_name("golden") / "networks.json"
 TINY = NetworkConfig(size="tiny")
 
 
-def test_plain_and_residual_networks_are_monai_s_weight_for_weight() -> None:
+def test_plain_and_residual_unets_equal_monais_weight_for_weight() -> None:
     """Bundles and checkpoints of earlier versions hold such weights, in this order and with these names."""
     plan = plan_network(TINY, (1.0, 1.0, 3.0), (32, 32, 16))
     for kind in ("unet", "residual_unet"):
@@ -41,7 +41,7 @@ def test_plain_and_residual_networks_are_monai_s_weight_for_weight() -> None:
 
 
 @pytest.mark.parametrize(("name", "stored"), json.loads(GOLDEN.read_text()).items())
-def test_a_stored_config_gives_the_weights_it_gave(name: str, stored: dict[str, Any]) -> None:
+def test_stored_configs_give_weights_of_unchanged_names_and_shapes(name: str, stored: dict[str, Any]) -> None:
     """Names and shapes, by digest, of networks as bundles on disk describe them."""
     with torch.device("meta"):
         network = build_network(build(NetworkConfig, stored["network"], name), 2, (1.0, 1.0, 3.0), (32, 32, 16))
@@ -65,7 +65,7 @@ def test_a_stored_config_gives_the_weights_it_gave(name: str, stored: dict[str, 
         (NetworkConfig(features=(8, 8, 8), subvoxels=(2, 2, 1), deep_supervision=True), (1.0, 1.0, 3.0), (32, 16, 8)),
     ],
 )
-def test_one_logit_a_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: Any) -> None:
+def test_explicit_settings_give_one_logit_per_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: Any) -> None:
     network = build_network(config, 2, spacing_mm, patch_ijk)
     logits = network(torch.zeros(2, 2, *patch_ijk))
     assert logits.shape == (2, 1, *patch_ijk)
@@ -73,7 +73,7 @@ def test_one_logit_a_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: An
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-def test_weights_go_from_one_network_to_its_twin_and_to_no_other() -> None:
+def test_weights_load_into_an_identical_network_only() -> None:
     one, twin = (build_network(TINY, 1, (3.0, 3.0, 3.0), (16, 16, 16)).eval() for _ in range(2))
     patch = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_weights_go_from_one_network_to_its_twin_and_to_no_other() -> None:
         load_weights(build_network(TINY, 2, (3.0, 3.0, 3.0), (16, 16, 16)), weights_of(one))
 
 
-def test_a_gate_weighs_a_sample_by_itself() -> None:
+def test_attention_gate_normalises_per_sample() -> None:
     """Batch statistics would make the answer hang on how workers share a batch."""
     gate = AttentionGate(8)
     coarse, skip = torch.randn(2, 2, 8, 4, 4, 4).unbind()
@@ -102,7 +102,7 @@ def test_a_gate_weighs_a_sample_by_itself() -> None:
 
 
 @pytest.mark.parametrize("subvoxels", [(1, 1, 1), (2, 2, 2), (2, 3, 1), (1, 1, 4)])
-def test_subvoxels_are_put_back_where_they_came_from(subvoxels: Any) -> None:
+def test_channels_to_space_inverts_space_to_channels(subvoxels: Any) -> None:
     i, j, k = (2 * n for n in subvoxels)
     places = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
     coarse = space_to_channels(places, subvoxels)
@@ -118,7 +118,7 @@ def test_subvoxels_are_put_back_where_they_came_from(subvoxels: Any) -> None:
     assert torch.equal(channels_to_space(heads, subvoxels), torch.stack([places, 2 * places], dim=1))
 
 
-def test_a_network_of_subvoxels_works_on_the_coarser_grid_and_answers_on_the_finer() -> None:
+def test_subvoxels_run_the_network_on_the_coarser_grid() -> None:
     config = NetworkConfig(features=(8, 8, 16), subvoxels=(2, 2, 2))
     plan = plan_network(config, (3.0, 3.0, 3.0), (32, 32, 32))
     alone = plan_network(NetworkConfig(features=(8, 8, 16)), (6.0, 6.0, 6.0), (16, 16, 16))
@@ -136,7 +136,7 @@ def test_a_network_of_subvoxels_works_on_the_coarser_grid_and_answers_on_the_fin
         assert not torch.allclose(network(changed), logits)
 
 
-def test_subvoxels_that_do_not_divide_the_patch_are_refused() -> None:
+def test_subvoxels_that_do_not_divide_the_patch_are_rejected() -> None:
     config = NetworkConfig(features=(8, 8, 8), subvoxels=(2, 2, 3))
     with pytest.raises(ConfigError, match="subvoxels do not divide"):
         plan_network(config, (3.0, 3.0, 3.0), (32, 32, 32))

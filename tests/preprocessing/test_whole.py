@@ -45,7 +45,7 @@ GRIDS = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(GRIDS, st.booleans(), st.sampled_from(["linear", "cubic"]), st.sampled_from([0.0, 6.0, 30.0]))
-def test_the_body_keeps_its_voxels_and_the_scan_is_covered(affine, antialias, interpolation, margin_mm) -> None:
+def test_full_extent_keeps_the_body_and_covers_the_scan(affine, antialias, interpolation, margin_mm) -> None:
     config = CONFIG.model_copy(
         update={"antialias": antialias, "interpolation": interpolation, "body_margin_mm": margin_mm}
     )
@@ -73,7 +73,7 @@ def test_the_body_keeps_its_voxels_and_the_scan_is_covered(affine, antialias, in
 
 @settings(max_examples=30, deadline=None)
 @given(GRIDS.filter(lambda affine: not is_sheared(affine)), st.booleans(), st.sampled_from(["linear", "cubic"]))
-def test_with_air_about_the_body_it_is_the_scan_resampled_at_once(affine, antialias, interpolation) -> None:
+def test_voxels_outside_the_body_equal_the_resampled_scan(affine, antialias, interpolation) -> None:
     config = CONFIG.model_copy(update={"antialias": antialias, "interpolation": interpolation})
     scan = _scan(affine)
     whole = prepare(scan, config, whole=True)
@@ -99,7 +99,7 @@ def test_with_air_about_the_body_it_is_the_scan_resampled_at_once(affine, antial
         assert np.abs(hu.array[inner] - at_once[inner]).max() <= 1
 
 
-def test_what_lies_apart_is_kept_and_not_told_of_as_cut_away() -> None:
+def test_full_extent_keeps_tissue_outside_the_body_without_a_note() -> None:
     scan = _scan()
     hu = scan.array.copy()
     hu[40:52, 34:48, 5:25] = 60
@@ -117,7 +117,7 @@ def test_what_lies_apart_is_kept_and_not_told_of_as_cut_away() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 3, 6])
-def test_the_mirror_plane_is_the_bodys(first: int) -> None:
+def test_mirror_plane_is_that_of_the_body(first: int) -> None:
     """What the crop leaves out appears in the mirror beyond the body, and moves nothing within it."""
     config = CONFIG.model_copy(update={"mirrored": True})
     hu = _scan().array.copy()
@@ -143,7 +143,7 @@ def test_the_mirror_plane_is_the_bodys(first: int) -> None:
     assert seen
 
 
-def test_a_scan_that_the_body_fills_is_its_own_whole() -> None:
+def test_scan_filled_by_the_body_is_not_extended() -> None:
     scan = _scan()
     scan = scan.cropped(BODY)
     hu = scan.array.copy()

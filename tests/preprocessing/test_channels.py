@@ -40,7 +40,7 @@ def _head(centre_i: float, size: int = 40) -> Volume:
 
 
 @pytest.mark.parametrize("centre_i", [19.5, 18.0, 21.5, 17.5])
-def test_the_plane_lies_in_the_middle_of_the_head(centre_i: float) -> None:
+def test_mirror_plane_is_the_middle_of_the_head(centre_i: float) -> None:
     head = _head(centre_i)
     assert mirror_sum(head) == 2 * centre_i
     twice = mirrored_hu(mirrored_hu(head.array, int(2 * centre_i), AIR_HU), int(2 * centre_i), AIR_HU)
@@ -49,14 +49,14 @@ def test_the_plane_lies_in_the_middle_of_the_head(centre_i: float) -> None:
     np.testing.assert_array_equal(twice[inside], head.array[inside])
 
 
-def test_what_the_other_side_shows_lies_at_the_same_place() -> None:
+def test_mirrored_structure_has_the_mirrored_position() -> None:
     head = _head(18.5)
     mirrored = mirrored_hu(head.array, mirror_sum(head), AIR_HU)
     bones = [np.argwhere(hu == 900).mean(axis=0) for hu in (head.array, mirrored)]
     np.testing.assert_allclose(bones, [[22.5, 11.5, 14], [14.5, 11.5, 14]], atol=0.5)
 
 
-def test_a_plane_is_found_in_any_half_of_a_head() -> None:
+def test_mirror_plane_of_half_a_head_is_within_the_scan() -> None:
     """Cut through the middle there is nothing to compare with; the mirrored scan still has the scan's shape."""
     for part in (slice(20, None), slice(None, 20), slice(19, 21)):
         half = _head(19.5).array[part]
@@ -65,7 +65,7 @@ def test_a_plane_is_found_in_any_half_of_a_head() -> None:
         assert mirrored_hu(half, plane_sum, AIR_HU).shape == half.shape
 
 
-def test_a_real_scan_seen_in_a_mirror_has_the_mirror_plane(real_cases: Path) -> None:
+def test_flipped_real_scan_has_the_flipped_plane(real_cases: Path) -> None:
     for case in index_dataset(real_cases).cases[:5]:
         hu = prepare(read_volume(case.image), MIRRORED).hu
         turned = hu.with_array(np.ascontiguousarray(hu.array[::-1]))
@@ -73,14 +73,14 @@ def test_a_real_scan_seen_in_a_mirror_has_the_mirror_plane(real_cases: Path) -> 
         assert abs(mirror_sum(turned) - (2 * (hu.shape[0] - 1) - mirror_sum(hu))) <= 1
 
 
-def test_the_plane_stays_where_a_scan_is_cut_at_one_side() -> None:
+def test_mirror_plane_is_stable_when_one_side_is_cut_off() -> None:
     head = _head(19.5)
     for first in (4, 8, 10):
         assert mirror_sum(head) - 2 * first == mirror_sum(Volume(np.ascontiguousarray(head.array[first:]), head.affine))
 
 
 @pytest.mark.parametrize("tilt", [0.25, -0.2])
-def test_a_tilted_gantry_leaves_the_plane(tilt: float) -> None:
+def test_mirror_plane_of_a_sheared_scan_is_found(tilt: float) -> None:
     """Resampled upright, the head has its mirror image on itself still, and both lie on one grid."""
     head = _head(19.5)
     affine = np.array([[6.0, 0, 0, 0], [0, 6, 6 * tilt, 0], [0, 0, 6, 0], [0, 0, 0, 1]])
@@ -100,7 +100,7 @@ def _whole(scan: Volume, preprocessing: PreprocessingConfig = MIRRORED) -> np.nd
     )
 
 
-def test_channels_are_the_windows_and_then_those_of_the_mirror_image() -> None:
+def test_channels_are_windows_of_the_scan_then_of_the_mirror_image() -> None:
     plain = _whole(_head(19.5), MIRRORED.model_copy(update={"mirrored": False}))
     both = _whole(_head(19.5))
     assert (len(plain), len(both), MIRRORED.channels) == (2, 4, 4)
@@ -109,7 +109,7 @@ def test_channels_are_the_windows_and_then_those_of_the_mirror_image() -> None:
     np.testing.assert_array_equal(both[2:], plain[:, ::-1])
 
 
-def test_training_sees_what_serving_sees(tmp_path: Path) -> None:
+def test_training_and_serving_channels_are_equal(tmp_path: Path) -> None:
     """Read through the cache, in pieces and whole; a piece beyond the case is in the middle of air in both."""
     write_volume(tmp_path / "set/1/data.nii.gz", _head(17.5))
     write_volume(tmp_path / "set/1/label.nii.gz", _head(17.5).with_array((_head(17.5).array == 900).astype(np.uint8)))
@@ -138,7 +138,7 @@ def _other_side(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
     return found[0]
 
 
-def test_a_real_patch_has_the_same_other_side_in_training_and_serving(real_cases: Path, tmp_path: Path) -> None:
+def test_mirrored_channels_of_a_real_patch_are_equal_in_training_and_serving(real_cases: Path, tmp_path: Path) -> None:
     case = index_dataset(real_cases).cases[0]
     cached = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare(case)
     whole = _whole(read_volume(case.image))
@@ -155,7 +155,7 @@ def test_a_real_patch_has_the_same_other_side_in_training_and_serving(real_cases
         assert np.abs(patch[2:] - patch[:2]).max() > 0.1
 
 
-def test_a_change_of_the_place_moves_both_sides_together(tmp_path: Path) -> None:
+def test_spatial_augmentation_transforms_both_sides_together(tmp_path: Path) -> None:
     """A scan that is its own mirror image has twice the same channels under every turn, zoom and flip."""
     scan = _head(19.5)
     scan = scan.with_array(np.minimum(scan.array, 40))
@@ -171,7 +171,7 @@ def test_a_change_of_the_place_moves_both_sides_together(tmp_path: Path) -> None
         assert torch.equal(image[:2], image[2:])
 
 
-def test_caches_from_before_are_found_again(tmp_path: Path) -> None:
+def test_caches_without_mirror_image_keep_their_keys(tmp_path: Path) -> None:
     """Without the mirror image an entry has the name it had before there was one, and with it another."""
     write_volume(tmp_path / "set/1/data.nii.gz", _head(19.5))
     write_volume(tmp_path / "set/1/label.nii.gz", _head(19.5).with_array((_head(19.5).array == 900).astype(np.uint8)))
@@ -184,7 +184,7 @@ def test_caches_from_before_are_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["body", "localised"])
-def test_a_bundle_with_the_mirror_image_marks_and_doubts(tmp_path: Path, mode: Any) -> None:
+def test_bundle_with_mirror_image_predicts_mask_and_uncertainty(tmp_path: Path, mode: Any) -> None:
     """The doubt about a mask looks at a part of the scan, beside the mirror image of the whole."""
     torch.manual_seed(0)
     settings = NetworkConfig(features=(4, 4, 8))

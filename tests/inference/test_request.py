@@ -16,7 +16,7 @@ from gtvray.geometry import Volume
 from gtvray.inference import SegmentationRequest, gaussian_weights, patch_starts
 from gtvray.preprocessing import prepare
 
-from .made_up import to_logits
+from .synthetic import to_logits
 
 PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0))
 PATCH = (16, 16, 16)
@@ -51,7 +51,7 @@ def _local(channels: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=300)
 @given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.89), st.sampled_from(["monai", "nnunet"]))
-def test_patches_cover_every_voxel_and_overlap_as_told(shape: Any, patch: Any, overlap: float, rule: Any) -> None:
+def test_patches_cover_the_grid_with_the_requested_overlap(shape: Any, patch: Any, overlap: float, rule: Any) -> None:
     starts = patch_starts(shape, patch, overlap, rule)
     axes = [sorted({start[axis] for start in starts}) for axis in range(3)]
     assert starts == sorted(set(starts)) == list(product(*axes))
@@ -67,7 +67,7 @@ def test_patches_cover_every_voxel_and_overlap_as_told(shape: Any, patch: Any, o
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 3))
-def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int, int]) -> None:
+def test_weights_are_symmetric_and_decrease_from_the_centre(patch: tuple[int, int, int]) -> None:
     weights = gaussian_weights(patch)
     assert weights.shape == patch
     assert weights.dtype == np.float32
@@ -80,7 +80,7 @@ def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int,
 
 
 @pytest.mark.parametrize("patch", [(16, 16, 16), (64, 48, 40), (12, 20, 9), (7, 33, 96)])
-def test_nnunets_weights_and_places_are_those_of_its_recipe(patch: tuple[int, int, int]) -> None:
+def test_nnunet_rule_equals_nnunets_weights_and_positions(patch: tuple[int, int, int]) -> None:
     """Its predictor filters one voxel with SciPy's Gaussian, scales it to 10 and keeps it in half precision."""
     point = np.zeros(patch)
     point[tuple(size // 2 for size in patch)] = 1
@@ -99,7 +99,7 @@ def test_nnunets_weights_and_places_are_those_of_its_recipe(patch: tuple[int, in
 
 @pytest.mark.parametrize("mode", ["exhaustive", "body"])
 @pytest.mark.parametrize("patch", [(16, 16, 16), (12, 20, 9), (64, 64, 64), (16, 64, 8)])
-def test_a_constant_answer_stays_constant(mode: Any, patch: tuple[int, int, int]) -> None:
+def test_constant_probability_is_preserved(mode: Any, patch: tuple[int, int, int]) -> None:
     job = _job(_scan(), patch, mode=mode)
     found = _run(job, lambda channels: np.full(channels.shape[1:], 0.37, np.float32))
     if mode == "exhaustive":
@@ -108,7 +108,7 @@ def test_a_constant_answer_stays_constant(mode: Any, patch: tuple[int, int, int]
         assert ((np.abs(found - 0.37) < 1e-5) | (found == 0)).all()
 
 
-def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
+def test_mask_is_on_the_grid_of_the_scan_and_at_the_tumour() -> None:
     """A network that knows bone finds a bright block again, on a tilted left-handed grid."""
     affine = np.array([[3.0, -0.6, 0, -90], [0.6, 3.0, 0.4, 20], [0, -0.4, 4.2, 300], [0, 0, 0, 1]])
     scan = _scan(affine=affine)
@@ -129,7 +129,7 @@ def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
         assert bool(mask.array[28:34].any()) != keep_largest
 
 
-def test_body_mode_is_exhaustive_where_every_patch_was_run() -> None:
+def test_body_mode_equals_exhaustive_where_all_patches_were_run() -> None:
     scan = _scan()
     every, body = (_job(scan, (8, 8, 8), mode=mode) for mode in ("exhaustive", "body"))
     assert body.patches < every.patches
@@ -149,7 +149,7 @@ def test_body_mode_is_exhaustive_where_every_patch_was_run() -> None:
 
 
 @pytest.mark.parametrize("affine", [None, np.diag([-4.1, 3.7, 4.3, 1.0])])
-def test_exhaustive_runs_the_whole_scan_and_the_others_say_what_they_left(affine: np.ndarray | None) -> None:
+def test_coverage_counts_what_body_mode_skips(affine: np.ndarray | None) -> None:
     """A body in a corner of much air: what was skipped is counted against the whole scan's patches."""
     small = _scan(affine=affine)
     hu = np.full((60, 70, 55), -1000, np.int16)
@@ -175,7 +175,7 @@ def test_exhaustive_runs_the_whole_scan_and_the_others_say_what_they_left(affine
     np.testing.assert_array_equal(masks[0].array, masks[1].array)
 
 
-def test_patches_and_answers_are_counted() -> None:
+def test_patches_are_counted_and_answered_in_order() -> None:
     job = _job(_scan())
     count = job.patches
     assert count > 4
@@ -188,7 +188,7 @@ def test_patches_and_answers_are_counted() -> None:
         job.probability()
 
 
-def test_a_scan_smaller_than_a_patch_sits_in_its_middle() -> None:
+def test_scan_smaller_than_a_patch_is_centred_in_it() -> None:
     scan = _scan((20, 12, 10))
     hu = prepare(scan, PREPROCESSING).hu
     job = _job(scan, (32, 32, 32), mode="exhaustive")
