@@ -1,4 +1,4 @@
-"""Affines: spacing, orientation and what is refused."""
+"""Affines: spacing, orientation and validation."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_orthogonal_grid_covers_the_sheared_grid(angles, spacing_mm, tilt, mirro
     inside = np.linalg.solve(upright, affine @ np.vstack([corners, np.ones(8)]))[:3]
     assert inside.min() > -1e-6
     assert (inside.max(axis=1) <= np.array(size) - 1 + 1e-5).all()
-    assert ((upright[:3, :3] * affine[:3, :3]).sum(axis=0) > 0).all(), "no axis is turned round"
+    assert ((upright[:3, :3] * affine[:3, :3]).sum(axis=0) > 0).all(), "no axis is reversed"
     # Not larger than needed, and the slices stay in their plane.
     assert (np.array(size) - 2 < inside.max(axis=1)).all()
     normal = np.cross(affine[:3, 0], affine[:3, 1])

@@ -1,4 +1,4 @@
-"""Any chain of steps away from a grid and back: each voxel stays at its place in the patient, and comes back to it."""
+"""Chains of grid changes and their inverses: each voxel keeps its position in the patient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Step = Callable[[Volume], Volume]
 
 @st.composite
 def volumes(draw: st.DrawFn, least: int = 1, most: int = 6) -> Volume:
-    """Every voxel with a number of its own from 1; any rotation, handedness, shear, spacing and origin."""
+    """Voxels numbered from 1; any rotation, handedness, shear, spacing and origin."""
     shape = draw(st.tuples(*[st.integers(least, most)] * 3))
     turn = Rotation.from_euler("xyz", draw(st.tuples(*[st.floats(-180, 180)] * 3)), degrees=True).as_matrix()
     shear = np.eye(3) + np.triu(np.full((3, 3), draw(st.sampled_from([0, 0, 0.36, -0.1]))), 1)
@@ -38,7 +38,7 @@ def _reorient(codes: str) -> Step:
 
 
 def _crop(shares: tuple[float, ...]) -> Step:
-    """The box between two shares of each axis."""
+    """Crop to the box between two shares of each axis."""
 
     def step(volume: Volume) -> Volume:
         pairs = [sorted(int(share * n) for share in shares[a : a + 2]) for a, n in enumerate(volume.shape)]
@@ -64,8 +64,8 @@ STEPS = st.one_of(
 )
 
 
-def _places_mm(volume: Volume) -> dict[int, np.ndarray]:
-    """Where the voxel of each number from 1 is; each is there once at most."""
+def _positions_mm(volume: Volume) -> dict[int, np.ndarray]:
+    """Position in mm of the voxel of each number from 1; no number occurs twice."""
     found = np.argwhere(volume.array)
     places = found @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     numbers = volume.array[tuple(found.T)].tolist()
@@ -79,13 +79,13 @@ def test_chain_of_grid_changes_preserves_positions_and_is_inverted(volume: Volum
     there = volume
     for step in steps:
         there = step(there)
-    before, after = _places_mm(volume), _places_mm(there)
+    before, after = _positions_mm(volume), _positions_mm(there)
     assert set(after) <= set(before)
     for number, place in after.items():
         np.testing.assert_allclose(place, before[number], atol=1e-6)
     back = there.placed_on(volume, 0)
     np.testing.assert_array_equal(back.affine, volume.affine)
-    # What was cut off on the way is 0, all else is where it was.
+    # Voxels that were cropped are 0, the others keep their positions.
     kept = np.isin(volume.array, list(after))
     np.testing.assert_array_equal(back.array, np.where(kept, volume.array, 0))
 
@@ -113,10 +113,10 @@ def test_integer_resampling_is_inverted_exactly(volume, codes, before, after, fi
 def test_resampling_a_mask_and_back_moves_voxels_by_at_most_half_diagonals(
     volume: Volume, factors: tuple[float, ...], angles: tuple[float, ...], seed: int
 ) -> None:
-    """Each voxel comes back as one that lies within half a voxel's diagonal of the one grid and half of the other's."""
+    """A voxel moves by at most half a voxel diagonal of one grid plus half a diagonal of the other."""
     random = np.random.default_rng(seed).random(volume.shape) < 0.4
     mask = _pad((3, 3, 3), (3, 3, 3))(volume.with_array(random.astype(np.uint8)))
-    # A grid turned against the mask's that covers all of it.
+    # A rotated grid that covers the mask.
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     spacing_mm = np.clip(np.multiply(volume.spacing_mm, factors), 0.05, 20)
@@ -152,14 +152,14 @@ def test_orthogonal_grid_preserves_the_volume_of_a_sheared_mask(volume: Volume) 
     inside = at[:3].T
     assert inside.min() > -1e-6
     assert (inside - np.subtract(shape, 1)).max() < 1e-6
-    # Linear interpolation of a smooth edge: the sum over voxels is the volume, to the sampling of the surface.
+    # The sum over linearly interpolated voxels is the volume, up to sampling errors at the surface.
     if min(volume.shape) >= 4:
         ratio = upright.array.sum() * upright.voxel_volume_ml / (mask.array.sum() * mask.voxel_volume_ml)
         assert ratio == pytest.approx(1, abs=0.25)
 
 
 def test_cropping_inverts_padding() -> None:
-    """Against numbers worked out by hand."""
+    """Compare with values worked out by hand."""
     volume = Volume(np.arange(6, dtype=np.int16).reshape(1, 2, 3), np.diag([-2.0, 3, 5, 1]))
     padded = volume.padded(Box((-1, 0, -2), (1, 3, 3)), -1024)
     assert padded.shape == (2, 3, 5)
@@ -172,14 +172,14 @@ def test_cropping_inverts_padding() -> None:
 
 
 def test_mask_of_a_part_is_placed_on_the_full_scan() -> None:
-    """Part of it lies beyond, as in a mask saved with a margin of its own."""
+    """Part of the mask extends beyond the scan, as if saved with a margin."""
     scan = Volume(np.zeros((4, 4, 4), np.int16), np.diag([1.0, 2, 3, 1]))
     affine = np.diag([-1.0, 2, 3, 1])
     affine[:3, 3] = 1.0004, 4, 9.02
     mask = Volume(np.arange(1, 13, dtype=np.uint8).reshape(3, 2, 2), affine)
     placed = mask.placed_on(scan, 0)
     expected = np.zeros((4, 4, 4), np.uint8)
-    # i runs against the scan's from 1: its voxel 2 is at -1, and its second slice at 4.
+    # Axis i is reversed and starts at voxel 1 of the scan: voxel 2 is at -1, and the second slice at 4.
     expected[1, 2:, 3], expected[0, 2:, 3] = (1, 3), (5, 7)
     np.testing.assert_array_equal(placed.array, expected)
     assert placed.same_grid(scan)
@@ -206,7 +206,7 @@ def test_placing_a_volume_off_the_grid_is_rejected(change: tuple[int, int, float
 
 
 def test_grid_rotated_by_45_degrees_is_not_parallel() -> None:
-    """Rounding alone would give a direction to none of its axes, or to two."""
+    """Rounded direction cosines would assign a direction to none of its axes, or to two."""
     upright = Volume(np.zeros((3, 3, 3)), np.eye(4))
     turned = np.eye(4)
     for degrees in (45, 30, 0.1):

@@ -1,4 +1,4 @@
-"""Resampling against scipy's map_coordinates as an oracle."""
+"""Resampling, compared with scipy's map_coordinates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_parallel_grids_agree_with_scipy(seed, factor, shift, flip) -> None:
     affine[:3, 3] += shift
     affine[:3, 1] *= -1 if flip else 1
     positions, limit = _positions(volume, affine, (9, 8, 7)), np.array(volume.shape)[:, None, None, None]
-    # What lies within rounding of the border between edge value and fill may be either.
+    # Within rounding of the border a position may take the edge value or the fill.
     edge = np.minimum(np.abs(positions + 0.5), np.abs(positions - limit + 0.5)).min(axis=0) < 1e-5
     expected = ndimage.map_coordinates(volume.array.astype(np.float64), positions, order=1, mode="nearest")
     expected[((positions < -0.5) | (positions > limit - 0.5)).any(axis=0)] = FILL
@@ -78,7 +78,7 @@ def test_cubic_equals_scipys_interpolating_spline(seed, factor, shift, flip, sha
     st.tuples(*[st.tuples(st.integers(0, 11), st.integers(1, 12))] * 3),
 )
 def test_values_do_not_depend_on_slabs_boxes_or_memory_order(seed, order, antialias, factor, codes, spans) -> None:
-    """A part of the grid has the values it has in the whole, however the work is cut and the source lies in memory."""
+    """A part of the grid has the values of the full grid, for any slabs and memory order of the source."""
     volume = _volume(seed, (13, 6, 31)).reoriented(codes)
     affine = volume.affine @ np.diag([*factor, 1.0])
     options = {"order": order, "fill": FILL, "antialias": antialias}
@@ -92,7 +92,7 @@ def test_values_do_not_depend_on_slabs_boxes_or_memory_order(seed, order, antial
             if order < 3:
                 np.testing.assert_array_equal(part.array, whole.array[box.slices])
             else:
-                # Products of other shapes may round differently.
+                # Matrix products of other shapes may round differently.
                 np.testing.assert_allclose(part.array, whole.array[box.slices], atol=0.01)
             assert part.array.dtype == whole.array.dtype
             np.testing.assert_allclose(part.affine, whole.cropped(box).affine, atol=1e-9)
@@ -107,7 +107,7 @@ def test_resampling_does_not_modify_the_source() -> None:
     np.testing.assert_array_equal(found[:-3], before[3:])
     assert (found[-3:] == 5).all()
     np.testing.assert_array_equal(volume.array, before)
-    # A type that cannot hold the fill does not wrap it.
+    # A dtype that cannot represent the fill does not wrap it.
     small, affine = Volume((before > 0).astype(np.uint8), np.eye(4)), np.eye(4)
     affine[0, 3] = 3
     for order in (1, 3):
@@ -191,7 +191,7 @@ def test_resampled_grid_covers_the_extent_and_keeps_the_centre(
 
 
 def test_linear_resampling_reproduces_a_linear_field() -> None:
-    """Values equal to a world coordinate must stay equal to it on any grid inside."""
+    """Values that are linear in world coordinates are reproduced on any grid inside."""
     volume = _volume(5, (12, 11, 10))
     ijk = np.indices(volume.shape).reshape(3, -1)
     world = (volume.affine[:3, :3] @ ijk + volume.affine[:3, 3:]).reshape(3, *volume.shape)

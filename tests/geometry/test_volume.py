@@ -1,4 +1,4 @@
-"""Volumes and boxes: whatever is done to the grid, a marked voxel stays at its place in the patient."""
+"""Volumes and boxes: voxels keep their positions in the patient when the grid changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def affines(draw: st.DrawFn) -> np.ndarray:
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[Volume, Box]:
-    """A mask and a box that holds all of it."""
+    """A mask and a box that contains its voxels."""
     shape = draw(st.tuples(*[st.integers(2, 7)] * 3))
     start = [draw(st.integers(0, n - 1)) for n in shape]
     stop = [draw(st.integers(s + 1, n)) for s, n in zip(start, shape, strict=True)]
@@ -45,7 +45,7 @@ def masks(draw: st.DrawFn) -> tuple[Volume, Box]:
 
 
 def _marked_mm(volume: Volume) -> np.ndarray:
-    """World positions of the voxels that hold 1, in an order of their own."""
+    """World positions of the voxels of value 1, sorted."""
     places = np.argwhere(volume.array == 1) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     return places[np.lexsort(places.round(3).T)]
 
@@ -118,7 +118,7 @@ def test_same_grid_compares_voxel_positions() -> None:
 
     assert volume.same_grid(shifted(((0, 3), 0.009)))
     assert not volume.same_grid(shifted(((0, 3), 0.02)))
-    # One hundredth of a degree of error per voxel adds up over the grid.
+    # A small error of the spacing accumulates over the grid.
     assert volume.same_grid(shifted(((0, 0), 0.0009)))
     assert not volume.same_grid(shifted(((0, 0), 0.0011)))
     assert not volume.same_grid(Volume(np.zeros((10, 5, 5)), volume.affine))

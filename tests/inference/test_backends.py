@@ -1,4 +1,4 @@
-"""Backends: OpenVINO beside torch, its cache of converted networks, its silence, and flips."""
+"""OpenVINO conversions, their cache and telemetry; settings; flips; compiled networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gtvray.models import Bundle, build_network, weights_of, write_bundle
 PATCH = (16, 16, 16)
 NETWORK = NetworkConfig(features=(8, 8, 16))
 needs_openvino = pytest.mark.skipif(
-    not any((Path(place) / "openvino").is_dir() for place in sys.path), reason="openvino is not installed"
+    not any((Path(entry) / "openvino").is_dir() for entry in sys.path), reason="openvino is not installed"
 )
 
 
@@ -56,7 +56,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ConversionStore:
-    """Shared by the module: what was converted once is not converted again."""
+    """Shared by the module, so that each network is converted once."""
     return ConversionStore(tmp_path_factory.mktemp("conversions"))
 
 
@@ -132,7 +132,7 @@ def _plain(ov: Any, network: torch.nn.Module) -> Converted:
 
 @needs_openvino
 def test_openvino_sends_no_telemetry(tmp_path: Path) -> None:
-    """A package of the sender's name on the path is never imported, nor may a socket be made."""
+    """The telemetry package is never imported, and no connection is opened."""
     (tmp_path / "openvino_telemetry").mkdir()
     (tmp_path / "openvino_telemetry" / "__init__.py").write_text("raise SystemExit('imported')")
     program = (
@@ -149,7 +149,7 @@ def test_openvino_sends_no_telemetry(tmp_path: Path) -> None:
 
 @needs_openvino
 def test_cached_conversion_runs_without_importing_monai(make: Any, tmp_path: Path) -> None:
-    """MONAI takes seconds and 250 MB to load; only who builds a network in torch pays for it."""
+    """Importing MONAI takes seconds and 250 MB, which only building a network in torch requires."""
     bundle = make(backend="openvino")
     program = (
         "import sys; from pathlib import Path\n"
@@ -160,8 +160,10 @@ def test_cached_conversion_runs_without_importing_monai(make: Any, tmp_path: Pat
         "print('monai' in sys.modules)"
     )
     command = [sys.executable, "-c", program]
-    said = [subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout for _ in range(2)]
-    assert [text.split()[-1] for text in said] == ["True", "False"]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout for _ in range(2)
+    ]
+    assert [text.split()[-1] for text in outputs] == ["True", "False"]
 
 
 def test_missing_openvino_is_reported_with_the_install_command(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +177,7 @@ def test_missing_openvino_is_reported_with_the_install_command(make: Any, monkey
 
 
 class _Without:
-    """A finder in front of the others for which a package is not installed."""
+    """An import finder for which a package is not installed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -205,7 +207,7 @@ def test_store_follows_the_environment_variable(tmp_path: Path, monkeypatch: pyt
 
 
 def test_flips_make_the_logits_symmetric(make: Any) -> None:
-    """With flips the answer to a mirrored patch is the mirrored answer, which no single view gives."""
+    """With flips the logits of a mirrored patch are the mirrored logits, unlike those of a single view."""
     plain, flipped = Predictor(make(), threads=1), Predictor(make(flips=(0, 2)), threads=1)
     assert (plain.view_count, flipped.view_count) == (1, 4)
     (patch,) = _patches(1)

@@ -1,4 +1,4 @@
-"""The domain check: heads pass, everything else is flagged with its reason or refused."""
+"""The domain check: heads pass, other scans are flagged with reasons or rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _with(prepared: Prepared, array: np.ndarray) -> Prepared:
     return replace(prepared, hu=Volume(np.ascontiguousarray(array), prepared.hu.affine))
 
 
-def _said(reasons: tuple[str, ...], words: str) -> bool:
+def _has_reason(reasons: tuple[str, ...], words: str) -> bool:
     return any(words in reason for reason in reasons)
 
 
@@ -39,13 +39,13 @@ def test_phantoms_are_not_flagged(phantoms: Path) -> None:
 def test_cropped_flipped_or_metal_filled_head_is_flagged(phantoms: Path) -> None:
     for prepared in _phantoms(phantoms):
         hu = prepared.hu.array
-        assert _said(out_of_domain(_with(prepared, hu[: hu.shape[0] // 2])), "a side of the image")
-        assert _said(out_of_domain(_with(prepared, hu[:, :, ::-1])), "not at the upper end")
-        assert _said(out_of_domain(_with(prepared, hu[:, :, : hu.shape[2] // 4])), "no skull")
+        assert _has_reason(out_of_domain(_with(prepared, hu[: hu.shape[0] // 2])), "a side of the image")
+        assert _has_reason(out_of_domain(_with(prepared, hu[:, :, ::-1])), "not at the upper end")
+        assert _has_reason(out_of_domain(_with(prepared, hu[:, :, : hu.shape[2] // 4])), "no skull")
         implant = hu.copy()
         middle = [n // 2 for n in hu.shape]
         implant[tuple(slice(m - 4, m + 4) for m in middle)] = 3071
-        assert _said(out_of_domain(_with(prepared, implant)), "metal")
+        assert _has_reason(out_of_domain(_with(prepared, implant)), "metal")
 
 
 def test_leg_phantom_is_flagged(phantoms: Path) -> None:
@@ -55,8 +55,8 @@ def test_leg_phantom_is_flagged(phantoms: Path) -> None:
     leg[i**2 + j**2 < 25**2] = 50
     leg[i**2 + j**2 < 4**2] = 900
     reasons = out_of_domain(_with(prepared, leg))
-    assert _said(reasons, "no airway")
-    assert _said(reasons, "no skull")
+    assert _has_reason(reasons, "no airway")
+    assert _has_reason(reasons, "no skull")
 
 
 def test_ranges_are_widened_by_the_training_cases(phantoms: Path) -> None:
@@ -64,8 +64,8 @@ def test_ranges_are_widened_by_the_training_cases(phantoms: Path) -> None:
     halves = [_with(each, each.hu.array[: each.hu.shape[0] // 2]) for each in prepared]
     ranges = training_ranges(each.hu for each in halves[1:])
     assert ranges["side_share"][1] > 0.5
-    assert _said(out_of_domain(halves[0]), "a side of the image")
-    assert not _said(out_of_domain(halves[0], ranges), "a side of the image")
+    assert _has_reason(out_of_domain(halves[0]), "a side of the image")
+    assert not _has_reason(out_of_domain(halves[0], ranges), "a side of the image")
     assert out_of_domain(prepared[0], ranges) == (), "usual is never less than by default"
 
 
@@ -91,7 +91,7 @@ def test_too_few_slices_or_too_small_a_body_is_rejected(shape: tuple[int, int, i
     ],
 )
 def test_real_scan_of_another_region_is_flagged(shared_data: Path, path: str, words: str) -> None:
-    assert _said(out_of_domain(prepare(read_volume(shared_data / path), CONFIG)), words)
+    assert _has_reason(out_of_domain(prepare(read_volume(shared_data / path), CONFIG)), words)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_mr_is_rejected_and_flagged_when_shifted_into_hu(shared_data: Path, path
 
 
 def test_real_head_and_neck_scans_are_rarely_flagged(real_cases: Path) -> None:
-    """Every tenth training case. Of all 170, 9 were flagged: no skull or little in view, much metal, shoulders only."""
+    """Every tenth training case. Of all 170, 9 were flagged: little or no skull in view, metal, shoulders only."""
     scans = sorted(real_cases.glob("*/data.nii.gz"))[::10]
     flagged = [path.parent.name for path in scans if out_of_domain(prepare(read_volume(path), CONFIG))]
     assert len(flagged) <= 2, flagged

@@ -1,4 +1,4 @@
-"""A bundle's locator tells where to look closely: the same mask for fewer patches, or the whole body."""
+"""Localised inference with a locator: the same mask from fewer patches, or the full body is run."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
 from ..bundles import random_bundle
-from .synthetic import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bone, to_logits
+from .synthetic import PATCH_IJK, PREPROCESSING, begin, body_scan, run_request, sees_bone, to_logits
 
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
 
-def _job(scan: Volume, place: Box | None, highest: float = 0.9) -> SegmentationRequest:
+def _request(scan: Volume, region: Box | None, highest: float = 0.9) -> SegmentationRequest:
     prepared = prepare(scan, PREPROCESSING)
     suspected = np.zeros(prepared.hu.shape, bool)
-    if place is not None:
-        suspected[place.slices] = True
+    if region is not None:
+        suspected[region.slices] = True
     inference = InferenceConfig(mode="localised")
     return SegmentationRequest(prepared, PREPROCESSING, inference, PATCH_IJK, suspicion=Suspicion(suspected, highest))
 
 
-def _where(scan: Volume, place: Box) -> Box:
-    """A box of the scan on its prepared grid."""
+def _where(scan: Volume, region: Box) -> Box:
+    """Convert a box of the scan to its prepared grid."""
     prepared = prepare(scan, PREPROCESSING)
     marked = np.zeros(scan.shape, np.uint8)
-    marked[place.slices] = 1
+    marked[region.slices] = 1
     found = Box.around(scan.with_array(marked).reoriented("RAS").array)
     assert found is not None
     assert prepared.crop is not None
@@ -45,7 +45,7 @@ def _where(scan: Volume, place: Box) -> Box:
 
 def test_correct_suspicion_gives_the_mask_of_body_mode() -> None:
     scan = body_scan(tumours=[TUMOUR])
-    near, body = answer(_job(scan, _where(scan, TUMOUR))), answer(begin(scan, mode="body"))
+    near, body = run_request(_request(scan, _where(scan, TUMOUR))), run_request(begin(scan, mode="body"))
     np.testing.assert_array_equal(near.mask().array, body.mask().array)
     assert near.mask().array.any()
     seen = near.coverage()
@@ -56,48 +56,48 @@ def test_correct_suspicion_gives_the_mask_of_body_mode() -> None:
 def test_region_is_widened_once_and_then_the_body_is_run() -> None:
     rod = Box((6, 24, 20), (58, 31, 29))
     scan = body_scan(tumours=[rod])
-    body = answer(begin(scan, mode="body"))
+    body = run_request(begin(scan, mode="body"))
     for part, fallback in ((Box((10, 24, 20), (52, 31, 29)), None), (Box((28, 26, 22), (30, 28, 24)), BEYOND)):
-        job = answer(_job(scan, _where(scan, part)))
-        assert job.coverage().fallback == fallback
-        np.testing.assert_array_equal(job.mask().array, body.mask().array)
+        request = run_request(_request(scan, _where(scan, part)))
+        assert request.coverage().fallback == fallback
+        np.testing.assert_array_equal(request.mask().array, body.mask().array)
 
 
 @pytest.mark.parametrize(("highest", "reason"), [(0.1, EMPTY), (0.4, UNSURE)])
 def test_unreliable_suspicion_falls_back_to_the_body(highest: float, reason: str) -> None:
     scan = body_scan(tumours=[TUMOUR])
-    job, body = answer(_job(scan, _where(scan, TUMOUR), highest)), answer(begin(scan, mode="body"))
-    assert (job.coverage().mode, job.coverage().fallback) == ("body", reason)
-    assert job.probability().tobytes() == body.probability().tobytes()
+    request, body = run_request(_request(scan, _where(scan, TUMOUR), highest)), run_request(begin(scan, mode="body"))
+    assert (request.coverage().mode, request.coverage().fallback) == ("body", reason)
+    assert request.probability().tobytes() == body.probability().tobytes()
 
 
 def test_localised_patches_coincide_with_exhaustive_ones() -> None:
-    """Where the body's box begins has no say in where patches lie, on which networks' answers hang."""
-    place = Box((20, 20, 15), (29, 27, 22))
+    """Positions of patches, on which logits depend, do not depend on where the box of the body starts."""
+    region = Box((20, 20, 15), (29, 27, 22))
     wide = Box((-33, -7, -20), (60, 75, 61))
-    scan = body_scan((48, 44, 40), [place]).padded(wide, -1000)
+    scan = body_scan((48, 44, 40), [region]).padded(wide, -1000)
 
     def centred(channels: np.ndarray) -> np.ndarray:
-        """Sees the tumour in the middle of a patch only."""
+        """Detects tumour in the centre of a patch only."""
         near = np.zeros(channels.shape[1:], np.float32)
         near[5:-5, 5:-5, 5:-5] = 1
         return near * sees_bone(channels)
 
-    near = answer(_job(scan, _where(scan, place.moved(wide.start_ijk))), centred)
-    others = {mode: answer(begin(scan, mode=mode), centred) for mode in ("exhaustive", "body")}
-    masks = {mode: job.mask().array for mode, job in others.items()}
+    near = run_request(_request(scan, _where(scan, region.moved(wide.start_ijk))), centred)
+    others = {mode: run_request(begin(scan, mode=mode), centred) for mode in ("exhaustive", "body")}
+    masks = {mode: request.mask().array for mode, request in others.items()}
     assert near.coverage().fallback is None
     assert near.patches < others["body"].patches
     assert masks["exhaustive"].sum() > 100
     np.testing.assert_array_equal(near.mask().array, masks["exhaustive"])
-    # It can fail: the patches of the body's box lie elsewhere.
+    # The comparison can fail: patches of the body's box have other positions.
     assert (masks["body"] != masks["exhaustive"]).any()
 
 
 def test_suspicion_without_voxels_falls_back_to_the_body() -> None:
-    job = answer(_job(body_scan(tumours=[TUMOUR]), None))
-    assert (job.coverage().mode, job.coverage().fallback) == ("body", EMPTY)
-    assert job.mask().array.any()
+    request = run_request(_request(body_scan(tumours=[TUMOUR]), None))
+    assert (request.coverage().mode, request.coverage().fallback) == ("body", EMPTY)
+    assert request.mask().array.any()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -106,24 +106,24 @@ def test_omitted_weights_are_bounded_at_every_voxel(seed: int) -> None:
     shape, patch = tuple(rng.integers(30, 70, 3)), tuple(int(n) for n in rng.integers(8, 30, 3))
     grid, weights = PatchGrid.covering(shape, patch, 0.5), gaussian_weights(patch)
     body = sorted(rng.choice(len(grid), -(-len(grid) * 4 // 5), replace=False).tolist())
-    place = np.zeros(shape, bool)
+    region = np.zeros(shape, bool)
     low = rng.integers(0, np.asarray(shape) - 12)
-    place[tuple(slice(s, s + n) for s, n in zip(low, rng.integers(1, 12, 3), strict=True))] = True
-    look = RequiredPatches(grid, body, weights, (6.0, 6.0, 6.0))
-    kept = look.around(place)
+    region[tuple(slice(s, s + n) for s, n in zip(low, rng.integers(1, 12, 3), strict=True))] = True
+    required = RequiredPatches(grid, body, weights, (6.0, 6.0, 6.0))
+    kept = required.around(region)
     every, some = np.zeros(shape), np.zeros(shape)
     for number in body:
         every[grid.slices(number)] += weights
         if number in kept:
             some[grid.slices(number)] += weights
     assert set(kept) <= set(body)
-    assert (some[place] >= (1 - DROPPED_SHARE) * every[place] - 1e-4).all()
-    assert not look.is_beyond(place, kept)
-    # Nothing is kept that no voxel could tell from nothing.
-    assert len(kept) <= len([n for n in body if grid.touching(place, (1, 1, 1)).count(n)])
+    assert (some[region] >= (1 - DROPPED_SHARE) * every[region] - 1e-4).all()
+    assert not required.is_beyond(region, kept)
+    # Patches without weight in the region are omitted.
+    assert len(kept) <= len([n for n in body if grid.touching(region, (1, 1, 1)).count(n)])
     if kept:
-        left_out = max(kept, key=lambda n: float(weights.max() * place[grid.slices(n)].sum()))
-        assert look.is_beyond(place, [n for n in kept if n != left_out])
+        omitted = max(kept, key=lambda n: float(weights.max() * region[grid.slices(n)].sum()))
+        assert required.is_beyond(region, [n for n in kept if n != omitted])
 
 
 def _with_locator(folder: Path, **inference: Any) -> Bundle:
@@ -157,10 +157,10 @@ def test_predictor_with_a_locator_returns_mask_and_coverage(tmp_path: Path) -> N
     predictor = Predictor(_with_locator(tmp_path), threads=1)
     predictor.warm()
     scan = body_scan(tumours=[TUMOUR])
-    job = predictor.begin(scan)
-    predictor.run(job)
-    assert job.mask().same_grid(scan)
-    assert job.coverage().mode in {"localised", "body"}
+    request = predictor.begin(scan)
+    predictor.run(request)
+    assert request.mask().same_grid(scan)
+    assert request.coverage().mode in {"localised", "body"}
 
 
 def test_derived_bundle_has_the_given_locator(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_derived_bundle_has_the_given_locator(tmp_path: Path) -> None:
     assert derived.locator is not None
     assert derived.locator.digest == locator.digest
     assert derived.inference.mode == "localised"
-    # And it stays when another setting changes.
+    # It is kept when another setting changes.
     with pytest.raises(ConfigError, match="asks a locator"):
         with_inference(plain, {"mode": "body"}, tmp_path / "out", locator)
     kept = with_inference(derived, {"threshold": 0.3}, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Reading ahead and writing behind: in order, within bounds, whatever fails and whenever it is cut off."""
+"""Overlapped loading, running and storing: order, bounds, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_loading_ahead_is_bounded() -> None:
         return key
 
     for key, _ in overlapped(range(20), load, run, lambda key, ran: ran):
-        # Given back, still being stored, in the network, and waiting for it.
+        # Yielded, being stored, running, and waiting to run.
         assert len(loaded) <= key + 1 + BEHIND + AHEAD
     assert max(most) <= 1 + AHEAD
 
 
 def test_loading_and_storing_overlap_with_running() -> None:
-    """Each stage waits for the others to be where they must be: without overlap nothing would ever go on."""
+    """Each stage waits for the others: without overlap the test would time out."""
     loading, storing = [threading.Event() for _ in range(4)], [threading.Event() for _ in range(4)]
 
     def load(key: int) -> int:
@@ -85,7 +85,7 @@ def test_interrupt_completes_the_store_in_progress_and_starts_nothing(tmp_path: 
 
     def run(key: int) -> int:
         if key == 1:
-            # The first is being stored when Ctrl-C comes.
+            # The first is being stored when Ctrl-C arrives.
             assert began.wait(60)
             go_on.set()
             raise KeyboardInterrupt

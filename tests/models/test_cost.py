@@ -1,4 +1,4 @@
-"""The cost that is told is the cost of the network that is built, as torch itself counts it."""
+"""Cost estimates, compared with what torch counts for the network that is built."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_cost_equals_what_torch_counts_on_real_memory(changes: dict[str, Any]) -
 
 
 def test_saved_activations_are_those_each_layer_needs() -> None:
-    """By hand: a convolution keeps its input, a ReLU in place its output, and both are counted once."""
+    """By hand: a convolution saves its input, an in-place ReLU its output, and a shared storage counts once."""
     layers = torch.nn.Sequential(
         torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.ReLU(inplace=True), torch.nn.Conv3d(2, 4, 1), torch.nn.Sigmoid()
     )

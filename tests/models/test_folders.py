@@ -1,4 +1,4 @@
-"""Checkpoints and bundles: what is read is what was written, or an error."""
+"""Checkpoints and bundles on disk: reading returns what was written, or raises."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def test_loaded_bundle_equals_the_written_model(bundle: Bundle, network: torch.n
     assert "not a medical device" in (bundle.folder / "bundle.json").read_text().lower()
 
 
-def test_digest_depends_on_the_content_only(
-    tmp_path: Path, bundle: Bundle, network: torch.nn.Module
-) -> None:
+def test_digest_depends_on_the_content_only(tmp_path: Path, bundle: Bundle, network: torch.nn.Module) -> None:
     again = write_bundle(tmp_path / "again", weights=dict(reversed(weights_of(network).items())), **SETTINGS)
     moved = shutil.copytree(bundle.folder, tmp_path / "moved")
     assert again.digest == bundle.digest == verify_digest(moved) == verify_digest(bundle.folder)
@@ -179,7 +177,7 @@ def test_locator_is_a_bundle_inside_the_bundle(tmp_path: Path, bundle: Bundle, n
     assert both.locator is not None
     assert both.locator.digest == bundle.digest
     assert both.digest != bundle.digest
-    # A locator's own is left out: nobody would ask it.
+    # A locator of the locator is omitted, since it is never used.
     deeper = write_bundle(tmp_path / "deeper", weights=weights_of(network), **{**SETTINGS, "locator": both})
     assert deeper.locator is not None
     assert deeper.locator.locator is None

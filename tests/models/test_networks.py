@@ -1,4 +1,4 @@
-"""Networks answer in the promised shape, and hold the weights that earlier versions stored."""
+"""Networks: compatibility of weights with MONAI and earlier versions, attention gates and subvoxels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = NetworkConfig(size="tiny")
 
 
 def test_plain_and_residual_unets_equal_monais_weight_for_weight() -> None:
-    """Bundles and checkpoints of earlier versions hold such weights, in this order and with these names."""
+    """Bundles and checkpoints of earlier versions store weights in this order and with these names."""
     plan = plan_network(TINY, (1.0, 1.0, 3.0), (32, 32, 16))
     for kind in ("unet", "residual_unet"):
         config = NetworkConfig(kind=kind, size="tiny", deep_supervision=True, dropout=0.1)
@@ -42,7 +42,7 @@ def test_plain_and_residual_unets_equal_monais_weight_for_weight() -> None:
 
 @pytest.mark.parametrize(("name", "stored"), json.loads(GOLDEN.read_text()).items())
 def test_stored_configs_give_weights_of_unchanged_names_and_shapes(name: str, stored: dict[str, Any]) -> None:
-    """Names and shapes, by digest, of networks as bundles on disk describe them."""
+    """Digests of names and shapes, for network settings as stored in bundles."""
     with torch.device("meta"):
         network = build_network(build(NetworkConfig, stored["network"], name), 2, (1.0, 1.0, 3.0), (32, 32, 16))
     shapes = {key: list(weight.shape) for key, weight in weights_of(network).items()}
@@ -88,7 +88,7 @@ def test_weights_load_into_an_identical_network_only() -> None:
 
 
 def test_attention_gate_normalises_per_sample() -> None:
-    """Batch statistics would make the answer hang on how workers share a batch."""
+    """With batch statistics, logits would depend on how workers share a batch."""
     gate = AttentionGate(8)
     coarse, skip = torch.randn(2, 2, 8, 4, 4, 4).unbind()
     together = gate(coarse, skip)
@@ -96,7 +96,7 @@ def test_attention_gate_normalises_per_sample() -> None:
     torch.testing.assert_close(together, apart)
     share = together / skip
     assert bool(((share > 0) & (share < 1)).all())
-    # One weight a voxel, whichever the channel.
+    # One weight per voxel, for all channels.
     torch.testing.assert_close(share, share[:, :1].expand_as(share))
     assert not torch.allclose(gate(coarse.flip(2), skip), together)
 
@@ -104,18 +104,18 @@ def test_attention_gate_normalises_per_sample() -> None:
 @pytest.mark.parametrize("subvoxels", [(1, 1, 1), (2, 2, 2), (2, 3, 1), (1, 1, 4)])
 def test_channels_to_space_inverts_space_to_channels(subvoxels: Any) -> None:
     i, j, k = (2 * n for n in subvoxels)
-    places = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
-    coarse = space_to_channels(places, subvoxels)
+    voxels = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
+    coarse = space_to_channels(voxels, subvoxels)
     assert coarse.shape == (2, i * j * k // 8, 2, 2, 2)
-    assert torch.equal(channels_to_space(coarse, subvoxels), places)
-    # A channel holds one voxel of each block, the last axis of the block fastest, and channels stay together.
+    assert torch.equal(channels_to_space(coarse, subvoxels), voxels)
+    # A channel holds one voxel of each block, the last axis of the block fastest; input channels are not interleaved.
     x, y, z = subvoxels
-    assert torch.equal(coarse[0, 0], places[0, 0, ::x, ::y, ::z])
-    assert torch.equal(coarse[0, -1], places[0, 0, x - 1 :: x, y - 1 :: y, z - 1 :: z])
-    both = space_to_channels(torch.cat([places, -places], dim=1), subvoxels)
+    assert torch.equal(coarse[0, 0], voxels[0, 0, ::x, ::y, ::z])
+    assert torch.equal(coarse[0, -1], voxels[0, 0, x - 1 :: x, y - 1 :: y, z - 1 :: z])
+    both = space_to_channels(torch.cat([voxels, -voxels], dim=1), subvoxels)
     assert torch.equal(both, torch.cat([coarse, -coarse], dim=1))
     heads = torch.stack([coarse, 2 * coarse], dim=1)
-    assert torch.equal(channels_to_space(heads, subvoxels), torch.stack([places, 2 * places], dim=1))
+    assert torch.equal(channels_to_space(heads, subvoxels), torch.stack([voxels, 2 * voxels], dim=1))
 
 
 def test_subvoxels_run_the_network_on_the_coarser_grid() -> None:
@@ -130,7 +130,7 @@ def test_subvoxels_run_the_network_on_the_coarser_grid() -> None:
     with torch.no_grad():
         logits = network(patch)
         assert logits.shape == patch.shape
-        # A voxel within a block counts: its neighbours in the block are other channels.
+        # Each voxel of a block is a channel of its own.
         changed = patch.clone()
         changed[0, 0, 17, 16, 16] += 5
         assert not torch.allclose(network(changed), logits)

@@ -1,4 +1,4 @@
-"""Plans follow spacing and patch, keep what is set, and say why."""
+"""Network plans: derived from spacing and patch, explicit values kept, origins reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_plan_pools_only_axes_that_can_be_halved(size: Any, spacing_mm: Any, pat
     spacing, left = np.array(spacing_mm), np.array(patch_ijk)
     for stage in plan.stages:
         assert (left % stage.stride == 0).all()
-        # An axis at least twice as coarse as the finest is left alone until the others have caught up.
+        # An axis at least twice as coarse as the finest is not pooled until the others are as coarse.
         assert all(s == 1 for s, mm in zip(stage.stride, spacing, strict=True) if mm >= 2 * spacing.min())
         spacing, left = spacing * stage.stride, left // stage.stride
         assert stage.kernel == tuple(3 if mm < 2 * spacing.min() else 1 for mm in spacing)

@@ -1,4 +1,4 @@
-"""The other side of the head: the plane lies where the tissue is alike, and every user sees the same channels."""
+"""Mirror plane and input channels, which are equal in training and serving."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MIRRORED = PreprocessingConfig(spacing_mm=(6.0, 6.0, 6.0), windows_hu=((-200.0, 
 
 
 def _head(centre_i: float, size: int = 40) -> Volume:
-    """Shoulders and a head above them, RAS, 6 mm: alike on both sides but for a bone on the patient's left."""
+    """Shoulders and a head, RAS, 6 mm: symmetric except for a bone on the patient's left."""
     i, j, k = np.meshgrid(np.arange(size) - centre_i, np.arange(24) - 11.5, np.arange(20.0), indexing="ij")
     body = (i / np.where(k < 8, 13, 7)) ** 2 + (j / 8) ** 2 < 1
     hu = np.where(body, 40, -1000).astype(np.int16)
@@ -57,7 +57,7 @@ def test_mirrored_structure_has_the_mirrored_position() -> None:
 
 
 def test_mirror_plane_of_half_a_head_is_within_the_scan() -> None:
-    """Cut through the middle there is nothing to compare with; the mirrored scan still has the scan's shape."""
+    """A head cut through the middle has no counterpart; the mirrored scan still has the shape of the scan."""
     for part in (slice(20, None), slice(None, 20), slice(19, 21)):
         half = _head(19.5).array[part]
         plane_sum = mirror_sum(Volume(half, np.diag([6.0, 6, 6, 1])))
@@ -69,7 +69,7 @@ def test_flipped_real_scan_has_the_flipped_plane(real_cases: Path) -> None:
     for case in index_dataset(real_cases).cases[:5]:
         hu = prepare(read_volume(case.image), MIRRORED).hu
         turned = hu.with_array(np.ascontiguousarray(hu.array[::-1]))
-        # Of two planes that are as good as each other, the lower one is taken.
+        # Of two planes with equal overlap the lower one is chosen.
         assert abs(mirror_sum(turned) - (2 * (hu.shape[0] - 1) - mirror_sum(hu))) <= 1
 
 
@@ -81,7 +81,7 @@ def test_mirror_plane_is_stable_when_one_side_is_cut_off() -> None:
 
 @pytest.mark.parametrize("tilt", [0.25, -0.2])
 def test_mirror_plane_of_a_sheared_scan_is_found(tilt: float) -> None:
-    """Resampled upright, the head has its mirror image on itself still, and both lie on one grid."""
+    """On the orthogonal grid the head is still symmetric."""
     head = _head(19.5)
     affine = np.array([[6.0, 0, 0, 0], [0, 6, 6 * tilt, 0], [0, 0, 6, 0], [0, 0, 0, 1]])
     prepared = prepare(Volume(np.minimum(head.array, 40), affine), MIRRORED)
@@ -105,12 +105,12 @@ def test_channels_are_windows_of_the_scan_then_of_the_mirror_image() -> None:
     both = _whole(_head(19.5))
     assert (len(plain), len(both), MIRRORED.channels) == (2, 4, 4)
     np.testing.assert_array_equal(both[:2], plain)
-    # Cut to the body, which is symmetrical here.
+    # Cropped to the body, which is symmetric here.
     np.testing.assert_array_equal(both[2:], plain[:, ::-1])
 
 
 def test_training_and_serving_channels_are_equal(tmp_path: Path) -> None:
-    """Read through the cache, in pieces and whole; a piece beyond the case is in the middle of air in both."""
+    """Read through the cache, in part and in full; a patch larger than the case is padded with air in both."""
     write_volume(tmp_path / "set/1/data.nii.gz", _head(17.5))
     write_volume(tmp_path / "set/1/label.nii.gz", _head(17.5).with_array((_head(17.5).array == 900).astype(np.uint8)))
     cases = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare_all(index_dataset(tmp_path / "set").cases)
@@ -124,8 +124,8 @@ def test_training_and_serving_channels_are_equal(tmp_path: Path) -> None:
         np.testing.assert_allclose(sampler.sample(0)[0], patch.channels, atol=1e-6)
 
 
-def _other_side(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """The channels of the mirror image at the one place of the whole that has a patch's channels of the scan."""
+def _mirrored_channels(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """The mirror-image channels at the unique position where the scan's channels equal those of a patch."""
     size = patch.shape[1:]
     lines = np.lib.stride_tricks.sliding_window_view(whole[0], size)[..., size[0] // 2, size[1] // 2, :]
     middle = patch[0, size[0] // 2, size[1] // 2]
@@ -145,18 +145,18 @@ def test_mirrored_channels_of_a_real_patch_are_equal_in_training_and_serving(rea
     still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
     training = TrainingConfig(patch_ijk=PATCH_IJK, foreground_share=1.0)
     sampler = PatchSampler([cached], training, MIRRORED, still)
-    job = SegmentationRequest(
+    request = SegmentationRequest(
         prepare(read_volume(case.image), MIRRORED), MIRRORED, InferenceConfig(mode="body"), PATCH_IJK
     )
-    served = [job.take().channels for _ in range(job.remaining)]
+    served = [request.take().channels for _ in range(request.remaining)]
     middle = len(served) // 2
     for patch in [*(sampler.sample(number)[0].numpy() for number in range(4)), *served[middle : middle + 2]]:
-        np.testing.assert_allclose(patch[2:], _other_side(whole, patch), atol=1e-6)
+        np.testing.assert_allclose(patch[2:], _mirrored_channels(whole, patch), atol=1e-6)
         assert np.abs(patch[2:] - patch[:2]).max() > 0.1
 
 
 def test_spatial_augmentation_transforms_both_sides_together(tmp_path: Path) -> None:
-    """A scan that is its own mirror image has twice the same channels under every turn, zoom and flip."""
+    """The channels of a symmetric scan stay equal to those of its mirror image under every augmentation."""
     scan = _head(19.5)
     scan = scan.with_array(np.minimum(scan.array, 40))
     write_volume(tmp_path / "set/1/data.nii.gz", scan)
@@ -172,7 +172,7 @@ def test_spatial_augmentation_transforms_both_sides_together(tmp_path: Path) -> 
 
 
 def test_caches_without_mirror_image_keep_their_keys(tmp_path: Path) -> None:
-    """Without the mirror image an entry has the name it had before there was one, and with it another."""
+    """An entry without the mirror image keeps its key; with it, the key differs."""
     write_volume(tmp_path / "set/1/data.nii.gz", _head(19.5))
     write_volume(tmp_path / "set/1/label.nii.gz", _head(19.5).with_array((_head(19.5).array == 900).astype(np.uint8)))
     case = index_dataset(tmp_path / "set").cases[0]
@@ -185,7 +185,7 @@ def test_caches_without_mirror_image_keep_their_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["body", "localised"])
 def test_bundle_with_mirror_image_predicts_mask_and_uncertainty(tmp_path: Path, mode: Any) -> None:
-    """The doubt about a mask looks at a part of the scan, beside the mirror image of the whole."""
+    """Uncertainty runs on a part of the scan, with the mirror image of the full scan."""
     torch.manual_seed(0)
     settings = NetworkConfig(features=(4, 4, 8))
     network = build_network(settings, MIRRORED.channels, MIRRORED.spacing_mm, PATCH_IJK)

@@ -1,4 +1,4 @@
-"""What the crop may not take away, what is told of it, and masks that come back from any grid."""
+"""The body crop, its notes, and masks restored from any grid."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def _kept(hu: np.ndarray, where: np.ndarray, affine: np.ndarray | None = None) -
     return 1 - cut_off_share(scan.with_array(where.astype(np.uint8)), prepare(scan, COARSE))
 
 
-def _assert_whole(image: Path, label: Path) -> None:
+def _assert_not_cropped(image: Path, label: Path) -> None:
     scan, mask = read_volume(image), read_volume(label)
     prepared = prepare(scan, COARSE)
     assert cut_off_share(mask, prepared) == 0, image
     assert prepared.notes == (), image
-    # By voxels of the upright scan too, which is what was cut.
+    # Also counted on the reoriented scan, which was cropped.
     crop = prepared.crop
     assert crop is not None
     upright = mask.reoriented("RAS").array > 0
@@ -46,11 +46,11 @@ def _assert_whole(image: Path, label: Path) -> None:
 
 def test_crop_keeps_the_tumour_of_real_scans(real_cases: Path, shared_data: Path) -> None:
     for case in sorted(real_cases.iterdir())[::12]:
-        _assert_whole(case / "data.nii.gz", case / "label.nii.gz")
+        _assert_not_cropped(case / "data.nii.gz", case / "label.nii.gz")
     for case in (shared_data / "sarcoma_gtv").glob("STS_*"):
-        _assert_whole(case / "nifti" / "CT_image.nii.gz", case / "nifti" / "CT_mask.nii.gz")
+        _assert_not_cropped(case / "nifti" / "CT_image.nii.gz", case / "nifti" / "CT_mask.nii.gz")
     lung = shared_data / "lung_gtv" / "cancerdata_pat_1" / "nifti"
-    _assert_whole(lung / "image" / "phantom.nii.gz", lung / "mask" / "mask.nii.gz")
+    _assert_not_cropped(lung / "image" / "phantom.nii.gz", lung / "mask" / "mask.nii.gz")
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_crop_keeps_the_tumour_of_all_real_scans(real_cases: Path) -> None:
     cases = [*real_cases.iterdir(), *(real_cases.parent / "val").iterdir()]
     for case in cases:
         if case.is_dir():
-            _assert_whole(case / "data.nii.gz", case / "label.nii.gz")
+            _assert_not_cropped(case / "data.nii.gz", case / "label.nii.gz")
 
 
 @pytest.mark.parametrize("thing", ["couch", "touching couch", "cushion", "metal", "holder", "cut", "noise", "padding"])
@@ -133,7 +133,7 @@ def _grid(turn, tilt, signs, spacing_mm) -> np.ndarray:
 @settings(max_examples=25, deadline=None)
 @given(GRIDS, st.sampled_from(["linear", "cubic"]), st.booleans(), st.integers(0, 10_000))
 def test_random_blob_is_restored_on_any_grid(grid, interpolation, antialias, seed) -> None:
-    """A blob at least four prepared voxels across keeps a Dice of 0.84; shape and affine are the scan's own."""
+    """A blob of at least four prepared voxels keeps a Dice of 0.84, and the shape and affine of the scan."""
     affine = _grid(*grid)
     rng = np.random.default_rng(seed)
     scan = Volume(_patient((40, 36, 32)), affine)
@@ -152,7 +152,7 @@ def test_random_blob_is_restored_on_any_grid(grid, interpolation, antialias, see
 @settings(max_examples=40, deadline=None)
 @given(GRIDS, st.integers(0, 10_000), st.booleans(), st.sampled_from([(4.0, 2.0, 5.0), (15.0, 18.0, 12.0)]))
 def test_preparing_the_drawn_region_equals_preparing_the_full_mask(grid, seed, antialias, spacing_mm) -> None:
-    """The short cut about the drawn voxels changes none: at borders, of single voxels, of scattered ones, of none."""
+    """Restricting the work to the drawn region changes no voxel: at borders, for single, scattered and no voxels."""
     scan = Volume(_patient((24, 22, 20)), _grid(*grid))
     prepared = prepare(scan, PreprocessingConfig(spacing_mm=spacing_mm, antialias=antialias, body_margin_mm=100))
     rng = np.random.default_rng(seed)
@@ -170,7 +170,7 @@ def test_preparing_the_drawn_region_equals_preparing_the_full_mask(grid, seed, a
 
 
 def test_drawn_region_includes_averages_at_the_border() -> None:
-    """Where an average is cut off by the border, a mask two voxels away may still be most of it."""
+    """An average truncated by the border may consist mostly of a mask two voxels away."""
     hu = np.full((40, 20, 20), 40, np.int16)
     hu[:, 0] = -1000
     scan = Volume(hu, np.diag([1.0, 1.0, 1.0, 1.0]))

@@ -1,4 +1,4 @@
-"""The one preprocessing path: the same patient gives the same grid, and a mask finds its way back."""
+"""Preprocessing of scans, and restoring masks to the grid of the scan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _affine(
 
 
 def _head(affine: np.ndarray, shape: tuple[int, int, int] = (40, 44, 24)) -> tuple[Volume, Volume]:
-    """A lopsided ball of tissue with a bony stripe, and a lopsided tumour in it."""
+    """An asymmetric ball of tissue with a strip of bone, and an asymmetric tumour in it."""
     i, j, k = (np.arange(n) - (n - 1) / 2 for n in shape)
     rho = (i[:, None, None] / 15) ** 2 + (j[:, None] / 18) ** 2 + (k / 10) ** 2 + 0.02 * i[:, None, None]
     hu = np.where(rho < 1, 40, -1000).astype(np.int16)
@@ -44,7 +44,7 @@ def _dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
-def _there_and_back(scan: Volume, mask: Volume, config: PreprocessingConfig = CONFIG) -> float:
+def _dice_after_restoring(scan: Volume, mask: Volume, config: PreprocessingConfig = CONFIG) -> float:
     prepared = prepare(scan, config)
     assert prepared.hu.array.dtype == np.int16
     assert prepared.hu.spacing_mm == pytest.approx(config.spacing_mm)
@@ -65,7 +65,7 @@ def test_real_mask_is_restored(real_cases: Path, case: str, turn: tuple[float, f
     moved[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ [[1, 0, 0], [0, 1, tilt], [0, 0, 1]]
     scan, mask = (Volume(volume.array, moved @ volume.affine) for volume in (scan, mask))
     assert is_sheared(scan.affine) == (tilt != 0)
-    assert _there_and_back(scan, mask) >= 0.95
+    assert _dice_after_restoring(scan, mask) >= 0.95
 
 
 @settings(max_examples=25, deadline=None)
@@ -77,7 +77,7 @@ def test_real_mask_is_restored(real_cases: Path, case: str, turn: tuple[float, f
 )
 def test_mask_is_restored_on_any_grid(turn, tilt, spacing_mm, signs) -> None:
     affine = _affine(turn, tilt, tuple(np.multiply(spacing_mm, signs)))
-    assert _there_and_back(*_head(affine), PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0))) >= 0.95
+    assert _dice_after_restoring(*_head(affine), PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0))) >= 0.95
 
 
 def test_scan_on_the_prepared_grid_is_not_resampled() -> None:
@@ -85,7 +85,7 @@ def test_scan_on_the_prepared_grid_is_not_resampled() -> None:
     prepared = prepare(scan, PreprocessingConfig(body_margin_mm=100))
     np.testing.assert_array_equal(prepared.hu.array, scan.array)
     np.testing.assert_array_equal(prepare_mask(mask, prepared), mask.array)
-    assert _there_and_back(scan, mask) == 1.0
+    assert _dice_after_restoring(scan, mask) == 1.0
 
 
 def test_reoriented_real_scan_gives_the_same_voxels(shared_data: Path) -> None:
@@ -133,7 +133,7 @@ def test_crop_contains_the_body_and_its_margin_and_little_else(spacing_mm, start
     array = np.full((40, 38, 36), -1000, np.int16)
     stop = np.add(start, [19, 21, 17])
     array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = 30
-    array[36:, 34:, 32:] = 30  # a smaller thing beside it
+    array[36:, 34:, 32:] = 30  # a smaller object beside it
     scan = Volume(array, np.diag([*spacing_mm, 1.0]))
     prepared = prepare(scan, PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0), body_margin_mm=margin_mm)).hu
     low = prepared.affine[:3, 3] - 1
@@ -143,7 +143,7 @@ def test_crop_contains_the_body_and_its_margin_and_little_else(spacing_mm, start
     voxel = np.array(spacing_mm)
     assert (low <= np.maximum(body_low - margin_mm + 0.5 * voxel, -0.5 * voxel) + 0.01).all()
     assert (high >= np.minimum(body_high + margin_mm - 0.5 * voxel, grid_high) - 0.01).all()
-    # Within a search step, rounding of the margin and one prepared voxel.
+    # Up to a search step, rounding of the margin and one prepared voxel.
     slack = 4 + 1.5 * voxel + 2
     assert (low >= body_low - margin_mm - slack).all()
     assert (high <= body_high + margin_mm + slack).all()
@@ -160,7 +160,7 @@ def test_values_outside_the_hu_range_are_clipped() -> None:
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("tilt", [0.0, 0.25])
 def test_restoring_the_tumour_region_equals_restoring_the_full_grid(threshold: float, tilt: float) -> None:
-    """The short cut about the tumour must not change a voxel: the oracle samples the whole grid point by point."""
+    """Restricting the work to the tumour region changes no voxel; scipy samples the full grid point by point."""
     scan, _ = _head(_affine((8, -5, 3), tilt, (2.5, 3.1, 4.0)))
     prepared = prepare(scan, CONFIG)
     noise = np.random.default_rng(1).random(prepared.hu.shape, dtype=np.float32)
@@ -192,7 +192,7 @@ def test_probability_below_the_threshold_gives_an_empty_mask_on_the_grid() -> No
 def test_single_slice_is_restored() -> None:
     scan, mask = _head(np.diag([-3.0, -3, 2.5, 1]))
     middle = [volume.array[:, :, 12:13] for volume in (scan, mask)]
-    assert _there_and_back(*(Volume(array, scan.affine) for array in middle)) >= 0.95
+    assert _dice_after_restoring(*(Volume(array, scan.affine) for array in middle)) >= 0.95
 
 
 @given(st.lists(st.tuples(st.integers(-1024, 1000), st.integers(1, 2000)), min_size=1, max_size=3))

@@ -1,4 +1,4 @@
-"""The whole scan on the body's voxels: what lies beyond the body is kept, and the body stays as it is."""
+"""Preparing the full extent of a scan: the body keeps its voxels, and the surroundings are added."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = Box((9, 12, 4), (34, 30, 22))
 
 
 def _scan(affine: np.ndarray | None = None, shape: tuple[int, int, int] = (52, 48, 30)) -> Volume:
-    """A box of noisy tissue in even air, away from the scan's middle."""
+    """A box of noisy tissue in uniform air, off the centre of the scan."""
     hu = np.full(shape, -1000, np.int16)
     hu[BODY.slices] = np.random.default_rng(0).normal(40, 60, BODY.shape)
     return Volume(hu, np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine)
@@ -57,8 +57,8 @@ def test_full_extent_keeps_the_body_and_covers_the_scan(affine, antialias, inter
     assert whole.hu.shape == body.extent.shape
     assert whole.body_hu.same_grid(body.hu)
     np.testing.assert_array_equal(whole.body_hu.array, body.hu.array)
-    # Every corner of the scan lies within, and no layer of voxels is there for nothing. An orthogonal grid about a
-    # sheared one is cut at the centres of the outermost voxels.
+    # Every corner of the scan is covered, and no layer of voxels is superfluous. An orthogonal grid around a sheared
+    # one ends at the centres of the outermost voxels.
     edge = 0.0 if is_sheared(affine) else 0.5
     corners = np.array(list(product(*[(-edge, n - 1 + edge) for n in scan.shape]))).T
     to_grid = np.linalg.solve(whole.hu.affine, scan.affine)
@@ -92,8 +92,8 @@ def test_voxels_outside_the_body_equal_the_resampled_scan(affine, antialias, int
     beyond = np.ones(hu.shape, bool)
     beyond[whole.body.slices] = False
     np.testing.assert_array_equal(hu.array[beyond], at_once[beyond])
-    # A spline's ripples are mirrored at the crop's border, where there are no neighbours to average with either; what
-    # is linear may be rounded the other way.
+    # At the border of the crop a spline is mirrored and an average has fewer neighbours; elsewhere linear values may
+    # differ by rounding.
     inner = tuple(slice(span.start + 1, span.stop - 1) for span in whole.body.slices)
     if interpolation == "linear":
         assert np.abs(hu.array[inner] - at_once[inner]).max() <= 1
@@ -118,7 +118,7 @@ def test_full_extent_keeps_tissue_outside_the_body_without_a_note() -> None:
 
 @pytest.mark.parametrize("first", [0, 3, 6])
 def test_mirror_plane_is_that_of_the_body(first: int) -> None:
-    """What the crop leaves out appears in the mirror beyond the body, and moves nothing within it."""
+    """Tissue outside the crop is mirrored beyond the body, and does not change the values within it."""
     config = CONFIG.model_copy(update={"mirrored": True})
     hu = _scan().array.copy()
     hu[BODY.start_ijk[0] + 3 : BODY.start_ijk[0] + 7, 15:20, 8:12] = 900
