@@ -19,7 +19,7 @@ from gtvray.geometry.axis import AxisSampler
 from gtvray.geometry.box import Box
 from gtvray.geometry.volume import Volume
 
-# Off-diagonal terms below this (in voxels over a whole axis of 1,000) are rounding, not rotation.
+# Off-diagonal terms below this (in voxels over an axis of 1,000) are rounding, not rotation.
 _PARALLEL_TOLERANCE = 1e-6
 # Size of a slab, on the finer of its two grids; each thread holds several such arrays.
 _SLAB_VOXELS = 1 << 20
@@ -78,11 +78,8 @@ def resample_to_grid(
     to_source = np.linalg.inv(volume.affine) @ affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
     if np.abs(matrix - np.diag(np.diag(matrix))).max() > _PARALLEL_TOLERANCE:
-        source = volume.array if order == 0 else volume.array.astype(np.float32)
-        values = ndimage.affine_transform(
-            source, matrix, offset, output_shape=shape, order=order, mode="grid-constant", cval=fill
-        )
-        return Volume(_cast(values[box.slices], int16_range, dtype), result_affine)
+        values = _oblique(volume.array, matrix, offset, shape, order=order, fill=fill)[box.slices]
+        return Volume(_cast(values, int16_range, dtype), result_affine)
     samplers = [
         AxisSampler(offset[axis], matrix[axis, axis], shape[axis], n, order=order, antialias=antialias, fill=fill)
         for axis, n in enumerate(volume.shape)
@@ -92,6 +89,24 @@ def resample_to_grid(
     across = int(np.argmax(np.abs(volume.array.strides)))
     turns = sorted(range(3), key=lambda axis: (order != 3 or axis != across, shape[axis] / volume.shape[axis]))
     return Volume(_separable(volume.array, samplers, turns, box, int16_range=int16_range, dtype=dtype), result_affine)
+
+
+def _oblique(
+    array: NDArray[Any],
+    matrix: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    *,
+    order: int,
+    fill: float,
+) -> NDArray[Any]:
+    """Resample to a grid whose axes are not parallel; matrix and offset map its indices to those of the source."""
+    source = array if order == 0 else array.astype(np.float32)
+    return np.asarray(
+        ndimage.affine_transform(
+            source, matrix, offset, output_shape=shape, order=order, mode="grid-constant", cval=fill
+        )
+    )
 
 
 def _separable(

@@ -135,11 +135,11 @@ class Volume:
         Raises:
             GeometryError: the box does not contain the grid, or the dtype cannot represent `fill`.
         """
-        whole = Box.whole(self.shape)
-        if not box.holds(whole):
+        own = Box.whole(self.shape)
+        if not box.holds(own):
             raise GeometryError("box does not contain the grid", expected=f"around {self.shape}", found=box)
         array = self._filled(box.shape, fill)
-        array[whole.moved(box.start_ijk).slices] = self.array
+        array[own.moved(box.start_ijk).slices] = self.array
         return Volume(array, self._affine_from(box.start_ijk))
 
     def placed_on(self, other: Volume, fill: float) -> Volume:

@@ -78,7 +78,7 @@ class Predictor:
             DataError: the scan is not a CT of a body.
         """
         bundle = self.bundle
-        prepared = prepare(scan, bundle.preprocessing, where, whole=bundle.inference.mode == "exhaustive")
+        prepared = prepare(scan, bundle.preprocessing, where, full_extent=bundle.inference.mode == "exhaustive")
         reasons = out_of_domain(prepared, bundle.info.get("domain"), where)
         return SegmentationRequest(
             prepared,

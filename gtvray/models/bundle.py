@@ -138,12 +138,7 @@ def write_bundle(
         write_json(
             temporary / _BUNDLE,
             {
-                "schema_version": SCHEMA_VERSION,
-                "preprocessing_version": PREPROCESSING_VERSION,
-                "intended_use": NOTICE,
-                "labels": {"GTV": 1},
-                "patch_ijk": list(patch_ijk),
-                "members": len(members),
+                **_header(patch_ijk, len(members)),
                 "network": network.model_dump(mode="json"),
                 "preprocessing": preprocessing.model_dump(mode="json"),
                 "inference": inference.model_dump(mode="json"),
@@ -155,6 +150,18 @@ def write_bundle(
         files = {name: sha256_of(temporary / name) for name in sorted(_files_below(temporary))}
         write_json(temporary / _MANIFEST, {"files": files})
     return Bundle.load(folder)
+
+
+def _header(patch_ijk: tuple[int, int, int], members: int) -> dict[str, Any]:
+    """The first entries of bundle.json; their order is part of the digest."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "preprocessing_version": PREPROCESSING_VERSION,
+        "intended_use": NOTICE,
+        "labels": {"GTV": 1},
+        "patch_ijk": list(patch_ijk),
+        "members": members,
+    }
 
 
 def verify_digest(folder: Path) -> str:

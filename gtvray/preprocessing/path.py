@@ -75,15 +75,15 @@ class Prepared:
         return Prepared(part, part.affine, part.shape, self.antialias, mirrored=mirrored)
 
 
-def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, whole: bool = False) -> Prepared:
+def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, full_extent: bool = False) -> Prepared:
     """Reorient, crop and resample a CT.
 
     Args:
         scan: CT in HU on any grid.
         config: the preprocessing settings.
         where: name of the scan in errors.
-        whole: extend the grid beyond the body by as many voxels as cover the scan. Inside the box of the body, border
-            included, values and mirror image equal those without it bit for bit; the mirror plane is the body's.
+        full_extent: extend the grid beyond the body by as many voxels as cover the scan. Inside the box of the body,
+            border included, values and mirror image equal those without it bit for bit; the mirror plane is the body's.
 
     Raises:
         DataError: the values are not HU, or the scan contains no body.
@@ -98,7 +98,7 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, 
         upright = resample_to_grid(scan, *grid, order=order, fill=AIR_HU)
     upright = upright.reoriented(AXES)
     crop, apart_ml = _body_box(upright, config, where)
-    if apart_ml and not whole:
+    if apart_ml and not full_extent:
         notes.append(f"{apart_ml:.0f} ml of tissue separate from the body were cropped")
         _log.warning("%s: %s", where or "scan", notes[-1])
     sampled = partial(resample_to_grid, order=order, fill=AIR_HU, antialias=config.antialias, int16_range=_HU_RANGE)
@@ -107,7 +107,7 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, 
     extent = _extent(upright, hu)
     mirrored = mirrored_hu(hu.array, mirror_sum(hu), AIR_HU) if config.mirrored else None
     prepared = Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored, extent)
-    return _with_surroundings(prepared, upright, extent, sampled) if whole else prepared
+    return _with_surroundings(prepared, upright, extent, sampled) if full_extent else prepared
 
 
 def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
@@ -120,15 +120,15 @@ def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
     result = np.zeros(grid.shape, dtype=np.uint8)
     # Masks of 0 and 1, as those of cases, are not copied.
     binary = mask.array.dtype == np.uint8 and mask.array.max() <= 1
-    whole = (mask if binary else mask.with_array((mask.array > 0).view(np.uint8))).reoriented(AXES)
-    drawn = Box.around(whole.array)
-    near = _covering_box(whole.cropped(drawn), grid) if drawn else None
+    upright = (mask if binary else mask.with_array((mask.array > 0).view(np.uint8))).reoriented(AXES)
+    drawn = Box.around(upright.array)
+    near = _covering_box(upright.cropped(drawn), grid) if drawn else None
     if near is None:
         return result
     # Averages extend one voxel of the prepared grid beyond the mask.
     near = near.grown((1, 1, 1), grid.shape)
     share = resample_to_grid(
-        whole, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias, within=near
+        upright, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias, within=near
     )
     result[near.slices] = share.array >= 0.5
     return result
@@ -260,13 +260,13 @@ def _complement(box: Box, shape: tuple[int, int, int]) -> Iterator[Box]:
         start[axis], stop[axis] = box.start_ijk[axis], box.stop_ijk[axis]
 
 
-def _covering_box(part: Volume, whole: Volume) -> Box | None:
-    """The voxels of `whole` that lie within one voxel of `part`, or None if none do."""
+def _covering_box(part: Volume, grid: Volume) -> Box | None:
+    """The box of the voxels of a grid within one voxel of `part`, or None if there are none."""
     corners = np.array(np.meshgrid(*[(-1, n) for n in part.shape])).reshape(3, -1)
-    to_whole = np.linalg.inv(whole.affine) @ part.affine
-    at = to_whole[:3, :3] @ corners + to_whole[:3, 3:]
+    to_grid = np.linalg.inv(grid.affine) @ part.affine
+    at = to_grid[:3, :3] @ corners + to_grid[:3, 3:]
     start = np.maximum(0, np.floor(at.min(axis=1))).astype(int)
-    stop = np.minimum(whole.shape, np.ceil(at.max(axis=1)) + 1).astype(int)
+    stop = np.minimum(grid.shape, np.ceil(at.max(axis=1)) + 1).astype(int)
     if (stop <= start).any():
         return None
     return Box((int(start[0]), int(start[1]), int(start[2])), (int(stop[0]), int(stop[1]), int(stop[2])))

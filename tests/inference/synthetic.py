@@ -41,7 +41,7 @@ def to_logits(probability: np.ndarray) -> np.ndarray:
 
 def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> SegmentationRequest:
     """A request with patches of 16 voxels."""
-    prepared = prepare(scan, PREPROCESSING, whole=inference.get("mode") == "exhaustive")
+    prepared = prepare(scan, PREPROCESSING, full_extent=inference.get("mode") == "exhaustive")
     return SegmentationRequest(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
 
 

@@ -76,7 +76,7 @@ def test_logits_do_not_depend_on_what_shares_the_batch(make: Any, precision: str
 @pytest.mark.parametrize("shape", [(32, 40, 24), (37, 45, 29)])
 def test_exhaustive_mode_equals_monais_sliding_window(make: Any, shape: tuple[int, int, int]) -> None:
     scan, bundle = _scan(shape), make(mode="exhaustive", batch_size=2)
-    hu = prepare(scan, PREPROCESSING, whole=True).hu
+    hu = prepare(scan, PREPROCESSING, full_extent=True).hu
     assert hu.shape == shape
     channels = torch.from_numpy(to_channels(hu.array, PREPROCESSING.windows_hu))[None]
     with torch.inference_mode():

@@ -156,7 +156,7 @@ def test_coverage_counts_what_body_mode_skips(affine: np.ndarray | None) -> None
     hu[:40, 20:64, :36] = small.array
     scan = Volume(hu, small.affine)
     every = SegmentationRequest(
-        prepare(scan, PREPROCESSING, whole=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH
+        prepare(scan, PREPROCESSING, full_extent=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH
     )
     body = _request(scan, PATCH, mode="body")
     bright = [_run(request, lambda channels: channels[0]) for request in (every, body)]
