@@ -165,7 +165,7 @@ class Volume:
             raise GeometryError(
                 "the voxels of the grids do not coincide",
                 expected=f"spacing {by_text(other.spacing_mm)} mm, shifted by an integer number of voxels",
-                found=f"spacing {by_text(own.spacing_mm)} mm, voxels up to {apart:.3g} voxels apart",
+                found=f"spacing {by_text(own.spacing_mm)} mm, offset by up to {apart:.3g} voxels",
                 do="resample to the grid instead",
             )
         array = self._filled(other.shape, fill)
