@@ -17,15 +17,20 @@ from gtvray.preprocessing import Prepared, prepare
 class Locator:
     """Find suspected tumour in prepared scans; safe to call from several threads, which run one after another.
 
-    A scheduler that runs patches itself uses `begin` and `suspicion` instead of `suspect`.
+    A scheduler that runs patches itself uses `begin`, `forward` and `suspicion` instead of `suspect`.
 
     Args:
         bundle: of the locator, as `locator_of` returns it.
         forward: its network: patches (c, i, j, k) to logits (b, i, j, k).
+
+    Attributes:
+        batch_size: patches a call of `forward`.
+        forward: as given.
     """
 
     def __init__(self, bundle: Bundle, forward: Forward) -> None:
-        self._bundle, self._forward = bundle, forward
+        self._bundle, self.forward = bundle, forward
+        self.batch_size = bundle.inference.batch_size
         # An OpenVINO request accepts one batch at a time.
         self._lock = threading.Lock()
 
@@ -51,7 +56,7 @@ class Locator:
         """
         request = self.begin(prepared)
         with self._lock:
-            run_patches(request, self._forward, self._bundle.inference.batch_size)
+            run_patches(request, self.forward, self.batch_size)
         return self.suspicion(request)
 
 

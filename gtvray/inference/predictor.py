@@ -15,10 +15,11 @@ from gtvray.inference.backends.registry import filled_batch, open_backends
 from gtvray.inference.backends.store import ConversionStore
 from gtvray.inference.backends.torch import run_network
 from gtvray.inference.domain import out_of_domain
+from gtvray.inference.localise import Suspicion
 from gtvray.inference.locator import Locator, locator_of
 from gtvray.inference.request import SegmentationRequest, run_patches
 from gtvray.models import Bundle
-from gtvray.preprocessing import prepare
+from gtvray.preprocessing import Prepared, prepare
 
 
 class Predictor:
@@ -36,6 +37,10 @@ class Predictor:
     Raises:
         ConfigError: the bundle's settings are not valid on the device.
         ResourceError: a requirement of its backend is missing on this machine.
+
+    Attributes:
+        bundle: the model.
+        locator: finds suspected tumour for mode `localised`; None in other modes, or if the bundle has none.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Predictor:
         self._flips = [axes for count in range(len(flips) + 1) for axes in combinations(flips, count)]
         locating = locator_of(bundle)
         self._locating = Predictor(locating, device=device, store=store) if locating is not None else None
-        self._locator = Locator(self._locating.bundle, self._locating.forward) if self._locating is not None else None
+        self.locator = Locator(self._locating.bundle, self._locating.forward) if self._locating is not None else None
 
     @property
     def batch_size(self) -> int:
@@ -77,17 +82,45 @@ class Predictor:
         Raises:
             DataError: the scan is not a CT of a body.
         """
+        prepared = self.prepare(scan, where)
+        reasons = out_of_domain(prepared, self.bundle.info.get("domain"), where)
+        suspicion = self.locator.suspect(prepared) if self.locator is not None else None
+        return self.request(prepared, mask_only=mask_only, out_of_domain=reasons, suspicion=suspicion)
+
+    def prepare(self, scan: Volume, where: object = None) -> Prepared:
+        """Prepare a scan: the box of the body, or the full extent in mode `exhaustive`.
+
+        Raises:
+            DataError: the values are not HU, or the scan contains no body.
+        """
+        full_extent = self.bundle.inference.mode == "exhaustive"
+        return prepare(scan, self.bundle.preprocessing, where, full_extent=full_extent)
+
+    def request(
+        self,
+        prepared: Prepared,
+        *,
+        mask_only: bool = False,
+        out_of_domain: tuple[str, ...] = (),
+        suspicion: Suspicion | None = None,
+    ) -> SegmentationRequest:
+        """Return the request whose patches the networks have to run.
+
+        Args:
+            prepared: the scan, from `prepare`.
+            mask_only: see `SegmentationRequest`.
+            out_of_domain: see `SegmentationRequest`.
+            suspicion: of the `locator`, if there is one.
+        """
         bundle = self.bundle
-        prepared = prepare(scan, bundle.preprocessing, where, full_extent=bundle.inference.mode == "exhaustive")
-        reasons = out_of_domain(prepared, bundle.info.get("domain"), where)
         return SegmentationRequest(
             prepared,
             bundle.preprocessing,
             bundle.inference,
             bundle.patch_ijk,
             mask_only=mask_only,
-            out_of_domain=reasons,
-            suspicion=self._locator.suspect(prepared) if self._locator is not None else None,
+            out_of_domain=out_of_domain,
+            suspicion=suspicion,
         )
 
     def views(self, channels: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:

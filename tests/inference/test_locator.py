@@ -163,6 +163,28 @@ def test_predictor_with_a_locator_returns_mask_and_coverage(tmp_path: Path) -> N
     assert request.coverage().mode in {"localised", "body"}
 
 
+def test_patches_of_a_locator_can_be_scheduled_like_those_of_any_request(tmp_path: Path) -> None:
+    """Patch by patch, between those of another scan, they give the suspicion and the mask of `predict`."""
+    predictor = Predictor(_with_locator(tmp_path), threads=1)
+    locator = predictor.locator
+    assert locator is not None
+    scans = [body_scan(tumours=[TUMOUR]), body_scan((48, 44, 40), [Box((20, 20, 15), (29, 27, 22))])]
+    prepared = [predictor.prepare(scan) for scan in scans]
+    locating = [locator.begin(each) for each in prepared]
+    while any(request.remaining for request in locating):
+        for request in locating:
+            if request.remaining:
+                patch = request.take()
+                request.put(patch.number, locator.forward([patch.channels])[0])
+    for scan, each, request in zip(scans, prepared, locating, strict=True):
+        suspicion, expected = locator.suspicion(request), locator.suspect(each)
+        assert suspicion.suspected.tobytes() == expected.suspected.tobytes()
+        assert suspicion.highest == expected.highest
+        segmentation = predictor.request(each, suspicion=suspicion)
+        predictor.run(segmentation)
+        assert segmentation.mask().array.tobytes() == predictor.predict(scan).array.tobytes()
+
+
 def test_derived_bundle_has_the_given_locator(tmp_path: Path) -> None:
     from gtvray.promotion import with_inference
 
