@@ -49,7 +49,7 @@ def study_cases(given: argparse.Namespace) -> dict[str, Any]:
         for kind, (copy, truth) in looked.items():
             job = near.begin(copy, mask_only=True)
             near.run(job)
-            masks = whole.predict(copy), job.finish(), body.predict(copy)
+            masks = whole.predict(copy), job.mask(), body.predict(copy)
             rows.append(
                 {
                     "case": case.case_id,

@@ -61,7 +61,7 @@ def test_low_rooms_load_neither_torch_nor_ray_in_any_module() -> None:
 
 
 def test_a_case_on_its_way_needs_no_torch() -> None:
-    assert _loaded("from gtvray.inference import CaseJob, patch_starts") == []
+    assert _loaded("from gtvray.inference import SegmentationRequest, patch_starts") == []
 
 
 def test_asking_what_is_registered_needs_no_torch() -> None:

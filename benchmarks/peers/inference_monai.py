@@ -59,7 +59,7 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     bundle = Bundle.load(given.model)
     network = sole_network(bundle)
-    prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
+    prepared = prepare(read_volume(given.scan), bundle.preprocessing, full_extent=True)
     channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
     counted = Counted(network)
     with torch.inference_mode():

@@ -82,7 +82,7 @@ def write_job(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_network(folder / "file", bundle, Lie.of(scan.affine), bundle.inference.threshold, times)
     # Here our own way back has the threshold.
     write_network(folder / "grid", bundle, UPRIGHT, 0.5, 1)
-    prepared = prepare(scan, bundle.preprocessing, whole=True)
+    prepared = prepare(scan, bundle.preprocessing, full_extent=True)
     channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
     np.save(folder / "channels.npy", channels)
     return {}
@@ -109,7 +109,7 @@ def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float, time
 def restore_job(given: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Our way back from nnU-Net's probabilities, which it left in the folder of the job."""
     bundle = Bundle.load(given.model)
-    prepared = prepare(read_volume(given.scan), bundle.preprocessing, whole=True)
+    prepared = prepare(read_volume(given.scan), bundle.preprocessing, full_extent=True)
     probability = np.load(out.parent / "job" / "probability.npy")
     write_volume(out, restore_mask(probability, prepared, bundle.inference.threshold))
     return {}

@@ -1,4 +1,4 @@
-"""Geometry: a volume knows where each of its voxels is, and every step away from its grid can be undone."""
+"""Geometry: volumes with an affine, and invertible changes of their grid."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Affines: voxel indices (i, j, k) to patient millimetres (RAS, as nibabel has it)."""
+"""Affines: voxel indices (i, j, k) to patient millimetres (RAS, as in nibabel)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from gtvray.errors import GeometryError
 
-# Directions may deviate from orthogonal by rounding in float32 headers, not by gantry tilt (degrees of arc).
+# Directions may deviate from orthogonal by the rounding of float32 headers, but not by a gantry tilt.
 ORTHOGONALITY_TOLERANCE = 1e-3
 SPACING_RANGE_MM = (0.05, 20.0)
-# No scanner's coordinates reach a hundred metres, and float32 headers place a voxel to 0.01 mm up to there.
-FURTHEST_ORIGIN_MM = 1e5
+# No scanner has coordinates of a hundred metres, and float32 headers resolve 0.01 mm up to there.
+LARGEST_ORIGIN_MM = 1e5
 
 Affine = NDArray[np.float64]
 
@@ -26,35 +26,35 @@ def spacing_from_affine(affine: Affine) -> tuple[float, float, float]:
 
 
 def orientation_codes(affine: Affine) -> str:
-    """The anatomical direction each axis points to, nearest to it, such as "LPI"."""
+    """The anatomical direction nearest to each axis, such as "LPI"."""
     return "".join(aff2axcodes(affine))
 
 
 def furthest_corner_mm(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
-    """How far apart two affines put a voxel of a grid of this shape, at most; it is a corner's."""
+    """The largest distance in mm between the positions that two affines give a voxel of a grid; it is at a corner."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     apart = (one - other) @ np.vstack([corners, np.ones(corners.shape[1])])
     return float(np.linalg.norm(apart[:3], axis=0).max())
 
 
 def by_text(sizes: Iterable[float]) -> str:
-    """Sizes along the axes as people write them, such as "1.14 x 1.14 x 3"."""
+    """Format sizes along the axes, such as "1.14 x 1.14 x 3"."""
     return " x ".join(f"{size:.4g}" for size in sizes)
 
 
 def check_affine(affine: Affine, where: object = None) -> Affine:
-    """Return the affine as float64, or say why it cannot place a voxel.
+    """Validate an affine and return it as float64.
 
     Raises:
-        GeometryError: not 4x4, not finite, singular, or of a spacing or an origin no CT has.
+        GeometryError: it is not 4x4, not finite, singular, or has a spacing or an origin that no CT has.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
         raise GeometryError("affine is not a finite 4x4 matrix", where=where, found=matrix.tolist())
-    with np.errstate(over="ignore"):  # what overflows is refused, not warned about
+    with np.errstate(over="ignore"):  # an overflow is rejected below
         spacing_mm = spacing_from_affine(matrix)
     low, high = SPACING_RANGE_MM
-    # A rotation's rounding may carry a spacing at the limit past it.
+    # A rotated affine with a spacing at the limit may exceed it by rounding.
     if not all(low * (1 - 1e-6) <= value <= high * (1 + 1e-6) for value in spacing_mm):
         raise GeometryError(
             "voxel spacing is not plausible",
@@ -63,13 +63,13 @@ def check_affine(affine: Affine, where: object = None) -> Affine:
             found=f"{by_text(spacing_mm)} mm",
             do="export the volume again with its spacing in millimetres",
         )
-    if np.abs(matrix[:3, 3]).max() > FURTHEST_ORIGIN_MM:
+    if np.abs(matrix[:3, 3]).max() > LARGEST_ORIGIN_MM:
         raise GeometryError(
             "origin is not plausible",
             where=where,
-            expected=f"within {FURTHEST_ORIGIN_MM / 1000:.0f} m of the scanner's",
+            expected=f"within {LARGEST_ORIGIN_MM / 1000:.0f} m of the scanner's",
             found=f"{by_text(matrix[:3, 3])} mm",
-            do="export the volume again from where it came from",
+            do="export the volume again from its source",
         )
     if abs(np.linalg.det(matrix[:3, :3] / spacing_mm)) < 0.1:
         raise GeometryError("affine is singular or nearly so", where=where, found=matrix[:3, :3].round(4).tolist())
@@ -77,7 +77,7 @@ def check_affine(affine: Affine, where: object = None) -> Affine:
 
 
 def is_sheared(affine: Affine) -> bool:
-    """Whether two axes are not at right angles (gantry tilt, for one)."""
+    """Whether two axes are not orthogonal, as with a gantry tilt."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() > ORTHOGONALITY_TOLERANCE)
 
@@ -85,13 +85,13 @@ def is_sheared(affine: Affine) -> bool:
 def orthogonal_grid(affine: Affine, shape: tuple[int, int, int]) -> tuple[Affine, tuple[int, int, int]]:
     """The smallest orthogonal grid of the same spacing that covers a sheared one.
 
-    The first two axes' plane is kept (for CT: the slices); the third becomes its normal.
+    The plane of the first two axes is kept (for CT: the slices); the third axis becomes its normal.
 
     Returns:
-        the new affine and shape.
+        the affine and the shape of the grid.
     """
     spacing_mm = np.asarray(spacing_from_affine(affine))
-    # QR keeps axis i and the plane of i and j, and turns k into their normal.
+    # QR keeps axis i and the plane of i and j, and makes k their normal.
     q, r = np.linalg.qr(affine[:3, :3])
     directions = q * np.sign(np.diag(r))
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)

@@ -1,4 +1,4 @@
-"""Sampling along one axis: what evenly spaced positions take from the voxels of a line."""
+"""Sampling along one axis at evenly spaced positions."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-# Positions this near to voxel centres (in voxels) are those centres.
+# Positions this close to voxel centres (in voxels) count as exact.
 _EXACT = 1e-9
-# A spline's weights fall to 0.27 a voxel; those left out come to less than 0.001 HU.
+# The weights of a spline decay by a factor of 0.27 per voxel; those omitted sum to less than 0.001 HU.
 _SPLINE_REACH = 13
-# Rows of weights done at once: they are zero but for a band, and a block is a short product of small matrices.
+# Rows of weights per product: the weights form a band, so that a block of rows needs few columns.
 _BLOCK = 32
 # Multiplications in one product; OpenBLAS starts threads above 4 x 65,536.
 _SMALL_PRODUCT = 1 << 18
 
 
 class AxisSampler:
-    """Values at positions along one axis of a block of voxels, which need hold no more than is `needed`.
+    """Sample values along one axis of a block of voxels, which only has to contain the range `needed`.
 
     Args:
         offset: first position, in voxels of the source.
-        step: from one position to the next; negative where the grids run in opposite directions.
+        step: distance between positions; negative if the grids have opposite directions.
         count: number of positions.
         size: voxels of the source along the axis.
         order: 0 nearest, 1 linear, 3 the interpolating cubic spline, mirrored at the ends.
-        antialias: triangle-weighted means over `step` voxels to each side where that is more than one (not for order
-            0); weights beyond the border are left out.
-        fill: the value of positions more than half a voxel outside; those less far out take the border's.
+        antialias: take triangle-weighted means over `step` voxels to each side if that is more than one (not for order
+            0); weights beyond the border are omitted.
+        fill: value of positions more than half a voxel outside; positions closer to the border take its value.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AxisSampler:
         self._means: Any = None
         self._spline: NDArray[np.float32] | None = None
         if order == 0:
-            # floor(x + 0.5) and not rint: rint's ties to even would shift every second voxel.
+            # floor(x + 0.5) rather than rint, which rounds ties to even and would shift every second voxel.
             self._at = np.floor(positions + 0.5).clip(0, size - 1)
         elif antialias and abs(step) > 1:
             self._reach = abs(step)
@@ -55,19 +55,25 @@ class AxisSampler:
 
     @property
     def reach(self) -> float:
-        """How many voxels to each side of a position have a say in it."""
+        """Voxels to each side of a position that its value depends on."""
         return self._reach
 
     def needed(self, first: int, last: int) -> tuple[int, int]:
-        """The source's voxels that positions `first` to `last` (not included) depend on, as a half-open range."""
+        """The half-open range of source voxels that positions `first` to `last` (excluded) depend on."""
         ends = self._at[first], self._at[last - 1]
         return max(0, math.floor(min(ends) - self._reach)), min(self._size, math.ceil(max(ends) + self._reach) + 1)
 
     def sample(self, values: NDArray[Any], dim: int, first: int, last: int) -> NDArray[Any]:
-        """Positions `first` to `last` along a dimension of a block, which holds the range `needed` for them there.
+        """Sample positions `first` to `last` (excluded) along a dimension of a block.
+
+        Args:
+            values: the block; along `dim` it contains the range `needed` for these positions.
+            dim: dimension of the block.
+            first: first position.
+            last: end of the positions, excluded.
 
         Returns:
-            float32, or the block's own type where voxels are taken as they are.
+            float32, or the dtype of the block where voxels are copied unchanged.
         """
         start, stop = self.needed(first, last)
         if self._means is not None:
@@ -78,7 +84,7 @@ class AxisSampler:
             sampled = self._linear(values, dim, self._at[first:last] - start)
         outside = self._outside[first:last]
         if outside.any():
-            # A copy: the block may still be the source itself, and its type may not hold `fill`.
+            # A copy: the array may be the source itself, and its dtype may not represent `fill`.
             sampled = sampled.astype(values.dtype if self._order == 0 else np.float32)
             sampled[(slice(None),) * dim + (outside,)] = self._fill
         return sampled
@@ -104,7 +110,7 @@ class AxisSampler:
             b = min(a + _BLOCK, last)
             low, high = self.needed(a, b)
             weights = self._spline[a:b, low:high]
-            # The axis in the middle: (lines before, along, lines after).
+            # Folded to (dimensions before, axis, dimensions after).
             taken = _folded(source, dim)[:, low - start : high - start]
             _banded(weights, taken, _folded(result, dim)[:, a - first : b - first])
         return result
@@ -115,16 +121,16 @@ def _folded(array: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
 
 
 def _banded(weights: NDArray[np.float32], source: NDArray[np.float32], result: NDArray[np.float32]) -> None:
-    """result[l, :, m] = weights @ source[l, :, m], in products that BLAS does not spread over threads of its own.
+    """Compute result[l, :, m] = weights @ source[l, :, m] in products too small for BLAS to use threads.
 
-    Those would wait for one another wherever something else runs too, and are not needed: slabs have theirs.
+    BLAS threads would wait for each other on a busy machine, and slabs are already distributed over threads.
     """
     width = max(8, _SMALL_PRODUCT // weights.size)
     before, _, after = source.shape
     if after == 1:
-        # The axis is the last in memory: lines are the rows of a matrix.
-        whole = before - before % width
-        for part, count in ((slice(0, whole), width), (slice(whole, before), before - whole)):
+        # The axis is the fastest in memory: lines are the rows of a matrix.
+        even = before - before % width
+        for part, count in ((slice(0, even), width), (slice(even, before), before - even)):
             if count:
                 rows = source[part, :, 0].reshape(-1, count, source.shape[1])
                 np.matmul(rows, weights.T, out=result[part, :, 0].reshape(-1, count, result.shape[1]))
@@ -148,7 +154,7 @@ def _multiplied(matrix: Any, values: NDArray[Any], dim: int) -> NDArray[np.float
 
 
 def _spline_weights(at: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-    """The spline's values as a matrix (position, voxel): B-splines at the positions, times the prefilter's inverse."""
+    """The interpolating spline as a matrix (position, voxel): B-splines times the inverse prefilter."""
     if size == 1:
         return np.ones((len(at), 1), np.float32)
     below = np.floor(at).astype(int)
@@ -156,9 +162,10 @@ def _spline_weights(at: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     taps = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3, t**3)
     basis = np.zeros((len(at), size))
     for shift, tap in zip((-1, 0, 1, 2), taps, strict=True):
-        place = np.abs(below + shift)
-        place = np.where(place > size - 1, 2 * (size - 1) - place, place)
-        np.add.at(basis, (np.arange(len(at)), place), tap / 6)
+        # Mirrored at both ends.
+        voxel = np.abs(below + shift)
+        voxel = np.where(voxel > size - 1, 2 * (size - 1) - voxel, voxel)
+        np.add.at(basis, (np.arange(len(at)), voxel), tap / 6)
     bands = np.repeat([[1 / 6], [4 / 6], [1 / 6]], size, axis=1)
     bands[0, 1] = bands[2, -2] = 2 / 6
     # The prefilter solves A c = values; weights of the values are basis A^-1, so A' is solved for basis'.

@@ -1,4 +1,4 @@
-"""A box of voxels: the one way to crop and to pad, and to put either back."""
+"""A box of voxels, by which volumes are cropped and padded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gtvray.errors import GeometryError
 
 @dataclass(frozen=True)
 class Box:
-    """Half-open voxel ranges on a grid: `start_ijk` included, `stop_ijk` not."""
+    """Half-open voxel ranges on a grid: `start_ijk` is included, `stop_ijk` is not."""
 
     start_ijk: tuple[int, int, int]
     stop_ijk: tuple[int, int, int]
@@ -24,14 +24,14 @@ class Box:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Box:
-        """The box of a whole grid."""
+        """The box of all voxels of a grid."""
         return cls((0, 0, 0), (int(shape[0]), int(shape[1]), int(shape[2])))
 
     @classmethod
     def around(cls, mask: NDArray[Any]) -> Box | None:
-        """The tightest box around a mask's voxels, or None for an empty mask."""
+        """The tightest box around the voxels of a mask, or None for an empty mask."""
         ranges = [(0, 0)] * 3
-        # One pass over all, across the axis that is slowest in memory; the others look at what is left.
+        # The axis that is slowest in memory first: only it scans the full mask, the others the part that remains.
         for axis in sorted(range(3), key=lambda a: -abs(mask.strides[a])):
             hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
             if hits.size == 0:
@@ -53,13 +53,13 @@ class Box:
         return i, j, k
 
     def grown(self, margin_ijk: tuple[int, int, int], shape: tuple[int, ...]) -> Box:
-        """The box with a margin on each side, cut at the grid's border."""
+        """The box with a margin on each side, clipped to the grid."""
         start = [max(0, s - m) for s, m in zip(self.start_ijk, margin_ijk, strict=True)]
         stop = [min(int(n), s + m) for s, m, n in zip(self.stop_ijk, margin_ijk, shape, strict=True)]
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
     def holds(self, other: Box) -> bool:
-        """Whether all of another box lies within this one."""
+        """Whether another box lies entirely within this one."""
         return all(
             s <= start and stop <= t
             for s, t, start, stop in zip(self.start_ijk, self.stop_ijk, other.start_ijk, other.stop_ijk, strict=True)

@@ -1,4 +1,4 @@
-"""The Volume: an array that knows where it is."""
+"""The Volume: an array with its position in the patient."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gtvray.geometry.affine import (
 )
 from gtvray.geometry.box import Box
 
-# Two grids are the same when no voxel centre lies further apart than this share of a voxel.
+# Grids are the same if no voxel centre differs by more than this share of a voxel.
 SAME_GRID_TOLERANCE_VOXELS = 1e-2
-# Axes are parallel when, of a unit vector along one, no more than this is seen along the others.
+# Axes are parallel if a unit vector along one has no larger component along the others.
 PARALLEL_TOLERANCE = 1e-3
 
 
@@ -30,10 +30,10 @@ PARALLEL_TOLERANCE = 1e-3
 class Volume:
     """A scan or a mask: `array` in (i, j, k) and `affine` (4x4, voxel indices to RAS millimetres). CT is in HU.
 
-    Both are read-only, so a volume can be shared without being changed under someone.
+    Both are read-only, so that a volume can be shared safely.
 
     Raises:
-        GeometryError: the array is not three-dimensional or the affine cannot place its voxels.
+        GeometryError: the array is not three-dimensional or the affine is not valid.
     """
 
     array: NDArray[Any]
@@ -42,7 +42,7 @@ class Volume:
     def __post_init__(self) -> None:
         array = np.asarray(self.array).view()
         if array.ndim != 3 or 0 in array.shape:
-            raise GeometryError("a volume has three dimensions, none of them empty", found=f"shape {array.shape}")
+            raise GeometryError("a volume needs three non-empty dimensions", found=f"shape {array.shape}")
         array.flags.writeable = False
         affine = check_affine(self.affine).copy()
         affine.flags.writeable = False
@@ -71,30 +71,31 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     def with_array(self, array: NDArray[Any]) -> Volume:
-        """Other values on the same grid.
+        """A volume with other values on the same grid.
 
         Raises:
             GeometryError: the array has another shape.
         """
         if array.shape != self.shape:
-            raise GeometryError("array is not of the grid's shape", expected=self.shape, found=array.shape)
+            raise GeometryError("array does not have the shape of the grid", expected=self.shape, found=array.shape)
         return Volume(array, self.affine)
 
     def same_grid(self, other: Volume) -> bool:
-        """Whether both have the same shape and every voxel centre at the same place."""
+        """Whether both have the same shape and the same voxel centres."""
         if self.shape != other.shape:
             return False
         apart_mm = furthest_corner_mm(self.affine, other.affine, self.shape)
         return apart_mm <= SAME_GRID_TOLERANCE_VOXELS * min(self.spacing_mm)
 
     def reoriented(self, codes: str) -> Volume:
-        """The same voxels with axes permuted and flipped so that they point nearest to `codes`; exact, a view."""
+        """The same voxels with axes permuted and flipped to the directions nearest to `codes`; exact, a view."""
         return self._with_axes(ornt_transform(io_orientation(self.affine), axcodes2ornt(tuple(codes))))
 
     def aligned_to(self, other: Volume) -> Volume:
-        """The same voxels with axes in the order and directions of a parallel grid; exact, a view; undoes `reoriented`.
+        """The same voxels with axes in the order and directions of a parallel grid; exact, a view.
 
-        By axes and not by codes: on a grid turned by 45 degrees two axes are equally near to a direction.
+        The inverse of `reoriented`. Axes are compared rather than codes, since on a grid rotated by 45 degrees two axes
+        are equally near to a direction.
 
         Raises:
             GeometryError: the axes are not parallel.
@@ -104,67 +105,67 @@ class Volume:
         turn = np.rint(exact)
         if np.abs(exact - turn).max() > PARALLEL_TOLERANCE or not (np.abs(turn).sum(axis=0) == 1).all():
             raise GeometryError(
-                "the grids' axes are not parallel",
-                expected=f"{other.orientation}, each axis along one of the other grid",
-                found=f"{self.orientation}, turned against it",
+                "the axes of the grids are not parallel",
+                expected=f"{other.orientation}, each axis parallel to one of the other grid",
+                found=f"{self.orientation}, rotated relative to it",
             )
         return self._with_axes(np.column_stack([np.abs(turn).argmax(axis=0), turn.sum(axis=0)]))
 
     def _with_axes(self, change: NDArray[np.float64]) -> Volume:
-        """Axes moved and flipped as nibabel's orientation array says."""
+        """Permute and flip axes by nibabel's orientation array."""
         return Volume(apply_orientation(self.array, change), self.affine @ inv_ornt_aff(change, self.shape))
 
     def cropped(self, box: Box) -> Volume:
-        """The voxels in a box; a view. Undone by `padded` or `placed_on`.
+        """The voxels in a box; a view. The inverse is `padded` or `placed_on`.
 
         Raises:
-            GeometryError: the box reaches beyond the grid.
+            GeometryError: the box extends beyond the grid.
         """
         if not Box.whole(self.shape).holds(box):
-            raise GeometryError("box reaches beyond the grid", expected=f"within {self.shape}", found=box)
+            raise GeometryError("box extends beyond the grid", expected=f"within {self.shape}", found=box)
         return Volume(self.array[box.slices], self._affine_from(box.start_ijk))
 
     def padded(self, box: Box, fill: float) -> Volume:
-        """The voxels in a box that holds the whole grid, `fill` around them. Undone by `cropped` or `placed_on`.
+        """The voxels in a box that contains the grid, `fill` around them. The inverse is `cropped` or `placed_on`.
 
         Args:
-            box: in this grid's indices, so that it begins at negative ones where there is something to add.
-            fill: value of the new voxels.
+            box: in indices of this grid; negative where voxels are added before it.
+            fill: value of the added voxels.
 
         Raises:
-            GeometryError: the box cuts off some of the grid, or the dtype cannot hold `fill`.
+            GeometryError: the box does not contain the grid, or the dtype cannot represent `fill`.
         """
-        whole = Box.whole(self.shape)
-        if not box.holds(whole):
-            raise GeometryError("box cuts off some of the grid", expected=f"around {self.shape}", found=box)
+        own = Box.whole(self.shape)
+        if not box.holds(own):
+            raise GeometryError("box does not contain the grid", expected=f"around {self.shape}", found=box)
         array = self._filled(box.shape, fill)
-        array[whole.moved(box.start_ijk).slices] = self.array
+        array[own.moved(box.start_ijk).slices] = self.array
         return Volume(array, self._affine_from(box.start_ijk))
 
     def placed_on(self, other: Volume, fill: float) -> Volume:
-        """These voxels at their places on another grid, `fill` where they do not reach; what is beyond it is left out.
+        """Copy the voxels to their positions on another grid; voxels outside it are dropped.
 
-        No value is interpolated: it undoes any chain of `reoriented`, `cropped` and `padded` that led away from
-        `other`, in one step, and brings a mask saved for a part of a scan to the whole of it.
+        Nothing is interpolated. It inverts any chain of `reoriented`, `cropped` and `padded` that started at `other` in
+        one step, and extends a mask of a part of a scan to the full scan.
 
         Args:
-            other: a volume on the grid to come to; its affine is taken as it is.
+            other: a volume on the target grid, whose affine is copied exactly.
             fill: value of voxels that only `other` has.
 
         Raises:
-            GeometryError: the voxel centres of one grid are not those of the other, or the dtype cannot hold `fill`.
+            GeometryError: the voxel centres of the grids do not coincide, or the dtype cannot represent `fill`.
         """
         own = self.aligned_to(other)
-        # Where the first and the last voxel lie, in indices of the other grid.
+        # The first and the last voxel, in indices of the other grid.
         ends = np.column_stack([(0, 0, 0, 1), (*np.subtract(own.shape, 1), 1)])
         at = np.linalg.solve(other.affine, own.affine @ ends)[:3]
         start = np.rint(at[:, 0]).astype(int)
         apart = np.abs(at - np.column_stack([start, start + np.subtract(own.shape, 1)])).max()
         if apart > SAME_GRID_TOLERANCE_VOXELS:
             raise GeometryError(
-                "the voxels of one grid do not lie on those of the other",
-                expected=f"spacing {by_text(other.spacing_mm)} mm, shifted by whole voxels",
-                found=f"spacing {by_text(own.spacing_mm)} mm, up to {apart:.3g} voxels beside them",
+                "the voxels of the grids do not coincide",
+                expected=f"spacing {by_text(other.spacing_mm)} mm, shifted by an integer number of voxels",
+                found=f"spacing {by_text(own.spacing_mm)} mm, offset by up to {apart:.3g} voxels",
                 do="resample to the grid instead",
             )
         array = self._filled(other.shape, fill)
@@ -178,17 +179,19 @@ class Volume:
         with np.errstate(invalid="ignore"):
             value = np.asarray(fill).astype(self.array.dtype)
         if value != fill:
-            raise GeometryError("the volume's dtype cannot hold the fill value", expected=self.array.dtype, found=fill)
-        # As files have it, the first axis fastest: a mask is then written without being turned.
+            raise GeometryError(
+                "the dtype of the volume cannot represent the fill value", expected=self.array.dtype, found=fill
+            )
+        # In the memory order of files, first axis fastest, so that masks are written without a copy.
         return np.full(shape, value, order="F")
 
     def _affine_from(self, start_ijk: tuple[int, int, int]) -> Affine:
-        """The affine of the grid that begins at one of this grid's indices."""
+        """The affine of the grid whose first voxel has these indices in this grid."""
         affine = self.affine.copy()
         affine[:3, 3] += self.affine[:3, :3] @ np.asarray(start_ijk, dtype=np.float64)
         return affine
 
     def center_mm(self) -> NDArray[np.float64]:
-        """The grid's centre in RAS millimetres, shape (3,)."""
+        """The centre of the grid in RAS millimetres, shape (3,)."""
         half = (np.asarray(self.shape, dtype=np.float64) - 1) / 2
         return np.asarray(self.affine[:3, :3] @ half + self.affine[:3, 3])

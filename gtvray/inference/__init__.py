@@ -1,4 +1,4 @@
-"""Inference: from a scan to a mask on the scan's own grid, patch by patch."""
+"""Inference: segment a scan patch by patch; the mask is on the grid of the scan."""
 
 import lazy_loader
 

@@ -1,9 +1,11 @@
-"""Logits of overlapping patches put together in blocks: memory follows what is looked at, not the volume."""
+"""Means of logits: over the views of a patch, and over overlapping patches in blocks. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +17,34 @@ from gtvray.inference.schedule import PatchGrid, Slices
 # Voxels along each side of a block: small beside a patch, and large enough for numpy.
 BLOCK = 32
 Block = tuple[int, int, int]
+_NONE_KNOWN: Mapping[int, NDArray[np.float32]] = MappingProxyType({})
 
 
-class BlockMean:
-    """Tumour probabilities from the weighted means of patches' logits; patches come in a known order.
+def mean_of_views(views: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of arrays of one shape, summed in fp32 in the order given: the order decides the last bits."""
+    first, *others = views
+    total = first.copy()
+    for each in others:
+        total += each
+    return total / np.float32(1 + len(others))
 
-    A block exists from the first patch that reaches it. After the last one its sum becomes a probability and its
-    weights go. Logits are averaged, as MONAI's and nnU-Net's chains do: a patch that is sure counts for more.
-    With `mask_only`, a block goes altogether when neither it nor a block beside it holds a marked voxel: interpolation
-    cannot mark anything there. Probabilities are those of one large array to the bit.
+
+class LogitAccumulator:
+    """Tumour probabilities from the weighted mean of the logits of overlapping patches, blockwise.
+
+    A block is allocated by the first patch that reaches it. After the last one its sum becomes a probability and its
+    weights are freed, so memory follows the region that is run, not the volume. Logits are averaged rather than
+    probabilities, as in MONAI and nnU-Net: a confident patch counts for more. With `mask_only`, a block is freed when
+    neither it nor a block beside it holds a marked voxel, since interpolation cannot mark anything there. Probabilities
+    equal those of one large array bit for bit.
 
     Args:
         grid: all patches.
-        numbers: those that will be added, in order.
-        weights: of a voxel by its place in the patch, (i, j, k).
+        numbers: the patches that will be added, in order.
+        weights: weight of each voxel of a patch, (i, j, k).
         threshold: a voxel whose probability exceeds it is marked.
-        mask_only: whether to let go of what the mask does not depend on.
+        mask_only: free the blocks that the mask does not depend on.
+        known: logits (i, j, k) of some of `numbers`; they are added by themselves when their turn comes.
     """
 
     def __init__(
@@ -41,20 +55,60 @@ class BlockMean:
         threshold: float,
         *,
         mask_only: bool = False,
+        known: Mapping[int, NDArray[np.float32]] = _NONE_KNOWN,
     ) -> None:
         self._grid, self._weights, self._threshold, self._mask_only = grid, weights, threshold, mask_only
+        self._known = known
+        self._expected = deque(numbers)
         self._sums: dict[Block, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        self._found: dict[Block, NDArray[np.float32]] = {}
+        self._means: dict[Block, NDArray[np.float32]] = {}
         self._marked: set[Block] = set()
         self._last = {block: number for number in numbers for block, _, _ in _blocks(grid.slices(number))}
+        self._add_known()
 
     @property
     def held_bytes(self) -> int:
-        """What the blocks take now."""
-        return sum(8 * total.size for total, _ in self._sums.values()) + sum(4 * m.size for m in self._found.values())
+        """Memory of the blocks that are allocated now."""
+        return sum(8 * total.size for total, _ in self._sums.values()) + sum(4 * m.size for m in self._means.values())
 
     def add(self, number: int, logits: NDArray[np.float32]) -> None:
-        """A patch's answer: logits of the tumour (i, j, k)."""
+        """Add the tumour logits (i, j, k) of the next patch that is not known."""
+        assert number == self._expected.popleft(), "patches are added in the order of the grid"
+        self._add(number, logits)
+        self._add_known()
+
+    def marked_box(self) -> Box | None:
+        """A box that holds every marked voxel and one more to each side, or None; it may reach beyond the grid."""
+        if not self._marked:
+            return None
+        corners = np.array(sorted(self._marked)) * BLOCK
+        low, high = corners.min(axis=0) - 1, corners.max(axis=0) + BLOCK + 1
+        return Box((int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2])))
+
+    def marked(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """The marked voxels of a grid of this shape (i, j, k), or None if there are none."""
+        box = self.marked_box()
+        near = box.overlap(Box.whole(shape)) if box else None
+        if near is None:
+            return None
+        marked = np.zeros(shape, bool)
+        marked[near.slices] = self.read(near) > self._threshold
+        return marked
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """Probabilities (i, j, k) in a box of the grid; 0 where no patch was added or the block was freed."""
+        result = np.zeros(box.shape, np.float32)
+        for block, inside, part in _blocks(box.slices):
+            if block in self._means:
+                result[part] = self._means[block][inside]
+        return result
+
+    def _add_known(self) -> None:
+        while self._expected and self._expected[0] in self._known:
+            number = self._expected.popleft()
+            self._add(number, self._known[number])
+
+    def _add(self, number: int, logits: NDArray[np.float32]) -> None:
         weighted = logits * self._weights
         for block, inside, part in _blocks(self._grid.slices(number)):
             if block not in self._sums:
@@ -65,41 +119,26 @@ class BlockMean:
             if self._last[block] == number:
                 self._close(block)
 
-    def marked_box(self) -> Box | None:
-        """A box that holds every marked voxel and one more to each side, or None; it may reach beyond the grid."""
-        if not self._marked:
-            return None
-        corners = np.array(sorted(self._marked)) * BLOCK
-        low, high = corners.min(axis=0) - 1, corners.max(axis=0) + BLOCK + 1
-        return Box((int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2])))
-
-    def read(self, box: Box) -> NDArray[np.float32]:
-        """Probabilities in a box of the grid; 0 where no patch was, or what was let go."""
-        result = np.zeros(box.shape, np.float32)
-        for block, inside, part in _blocks(box.slices):
-            if block in self._found:
-                result[part] = self._found[block][inside]
-        return result
-
     def _close(self, block: Block) -> None:
+        """Turn the sum of a block into probabilities, and free what `mask_only` does not need."""
         del self._last[block]
         total, weight = self._sums.pop(block)
         seen = weight > 0
         np.divide(total, weight, out=total, where=seen)
-        # Beyond the patches nothing is known, and zero would be a probability of a half.
+        # Outside all patches the logit is unknown; 0 would mean a probability of one half.
         total = np.where(seen, expit(total), np.float32(0))
-        self._found[block] = total
+        self._means[block] = total
         if bool((total > self._threshold).any()):
             self._marked.add(block)
         if not self._mask_only:
             return
         for near in _around(block):
-            if near in self._found and not any(b in self._last or b in self._marked for b in _around(near)):
-                del self._found[near]
+            if near in self._means and not any(b in self._last or b in self._marked for b in _around(near)):
+                del self._means[near]
 
 
 def _blocks(slices: Slices) -> Iterator[tuple[Block, Slices, Slices]]:
-    """The blocks that a box of the grid lies in: which, where in the block, and where in the box."""
+    """The blocks that a box of the grid touches: the block, the part of the block, and the part of the box."""
     axes = []
     for span in slices:
         parts = []

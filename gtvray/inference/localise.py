@@ -1,9 +1,9 @@
-"""What `localised` inference looks at: the patches that matter where something is suspected, and when not to.
+"""Where `localised` inference runs patches: those that suspected voxels require. Torch-free.
 
-Tumour is suspected by the bundle's locator, a model of its own that sees the body at a coarser spacing; or, where a
-bundle has none, by its own network on patches that hardly overlap. There, and in a margin around it, those patches of
-`exhaustive` are run that have a say: whose weights a voxel cannot do without. A mask that reaches the border of what
-was looked at has it widened once; then the whole body is looked at.
+Tumour is suspected by the bundle's locator, a second model on a coarser grid, or, in a bundle without one, by its own
+network on patches that hardly overlap. In the suspected region and a margin around it, those patches of `exhaustive`
+are run whose weight in some voxel is too large to omit. If the mask reaches the border of that region, the region is
+widened once; after that the full body is run.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from scipy.special import expit
 from gtvray.geometry import Box
 from gtvray.inference.schedule import PatchGrid, Slices
 
-# Near its border a patch is less sure of itself, and coarse patches have their borders anywhere; a locator's voxels are
-# large. Both are to suspect too much rather than too little.
+# A patch is less certain near its border, coarse patches have their borders anywhere, and a locator's voxels are large:
+# both should suspect too much rather than too little.
 SUSPECT = 0.2
 SURE = 0.5
 MARGIN_MM = 6.0
-# Weights fall steeply from a patch's centre, and most patches that touch a place have next to no say in it. Patches are
-# left out as long as no voxel loses more than this share of all the weights it has with all that touch the body.
+# Weights fall steeply from the centre of a patch, so most patches that touch a voxel hardly count there. Patches are
+# omitted as long as no voxel loses more than this share of its weights over all patches that touch the body.
 DROPPED_SHARE = 0.2
 
 EMPTY = "the coarse pass found nothing"
 UNSURE = "the coarse pass was unsure"
-BEYOND = "the mask reached the border of what was looked at"
+BEYOND = "the mask reached the border of the region searched"
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Suspicion:
 
     Attributes:
         suspected: bool (i, j, k), on the grid of the prepared scan.
-        highest: the highest probability there is anywhere.
+        highest: highest probability anywhere in the scan.
     """
 
     suspected: NDArray[np.bool_]
     highest: float
 
     def doubt(self, threshold: float) -> str | None:
-        """Why it is not to be relied on, if so.
+        """Why the suspicion is not reliable, or None if it is.
 
         Args:
-            threshold: above it a voxel will be marked.
+            threshold: a voxel whose probability exceeds it is marked.
         """
         if self.highest <= suspect_above(threshold):
             return EMPTY
@@ -55,22 +55,21 @@ class Suspicion:
 
 
 def suspect_above(threshold: float) -> float:
-    """The probability from which a voxel is suspected, for a model that marks above `threshold`."""
+    """The probability above which a voxel is suspected, for a model that marks above `threshold`."""
     return min(SUSPECT, threshold)
 
 
 class CoarsePass:
-    """The network's own answers to patches that hardly overlap; they are kept, to be used again.
+    """The suspicion of the network itself, from patches that hardly overlap.
 
     Args:
         grid: all patches of the scan.
-        body: numbers of those that touch the body.
+        body: patches that touch the body.
         shape: of the padded grid.
-        threshold: above it a voxel will be marked.
+        threshold: a voxel whose probability exceeds it is marked.
 
     Attributes:
         numbers: the coarse patches, in order.
-        answers: logits of the tumour (i, j, k) by number.
     """
 
     def __init__(self, grid: PatchGrid, body: list[int], shape: tuple[int, ...], threshold: float) -> None:
@@ -78,28 +77,26 @@ class CoarsePass:
         self._suspected = np.zeros(shape, dtype=bool)
         self._highest = 0.0
         self.numbers = sorted(set(grid.sparse()) & set(body))
-        self.answers: dict[int, NDArray[np.float32]] = {}
 
     def add(self, number: int, logits: NDArray[np.float32]) -> None:
-        """The answer to a coarse patch."""
-        self.answers[number] = logits.copy()
+        """Add the logits (i, j, k) of a coarse patch."""
         probability = expit(logits)
         self._suspected[self._grid.slices(number)] |= probability > self._above
         self._highest = max(self._highest, float(probability.max()))
 
     def suspicion(self) -> Suspicion:
-        """What the coarse patches say, on the padded grid."""
+        """The suspicion of all patches added, on the padded grid."""
         return Suspicion(self._suspected, self._highest)
 
 
-class CloseLook:
-    """Which patches a place cannot do without.
+class RequiredPatches:
+    """Which patches the probability of a region depends on.
 
     Args:
         grid: all patches of the scan.
-        body: numbers of those that touch the body, in order.
-        weights: of a voxel by its place in the patch, (i, j, k).
-        spacing_mm: of the grid's voxels.
+        body: patches that touch the body, in order.
+        weights: weight of each voxel of a patch, (i, j, k).
+        spacing_mm: of the grid.
     """
 
     def __init__(
@@ -109,47 +106,52 @@ class CloseLook:
         weights: NDArray[np.float32],
         spacing_mm: tuple[float, float, float],
     ) -> None:
-        self._grid, self.body, self._weights = grid, body, weights
+        self._grid, self._body, self._weights = grid, body, weights
         i, j, k = (round(MARGIN_MM / spacing) for spacing in spacing_mm)
         self._margin_ijk = i, j, k
 
-    def around(self, place: NDArray[np.bool_]) -> list[int]:
-        """The patches to run for a place and the margin around it, in order.
+    def around(self, region: NDArray[np.bool_]) -> list[int]:
+        """The patches that a region and the margin around it require, in order.
 
         Args:
-            place: bool (i, j, k) on the padded grid.
+            region: bool (i, j, k) on the padded grid.
         """
-        box = Box.around(place)
+        box = Box.around(region)
         if box is None:
             return []
-        near = box.grown(self._margin_ijk, place.shape)
-        return self._needed(_grown(place[near.slices], self._margin_ijk), near)
+        near = box.grown(self._margin_ijk, region.shape)
+        return self._select(_dilated(region[near.slices], self._margin_ijk), near)
 
     def is_beyond(self, marked: NDArray[np.bool_], run: list[int]) -> bool:
-        """Whether a voxel that is marked, or one next to it, did without a patch that it cannot do without."""
+        """Whether a marked voxel, or a neighbour of one, requires a patch that was not run.
+
+        Args:
+            marked: bool (i, j, k) on the padded grid.
+            run: patches that were run.
+        """
         box = Box.around(marked)
         if box is None:
             return False
         near = box.grown((1, 1, 1), marked.shape)
-        place = _grown(marked[near.slices], (1, 1, 1))
+        region = _dilated(marked[near.slices], (1, 1, 1))
         total, shares = self._shares(near)
-        left_out = np.zeros(near.shape, np.float32)
+        omitted = np.zeros(near.shape, np.float32)
         for number in set(shares) - set(run):
-            left_out[shares[number][0]] += shares[number][1]
-        return bool((left_out[place] > DROPPED_SHARE * total[place]).any())
+            omitted[shares[number][0]] += shares[number][1]
+        return bool((omitted[region] > DROPPED_SHARE * total[region]).any())
 
-    def _needed(self, place: NDArray[np.bool_], near: Box) -> list[int]:
+    def _select(self, region: NDArray[np.bool_], near: Box) -> list[int]:
+        """Omit patches, those that count least first, until a further one would take too much from some voxel."""
         total, shares = self._shares(near)
-        allowed = np.where(place, DROPPED_SHARE * total, np.inf).astype(np.float32)
-        said = {
-            number: float(np.max(weights / total[inside], where=place[inside], initial=0.0))
+        allowed = np.where(region, DROPPED_SHARE * total, np.inf).astype(np.float32)
+        largest_share = {
+            number: float(np.max(weights / total[inside], where=region[inside], initial=0.0))
             for number, (inside, weights) in shares.items()
         }
         kept = []
-        # Those with the least say go first, as long as every voxel can do without all that have gone.
-        for number in sorted(said, key=said.__getitem__):
+        for number in sorted(largest_share, key=largest_share.__getitem__):
             inside, weights = shares[number]
-            if said[number] == 0.0:
+            if largest_share[number] == 0.0:
                 continue
             if (weights <= allowed[inside]).all():
                 allowed[inside] -= weights
@@ -158,9 +160,9 @@ class CloseLook:
         return sorted(kept)
 
     def _shares(self, near: Box) -> tuple[NDArray[np.float32], dict[int, tuple[Slices, NDArray[np.float32]]]]:
-        """In a box of the grid: the weights of all patches, and of each its place in the box and its own weights."""
+        """Weights in a box of the grid: the sum over patches, and of each patch its slices of the box and its own."""
         total, shares = np.zeros(near.shape, np.float32), {}
-        for number in self.body:
+        for number in self._body:
             spans = self._grid.slices(number)
             patch = Box(*zip(*((span.start, span.stop) for span in spans), strict=True))
             common = patch.overlap(near)
@@ -173,13 +175,13 @@ class CloseLook:
         return total, shares
 
 
-def _grown(place: NDArray[np.bool_], margin_ijk: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """A place with the voxels within a margin of it along each axis."""
+def _dilated(region: NDArray[np.bool_], margin_ijk: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """A region with the voxels within a margin of it along each axis."""
     for axis, margin in enumerate(margin_ijk):
-        grown = place.copy()
-        moved, still = np.moveaxis(place, axis, 0), np.moveaxis(grown, axis, 0)
+        dilated = region.copy()
+        source, target = np.moveaxis(region, axis, 0), np.moveaxis(dilated, axis, 0)
         for step in range(1, margin + 1):
-            still[step:] |= moved[:-step]
-            still[:-step] |= moved[step:]
-        place = grown
-    return place
+            target[step:] |= source[:-step]
+            target[:-step] |= source[step:]
+        region = dilated
+    return region

@@ -1,54 +1,67 @@
-"""A bundle's locator at work: a model that sees the body at a coarser spacing and tells where to look closely.
+"""The locator of a bundle: a model on a coarser grid that reports where tumour is suspected.
 
-It is given the prepared scan, not the scan itself: to bring that to a coarser grid costs next to nothing.
+It receives the prepared scan rather than the scan itself, which is cheap to resample to a coarser grid.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gtvray.inference.case import CaseJob, run_to_end
 from gtvray.inference.localise import Suspicion, suspect_above
+from gtvray.inference.request import Forward, SegmentationRequest, run_patches
 from gtvray.models import Bundle
 from gtvray.preprocessing import Prepared, prepare
 
-Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
-
 
 class Locator:
-    """Suspects tumour in prepared scans; any number of threads may ask, one at a time is answered.
+    """Find suspected tumour in prepared scans; safe to call from several threads, which run one after another.
+
+    A scheduler that runs patches itself uses `begin`, `forward` and `suspicion` instead of `suspect`.
 
     Args:
-        bundle: the locator's, as `locator_of` gives it.
+        bundle: of the locator, as `locator_of` returns it.
         forward: its network: patches (c, i, j, k) to logits (b, i, j, k).
+
+    Attributes:
+        batch_size: patches a call of `forward`.
+        forward: as given.
     """
 
     def __init__(self, bundle: Bundle, forward: Forward) -> None:
-        self._bundle, self._forward = bundle, forward
-        # A network of OpenVINO's takes one batch at a time.
-        self._one_at_a_time = threading.Lock()
+        self._bundle, self.forward = bundle, forward
+        self.batch_size = bundle.inference.batch_size
+        # An OpenVINO request accepts one batch at a time.
+        self._lock = threading.Lock()
 
-    def suspect(self, prepared: Prepared) -> Suspicion:
-        """Where tumour is suspected in a scan.
+    def begin(self, prepared: Prepared) -> SegmentationRequest:
+        """Return the request whose patches the locator's network has to run.
 
         Args:
-            prepared: the scan as the bundle's own network sees it.
+            prepared: the scan as prepared for the bundle that the locator belongs to.
         """
         bundle = self._bundle
         coarse = prepare(prepared.hu, bundle.preprocessing)
-        job = CaseJob(coarse, bundle.preprocessing, bundle.inference, bundle.patch_ijk)
-        with self._one_at_a_time:
-            run_to_end(job, self._forward, bundle.inference.batch_size)
-        return Suspicion(job.finish().array > 0, float(job.probability().max()))
+        return SegmentationRequest(coarse, bundle.preprocessing, bundle.inference, bundle.patch_ijk)
+
+    def suspicion(self, request: SegmentationRequest) -> Suspicion:
+        """The suspicion of a request of `begin` that is done, on the grid of its prepared scan."""
+        return Suspicion(request.mask().array > 0, float(request.probability().max()))
+
+    def suspect(self, prepared: Prepared) -> Suspicion:
+        """Run the locator on a scan.
+
+        Args:
+            prepared: the scan as prepared for the bundle that the locator belongs to.
+        """
+        request = self.begin(prepared)
+        with self._lock:
+            run_patches(request, self.forward, self.batch_size)
+        return self.suspicion(request)
 
 
 def locator_of(bundle: Bundle) -> Bundle | None:
-    """The model that is to tell where to look closely, if inference asks for one and the bundle has one.
+    """The locator's bundle, ready to run, or None where the mode does not use one or the bundle has none.
 
     It runs on the backend and in the precision of the bundle it belongs to, and marks what it suspects.
     """

@@ -1,4 +1,4 @@
-"""Many scans through one network: the next are read and prepared, and the last written, while it is at work."""
+"""Segment many scans with one model: the next are loaded, and the last written, while the network runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gtvray.datasets import volume_stem
 from gtvray.errors import GtvrayError
 from gtvray.geometry import Volume
-from gtvray.inference.case import CaseJob, Coverage
+from gtvray.inference.request import Coverage, SegmentationRequest
 from gtvray.inference.uncertainty import Uncertainty, estimate_uncertainty
 from gtvray.io import read_volume, write_output_volume
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from gtvray.inference.predictor import Predictor
 
 _Estimate = tuple[Uncertainty, Volume]
+_Ran = tuple[SegmentationRequest, "StageClock", _Estimate | None]
 Key = TypeVar("Key")
 Loaded = TypeVar("Loaded")
 Ran = TypeVar("Ran")
 Stored = TypeVar("Stored")
 
-# Scans in memory beside the one in the network: so many that wait for it, and so many that wait to be written.
+# Scans in memory beside the one that runs: loaded ahead of it, and waiting behind it to be stored.
 AHEAD = 2
 BEHIND = 1
 
@@ -39,13 +40,13 @@ def overlapped(
     run: Callable[[Loaded], Ran],
     store: Callable[[Key, Ran], Stored],
 ) -> Iterator[tuple[Key, Stored | GtvrayError]]:
-    """Load, run and store each of many things, in order; `run` in this thread, the others beside it.
+    """Load, run and store each key, in order; `run` in the calling thread, `load` and `store` in one thread each.
 
-    One that raises a GtvrayError in any stage is given back with it, and the others go on. When the caller is
-    interrupted, what is being stored is stored to its end and nothing else is begun.
+    A GtvrayError of a key is yielded in place of its result, and the other keys continue. When the caller is
+    interrupted, the store in progress is completed and nothing else is started.
 
-    Returns:
-        each key with what `store` returned.
+    Yields:
+        each key with the result of `store`, or the error.
     """
     waiting = iter(keys)
     loading: deque[tuple[Key, Future[Loaded]]] = deque()
@@ -68,7 +69,7 @@ def overlapped(
         while loading:
             key, future = loading.popleft()
             storing.append((key, attempted(key, future)))
-            # The writer alone holds what was loaded, before more is.
+            # Only the writer may hold the loaded scan from here, before more are loaded.
             del future
             load_ahead()
             while len(storing) > (BEHIND if loading else 0):
@@ -92,7 +93,7 @@ def _same(error: GtvrayError) -> GtvrayError:
 
 @dataclass
 class StageClock:
-    """Seconds a case spends in each stage.
+    """Seconds of a case in each stage.
 
     Attributes:
         seconds: stage -> seconds, in the order of the stages.
@@ -102,7 +103,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done in a `with` block."""
+        """Time a `with` block."""
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -113,13 +114,13 @@ class SegmentedCase:
     """A scan whose mask is on disk.
 
     Attributes:
-        mask: the file.
-        volume_ml: of the mask.
-        coverage: what was looked at.
-        notes: what a reader of the mask should know about the scan.
-        seconds: by stage.
-        out_of_domain: why the scan is unlike what the model was made for; empty if nothing speaks for that.
-        uncertainty: of the mask, where that was asked for.
+        mask: file of the mask.
+        volume_ml: volume of the mask.
+        coverage: how much of the scan was run.
+        notes: remarks on the scan for readers of the mask.
+        seconds: stage -> seconds.
+        out_of_domain: reasons why the scan differs from the model's intended input; empty if there are none.
+        uncertainty: of the mask; None unless requested.
     """
 
     mask: Path
@@ -132,13 +133,13 @@ class SegmentedCase:
 
 
 class LocalCases:
-    """The three steps of a scan that is segmented in this process.
+    """Load, segment and store scans in this process; the three steps for `overlapped`.
 
     Args:
-        predictor: a warm model.
-        target: the file of a scan's mask.
-        uncertainty: estimate it as well; each voxel's entropy goes into a file beside the mask.
-        overwrite: earlier outputs of gtvray may be replaced, as `gtvray.io.write_output` does.
+        predictor: the model.
+        target: scan file -> mask file.
+        uncertainty: estimate it too, and write the entropy of each voxel to a file beside the mask.
+        overwrite: replace earlier outputs of gtvray, as `gtvray.io.write_output` does.
     """
 
     def __init__(
@@ -152,8 +153,8 @@ class LocalCases:
         self._predictor, self._target = predictor, target
         self._uncertainty, self._overwrite = uncertainty, overwrite
 
-    def load(self, path: Path) -> tuple[CaseJob, StageClock]:
-        """Read and prepare.
+    def load(self, path: Path) -> tuple[SegmentationRequest, StageClock]:
+        """Read and prepare a scan.
 
         Raises:
             DataError: the file is not the CT of a body.
@@ -162,38 +163,45 @@ class LocalCases:
         with clock.stage("read"):
             scan = read_volume(path)
         with clock.stage("prepare"):
-            job = self._predictor.begin(scan, path, mask_only=True)
-        return job, clock
+            request = self._predictor.begin(scan, path, mask_only=True)
+        return request, clock
 
-    def run(self, loaded: tuple[CaseJob, StageClock]) -> tuple[CaseJob, StageClock, _Estimate | None]:
-        """Answer every patch."""
-        job, clock = loaded
+    def run(self, loaded: tuple[SegmentationRequest, StageClock]) -> _Ran:
+        """Run every patch, and estimate the uncertainty if requested."""
+        request, clock = loaded
         with clock.stage("network"):
-            self._predictor.run(job)
+            self._predictor.run(request)
         estimate = None
         if self._uncertainty:
             with clock.stage("uncertainty"):
-                estimate = estimate_uncertainty(self._predictor, job.prepared, job.finish())
-        return job, clock, estimate
+                estimate = estimate_uncertainty(self._predictor, request.prepared, request.mask())
+        return request, clock, estimate
 
-    def store(self, path: Path, ran: tuple[CaseJob, StageClock, _Estimate | None]) -> SegmentedCase:
-        """Bring the mask to the scan's grid and write it.
+    def store(self, path: Path, ran: _Ran) -> SegmentedCase:
+        """Resample the mask to the scan's grid and write it.
 
         Raises:
             InputError: there is another file of that name.
             ResourceError: the disk is full.
         """
-        job, clock, estimate = ran
+        request, clock, estimate = ran
         with clock.stage("restore"):
-            mask = job.finish()
+            mask = request.mask()
         target = self._target(path)
         with clock.stage("write"):
             write_output_volume(target, mask, overwrite=self._overwrite)
             if estimate is not None:
                 write_output_volume(entropy_file(target), estimate[1], overwrite=self._overwrite)
         volume_ml = float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml
-        coverage, known = job.coverage(), estimate[0] if estimate is not None else None
-        return SegmentedCase(target, volume_ml, coverage, job.notes, clock.seconds, job.out_of_domain, known)
+        return SegmentedCase(
+            target,
+            volume_ml,
+            request.coverage(),
+            request.notes,
+            clock.seconds,
+            request.out_of_domain,
+            estimate[0] if estimate is not None else None,
+        )
 
 
 def entropy_file(mask: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Where patches lie, and how much a voxel's answer counts by its place in the patch."""
+"""The sliding window: positions of patches, and the weight of each voxel of a patch. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Slices = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """The patches that cover a grid: every combination of first voxels on its axes, numbered with the last fastest.
+    """Patches that cover a grid: every combination of start voxels on its axes, numbered with the last axis fastest.
 
     Attributes:
-        axes: first voxels along i, j, k.
+        axes: start voxels along i, j, k.
         patch_ijk: size of a patch.
     """
 
@@ -33,10 +33,10 @@ class PatchGrid:
     ) -> PatchGrid:
         """The patches of a sliding window; neighbours share at least `overlap` of a patch.
 
-        MONAI takes whole steps and moves the last patch back into the grid; nnU-Net has all lie evenly. An axis shorter
-        than the patch has one start, 0.
+        MONAI takes steps of equal size and moves the last patch back into the grid; nnU-Net spaces all patches evenly.
+        An axis shorter than the patch has one start, 0.
         """
-        return cls(tuple(_places(*axis, overlap, rule) for axis in zip(shape, patch_ijk, strict=True)), patch_ijk)
+        return cls(tuple(_starts(*axis, overlap, rule) for axis in zip(shape, patch_ijk, strict=True)), patch_ijk)
 
     @classmethod
     def reaching(
@@ -47,24 +47,23 @@ class PatchGrid:
         overlap: float,
         rule: SlidingWindow = "monai",
     ) -> tuple[PatchGrid, Box]:
-        """Those of the patches that cover an extent which reach a grid in it.
+        """Of the patches that cover an extent, those that overlap a grid within it.
 
         Args:
             shape: of the grid.
-            extent: in voxels of the grid, which it holds; one smaller than the patch sits in its middle.
+            extent: in voxels of the grid, which it contains; an extent smaller than the patch is centred in it.
             patch_ijk: size of a patch.
-            overlap: the share of a patch that neighbours have in common at least.
-            rule: whose sliding window it is.
+            overlap: smallest share of a patch that neighbours have in common.
+            rule: whose sliding window to use.
 
         Returns:
-            the patches, and the box of the grid's voxels that they take, whose first voxel is theirs.
+            the patches, numbered on a grid of their own, and that grid's box in voxels of the given one.
         """
         axes, starts, stops = [], [], []
         for size, low, high, side in zip(shape, extent.start_ijk, extent.stop_ijk, patch_ijk, strict=True):
             first = low - max(0, side // 2 - (high - low) // 2)
-            places = [first + place for place in _places(high - low, side, overlap, rule)]
-            kept = [place for place in places if -side < place < size]
-            axes.append(tuple(place - kept[0] for place in kept))
+            kept = [s for s in (first + s for s in _starts(high - low, side, overlap, rule)) if -side < s < size]
+            axes.append(tuple(start - kept[0] for start in kept))
             starts.append(kept[0])
             stops.append(kept[-1] + side)
         (i, j, k), (u, v, w) = starts, stops
@@ -76,13 +75,12 @@ class PatchGrid:
     def slices(self, number: int) -> Slices:
         """A patch as an index into an array of the grid."""
         counts = [len(axis) for axis in self.axes]
-        places = np.unravel_index(number, counts)
-        i, j, k = (axis[place] for axis, place in zip(self.axes, places, strict=True))
+        i, j, k = (axis[index] for axis, index in zip(self.axes, np.unravel_index(number, counts), strict=True))
         a, b, c = self.patch_ijk
         return slice(i, i + a), slice(j, j + b), slice(k, k + c)
 
     def touching(self, mask: NDArray[np.bool_], margin_ijk: tuple[int, int, int] = (0, 0, 0)) -> list[int]:
-        """The patches with a voxel of a mask (i, j, k) in them, or within a margin of them, in order."""
+        """The patches that contain a voxel of a mask (i, j, k), or have one within a margin, in order."""
         for axis, (starts, side, margin) in enumerate(zip(self.axes, self.patch_ijk, margin_ijk, strict=True)):
             before = (slice(None),) * axis
             spans = [slice(max(0, start - margin), start + side + margin) for start in starts]
@@ -90,30 +88,30 @@ class PatchGrid:
         return [int(number) for number in np.flatnonzero(mask)]
 
     def sparse(self) -> list[int]:
-        """As few of the patches as leave no voxel without one, in order."""
+        """The fewest of the patches that cover every voxel, in order."""
         kept = []
         for starts, side in zip(self.axes, self.patch_ijk, strict=True):
-            places = [0]
-            while places[-1] < len(starts) - 1:
-                reach = starts[places[-1]] + side
-                places.append(max(place for place, start in enumerate(starts) if start <= reach))
-            kept.append(places)
+            indices = [0]
+            while indices[-1] < len(starts) - 1:
+                reach = starts[indices[-1]] + side
+                indices.append(max(index for index, start in enumerate(starts) if start <= reach))
+            kept.append(indices)
         counts = [len(axis) for axis in self.axes]
-        return [int(np.ravel_multi_index(places, counts)) for places in product(*kept)]
+        return [int(np.ravel_multi_index(indices, counts)) for indices in product(*kept)]
 
 
 def patch_starts(
     shape: tuple[int, int, int], patch_ijk: tuple[int, int, int], overlap: float, rule: SlidingWindow = "monai"
 ) -> list[tuple[int, int, int]]:
-    """First voxels of the patches that cover a grid, in the order of `PatchGrid`."""
+    """Start voxels of the patches that cover a grid, in the order of `PatchGrid`."""
     return [(i, j, k) for i, j, k in product(*PatchGrid.covering(shape, patch_ijk, overlap, rule).axes)]
 
 
 def gaussian_weights(patch_ijk: tuple[int, int, int], rule: SlidingWindow = "monai") -> NDArray[np.float32]:
-    """Weights (i, j, k) that fall from the centre, sigma an eighth of the patch; never zero.
+    """Gaussian weights (i, j, k) of a patch, sigma an eighth of its size; never zero.
 
-    MONAI's are symmetric and no lower than 0.001. nnU-Net's peak, 10, is at voxel size // 2; they end four sigma from
-    it along an axis, are rounded to half precision, and where that gives zero are the smallest other.
+    MONAI's are symmetric and at least 0.001. nnU-Net's have their maximum, 10, at voxel size // 2, are truncated at
+    four sigma along each axis and rounded to half precision; zeros are replaced by the smallest other value.
     """
     falls = []
     for size in patch_ijk:
@@ -129,11 +127,11 @@ def gaussian_weights(patch_ijk: tuple[int, int, int], rule: SlidingWindow = "mon
     return half.astype(np.float32)
 
 
-def _places(size: int, patch: int, overlap: float, rule: SlidingWindow) -> tuple[int, ...]:
-    """First voxels of the patches along an axis."""
-    room, step = max(0, size - patch), patch * (1 - overlap)
+def _starts(size: int, patch: int, overlap: float, rule: SlidingWindow) -> tuple[int, ...]:
+    """Start voxels of the patches along an axis."""
+    end, step = max(0, size - patch), patch * (1 - overlap)
     if rule == "monai":
-        whole = max(1, int(step))
-        return tuple(min(whole * n, room) for n in range(-(-room // whole) + 1))
-    last = math.ceil(room / max(1, step))
-    return tuple(round(room / last * n) if last else 0 for n in range(last + 1))
+        voxels = max(1, int(step))
+        return tuple(min(voxels * n, end) for n in range(-(-end // voxels) + 1))
+    last = math.ceil(end / max(1, step))
+    return tuple(round(end / last * n) if last else 0 for n in range(last + 1))

@@ -1,8 +1,8 @@
-"""How sure a model is of a mask: a voxel at a time, and of the case.
+"""Uncertainty of a mask, per voxel and per case.
 
-The views (members of an ensemble, mirrored patches) answer once more about the mask, each for itself. The mean of their
-probabilities gives the entropy of a voxel and the Dice to be expected if probabilities meant what they say; their
-differences give how far the views agree. With one view only the first two are known.
+The views (members of an ensemble, mirrored patches) are run again around the mask, and kept apart. The mean of their
+probabilities gives the entropy of each voxel and the Dice expected if probabilities are calibrated; their differences
+give the agreement between views. With one view there is no agreement to report.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtvray.geometry import Box, Volume
-from gtvray.inference.case import CaseJob, largest_component
-from gtvray.inference.views import mean_of_views
+from gtvray.inference.aggregate import LogitAccumulator, mean_of_views
+from gtvray.inference.patches import PatchIterator, ScanPatches
+from gtvray.inference.request import largest_component
 from gtvray.preprocessing import Prepared, prepare_mask
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What is known of a mask's reliability.
+    """Uncertainty of a case.
 
     Attributes:
-        doubt: 0 to 1: one less the expected Dice; with nothing marked, the largest probability there is.
-        mean_entropy_bits: mean entropy of the marked voxels; 0 where none is.
-        views: answers compared.
+        doubt: 0 to 1: one minus the expected Dice; for an empty mask, the highest probability.
+        mean_entropy_bits: mean entropy of the marked voxels; 0 for an empty mask.
+        views: number of views compared.
         pairwise_dice: mean Dice between the views' masks; None with one view.
         volume_sd_ml: standard deviation of the views' volumes; None with one view.
     """
@@ -47,28 +48,28 @@ class Uncertainty:
 
 
 def estimate_uncertainty(predictor: Predictor, prepared: Prepared, mask: Volume) -> tuple[Uncertainty, Volume]:
-    """Ask every view about the neighbourhood of a mask; about the whole scan if the mask is empty.
+    """Run every view around a mask; on the full scan if the mask is empty.
 
     Args:
-        predictor: the warm model that made the mask.
+        predictor: the model that made the mask.
         prepared: the scan on the prepared grid.
         mask: on the scan's own grid.
 
     Returns:
-        the case's figures, and the entropy of each voxel in bits (float32, 0 to 1) on the prepared grid of that
-        neighbourhood, whose affine places it in the patient.
+        the uncertainty of the case, and the entropy of each voxel in bits (float32, 0 to 1) on the part of the prepared
+        grid that was run, with its affine.
     """
     near = prepared.cropped(_neighbourhood(predictor, prepared, mask))
-    (together, *views), place = _answers(predictor, near), near.hu
+    combined, *views = _probabilities(predictor, near)
     inference = predictor.bundle.inference
-    # A voxel that the views see each in their own way is a doubtful one, however sure one of them is.
+    # The mean of probabilities, not of logits: a voxel on which views disagree is uncertain however confident one is.
     mean = np.asarray(np.mean(views, axis=0, dtype=np.float64))
     p = np.clip(mean, 1e-7, 1 - 1e-7)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    marked = _marked(together, inference.threshold, inference.keep_largest)
+    marked = _marked(combined, inference.threshold, inference.keep_largest)
     masks = [_marked(view, inference.threshold, inference.keep_largest) for view in views]
     pairs = [_dice(a, b) for a, b in combinations(masks, 2)]
-    volumes_ml = [np.count_nonzero(each) * place.voxel_volume_ml for each in masks]
+    volumes_ml = [np.count_nonzero(each) * near.hu.voxel_volume_ml for each in masks]
     found = Uncertainty(
         doubt=_doubt(mean, marked),
         mean_entropy_bits=float(entropy[marked].mean()) if marked.any() else 0.0,
@@ -76,30 +77,36 @@ def estimate_uncertainty(predictor: Predictor, prepared: Prepared, mask: Volume)
         pairwise_dice=float(np.mean(pairs)) if pairs else None,
         volume_sd_ml=float(np.std(volumes_ml)) if pairs else None,
     )
-    return found, place.with_array(entropy.astype(np.float32))
+    return found, near.hu.with_array(entropy.astype(np.float32))
 
 
 def _neighbourhood(predictor: Predictor, prepared: Prepared, mask: Volume) -> Box:
-    """The mask with half a patch about it, which is what its voxels' answers hang on."""
+    """The box of the mask and half a patch around it, on which the logits of its voxels depend."""
     i, j, k = (side // 2 for side in predictor.bundle.patch_ijk)
     box = Box.around(prepare_mask(mask, prepared))
     return box.grown((i, j, k), prepared.hu.shape) if box else Box.whole(prepared.hu.shape)
 
 
-def _answers(predictor: Predictor, near: Prepared) -> list[NDArray[np.float32]]:
-    """Probabilities of the views together, as the mask has them, and of each; all are given the same patches."""
+def _probabilities(predictor: Predictor, near: Prepared) -> list[NDArray[np.float32]]:
+    """Probabilities (i, j, k) of all views combined, as in the mask, and of each view; all run the same patches."""
     bundle = predictor.bundle
-    # What a localised search decides would differ from view to view.
+    # The decisions of a localised search would differ between views.
     inference = bundle.inference.model_copy(update={"mode": "body"})
-    jobs = [CaseJob(near, bundle.preprocessing, inference, bundle.patch_ijk) for _ in range(1 + predictor.view_count)]
-    while jobs[0].remaining:
-        count = min(predictor.batch_size, jobs[0].remaining)
-        taken = [[job.take() for _ in range(count)] for job in jobs]
-        views = list(predictor.views([patch.channels for patch in taken[0]]))
-        for job, patches, answers in zip(jobs, taken, (mean_of_views(views), *views), strict=True):
-            for patch, answer in zip(patches, answers, strict=True):
-                job.put(patch.number, answer)
-    return [job.probability() for job in jobs]
+    patches = ScanPatches(near, bundle.preprocessing, inference, bundle.patch_ijk)
+    iterator, numbers = PatchIterator(patches), patches.on_body()
+    iterator.add(numbers)
+    accumulators = [
+        LogitAccumulator(patches.grid, numbers, patches.weights, inference.threshold)
+        for _ in range(1 + predictor.view_count)
+    ]
+    while iterator.remaining:
+        taken = [iterator.take() for _ in range(min(predictor.batch_size, iterator.remaining))]
+        in_grid = [iterator.answer(patch.number) for patch in taken]
+        views = list(predictor.views([patch.channels for patch in taken]))
+        for accumulator, logits in zip(accumulators, (mean_of_views(views), *views), strict=True):
+            for number, of_patch in zip(in_grid, logits, strict=True):
+                accumulator.add(number, of_patch)
+    return [accumulator.read(patches.inner) for accumulator in accumulators]
 
 
 def _marked(probability: NDArray[np.floating[Any]], threshold: float, keep_largest: bool) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Models: networks, losses, the Checkpoint that resumes a training and the Bundle that is used."""
+"""Models: networks, losses, Checkpoint (to resume) and Bundle (to use)."""
 
 import lazy_loader
 

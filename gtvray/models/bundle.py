@@ -1,12 +1,12 @@
 """The Bundle: an immutable folder that is evaluated, promoted and served. Nothing in it is pickled.
 
-weights-0.safetensors   the network's tensors; an ensemble has weights-1 and so on, a file a member
+weights-0.safetensors   tensors of the network; an ensemble has one file per member
 bundle.json             network, preprocessing and its version, labels, inference settings, training data, metrics
-locator/                a bundle of its own, if there is one: the model that tells where to look closely
-manifest.json           sha256 of each of the above; the bundle's digest is the sha256 of this file
+locator/                optional: the bundle of the model that locates suspected tumour
+manifest.json           sha256 of every other file; the bundle's digest is the sha256 of this file
 
-Until schema 3 patches and members were averaged as probabilities, and now they are as logits: an older bundle's masks
-would not be those that were promoted, so it is refused.
+Up to schema 3 probabilities of patches and members were averaged, since then logits: masks of an older bundle would
+differ from those that were promoted, so it is rejected.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _BUNDLE, _MANIFEST, _LOCATOR = "bundle.json", "manifest.json", "locator"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model as it is used.
+    """A trained model with the settings that shape its masks.
 
     Attributes:
-        folder: where it lies.
-        digest: sha256 of its manifest; names this bundle and no other.
-        preprocessing, network, inference: the settings that shape its masks.
+        folder: of the bundle.
+        digest: sha256 of its manifest; identifies the bundle.
+        preprocessing, network, inference: settings that shape its masks.
         patch_ijk: patch size in voxels of the prepared spacing.
         labels: name -> value in the mask.
-        members: networks whose logits are averaged; 1 is no ensemble.
-        info: everything else bundle.json says (training data, metrics, code version).
-        locator: the model that tells `localised` inference where to look closely; None where there is none.
+        members: number of networks whose logits are averaged; 1 for a single network.
+        info: other entries of bundle.json (training data, metrics, code version).
+        locator: model that locates suspected tumour for `localised` inference; None if there is none.
     """
 
     folder: Path
@@ -58,10 +58,10 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
-        """Read a bundle after holding every file against the manifest.
+        """Read a bundle after verifying every file against the manifest.
 
         Raises:
-            BundleError: a file is missing or changed, or the bundle is of a version this code does not read.
+            BundleError: a file is missing or changed, or the bundle has a version that this code does not read.
         """
         digest = verify_digest(folder)
         stored = read_json(folder / _BUNDLE)
@@ -81,12 +81,12 @@ class Bundle:
         )
 
     def build_network(self, member: int = 0) -> torch.nn.Module:
-        """A member's network with its weights, in evaluation mode.
+        """Build the network of a member with its weights, in evaluation mode.
 
         Raises:
-            BundleError: there is no such member, or the weights are not this network's.
+            BundleError: there is no such member, or the weights do not fit the network.
         """
-        # Whoever only reads what a bundle says of itself does not wait for torch.
+        # Imported here so that reading the metadata of a bundle does not load torch.
         from safetensors.torch import load_file
 
         from gtvray.models.networks import build_network, load_weights
@@ -113,20 +113,20 @@ def write_bundle(
     info: Mapping[str, Any],
     locator: Bundle | None = None,
 ) -> Bundle:
-    """Write a bundle as a folder, atomic, and read it back.
+    """Write a bundle to a folder, atomically, and read it back.
 
     Args:
-        folder: where to.
-        weights: of the network, or of each member of an ensemble, whose networks differ in nothing else.
-        preprocessing: shared by all members, as are the next three.
+        folder: to write to.
+        weights: of the network, or of each member of an ensemble, whose networks differ in their weights only.
+        preprocessing: its settings, shared by all members, as are the next three.
         network: its settings.
-        inference: how its answers become a mask.
+        inference: its settings.
         patch_ijk: patch size in voxels of the prepared spacing.
-        info: what else is to be known of it, ready for JSON.
-        locator: a model that is copied into it; one that this has is left out.
+        info: further entries, ready for JSON.
+        locator: a bundle that is copied into this one, without a locator of its own.
 
     Raises:
-        BundleError: no member, or members of different networks.
+        BundleError: there is no member, or members have different networks.
     """
     from safetensors.torch import save_file
 
@@ -138,12 +138,7 @@ def write_bundle(
         write_json(
             temporary / _BUNDLE,
             {
-                "schema_version": SCHEMA_VERSION,
-                "preprocessing_version": PREPROCESSING_VERSION,
-                "intended_use": NOTICE,
-                "labels": {"GTV": 1},
-                "patch_ijk": list(patch_ijk),
-                "members": len(members),
+                **_header(patch_ijk, len(members)),
                 "network": network.model_dump(mode="json"),
                 "preprocessing": preprocessing.model_dump(mode="json"),
                 "inference": inference.model_dump(mode="json"),
@@ -157,11 +152,23 @@ def write_bundle(
     return Bundle.load(folder)
 
 
+def _header(patch_ijk: tuple[int, int, int], members: int) -> dict[str, Any]:
+    """The first entries of bundle.json; their order is part of the digest."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "preprocessing_version": PREPROCESSING_VERSION,
+        "intended_use": NOTICE,
+        "labels": {"GTV": 1},
+        "patch_ijk": list(patch_ijk),
+        "members": members,
+    }
+
+
 def verify_digest(folder: Path) -> str:
-    """Hold a bundle's files against its manifest.
+    """Verify the files of a bundle against its manifest.
 
     Returns:
-        the bundle's digest.
+        the digest of the bundle.
 
     Raises:
         BundleError: a file is missing, added or changed.
@@ -170,17 +177,17 @@ def verify_digest(folder: Path) -> str:
         files = read_json(folder / _MANIFEST)["files"]
         changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
     except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError("not a whole bundle", where=folder, found=error, do="fetch or write it again") from error
+        raise BundleError("bundle is incomplete", where=folder, found=error, do="fetch or write it again") from error
     present = _files_below(folder) - {_MANIFEST}
     own = {name for name in present if not name.startswith(f"{_LOCATOR}/")}
-    odd = set(changed) | (present ^ set(files)) | (own ^ _whole(len(own) - 1))
-    if odd:
-        raise BundleError("bundle is not what its manifest says", where=folder, found=", ".join(sorted(odd)))
+    differing = set(changed) | (present ^ set(files)) | (own ^ _required_files(len(own) - 1))
+    if differing:
+        raise BundleError("bundle does not match its manifest", where=folder, found=", ".join(sorted(differing)))
     return sha256_of(folder / _MANIFEST)
 
 
 def _files_below(folder: Path) -> set[str]:
-    """The names of all that lies below a folder, but for the locator's own folder."""
+    """Relative paths of everything below a folder, except the locator's folder itself."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - {_LOCATOR}
 
 
@@ -196,8 +203,8 @@ def _weights_file(member: int) -> str:
     return f"weights-{member}.safetensors"
 
 
-def _whole(members: int) -> set[str]:
-    """The files of a bundle beside its manifest."""
+def _required_files(members: int) -> set[str]:
+    """The files of a bundle without manifest and locator."""
     return {_BUNDLE, *(_weights_file(n) for n in range(max(1, members)))}
 
 
@@ -205,22 +212,22 @@ def _require_readable(stored: Mapping[str, Any], folder: Path) -> None:
     schema, preprocessing = stored["schema_version"], stored["preprocessing_version"]
     if (schema, preprocessing) != (SCHEMA_VERSION, PREPROCESSING_VERSION):
         raise BundleError(
-            "bundle is of another version",
+            "bundle has another version",
             where=folder,
             expected=f"schema {SCHEMA_VERSION}, preprocessing {PREPROCESSING_VERSION}",
             found=f"schema {schema}, preprocessing {preprocessing}",
-            do="export it anew from its checkpoint, or use the gtvray version named in bundle.json",
+            do="export it again from its checkpoint, or use the gtvray version named in bundle.json",
         )
     files = len(list(folder.glob("weights*")))
     if files != stored["members"]:
         raise BundleError(
-            "a member's weights are missing", where=folder, expected=f"{stored['members']} files", found=files
+            "weights of a member are missing", where=folder, expected=f"{stored['members']} files", found=files
         )
 
 
 def _require_alike(members: Sequence[Mapping[str, torch.Tensor]]) -> None:
     if not members:
-        raise BundleError("a bundle has at least one member", found="none")
+        raise BundleError("a bundle needs at least one member", found="none")
     shapes = [{name: tuple(tensor.shape) for name, tensor in member.items()} for member in members]
     for number, of_member in enumerate(shapes[1:], 1):
         differing = sorted(name for name, _ in of_member.items() ^ shapes[0].items())
@@ -228,6 +235,6 @@ def _require_alike(members: Sequence[Mapping[str, torch.Tensor]]) -> None:
             raise BundleError(
                 "members of an ensemble must have the same network, preprocessing and patch",
                 expected="the tensors of member 0",
-                found=f"member {number} has another {differing[0]}",
-                do="bundle only weights that were trained with the same settings",
+                found=f"member {number} differs in {differing[0]}",
+                do="bundle weights that were trained with the same settings",
             )

@@ -1,4 +1,4 @@
-"""The Checkpoint: all that a training needs to go on as if it had never stopped. Nothing in it is pickled."""
+"""The Checkpoint: the state from which a training resumes exactly. Nothing in it is pickled."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint as a folder; atomic.
+        """Write the checkpoint to a folder, atomically.
 
         Raises:
             ResourceError: the disk is full.
-            InputError: the place cannot be written to.
+            InputError: the folder cannot be written to.
         """
         with atomic_dir(folder) as temporary:
             with _disk_full_as_os_error():
@@ -52,17 +52,17 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read a checkpoint and hold it against its digests.
+        """Read a checkpoint and verify its digests.
 
         Raises:
-            TrainingError: it is damaged, or not there.
+            TrainingError: it is damaged or missing.
         """
-        do = "resume from the one before it"
+        do = "resume from the checkpoint before it"
         try:
             meta = read_json(folder / _META)
             sound = meta.pop("meta_sha256") == _digest(meta) and meta.pop("sha256") == sha256_of(folder / _TENSORS)
         except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
-            raise TrainingError("not a whole checkpoint", where=folder, found=error, do=do) from error
+            raise TrainingError("checkpoint is incomplete", where=folder, found=error, do=do) from error
         if not sound:
             raise TrainingError("checkpoint is damaged", where=folder, do=do)
         return cls(load_file(folder / _TENSORS), meta)
@@ -74,7 +74,7 @@ def _digest(meta: dict[str, Any]) -> str:
 
 @contextmanager
 def _disk_full_as_os_error() -> Iterator[None]:
-    """Safetensors has an error of its own for what the system says, without its number."""
+    """Turn a SafetensorError about a full disk into an OSError: safetensors drops the error number of the system."""
     try:
         yield
     except SafetensorError as error:
@@ -84,7 +84,7 @@ def _disk_full_as_os_error() -> Iterator[None]:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's per-parameter state as flat tensors, `index/name`."""
+    """The optimizer's per-parameter state as flat tensors, named `index/name`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
@@ -92,7 +92,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `flatten_optimizer` took; the parameter groups stay as configured."""
+    """Load the tensors of `flatten_optimizer`; the parameter groups stay as configured."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split("/", 1)

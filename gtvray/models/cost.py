@@ -1,4 +1,4 @@
-"""What a network costs, found on torch's meta device: every layer is run, nothing is computed and no memory taken."""
+"""Cost of a network, measured on torch's meta device: layers run without computing or allocating anything."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gtvray.models.networks import build_network
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A network's cost for one patch.
+    """Cost of a network for one patch.
 
     Attributes:
-        parameters: trainable numbers.
-        flops_per_patch: floating-point operations of a forward pass, two a multiply-add, of convolutions and matrix
-            products alone. A training step takes about three times as many.
-        activation_bytes_per_patch_fp32: what a forward pass in training keeps for the backward pass, in fp32; weights
-            and whatever lives only within a layer are not in it.
+        parameters: number of trainable parameters.
+        flops_per_patch: floating-point operations of a forward pass, two per multiply-add, of convolutions and matrix
+            products only. A training step takes about three times as many.
+        activation_bytes_per_patch_fp32: memory that a forward pass in training saves for the backward pass, in fp32,
+            without weights and temporary tensors of a layer.
     """
 
     parameters: int
@@ -31,7 +31,7 @@ class NetworkCost:
 def network_cost(
     config: NetworkConfig, channels: int, spacing_mm: tuple[float, float, float], patch_ijk: tuple[int, int, int]
 ) -> NetworkCost:
-    """Cost of the network that `build_network` builds for the same arguments.
+    """Measure the network that `build_network` builds for the same arguments.
 
     Raises:
         ConfigError: as `build_network`.
@@ -49,7 +49,7 @@ def network_cost(
 
 
 def kept_bytes(network: torch.nn.Module, patches: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, each memory block once, weights left out."""
+    """Bytes that a forward pass saves for the backward pass, each storage once, without weights."""
     weights = {parameter.untyped_storage() for parameter in network.parameters()}
     kept: set[torch.UntypedStorage] = set()
 
@@ -58,8 +58,8 @@ def kept_bytes(network: torch.nn.Module, patches: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Alive until counted: a block that is freed could be handed out again and pass for the same one.
-        answer = network(patches)
+        # Kept alive until counted: a freed storage could be allocated again and be counted once for two tensors.
+        logits = network(patches)
     total = sum(block.nbytes() for block in kept - weights)
-    del answer
+    del logits
     return total

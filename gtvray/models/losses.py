@@ -1,7 +1,10 @@
-"""Losses. Each says what it is reduced over, so that workers that share a batch do what one with all of it does.
+"""The registry of losses. Each states its reduction, so that workers that share a batch train as one with all of it.
 
-A loss `per_sample` is the mean over samples of a value of each: workers average. One that is `global` is a value of the
-whole batch: workers exchange the sums it is made of, and each has the same loss.
+A `per_sample` loss is the mean of a value per sample: workers average it. A `global` loss is one value of the full
+batch: workers exchange the sums it consists of, and each computes the same loss.
+
+To add a loss, add its name to `loss.kind` in the schema, a term to `terms.py` if needed, and an entry to `LOSSES`;
+`tests/models/test_loss_conformance.py` then covers it.
 """
 
 from __future__ import annotations
@@ -16,26 +19,26 @@ from gtvray.models import terms
 from gtvray.models.terms import Term
 
 Reduction = Literal["per_sample", "global"]
-# Deeper heads count half of the one above, as in nnU-Net.
+# A coarser head counts half of the next finer one, as in nnU-Net.
 _DEPTH_DECAY = 0.5
 
 
 class Loss(Protocol):
-    """What a training minimises."""
+    """The objective of a training."""
 
     def __call__(self, logits: torch.Tensor, masks: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
-        """A scalar, in double precision.
+        """Compute the loss, a scalar in double precision.
 
         Args:
             logits: (b, 1, i, j, k), or (b, heads, 1, i, j, k) with the finest first.
             masks: (b, 1, i, j, k), 1 in the tumour.
-            progress: share of the training that is done, 0..1.
+            progress: completed share of the training, 0 to 1.
         """
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a kind of loss is made of, and what it is reduced over."""
+    """The terms of a loss, and its reduction."""
 
     reduction: Reduction
     dice: Term
@@ -55,28 +58,28 @@ LOSSES: dict[str, Recipe] = {
 
 
 def loss_reduction(config: LossConfig) -> Reduction:
-    """Whether the loss is a mean over samples or needs the whole batch of all workers at once."""
+    """The reduction of a loss: a mean over samples, or a value of the full batch of all workers."""
     return LOSSES[config.kind].reduction
 
 
 def build_loss(config: LossConfig, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Loss:
-    """The loss of a training.
+    """Build a loss.
 
     Args:
         config: its kind and weights.
-        spacing_mm: millimetres a voxel along each axis of a patch; distances are measured with it.
+        spacing_mm: of a patch, for distances.
     """
     recipe = LOSSES[config.kind]
 
     def loss(logits: torch.Tensor, masks: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         masks = masks.to(logits.dtype)
-        weight = config.boundary_weight * _eased_in(progress, config.boundary_warmup_share)
+        weight = config.boundary_weight * _ramp(progress, config.boundary_warmup_share)
         distances_mm = terms.signed_distances_mm(masks, spacing_mm) if recipe.boundary and weight else None
         heads = logits.unbind(dim=1) if logits.ndim > masks.ndim else (logits,)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for depth, head in enumerate(heads):
-            # In double precision the mean over samples shows no trace of how many had a part in it.
+            # In double precision the mean over samples does not depend on how samples are split over workers.
             values = config.dice_weight * recipe.dice(head, masks).double() + recipe.voxels(head, masks).double()
             if distances_mm is not None:
                 values = values + weight * terms.boundary(head, masks, distances_mm).double()
@@ -86,5 +89,6 @@ def build_loss(config: LossConfig, spacing_mm: tuple[float, float, float] = (1.0
     return loss
 
 
-def _eased_in(progress: float, share: float) -> float:
+def _ramp(progress: float, share: float) -> float:
+    """A factor that grows linearly from 0 to 1 over a share of the training."""
     return min(1.0, progress / share) if share else 1.0

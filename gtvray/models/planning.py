@@ -1,7 +1,7 @@
-"""A network in numbers: depth, channels, blocks, kernels and strides from the size asked for, spacing and patch.
+"""Architecture of a network: depth, channels, blocks, kernels and strides from size, spacing and patch.
 
-As nnU-Net does (Isensee et al., Nature Methods 2021), an axis is not pooled or convolved while its spacing is at least
-twice the finest one's, nor pooled once its patch is down to four voxels. What the config sets stays as it is set.
+As in nnU-Net (Isensee et al., Nature Methods 2021), an axis is neither pooled nor convolved while its spacing is at
+least twice the finest, nor pooled once four voxels are left along it. Values set in the config are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEATURES: dict[str, tuple[int, ...]] = {
     "base": (32, 64, 128, 256, 320),
     "large": (32, 64, 128, 256, 320, 320),
 }
-# Blocks a stage of the residual encoder; base has those of nnU-Net's presets (Isensee et al., MICCAI 2024).
+# Blocks per stage of the residual encoder; those of base are nnU-Net's presets (Isensee et al., MICCAI 2024).
 ENCODER_BLOCKS: dict[str, tuple[int, ...]] = {
     "tiny": (1, 2, 2, 2),
     "small": (1, 2, 3, 4, 4),
@@ -40,7 +40,7 @@ _MOST_HEADS = 2
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what it is made of, and the grid it works on."""
+    """One stage: its layers, and the grid it operates on."""
 
     features: int
     blocks: int
@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def why(self) -> str:
-        """Which axes are left alone here, and for what spacing."""
+        """Which axes are not convolved here, and why."""
         finest = min(self.spacing_mm)
         flat = [
             f"{axis} is {mm / finest:.2g} times as coarse as the finest: not convolved"
@@ -63,14 +63,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """A network in numbers, its finest stage first.
+    """The architecture of a network, finest stage first.
 
     Attributes:
         kind, attention, mirror_average: as in the config.
-        stages: each stage of the encoder; the decoder mirrors them.
-        subvoxels: voxels of a patch along each axis that are one voxel of the first stage.
-        heads: coarser decoder stages with an answer of their own in training.
-        origins: dotted key -> where its value comes from.
+        stages: of the encoder; the decoder mirrors them.
+        subvoxels: voxels of a patch along each axis that form one voxel of the first stage.
+        heads: coarser decoder stages with logits of their own in training.
+        origins: dotted key -> origin of its value.
     """
 
     kind: str
@@ -93,20 +93,20 @@ class NetworkPlan:
 
     @property
     def strides(self) -> tuple[Axes, ...]:
-        """Stride each stage begins with."""
+        """Stride at the start of each stage."""
         return tuple(stage.stride for stage in self.stages)
 
     @property
     def divisor_ijk(self) -> Axes:
-        """What a patch's size must be a multiple of."""
+        """Number of voxels that the size of a patch must be a multiple of, along each axis."""
         return _product([*self.strides, self.subvoxels])
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything above, fit for JSON."""
+        """Plain values, for JSON."""
         return {**asdict(self), "divisor_ijk": list(self.divisor_ijk)}
 
     def as_text(self) -> str:
-        """A table of the stages, and where each number comes from."""
+        """A table of the stages, and the origin of each value."""
         title = f"{self.kind}, {len(self.stages)} stages, attention {self.attention}, coarser heads {self.heads}"
         if self.subvoxels != (1, 1, 1):
             title += f", {_times(self.subvoxels)} voxels as channels of one"
@@ -119,21 +119,21 @@ class NetworkPlan:
 
 
 def plan_network(config: NetworkConfig, spacing_mm: Millimetres, patch_ijk: Axes) -> NetworkPlan:
-    """Decide every stage; stages that could pool no axis are left out.
+    """Plan the stages of a network; stages that would pool no axis are omitted.
 
     Args:
-        config: size and kind, and whatever is set by hand.
-        spacing_mm: millimetres a voxel along each axis.
+        config: size and kind, and explicit values.
+        spacing_mm: of a patch.
         patch_ijk: voxels of a patch along each axis.
 
     Raises:
-        ConfigError: the patch cannot be halved as often as the strides ask, or not twice, which a U-Net needs.
+        ConfigError: the patch cannot be halved as often as the strides require, or less than twice.
     """
     whole_ijk, subvoxels = patch_ijk, config.subvoxels
     if any(n % s for n, s in zip(patch_ijk, subvoxels, strict=True)):
         raise ConfigError(
             "network.subvoxels do not divide training.patch_ijk",
-            expected=f"voxels a multiple of {_times(subvoxels)}",
+            expected=f"a multiple of {_times(subvoxels)} voxels",
             found=patch_ijk,
         )
     spacing_mm, patch_ijk = _times_each(spacing_mm, subvoxels), _divided(patch_ijk, subvoxels)
@@ -162,7 +162,7 @@ def plan_network(config: NetworkConfig, spacing_mm: Millimetres, patch_ijk: Axes
 
 
 def _deepest(config: NetworkConfig) -> int:
-    """How many stages there may be."""
+    """The largest number of stages."""
     return len(config.features or config.blocks or config.kernels or FEATURES[config.size])
 
 
@@ -188,17 +188,17 @@ def _check_patch(strides: tuple[Axes, ...], patch_ijk: Axes) -> None:
     if any(n % d for n, d in zip(patch_ijk, divisor, strict=True)):
         raise ConfigError(
             "network.strides do not divide training.patch_ijk",
-            expected=f"voxels a multiple of {_times(divisor)}",
+            expected=f"a multiple of {_times(divisor)} voxels",
             found=patch_ijk,
-            do="change the patch, or leave out a stage",
+            do="change the patch, or remove a stage",
         )
-    # The spread of one voxel is zero, and normalisation divides by it.
+    # Instance normalisation divides by the standard deviation, which is zero for one voxel.
     if bottom == (1, 1, 1):
         raise ConfigError(
-            "network.strides leave one voxel of training.patch_ijk",
+            "network.strides reduce training.patch_ijk to one voxel",
             expected=f"a patch larger than {_times(divisor)} on an axis",
             found=patch_ijk,
-            do="make the patch larger, or leave out a stage",
+            do="make the patch larger, or remove a stage",
         )
 
 
@@ -215,8 +215,8 @@ def _origins(config: NetworkConfig) -> dict[str, str]:
     derived = {
         "features": f"network.size={config.size}",
         "blocks": f"network.kind={config.kind}, network.size={config.size}",
-        "kernels": "3 voxels, 1 along an axis at least twice as coarse as the finest",
-        "strides": "2 along an axis that is not twice as coarse as the finest and keeps 4 voxels; no stage without",
+        "kernels": "3 voxels; 1 along an axis at least twice as coarse as the finest",
+        "strides": "2 along each axis that is less than twice as coarse as the finest and keeps 4 voxels",
     }
     return {
         f"network.{key}": "set in the config" if getattr(config, key) is not None else origin
@@ -225,7 +225,7 @@ def _origins(config: NetworkConfig) -> dict[str, str]:
 
 
 def _fitted(values: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Cut to the depth, or the last one repeated."""
+    """Truncate to the depth, or repeat the last value."""
     return (*values, *[values[-1]] * depth)[:depth]
 
 

@@ -1,4 +1,4 @@
-"""Terms of losses: logits and masks (b, 1, i, j, k) to a value of each sample (b,) that is zero at best."""
+"""Terms of losses: logits and masks (b, 1, i, j, k) to one value per sample (b,), 0 for a perfect prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai.losses.focal_loss import FocalLoss
 
 Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOPK_SHARE = 0.1
-# One voxel, so that a patch without tumour has a Dice.
+# One voxel, so that Dice is defined for a patch without tumour.
 _SMOOTH = 1.0
 _monai_dice = DiceLoss(sigmoid=True, smooth_nr=_SMOOTH, smooth_dr=_SMOOTH, reduction="none")
 _monai_focal = FocalLoss(reduction="none")
@@ -28,9 +28,9 @@ def dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def batch_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice of all samples of all workers as one volume, as nnU-Net's batch Dice: a scalar.
+    """One minus the soft Dice of all samples of all workers as one volume, as nnU-Net's batch Dice; a scalar.
 
-    Samples are summed in double precision, so that the worker a sample came to does not show in the sum.
+    Samples are summed in double precision, so that the sum does not depend on how samples are split over workers.
     """
     tumour = torch.sigmoid(logits)
     parts = (2 * tumour * masks, tumour + masks)
@@ -46,26 +46,26 @@ def cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def hardest_cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of the tenth of a sample's voxels where it is highest."""
+    """Binary cross-entropy, the mean over the tenth of a sample's voxels where it is highest."""
     voxels = _cross_entropies(logits, masks)
     return voxels.topk(max(1, int(voxels.shape[1] * _TOPK_SHARE)), dim=1).values.mean(dim=1)
 
 
 def focal(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy that all but forgets voxels already right (Lin et al., ICCV 2017); always in single precision."""
+    """Focal loss, which down-weights well classified voxels (Lin et al., ICCV 2017); always in single precision."""
     voxels: torch.Tensor = _monai_focal(logits, masks)
     return voxels.flatten(1).mean(dim=1)
 
 
 def boundary(logits: torch.Tensor, masks: torch.Tensor, distances_mm: torch.Tensor) -> torch.Tensor:
-    """Mean distance in mm from the contour of what is marked wrongly (Kervadec et al., MIDL 2019).
+    """Mean distance in mm from the contour of wrongly classified voxels (Kervadec et al., MIDL 2019).
 
-    Its gradient is that of the paper's loss; the paper's lacks what the mask alone decides, and so goes below zero.
+    Its gradient is that of the paper's loss, which omits a constant that depends on the mask alone and can be negative.
 
     Args:
         logits: (b, 1, i, j, k).
         masks: (b, 1, i, j, k).
-        distances_mm: what `signed_distances_mm` gives for the masks.
+        distances_mm: `signed_distances_mm` of the masks.
     """
     return ((torch.sigmoid(logits) - masks) * distances_mm).flatten(1).mean(dim=1)
 
@@ -73,14 +73,14 @@ def boundary(logits: torch.Tensor, masks: torch.Tensor, distances_mm: torch.Tens
 def signed_distances_mm(masks: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
     """Distance to the nearest voxel on the other side of the contour, negative inside it.
 
-    Only the patch is seen: a contour beyond its border is not. A patch without a contour is all zero.
+    Contours outside the patch are unknown. A patch without a contour is all zero.
 
     Args:
         masks: (b, 1, i, j, k), tumour above one half.
-        spacing_mm: millimetres a voxel along each axis.
+        spacing_mm: of a patch.
 
     Returns:
-        (b, 1, i, j, k), as the masks are typed and placed.
+        (b, 1, i, j, k), dtype and device of the masks.
     """
     measured = partial(edt.edt, anisotropy=spacing_mm, parallel=1)
     fields: list[np.ndarray[Any, Any]] = []
@@ -91,7 +91,7 @@ def signed_distances_mm(masks: torch.Tensor, spacing_mm: tuple[float, float, flo
 
 
 def sum_over_workers(values: torch.Tensor) -> torch.Tensor:
-    """The sum over all workers, on each, with its gradient; the values themselves when there is one worker."""
+    """Sum over all workers, with gradient; the values themselves if there is one worker."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     total: torch.Tensor = _SumOverWorkers.apply(values)  # type: ignore[no-untyped-call]
@@ -99,11 +99,11 @@ def sum_over_workers(values: torch.Tensor) -> torch.Tensor:
 
 
 class _SumOverWorkers(torch.autograd.Function):
-    """All-reduce whose backward pass needs no second exchange.
+    """All-reduce whose backward pass needs no communication.
 
-    Every worker computes the same loss of the same total, so its slope there is the same on each. What a worker adds to
-    the total moves the losses of all, so its gradient is due once for every worker: the mean over workers, which a
-    data-parallel step takes, is then the gradient of the one loss.
+    Every worker computes the same loss from the same total, so its gradient with respect to the total is the same on
+    each. A worker's contribution changes the losses of all workers, so its gradient is multiplied by their number: the
+    mean over workers, which a data-parallel step takes, is then the gradient of the shared loss.
     """
 
     @staticmethod

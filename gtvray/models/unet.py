@@ -1,4 +1,4 @@
-"""A U-Net after a plan: MONAI's DynUNet and its blocks, with more blocks a stage, a light decoder and attention."""
+"""The U-Net of a `NetworkPlan`: MONAI's DynUNet with more blocks per stage, a light decoder and attention."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from monai.networks.nets.dynunet import DynUNet
 
 from gtvray.models.planning import Axes, NetworkPlan
 
-_LEFT_RIGHT_AXIS = -3
 _SQUEEZE = 2
 
 
 class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
-    """(b, channels, i, j, k) to tumour logits (b, 1, i, j, k); in training (b, 1 + heads, 1, i, j, k) with heads.
+    """A U-Net: (b, channels, i, j, k) to tumour logits (b, 1, i, j, k).
 
-    The coarser heads' answers are already upsampled. With one block a stage, no attention and no subvoxels it is a
-    DynUNet, weight for weight.
+    With heads, training mode returns (b, 1 + heads, 1, i, j, k), the coarser logits upsampled. With one block per
+    stage, no attention and no subvoxels it is a DynUNet, weight for weight.
+
+    Args:
+        plan: stages and options.
+        channels: of the input.
+        dropout: share of channels dropped in training.
     """
 
     def __init__(self, plan: NetworkPlan, channels: int, dropout: float) -> None:
-        # DynUNet's constructor calls the methods below, which read the plan.
+        # Set first: DynUNet's constructor calls the methods below, which read it.
         self.plan = plan
         voxels = prod(plan.subvoxels)
         super().__init__(
@@ -43,12 +47,12 @@ class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
         )
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """As the class has it."""
-        logits: torch.Tensor = super().forward(gathered(patches, self.plan.subvoxels))
-        return spread(logits, self.plan.subvoxels)
+        """Return the logits of patches (b, channels, i, j, k)."""
+        logits: torch.Tensor = super().forward(space_to_channels(patches, self.plan.subvoxels))
+        return channels_to_space(logits, self.plan.subvoxels)
 
     def get_input_block(self) -> torch.nn.Module:
-        """The first stage; with a light decoder, behind a convolution that only widens the input."""
+        """The first stage; with a light decoder, preceded by a convolution to its number of channels."""
         if not self._light:
             return self._stage(0, self.in_channels)
         width = self.plan.features[0]
@@ -84,7 +88,7 @@ class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
             parts.append(self.conv_block(3, entry[0], stage.features, stage.kernel, entry[1], **self._layers))
         if self.plan.attention == "squeeze_excitation":
             parts.append(ChannelSELayer(3, stage.features, r=min(_SQUEEZE, stage.features)))
-        # A block alone keeps DynUNet's names for its weights.
+        # A single block keeps the names of DynUNet's weights.
         return parts[0] if len(parts) == 1 else torch.nn.Sequential(*parts)
 
     def _up(self, number: int) -> torch.nn.Module:
@@ -116,10 +120,10 @@ class PlannedUNet(DynUNet):  # type: ignore[misc]  # MONAI has no types
         return block
 
 
-def gathered(patches: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
-    """(b, c, i, j, k) with blocks of voxels as channels of one: (b, c * voxels of a block, coarser i, j, k).
+def space_to_channels(patches: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
+    """Rearrange blocks of voxels into channels: (b, c, i, j, k) to (b, c * voxels of a block, coarser i, j, k).
 
-    The inverse of a sub-pixel convolution's shuffle (Shi et al., CVPR 2016), in three dimensions.
+    The inverse of the shuffle of a sub-pixel convolution (Shi et al., CVPR 2016), in three dimensions.
     """
     if subvoxels == (1, 1, 1):
         return patches
@@ -129,8 +133,8 @@ def gathered(patches: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
     return blocks.reshape(b, c * x * y * z, i, j, k)
 
 
-def spread(logits: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
-    """The way back for answers: (..., voxels of a block, i, j, k) to (..., 1, finer i, j, k)."""
+def channels_to_space(logits: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
+    """Rearrange channels into blocks of voxels: (..., voxels of a block, i, j, k) to (..., 1, finer i, j, k)."""
     if subvoxels == (1, 1, 1):
         return logits
     (*front, _, i, j, k), (x, y, z) = logits.shape, subvoxels
@@ -141,10 +145,13 @@ def spread(logits: torch.Tensor, subvoxels: Axes) -> torch.Tensor:
 
 
 class AttentionGate(torch.nn.Module):
-    """Weighs each voxel of a skip by what the coarser stage saw there (Oktay et al., MIDL 2018).
+    """An attention gate: weights each voxel of a skip connection by the coarser stage (Oktay et al., MIDL 2018).
 
-    MONAI's own normalises over the batch, which would let a sample's answer hang on the others of its batch; this one
-    normalises each sample by itself.
+    MONAI's gate normalises over the batch, so that the logits of a sample depend on the rest of its batch; this one
+    normalises per sample.
+
+    Args:
+        features: channels of both inputs.
     """
 
     def __init__(self, features: int) -> None:
@@ -155,9 +162,9 @@ class AttentionGate(torch.nn.Module):
         self.weight = self._projection(hidden, 1)
 
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """Both (b, features, i, j, k), and so is the answer."""
-        seen = torch.relu(self.of_coarse(coarse) + self.of_skip(skip))
-        return skip * torch.sigmoid(self.weight(seen))
+        """Return the weighted skip; all tensors are (b, features, i, j, k)."""
+        joined = torch.relu(self.of_coarse(coarse) + self.of_skip(skip))
+        return skip * torch.sigmoid(self.weight(joined))
 
     @staticmethod
     def _projection(channels: int, features: int) -> torch.nn.Module:
@@ -167,25 +174,8 @@ class AttentionGate(torch.nn.Module):
         return layer
 
 
-class MirrorAverage(torch.nn.Module):
-    """A network's answer averaged with the one to the left-right mirror image, mirrored back.
-
-    Its answer to a mirrored patch is the mirrored answer, exactly, wherever in the head the patch was cut.
-    """
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """As the network; axis i runs from one side of the patient to the other."""
-        there: torch.Tensor = self.network(patches)
-        back: torch.Tensor = self.network(patches.flip(_LEFT_RIGHT_AXIS)).flip(_LEFT_RIGHT_AXIS)
-        return (there + back) / 2
-
-
 class _UpBlock(torch.nn.Module):
-    """Upsample, join with the skip, convolve; names as in MONAI's UnetUpBlock."""
+    """Upsample, concatenate the skip, convolve; attributes are named as in MONAI's UnetUpBlock."""
 
     def __init__(self, upsampling: torch.nn.Module, block: torch.nn.Module, gate: torch.nn.Module | None) -> None:
         super().__init__()
@@ -194,5 +184,5 @@ class _UpBlock(torch.nn.Module):
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         up = self.transp_conv(coarse)
         kept = skip if self.gate is None else self.gate(up, skip)
-        answer: torch.Tensor = self.conv_block(torch.cat((up, kept), dim=1))
-        return answer
+        features: torch.Tensor = self.conv_block(torch.cat((up, kept), dim=1))
+        return features

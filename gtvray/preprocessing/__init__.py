@@ -1,4 +1,4 @@
-"""The one way from a scan to what the network sees, and back; training and serving both take it."""
+"""Preprocessing: from a scan to the network's input, and from its output to a mask; shared by training and serving."""
 
 import lazy_loader
 

@@ -1,5 +1,6 @@
-from .mirror import mirror_sum as mirror_sum
-from .mirror import mirrored_hu as mirrored_hu
+from .channels import mirror_sum as mirror_sum
+from .channels import mirrored_hu as mirrored_hu
+from .channels import to_channels as to_channels
 from .path import AIR_HU as AIR_HU
 from .path import PREPROCESSING_VERSION as PREPROCESSING_VERSION
 from .path import Prepared as Prepared
@@ -8,4 +9,3 @@ from .path import cut_off_share as cut_off_share
 from .path import prepare as prepare
 from .path import prepare_mask as prepare_mask
 from .path import restore_mask as restore_mask
-from .path import to_channels as to_channels

@@ -1,7 +1,8 @@
-"""Preprocessing, version 1: upright axes, body crop, resampling, intensity windows; and the way back for masks.
+"""Preprocessing, version 1: reorientation, body crop and resampling of scans; the inverse for masks.
 
-The scan is turned to RAS axes, cut to the body, and resampled to `spacing_mm`. Windows are applied last and are cheap,
-so the cache holds HU and one cached case serves every choice of windows. What lies beyond the body can be kept as well.
+The scan is reoriented to RAS axes, cropped to the body, and resampled to `spacing_mm`. Intensity windows are applied
+later, to patches: the cache stores HU, and one cached case serves every choice of windows. The region outside the body
+can be kept as well.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 
 import cc3d
 import numpy as np
@@ -21,17 +21,17 @@ from gtvray.errors import DataError
 from gtvray.geometry import Box, Volume, is_sheared, orthogonal_grid, resample_to_grid, resampled_grid
 from gtvray.geometry.affine import Affine
 from gtvray.io import as_labels
-from gtvray.preprocessing.mirror import mirror_sum, mirrored_hu
+from gtvray.preprocessing.channels import mirror_sum, mirrored_hu
 
-# Raise it whenever the same scan and settings would give other voxels: caches and bundles carry it.
+# Increment it whenever the same scan and settings give other voxels: caches and bundles store it.
 PREPROCESSING_VERSION = 1
 AXES = "RAS"
 AIR_HU = -1024
 SHEARED = "the scan's axes are not at right angles (gantry tilt); it was resampled to an orthogonal grid"
 _HU_RANGE = (AIR_HU, 3071)
 _BODY_SEARCH_MM = 4.0
-# Parts of the body apart from the largest that are this large beside it are told of when they are cut away: a second
-# leg is, a couch or a cushion is not.
+# A separate part of at least this share of the largest, e.g. a second leg, is reported when it is cropped. A couch or
+# a cushion is smaller.
 _PART_SHARE = 0.25
 _ROUNDING = 1e-3
 _ORDERS = {"linear": 1, "cubic": 3}
@@ -40,18 +40,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan as the network sees it.
+    """A scan on the prepared grid.
 
     Attributes:
-        hu: int16 HU on the prepared grid (RAS axes, `spacing_mm`), of the body or of the whole scan.
-        source_affine: affine of the scan as it came.
-        source_shape: its shape.
-        antialias: how it was resampled.
-        crop: what was kept of it, in voxels of its upright (RAS) form; None where nothing was cut.
-        notes: what a reader of the result should know about the scan, a sentence each.
-        mirrored: HU on the same grid, of the scan mirrored about its mid-sagittal plane; None where nobody asked.
-        extent: what covers the whole scan, in voxels of this grid, which it holds; None where that is this grid.
-        body: where the box about the body lies in this grid; None where the grid is that box.
+        hu: int16 HU on the prepared grid (RAS axes, `spacing_mm`), of the body or of the full scan.
+        source_affine: affine of the original scan.
+        source_shape: shape of the original scan.
+        antialias: whether averages were taken on axes that got coarser.
+        crop: box of the reoriented (RAS) scan that was kept; None if nothing was cropped.
+        notes: remarks on the scan for readers of the result, one sentence each.
+        mirrored: HU on the same grid, of the scan mirrored about its mid-sagittal plane; None unless configured.
+        extent: box that covers the full scan, in voxels of this grid, which it contains; None if it is this grid.
+        body: box of the body in this grid; None if it is this grid.
     """
 
     hu: Volume
@@ -66,29 +66,28 @@ class Prepared:
 
     @property
     def body_hu(self) -> Volume:
-        """HU in the box about the body."""
+        """HU in the box of the body."""
         return self.hu if self.body is None else self.hu.cropped(self.body)
 
     def cropped(self, box: Box) -> Prepared:
-        """A part of it, as a scan of its own that nothing was cut from."""
+        """A part of the grid as a scan of its own."""
         part = self.hu.cropped(box)
         mirrored = None if self.mirrored is None else self.mirrored[box.slices]
         return Prepared(part, part.affine, part.shape, self.antialias, mirrored=mirrored)
 
 
-def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, whole: bool = False) -> Prepared:
-    """Bring a CT to the prepared grid.
+def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, full_extent: bool = False) -> Prepared:
+    """Reorient, crop and resample a CT.
 
     Args:
         scan: CT in HU on any grid.
         config: the preprocessing settings.
-        where: what to name in an error.
-        whole: keep what lies beyond the body too: the same voxels, and as many more to each side as cover the scan.
-            In the body's box the values are those without it to the bit, its border included, where they come from
-            the body's side alone; so is the mirror image, and its plane is the body's.
+        where: name of the scan in errors.
+        full_extent: extend the grid beyond the body by as many voxels as cover the scan. Inside the box of the body,
+            border included, values and mirror image equal those without it bit for bit; the mirror plane is the body's.
 
     Raises:
-        DataError: the values are not HU, or nothing in the scan looks like a body.
+        DataError: the values are not HU, or the scan contains no body.
     """
     check_hu(scan, where)
     order = _ORDERS[config.interpolation]
@@ -100,8 +99,8 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, 
         upright = resample_to_grid(scan, *grid, order=order, fill=AIR_HU)
     upright = upright.reoriented(AXES)
     crop, apart_ml = _body_box(upright, config, where)
-    if apart_ml and not whole:
-        notes.append(f"{apart_ml:.0f} ml of tissue apart from the body were cut away")
+    if apart_ml and not full_extent:
+        notes.append(f"{apart_ml:.0f} ml of tissue separate from the body were cropped")
         _log.warning("%s: %s", where or "scan", notes[-1])
     sampled = partial(resample_to_grid, order=order, fill=AIR_HU, antialias=config.antialias, int16_range=_HU_RANGE)
     body = upright.cropped(crop)
@@ -109,39 +108,39 @@ def prepare(scan: Volume, config: PreprocessingConfig, where: object = None, *, 
     extent = _extent(upright, hu)
     mirrored = mirrored_hu(hu.array, mirror_sum(hu), AIR_HU) if config.mirrored else None
     prepared = Prepared(hu, scan.affine, scan.shape, config.antialias, crop, tuple(notes), mirrored, extent)
-    return _with_surroundings(prepared, upright, extent, sampled) if whole else prepared
+    return _with_surroundings(prepared, upright, extent, sampled) if full_extent else prepared
 
 
 def prepare_mask(mask: Volume, prepared: Prepared) -> NDArray[np.uint8]:
-    """Bring a mask drawn on the scan's own grid to the prepared grid.
+    """Resample a mask on the scan's own grid to the prepared grid.
 
-    A voxel belongs to the result where the mask, resampled linearly, reaches one half; with `antialias`, the mask is
-    averaged over coarser voxels as the scan is.
+    A voxel is set where the linearly resampled mask reaches one half; with `antialias`, the mask is averaged over
+    coarser voxels like the scan.
 
     Raises:
-        DataError: its values are not labels.
+        DataError: the values of the mask are not labels.
     """
     grid = prepared.hu
     result = np.zeros(grid.shape, dtype=np.uint8)
     mask = as_labels(mask, "mask").volume
-    # What is 0 and 1 already, as masks of cases are, is not copied.
+    # Masks of 0 and 1, as those of cases, are not copied.
     binary = mask.array.dtype == np.uint8 and mask.array.max() <= 1
-    whole = (mask if binary else mask.with_array((mask.array > 0).view(np.uint8))).reoriented(AXES)
-    drawn = Box.around(whole.array)
-    near = _covering_box(whole.cropped(drawn), grid) if drawn else None
+    upright = (mask if binary else mask.with_array((mask.array > 0).view(np.uint8))).reoriented(AXES)
+    drawn = Box.around(upright.array)
+    near = _covering_box(upright.cropped(drawn), grid) if drawn else None
     if near is None:
         return result
-    # Averages reach one voxel of the prepared grid further than the mask itself.
+    # Averages extend one voxel of the prepared grid beyond the mask.
     near = near.grown((1, 1, 1), grid.shape)
     share = resample_to_grid(
-        whole, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias, within=near
+        upright, grid.affine, grid.shape, order=1, fill=0.0, antialias=prepared.antialias, within=near
     )
     result[near.slices] = share.array >= 0.5
     return result
 
 
 def cut_off_share(mask: Volume, prepared: Prepared) -> float:
-    """The share of a mask's voxels that lie outside the prepared grid, cut away with what was taken for air."""
+    """The share of a mask's voxels outside the prepared grid, lost with what the crop took for air."""
     drawn = Box.around(mask.array)
     if drawn is None:
         return 0.0
@@ -152,36 +151,20 @@ def cut_off_share(mask: Volume, prepared: Prepared) -> float:
     return float(outside.any(axis=1).mean())
 
 
-def to_channels(
-    hu: NDArray[np.int16], windows_hu: tuple[tuple[float, float], ...], mirrored: NDArray[np.int16] | None = None
-) -> NDArray[np.float32]:
-    """HU (i, j, k) to float32 channels (c, i, j, k), each scaled to 0..1 over its window and clipped.
-
-    A channel a window of `hu`; then, where it is given, a channel a window of the `mirrored` scan.
-    """
-    sources = [hu] if mirrored is None else [hu, mirrored]
-    channels = np.empty((len(sources) * len(windows_hu), *hu.shape), dtype=np.float32)
-    for channel, (source, (low, high)) in zip(channels, product(sources, windows_hu), strict=True):
-        np.subtract(source, np.float32(low), out=channel)
-        np.multiply(channel, np.float32(1.0 / (high - low)), out=channel)
-        np.clip(channel, 0.0, 1.0, out=channel)
-    return channels
-
-
 def restore_mask(
     probability: NDArray[np.float32], prepared: Prepared, threshold: float, within: Box | None = None
 ) -> Volume:
-    """Bring tumour probabilities back to the scan's own grid as a uint8 mask.
+    """Resample tumour probabilities to the scan's own grid, and threshold them to a uint8 mask.
 
-    Only the region that can reach the threshold is interpolated: a point between voxels that are all below it stays
-    below it.
+    Only the region that can exceed the threshold is interpolated: a point between voxels that are all below it is below
+    it too.
 
     Args:
         probability: (i, j, k) on the prepared grid.
-        prepared: what `prepare` gave.
+        prepared: the scan, from `prepare`.
         threshold: a voxel is marked where the interpolated probability exceeds it.
-        within: the box of the prepared grid that `probability` is of, one voxel wider at least than what exceeds the
-            threshold; by default the whole.
+        within: box of the prepared grid that `probability` covers, at least one voxel wider than the voxels that
+            exceed the threshold; by default the full grid.
     """
     mask = np.zeros(prepared.source_shape, dtype=np.uint8, order="F")
     source = Volume(mask, prepared.source_affine)
@@ -201,9 +184,9 @@ def restore_mask(
 
 
 def check_hu(scan: Volume, where: object = None) -> None:
-    """Refuse a scan whose values cannot be Hounsfield units.
+    """Check that the values of a scan can be Hounsfield units.
 
-    A CT of a head or body holds both air and tissue, so its values reach below -500 HU and above -100 HU.
+    A CT of a head or body contains air and tissue, so its values reach below -500 HU and above -100 HU.
 
     Raises:
         DataError: they do not.
@@ -220,7 +203,7 @@ def check_hu(scan: Volume, where: object = None) -> None:
 
 
 def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> tuple[Box, float]:
-    """The box around the largest piece of tissue, with its margin, and the ml of large pieces outside it."""
+    """The box around the largest component of tissue, with its margin, and the ml of a large one outside it."""
     steps = [max(1, round(_BODY_SEARCH_MM / spacing)) for spacing in upright.spacing_mm]
     coarse = upright.array[:: steps[0], :: steps[1], :: steps[2]] > config.body_threshold_hu
     parts = np.asarray(cc3d.largest_k(coarse, k=2, connectivity=6)) if coarse.any() else coarse.view(np.uint8)
@@ -229,7 +212,7 @@ def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> tu
     box = Box.around(largest)
     if box is None:
         raise DataError("no body in this scan", where=where, expected="tissue", found="air only")
-    # The sample before the first in the body was air, but what lies between the two was not looked at.
+    # The sample before the first one of the body is air; the voxels between the two are unknown and are kept.
     start = [max(0, (s - 1) * step + 1) for s, step in zip(box.start_ijk, steps, strict=True)]
     stop = [min(n, s * step) for n, s, step in zip(upright.shape, box.stop_ijk, steps, strict=True)]
     margin = [round(config.body_margin_mm / spacing) for spacing in upright.spacing_mm]
@@ -243,26 +226,26 @@ def _body_box(upright: Volume, config: PreprocessingConfig, where: object) -> tu
 
 
 def _with_surroundings(prepared: Prepared, upright: Volume, extent: Box, sampled: Callable[..., Volume]) -> Prepared:
-    """The prepared body with what lies about it in the `extent`, sampled from the scan."""
-    hu, place = prepared.hu, Box.whole(prepared.hu.shape).moved(extent.start_ijk)
+    """Extend the prepared body to the `extent`, with values sampled from the scan."""
+    hu, body = prepared.hu, Box.whole(prepared.hu.shape).moved(extent.start_ijk)
     affine = hu.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.asarray(extent.start_ijk, dtype=np.float64)
     array = np.empty(extent.shape, np.int16)
-    for part in _beside(place, extent.shape):
+    for part in _complement(body, extent.shape):
         array[part.slices] = sampled(upright, affine, extent.shape, within=part).array
-    array[place.slices] = hu.array
+    array[body.slices] = hu.array
     mirrored = None
     if prepared.mirrored is not None:
-        # A voxel and its mirror image each lie further on by the place of the body's first one.
-        mirrored = mirrored_hu(array, mirror_sum(hu) + 2 * place.start_ijk[0], AIR_HU)
-        mirrored[place.slices] = prepared.mirrored
-    return replace(prepared, hu=Volume(array, affine), crop=None, mirrored=mirrored, extent=None, body=place)
+        # Indices of a voxel and of its mirror image both grow by the start of the body.
+        mirrored = mirrored_hu(array, mirror_sum(hu) + 2 * body.start_ijk[0], AIR_HU)
+        mirrored[body.slices] = prepared.mirrored
+    return replace(prepared, hu=Volume(array, affine), crop=None, mirrored=mirrored, extent=None, body=body)
 
 
 def _extent(upright: Volume, hu: Volume) -> Box:
-    """The box of a prepared grid's voxels, beginning at negative ones perhaps, that holds the grid and the scan."""
+    """The box that contains a prepared grid and the scan, in voxels of the grid; it may start at negative ones."""
     to_grid = np.linalg.inv(hu.affine) @ upright.affine
-    # Axes are parallel and run the same way.
+    # Axes are parallel and have the same direction.
     scale, offset = np.diag(to_grid)[:3], to_grid[:3, 3]
     low, high = offset - scale / 2, offset + scale * (np.asarray(upright.shape) - 0.5)
     start = np.minimum(0, np.floor(low + 0.5 + _ROUNDING)).astype(int)
@@ -270,25 +253,25 @@ def _extent(upright: Volume, hu: Volume) -> Box:
     return Box((int(start[0]), int(start[1]), int(start[2])), (int(stop[0]), int(stop[1]), int(stop[2])))
 
 
-def _beside(place: Box, shape: tuple[int, int, int]) -> Iterator[Box]:
-    """All of a grid but a box of it, in at most six boxes that do not overlap."""
+def _complement(box: Box, shape: tuple[int, int, int]) -> Iterator[Box]:
+    """A grid without a box of it, as at most six boxes that do not overlap."""
     start, stop = [0, 0, 0], list(shape)
     for axis in reversed(range(3)):
-        for low, high in ((0, place.start_ijk[axis]), (place.stop_ijk[axis], shape[axis])):
+        for low, high in ((0, box.start_ijk[axis]), (box.stop_ijk[axis], shape[axis])):
             if low < high:
-                from_, to = [*start], [*stop]
-                from_[axis], to[axis] = low, high
-                yield Box((from_[0], from_[1], from_[2]), (to[0], to[1], to[2]))
-        start[axis], stop[axis] = place.start_ijk[axis], place.stop_ijk[axis]
+                first, last = [*start], [*stop]
+                first[axis], last[axis] = low, high
+                yield Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
+        start[axis], stop[axis] = box.start_ijk[axis], box.stop_ijk[axis]
 
 
-def _covering_box(part: Volume, whole: Volume) -> Box | None:
-    """The voxels of `whole` that lie within one voxel of `part`, or None if none do."""
+def _covering_box(part: Volume, grid: Volume) -> Box | None:
+    """The box of the voxels of a grid within one voxel of `part`, or None if there are none."""
     corners = np.array(np.meshgrid(*[(-1, n) for n in part.shape])).reshape(3, -1)
-    to_whole = np.linalg.inv(whole.affine) @ part.affine
-    at = to_whole[:3, :3] @ corners + to_whole[:3, 3:]
+    to_grid = np.linalg.inv(grid.affine) @ part.affine
+    at = to_grid[:3, :3] @ corners + to_grid[:3, 3:]
     start = np.maximum(0, np.floor(at.min(axis=1))).astype(int)
-    stop = np.minimum(whole.shape, np.ceil(at.max(axis=1)) + 1).astype(int)
+    stop = np.minimum(grid.shape, np.ceil(at.max(axis=1)) + 1).astype(int)
     if (stop <= start).any():
         return None
     return Box((int(start[0]), int(start[1]), int(start[2])), (int(stop[0]), int(stop[1]), int(stop[2])))

@@ -17,7 +17,7 @@ from gtvray.serving.logs import log_event
 from gtvray.serving.scheduler import PatchScheduler
 
 if TYPE_CHECKING:
-    from gtvray.inference import CaseJob, Coverage, Predictor
+    from gtvray.inference import Coverage, Predictor, SegmentationRequest
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ class Model:
         """Asked by Serve every few seconds; it replaces a replica that raises."""
         self._scheduler.check(self._args.serving.timeout_s)
 
-    def _begin(self, content: bytes) -> CaseJob:
+    def _begin(self, content: bytes) -> SegmentationRequest:
         scan = decode_volume(content, "upload", self._args.serving.max_volume_mb << 20)
         return self._predictor.begin(scan, "upload", mask_only=True)
 
-    def _finish(self, job: CaseJob) -> Prediction:
-        mask = job.finish()
+    def _finish(self, job: SegmentationRequest) -> Prediction:
+        mask = job.mask()
         return Prediction(
             mask_gz=encode_nifti(mask, compress=True),
             volume_ml=float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml,

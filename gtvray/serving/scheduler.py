@@ -20,7 +20,7 @@ Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 
 
 class PatchJob(Protocol):
-    """What the scheduler needs of a CaseJob."""
+    """What the scheduler needs of a SegmentationRequest."""
 
     @property
     def remaining(self) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gtvray.config import Config, InferenceConfig
 from gtvray.data import CachedCase
 from gtvray.evaluation import dice
-from gtvray.inference import CaseJob, forward_batch, largest_component, run_to_end
+from gtvray.inference import SegmentationRequest, forward_batch, largest_component, run_patches
 from gtvray.training.execution import training_precision
 from gtvray.training.workers import rank, world
 
@@ -93,8 +93,8 @@ def _case_probability(
     """Tumour probability and mask on the prepared grid."""
     prepared, mask = case.whole()
     inference = config.inference.model_copy(update={"overlap": _OVERLAP})
-    job = CaseJob(prepared, config.preprocessing, inference, config.training.patch_ijk)
+    job = SegmentationRequest(prepared, config.preprocessing, inference, config.training.patch_ijk)
     size = inference.batch_size
     forward = partial(forward_batch, network, batch_size=size, device=device, dtype=training_precision(config))
-    run_to_end(job, forward, size)
+    run_patches(job, forward, size)
     return job.probability(), mask > 0

@@ -125,5 +125,5 @@ def test_a_damaged_checkpoint_is_told_of(local_ray: Cluster, project: Project, c
     (fold,) = plan_folds(project, config, None, None, tmp_path)
     Checkpoint({}, {"epoch": 1}).save(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "state.safetensors").unlink()
-    with pytest.raises(TrainingError, match="not a whole checkpoint"):
+    with pytest.raises(TrainingError, match="checkpoint is incomplete"):
         judge_folds([(fold, tmp_path / "checkpoint")], lambda *_: None)

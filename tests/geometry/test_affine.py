@@ -1,4 +1,4 @@
-"""Affines: spacing, orientation and what is refused."""
+"""Affines: spacing, orientation and validation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _affine(angles: tuple[float, ...], spacing_mm: tuple[float, ...], tilt: floa
 
 
 @given(ANGLES, SPACINGS, st.sampled_from([1, -1]))
-def test_spacing_and_right_angles_survive_rotation_and_mirroring(angles, spacing_mm, mirror) -> None:
+def test_rotation_and_mirroring_preserve_spacing_and_right_angles(angles, spacing_mm, mirror) -> None:
     affine = _affine(angles, spacing_mm, mirror=mirror)
     assert spacing_from_affine(affine) == pytest.approx(spacing_mm)
     assert not is_sheared(affine)
@@ -38,7 +38,7 @@ def test_spacing_and_right_angles_survive_rotation_and_mirroring(angles, spacing
     ("axes", "codes"),
     [([1, 1, 1], "RAS"), ([-1, -1, 1], "LPS"), ([-1, -1, -1], "LPI"), ([1, -1, 1], "RPS")],
 )
-def test_orientation_codes_say_where_an_axis_points(axes: list[int], codes: str) -> None:
+def test_orientation_codes_are_the_nearest_directions(axes: list[int], codes: str) -> None:
     assert orientation_codes(np.diag([*axes, 1.0])) == codes
     # A head tilted by 30 degrees keeps its codes.
     tilt = np.eye(4)
@@ -59,18 +59,18 @@ def test_orientation_codes_say_where_an_axis_points(axes: list[int], codes: str)
         np.array([[1, 1, 0, 0], [1, 1.05, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
     ],
 )
-def test_an_affine_that_places_no_voxel_is_refused(affine: np.ndarray) -> None:
+def test_invalid_affine_is_rejected(affine: np.ndarray) -> None:
     with pytest.raises(GeometryError) as caught:
         check_affine(affine, "scan.nii")
     assert caught.value.fields["where"] == "scan.nii"
 
 
 @given(ANGLES)
-def test_a_spacing_at_the_limit_survives_a_rotation(angles) -> None:
+def test_rotated_affine_with_spacing_at_the_limit_is_accepted(angles) -> None:
     check_affine(_affine(angles, (0.05, 20.0, 20.0)))
 
 
-def test_an_origin_that_no_scanner_has_is_named() -> None:
+def test_implausible_origin_is_rejected() -> None:
     affine = np.eye(4)
     affine[1, 3] = -99_000
     check_affine(affine)
@@ -81,7 +81,7 @@ def test_an_origin_that_no_scanner_has_is_named() -> None:
 
 
 @given(ANGLES, SPACINGS, st.floats(-0.6, 0.6), st.sampled_from([1, -1]), SHAPES)
-def test_the_orthogonal_grid_covers_the_sheared_one(angles, spacing_mm, tilt, mirror, shape) -> None:
+def test_orthogonal_grid_covers_the_sheared_grid(angles, spacing_mm, tilt, mirror, shape) -> None:
     affine = _affine(angles, spacing_mm, tilt, mirror)
     upright, size = orthogonal_grid(affine, shape)
     assert not is_sheared(upright)
@@ -90,7 +90,7 @@ def test_the_orthogonal_grid_covers_the_sheared_one(angles, spacing_mm, tilt, mi
     inside = np.linalg.solve(upright, affine @ np.vstack([corners, np.ones(8)]))[:3]
     assert inside.min() > -1e-6
     assert (inside.max(axis=1) <= np.array(size) - 1 + 1e-5).all()
-    assert ((upright[:3, :3] * affine[:3, :3]).sum(axis=0) > 0).all(), "no axis is turned round"
+    assert ((upright[:3, :3] * affine[:3, :3]).sum(axis=0) > 0).all(), "no axis is reversed"
     # Not larger than needed, and the slices stay in their plane.
     assert (np.array(size) - 2 < inside.max(axis=1)).all()
     normal = np.cross(affine[:3, 0], affine[:3, 1])

@@ -1,4 +1,4 @@
-"""Any chain of steps away from a grid and back: each voxel stays at its place in the patient, and comes back to it."""
+"""Chains of grid changes and their inverses: each voxel keeps its position in the patient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Step = Callable[[Volume], Volume]
 
 @st.composite
 def volumes(draw: st.DrawFn, least: int = 1, most: int = 6) -> Volume:
-    """Every voxel with a number of its own from 1; any rotation, handedness, shear, spacing and origin."""
+    """Voxels numbered from 1; any rotation, handedness, shear, spacing and origin."""
     shape = draw(st.tuples(*[st.integers(least, most)] * 3))
     turn = Rotation.from_euler("xyz", draw(st.tuples(*[st.floats(-180, 180)] * 3)), degrees=True).as_matrix()
     shear = np.eye(3) + np.triu(np.full((3, 3), draw(st.sampled_from([0, 0, 0.36, -0.1]))), 1)
@@ -38,7 +38,7 @@ def _reorient(codes: str) -> Step:
 
 
 def _crop(shares: tuple[float, ...]) -> Step:
-    """The box between two shares of each axis."""
+    """Crop to the box between two shares of each axis."""
 
     def step(volume: Volume) -> Volume:
         pairs = [sorted(int(share * n) for share in shares[a : a + 2]) for a, n in enumerate(volume.shape)]
@@ -64,8 +64,8 @@ STEPS = st.one_of(
 )
 
 
-def _places_mm(volume: Volume) -> dict[int, np.ndarray]:
-    """Where the voxel of each number from 1 is; each is there once at most."""
+def _positions_mm(volume: Volume) -> dict[int, np.ndarray]:
+    """Position in mm of the voxel of each number from 1; no number occurs twice."""
     found = np.argwhere(volume.array)
     places = found @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     numbers = volume.array[tuple(found.T)].tolist()
@@ -75,24 +75,24 @@ def _places_mm(volume: Volume) -> dict[int, np.ndarray]:
 
 @settings(max_examples=150, deadline=None)
 @given(volumes(), st.lists(STEPS, max_size=6))
-def test_a_chain_keeps_places_and_leads_back(volume: Volume, steps: list[Step]) -> None:
+def test_chain_of_grid_changes_preserves_positions_and_is_inverted(volume: Volume, steps: list[Step]) -> None:
     there = volume
     for step in steps:
         there = step(there)
-    before, after = _places_mm(volume), _places_mm(there)
+    before, after = _positions_mm(volume), _positions_mm(there)
     assert set(after) <= set(before)
     for number, place in after.items():
         np.testing.assert_allclose(place, before[number], atol=1e-6)
     back = there.placed_on(volume, 0)
     np.testing.assert_array_equal(back.affine, volume.affine)
-    # What was cut off on the way is 0, all else is where it was.
+    # Voxels that were cropped are 0, the others keep their positions.
     kept = np.isin(volume.array, list(after))
     np.testing.assert_array_equal(back.array, np.where(kept, volume.array, 0))
 
 
 @settings(max_examples=100, deadline=None)
 @given(volumes(), st.sampled_from(CODES), MARGINS, MARGINS, st.sampled_from([1, 3]))
-def test_a_chain_with_whole_number_resampling_leads_back(volume, codes, before, after, finer) -> None:
+def test_integer_resampling_is_inverted_exactly(volume, codes, before, after, finer) -> None:
     there = _pad(before, after)(volume.reoriented(codes))
     spacing_mm = tuple(value / finer for value in there.spacing_mm)
     if min(spacing_mm) < 0.05:
@@ -110,13 +110,13 @@ def test_a_chain_with_whole_number_resampling_leads_back(volume, codes, before, 
     st.integers(0, 2**32 - 1),
 )
 @example(Volume(np.ones((5, 5, 5), np.int16), np.diag([-1.0, -1, 3, 1])), (1.0, 1.0, 1.0), (0.0, 0.0, 30.0), 0)
-def test_a_mask_resampled_to_any_grid_and_back_moves_by_half_the_diagonals_at_most(
+def test_resampling_a_mask_and_back_moves_voxels_by_at_most_half_diagonals(
     volume: Volume, factors: tuple[float, ...], angles: tuple[float, ...], seed: int
 ) -> None:
-    """Each voxel comes back as one that lies within half a voxel's diagonal of the one grid and half of the other's."""
+    """A voxel moves by at most half a voxel diagonal of one grid plus half a diagonal of the other."""
     random = np.random.default_rng(seed).random(volume.shape) < 0.4
     mask = _pad((3, 3, 3), (3, 3, 3))(volume.with_array(random.astype(np.uint8)))
-    # A grid turned against the mask's that covers all of it.
+    # A rotated grid that covers the mask.
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     spacing_mm = np.clip(np.multiply(volume.spacing_mm, factors), 0.05, 20)
@@ -142,7 +142,7 @@ def _half_diagonal_mm(affine: np.ndarray) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(volumes(least=2))
-def test_a_sheared_mask_is_all_on_the_orthogonal_grid_and_of_the_same_size(volume: Volume) -> None:
+def test_orthogonal_grid_preserves_the_volume_of_a_sheared_mask(volume: Volume) -> None:
     mask = _pad((2, 2, 2), (2, 2, 2))(volume.with_array(np.ones(volume.shape, np.float32)))
     affine, shape = orthogonal_grid(mask.affine, mask.shape)
     assert not is_sheared(affine)
@@ -152,14 +152,14 @@ def test_a_sheared_mask_is_all_on_the_orthogonal_grid_and_of_the_same_size(volum
     inside = at[:3].T
     assert inside.min() > -1e-6
     assert (inside - np.subtract(shape, 1)).max() < 1e-6
-    # Linear interpolation of a smooth edge: the sum over voxels is the volume, to the sampling of the surface.
+    # The sum over linearly interpolated voxels is the volume, up to sampling errors at the surface.
     if min(volume.shape) >= 4:
         ratio = upright.array.sum() * upright.voxel_volume_ml / (mask.array.sum() * mask.voxel_volume_ml)
         assert ratio == pytest.approx(1, abs=0.25)
 
 
-def test_padding_puts_air_around_and_cropping_takes_it_off() -> None:
-    """Against numbers worked out by hand."""
+def test_cropping_inverts_padding() -> None:
+    """Compare with values worked out by hand."""
     volume = Volume(np.arange(6, dtype=np.int16).reshape(1, 2, 3), np.diag([-2.0, 3, 5, 1]))
     padded = volume.padded(Box((-1, 0, -2), (1, 3, 3)), -1024)
     assert padded.shape == (2, 3, 5)
@@ -171,15 +171,15 @@ def test_padding_puts_air_around_and_cropping_takes_it_off() -> None:
     np.testing.assert_array_equal(back.affine, volume.affine)
 
 
-def test_a_mask_of_a_part_is_placed_on_the_scan() -> None:
-    """Part of it lies beyond, as in a mask saved with a margin of its own."""
+def test_mask_of_a_part_is_placed_on_the_full_scan() -> None:
+    """Part of the mask extends beyond the scan, as if saved with a margin."""
     scan = Volume(np.zeros((4, 4, 4), np.int16), np.diag([1.0, 2, 3, 1]))
     affine = np.diag([-1.0, 2, 3, 1])
     affine[:3, 3] = 1.0004, 4, 9.02
     mask = Volume(np.arange(1, 13, dtype=np.uint8).reshape(3, 2, 2), affine)
     placed = mask.placed_on(scan, 0)
     expected = np.zeros((4, 4, 4), np.uint8)
-    # i runs against the scan's from 1: its voxel 2 is at -1, and its second slice at 4.
+    # Axis i is reversed and starts at voxel 1 of the scan: voxel 2 is at -1, and the second slice at 4.
     expected[1, 2:, 3], expected[0, 2:, 3] = (1, 3), (5, 7)
     np.testing.assert_array_equal(placed.array, expected)
     assert placed.same_grid(scan)
@@ -188,25 +188,25 @@ def test_a_mask_of_a_part_is_placed_on_the_scan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ((0, 3, 0.5), "up to 0.5 voxels"),
         ((1, 3, 0.03), "up to 0.015 voxels"),
         ((2, 2, 3.05), "spacing 1 x 2 x 3.05"),
-        ((0, 2, 0.2), "turned"),
+        ((0, 2, 0.2), "rotated"),
     ],
 )
-def test_what_does_not_lie_on_the_grid_is_not_placed(change: tuple[int, int, float], says: str) -> None:
+def test_placing_a_volume_off_the_grid_is_rejected(change: tuple[int, int, float], message: str) -> None:
     scan = Volume(np.zeros((4, 4, 4), np.uint8), np.diag([1.0, 2, 3, 1]))
     affine = scan.affine.copy()
     affine[change[:2]] = change[2]
     with pytest.raises(GeometryError, match=r"grids?") as caught:
         Volume(scan.array, affine).placed_on(scan, 0)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_grid_turned_by_45_degrees_is_not_parallel() -> None:
-    """Rounding alone would give a direction to none of its axes, or to two."""
+def test_grid_rotated_by_45_degrees_is_not_parallel() -> None:
+    """Rounded direction cosines would assign a direction to none of its axes, or to two."""
     upright = Volume(np.zeros((3, 3, 3)), np.eye(4))
     turned = np.eye(4)
     for degrees in (45, 30, 0.1):
@@ -215,18 +215,18 @@ def test_a_grid_turned_by_45_degrees_is_not_parallel() -> None:
             Volume(upright.array, turned).aligned_to(upright)
 
 
-def test_boxes_that_would_wrap_or_cut_are_refused() -> None:
+def test_box_outside_the_grid_is_rejected() -> None:
     volume = Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4))
     for box in (Box((-1, 0, 0), (2, 2, 2)), Box((0, 0, 0), (4, 5, 4)), Box((9, 9, 9), (10, 10, 10))):
         with pytest.raises(GeometryError, match="beyond"):
             volume.cropped(box)
     for box in (Box((1, 0, 0), (4, 4, 4)), Box((-1, -1, -1), (3, 9, 9))):
-        with pytest.raises(GeometryError, match="cuts off"):
+        with pytest.raises(GeometryError, match="does not contain"):
             volume.padded(box, 0)
 
 
 @pytest.mark.parametrize("fill", [-1024, 256, 0.5])
-def test_a_fill_the_dtype_cannot_hold_is_refused(fill: float) -> None:
+def test_fill_value_outside_the_dtype_is_rejected(fill: float) -> None:
     volume = Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4))
     for attempt in (lambda: volume.padded(Box((-1, 0, 0), (2, 2, 2)), fill), lambda: volume.placed_on(volume, fill)):
         with pytest.raises(GeometryError, match="fill"):
@@ -234,7 +234,7 @@ def test_a_fill_the_dtype_cannot_hold_is_refused(fill: float) -> None:
 
 
 @given(*[st.tuples(*[st.tuples(st.integers(-5, 5), st.integers(1, 6))] * 3)] * 2)
-def test_boxes_overlap_and_move_as_their_voxels_do(one, other) -> None:
+def test_box_overlap_and_shift_equal_those_of_their_voxels(one, other) -> None:
     first, second = (Box(tuple(s for s, _ in ranges), tuple(s + n for s, n in ranges)) for ranges in (one, other))
     voxels = [set(product(*[range(*pair) for pair in zip(box.start_ijk, box.stop_ijk, strict=True)]))
               for box in (first, second)]  # fmt: skip

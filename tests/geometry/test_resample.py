@@ -1,4 +1,4 @@
-"""Resampling against scipy's map_coordinates as an oracle."""
+"""Resampling, compared with scipy's map_coordinates."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _positions(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int]) 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.tuples(*[st.floats(0.3, 3)] * 3), st.tuples(*[st.floats(-4, 4)] * 3), st.booleans())
-def test_parallel_grids_agree_with_scipy_inside_and_outside(seed, factor, shift, flip) -> None:
+def test_parallel_grids_agree_with_scipy(seed, factor, shift, flip) -> None:
     volume = _volume(seed)
     affine = volume.affine @ np.diag([*factor, 1.0])
     affine[:3, 3] += shift
     affine[:3, 1] *= -1 if flip else 1
     positions, limit = _positions(volume, affine, (9, 8, 7)), np.array(volume.shape)[:, None, None, None]
-    # What lies within rounding of the border between edge value and fill may be either.
+    # Within rounding of the border a position may take the edge value or the fill.
     edge = np.minimum(np.abs(positions + 0.5), np.abs(positions - limit + 0.5)).min(axis=0) < 1e-5
     expected = ndimage.map_coordinates(volume.array.astype(np.float64), positions, order=1, mode="nearest")
     expected[((positions < -0.5) | (positions > limit - 0.5)).any(axis=0)] = FILL
@@ -53,7 +53,7 @@ def test_parallel_grids_agree_with_scipy_inside_and_outside(seed, factor, shift,
     st.booleans(),
     st.sampled_from([(7, 6, 5), (1, 2, 3), (40, 5, 33), (3, 50, 2)]),
 )
-def test_cubic_is_the_interpolating_spline(seed, factor, shift, flip, shape) -> None:
+def test_cubic_equals_scipys_interpolating_spline(seed, factor, shift, flip, shape) -> None:
     volume = _volume(seed, shape)
     affine = volume.affine @ np.diag([*factor, 1.0])
     affine[:3, 3] += shift
@@ -77,8 +77,8 @@ def test_cubic_is_the_interpolating_spline(seed, factor, shift, flip, shape) -> 
     st.sampled_from(["RAS", "LPS", "SAR", "IPL"]),
     st.tuples(*[st.tuples(st.integers(0, 11), st.integers(1, 12))] * 3),
 )
-def test_slabs_threads_boxes_and_memory_order_change_no_bit(seed, order, antialias, factor, codes, spans) -> None:
-    """A part of the grid has the values it has in the whole, however the work is cut and the source lies in memory."""
+def test_values_do_not_depend_on_slabs_boxes_or_memory_order(seed, order, antialias, factor, codes, spans) -> None:
+    """A part of the grid has the values of the full grid, for any slabs and memory order of the source."""
     volume = _volume(seed, (13, 6, 31)).reoriented(codes)
     affine = volume.affine @ np.diag([*factor, 1.0])
     options = {"order": order, "fill": FILL, "antialias": antialias}
@@ -92,13 +92,13 @@ def test_slabs_threads_boxes_and_memory_order_change_no_bit(seed, order, antiali
             if order < 3:
                 np.testing.assert_array_equal(part.array, whole.array[box.slices])
             else:
-                # Products of other shapes may round differently.
+                # Matrix products of other shapes may round differently.
                 np.testing.assert_allclose(part.array, whole.array[box.slices], atol=0.01)
             assert part.array.dtype == whole.array.dtype
             np.testing.assert_allclose(part.affine, whole.cropped(box).affine, atol=1e-9)
 
 
-def test_the_source_is_never_written_to() -> None:
+def test_resampling_does_not_modify_the_source() -> None:
     volume = _volume(4)
     before = volume.array.copy()
     affine = volume.affine.copy()
@@ -107,7 +107,7 @@ def test_the_source_is_never_written_to() -> None:
     np.testing.assert_array_equal(found[:-3], before[3:])
     assert (found[-3:] == 5).all()
     np.testing.assert_array_equal(volume.array, before)
-    # A type that cannot hold the fill does not wrap it.
+    # A dtype that cannot represent the fill does not wrap it.
     small, affine = Volume((before > 0).astype(np.uint8), np.eye(4)), np.eye(4)
     affine[0, 3] = 3
     for order in (1, 3):
@@ -127,7 +127,7 @@ def test_int16_is_rounded_and_clipped(order: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.tuples(*[st.floats(-180, 180)] * 3), st.sampled_from([0.0, 0.3]))
-def test_turned_grids_agree_with_scipy_inside(seed, angles, tilt) -> None:
+def test_rotated_grids_agree_with_scipy_inside(seed, angles, tilt) -> None:
     volume = _volume(seed)
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
@@ -146,7 +146,7 @@ def test_turned_grids_agree_with_scipy_inside(seed, angles, tilt) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.3, 3), st.sampled_from([0.0, 25.0]))
-def test_nearest_takes_the_nearest_and_keeps_the_dtype(seed: int, factor: float, angle: float) -> None:
+def test_order_0_takes_the_nearest_voxel_and_keeps_the_dtype(seed: int, factor: float, angle: float) -> None:
     volume = _volume(seed)
     affine = volume.affine @ np.diag([factor, 1, 1 / factor, 1.0])
     affine[:3, :3] = Rotation.from_euler("z", angle, degrees=True).as_matrix() @ affine[:3, :3]
@@ -160,14 +160,14 @@ def test_nearest_takes_the_nearest_and_keeps_the_dtype(seed: int, factor: float,
     np.testing.assert_array_equal(found.array[sure], volume.array[i, j, k])
 
 
-def test_nearest_half_way_between_two_always_takes_the_same_side() -> None:
+def test_order_0_rounds_ties_to_the_same_side() -> None:
     volume, affine = Volume(np.arange(6, dtype=np.uint8).reshape(6, 1, 1), np.eye(4)), np.eye(4)
     affine[0, 3] = 0.5
     assert resample_to_grid(volume, affine, (5, 1, 1), order=0, fill=0).array.ravel().tolist() == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_the_same_grid_gives_the_same_values(order: int) -> None:
+def test_resampling_to_the_same_grid_is_the_identity(order: int) -> None:
     volume = _volume(3)
     np.testing.assert_array_equal(
         resample_to_grid(volume, volume.affine, volume.shape, order=order, fill=0).array, volume.array
@@ -176,7 +176,7 @@ def test_the_same_grid_gives_the_same_values(order: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.tuples(*[st.floats(0.5, 6)] * 3))
-def test_the_resampled_grid_covers_the_extent_about_one_centre(
+def test_resampled_grid_covers_the_extent_and_keeps_the_centre(
     seed: int, spacing_mm: tuple[float, float, float]
 ) -> None:
     volume = _volume(seed)
@@ -190,8 +190,8 @@ def test_the_resampled_grid_covers_the_extent_about_one_centre(
     assert (covered < extent + spacing_mm).all()
 
 
-def test_a_linear_field_is_kept_by_linear_resampling() -> None:
-    """Values equal to a world coordinate must stay equal to it on any grid inside."""
+def test_linear_resampling_reproduces_a_linear_field() -> None:
+    """Values that are linear in world coordinates are reproduced on any grid inside."""
     volume = _volume(5, (12, 11, 10))
     ijk = np.indices(volume.shape).reshape(3, -1)
     world = (volume.affine[:3, :3] @ ijk + volume.affine[:3, 3:]).reshape(3, *volume.shape)

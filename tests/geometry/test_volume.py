@@ -1,4 +1,4 @@
-"""Volumes and boxes: whatever is done to the grid, a marked voxel stays at its place in the patient."""
+"""Volumes and boxes: voxels keep their positions in the patient when the grid changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def affines(draw: st.DrawFn) -> np.ndarray:
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[Volume, Box]:
-    """A mask and a box that holds all of it."""
+    """A mask and a box that contains its voxels."""
     shape = draw(st.tuples(*[st.integers(2, 7)] * 3))
     start = [draw(st.integers(0, n - 1)) for n in shape]
     stop = [draw(st.integers(s + 1, n)) for s, n in zip(start, shape, strict=True)]
@@ -45,14 +45,14 @@ def masks(draw: st.DrawFn) -> tuple[Volume, Box]:
 
 
 def _marked_mm(volume: Volume) -> np.ndarray:
-    """World positions of the voxels that hold 1, in an order of their own."""
+    """World positions of the voxels of value 1, sorted."""
     places = np.argwhere(volume.array == 1) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     return places[np.lexsort(places.round(3).T)]
 
 
 @settings(max_examples=150, deadline=None)
 @given(masks(), st.sampled_from(CODES))
-def test_reorienting_and_cropping_keep_every_voxels_place(case: tuple[Volume, Box], codes: str) -> None:
+def test_reorienting_and_cropping_preserve_voxel_positions(case: tuple[Volume, Box], codes: str) -> None:
     mask, box = case
     there = mask.reoriented(codes)
     np.testing.assert_allclose(_marked_mm(there), _marked_mm(mask), atol=1e-3)
@@ -65,7 +65,7 @@ def test_reorienting_and_cropping_keep_every_voxels_place(case: tuple[Volume, Bo
 
 @settings(max_examples=150, deadline=None)
 @given(masks(), st.sampled_from(CODES), st.sampled_from([1, 3, 5]))
-def test_the_whole_chain_undone_lands_on_the_same_voxels(case: tuple[Volume, Box], codes: str, finer: int) -> None:
+def test_crop_reorient_and_resample_are_inverted_exactly(case: tuple[Volume, Box], codes: str, finer: int) -> None:
     mask, box = case
     part = mask.cropped(box).reoriented(codes)
     spacing_mm = tuple(value / finer for value in part.spacing_mm)
@@ -78,12 +78,12 @@ def test_the_whole_chain_undone_lands_on_the_same_voxels(case: tuple[Volume, Box
 
 
 @pytest.mark.parametrize("codes", CODES)
-def test_reoriented_axes_point_where_they_should(codes: str) -> None:
+def test_reoriented_volume_has_the_requested_orientation(codes: str) -> None:
     volume = Volume(np.arange(24).reshape(2, 3, 4), np.diag([-1.0, 2, 3, 1]))
     assert volume.reoriented(codes).orientation == codes
 
 
-def test_a_volume_cannot_be_changed() -> None:
+def test_volume_is_read_only() -> None:
     array, affine = np.zeros((2, 3, 4)), np.eye(4)
     volume = Volume(array, affine)
     for target in (volume.array, volume.affine):
@@ -95,12 +95,12 @@ def test_a_volume_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2)), np.zeros((2, 2, 2, 1)), np.zeros((2, 0, 2))])
-def test_what_is_not_three_dimensional_is_no_volume(array: np.ndarray) -> None:
+def test_array_that_is_not_three_dimensional_is_rejected(array: np.ndarray) -> None:
     with pytest.raises(GeometryError):
         Volume(array, np.eye(4))
 
 
-def test_with_array_holds_to_the_grid() -> None:
+def test_with_array_requires_the_shape_of_the_grid() -> None:
     volume = Volume(np.zeros((2, 3, 4)), np.diag([1, 2, 5, 1.0]))
     assert volume.with_array(np.ones((2, 3, 4), np.uint8)).same_grid(volume)
     assert volume.voxel_volume_ml == pytest.approx(0.01)
@@ -108,7 +108,7 @@ def test_with_array_holds_to_the_grid() -> None:
         volume.with_array(np.zeros((4, 3, 2)))
 
 
-def test_same_grid_is_about_places_not_numbers() -> None:
+def test_same_grid_compares_voxel_positions() -> None:
     volume = Volume(np.zeros((11, 5, 5)), np.diag([1, 1, 2, 1.0]))
 
     def shifted(change: Any) -> Volume:
@@ -118,7 +118,7 @@ def test_same_grid_is_about_places_not_numbers() -> None:
 
     assert volume.same_grid(shifted(((0, 3), 0.009)))
     assert not volume.same_grid(shifted(((0, 3), 0.02)))
-    # One hundredth of a degree of error per voxel adds up over the grid.
+    # A small error of the spacing accumulates over the grid.
     assert volume.same_grid(shifted(((0, 0), 0.0009)))
     assert not volume.same_grid(shifted(((0, 0), 0.0011)))
     assert not volume.same_grid(Volume(np.zeros((10, 5, 5)), volume.affine))
@@ -126,7 +126,7 @@ def test_same_grid_is_about_places_not_numbers() -> None:
 
 
 @given(st.integers(0, 2**27 - 1))
-def test_box_around_is_the_tightest(bits: int) -> None:
+def test_box_around_a_mask_is_the_tightest(bits: int) -> None:
     mask = np.array([bits >> n & 1 for n in range(27)], bool).reshape(3, 3, 3)
     box = Box.around(mask)
     if box is None:
@@ -137,7 +137,7 @@ def test_box_around_is_the_tightest(bits: int) -> None:
     assert box == Box(tuple(places.min(0).tolist()), tuple((places.max(0) + 1).tolist()))
 
 
-def test_boxes() -> None:
+def test_box_shape_margin_and_validation() -> None:
     box = Box((1, 2, 3), (2, 4, 6))
     assert box.shape == (1, 2, 3)
     assert box.grown((2, 1, 0), (3, 9, 6)) == Box((0, 1, 3), (3, 5, 6))

@@ -1,4 +1,4 @@
-"""One thread for torch: the networks here are too small to share, and other tests may run beside them."""
+"""One torch thread: the networks here are too small for more, and other tests may run at the same time."""
 
 from __future__ import annotations
 

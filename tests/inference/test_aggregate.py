@@ -1,4 +1,4 @@
-"""Blocks give what one large array gives, to the bit, and hold less."""
+"""The blockwise accumulator equals one large array bit for bit, with less memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from gtvray.geometry import Box
-from gtvray.inference import BlockMean, PatchGrid, gaussian_weights
+from gtvray.inference import LogitAccumulator, PatchGrid, gaussian_weights
 
-from .made_up import answer, begin, body_scan
+from .synthetic import begin, body_scan, run_request
 
 sizes = st.tuples(*[st.integers(1, 70)] * 3)
 patches = st.tuples(*[st.integers(1, 40)] * 3)
 
 
-def _plain(grid: PatchGrid, answers: dict[int, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """The same sums in two arrays as large as the grid."""
+def _plain(grid: PatchGrid, logits_of: dict[int, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The same sums in two arrays of the size of the grid."""
     weights = gaussian_weights(grid.patch_ijk)
     total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for number, logits in answers.items():
+    for number, logits in logits_of.items():
         total[grid.slices(number)] += logits * weights
         weight[grid.slices(number)] += weights
     mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
@@ -31,43 +31,44 @@ def _plain(grid: PatchGrid, answers: dict[int, np.ndarray], shape: tuple[int, ..
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, patches, st.floats(0, 0.7), st.integers(0, 2**32))
-def test_blocks_are_one_large_array_to_the_bit(shape: Any, patch: Any, overlap: float, seed: int) -> None:
+def test_blocks_equal_one_large_array_bit_for_bit(shape: Any, patch: Any, overlap: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
     grid = PatchGrid.covering(padded, patch, overlap)
     numbers = np.flatnonzero(rng.random(len(grid)) < 0.6)[:40].tolist()
-    answers = {number: rng.normal(0, 3, patch).astype(np.float32) for number in numbers}
-    mean = BlockMean(grid, numbers, gaussian_weights(patch), 0.5)
-    for number, logits in answers.items():
+    logits_of = {number: rng.normal(0, 3, patch).astype(np.float32) for number in numbers}
+    mean = LogitAccumulator(grid, numbers, gaussian_weights(patch), 0.5)
+    for number, logits in logits_of.items():
         mean.add(number, logits)
-    expected = _plain(grid, answers, padded)
+    expected = _plain(grid, logits_of, padded)
     assert mean.read(Box.whole(padded)).tobytes() == expected.tobytes()
     marked, box = np.argwhere(expected > 0.5), mean.marked_box()
     assert (box is None) == (len(marked) == 0)
     if box is not None:
-        # A voxel around them is in the box as well.
+        # The box includes one more voxel on each side.
         assert (marked > box.start_ijk).all()
         assert (marked + 1 < box.stop_ijk).all()
 
 
-def test_what_the_mask_needs_is_less_and_gives_the_same_mask() -> None:
+def test_mask_only_gives_the_same_mask() -> None:
     tumours = [Box((30, 20, 60), (41, 33, 70)), Box((31, 94, 63), (34, 97, 66)), Box((100, 4, 4), (108, 10, 12))]
     scan = body_scan((120, 104, 136), tumours)
     for keep_largest in (False, True):
         whole, lean = (
-            answer(begin(scan, mode="exhaustive", keep_largest=keep_largest, mask_only=lean)) for lean in (False, True)
+            run_request(begin(scan, mode="exhaustive", keep_largest=keep_largest, mask_only=lean))
+            for lean in (False, True)
         )
-        mask = lean.finish()
-        assert mask.array.tobytes() == whole.finish().array.tobytes()
+        mask = lean.mask()
+        assert mask.array.tobytes() == whole.mask().array.tobytes()
         assert 0.9 < mask.array.sum() / sum(np.prod(box.shape) for box in tumours[: 1 if keep_largest else 3]) < 1.1
 
 
-def test_blocks_go_as_soon_as_no_later_patch_reaches_them() -> None:
-    """A grid ten times as long takes no more memory at any time, where nothing is found."""
+def test_blocks_are_freed_after_their_last_patch() -> None:
+    """A grid ten times as long needs no more memory if nothing is marked."""
     patch, most = (16, 16, 16), []
     for length in (96, 960):
         grid = PatchGrid.covering((length, 64, 64), patch, 0.5)
-        mean = BlockMean(grid, range(len(grid)), gaussian_weights(patch), 0.5, mask_only=True)
+        mean = LogitAccumulator(grid, range(len(grid)), gaussian_weights(patch), 0.5, mask_only=True)
         held = []
         for number in range(len(grid)):
             mean.add(number, np.full(patch, -2, np.float32))

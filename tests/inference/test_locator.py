@@ -1,4 +1,4 @@
-"""A bundle's locator tells where to look closely: the same mask for fewer patches, or the whole body."""
+"""Localised inference with a locator: the same mask from fewer patches, or the full body is run."""
 
 from __future__ import annotations
 
@@ -11,119 +11,119 @@ import pytest
 from gtvray.config import InferenceConfig
 from gtvray.errors import ConfigError
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob, Locator, Predictor, Suspicion, locator_of
-from gtvray.inference.localise import BEYOND, DROPPED_SHARE, EMPTY, UNSURE, CloseLook
+from gtvray.inference import Locator, Predictor, SegmentationRequest, Suspicion, locator_of
+from gtvray.inference.localise import BEYOND, DROPPED_SHARE, EMPTY, UNSURE, RequiredPatches
 from gtvray.inference.schedule import PatchGrid, gaussian_weights
 from gtvray.models import Bundle
 from gtvray.preprocessing import prepare
 
 from ..bundles import random_bundle
-from .made_up import PATCH_IJK, PREPROCESSING, answer, begin, body_scan, sees_bone, to_logits
+from .synthetic import PATCH_IJK, PREPROCESSING, begin, body_scan, run_request, sees_bone, to_logits
 
 TUMOUR = Box((28, 24, 20), (37, 31, 29))
 
 
-def _job(scan: Volume, place: Box | None, highest: float = 0.9) -> CaseJob:
+def _request(scan: Volume, region: Box | None, highest: float = 0.9) -> SegmentationRequest:
     prepared = prepare(scan, PREPROCESSING)
     suspected = np.zeros(prepared.hu.shape, bool)
-    if place is not None:
-        suspected[place.slices] = True
+    if region is not None:
+        suspected[region.slices] = True
     inference = InferenceConfig(mode="localised")
-    return CaseJob(prepared, PREPROCESSING, inference, PATCH_IJK, suspicion=Suspicion(suspected, highest))
+    return SegmentationRequest(prepared, PREPROCESSING, inference, PATCH_IJK, suspicion=Suspicion(suspected, highest))
 
 
-def _where(scan: Volume, place: Box) -> Box:
-    """A box of the scan on its prepared grid."""
+def _where(scan: Volume, region: Box) -> Box:
+    """Convert a box of the scan to its prepared grid."""
     prepared = prepare(scan, PREPROCESSING)
     marked = np.zeros(scan.shape, np.uint8)
-    marked[place.slices] = 1
+    marked[region.slices] = 1
     found = Box.around(scan.with_array(marked).reoriented("RAS").array)
     assert found is not None
     assert prepared.crop is not None
     return found.moved(prepared.crop.start_ijk)
 
 
-def test_where_the_tumour_is_suspected_the_mask_is_the_bodys() -> None:
+def test_correct_suspicion_gives_the_mask_of_body_mode() -> None:
     scan = body_scan(tumours=[TUMOUR])
-    near, body = answer(_job(scan, _where(scan, TUMOUR))), answer(begin(scan, mode="body"))
-    np.testing.assert_array_equal(near.finish().array, body.finish().array)
-    assert near.finish().array.any()
+    near, body = run_request(_request(scan, _where(scan, TUMOUR))), run_request(begin(scan, mode="body"))
+    np.testing.assert_array_equal(near.mask().array, body.mask().array)
+    assert near.mask().array.any()
     seen = near.coverage()
     assert (seen.mode, seen.fallback) == ("localised", None)
     assert seen.patches <= 27 < body.patches
 
 
-def test_a_mask_that_reaches_further_is_followed_once_and_then_looked_for_everywhere() -> None:
+def test_region_is_widened_once_and_then_the_body_is_run() -> None:
     rod = Box((6, 24, 20), (58, 31, 29))
     scan = body_scan(tumours=[rod])
-    body = answer(begin(scan, mode="body"))
+    body = run_request(begin(scan, mode="body"))
     for part, fallback in ((Box((10, 24, 20), (52, 31, 29)), None), (Box((28, 26, 22), (30, 28, 24)), BEYOND)):
-        job = answer(_job(scan, _where(scan, part)))
-        assert job.coverage().fallback == fallback
-        np.testing.assert_array_equal(job.finish().array, body.finish().array)
+        request = run_request(_request(scan, _where(scan, part)))
+        assert request.coverage().fallback == fallback
+        np.testing.assert_array_equal(request.mask().array, body.mask().array)
 
 
 @pytest.mark.parametrize(("highest", "reason"), [(0.1, EMPTY), (0.4, UNSURE)])
-def test_a_locator_in_doubt_is_not_followed(highest: float, reason: str) -> None:
+def test_unreliable_suspicion_falls_back_to_the_body(highest: float, reason: str) -> None:
     scan = body_scan(tumours=[TUMOUR])
-    job, body = answer(_job(scan, _where(scan, TUMOUR), highest)), answer(begin(scan, mode="body"))
-    assert (job.coverage().mode, job.coverage().fallback) == ("body", reason)
-    assert job.probability().tobytes() == body.probability().tobytes()
+    request, body = run_request(_request(scan, _where(scan, TUMOUR), highest)), run_request(begin(scan, mode="body"))
+    assert (request.coverage().mode, request.coverage().fallback) == ("body", reason)
+    assert request.probability().tobytes() == body.probability().tobytes()
 
 
-def test_in_much_air_a_close_look_is_the_whole_scans() -> None:
-    """Where the body's box begins has no say in where patches lie, on which networks' answers hang."""
-    place = Box((20, 20, 15), (29, 27, 22))
+def test_localised_patches_coincide_with_exhaustive_ones() -> None:
+    """Positions of patches, on which logits depend, do not depend on where the box of the body starts."""
+    region = Box((20, 20, 15), (29, 27, 22))
     wide = Box((-33, -7, -20), (60, 75, 61))
-    scan = body_scan((48, 44, 40), [place]).padded(wide, -1000)
+    scan = body_scan((48, 44, 40), [region]).padded(wide, -1000)
 
     def centred(channels: np.ndarray) -> np.ndarray:
-        """Sees the tumour in the middle of a patch only."""
+        """Detects tumour in the centre of a patch only."""
         near = np.zeros(channels.shape[1:], np.float32)
         near[5:-5, 5:-5, 5:-5] = 1
         return near * sees_bone(channels)
 
-    near = answer(_job(scan, _where(scan, place.moved(wide.start_ijk))), centred)
-    others = {mode: answer(begin(scan, mode=mode), centred) for mode in ("exhaustive", "body")}
-    masks = {mode: job.finish().array for mode, job in others.items()}
+    near = run_request(_request(scan, _where(scan, region.moved(wide.start_ijk))), centred)
+    others = {mode: run_request(begin(scan, mode=mode), centred) for mode in ("exhaustive", "body")}
+    masks = {mode: request.mask().array for mode, request in others.items()}
     assert near.coverage().fallback is None
     assert near.patches < others["body"].patches
     assert masks["exhaustive"].sum() > 100
-    np.testing.assert_array_equal(near.finish().array, masks["exhaustive"])
-    # It can fail: the patches of the body's box lie elsewhere.
+    np.testing.assert_array_equal(near.mask().array, masks["exhaustive"])
+    # The comparison can fail: patches of the body's box have other positions.
     assert (masks["body"] != masks["exhaustive"]).any()
 
 
-def test_a_suspicion_that_holds_no_voxel_is_none() -> None:
-    job = answer(_job(body_scan(tumours=[TUMOUR]), None))
-    assert (job.coverage().mode, job.coverage().fallback) == ("body", EMPTY)
-    assert job.finish().array.any()
+def test_suspicion_without_voxels_falls_back_to_the_body() -> None:
+    request = run_request(_request(body_scan(tumours=[TUMOUR]), None))
+    assert (request.coverage().mode, request.coverage().fallback) == ("body", EMPTY)
+    assert request.mask().array.any()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_voxel_loses_more_than_the_share_of_its_weights(seed: int) -> None:
+def test_omitted_weights_are_bounded_at_every_voxel(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape, patch = tuple(rng.integers(30, 70, 3)), tuple(int(n) for n in rng.integers(8, 30, 3))
     grid, weights = PatchGrid.covering(shape, patch, 0.5), gaussian_weights(patch)
     body = sorted(rng.choice(len(grid), -(-len(grid) * 4 // 5), replace=False).tolist())
-    place = np.zeros(shape, bool)
+    region = np.zeros(shape, bool)
     low = rng.integers(0, np.asarray(shape) - 12)
-    place[tuple(slice(s, s + n) for s, n in zip(low, rng.integers(1, 12, 3), strict=True))] = True
-    look = CloseLook(grid, body, weights, (6.0, 6.0, 6.0))
-    kept = look.around(place)
+    region[tuple(slice(s, s + n) for s, n in zip(low, rng.integers(1, 12, 3), strict=True))] = True
+    required = RequiredPatches(grid, body, weights, (6.0, 6.0, 6.0))
+    kept = required.around(region)
     every, some = np.zeros(shape), np.zeros(shape)
     for number in body:
         every[grid.slices(number)] += weights
         if number in kept:
             some[grid.slices(number)] += weights
     assert set(kept) <= set(body)
-    assert (some[place] >= (1 - DROPPED_SHARE) * every[place] - 1e-4).all()
-    assert not look.is_beyond(place, kept)
-    # Nothing is kept that no voxel could tell from nothing.
-    assert len(kept) <= len([n for n in body if grid.touching(place, (1, 1, 1)).count(n)])
+    assert (some[region] >= (1 - DROPPED_SHARE) * every[region] - 1e-4).all()
+    assert not required.is_beyond(region, kept)
+    # Patches without weight in the region are omitted.
+    assert len(kept) <= len([n for n in body if grid.touching(region, (1, 1, 1)).count(n)])
     if kept:
-        left_out = max(kept, key=lambda n: float(weights.max() * place[grid.slices(n)].sum()))
-        assert look.is_beyond(place, [n for n in kept if n != left_out])
+        omitted = max(kept, key=lambda n: float(weights.max() * region[grid.slices(n)].sum()))
+        assert required.is_beyond(region, [n for n in kept if n != omitted])
 
 
 def _with_locator(folder: Path, **inference: Any) -> Bundle:
@@ -131,7 +131,7 @@ def _with_locator(folder: Path, **inference: Any) -> Bundle:
     return random_bundle(folder / "bundle", locator=locator, inference=InferenceConfig(mode="localised", **inference))
 
 
-def test_a_bundle_carries_its_locator_and_runs_it_as_itself(tmp_path: Path) -> None:
+def test_locator_inherits_backend_and_precision_of_its_bundle(tmp_path: Path) -> None:
     bundle = _with_locator(tmp_path, precision="bf16")
     locating = locator_of(bundle)
     assert locating is not None
@@ -140,7 +140,7 @@ def test_a_bundle_carries_its_locator_and_runs_it_as_itself(tmp_path: Path) -> N
     assert locator_of(random_bundle(tmp_path / "none")) is None
 
 
-def test_a_locator_says_the_same_each_time_and_marks_on_the_scans_prepared_grid(tmp_path: Path) -> None:
+def test_locator_is_repeatable_and_on_the_prepared_grid(tmp_path: Path) -> None:
     bundle = _with_locator(tmp_path)
     locating = locator_of(bundle)
     assert locating is not None
@@ -153,17 +153,39 @@ def test_a_locator_says_the_same_each_time_and_marks_on_the_scans_prepared_grid(
     assert (once.suspected & bright).sum() > 0.8 * bright.sum()
 
 
-def test_a_predictor_with_a_locator_gives_a_mask_and_tells_how(tmp_path: Path) -> None:
+def test_predictor_with_a_locator_returns_mask_and_coverage(tmp_path: Path) -> None:
     predictor = Predictor(_with_locator(tmp_path), threads=1)
     predictor.warm()
     scan = body_scan(tumours=[TUMOUR])
-    job = predictor.begin(scan)
-    predictor.run(job)
-    assert job.finish().same_grid(scan)
-    assert job.coverage().mode in {"localised", "body"}
+    request = predictor.begin(scan)
+    predictor.run(request)
+    assert request.mask().same_grid(scan)
+    assert request.coverage().mode in {"localised", "body"}
 
 
-def test_a_locator_of_a_promoted_variant_is_the_one_given(tmp_path: Path) -> None:
+def test_patches_of_a_locator_can_be_scheduled_like_those_of_any_request(tmp_path: Path) -> None:
+    """Patch by patch, between those of another scan, they give the suspicion and the mask of `predict`."""
+    predictor = Predictor(_with_locator(tmp_path), threads=1)
+    locator = predictor.locator
+    assert locator is not None
+    scans = [body_scan(tumours=[TUMOUR]), body_scan((48, 44, 40), [Box((20, 20, 15), (29, 27, 22))])]
+    prepared = [predictor.prepare(scan) for scan in scans]
+    locating = [locator.begin(each) for each in prepared]
+    while any(request.remaining for request in locating):
+        for request in locating:
+            if request.remaining:
+                patch = request.take()
+                request.put(patch.number, locator.forward([patch.channels])[0])
+    for scan, each, request in zip(scans, prepared, locating, strict=True):
+        suspicion, expected = locator.suspicion(request), locator.suspect(each)
+        assert suspicion.suspected.tobytes() == expected.suspected.tobytes()
+        assert suspicion.highest == expected.highest
+        segmentation = predictor.request(each, suspicion=suspicion)
+        predictor.run(segmentation)
+        assert segmentation.mask().array.tobytes() == predictor.predict(scan).array.tobytes()
+
+
+def test_derived_bundle_has_the_given_locator(tmp_path: Path) -> None:
     from gtvray.promotion import with_inference
 
     plain, locator = random_bundle(tmp_path / "plain"), random_bundle(tmp_path / "loc", seed=3)
@@ -171,7 +193,7 @@ def test_a_locator_of_a_promoted_variant_is_the_one_given(tmp_path: Path) -> Non
     assert derived.locator is not None
     assert derived.locator.digest == locator.digest
     assert derived.inference.mode == "localised"
-    # And it stays when another setting changes.
+    # It is kept when another setting changes.
     with pytest.raises(ConfigError, match="asks a locator"):
         with_inference(plain, {"mode": "body"}, tmp_path / "out", locator)
     kept = with_inference(derived, {"threshold": 0.3}, tmp_path / "out")

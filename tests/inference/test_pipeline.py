@@ -1,4 +1,4 @@
-"""Reading ahead and writing behind: in order, within bounds, whatever fails and whenever it is cut off."""
+"""Overlapped loading, running and storing: order, bounds, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtvray.inference import overlapped
 from gtvray.inference.pipeline import AHEAD, BEHIND
 
 
-def test_results_come_in_order_and_one_that_fails_stops_no_other() -> None:
+def test_results_are_ordered_and_errors_are_isolated() -> None:
     def load(key: int) -> int:
         if key == 1:
             raise InputError("cannot be read")
@@ -35,12 +35,12 @@ def test_results_come_in_order_and_one_that_fails_stops_no_other() -> None:
     assert list(overlapped([], load, run, store)) == []
 
 
-def test_what_is_not_foreseen_is_raised() -> None:
+def test_unexpected_error_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         list(overlapped([1, 0], lambda key: key, lambda loaded: 1 / loaded, lambda key, ran: ran))
 
 
-def test_no_more_is_loaded_than_the_bound() -> None:
+def test_loading_ahead_is_bounded() -> None:
     loaded: list[int] = []
     most = []
 
@@ -53,13 +53,13 @@ def test_no_more_is_loaded_than_the_bound() -> None:
         return key
 
     for key, _ in overlapped(range(20), load, run, lambda key, ran: ran):
-        # Given back, still being stored, in the network, and waiting for it.
+        # Yielded, being stored, running, and waiting to run.
         assert len(loaded) <= key + 1 + BEHIND + AHEAD
     assert max(most) <= 1 + AHEAD
 
 
-def test_the_next_is_loaded_and_the_last_stored_while_one_runs() -> None:
-    """Each stage waits for the others to be where they must be: without overlap nothing would ever go on."""
+def test_loading_and_storing_overlap_with_running() -> None:
+    """Each stage waits for the others: without overlap the test would time out."""
     loading, storing = [threading.Event() for _ in range(4)], [threading.Event() for _ in range(4)]
 
     def load(key: int) -> int:
@@ -80,12 +80,12 @@ def test_the_next_is_loaded_and_the_last_stored_while_one_runs() -> None:
     assert [outcome for _, outcome in overlapped(range(4), load, run, store)] == [0, 1, 2, 3]
 
 
-def test_interrupted_it_stores_what_it_began_and_begins_nothing(tmp_path: Path) -> None:
+def test_interrupt_completes_the_store_in_progress_and_starts_nothing(tmp_path: Path) -> None:
     began, go_on, loaded = threading.Event(), threading.Event(), []
 
     def run(key: int) -> int:
         if key == 1:
-            # The first is being stored when Ctrl-C comes.
+            # The first is being stored when Ctrl-C arrives.
             assert began.wait(60)
             go_on.set()
             raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_interrupted_it_stores_what_it_began_and_begins_nothing(tmp_path: Path) 
     assert max(loaded) <= 1 + AHEAD
 
 
-def test_errors_are_given_back_as_they_are() -> None:
+def test_error_object_is_yielded_unchanged() -> None:
     error = InputError("no", where="scan 7")
 
     def load(key: int) -> int:

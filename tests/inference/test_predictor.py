@@ -1,4 +1,4 @@
-"""The network at work: the same answer alone and in company, and MONAI's answer on the same patches."""
+"""The predictor: independence of the batch, equality with MONAI, and masks on the grid of the scan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai.inferers.utils import sliding_window_inference
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.errors import DataError
 from gtvray.geometry import Volume
-from gtvray.inference import CaseJob, Predictor, run_to_end
+from gtvray.inference import Predictor, SegmentationRequest, run_patches
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
 from gtvray.preprocessing import prepare, to_channels
 
@@ -54,29 +54,29 @@ def _scan(shape: tuple[int, int, int]) -> Volume:
 
 
 def _probability(predictor: Predictor, scan: Volume) -> np.ndarray:
-    job = predictor.begin(scan)
-    run_to_end(job, predictor.forward, predictor.batch_size)
-    return job.probability()
+    request = predictor.begin(scan)
+    run_patches(request, predictor.forward, predictor.batch_size)
+    return request.probability()
 
 
 @pytest.mark.parametrize(("precision", "threads"), [("fp32", 1), ("fp32", 2), ("bf16", 1)])
-def test_a_patch_has_one_answer_whatever_shares_its_batch(make: Any, precision: str, threads: int) -> None:
+def test_logits_do_not_depend_on_what_shares_the_batch(make: Any, precision: str, threads: int) -> None:
     predictor = Predictor(make(batch_size=4, precision=precision), threads=threads)
     assert torch.get_num_threads() == threads
     patches = list(np.random.default_rng(1).random((4, 2, *PATCH), dtype=np.float32))
     together = predictor.forward(patches)
     assert together.shape == (4, *PATCH)
     assert together.dtype == np.float32
-    for place, patch in enumerate(patches):
-        assert predictor.forward([patch]).tobytes() == together[place].tobytes()
-        assert predictor.forward([patches[0], patch, patches[2]])[1].tobytes() == together[place].tobytes()
+    for position, patch in enumerate(patches):
+        assert predictor.forward([patch]).tobytes() == together[position].tobytes()
+        assert predictor.forward([patches[0], patch, patches[2]])[1].tobytes() == together[position].tobytes()
     assert together.std() > 0.01
 
 
 @pytest.mark.parametrize("shape", [(32, 40, 24), (37, 45, 29)])
-def test_exhaustive_inference_is_monais_sliding_window(make: Any, shape: tuple[int, int, int]) -> None:
+def test_exhaustive_mode_equals_monais_sliding_window(make: Any, shape: tuple[int, int, int]) -> None:
     scan, bundle = _scan(shape), make(mode="exhaustive", batch_size=2)
-    hu = prepare(scan, PREPROCESSING, whole=True).hu
+    hu = prepare(scan, PREPROCESSING, full_extent=True).hu
     assert hu.shape == shape
     channels = torch.from_numpy(to_channels(hu.array, PREPROCESSING.windows_hu))[None]
     with torch.inference_mode():
@@ -84,42 +84,42 @@ def test_exhaustive_inference_is_monais_sliding_window(make: Any, shape: tuple[i
     found = _probability(Predictor(bundle), scan)
     np.testing.assert_allclose(found, logits[0, 0].sigmoid().numpy(), atol=1e-5)
     assert found.std() > 0.01
-    # It can fail: nnU-Net's patches lie and weigh otherwise.
+    # The comparison can fail: nnU-Net's patches have other positions and weights.
     other = _probability(Predictor(make(mode="exhaustive", batch_size=2, sliding_window="nnunet")), scan)
     assert np.abs(other - found).max() > 1e-3
 
 
-def test_exhaustive_inference_sees_what_the_crop_takes_away(make: Any) -> None:
-    """What lies apart from the body is looked at in mode `exhaustive` alone, and no flag depends on the mode."""
+def test_exhaustive_mode_includes_the_cropped_region(make: Any) -> None:
+    """Tissue separate from the body is run in mode `exhaustive` only, and flags do not depend on the mode."""
     narrow = PREPROCESSING.model_copy(update={"body_margin_mm": 6.0})
     bundles = {mode: replace(make(mode=mode, batch_size=4), preprocessing=narrow) for mode in ("exhaustive", "body")}
     hu = np.full((60, 40, 24), -1000, np.int16)
     hu[2:34, 4:36, 2:22] = _scan((32, 32, 20)).array
     hu[44:58, 10:24, 4:18] = 300
     scan = Volume(hu, np.diag([-4.0, -4, 4, 1]))
-    jobs = {mode: Predictor(bundle).begin(scan) for mode, bundle in bundles.items()}
-    assert jobs["exhaustive"].prepared.hu.shape == scan.shape
-    assert jobs["body"].prepared.hu.shape[0] < 44
-    assert jobs["exhaustive"].out_of_domain == jobs["body"].out_of_domain != ()
-    assert jobs["exhaustive"].patches > jobs["body"].patches
+    requests = {mode: Predictor(bundle).begin(scan) for mode, bundle in bundles.items()}
+    assert requests["exhaustive"].prepared.hu.shape == scan.shape
+    assert requests["body"].prepared.hu.shape[0] < 44
+    assert requests["exhaustive"].out_of_domain == requests["body"].out_of_domain != ()
+    assert requests["exhaustive"].patches > requests["body"].patches
 
 
-def test_two_scans_side_by_side_are_as_each_alone(make: Any) -> None:
-    """Batches filled from two requests, as a server fills them, give each its own mask to the bit."""
+def test_interleaved_requests_equal_separate_ones(make: Any) -> None:
+    """Batches filled from two requests, as in a server, give each its mask bit for bit."""
     predictor = Predictor(make(mode="body", batch_size=3))
     scans = [_scan((32, 24, 24)), _scan((40, 24, 20))]
     alone = [_probability(predictor, scan) for scan in scans]
-    jobs: list[CaseJob] = [predictor.begin(scan) for scan in scans]
-    while any(job.remaining for job in jobs):
-        taken = [(job, job.take()) for job in (*jobs, jobs[1]) if job.remaining]
-        for (job, patch), answer in zip(taken, predictor.forward([p.channels for _, p in taken]), strict=True):
-            job.put(patch.number, answer)
-    for job, expected in zip(jobs, alone, strict=True):
-        assert job.probability().tobytes() == expected.tobytes()
+    requests: list[SegmentationRequest] = [predictor.begin(scan) for scan in scans]
+    while any(request.remaining for request in requests):
+        taken = [(request, request.take()) for request in (*requests, requests[1]) if request.remaining]
+        for (request, patch), logits in zip(taken, predictor.forward([p.channels for _, p in taken]), strict=True):
+            request.put(patch.number, logits)
+    for request, expected in zip(requests, alone, strict=True):
+        assert request.probability().tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("shape", [(32, 40, 24), (10, 40, 6)])
-def test_predict_gives_a_mask_on_the_scans_grid_and_again_the_same(make: Any, shape: tuple[int, int, int]) -> None:
+def test_predict_is_repeatable_and_on_the_grid_of_the_scan(make: Any, shape: tuple[int, int, int]) -> None:
     predictor = Predictor(make(threshold=0.5, batch_size=2))
     predictor.warm()
     scan = _scan(shape)
@@ -128,12 +128,12 @@ def test_predict_gives_a_mask_on_the_scans_grid_and_again_the_same(make: Any, sh
     assert masks[0].affine.tobytes() == scan.affine.tobytes()
     assert masks[0].shape == scan.shape
     assert set(np.unique(masks[0].array)) <= {0, 1}
-    # The scan's grid is the prepared one mirrored: the mask must be the thresholded probability itself.
+    # The grid of the scan is the prepared one flipped, so the mask is the thresholded probability itself.
     expected = (_probability(predictor, scan) > 0.5)[::-1, ::-1]
     np.testing.assert_array_equal(masks[0].array, expected)
 
 
-def test_what_is_no_ct_is_refused_by_name(make: Any) -> None:
+def test_input_that_is_not_a_ct_is_rejected_by_name(make: Any) -> None:
     with pytest.raises(DataError) as caught:
         Predictor(make(batch_size=2)).predict(Volume(np.zeros((20, 20, 20), np.int16), np.eye(4)), "scan.nii")
     assert caught.value.fields["where"] == "scan.nii"

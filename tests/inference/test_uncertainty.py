@@ -1,4 +1,4 @@
-"""Uncertainty: figures by hand, and that it rises where Dice falls."""
+"""Uncertainty: values worked out by hand, and correlation with Dice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Volume
-from gtvray.inference import CaseJob, estimate_uncertainty, mean_of_views, run_to_end
+from gtvray.inference import SegmentationRequest, estimate_uncertainty, mean_of_views, run_patches
 from gtvray.preprocessing import prepare
 
 PATCH = (16, 16, 16)
@@ -20,7 +20,7 @@ PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), windows_hu=((-10
 
 
 class _Views:
-    """Networks that see brightness: each takes a voxel for tumour above a level of its own, softly or sharply."""
+    """Views with one intensity threshold each, smooth or sharp."""
 
     def __init__(self, levels: Sequence[float], sharpness: float = 200.0) -> None:
         self.bundle: Any = SimpleNamespace(
@@ -36,9 +36,9 @@ class _Views:
 
     def mask(self, scan: Volume) -> Volume:
         inference = self.bundle.inference.model_copy(update={"mode": "body"})
-        job = CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, inference, PATCH)
-        run_to_end(job, lambda channels: mean_of_views(self.views(channels)), 2)
-        return job.finish()
+        request = SegmentationRequest(prepare(scan, PREPROCESSING), PREPROCESSING, inference, PATCH)
+        run_patches(request, lambda channels: mean_of_views(self.views(channels)), 2)
+        return request.mask()
 
 
 def _scan(edge_hu: float = 600.0) -> Volume:
@@ -54,7 +54,7 @@ def _estimate(views: Any, scan: Volume) -> Any:
     return estimate_uncertainty(views, prepare(scan, PREPROCESSING), views.mask(scan))
 
 
-def test_views_that_agree_and_are_sure_leave_no_doubt() -> None:
+def test_agreeing_confident_views_have_no_uncertainty() -> None:
     found, entropy = _estimate(_Views([0.65, 0.65]), _scan())
     assert found.views == 2
     assert found.pairwise_dice == 1.0
@@ -63,21 +63,21 @@ def test_views_that_agree_and_are_sure_leave_no_doubt() -> None:
     assert float(entropy.array.max()) < 1e-3
 
 
-def test_views_that_differ_about_the_edge_say_so_there() -> None:
-    """One takes 12^3 voxels, the other 8^3 of them."""
+def test_disagreeing_views_have_entropy_at_the_edge() -> None:
+    """One view marks 12^3 voxels, the other 8^3 of them."""
     scan = _scan(edge_hu=200.0)
     found, entropy = _estimate(_Views([0.55, 0.7]), scan)
     assert found.pairwise_dice == pytest.approx(2 * 512 / (1728 + 512), abs=1e-6)
     assert found.volume_sd_ml == pytest.approx((1728 - 512) / 2 * 0.064, rel=1e-6)
     doubtful = entropy.array > 0.9
     assert np.count_nonzero(doubtful) == 1728 - 512
-    # Where the scan is 200 HU, and nowhere else: the entropy lies in the patient as the scan does.
+    # Exactly where the scan is 200 HU, compared by position in the patient.
     at = np.argwhere(doubtful)
-    places = (np.linalg.inv(scan.affine) @ entropy.affine @ np.c_[at, np.ones(len(at))].T)[:3].round().astype(int)
-    assert (scan.array[tuple(places)] == 200).all()
+    voxels_ijk = (np.linalg.inv(scan.affine) @ entropy.affine @ np.c_[at, np.ones(len(at))].T)[:3].round().astype(int)
+    assert (scan.array[tuple(voxels_ijk)] == 200).all()
 
 
-def test_one_view_has_no_disagreement_but_may_doubt() -> None:
+def test_single_view_has_entropy_but_no_agreement() -> None:
     found, _ = _estimate(_Views([0.75], sharpness=20.0), _scan())
     assert (found.views, found.pairwise_dice, found.volume_sd_ml) == (1, None, None)
     assert 0.1 < found.doubt < 0.5
@@ -88,7 +88,7 @@ def test_one_view_has_no_disagreement_but_may_doubt() -> None:
 
 
 def test_doubt_rises_where_dice_falls() -> None:
-    """The less a cube stands out of the noise, the worse is its mask, and the greater the doubt."""
+    """With less contrast to the noise, Dice of the cube falls and doubt rises."""
     truth = np.zeros((32, 32, 32), bool)
     truth[10:22, 10:22, 10:22] = True
     views = _Views([0.62, 0.65, 0.68], sharpness=40.0)

@@ -1,4 +1,7 @@
-"""One of two data-parallel ranks: `python rank.py FOLDER RANK` writes each loss and its gradients, alone and shared."""
+"""One of two data-parallel ranks: `python rank.py FOLDER RANK` writes every loss and its gradients.
+
+Once over the full batch in this process alone, once over this rank's half of it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ HEADS = 3
 
 
 class Heads(torch.nn.Module):
-    """A network of two layers that answers by one head or by several."""
+    """A network of two layers with one head or several."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -28,12 +31,12 @@ class Heads(torch.nn.Module):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         features = torch.tanh(self.features(patches))
-        answers = [head(features) for head in self.heads]
-        return answers[0] if len(answers) == 1 else torch.stack(answers, dim=1)
+        logits = [head(features) for head in self.heads]
+        return logits[0] if len(logits) == 1 else torch.stack(logits, dim=1)
 
 
 def batch(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four patches that share little: one without tumour, and three with tumours of very different size."""
+    """Four dissimilar patches: one without tumour, and three with tumours of very different size."""
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(4, 1, 12, 12, 8, generator=generator, dtype=torch.float64)
     share = torch.tensor([-9.0, 0.5, 1.5, 2.5], dtype=torch.float64).view(4, 1, 1, 1, 1)
@@ -47,8 +50,10 @@ def variants() -> Iterator[tuple[str, str, torch.dtype, int]]:
                 yield f"{kind} {dtype} {heads}", kind, dtype, heads
 
 
-def answer(kind: str, dtype: torch.dtype, heads: int, share: slice, *, parallel: bool) -> dict[str, torch.Tensor]:
-    """The loss over a share of the batch, and the gradient that a step would take."""
+def loss_and_gradients(
+    kind: str, dtype: torch.dtype, heads: int, share: slice, *, parallel: bool
+) -> dict[str, torch.Tensor]:
+    """The loss over a share of the batch, and the gradients that an optimizer step would use."""
     torch.manual_seed(1)
     network = Heads(heads).to(dtype)
     patches, masks = batch(dtype)
@@ -65,17 +70,17 @@ def answer(kind: str, dtype: torch.dtype, heads: int, share: slice, *, parallel:
 
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    told: dict[str, torch.Tensor] = {}
-    # Alone first: no process group exists yet.
-    for way, share in (("alone", slice(0, 4)), ("shared", slice(2 * rank, 2 * rank + 2))):
-        parallel = way == "shared"
+    tensors: dict[str, torch.Tensor] = {}
+    # Alone first, while no process group exists.
+    for run, share in (("alone", slice(0, 4)), ("shared", slice(2 * rank, 2 * rank + 2))):
+        parallel = run == "shared"
         if parallel:
             dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
         for name, kind, dtype, heads in variants():
-            for part, tensor in answer(kind, dtype, heads, share, parallel=parallel).items():
-                told[f"{name}:{way}:{part}"] = tensor.contiguous()
+            for part, tensor in loss_and_gradients(kind, dtype, heads, share, parallel=parallel).items():
+                tensors[f"{name}:{run}:{part}"] = tensor.contiguous()
     dist.destroy_process_group()
-    save_file(told, folder / f"rank-{rank}.safetensors")
+    save_file(tensors, folder / f"rank-{rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cost that is told is the cost of the network that is built, as torch itself counts it."""
+"""Cost estimates, compared with what torch counts for the network that is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_the_cost_is_what_torch_counts_on_real_memory(changes: dict[str, Any]) -> None:
+def test_cost_equals_what_torch_counts_on_real_memory(changes: dict[str, Any]) -> None:
     config = NetworkConfig(**{"features": (4, 8, 8), **changes})
     patch_ijk = tuple(2 * n for n in PATCH_IJK) if config.deep_supervision else PATCH_IJK
     cost = network_cost(config, 2, SPACING_MM, patch_ijk)
@@ -36,15 +36,15 @@ def test_the_cost_is_what_torch_counts_on_real_memory(changes: dict[str, Any]) -
     assert cost.activation_bytes_per_patch_fp32 == kept_bytes(network.train(), patch)
 
 
-def test_what_is_kept_is_what_each_layer_needs() -> None:
-    """By hand: a convolution keeps its input, a ReLU in place its output, and both are counted once."""
+def test_saved_activations_are_those_each_layer_needs() -> None:
+    """By hand: a convolution saves its input, an in-place ReLU its output, and a shared storage counts once."""
     layers = torch.nn.Sequential(
         torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.ReLU(inplace=True), torch.nn.Conv3d(2, 4, 1), torch.nn.Sigmoid()
     )
     assert kept_bytes(layers, torch.zeros(1, 1, 8, 8, 8)) == 4 * 8**3 * (1 + 2 + 4)
 
 
-def test_cost_grows_as_patch_and_batch_do() -> None:
+def test_cost_is_proportional_to_patch_and_batch() -> None:
     config = NetworkConfig(features=(4, 8, 8))
     small, large = (network_cost(config, 1, (3.0, 3.0, 3.0), (n, 16, 16)) for n in (16, 32))
     assert large.parameters == small.parameters
@@ -56,7 +56,7 @@ def test_cost_grows_as_patch_and_batch_do() -> None:
     assert three == 3 * small.activation_bytes_per_patch_fp32
 
 
-def test_mirroring_doubles_the_work_and_not_the_weights() -> None:
+def test_mirror_average_doubles_flops_but_not_parameters() -> None:
     once, twice = (
         network_cost(NetworkConfig(features=(4, 8, 8), mirror_average=mirrored), 1, SPACING_MM, PATCH_IJK)
         for mirrored in (False, True)
@@ -65,6 +65,6 @@ def test_mirroring_doubles_the_work_and_not_the_weights() -> None:
     assert twice.flops_per_patch == 2 * once.flops_per_patch
 
 
-def test_a_plan_that_cannot_be_has_no_cost() -> None:
+def test_cost_of_an_invalid_plan_is_an_error() -> None:
     with pytest.raises(ConfigError, match="patch_ijk"):
         network_cost(NetworkConfig(), 1, SPACING_MM, (9, 9, 9))

@@ -1,4 +1,4 @@
-"""Checkpoints and bundles: what is read is what was written, or an error."""
+"""Checkpoints and bundles on disk: reading returns what was written, or raises."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_bundle_is_the_model_that_was_put_in(bundle: Bundle, network: torch.nn.Module) -> None:
+def test_loaded_bundle_equals_the_written_model(bundle: Bundle, network: torch.nn.Module) -> None:
     loaded = Bundle.load(bundle.folder)
     assert loaded == bundle
     for name in ("preprocessing", "network", "inference", "patch_ijk"):
@@ -59,9 +59,7 @@ def test_a_bundle_is_the_model_that_was_put_in(bundle: Bundle, network: torch.nn
     assert "not a medical device" in (bundle.folder / "bundle.json").read_text().lower()
 
 
-def test_the_digest_names_the_content_and_not_the_place(
-    tmp_path: Path, bundle: Bundle, network: torch.nn.Module
-) -> None:
+def test_digest_depends_on_the_content_only(tmp_path: Path, bundle: Bundle, network: torch.nn.Module) -> None:
     again = write_bundle(tmp_path / "again", weights=dict(reversed(weights_of(network).items())), **SETTINGS)
     moved = shutil.copytree(bundle.folder, tmp_path / "moved")
     assert again.digest == bundle.digest == verify_digest(moved) == verify_digest(bundle.folder)
@@ -72,7 +70,7 @@ def test_the_digest_names_the_content_and_not_the_place(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_byte_is_noticed(bundle: Bundle, name: str) -> None:
+def test_changed_byte_is_detected(bundle: Bundle, name: str) -> None:
     path = bundle.folder / name
     content = path.read_bytes()
     for at in {*range(0, len(content), max(1, len(content) // 60)), len(content) - 2}:
@@ -99,13 +97,13 @@ def test_a_changed_byte_is_noticed(bundle: Bundle, name: str) -> None:
         shutil.rmtree,
     ],
 )
-def test_a_bundle_that_is_not_whole_is_refused(bundle: Bundle, damage: Callable[[Path], Any]) -> None:
+def test_incomplete_bundle_is_rejected(bundle: Bundle, damage: Callable[[Path], Any]) -> None:
     damage(bundle.folder)
     with pytest.raises(BundleError):
         Bundle.load(bundle.folder)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_weights_of_another_network_are_rejected(tmp_path: Path, network: torch.nn.Module) -> None:
     other = {**SETTINGS, "network": NetworkConfig(features=(4, 8, 8))}
     with pytest.raises(BundleError, match="do not fit"):
         write_bundle(tmp_path / "b", weights=weights_of(network), **other).build_network()
@@ -128,7 +126,7 @@ def _steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, start: int,
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_a_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_training_resumed_from_a_checkpoint_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     model, optimizer = _trained()
     tensors = {**{f"w/{n}": t for n, t in weights_of(model).items()},
                **{f"o/{n}": t for n, t in flatten_optimizer(optimizer).items()}}  # fmt: skip
@@ -159,7 +157,7 @@ def test_a_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path:
         shutil.rmtree,
     ],
 )
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_damaged_checkpoint_is_rejected(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     Checkpoint({"w": torch.arange(6.0)}, {"epoch": 3}).save(tmp_path / "c")
     damage(tmp_path / "c")
     with pytest.raises(TrainingError) as caught:
@@ -167,19 +165,19 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path]
     assert caught.value.fields["where"] == str(tmp_path / "c")
 
 
-def test_nothing_in_them_is_pickled(bundle: Bundle, tmp_path: Path) -> None:
+def test_checkpoints_and_bundles_contain_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
     Checkpoint({"w": torch.arange(6.0)}, {"epoch": 3}).save(tmp_path / "c")
     for file in [*bundle.folder.iterdir(), *(tmp_path / "c").iterdir()]:
         assert file.suffix in (".safetensors", ".json")
 
 
-def test_a_locator_is_a_bundle_within_the_bundle(tmp_path: Path, bundle: Bundle, network: torch.nn.Module) -> None:
+def test_locator_is_a_bundle_inside_the_bundle(tmp_path: Path, bundle: Bundle, network: torch.nn.Module) -> None:
     settings = {**SETTINGS, "locator": bundle}
     both = write_bundle(tmp_path / "both", weights=weights_of(network), **settings)
     assert both.locator is not None
     assert both.locator.digest == bundle.digest
     assert both.digest != bundle.digest
-    # A locator's own is left out: nobody would ask it.
+    # A locator of the locator is omitted, since it is never used.
     deeper = write_bundle(tmp_path / "deeper", weights=weights_of(network), **{**SETTINGS, "locator": both})
     assert deeper.locator is not None
     assert deeper.locator.locator is None

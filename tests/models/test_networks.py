@@ -1,11 +1,11 @@
-"""Networks answer in the promised shape, and hold the weights that earlier versions stored."""
+"""Networks: compatibility of weights with MONAI and earlier versions, attention gates and subvoxels."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from monai.networks.nets.dynunet import DynUNet
 from gtvray.config import NetworkConfig, build
 from gtvray.errors import BundleError, ConfigError
 from gtvray.models import build_network, load_weights, plan_network, weights_of
-from gtvray.models.unet import AttentionGate, gathered, spread
+from gtvray.models.unet import AttentionGate, channels_to_space, space_to_channels
 
 GOLDEN = Path(__file__).with_name("golden") / "networks.json"
 TINY = NetworkConfig(size="tiny")
 
 
-def test_plain_and_residual_networks_are_monai_s_weight_for_weight() -> None:
-    """Bundles and checkpoints of earlier versions hold such weights, in this order and with these names."""
+def test_plain_and_residual_unets_equal_monais_weight_for_weight() -> None:
+    """Bundles and checkpoints of earlier versions store weights in this order and with these names."""
     plan = plan_network(TINY, (1.0, 1.0, 3.0), (32, 32, 16))
     for kind in ("unet", "residual_unet"):
         config = NetworkConfig(kind=kind, size="tiny", deep_supervision=True, dropout=0.1)
@@ -41,8 +41,8 @@ def test_plain_and_residual_networks_are_monai_s_weight_for_weight() -> None:
 
 
 @pytest.mark.parametrize(("name", "stored"), json.loads(GOLDEN.read_text()).items())
-def test_a_stored_config_gives_the_weights_it_gave(name: str, stored: dict[str, Any]) -> None:
-    """Names and shapes, by digest, of networks as bundles on disk describe them."""
+def test_stored_configs_give_weights_of_unchanged_names_and_shapes(name: str, stored: dict[str, Any]) -> None:
+    """Digests of names and shapes, for network settings as stored in bundles."""
     with torch.device("meta"):
         network = build_network(build(NetworkConfig, stored["network"], name), 2, (1.0, 1.0, 3.0), (32, 32, 16))
     shapes = {key: list(weight.shape) for key, weight in weights_of(network).items()}
@@ -65,7 +65,7 @@ def test_a_stored_config_gives_the_weights_it_gave(name: str, stored: dict[str, 
         (NetworkConfig(features=(8, 8, 8), subvoxels=(2, 2, 1), deep_supervision=True), (1.0, 1.0, 3.0), (32, 16, 8)),
     ],
 )
-def test_one_logit_a_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: Any) -> None:
+def test_explicit_settings_give_one_logit_per_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: Any) -> None:
     network = build_network(config, 2, spacing_mm, patch_ijk)
     logits = network(torch.zeros(2, 2, *patch_ijk))
     assert logits.shape == (2, 1, *patch_ijk)
@@ -73,18 +73,7 @@ def test_one_logit_a_voxel(config: NetworkConfig, spacing_mm: Any, patch_ijk: An
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("kind", get_args(NetworkConfig.model_fields["kind"].annotation))
-def test_deep_supervision_answers_by_head_in_training_only(kind: Any) -> None:
-    config = NetworkConfig(kind=kind, features=(4, 8, 8, 8), deep_supervision=True)
-    network = build_network(config, 1, (3.0, 3.0, 3.0), (32, 32, 32))
-    patches = torch.zeros(2, 1, 32, 32, 32)
-    heads = network(patches)
-    assert heads.shape[2:] == (1, 32, 32, 32)
-    assert heads.shape[:2] == (2, 2)
-    assert network.eval()(patches).shape == (2, 1, 32, 32, 32)
-
-
-def test_weights_go_from_one_network_to_its_twin_and_to_no_other() -> None:
+def test_weights_load_into_an_identical_network_only() -> None:
     one, twin = (build_network(TINY, 1, (3.0, 3.0, 3.0), (16, 16, 16)).eval() for _ in range(2))
     patch = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
@@ -98,20 +87,8 @@ def test_weights_go_from_one_network_to_its_twin_and_to_no_other() -> None:
         load_weights(build_network(TINY, 2, (3.0, 3.0, 3.0), (16, 16, 16)), weights_of(one))
 
 
-@pytest.mark.parametrize("deep_supervision", [False, True])
-def test_a_mirrored_patch_has_the_mirrored_answer(deep_supervision: bool) -> None:
-    config = NetworkConfig(features=(4, 8, 8, 8), deep_supervision=deep_supervision, mirror_average=True)
-    network = build_network(config, 1, (3.0, 3.0, 3.0), (32, 32, 32))
-    patch = torch.rand(1, 1, 32, 32, 32)
-    with torch.no_grad():
-        straight, mirrored = network(patch), network(patch.flip(2)).flip(-3)
-        one_way = network.network(patch)
-    assert torch.equal(straight, mirrored)
-    assert not torch.allclose(straight, one_way)
-
-
-def test_a_gate_weighs_a_sample_by_itself() -> None:
-    """Batch statistics would make the answer hang on how workers share a batch."""
+def test_attention_gate_normalises_per_sample() -> None:
+    """With batch statistics, logits would depend on how workers share a batch."""
     gate = AttentionGate(8)
     coarse, skip = torch.randn(2, 2, 8, 4, 4, 4).unbind()
     together = gate(coarse, skip)
@@ -119,40 +96,29 @@ def test_a_gate_weighs_a_sample_by_itself() -> None:
     torch.testing.assert_close(together, apart)
     share = together / skip
     assert bool(((share > 0) & (share < 1)).all())
-    # One weight a voxel, whichever the channel.
+    # One weight per voxel, for all channels.
     torch.testing.assert_close(share, share[:, :1].expand_as(share))
     assert not torch.allclose(gate(coarse.flip(2), skip), together)
 
 
-@pytest.mark.parametrize("attention", get_args(NetworkConfig.model_fields["attention"].annotation))
-@pytest.mark.parametrize("kind", get_args(NetworkConfig.model_fields["kind"].annotation))
-def test_a_sample_s_answer_hangs_on_no_other_of_its_batch(kind: Any, attention: Any) -> None:
-    config = NetworkConfig(kind=kind, features=(4, 8, 8), attention=attention)
-    network = build_network(config, 1, (3.0, 3.0, 3.0), (16, 16, 16))
-    patches = torch.rand(2, 1, 16, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(network(patches)[:1], network(patches[:1]), rtol=1e-4, atol=1e-5)
-    assert list(network.buffers()) == [], "weights_of keeps parameters alone"
-
-
 @pytest.mark.parametrize("subvoxels", [(1, 1, 1), (2, 2, 2), (2, 3, 1), (1, 1, 4)])
-def test_subvoxels_are_put_back_where_they_came_from(subvoxels: Any) -> None:
+def test_channels_to_space_inverts_space_to_channels(subvoxels: Any) -> None:
     i, j, k = (2 * n for n in subvoxels)
-    places = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
-    coarse = gathered(places, subvoxels)
+    voxels = torch.arange(2 * i * j * k, dtype=torch.float32).reshape(2, 1, i, j, k)
+    coarse = space_to_channels(voxels, subvoxels)
     assert coarse.shape == (2, i * j * k // 8, 2, 2, 2)
-    assert torch.equal(spread(coarse, subvoxels), places)
-    # A channel holds one voxel of each block, the last axis of the block fastest, and channels stay together.
+    assert torch.equal(channels_to_space(coarse, subvoxels), voxels)
+    # A channel holds one voxel of each block, the last axis of the block fastest; input channels are not interleaved.
     x, y, z = subvoxels
-    assert torch.equal(coarse[0, 0], places[0, 0, ::x, ::y, ::z])
-    assert torch.equal(coarse[0, -1], places[0, 0, x - 1 :: x, y - 1 :: y, z - 1 :: z])
-    both = gathered(torch.cat([places, -places], dim=1), subvoxels)
+    assert torch.equal(coarse[0, 0], voxels[0, 0, ::x, ::y, ::z])
+    assert torch.equal(coarse[0, -1], voxels[0, 0, x - 1 :: x, y - 1 :: y, z - 1 :: z])
+    both = space_to_channels(torch.cat([voxels, -voxels], dim=1), subvoxels)
     assert torch.equal(both, torch.cat([coarse, -coarse], dim=1))
     heads = torch.stack([coarse, 2 * coarse], dim=1)
-    assert torch.equal(spread(heads, subvoxels), torch.stack([places, 2 * places], dim=1))
+    assert torch.equal(channels_to_space(heads, subvoxels), torch.stack([voxels, 2 * voxels], dim=1))
 
 
-def test_a_network_of_subvoxels_works_on_the_coarser_grid_and_answers_on_the_finer() -> None:
+def test_subvoxels_run_the_network_on_the_coarser_grid() -> None:
     config = NetworkConfig(features=(8, 8, 16), subvoxels=(2, 2, 2))
     plan = plan_network(config, (3.0, 3.0, 3.0), (32, 32, 32))
     alone = plan_network(NetworkConfig(features=(8, 8, 16)), (6.0, 6.0, 6.0), (16, 16, 16))
@@ -164,13 +130,13 @@ def test_a_network_of_subvoxels_works_on_the_coarser_grid_and_answers_on_the_fin
     with torch.no_grad():
         logits = network(patch)
         assert logits.shape == patch.shape
-        # A voxel within a block counts: its neighbours in the block are other channels.
+        # Each voxel of a block is a channel of its own.
         changed = patch.clone()
         changed[0, 0, 17, 16, 16] += 5
         assert not torch.allclose(network(changed), logits)
 
 
-def test_subvoxels_that_do_not_divide_the_patch_are_refused() -> None:
+def test_subvoxels_that_do_not_divide_the_patch_are_rejected() -> None:
     config = NetworkConfig(features=(8, 8, 8), subvoxels=(2, 2, 3))
     with pytest.raises(ConfigError, match="subvoxels do not divide"):
         plan_network(config, (3.0, 3.0, 3.0), (32, 32, 32))

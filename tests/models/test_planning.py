@@ -1,4 +1,4 @@
-"""Plans follow spacing and patch, keep what is set, and say why."""
+"""Network plans: derived from spacing and patch, explicit values kept, origins reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUBES_MM = (3.0, 3.0, 3.0)
 
 @settings(max_examples=200)
 @given(st.sampled_from(list(FEATURES)), SPACINGS, PATCHES)
-def test_a_plan_pools_only_what_can_be_pooled(size: Any, spacing_mm: Any, patch_ijk: Any) -> None:
+def test_plan_pools_only_axes_that_can_be_halved(size: Any, spacing_mm: Any, patch_ijk: Any) -> None:
     try:
         plan = plan_network(NetworkConfig(size=size), spacing_mm, patch_ijk)
     except ConfigError as error:
@@ -36,7 +36,7 @@ def test_a_plan_pools_only_what_can_be_pooled(size: Any, spacing_mm: Any, patch_
     spacing, left = np.array(spacing_mm), np.array(patch_ijk)
     for stage in plan.stages:
         assert (left % stage.stride == 0).all()
-        # An axis at least twice as coarse as the finest is left alone until the others have caught up.
+        # An axis at least twice as coarse as the finest is not pooled until the others are as coarse.
         assert all(s == 1 for s, mm in zip(stage.stride, spacing, strict=True) if mm >= 2 * spacing.min())
         spacing, left = spacing * stage.stride, left // stage.stride
         assert stage.kernel == tuple(3 if mm < 2 * spacing.min() else 1 for mm in spacing)
@@ -46,7 +46,7 @@ def test_a_plan_pools_only_what_can_be_pooled(size: Any, spacing_mm: Any, patch_
 
 
 @given(SPACINGS, st.sampled_from([16, 32, 64, 128]))
-def test_a_larger_patch_or_size_is_never_a_shallower_network(spacing_mm: Any, side: int) -> None:
+def test_larger_patch_or_size_never_reduces_the_depth(spacing_mm: Any, side: int) -> None:
     depths = []
     for size in FEATURES:
         plans = [plan_network(NetworkConfig(size=size), spacing_mm, (n,) * 3) for n in (side, 2 * side)]
@@ -58,12 +58,12 @@ def test_a_larger_patch_or_size_is_never_a_shallower_network(spacing_mm: Any, si
 
 
 @pytest.mark.parametrize("patch_ijk", [(8, 8, 8), (49, 49, 49), (50, 50, 50), (8, 12, 9)])
-def test_a_patch_that_cannot_be_halved_twice_is_refused(patch_ijk: tuple[int, int, int]) -> None:
+def test_patch_that_cannot_be_halved_twice_is_rejected(patch_ijk: tuple[int, int, int]) -> None:
     with pytest.raises(ConfigError, match="patch_ijk"):
         plan_network(NetworkConfig(size="tiny"), CUBES_MM, patch_ijk)
 
 
-def test_slices_of_three_millimetres_are_convolved_in_two_dimensions_at_the_top() -> None:
+def test_thick_slices_have_two_dimensional_kernels_in_the_first_stage() -> None:
     plan = plan_network(NetworkConfig(), (1.0, 1.0, 3.0), (64, 64, 32))
     assert plan.kernels[:2] == ((3, 3, 1), (3, 3, 3))
     assert plan.strides[:3] == ((1, 1, 1), (2, 2, 1), (2, 2, 2))
@@ -84,7 +84,7 @@ def test_slices_of_three_millimetres_are_convolved_in_two_dimensions_at_the_top(
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_what_is_set_is_kept_and_the_rest_follows(settings: Any, expected: Any) -> None:
+def test_explicit_values_are_kept_and_the_others_derived(settings: Any, expected: Any) -> None:
     plan = plan_network(NetworkConfig(size="tiny", **settings), CUBES_MM, (32, 32, 32))
     for name, value in expected.items():
         assert getattr(plan, name) == value
@@ -93,7 +93,7 @@ def test_what_is_set_is_kept_and_the_rest_follows(settings: Any, expected: Any) 
     assert list(plan.origins.values()).count("set in the config") == 1
 
 
-def test_the_encoder_of_each_kind_has_the_blocks_its_size_says() -> None:
+def test_blocks_of_the_encoder_follow_kind_and_size() -> None:
     for kind, expected in (("unet", (1,) * 5), ("residual_encoder_unet", (1, 3, 4, 6, 6))):
         plan = plan_network(NetworkConfig(kind=kind, size="base"), CUBES_MM, (64, 64, 64))
         assert tuple(stage.blocks for stage in plan.stages) == expected
@@ -111,26 +111,26 @@ def test_the_encoder_of_each_kind_has_the_blocks_its_size_says() -> None:
         ("network.strides=[[1, 1, 1], [1, 1, 1], [2, 2, 2]]", "network.strides"),
     ],
 )
-def test_a_list_that_cannot_be_is_refused_by_its_name(override: str, named: str) -> None:
+def test_invalid_list_is_rejected_by_name(override: str, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=[override])
     assert named in str(caught.value)
 
 
-def test_lists_of_different_depth_are_refused_with_their_names() -> None:
+def test_lists_of_different_depth_are_rejected_by_name() -> None:
     with pytest.raises(ConfigError, match=r"network\.features has 4, network\.blocks has 3"):
         load_config(overrides=["network.blocks=[1, 1, 1]", "network.features=[8, 8, 8, 8]"])
 
 
 @pytest.mark.parametrize(("patch_ijk", "what"), [((16, 16, 12), "divide"), ((8, 8, 8), "one voxel")])
-def test_strides_that_do_not_fit_the_patch_are_refused(patch_ijk: Any, what: str) -> None:
+def test_strides_that_do_not_fit_the_patch_are_rejected(patch_ijk: Any, what: str) -> None:
     halvings = NetworkConfig(strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)))
     with pytest.raises(ConfigError, match=what) as caught:
         plan_network(halvings, CUBES_MM, patch_ijk)
     assert "network.strides" in str(caught.value)
 
 
-def test_a_plan_can_be_printed_and_stored() -> None:
+def test_plan_as_text_and_as_json() -> None:
     plan = plan_network(NetworkConfig(deep_supervision=True, attention="gates"), (1.0, 1.0, 3.0), (32, 32, 16))
     lines = plan.as_text().splitlines()
     assert lines[0] == "unet, 4 stages, attention gates, coarser heads 1"

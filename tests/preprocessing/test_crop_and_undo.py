@@ -1,4 +1,4 @@
-"""What the crop may not take away, what is told of it, and masks that come back from any grid."""
+"""The body crop, its notes, and masks restored from any grid."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ def _kept(hu: np.ndarray, where: np.ndarray, affine: np.ndarray | None = None) -
     return 1 - cut_off_share(scan.with_array(where.astype(np.uint8)), prepare(scan, COARSE))
 
 
-def _assert_whole(image: Path, label: Path) -> None:
+def _assert_not_cropped(image: Path, label: Path) -> None:
     scan, mask = read_volume(image), read_volume(label)
     prepared = prepare(scan, COARSE)
     assert cut_off_share(mask, prepared) == 0, image
     assert prepared.notes == (), image
-    # By voxels of the upright scan too, which is what was cut.
+    # Also counted on the reoriented scan, which was cropped.
     crop = prepared.crop
     assert crop is not None
     upright = mask.reoriented("RAS").array > 0
     assert np.count_nonzero(upright) == np.count_nonzero(upright[crop.slices]), image
 
 
-def test_no_tumour_of_a_real_scan_is_cut(real_cases: Path, shared_data: Path) -> None:
+def test_crop_keeps_the_tumour_of_real_scans(real_cases: Path, shared_data: Path) -> None:
     for case in sorted(real_cases.iterdir())[::12]:
-        _assert_whole(case / "data.nii.gz", case / "label.nii.gz")
+        _assert_not_cropped(case / "data.nii.gz", case / "label.nii.gz")
     for case in (shared_data / "sarcoma_gtv").glob("STS_*"):
-        _assert_whole(case / "nifti" / "CT_image.nii.gz", case / "nifti" / "CT_mask.nii.gz")
+        _assert_not_cropped(case / "nifti" / "CT_image.nii.gz", case / "nifti" / "CT_mask.nii.gz")
     lung = shared_data / "lung_gtv" / "cancerdata_pat_1" / "nifti"
-    _assert_whole(lung / "image" / "phantom.nii.gz", lung / "mask" / "mask.nii.gz")
+    _assert_not_cropped(lung / "image" / "phantom.nii.gz", lung / "mask" / "mask.nii.gz")
 
 
 @pytest.mark.slow
-def test_no_tumour_of_any_real_scan_is_cut(real_cases: Path) -> None:
+def test_crop_keeps_the_tumour_of_all_real_scans(real_cases: Path) -> None:
     cases = [*real_cases.iterdir(), *(real_cases.parent / "val").iterdir()]
     for case in cases:
         if case.is_dir():
-            _assert_whole(case / "data.nii.gz", case / "label.nii.gz")
+            _assert_not_cropped(case / "data.nii.gz", case / "label.nii.gz")
 
 
 @pytest.mark.parametrize("thing", ["couch", "touching couch", "cushion", "metal", "holder", "cut", "noise", "padding"])
-def test_what_lies_about_a_patient_does_not_cut_into_it(thing: str) -> None:
+def test_objects_around_the_patient_do_not_shrink_the_crop(thing: str) -> None:
     hu = _patient()
     body = hu > -400
     j = int(np.flatnonzero(body.any(axis=(0, 2)))[0])
@@ -87,7 +87,7 @@ def test_what_lies_about_a_patient_does_not_cut_into_it(thing: str) -> None:
     assert _kept(hu, body) == 1.0
 
 
-def test_a_second_leg_that_is_cut_away_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_cropped_second_leg_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     leg = _patient((30, 30, 40))
     hu = np.concatenate([leg, np.full((10, 30, 40), -1000, np.int16), leg])
     hu[60:66] = -1000  # the second is the smaller
@@ -95,14 +95,14 @@ def test_a_second_leg_that_is_cut_away_is_told_of(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         prepared = prepare(scan, COARSE, "scan.nii")
     (note,) = prepared.notes
-    assert "cut away" in note
+    assert "cropped" in note
     assert "scan.nii" in caplog.text
     second = np.zeros(hu.shape, np.uint8)
     second[45:55] = hu[45:55] > 0
     assert cut_off_share(scan.with_array(second), prepared) > 0.9
 
 
-def test_a_tilted_gantry_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_tilted_gantry_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     affine = np.diag([3.0, 3.0, 3.0, 1.0])
     affine[1, 2] = 0.8
     assert is_sheared(affine)
@@ -132,8 +132,8 @@ def _grid(turn, tilt, signs, spacing_mm) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(GRIDS, st.sampled_from(["linear", "cubic"]), st.booleans(), st.integers(0, 10_000))
-def test_any_blob_comes_back_to_any_grid(grid, interpolation, antialias, seed) -> None:
-    """A blob at least four prepared voxels across keeps a Dice of 0.84; shape and affine are the scan's own."""
+def test_random_blob_is_restored_on_any_grid(grid, interpolation, antialias, seed) -> None:
+    """A blob of at least four prepared voxels keeps a Dice of 0.84, and the shape and affine of the scan."""
     affine = _grid(*grid)
     rng = np.random.default_rng(seed)
     scan = Volume(_patient((40, 36, 32)), affine)
@@ -151,8 +151,8 @@ def test_any_blob_comes_back_to_any_grid(grid, interpolation, antialias, seed) -
 
 @settings(max_examples=40, deadline=None)
 @given(GRIDS, st.integers(0, 10_000), st.booleans(), st.sampled_from([(4.0, 2.0, 5.0), (15.0, 18.0, 12.0)]))
-def test_a_mask_in_part_equals_a_mask_in_whole(grid, seed, antialias, spacing_mm) -> None:
-    """The short cut about the drawn voxels changes none: at borders, of single voxels, of scattered ones, of none."""
+def test_preparing_the_drawn_region_equals_preparing_the_full_mask(grid, seed, antialias, spacing_mm) -> None:
+    """Restricting the work to the drawn region changes no voxel: at borders, for single, scattered and no voxels."""
     scan = Volume(_patient((24, 22, 20)), _grid(*grid))
     prepared = prepare(scan, PreprocessingConfig(spacing_mm=spacing_mm, antialias=antialias, body_margin_mm=100))
     rng = np.random.default_rng(seed)
@@ -169,8 +169,8 @@ def test_a_mask_in_part_equals_a_mask_in_whole(grid, seed, antialias, spacing_mm
     np.testing.assert_array_equal(found, prepare_mask(scan.with_array(voxels.astype(bool)), prepared))
 
 
-def test_a_far_coarser_grid_at_the_border_is_within_the_short_cut() -> None:
-    """Where an average is cut off by the border, a mask two voxels away may still be most of it."""
+def test_drawn_region_includes_averages_at_the_border() -> None:
+    """An average truncated by the border may consist mostly of a mask two voxels away."""
     hu = np.full((40, 20, 20), 40, np.int16)
     hu[:, 0] = -1000
     scan = Volume(hu, np.diag([1.0, 1.0, 1.0, 1.0]))
@@ -182,7 +182,7 @@ def test_a_far_coarser_grid_at_the_border_is_within_the_short_cut() -> None:
     assert prepare_mask(mask, prepared)[-1].any()
 
 
-def test_cubic_prepared_values_are_the_spline_s() -> None:
+def test_cubic_prepared_values_equal_scipys_spline() -> None:
     rng = np.random.default_rng(3)
     smooth = ndimage.gaussian_filter(rng.normal(0, 300, (40, 36, 32)), 1)
     scan = Volume((_patient((40, 36, 32)) + smooth).astype(np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
@@ -205,7 +205,7 @@ def test_cubic_prepared_values_are_the_spline_s() -> None:
     ("antialias", "digest"),
     [(True, "09d379f043cca650"), (False, "cb09b5bce6d9c866")],
 )
-def test_version_1_gives_the_voxels_it_always_gave(antialias: bool, digest: str) -> None:
+def test_voxels_of_preprocessing_version_1_are_unchanged(antialias: bool, digest: str) -> None:
     rng = np.random.default_rng(11)
     hu = (_patient((50, 44, 30)) + rng.integers(-60, 60, (50, 44, 30))).astype(np.int16)
     affine = np.array([[-2.0, 0.2, 0, 11], [0.2, 2.0, 0, -5], [0, 0, 3.3, 70], [0, 0, 0, 1]])

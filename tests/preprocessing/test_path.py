@@ -1,4 +1,4 @@
-"""The one preprocessing path: the same patient gives the same grid, and a mask finds its way back."""
+"""Preprocessing of scans, and restoring masks to the grid of the scan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _affine(
 
 
 def _head(affine: np.ndarray, shape: tuple[int, int, int] = (40, 44, 24)) -> tuple[Volume, Volume]:
-    """A lopsided ball of tissue with a bony stripe, and a lopsided tumour in it."""
+    """An asymmetric ball of tissue with a strip of bone, and an asymmetric tumour in it."""
     i, j, k = (np.arange(n) - (n - 1) / 2 for n in shape)
     rho = (i[:, None, None] / 15) ** 2 + (j[:, None] / 18) ** 2 + (k / 10) ** 2 + 0.02 * i[:, None, None]
     hu = np.where(rho < 1, 40, -1000).astype(np.int16)
@@ -44,7 +44,7 @@ def _dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
-def _there_and_back(scan: Volume, mask: Volume, config: PreprocessingConfig = CONFIG) -> float:
+def _dice_after_restoring(scan: Volume, mask: Volume, config: PreprocessingConfig = CONFIG) -> float:
     prepared = prepare(scan, config)
     assert prepared.hu.array.dtype == np.int16
     assert prepared.hu.spacing_mm == pytest.approx(config.spacing_mm)
@@ -59,13 +59,13 @@ def _there_and_back(scan: Volume, mask: Volume, config: PreprocessingConfig = CO
 @pytest.mark.parametrize(
     ("turn", "tilt"), [((0, 0, 0), 0), ((12, 0, 0), 0), ((9, -7, 20), 0), ((0, 0, 0), 0.25), ((5, 100, 0), -0.2)]
 )
-def test_a_real_mask_comes_back(real_cases: Path, case: str, turn: tuple[float, float, float], tilt: float) -> None:
+def test_real_mask_is_restored(real_cases: Path, case: str, turn: tuple[float, float, float], tilt: float) -> None:
     scan, mask = (read_volume(real_cases / case / f"{name}.nii.gz") for name in ("data", "label"))
     moved = np.eye(4)
     moved[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ [[1, 0, 0], [0, 1, tilt], [0, 0, 1]]
     scan, mask = (Volume(volume.array, moved @ volume.affine) for volume in (scan, mask))
     assert is_sheared(scan.affine) == (tilt != 0)
-    assert _there_and_back(scan, mask) >= 0.95
+    assert _dice_after_restoring(scan, mask) >= 0.95
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,20 +75,20 @@ def test_a_real_mask_comes_back(real_cases: Path, case: str, turn: tuple[float, 
     st.tuples(*[st.sampled_from([2.0, 3.0, 4.0])] * 3),
     st.tuples(*[st.sampled_from([1, -1])] * 3),
 )
-def test_a_mask_comes_back_to_any_grid(turn, tilt, spacing_mm, signs) -> None:
+def test_mask_is_restored_on_any_grid(turn, tilt, spacing_mm, signs) -> None:
     affine = _affine(turn, tilt, tuple(np.multiply(spacing_mm, signs)))
-    assert _there_and_back(*_head(affine), PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0))) >= 0.95
+    assert _dice_after_restoring(*_head(affine), PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0))) >= 0.95
 
 
-def test_a_grid_of_its_own_is_not_resampled() -> None:
+def test_scan_on_the_prepared_grid_is_not_resampled() -> None:
     scan, mask = _head(np.diag([3.0, 3, 3, 1]))
     prepared = prepare(scan, PreprocessingConfig(body_margin_mm=100))
     np.testing.assert_array_equal(prepared.hu.array, scan.array)
     np.testing.assert_array_equal(prepare_mask(mask, prepared), mask.array)
-    assert _there_and_back(scan, mask) == 1.0
+    assert _dice_after_restoring(scan, mask) == 1.0
 
 
-def test_the_same_patient_in_another_orientation_gives_the_same_voxels(shared_data: Path) -> None:
+def test_reoriented_real_scan_gives_the_same_voxels(shared_data: Path) -> None:
     folder = shared_data / "oddities" / "derived"
     one, other = (prepare(read_volume(folder / f"{name}.nii.gz"), CONFIG) for name in ("base", "reoriented_ras"))
     assert one.hu.same_grid(other.hu)
@@ -97,7 +97,7 @@ def test_the_same_patient_in_another_orientation_gives_the_same_voxels(shared_da
 
 
 @pytest.mark.parametrize("codes", ["LPS", "LPI", "SAR", "IPL", "ARS"])
-def test_orientation_does_not_matter(codes: str) -> None:
+def test_prepared_voxels_do_not_depend_on_orientation(codes: str) -> None:
     scan, mask = _head(_affine((8, -5, 3), 0, (2.5, 3.1, 4.0)))
     one, other = prepare(scan, CONFIG), prepare(scan.reoriented(codes), CONFIG)
     assert one.hu.same_grid(other.hu)
@@ -106,7 +106,7 @@ def test_orientation_does_not_matter(codes: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["scaled_0_1", "uint8_windowed", "unsigned_offset1024", "all_air"])
-def test_what_is_not_in_hounsfield_units_is_refused(shared_data: Path, name: str) -> None:
+def test_scan_not_in_hounsfield_units_is_rejected(shared_data: Path, name: str) -> None:
     path = shared_data / "oddities" / "derived" / f"{name}.nii.gz"
     for attempt in (check_hu, lambda scan, where: prepare(scan, CONFIG, where)):
         with pytest.raises(DataError, match="Hounsfield") as caught:
@@ -114,12 +114,12 @@ def test_what_is_not_in_hounsfield_units_is_refused(shared_data: Path, name: str
         assert caught.value.fields["where"] == str(path)
 
 
-def test_real_scans_are_in_hounsfield_units(real_cases: Path, shared_data: Path) -> None:
+def test_real_scans_in_hounsfield_units_are_accepted(real_cases: Path, shared_data: Path) -> None:
     check_hu(read_volume(real_cases / "pt_1" / "data.nii.gz"))
     check_hu(read_volume(shared_data / "head_ct" / "cranium.nii.gz"))
 
 
-def test_a_scan_without_a_body_is_refused() -> None:
+def test_scan_without_a_body_is_rejected() -> None:
     array = np.full((30, 30, 30), -1000, np.int16)
     array[3, 3, 3] = 500
     with pytest.raises(DataError, match="no body") as caught:
@@ -129,11 +129,11 @@ def test_a_scan_without_a_body_is_refused() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.tuples(*[st.floats(0.5, 4)] * 3), st.tuples(*[st.integers(0, 9)] * 3), st.sampled_from([0.0, 3.0, 40.0]))
-def test_the_body_is_inside_with_its_margin_and_little_else_is(spacing_mm, start, margin_mm) -> None:
+def test_crop_contains_the_body_and_its_margin_and_little_else(spacing_mm, start, margin_mm) -> None:
     array = np.full((40, 38, 36), -1000, np.int16)
     stop = np.add(start, [19, 21, 17])
     array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = 30
-    array[36:, 34:, 32:] = 30  # a smaller thing beside it
+    array[36:, 34:, 32:] = 30  # a smaller object beside it
     scan = Volume(array, np.diag([*spacing_mm, 1.0]))
     prepared = prepare(scan, PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0), body_margin_mm=margin_mm)).hu
     low = prepared.affine[:3, 3] - 1
@@ -143,13 +143,13 @@ def test_the_body_is_inside_with_its_margin_and_little_else_is(spacing_mm, start
     voxel = np.array(spacing_mm)
     assert (low <= np.maximum(body_low - margin_mm + 0.5 * voxel, -0.5 * voxel) + 0.01).all()
     assert (high >= np.minimum(body_high + margin_mm - 0.5 * voxel, grid_high) - 0.01).all()
-    # Within a search step, rounding of the margin and one prepared voxel.
+    # Up to a search step, rounding of the margin and one prepared voxel.
     slack = 4 + 1.5 * voxel + 2
     assert (low >= body_low - margin_mm - slack).all()
     assert (high <= body_high + margin_mm + slack).all()
 
 
-def test_values_outside_the_scanner_s_range_are_clipped_and_outside_is_air() -> None:
+def test_values_outside_the_hu_range_are_clipped() -> None:
     scan, _ = _head(np.diag([3.0, 3, 3, 1]))
     array = scan.array.copy()
     array[array == 900], array[0, 0, 0] = 30_000, -30_000
@@ -159,8 +159,8 @@ def test_values_outside_the_scanner_s_range_are_clipped_and_outside_is_air() -> 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("tilt", [0.0, 0.25])
-def test_restoring_a_part_equals_restoring_all_of_it(threshold: float, tilt: float) -> None:
-    """The short cut about the tumour must not change a voxel: the oracle samples the whole grid point by point."""
+def test_restoring_the_tumour_region_equals_restoring_the_full_grid(threshold: float, tilt: float) -> None:
+    """Restricting the work to the tumour region changes no voxel; scipy samples the full grid point by point."""
     scan, _ = _head(_affine((8, -5, 3), tilt, (2.5, 3.1, 4.0)))
     prepared = prepare(scan, CONFIG)
     noise = np.random.default_rng(1).random(prepared.hu.shape, dtype=np.float32)
@@ -180,7 +180,7 @@ def test_restoring_a_part_equals_restoring_all_of_it(threshold: float, tilt: flo
     assert found.any()
 
 
-def test_nothing_found_is_an_empty_mask_on_the_grid() -> None:
+def test_probability_below_the_threshold_gives_an_empty_mask_on_the_grid() -> None:
     scan, _ = _head(_affine((8, -5, 3), 0.2, (2.5, 3.1, 4.0)))
     prepared = prepare(scan, CONFIG)
     back = restore_mask(np.full(prepared.hu.shape, 0.5, np.float32), prepared, 0.5)
@@ -189,14 +189,14 @@ def test_nothing_found_is_an_empty_mask_on_the_grid() -> None:
     assert back.affine.tobytes() == scan.affine.tobytes()
 
 
-def test_one_slice_goes_there_and_back() -> None:
+def test_single_slice_is_restored() -> None:
     scan, mask = _head(np.diag([-3.0, -3, 2.5, 1]))
     middle = [volume.array[:, :, 12:13] for volume in (scan, mask)]
-    assert _there_and_back(*(Volume(array, scan.affine) for array in middle)) >= 0.95
+    assert _dice_after_restoring(*(Volume(array, scan.affine) for array in middle)) >= 0.95
 
 
 @given(st.lists(st.tuples(st.integers(-1024, 1000), st.integers(1, 2000)), min_size=1, max_size=3))
-def test_windows_become_channels(spans: list[tuple[int, int]]) -> None:
+def test_each_window_becomes_a_channel(spans: list[tuple[int, int]]) -> None:
     windows = tuple((float(low), float(low + width)) for low, width in spans)
     hu = np.arange(-1024, 3072, 7, dtype=np.int16).reshape(1, 1, -1)
     channels = to_channels(hu, windows)

@@ -1,1 +1,1 @@
-"""What runs a network: torch or OpenVINO, one door to both."""
+"""Backends that run a network: torch or OpenVINO, behind one protocol."""

@@ -1,6 +1,6 @@
-"""OpenVINO as a backend on CPUs: fp32 or bf16.
+"""The OpenVINO backend for CPUs: fp32 or bf16.
 
-A network is converted once for each bundle, member and batch shape, held against torch, and kept in a cache.
+A network is converted once for each bundle, member and batch shape, compared with torch, and kept in a cache.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gtvray.models import Bundle
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-# Two implementations of fp32 differ by rounding only; a layer read wrongly differs by far more.
-_FURTHEST_PROBABILITY = 1e-3
+# Two implementations of fp32 differ by rounding only; a wrongly converted layer differs by far more.
+_MOST_DIFFERENCE = 1e-3
 _TELEMETRY = "openvino_telemetry"
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,9 @@ class OpenVinoBackend:
         store: where conversions are kept.
 
     Raises:
+        ConfigError: the precision is neither fp32 nor bf16.
         ResourceError: OpenVINO is not installed, or the CPU has no bf16.
-        FailureError: the converted network does not answer as torch's does.
+        FailureError: the converted network does not reproduce the trained one.
     """
 
     def __init__(self, bundle: Bundle, member: int, threads: int, store: ConversionStore) -> None:
@@ -66,14 +67,31 @@ class OpenVinoBackend:
         return tumour
 
 
+def open_openvino(bundle: Bundle, member: int, device: torch.device, store: ConversionStore) -> OpenVinoBackend:
+    """A member of a bundle, with as many CPU threads as torch has in this process.
+
+    Raises:
+        ConfigError: the device is not a CPU, or as `OpenVinoBackend`.
+        ResourceError, FailureError: as `OpenVinoBackend`.
+    """
+    if device.type != "cpu":
+        raise ConfigError(
+            "the OpenVINO backend runs on CPUs",
+            expected="serving.gpus_per_replica=0",
+            found=str(device),
+            do="promote this model with inference.backend=torch for GPUs",
+        )
+    return OpenVinoBackend(bundle, member, torch.get_num_threads(), store)
+
+
 def import_openvino() -> Any:
-    """The package, which never gets to send usage data from here.
+    """Import OpenVINO with its telemetry disabled.
 
     Raises:
         ResourceError: it is not installed.
     """
-    # OpenVINO reports its import and conversions over the network by this package; without it, it has a silent
-    # stand-in. None makes every import of it fail as if it were not installed.
+    # OpenVINO sends usage data through this package, and does without it where it is not installed. None makes every
+    # import of it fail that way.
     sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -93,7 +111,7 @@ def _require_precision(core: openvino.Core, precision: str) -> None:
         raise ConfigError("OpenVINO runs fp32 or bf16", found=f"inference.precision={precision}")
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in able:
-        # It would run fp32 instead and not say so: another mask than the one that was promoted.
+        # OpenVINO would silently run fp32 instead, and its masks would differ from those that were promoted.
         raise ResourceError(
             "this CPU has no bf16 arithmetic",
             expected="avx512_bf16 or amx_bf16",
@@ -103,7 +121,7 @@ def _require_precision(core: openvino.Core, precision: str) -> None:
 
 
 def _key(ov: Any, core: openvino.Core, bundle: Bundle, member: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What a conversion hangs on; another value of any of these is another conversion."""
+    """The key of a conversion in the store: everything it depends on."""
     return {
         "bundle": bundle.digest,
         "member": member,
@@ -116,12 +134,13 @@ def _key(ov: Any, core: openvino.Core, bundle: Bundle, member: int, shape: tuple
 
 
 def _converted(ov: Any, bundle: Bundle, member: int, shape: tuple[int, ...]) -> Converted:
+    """Convert a network, and compare it with torch in fp32."""
     network = bundle.build_network(member)
     patch = torch.from_numpy(np.random.default_rng(0).random((1, *shape[1:]), dtype=np.float32))
-    _log.info("converting member %d of %s to OpenVINO, once", member, bundle.digest[:12])
+    _log.info("converting member %d of bundle %s to OpenVINO", member, bundle.digest[:12])
     with warnings.catch_warnings(), torch.inference_mode():
-        # Tracing is what OpenVINO turns into its own instance normalisation, a third faster here than torch.export's
-        # decomposed one; torch calls it deprecated. MONAI's checks of shapes warn of being traced.
+        # OpenVINO maps a traced instance normalisation to its own, a third faster here than the decomposed one of
+        # torch.export. torch warns that tracing is deprecated, and MONAI's shape checks warn when traced.
         warnings.simplefilter("ignore")
         trace: Callable[..., Any] = torch.jit.trace
         traced = trace(network, patch, check_trace=False)
@@ -132,13 +151,13 @@ def _converted(ov: Any, bundle: Bundle, member: int, shape: tuple[int, ...]) -> 
     batch[0] = patch[0].numpy()
     request = _compiled(ov.Core(), converted, "fp32", torch.get_num_threads())
     found = expit(request.infer({0: batch})[0][0, 0])
-    furthest = float(np.abs(found - expected).max())
-    if not furthest <= _FURTHEST_PROBABILITY:
+    difference = float(np.abs(found - expected).max())
+    if not difference <= _MOST_DIFFERENCE:
         raise FailureError(
-            "the converted network does not answer as the trained one",
+            "the converted network does not reproduce the trained one",
             where=f"member {member} of bundle {bundle.digest[:12]}",
-            expected=f"probabilities within {_FURTHEST_PROBABILITY:g}",
-            found=f"{furthest:.3g} apart",
+            expected=f"probabilities within {_MOST_DIFFERENCE:g}",
+            found=f"a difference of {difference:.3g}",
             do="use inference.backend=torch for this network, and report it",
         )
     return converted
@@ -156,7 +175,7 @@ def _compiled(core: openvino.Core, kept: Converted, precision: str, threads: int
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        # Pinned threads of two processes would share a core while another idles.
+        # Pinned threads of two processes would share one core while another is idle.
         "ENABLE_CPU_PINNING": False,
     }
     compile_model: Callable[..., Any] = core.compile_model

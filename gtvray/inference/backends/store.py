@@ -1,6 +1,6 @@
-"""Converted networks on disk, outside any bundle: written whole, held against their digests whenever they are read.
+"""A cache of converted networks on disk: written atomically, verified against their digests at every read.
 
-One folder a conversion, named by the digest of what it hangs on. All of it can be deleted at any time.
+One folder per conversion, named by the digest of its key. The cache can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Converted:
-    """A network in OpenVINO's own form: its graph and its tensors, both as bytes."""
+    """A network in OpenVINO's format: its graph and its tensors, as bytes."""
 
     xml: bytes
     weights: bytes
@@ -36,19 +36,19 @@ class Converted:
 
 
 class ConversionStore:
-    """A folder of conversions; several processes may use it at once.
+    """A folder of conversions, which several processes may use at once.
 
     Args:
-        folder: made when something is added.
+        folder: created when a conversion is added.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, key: dict[str, Any]) -> Converted | None:
-        """The conversion of a key, or None if there is none, or none that is whole.
+        """The conversion of a key, or None if it is missing or damaged.
 
-        The bytes given are the bytes that were checked, whatever happens to the files meanwhile.
+        The bytes returned are the bytes that were verified, whatever happens to the files meanwhile.
         """
         entry = self._entry(key)
         try:
@@ -58,11 +58,11 @@ class ConversionStore:
             return None
         if stored == {"key": key, "files": found.digests()}:
             return found
-        _log.warning("%s: a converted network is damaged, and is made again", entry)
+        _log.warning("%s: the converted network is damaged; it is converted again", entry)
         return None
 
     def add(self, key: dict[str, Any], converted: Converted) -> Converted:
-        """Keep a conversion, in the place of a damaged one if there is one.
+        """Store a conversion, replacing a damaged one.
 
         Raises:
             ResourceError: the disk is full.
@@ -79,6 +79,6 @@ class ConversionStore:
 
 
 def default_store() -> ConversionStore:
-    """The user's own: `$GTVRAY_CACHE`, else `gtvray` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The user's cache: `$GTVRAY_CACHE`, else `gtvray` in `$XDG_CACHE_HOME` or `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return ConversionStore(Path(os.environ.get("GTVRAY_CACHE") or Path(home) / "gtvray") / "openvino")

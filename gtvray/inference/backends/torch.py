@@ -1,16 +1,21 @@
-"""torch as a backend: fp32, bf16, and fp16 on CUDA; as it is, or compiled."""
+"""The torch backend: fp32, bf16, and fp16 on CUDA; optionally compiled."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gtvray.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from gtvray.inference.backends.store import ConversionStore
+    from gtvray.models import Bundle
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,8 +30,8 @@ class TorchBackend:
         compiled: compile the network at its first batch.
 
     Raises:
-        ConfigError: fp16 is asked of a CPU.
-        ResourceError: the CPU's code cannot be compiled here.
+        ConfigError: fp16 is requested on a CPU.
+        ResourceError: torch.compile lacks a C++ compiler.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class TorchBackend:
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
             raise ConfigError(
-                "fp16 needs a CUDA device", found="inference.precision=fp16 on a CPU", do="take bf16 or fp32"
+                "fp16 needs a CUDA device", found="inference.precision=fp16 on a CPU", do="set bf16 or fp32"
             )
         self._device, self._dtype = device, PRECISIONS[precision]
         network = network.to(device)
@@ -45,13 +50,23 @@ class TorchBackend:
         return run_network(self._network, batch, self._device, self._dtype)
 
 
+def open_torch(bundle: Bundle, member: int, device: torch.device, _: ConversionStore) -> TorchBackend:
+    """A member of a bundle with the precision of its inference settings.
+
+    Raises:
+        ConfigError, ResourceError: as `TorchBackend`.
+    """
+    settings = bundle.inference
+    return TorchBackend(bundle.build_network(member), device, settings.precision, settings.compiled)
+
+
 def run_network(
     network: Callable[[torch.Tensor], torch.Tensor],
     batch: NDArray[np.float32],
     device: torch.device,
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
-    """Logits of the tumour (b, i, j, k) of a batch (b, c, i, j, k), the network in `dtype`, the rest in fp32."""
+    """Tumour logits (b, i, j, k), float32, of a batch (b, c, i, j, k); the network runs in `dtype`."""
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits = network(torch.from_numpy(batch).to(device))
     tumour: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
@@ -61,9 +76,9 @@ def run_network(
 def _compiled(network: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
-        # torch would say so at the first batch only, in a stack trace.
+        # torch would report it at the first batch only, in a stack trace.
         raise ResourceError(
-            "no C++ compiler, which torch.compile needs on a CPU",
+            "torch.compile needs a C++ compiler on a CPU",
             found=compiler,
             do="install g++, or set inference.compiled=false",
         )

@@ -1,4 +1,4 @@
-"""The other side of the head: the plane lies where the tissue is alike, and every user sees the same channels."""
+"""Mirror plane and input channels, which are equal in training and serving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gtvray.data import CaseCache, PatchSampler
 from gtvray.data.patches.draws import CHANGES
 from gtvray.datasets import index_dataset
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob, Predictor, estimate_uncertainty
+from gtvray.inference import Predictor, SegmentationRequest, estimate_uncertainty
 from gtvray.io import read_volume, write_volume
 from gtvray.models import build_network, weights_of, write_bundle
 from gtvray.preprocessing import AIR_HU, mirror_sum, mirrored_hu, prepare
@@ -31,7 +31,7 @@ MIRRORED = PreprocessingConfig(spacing_mm=(6.0, 6.0, 6.0), windows_hu=((-200.0, 
 
 
 def _head(centre_i: float, size: int = 40) -> Volume:
-    """Shoulders and a head above them, RAS, 6 mm: alike on both sides but for a bone on the patient's left."""
+    """Shoulders and a head, RAS, 6 mm: symmetric except for a bone on the patient's left."""
     i, j, k = np.meshgrid(np.arange(size) - centre_i, np.arange(24) - 11.5, np.arange(20.0), indexing="ij")
     body = (i / np.where(k < 8, 13, 7)) ** 2 + (j / 8) ** 2 < 1
     hu = np.where(body, 40, -1000).astype(np.int16)
@@ -40,7 +40,7 @@ def _head(centre_i: float, size: int = 40) -> Volume:
 
 
 @pytest.mark.parametrize("centre_i", [19.5, 18.0, 21.5, 17.5])
-def test_the_plane_lies_in_the_middle_of_the_head(centre_i: float) -> None:
+def test_mirror_plane_is_the_middle_of_the_head(centre_i: float) -> None:
     head = _head(centre_i)
     assert mirror_sum(head) == 2 * centre_i
     twice = mirrored_hu(mirrored_hu(head.array, int(2 * centre_i), AIR_HU), int(2 * centre_i), AIR_HU)
@@ -49,15 +49,15 @@ def test_the_plane_lies_in_the_middle_of_the_head(centre_i: float) -> None:
     np.testing.assert_array_equal(twice[inside], head.array[inside])
 
 
-def test_what_the_other_side_shows_lies_at_the_same_place() -> None:
+def test_mirrored_structure_has_the_mirrored_position() -> None:
     head = _head(18.5)
     mirrored = mirrored_hu(head.array, mirror_sum(head), AIR_HU)
     bones = [np.argwhere(hu == 900).mean(axis=0) for hu in (head.array, mirrored)]
     np.testing.assert_allclose(bones, [[22.5, 11.5, 14], [14.5, 11.5, 14]], atol=0.5)
 
 
-def test_a_plane_is_found_in_any_half_of_a_head() -> None:
-    """Cut through the middle there is nothing to compare with; the mirrored scan still has the scan's shape."""
+def test_mirror_plane_of_half_a_head_is_within_the_scan() -> None:
+    """A head cut through the middle has no counterpart; the mirrored scan still has the shape of the scan."""
     for part in (slice(20, None), slice(None, 20), slice(19, 21)):
         half = _head(19.5).array[part]
         plane_sum = mirror_sum(Volume(half, np.diag([6.0, 6, 6, 1])))
@@ -65,23 +65,23 @@ def test_a_plane_is_found_in_any_half_of_a_head() -> None:
         assert mirrored_hu(half, plane_sum, AIR_HU).shape == half.shape
 
 
-def test_a_real_scan_seen_in_a_mirror_has_the_mirror_plane(real_cases: Path) -> None:
+def test_flipped_real_scan_has_the_flipped_plane(real_cases: Path) -> None:
     for case in index_dataset(real_cases).cases[:5]:
         hu = prepare(read_volume(case.image), MIRRORED).hu
         turned = hu.with_array(np.ascontiguousarray(hu.array[::-1]))
-        # Of two planes that are as good as each other, the lower one is taken.
+        # Of two planes with equal overlap the lower one is chosen.
         assert abs(mirror_sum(turned) - (2 * (hu.shape[0] - 1) - mirror_sum(hu))) <= 1
 
 
-def test_the_plane_stays_where_a_scan_is_cut_at_one_side() -> None:
+def test_mirror_plane_is_stable_when_one_side_is_cut_off() -> None:
     head = _head(19.5)
     for first in (4, 8, 10):
         assert mirror_sum(head) - 2 * first == mirror_sum(Volume(np.ascontiguousarray(head.array[first:]), head.affine))
 
 
 @pytest.mark.parametrize("tilt", [0.25, -0.2])
-def test_a_tilted_gantry_leaves_the_plane(tilt: float) -> None:
-    """Resampled upright, the head has its mirror image on itself still, and both lie on one grid."""
+def test_mirror_plane_of_a_sheared_scan_is_found(tilt: float) -> None:
+    """On the orthogonal grid the head is still symmetric."""
     head = _head(19.5)
     affine = np.array([[6.0, 0, 0, 0], [0, 6, 6 * tilt, 0], [0, 0, 6, 0], [0, 0, 0, 1]])
     prepared = prepare(Volume(np.minimum(head.array, 40), affine), MIRRORED)
@@ -93,20 +93,24 @@ def test_a_tilted_gantry_leaves_the_plane(tilt: float) -> None:
 
 def _whole(scan: Volume, preprocessing: PreprocessingConfig = MIRRORED) -> np.ndarray:
     prepared = prepare(scan, preprocessing)
-    return CaseJob(prepared, preprocessing, InferenceConfig(mode="exhaustive"), prepared.hu.shape).take().channels
+    return (
+        SegmentationRequest(prepared, preprocessing, InferenceConfig(mode="exhaustive"), prepared.hu.shape)
+        .take()
+        .channels
+    )
 
 
-def test_channels_are_the_windows_and_then_those_of_the_mirror_image() -> None:
+def test_channels_are_windows_of_the_scan_then_of_the_mirror_image() -> None:
     plain = _whole(_head(19.5), MIRRORED.model_copy(update={"mirrored": False}))
     both = _whole(_head(19.5))
     assert (len(plain), len(both), MIRRORED.channels) == (2, 4, 4)
     np.testing.assert_array_equal(both[:2], plain)
-    # Cut to the body, which is symmetrical here.
+    # Cropped to the body, which is symmetric here.
     np.testing.assert_array_equal(both[2:], plain[:, ::-1])
 
 
-def test_training_sees_what_serving_sees(tmp_path: Path) -> None:
-    """Read through the cache, in pieces and whole; a piece beyond the case is in the middle of air in both."""
+def test_training_and_serving_channels_are_equal(tmp_path: Path) -> None:
+    """Read through the cache, in part and in full; a patch larger than the case is padded with air in both."""
     write_volume(tmp_path / "set/1/data.nii.gz", _head(17.5))
     write_volume(tmp_path / "set/1/label.nii.gz", _head(17.5).with_array((_head(17.5).array == 900).astype(np.uint8)))
     cases = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare_all(index_dataset(tmp_path / "set").cases)
@@ -116,12 +120,12 @@ def test_training_sees_what_serving_sees(tmp_path: Path) -> None:
     still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
     for patch_ijk in (served.hu.shape, (48, 48, 48)):
         sampler = PatchSampler(cases, TrainingConfig(patch_ijk=patch_ijk), MIRRORED, still)
-        patch = CaseJob(served, MIRRORED, InferenceConfig(mode="exhaustive"), patch_ijk).take()
+        patch = SegmentationRequest(served, MIRRORED, InferenceConfig(mode="exhaustive"), patch_ijk).take()
         np.testing.assert_allclose(sampler.sample(0)[0], patch.channels, atol=1e-6)
 
 
-def _other_side(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """The channels of the mirror image at the one place of the whole that has a patch's channels of the scan."""
+def _mirrored_channels(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """The mirror-image channels at the unique position where the scan's channels equal those of a patch."""
     size = patch.shape[1:]
     lines = np.lib.stride_tricks.sliding_window_view(whole[0], size)[..., size[0] // 2, size[1] // 2, :]
     middle = patch[0, size[0] // 2, size[1] // 2]
@@ -134,23 +138,25 @@ def _other_side(whole: np.ndarray, patch: np.ndarray) -> np.ndarray:
     return found[0]
 
 
-def test_a_real_patch_has_the_same_other_side_in_training_and_serving(real_cases: Path, tmp_path: Path) -> None:
+def test_mirrored_channels_of_a_real_patch_are_equal_in_training_and_serving(real_cases: Path, tmp_path: Path) -> None:
     case = index_dataset(real_cases).cases[0]
     cached = CaseCache(tmp_path / "cache", MIRRORED, CacheConfig()).prepare(case)
     whole = _whole(read_volume(case.image))
     still = AugmentationConfig(**dict.fromkeys(CHANGES, 0.0))
     training = TrainingConfig(patch_ijk=PATCH_IJK, foreground_share=1.0)
     sampler = PatchSampler([cached], training, MIRRORED, still)
-    job = CaseJob(prepare(read_volume(case.image), MIRRORED), MIRRORED, InferenceConfig(mode="body"), PATCH_IJK)
-    served = [job.take().channels for _ in range(job.remaining)]
+    request = SegmentationRequest(
+        prepare(read_volume(case.image), MIRRORED), MIRRORED, InferenceConfig(mode="body"), PATCH_IJK
+    )
+    served = [request.take().channels for _ in range(request.remaining)]
     middle = len(served) // 2
     for patch in [*(sampler.sample(number)[0].numpy() for number in range(4)), *served[middle : middle + 2]]:
-        np.testing.assert_allclose(patch[2:], _other_side(whole, patch), atol=1e-6)
+        np.testing.assert_allclose(patch[2:], _mirrored_channels(whole, patch), atol=1e-6)
         assert np.abs(patch[2:] - patch[:2]).max() > 0.1
 
 
-def test_a_change_of_the_place_moves_both_sides_together(tmp_path: Path) -> None:
-    """A scan that is its own mirror image has twice the same channels under every turn, zoom and flip."""
+def test_spatial_augmentation_transforms_both_sides_together(tmp_path: Path) -> None:
+    """The channels of a symmetric scan stay equal to those of its mirror image under every augmentation."""
     scan = _head(19.5)
     scan = scan.with_array(np.minimum(scan.array, 40))
     write_volume(tmp_path / "set/1/data.nii.gz", scan)
@@ -165,8 +171,8 @@ def test_a_change_of_the_place_moves_both_sides_together(tmp_path: Path) -> None
         assert torch.equal(image[:2], image[2:])
 
 
-def test_caches_from_before_are_found_again(tmp_path: Path) -> None:
-    """Without the mirror image an entry has the name it had before there was one, and with it another."""
+def test_caches_without_mirror_image_keep_their_keys(tmp_path: Path) -> None:
+    """An entry without the mirror image keeps its key; with it, the key differs."""
     write_volume(tmp_path / "set/1/data.nii.gz", _head(19.5))
     write_volume(tmp_path / "set/1/label.nii.gz", _head(19.5).with_array((_head(19.5).array == 900).astype(np.uint8)))
     case = index_dataset(tmp_path / "set").cases[0]
@@ -178,8 +184,8 @@ def test_caches_from_before_are_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["body", "localised"])
-def test_a_bundle_with_the_mirror_image_marks_and_doubts(tmp_path: Path, mode: Any) -> None:
-    """The doubt about a mask looks at a part of the scan, beside the mirror image of the whole."""
+def test_bundle_with_mirror_image_predicts_mask_and_uncertainty(tmp_path: Path, mode: Any) -> None:
+    """Uncertainty runs on a part of the scan, with the mirror image of the full scan."""
     torch.manual_seed(0)
     settings = NetworkConfig(features=(4, 4, 8))
     network = build_network(settings, MIRRORED.channels, MIRRORED.spacing_mm, PATCH_IJK)

@@ -1,4 +1,4 @@
-"""Scans with bright tumours, and networks of one line that find them."""
+"""Synthetic scans with bright tumours, and functions in place of networks that find them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.special import logit
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Box, Volume
-from gtvray.inference import CaseJob
+from gtvray.inference import SegmentationRequest
 from gtvray.preprocessing import prepare
 
 PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), windows_hu=((-200.0, 300.0),))
@@ -20,7 +20,7 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 
 def body_scan(shape: tuple[int, int, int] = (64, 56, 48), tumours: Sequence[Box] = ()) -> Volume:
-    """Noisy tissue in a rim of air, 4 mm, with tumours as bright as boxes of bone; LPS."""
+    """Noisy tissue with a rim of air, 4 mm, LPS; tumours are boxes as bright as bone."""
     hu = np.full(shape, -1000.0)
     hu[2:-2, 2:-2, 2:-2] = np.random.default_rng(0).normal(0, 30, [n - 4 for n in shape])
     for box in tumours:
@@ -29,26 +29,26 @@ def body_scan(shape: tuple[int, int, int] = (64, 56, 48), tumours: Sequence[Box]
 
 
 def sees_bone(channels: np.ndarray) -> np.ndarray:
-    """The window's own value: tissue about 0.4, tumour 0.98."""
+    """Probability from the intensity: tissue is well below one half, tumour 0.98."""
     value = channels[0]
     return np.where(value > 0.8, value, 0.2 * value).astype(np.float32)
 
 
 def to_logits(probability: np.ndarray) -> np.ndarray:
-    """What a network says of a probability."""
+    """Convert probabilities to logits."""
     return logit(np.clip(probability, 1e-6, 1 - 1e-6)).astype(np.float32)
 
 
-def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> CaseJob:
-    """A job with patches of 16 voxels."""
-    prepared = prepare(scan, PREPROCESSING, whole=inference.get("mode") == "exhaustive")
-    return CaseJob(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
+def begin(scan: Volume, *, mask_only: bool = False, **inference: Any) -> SegmentationRequest:
+    """A request with patches of 16 voxels."""
+    prepared = prepare(scan, PREPROCESSING, full_extent=inference.get("mode") == "exhaustive")
+    return SegmentationRequest(prepared, PREPROCESSING, InferenceConfig(**inference), PATCH_IJK, mask_only=mask_only)
 
 
-def answer(job: CaseJob, network: Network = sees_bone, batch_size: int = 1) -> CaseJob:
-    """Answer every patch, so many at a time."""
-    while job.remaining:
-        for patch in [job.take() for _ in range(min(batch_size, job.remaining))]:
-            job.put(patch.number, to_logits(network(patch.channels)))
-    assert job.done
-    return job
+def run_request(request: SegmentationRequest, network: Network = sees_bone, batch_size: int = 1) -> SegmentationRequest:
+    """Run every patch, in batches."""
+    while request.remaining:
+        for patch in [request.take() for _ in range(min(batch_size, request.remaining))]:
+            request.put(patch.number, to_logits(network(patch.channels)))
+    assert request.done
+    return request

@@ -1,4 +1,4 @@
-"""The way from a scan to a mask without a network: patches cover it, answers are put together without seams."""
+"""Segmentation requests without a network: positions, weights, aggregation, masks and coverage."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scipy import ndimage
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import Volume
-from gtvray.inference import CaseJob, gaussian_weights, patch_starts
+from gtvray.inference import SegmentationRequest, gaussian_weights, patch_starts
 from gtvray.preprocessing import prepare
 
-from .made_up import to_logits
+from .synthetic import to_logits
 
 PREPROCESSING = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0))
 PATCH = (16, 16, 16)
 
 
 def _scan(shape: tuple[int, int, int] = (40, 44, 36), affine: np.ndarray | None = None) -> Volume:
-    """An L of tissue in a box: the bounding box of the body has an empty corner."""
+    """An L of tissue: the bounding box of the body has an empty corner."""
     rng = np.random.default_rng(0)
     hu = np.full(shape, -1000.0)
     i, j, k = (n // 10 for n in shape)
@@ -32,42 +32,42 @@ def _scan(shape: tuple[int, int, int] = (40, 44, 36), affine: np.ndarray | None 
     return Volume(hu.astype(np.int16), np.diag([-4.0, -4, 4, 1]) if affine is None else affine)
 
 
-def _job(scan: Volume, patch: tuple[int, int, int] = PATCH, **inference: Any) -> CaseJob:
-    return CaseJob(prepare(scan, PREPROCESSING), PREPROCESSING, InferenceConfig(**inference), patch)
+def _request(scan: Volume, patch: tuple[int, int, int] = PATCH, **inference: Any) -> SegmentationRequest:
+    return SegmentationRequest(prepare(scan, PREPROCESSING), PREPROCESSING, InferenceConfig(**inference), patch)
 
 
-def _run(job: CaseJob, answer: Any) -> np.ndarray:
-    while job.remaining:
-        patch = job.take()
-        job.put(patch.number, to_logits(answer(patch.channels)))
-    assert job.done
-    return job.probability()
+def _run(request: SegmentationRequest, network: Any) -> np.ndarray:
+    while request.remaining:
+        patch = request.take()
+        request.put(patch.number, to_logits(network(patch.channels)))
+    assert request.done
+    return request.probability()
 
 
 def _local(channels: np.ndarray) -> np.ndarray:
-    """A made-up network: its answer at a voxel follows from the patch as a whole."""
+    """A probability that depends on the voxel and on the mean of its patch."""
     return (0.5 * channels[0] + 0.5 * channels[0].mean()).astype(np.float32)
 
 
 @settings(max_examples=300)
 @given(*[st.tuples(*[st.integers(1, 60)] * 3)] * 2, st.floats(0, 0.89), st.sampled_from(["monai", "nnunet"]))
-def test_patches_cover_every_voxel_and_overlap_as_told(shape: Any, patch: Any, overlap: float, rule: Any) -> None:
+def test_patches_cover_the_grid_with_the_requested_overlap(shape: Any, patch: Any, overlap: float, rule: Any) -> None:
     starts = patch_starts(shape, patch, overlap, rule)
     axes = [sorted({start[axis] for start in starts}) for axis in range(3)]
     assert starts == sorted(set(starts)) == list(product(*axes))
-    for places, size, side in zip(axes, shape, patch, strict=True):
-        assert places[0] == 0
-        assert places[-1] == max(0, size - side)
-        for one, next_ in pairwise(places):
-            # nnU-Net's places are rounded to voxels.
+    for positions, size, side in zip(axes, shape, patch, strict=True):
+        assert positions[0] == 0
+        assert positions[-1] == max(0, size - side)
+        for one, next_ in pairwise(positions):
+            # nnU-Net's positions are rounded to voxels.
             rounded = rule == "nnunet"
             assert side - (next_ - one) >= max(0, min(side - 1, overlap * side - 1e-9) - rounded)
-        # No more patches than the overlap asks for.
-        assert len(places) <= max(0, size - side) / max(1, int(side * (1 - overlap))) + 2
+        # No more patches than the overlap requires.
+        assert len(positions) <= max(0, size - side) / max(1, int(side * (1 - overlap))) + 2
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 3))
-def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int, int]) -> None:
+def test_weights_are_symmetric_and_decrease_from_the_centre(patch: tuple[int, int, int]) -> None:
     weights = gaussian_weights(patch)
     assert weights.shape == patch
     assert weights.dtype == np.float32
@@ -80,8 +80,8 @@ def test_weights_fall_from_the_centre_alike_on_both_sides(patch: tuple[int, int,
 
 
 @pytest.mark.parametrize("patch", [(16, 16, 16), (64, 48, 40), (12, 20, 9), (7, 33, 96)])
-def test_nnunets_weights_and_places_are_those_of_its_recipe(patch: tuple[int, int, int]) -> None:
-    """Its predictor filters one voxel with SciPy's Gaussian, scales it to 10 and keeps it in half precision."""
+def test_nnunet_rule_equals_nnunets_weights_and_positions(patch: tuple[int, int, int]) -> None:
+    """nnU-Net filters one voxel with SciPy's Gaussian, scales it to 10 and stores it in half precision."""
     point = np.zeros(patch)
     point[tuple(size // 2 for size in patch)] = 1
     smooth = ndimage.gaussian_filter(point, [size / 8 for size in patch], 0, mode="constant", cval=0)
@@ -91,25 +91,25 @@ def test_nnunets_weights_and_places_are_those_of_its_recipe(patch: tuple[int, in
     np.testing.assert_allclose(found, expected.astype(np.float32), rtol=2e-3, atol=1e-7)
     assert found.max() == 10
     for size in range(5, 130, 7):
-        places = {start[0] for start in patch_starts((size, 1, 1), (patch[0], 1, 1), 0.5, "nnunet")}
+        positions = {start[0] for start in patch_starts((size, 1, 1), (patch[0], 1, 1), 0.5, "nnunet")}
         steps = int(np.ceil((size - patch[0]) / (patch[0] * 0.5))) + 1 if size > patch[0] else 1
         apart = (size - patch[0]) / (steps - 1) if steps > 1 else 0
-        assert places == {int(np.round(apart * n)) for n in range(steps)}
+        assert positions == {int(np.round(apart * n)) for n in range(steps)}
 
 
 @pytest.mark.parametrize("mode", ["exhaustive", "body"])
 @pytest.mark.parametrize("patch", [(16, 16, 16), (12, 20, 9), (64, 64, 64), (16, 64, 8)])
-def test_a_constant_answer_stays_constant(mode: Any, patch: tuple[int, int, int]) -> None:
-    job = _job(_scan(), patch, mode=mode)
-    found = _run(job, lambda channels: np.full(channels.shape[1:], 0.37, np.float32))
+def test_constant_probability_is_preserved(mode: Any, patch: tuple[int, int, int]) -> None:
+    request = _request(_scan(), patch, mode=mode)
+    found = _run(request, lambda channels: np.full(channels.shape[1:], 0.37, np.float32))
     if mode == "exhaustive":
         np.testing.assert_allclose(found, 0.37, rtol=1e-5)
     else:
         assert ((np.abs(found - 0.37) < 1e-5) | (found == 0)).all()
 
 
-def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
-    """A network that knows bone finds a bright block again, on a tilted left-handed grid."""
+def test_mask_is_on_the_grid_of_the_scan_and_at_the_tumour() -> None:
+    """A bright block is segmented on an oblique left-handed grid."""
     affine = np.array([[3.0, -0.6, 0, -90], [0.6, 3.0, 0.4, 20], [0, -0.4, 4.2, 300], [0, 0, 0, 1]])
     scan = _scan(affine=affine)
     array = scan.array.copy()
@@ -117,9 +117,9 @@ def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
     array[28:34, 9:15, 10:16] = 290
     scan = scan.with_array(array)
     for keep_largest in (False, True):
-        job = _job(scan, threshold=0.7, keep_largest=keep_largest)
-        _run(job, lambda channels: channels[0])
-        mask = job.finish()
+        request = _request(scan, threshold=0.7, keep_largest=keep_largest)
+        _run(request, lambda channels: channels[0])
+        mask = request.mask()
         assert mask.same_grid(scan)
         assert mask.affine.tobytes() == scan.affine.tobytes()
         assert mask.array.dtype == np.uint8
@@ -129,68 +129,70 @@ def test_a_mask_is_on_the_scans_own_grid_and_where_the_tumour_is() -> None:
         assert bool(mask.array[28:34].any()) != keep_largest
 
 
-def test_body_mode_is_exhaustive_where_every_patch_was_run() -> None:
+def test_body_mode_equals_exhaustive_where_all_patches_were_run() -> None:
     scan = _scan()
-    every, body = (_job(scan, (8, 8, 8), mode=mode) for mode in ("exhaustive", "body"))
+    every, body = (_request(scan, (8, 8, 8), mode=mode) for mode in ("exhaustive", "body"))
     assert body.patches < every.patches
     shape = prepare(scan, PREPROCESSING).hu.shape
     starts, run, covered = patch_starts(shape, (8, 8, 8), 0.5), np.zeros(shape, int), np.zeros(shape, int)
     inside = prepare(scan, PREPROCESSING).hu.array > PREPROCESSING.body_threshold_hu
     for start in starts:
-        place = tuple(slice(s, s + 8) for s in start)
-        covered[place] += 1
-        run[place] += inside[place].any()
+        box = tuple(slice(s, s + 8) for s in start)
+        covered[box] += 1
+        run[box] += inside[box].any()
     all_of_it, part = _run(every, _local), _run(body, _local)
     np.testing.assert_array_equal(part[run == covered], all_of_it[run == covered])
     assert (part[run == 0] == 0).all()
-    # No voxel of the body is left without an answer.
+    # Every voxel of the body is covered.
     assert (run[inside] > 0).all()
     assert (run < covered).any()
 
 
 @pytest.mark.parametrize("affine", [None, np.diag([-4.1, 3.7, 4.3, 1.0])])
-def test_exhaustive_runs_the_whole_scan_and_the_others_say_what_they_left(affine: np.ndarray | None) -> None:
-    """A body in a corner of much air: what was skipped is counted against the whole scan's patches."""
+def test_coverage_counts_what_body_mode_skips(affine: np.ndarray | None) -> None:
+    """A body in the corner of a scan: skipped patches are counted relative to the full scan."""
     small = _scan(affine=affine)
     hu = np.full((60, 70, 55), -1000, np.int16)
     hu[:40, 20:64, :36] = small.array
     scan = Volume(hu, small.affine)
-    every = CaseJob(prepare(scan, PREPROCESSING, whole=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH)
-    body = _job(scan, PATCH, mode="body")
-    bright = [_run(job, lambda channels: channels[0]) for job in (every, body)]
-    whole, part = every.coverage(), body.coverage()
-    assert (whole.patches, whole.patches_skipped, whole.volume_skipped_share) == (every.patches, 0, 0.0)
-    assert whole.patches == len(patch_starts(every.prepared.hu.shape, PATCH, 0.5))
-    assert part.patches_skipped == whole.patches - part.patches > 0
+    every = SegmentationRequest(
+        prepare(scan, PREPROCESSING, full_extent=True), PREPROCESSING, InferenceConfig(mode="exhaustive"), PATCH
+    )
+    body = _request(scan, PATCH, mode="body")
+    bright = [_run(request, lambda channels: channels[0]) for request in (every, body)]
+    full, part = every.coverage(), body.coverage()
+    assert (full.patches, full.patches_skipped, full.volume_skipped_share) == (every.patches, 0, 0.0)
+    assert full.patches == len(patch_starts(every.prepared.hu.shape, PATCH, 0.5))
+    assert part.patches_skipped == full.patches - part.patches > 0
     assert part.volume_skipped_share > 0.3
-    # The voxels are the same: what both looked at has the same value, and both masks are on the scan's grid.
-    place = every.prepared.body
-    assert place is not None
+    # Voxels covered by both have equal values, and both masks are on the grid of the scan.
+    body_box = every.prepared.body
+    assert body_box is not None
     seen = bright[1] > 0
-    np.testing.assert_allclose(bright[0][place.slices][seen], bright[1][seen], atol=1e-5)
-    masks = [job.finish() for job in (every, body)]
+    np.testing.assert_allclose(bright[0][body_box.slices][seen], bright[1][seen], atol=1e-5)
+    masks = [request.mask() for request in (every, body)]
     assert masks[0].same_grid(scan)
     np.testing.assert_array_equal(masks[0].array, masks[1].array)
 
 
-def test_patches_and_answers_are_counted() -> None:
-    job = _job(_scan())
-    count = job.patches
+def test_patches_are_counted_and_answered_in_order() -> None:
+    request = _request(_scan())
+    count = request.patches
     assert count > 4
-    first, second = job.take(), job.take()
-    assert (first.number, second.number, job.remaining, job.done) == (0, 1, count - 2, False)
+    first, second = request.take(), request.take()
+    assert (first.number, second.number, request.remaining, request.done) == (0, 1, count - 2, False)
     assert first.channels.shape == (1, 16, 16, 16)
     with pytest.raises(AssertionError, match="order"):
-        job.put(1, np.zeros((16, 16, 16), np.float32))
+        request.put(1, np.zeros((16, 16, 16), np.float32))
     with pytest.raises(AssertionError, match="answered"):
-        job.probability()
+        request.probability()
 
 
-def test_a_scan_smaller_than_a_patch_sits_in_its_middle() -> None:
+def test_scan_smaller_than_a_patch_is_centred_in_it() -> None:
     scan = _scan((20, 12, 10))
     hu = prepare(scan, PREPROCESSING).hu
-    job = _job(scan, (32, 32, 32), mode="exhaustive")
-    assert job.patches == 1
-    found = _run(job, lambda channels: channels[0])
+    request = _request(scan, (32, 32, 32), mode="exhaustive")
+    assert request.patches == 1
+    found = _run(request, lambda channels: channels[0])
     assert found.shape == hu.shape
     np.testing.assert_allclose(found, np.clip((hu.array + 200) / 500, 0, 1), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The whole scan on the body's voxels: what lies beyond the body is kept, and the body stays as it is."""
+"""Preparing the full extent of a scan: the body keeps its voxels, and the surroundings are added."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = Box((9, 12, 4), (34, 30, 22))
 
 
 def _scan(affine: np.ndarray | None = None, shape: tuple[int, int, int] = (52, 48, 30)) -> Volume:
-    """A box of noisy tissue in even air, away from the scan's middle."""
+    """A box of noisy tissue in uniform air, off the centre of the scan."""
     hu = np.full(shape, -1000, np.int16)
     hu[BODY.slices] = np.random.default_rng(0).normal(40, 60, BODY.shape)
     return Volume(hu, np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine)
@@ -45,40 +45,40 @@ GRIDS = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(GRIDS, st.booleans(), st.sampled_from(["linear", "cubic"]), st.sampled_from([0.0, 6.0, 30.0]))
-def test_the_body_keeps_its_voxels_and_the_scan_is_covered(affine, antialias, interpolation, margin_mm) -> None:
+def test_full_extent_keeps_the_body_and_covers_the_scan(affine, antialias, interpolation, margin_mm) -> None:
     config = CONFIG.model_copy(
         update={"antialias": antialias, "interpolation": interpolation, "body_margin_mm": margin_mm}
     )
     scan = _scan(affine)
-    body, whole = prepare(scan, config), prepare(scan, config, whole=True)
-    assert whole.body is not None
+    body, full = prepare(scan, config), prepare(scan, config, full_extent=True)
+    assert full.body is not None
     assert body.extent is not None
-    assert whole.extent is None
-    assert whole.hu.shape == body.extent.shape
-    assert whole.body_hu.same_grid(body.hu)
-    np.testing.assert_array_equal(whole.body_hu.array, body.hu.array)
-    # Every corner of the scan lies within, and no layer of voxels is there for nothing. An orthogonal grid about a
-    # sheared one is cut at the centres of the outermost voxels.
+    assert full.extent is None
+    assert full.hu.shape == body.extent.shape
+    assert full.body_hu.same_grid(body.hu)
+    np.testing.assert_array_equal(full.body_hu.array, body.hu.array)
+    # Every corner of the scan is covered, and no layer of voxels is superfluous. An orthogonal grid around a sheared
+    # one ends at the centres of the outermost voxels.
     edge = 0.0 if is_sheared(affine) else 0.5
     corners = np.array(list(product(*[(-edge, n - 1 + edge) for n in scan.shape]))).T
-    to_grid = np.linalg.solve(whole.hu.affine, scan.affine)
+    to_grid = np.linalg.solve(full.hu.affine, scan.affine)
     at = to_grid[:3, :3] @ corners + to_grid[:3, 3:]
     assert (at.min(axis=1) >= -0.5 - 2e-3).all()
-    assert (at.max(axis=1) <= np.subtract(whole.hu.shape, 0.5) + 2e-3).all()
+    assert (at.max(axis=1) <= np.subtract(full.hu.shape, 0.5) + 2e-3).all()
     if not is_sheared(affine):
-        layer = np.minimum(whole.body.start_ijk, 1), np.minimum(np.subtract(whole.hu.shape, whole.body.stop_ijk), 1)
+        layer = np.minimum(full.body.start_ijk, 1), np.minimum(np.subtract(full.hu.shape, full.body.stop_ijk), 1)
         assert (at.min(axis=1) <= np.where(layer[0], 0.5 + 2e-3, np.inf)).all()
-        assert (at.max(axis=1) >= np.where(layer[1], np.subtract(whole.hu.shape, 1.5) - 2e-3, -np.inf)).all()
+        assert (at.max(axis=1) >= np.where(layer[1], np.subtract(full.hu.shape, 1.5) - 2e-3, -np.inf)).all()
 
 
 @settings(max_examples=30, deadline=None)
 @given(GRIDS.filter(lambda affine: not is_sheared(affine)), st.booleans(), st.sampled_from(["linear", "cubic"]))
-def test_with_air_about_the_body_it_is_the_scan_resampled_at_once(affine, antialias, interpolation) -> None:
+def test_voxels_outside_the_body_equal_the_resampled_scan(affine, antialias, interpolation) -> None:
     config = CONFIG.model_copy(update={"antialias": antialias, "interpolation": interpolation})
     scan = _scan(affine)
-    whole = prepare(scan, config, whole=True)
-    assert whole.body is not None
-    hu = whole.hu
+    full = prepare(scan, config, full_extent=True)
+    assert full.body is not None
+    hu = full.hu
     order = {"linear": 1, "cubic": 3}[interpolation]
     at_once = resample_to_grid(
         scan.reoriented("RAS"),
@@ -90,65 +90,65 @@ def test_with_air_about_the_body_it_is_the_scan_resampled_at_once(affine, antial
         int16_range=(AIR_HU, 3071),
     ).array
     beyond = np.ones(hu.shape, bool)
-    beyond[whole.body.slices] = False
+    beyond[full.body.slices] = False
     np.testing.assert_array_equal(hu.array[beyond], at_once[beyond])
-    # A spline's ripples are mirrored at the crop's border, where there are no neighbours to average with either; what
-    # is linear may be rounded the other way.
-    inner = tuple(slice(span.start + 1, span.stop - 1) for span in whole.body.slices)
+    # At the border of the crop a spline is mirrored and an average has fewer neighbours; elsewhere linear values may
+    # differ by rounding.
+    inner = tuple(slice(span.start + 1, span.stop - 1) for span in full.body.slices)
     if interpolation == "linear":
         assert np.abs(hu.array[inner] - at_once[inner]).max() <= 1
 
 
-def test_what_lies_apart_is_kept_and_not_told_of_as_cut_away() -> None:
+def test_full_extent_keeps_tissue_outside_the_body_without_a_note() -> None:
     scan = _scan()
     hu = scan.array.copy()
     hu[40:52, 34:48, 5:25] = 60
     scan = scan.with_array(hu)
     apart = scan.with_array((np.arange(52)[:, None, None] >= 40).astype(np.uint8) * (hu == 60).astype(np.uint8))
-    body, whole = prepare(scan, CONFIG), prepare(scan, CONFIG, whole=True)
+    body, full = prepare(scan, CONFIG), prepare(scan, CONFIG, full_extent=True)
     assert cut_off_share(apart, body) > 0.5
-    assert cut_off_share(apart, whole) == 0
-    assert "cut away" in body.notes[0]
-    assert whole.notes == ()
-    assert whole.crop is None
-    back = restore_mask(prepare_mask(apart, whole).astype(np.float32), whole, 0.5)
+    assert cut_off_share(apart, full) == 0
+    assert "cropped" in body.notes[0]
+    assert full.notes == ()
+    assert full.crop is None
+    back = restore_mask(prepare_mask(apart, full).astype(np.float32), full, 0.5)
     assert back.affine.tobytes() == scan.affine.tobytes()
     assert 2 * (back.array & apart.array).sum() / (back.array.sum() + apart.array.sum()) > 0.9
 
 
 @pytest.mark.parametrize("first", [0, 3, 6])
-def test_the_mirror_plane_is_the_bodys(first: int) -> None:
-    """What the crop leaves out appears in the mirror beyond the body, and moves nothing within it."""
+def test_mirror_plane_is_that_of_the_body(first: int) -> None:
+    """Tissue outside the crop is mirrored beyond the body, and does not change the values within it."""
     config = CONFIG.model_copy(update={"mirrored": True})
     hu = _scan().array.copy()
     hu[BODY.start_ijk[0] + 3 : BODY.start_ijk[0] + 7, 15:20, 8:12] = 900
     hu[44:49, 10:40, 5:20] = 500
     scan = Volume(hu[first:], np.diag([2.0, 2.0, 3.0, 1.0]))
-    body, whole = prepare(scan, config), prepare(scan, config, whole=True)
+    body, full = prepare(scan, config), prepare(scan, config, full_extent=True)
     assert body.mirrored is not None
-    assert whole.mirrored is not None
-    assert whole.body is not None
-    np.testing.assert_array_equal(whole.mirrored[whole.body.slices], body.mirrored)
-    plane_sum = mirror_sum(body.hu) + 2 * whole.body.start_ijk[0]
-    beyond = np.ones(whole.hu.shape, bool)
-    beyond[whole.body.slices] = False
+    assert full.mirrored is not None
+    assert full.body is not None
+    np.testing.assert_array_equal(full.mirrored[full.body.slices], body.mirrored)
+    plane_sum = mirror_sum(body.hu) + 2 * full.body.start_ijk[0]
+    beyond = np.ones(full.hu.shape, bool)
+    beyond[full.body.slices] = False
     seen = 0
-    for i in range(whole.hu.shape[0]):
-        if 0 <= plane_sum - i < whole.hu.shape[0]:
-            mirrored, opposite = whole.mirrored[i][beyond[i]], whole.hu.array[plane_sum - i][beyond[i]]
+    for i in range(full.hu.shape[0]):
+        if 0 <= plane_sum - i < full.hu.shape[0]:
+            mirrored, opposite = full.mirrored[i][beyond[i]], full.hu.array[plane_sum - i][beyond[i]]
             np.testing.assert_array_equal(mirrored, opposite)
             seen += mirrored.size
         else:
-            assert (whole.mirrored[i] == AIR_HU).all()
+            assert (full.mirrored[i] == AIR_HU).all()
     assert seen
 
 
-def test_a_scan_that_the_body_fills_is_its_own_whole() -> None:
+def test_scan_filled_by_the_body_is_not_extended() -> None:
     scan = _scan()
     scan = scan.cropped(BODY)
     hu = scan.array.copy()
     hu[0, 0, 0] = -1000
-    body, whole = prepare(scan.with_array(hu), CONFIG), prepare(scan.with_array(hu), CONFIG, whole=True)
+    body, full = prepare(scan.with_array(hu), CONFIG), prepare(scan.with_array(hu), CONFIG, full_extent=True)
     assert body.extent == Box.whole(body.hu.shape)
-    assert whole.body == Box.whole(body.hu.shape)
-    np.testing.assert_array_equal(whole.hu.array, body.hu.array)
+    assert full.body == Box.whole(body.hu.shape)
+    np.testing.assert_array_equal(full.hu.array, body.hu.array)
