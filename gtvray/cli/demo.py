@@ -93,7 +93,7 @@ def _text(result: DemoResult, workspace: Path) -> str:
             "go on with:",
             f"  gtvray serve --workspace {workspace}",
             f"  gtvray predict SCAN.nii.gz -o MASK.nii.gz --workspace {workspace}",
-            f"  .venv/bin/mlflow ui --backend-store-uri {result.tracking['uri']}",
+            f"  MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --backend-store-uri {result.tracking['uri']}",
             result.notice,
         ]
     )
