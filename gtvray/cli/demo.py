@@ -94,7 +94,7 @@ def _text(result: DemoResult, workspace: Path) -> str:
             "go on with:",
             f"  {shell_command('gtvray', 'serve', '--workspace', workspace)}",
             f"  {shell_command('gtvray', 'predict', 'SCAN.nii.gz', '-o', 'MASK.nii.gz', '--workspace', workspace)}",
-            f"  {shell_command('.venv/bin/mlflow', 'ui', '--backend-store-uri', result.tracking['uri'])}",
+            f"  MLFLOW_DISABLE_TELEMETRY=true {shell_command('.venv/bin/mlflow', 'ui', '--backend-store-uri', result.tracking['uri'])}",
             result.notice,
         ]
     )
