@@ -99,4 +99,4 @@ class AugmentationConfig(Section):
     gamma_inverted: float = Field(0.1, ge=0, le=1, description="probability of a gamma curve on inverted intensities")
     gamma: float = Field(0.3, ge=0, le=1, description="probability of a gamma curve; mean and spread are kept")
     gamma_range: Factors = Field((0.7, 1.5), description="exponent")
-    on_gpu: bool = Field(False, description="change patches on the training's GPU; only with training.use_gpu")
+    on_gpu: bool = Field(True, description="with training.use_gpu, change patches on the GPU and not on the CPU")

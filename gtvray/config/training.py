@@ -37,12 +37,27 @@ class TrainingConfig(Section):
     )
     num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers; 2 and more go through Ray Train")
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads of a worker")
-    use_gpu: bool = Field(False, description="one GPU a worker")
+    use_gpu: bool = Field(False, description="train on GPUs")
+    gpus_per_worker: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="GPU a worker reserves with training.use_gpu; 0.5 puts two trials on a GPU, each with half of its "
+        "memory. Several workers of one training need a GPU each",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto takes bf16 where the hardware has it; fp16, with a scaled loss, is for GPUs only"
     )
-    compile: Literal["auto", "off", "on"] = Field(
-        "auto", description="torch.compile for the network in training; auto is on a GPU that has Triton only"
+    compile: Literal["auto", "off", "on", "graphs"] = Field(
+        "auto",
+        description="torch.compile for the network in training; graphs replays CUDA graphs, for passes shorter than "
+        "the launch of their kernels. auto compiles on a GPU with Triton only, with graphs if a pass is short. What "
+        "cannot be compiled runs eagerly, with the reason in the log",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, repeatable kernels instead of the fastest that cuDNN finds by timing them; a CPU is "
+        "always deterministic",
     )
     nan_retries: int = Field(
         3, ge=0, le=100, description="how often an epoch whose loss is no number is begun again at a lower rate"

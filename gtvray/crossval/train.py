@@ -189,8 +189,11 @@ class TrainJob:
         """
         from gtvray.crossval.progress import Board
         from gtvray.experiments.folds import train_folds
+        from gtvray.experiments.tasks import worker_memory_bytes
+        from gtvray.training import check_memory
 
         plan = plan_trials(self.request.config.training, cluster.cpus, cluster.gpus, None)
+        check_memory(self.request.config, worker_memory_bytes(self.request.config, cluster))
         artifacts = self.workspace.artifacts if self._uri.startswith("sqlite") else None
         experiment = self.request.config.tracking.experiment
         self.request.save(self.folder, project.fingerprint.digest)

@@ -1,14 +1,17 @@
 from .configure import Plan as Plan
 from .configure import explain as explain
 from .configure import plan_training as plan_training
+from .execution import gpus_per_worker as gpus_per_worker
 from .execution import training_device as training_device
 from .execution import training_precision as training_precision
 from .export import TrainedNetwork as TrainedNetwork
 from .export import export_bundle as export_bundle
 from .export import kept_checkpoint as kept_checkpoint
 from .export import usual_figures as usual_figures
+from .fit import EPOCH_METRICS as EPOCH_METRICS
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit
+from .memory import check_memory as check_memory
 from .memory import device_bytes as device_bytes
 from .plan import check_plan as check_plan
 from .ray import fit_distributed as fit_distributed

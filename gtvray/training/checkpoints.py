@@ -41,7 +41,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return Checkpoint.load(path), damaged
         except TrainingError as error:
-            _log.warning("checkpoint %s is passed over: %s", path, error.what)
+            _log.warning("checkpoint %s is skipped: %s", path, error.what)
             damaged.append(path.name)
     if damaged:
         raise TrainingError(

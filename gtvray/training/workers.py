@@ -1,4 +1,4 @@
-"""What a worker knows of the others: nothing but itself when no torch process group exists."""
+"""This worker among the others; alone, where no torch process group exists."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many workers train together."""
+    """Number of workers that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def barrier() -> None:
-    """Wait until every worker is here."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def mean_over_workers(value: float) -> float:
     """The mean of a value over workers, the same on each."""
     if not dist.is_initialized():
         return value
+    # On the CPU, so through Gloo: NCCL exchanges gradients only.
     total = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()

@@ -13,9 +13,8 @@ from ray.tune.experiment import Trial
 from gtvray.config import Choice, Range
 from gtvray.failpoints import failpoint
 from gtvray.tracking import SweepRecorder
+from gtvray.training import EPOCH_METRICS
 from gtvray.tuning.space import METRIC, decode
-
-_FIGURES = ("train_loss", "selection_dsc", "best_dsc", "lr", "patches_per_s", "data_wait_share", "seconds", "retries")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Send an epoch's figures."""
-        self._recorder.log(trial.trial_id, {name: result[name] for name in _FIGURES}, result["epoch"])
+        self._recorder.log(trial.trial_id, {name: result[name] for name in EPOCH_METRICS}, result["epoch"])
         if result["notes"]:
             self._recorder.note(trial.trial_id, f"epoch {result['epoch']}: {result['notes']}")
         failpoint("tuning.after_report")

@@ -16,7 +16,7 @@ from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
 from gtvray.inference import Predictor
 from gtvray.models import Checkpoint, load_weights
-from gtvray.training import EpochReport, export_bundle, fit, kept_checkpoint
+from gtvray.training import EPOCH_METRICS, EpochReport, export_bundle, fit, kept_checkpoint
 from gtvray.training.state import TrainingState
 
 # The room's door gives the function of that name.
@@ -56,7 +56,7 @@ def test_training_lowers_the_loss(run: Fit, tmp_path: Path) -> None:
     best = max(reports, key=lambda report: report.selection_dsc)
     assert reports[-1].best_checkpoint == best.checkpoint
     assert all(0 <= report.data_wait_share <= 1 and report.patches_per_s > 0 for report in reports)
-    assert set(reports[0].metrics()) == set(reports[0].as_dict()) - {"checkpoint", "best_checkpoint", "notes"}
+    assert all(isinstance(reports[0].as_dict()[name], float | int) for name in EPOCH_METRICS)
 
 
 @pytest.mark.parametrize("changes", [{}, {"network.dropout": 0.3}, {"optimizer.kind": "sgd"}], ids=str)
@@ -155,7 +155,7 @@ def test_the_bundle_answers_as_the_averaged_network(
     answer = torch.from_numpy(predictor.forward([one.numpy() for one in patch]))[:, None]
     with torch.no_grad():
         expected = state.averaged_network()(patch)
-        load_weights(state.averaged, dict(state.network.named_parameters()))
+        load_weights(state.averaged_network(), dict(state.network.named_parameters()))
         raw = state.averaged_network()(patch)
     torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(answer, raw, rtol=1e-5, atol=1e-6), "it must be the average, not the last weights"

@@ -28,7 +28,7 @@ MEMORY = OutOfMemoryError("1 worker(s) were killed due to the node running low o
     [
         ({0: PEER, 1: DEAD}, "worker 1: its process died", False),
         ({0: PEER, 1: NODE}, "worker 1: its machine was lost", False),
-        ({0: PEER, 1: MEMORY}, "worker 1: Ray ended it, since its machine was running out of memory", True),
+        ({0: PEER, 1: MEMORY}, "worker 1: Ray ended it because its machine was running out of memory", True),
         ({0: SLOW}, "worker 0: another worker did not answer within training.collective_timeout_s", False),
         ({0: PEER}, "worker 0: the connection to another worker was lost", False),
         ({1: ValueError("a stack\nand at its end what it was")}, "worker 1: and at its end what it was", False),
@@ -52,6 +52,6 @@ def test_the_last_loss_is_an_error_that_says_what_to_do(is_memory: bool, kind: t
     config = with_dotted(Config(), {"training.num_workers": 2, "training.max_failures": 1})
     error = explain(Lost("worker 1: gone", is_memory), config, 7)
     assert isinstance(error, kind)
-    assert error.fields["where"] == "2 workers, after epoch 7 and 1 new beginnings"
+    assert error.fields["where"] == "2 workers, after epoch 7 and 1 restarts"
     assert do in error.fields["do"]
     assert len(str(error).splitlines()) <= 5
