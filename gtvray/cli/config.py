@@ -86,7 +86,7 @@ def plan(
     from gtvray.data import open_project
     from gtvray.datasets import index_dataset
     from gtvray.io import Workspace
-    from gtvray.training import explain, plan_training
+    from gtvray.training import describe_plan, plan_training
 
     place, settings = Workspace(workspace), load_config(config, override or [])
     dataset = index_dataset(data)
@@ -95,7 +95,7 @@ def plan(
         progress.begin("prepare", dataset.title)
         project = open_project(dataset, settings, cache=place.cache, splits=place.splits, report=progress.advance)
         planned = plan_training(project.fingerprint, _worker_memory_bytes(settings), settings)
-    told = explain(planned)
+    told = describe_plan(planned)
     if out is not None:
         _write(out, planned.given())
         told += f"\nsettings: {out}"

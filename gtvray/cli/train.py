@@ -210,10 +210,10 @@ def _job(
 def plan_text(job: TrainJob, project: Project) -> str:
     """The settings that shape the training, whether each was given or is a default, and the memory they need."""
     from gtvray.config import known_keys
-    from gtvray.training import explain, plan_training
+    from gtvray.training import describe_plan, plan_training
 
     # A worker's memory is not known here: this machine may be the head of a cluster.
-    return explain(plan_training(project.fingerprint, None, job.request.config, given=known_keys()))
+    return describe_plan(plan_training(project.fingerprint, None, job.request.config, given=known_keys()))
 
 
 def _found(outcome: TrainOutcome) -> dict[str, Any]:

@@ -237,7 +237,7 @@ class TrainJob:
 
     def _bundle(self, project: Project, board: Board, validation: CrossValidation, run_id: str) -> Bundle:
         from gtvray.models import write_bundle
-        from gtvray.training import TrainedNetwork, usual_figures
+        from gtvray.training import TrainedNetwork, domain_ranges
 
         config = self.request.config
         networks = [TrainedNetwork.load(each.checkpoint) for each in validation.folds]
@@ -254,7 +254,7 @@ class TrainJob:
                     {"fold": each.fold, "seed": each.seed, "epoch": each.epoch, "cases": len(each.cases)}
                     for each in validation.folds
                 ],
-                "domain": usual_figures(project.train),
+                "domain": domain_ranges(project.train),
                 "failed_folds": sorted(board.failures),
                 "metrics": validation.metrics(),
                 "mlflow_run": run_id,

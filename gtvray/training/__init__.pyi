@@ -1,13 +1,13 @@
 from .configure import Plan as Plan
-from .configure import explain as explain
+from .configure import describe_plan as describe_plan
 from .configure import plan_training as plan_training
 from .execution import gpus_per_worker as gpus_per_worker
 from .execution import training_device as training_device
 from .execution import training_precision as training_precision
 from .export import TrainedNetwork as TrainedNetwork
+from .export import domain_ranges as domain_ranges
 from .export import export_bundle as export_bundle
 from .export import kept_checkpoint as kept_checkpoint
-from .export import usual_figures as usual_figures
 from .fit import EPOCH_METRICS as EPOCH_METRICS
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit

@@ -28,7 +28,7 @@ _HEADROOM = 0.8
 
 
 @dataclass(frozen=True)
-class Choice:
+class PlannedValue:
     """One value of a plan, and the reason for it."""
 
     key: str
@@ -49,7 +49,7 @@ class Plan:
     """
 
     config: Config
-    choices: tuple[Choice, ...]
+    choices: tuple[PlannedValue, ...]
     origin: tuple[str, ...]
     needed_bytes: int
     memory_bytes: int | None
@@ -101,11 +101,11 @@ def plan_training(
             value = _value(config, key)
             # A config read back from a run has every key set.
             why = "the default" if key not in set_here and value == _value(Config(), key) else "given"
-            choices.append(Choice(key, value, why))
+            choices.append(PlannedValue(key, value, why))
             continue
         value, why = deciding[key]()
         plan.config = with_dotted(plan.config, {key: value})
-        choices.append(Choice(key, value, why))
+        choices.append(PlannedValue(key, value, why))
     if memory_bytes is not None:
         check_memory(plan.config, memory_bytes)
     return Plan(plan.config, tuple(choices), tuple(sorted(given)), training_bytes(plan.config), memory_bytes)
@@ -117,7 +117,7 @@ def given_keys(config: Config) -> set[str]:
     return {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields_set}
 
 
-def explain(plan: Plan) -> str:
+def describe_plan(plan: Plan) -> str:
     """The plan as text: a line for each value with its reason, and the resulting network."""
     config = plan.config
     rows = [f"{choice.key}: {_text(choice.value)} ({choice.why})" for choice in plan.choices]

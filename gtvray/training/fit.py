@@ -94,7 +94,7 @@ def fit(
     folder: Path,
     *,
     resume: Path | None = None,
-    told: int | None = None,
+    known_epoch: int | None = None,
 ) -> Iterator[EpochReport]:
     """Train, one report an epoch.
 
@@ -104,8 +104,8 @@ def fit(
         selection: prepared cases that compare epochs and trials.
         folder: for checkpoints; shared by all workers.
         resume: a checkpoint to resume from; without it the newest sound one in `folder`, if any.
-        told: the last epoch whose report the caller has; reports of later epochs that the checkpoint knows are yielded
-            again. None is all of them.
+        known_epoch: the last epoch whose report the caller has; reports of later epochs that the checkpoint holds are
+            yielded again. None is the checkpoint's own epoch.
 
     Raises:
         ConfigError, DataError: the plan cannot work, or does not fit into the memory of the device.
@@ -124,7 +124,7 @@ def fit(
         stack.enter_context(numeric_settings(config, device))
         state = TrainingState.build(config)
         notes = _restore(state, folder, resume)
-        for entry in state.history[state.epoch if told is None else told :]:
+        for entry in state.history[state.epoch if known_epoch is None else known_epoch :]:
             yield _report(entry, folder, state.best_epoch)
         if device.type == "cuda":
             _log_gpu(config, device)

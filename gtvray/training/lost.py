@@ -83,7 +83,7 @@ def lost(error: BaseException) -> Lost:
     return Lost(f"{who}: {lines[-1].strip() if lines else type(error).__name__}")
 
 
-def explain(why: Lost, config: Config, epoch: int) -> FailureError:
+def lost_error(why: Lost, config: Config, epoch: int) -> FailureError:
     """The error that ends a training which has lost its workers once too often.
 
     Args:

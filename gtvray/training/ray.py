@@ -35,7 +35,7 @@ from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import newest_checkpoint
 from gtvray.training.execution import gpus_per_worker
 from gtvray.training.fit import EpochReport, fit
-from gtvray.training.lost import Lost, explain, lost
+from gtvray.training.lost import Lost, lost, lost_error
 
 # The mailbox answers as soon as there is a report; without one, the driver asks again after this time.
 _POLL_S = 2.0
@@ -98,7 +98,7 @@ class _Job:
     selection: Sequence[CachedCase]
     folder: Path
     resume: Path | None
-    told: int
+    known_epoch: int
     mailbox: Any
 
 
@@ -109,7 +109,7 @@ def fit_distributed(
     folder: Path,
     *,
     resume: Path | None = None,
-    told: int | None = None,
+    known_epoch: int | None = None,
 ) -> Iterator[EpochReport]:
     """`fit` on `training.num_workers` workers of the connected cluster.
 
@@ -121,7 +121,7 @@ def fit_distributed(
         as `fit`; also TrainingError when workers are lost too often or cannot be started, and ResourceError when that
         was for lack of memory.
     """
-    first = last = told if told is not None else _epoch_of(folder, resume)
+    first = last = known_epoch if known_epoch is not None else _epoch_of(folder, resume)
     notes: list[str] = []
     for failures in range(config.training.max_failures + 1):
         # A checkpoint that this call has written takes precedence over the one it started from.
@@ -135,7 +135,7 @@ def fit_distributed(
                     notes = []
         except _GroupLostError as error:
             if failures == config.training.max_failures:
-                raise explain(error.why, config, last) from error
+                raise lost_error(error.why, config, last) from error
             notes.append(f"workers restarted after epoch {last}: {error.why.reason}")
             _log.warning("%s", notes[-1])
         else:
@@ -160,8 +160,8 @@ class _Group:
         self._outcome: dict[str, BaseException] = {}
         self._ended = threading.Event()
         self._failed = False
-        told = (job, self._outcome, self._ended)
-        self._thread = threading.Thread(target=_run, args=told, name="torch-trainer", daemon=True)
+        arguments = (job, self._outcome, self._ended)
+        self._thread = threading.Thread(target=_run, args=arguments, name="torch-trainer", daemon=True)
         self._thread.start()
 
     def reports(self) -> Iterator[EpochReport]:
@@ -243,7 +243,9 @@ def _worker(loop: dict[str, Any]) -> None:
     if group is not None:
         ray.get(job.mailbox.register.remote(group.id.hex()))
     try:
-        for report in fit(job.config, job.train, job.selection, job.folder, resume=job.resume, told=job.told):
+        for report in fit(
+            job.config, job.train, job.selection, job.folder, resume=job.resume, known_epoch=job.known_epoch
+        ):
             stop = torch.zeros(1)
             if dist.get_rank() == 0:
                 stop += float(ray.get(job.mailbox.put.remote(report)))

@@ -119,7 +119,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     first = list(islice(started, 2))
     started.close()  # type: ignore[attr-defined]
     torch.manual_seed(99)
-    rest = list(fit(asked, *sides, tmp_path / "parts", told=2))
+    rest = list(fit(asked, *sides, tmp_path / "parts", known_epoch=2))
     assert losses([*first, *rest]) == losses(whole)
     ours, theirs = tensors(rest[-1]), tensors(whole[-1])
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
@@ -137,7 +137,7 @@ def test_a_checkpoint_moves_between_devices(
     started = fit(with_dotted(config, first), *sides, tmp_path)
     before = list(islice(started, 2))
     started.close()  # type: ignore[attr-defined]
-    rest = list(fit(with_dotted(config, then), *sides, tmp_path, told=2))
+    rest = list(fit(with_dotted(config, then), *sides, tmp_path, known_epoch=2))
     assert losses([*before, *rest]) == pytest.approx(losses(cpu), rel=TOLERANCES["fp32"])
 
 

@@ -1,4 +1,4 @@
-"""The gradient of a step: the same in micro-batches as at once, with a scaled loss as without."""
+"""The gradient of a step is independent of micro-batches and of the loss scale."""
 
 from __future__ import annotations
 
@@ -49,16 +49,14 @@ def test_micro_batches_add_up_to_the_batch(
         torch.testing.assert_close(part, whole[name], rtol=1e-4, atol=1e-5 * float(whole[name].abs().max()))
 
 
-def test_parameters_that_take_no_part_have_no_gradient(
-    config: Config, batch: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_unused_parameters_have_no_gradient(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, gradients = gradient(config, batch, {})
     network = build_network(config.network, 1, config.preprocessing.spacing_mm, config.training.patch_ijk)
     assert 0 < len(gradients) <= len(list(network.parameters()))
     assert all(bool(each.abs().max() > 0) for name, each in gradients.items() if not name.endswith("bias"))
 
 
-def test_what_is_dropped_hangs_on_the_sample(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_dropout_follows_the_sample_number(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     dropping = {"network.dropout": 0.5}
     torch.manual_seed(1)
     first, _ = gradient(config, batch, dropping)
@@ -85,7 +83,7 @@ def step(state: TrainingState, batch: tuple[torch.Tensor, torch.Tensor]) -> None
     Loop(state.config, state)._step(0, *batch)
 
 
-def test_an_overflow_leaves_out_the_step_and_halves_the_scale(
+def test_an_overflow_skips_the_step_and_halves_the_scale(
     config: Config, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     state = scaled_state(config, 1024.0)
@@ -96,7 +94,7 @@ def test_an_overflow_leaves_out_the_step_and_halves_the_scale(
     assert state.scaler.get_scale() == 512.0
 
 
-def test_the_scale_goes_on_from_a_checkpoint(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_loss_scale_is_restored_from_a_checkpoint(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     first = scaled_state(config, 256.0)
     step(first, batch)
     second = scaled_state(config, 1.0)

@@ -1,4 +1,4 @@
-"""What is refused before anything is trained."""
+"""Settings and cases that are refused before training starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_settings_that_cannot_work_are_refused(
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_cases_must_be_there_and_on_one_side(config: Config, train: list[CachedCase]) -> None:
+def test_missing_or_shared_cases_are_refused(config: Config, train: list[CachedCase]) -> None:
     for sides in ((train, []), ([], train), (train, train[-1:])):
         with pytest.raises(DataError):
             check_plan(config, *sides)
@@ -59,7 +59,7 @@ def test_a_fold_without_tumour_is_refused(config: Config, train: list[CachedCase
     assert caught.value.fields["found"] == f"{len(train)} cases with empty masks"
 
 
-def test_a_training_larger_than_memory_is_refused_with_what_would_fit(
+def test_a_training_larger_than_memory_is_refused(
     config: Config,
     train: list[CachedCase],
     selection: list[CachedCase],
@@ -83,7 +83,7 @@ def test_micro_batches(config: Config, changes: dict[str, Any], patches: int) ->
 @pytest.mark.parametrize(
     ("asked", "given"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_precision_is_what_was_asked_for(config: Config, asked: str, given: torch.dtype) -> None:
+def test_precision_follows_the_settings(config: Config, asked: str, given: torch.dtype) -> None:
     assert training_precision(with_dotted(config, {"training.precision": asked})) is given
 
 
