@@ -71,7 +71,7 @@ def run_network(
             "out of memory on the GPU",
             where="inference",
             found=f"a batch of shape {list(batch.shape)}, {str(dtype).removeprefix('torch.')}",
-            do="lower inference.batch_size and promote the model again, or use a GPU with more memory or fewer replicas",
+            do="lower inference.batch_size and promote again, or use a GPU with more memory or fewer replicas on it",
         ) from error
     return tumour
 
