@@ -51,8 +51,8 @@ class TrainingConfig(Section):
     compile: Literal["auto", "off", "on", "graphs"] = Field(
         "auto",
         description="torch.compile for the network in training; graphs replays CUDA graphs, for passes shorter than "
-        "the launch of their kernels. auto compiles on a GPU with Triton only, with graphs if a pass is short. What "
-        "cannot be compiled runs eagerly, with the reason in the log",
+        "the launch of their kernels. auto compiles trainings of 2,000 steps or 10 minutes and more on a GPU with "
+        "Triton, with graphs if a pass is short. What cannot be compiled runs eagerly, with the reason in the log",
     )
     deterministic: bool = Field(
         False,

@@ -20,6 +20,8 @@ T = TypeVar("T")
 # A forward and backward pass of so few operations takes a data-centre GPU about two milliseconds (at a tenth of its
 # peak), less than Python and the driver need to launch its kernels one by one. An estimate: not measured on a GPU yet.
 _SHORT_PASS_FLOPS = 2e11
+# Compiling takes about a minute. A training of fewer steps, or less time, would not win that back.
+_WORTHWHILE_STEPS, _WORTHWHILE_S = 2000, 600.0
 # A training step takes about three times the operations of a forward pass.
 _TRAINING_FACTOR = 3
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
@@ -32,14 +34,14 @@ def compile_mode(config: Config) -> Mode | None:
     """The mode in which `torch.compile` compiles the network; None is eager execution.
 
     "reduce-overhead" replays CUDA graphs, which helps where a pass is shorter than the launch of its kernels. `auto`
-    compiles on a GPU with Triton only: on a CPU, compiling takes longer than it saves in a trial.
+    compiles long trainings on a GPU with Triton only: on a CPU, compiling takes longer than it saves in a trial.
     """
     training = config.training
     if training.compile == "off":
         return None
     if training.compile == "on":
         return "default"
-    if training.compile == "auto" and not (training.use_gpu and find_spec("triton") is not None):
+    if training.compile == "auto" and not (training.use_gpu and find_spec("triton") is not None and _is_long(config)):
         return None
     if not training.use_gpu or not _one_pass_at_a_time(config):
         return "default"
@@ -112,6 +114,14 @@ class CompiledNetwork:
             self._network._compiled_call_impl = None
             self.mode = None
             return passes()
+
+
+def _is_long(config: Config) -> bool:
+    """Whether a training runs long enough to win back the time of compiling."""
+    training = config.training
+    if training.time_budget_s:
+        return training.time_budget_s >= _WORTHWHILE_S
+    return training.epochs * training.steps_per_epoch >= _WORTHWHILE_STEPS
 
 
 def _one_pass_at_a_time(config: Config) -> bool:

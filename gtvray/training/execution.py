@@ -1,4 +1,4 @@
-"""How a training computes: device, precision, micro-batches and the numeric settings of a GPU."""
+"""How a training computes on one worker: its rank, device, precision, micro-batches and numeric settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
 from gtvray.config import Config
 from gtvray.errors import ResourceError
@@ -60,6 +61,26 @@ def micro_batch_size(config: Config) -> int:
 def gpus_per_worker(config: Config) -> float:
     """GPUs that one worker reserves: 0 on a CPU."""
     return config.training.gpus_per_worker if config.training.use_gpu else 0.0
+
+
+def rank() -> int:
+    """This worker's number, 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of workers that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean_over_workers(value: float) -> float:
+    """The mean of a value over workers, the same on each."""
+    if not dist.is_initialized():
+        return value
+    # On the CPU, so through Gloo: NCCL exchanges gradients only.
+    total = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import CheckpointWriter, checkpoint_path, newest_checkpoint
 from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import freed_memory_kept
-from gtvray.training.execution import numeric_settings, training_device, training_precision
+from gtvray.training.execution import mean_over_workers, numeric_settings, rank, training_device, training_precision
 from gtvray.training.loop import EpochResult, Loop
 from gtvray.training.memory import check_memory, device_bytes
 from gtvray.training.plan import check_plan
@@ -31,7 +31,6 @@ from gtvray.training.reader import BatchReader
 from gtvray.training.recovery import epoch_with_retries, memory_errors
 from gtvray.training.selection import selection_dsc
 from gtvray.training.state import TrainingState
-from gtvray.training.workers import mean_over_workers, rank
 
 # The values of a report that are logged as metrics of its epoch.
 EPOCH_METRICS = (

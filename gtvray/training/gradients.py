@@ -18,8 +18,7 @@ from gtvray.config import Config
 from gtvray.failpoints import failpoint
 from gtvray.models import build_loss, loss_reduction
 from gtvray.training.compilation import CompiledNetwork
-from gtvray.training.execution import micro_batch_size, training_precision
-from gtvray.training.workers import rank
+from gtvray.training.execution import micro_batch_size, rank, training_precision
 
 
 class Gradients:

@@ -16,11 +16,11 @@ import torch
 from gtvray.config import Config
 from gtvray.errors import TrainingError
 from gtvray.failpoints import failpoint
+from gtvray.training.execution import mean_over_workers, rank, world
 from gtvray.training.gradients import Gradients
 from gtvray.training.optimizers import learning_rate
 from gtvray.training.reader import BatchReader
 from gtvray.training.state import TrainingState
-from gtvray.training.workers import mean_over_workers, rank, world
 
 
 class DivergedError(TrainingError):

@@ -17,8 +17,7 @@ from gtvray.config import Config, InferenceConfig
 from gtvray.data import CachedCase
 from gtvray.evaluation import dice
 from gtvray.inference import CaseJob, forward_batch, largest_component, run_to_end
-from gtvray.training.execution import training_precision
-from gtvray.training.workers import rank, world
+from gtvray.training.execution import rank, training_precision, world
 
 # Less than in inference: epochs are ranked the same with half the patches.
 _OVERLAP = 0.25

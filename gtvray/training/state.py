@@ -144,6 +144,7 @@ class TrainingState:
         load_weights(self.network, parts["network"])
         load_weights(self.averaged_network(), parts["averaged"])
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        _lay_out_as_weights(self.optimizer)
         torch.set_rng_state(parts["random"]["cpu"])
         self.epoch = int(checkpoint.meta["epoch"])
         if self.config.training.time_budget_s and self.epoch:
@@ -154,3 +155,14 @@ class TrainingState:
         self.history = list(checkpoint.meta["history"])
         if checkpoint.meta.get("scaler"):
             self.scaler.load_state_dict(checkpoint.meta["scaler"])
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's state the strides of its weights, which a checkpoint does not keep.
+
+    With other strides the optimizer would leave its fast path for a loop over parameters.
+    """
+    for weight, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                entry[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)

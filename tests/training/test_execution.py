@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from gtvray.training import compilation as module
 from gtvray.training.compilation import CompiledNetwork, compile_mode, prefers_channels_last
 from gtvray.training.execution import gpus_per_worker, numeric_settings
 from gtvray.training.gradients import Gradients
+from gtvray.training.loop import Loop
 from gtvray.training.recovery import memory_errors
+from gtvray.training.state import TrainingState
 
 GB = 10**9
 ASKED = ("is_available", "current_device", "device_count", "mem_get_info", "is_bf16_supported", "_lazy_init")
@@ -25,7 +28,8 @@ ASKED = ("is_available", "current_device", "device_count", "mem_get_info", "is_b
 
 @pytest.fixture
 def on_gpu(config: Config) -> Config:
-    return with_dotted(config, {"training.use_gpu": True, "training.precision": "auto"})
+    long = {"training.epochs": 20, "training.steps_per_epoch": 100}
+    return with_dotted(config, {"training.use_gpu": True, "training.precision": "auto", **long})
 
 
 @pytest.fixture
@@ -104,6 +108,11 @@ def test_checks_before_a_cluster_is_touched_do_not_look_at_the_drivers_gpu(
         ({}, "reduce-overhead"),
         ({"training.patch_ijk": [128, 128, 128], "network.features": [32, 64, 128]}, "default"),
         ({"training.compile": "graphs", "network.features": [32, 64, 128]}, "reduce-overhead"),
+        # Too short to win back the time of compiling.
+        ({"training.epochs": 19}, None),
+        ({"training.epochs": 1, "training.time_budget_s": 600.0}, "reduce-overhead"),
+        ({"training.time_budget_s": 599.0}, None),
+        ({"training.epochs": 1, "training.compile": "on"}, "default"),
         # All forward passes come before the first backward pass, so a replay would overwrite what is still needed.
         ({"loss.kind": "batch_dice_ce", "training.micro_batch": 1}, "default"),
         ({"loss.kind": "batch_dice_ce"}, "reduce-overhead"),
@@ -151,6 +160,22 @@ def test_gradients_lie_in_memory_as_their_weights_do(config: Config) -> None:
             assert gradients[name].stride() == each.stride()
             largest = float(plain[name].abs().max())
             torch.testing.assert_close(gradients[name], plain[name], rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_a_restored_optimizer_lies_in_memory_as_its_weights_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("gtvray.training.state"), "prefers_channels_last", lambda _: True)
+    adamw = with_dotted(config, {"optimizer.kind": "adamw"})
+    first, second = TrainingState.build(adamw), TrainingState.build(adamw)
+    images = torch.rand(2, 1, *config.training.patch_ijk)
+    Loop(adamw, first)._step(0, images, (images > 0.8).float())
+    second.restore(first.checkpoint())
+    for ours, theirs in zip(second.network.parameters(), first.network.parameters(), strict=True):
+        state, expected = second.optimizer.state[ours], first.optimizer.state[theirs]
+        assert state.keys() == expected.keys()
+        for name, value in state.items():
+            assert torch.equal(value, expected[name])
+            assert value.shape != ours.shape or value.stride() == ours.stride()
+    assert any(each.ndim == 5 and not each.is_contiguous() for each in second.network.parameters())
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
