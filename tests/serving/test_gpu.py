@@ -17,6 +17,8 @@ from .conftest import TOKEN, make_scan
 
 pytestmark = [
     pytest.mark.gpu,
+    # Compilers and drivers warn of what differs from machine to machine.
+    pytest.mark.filterwarnings("default"),
     pytest.mark.ray,
     pytest.mark.timeout(300),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),

