@@ -25,10 +25,10 @@ from gtvray.models import Bundle, write_bundle
 from gtvray.training import (
     TrainedNetwork,
     best_setting,
+    domain_ranges,
     fit,
     kept_checkpoint,
     training_precision,
-    usual_figures,
 )
 
 # It lies with the peers, who import it in their own environment.
@@ -121,7 +121,7 @@ def bundle(job: Job) -> dict[str, Any]:
         patch_ijk=config.training.patch_ijk,
         info={
             "training_data": {"digest": dataset_digest(index_dataset(Path(job.data)), ""), "cases": len(learned)},
-            "domain": usual_figures(learned),
+            "domain": domain_ranges(learned),
             "metrics": {"selection_dsc": float(dsc.mean())},
             "config": flatten(config),
         },

@@ -116,10 +116,10 @@ def nested(config: Config, cases: list[CachedCase], trials: int, folder: Path) -
     from ray.tune.integration.ray_train import TuneReportCallback
 
     def worker(loop: dict[str, Any]) -> None:
-        from gtvray.training import fit
+        from gtvray.training import EPOCH_METRICS, fit
 
         for report in fit(config, cases[:4], cases[4:], Path(loop["folder"])):
-            ray.train.report(report.metrics())
+            ray.train.report({name: float(report.as_dict()[name]) for name in EPOCH_METRICS})
 
     def driver(point: dict[str, Any]) -> None:
         name = tune.get_context().get_trial_id()

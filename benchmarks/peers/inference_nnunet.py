@@ -12,6 +12,7 @@ patches in single precision, where nnU-Net has half.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -84,13 +85,14 @@ def plans(job: dict[str, Any]) -> PlansManager:
 def warm_predictor(folder: Path) -> tuple[nnUNetPredictor, Counted, int]:
     """The predictor with the network of a job, and how many windows that wants of the scan."""
     job = json.loads((folder / "job.json").read_text())
-    network = Counted(torch.jit.load(folder / "network.pt", map_location="cpu").eval())
+    device = torch.device(os.environ.get("GTVRAY_BENCH_DEVICE", "cpu"))
+    network = Counted(torch.jit.load(folder / "network.pt", map_location="cpu").eval().to(device))
     predictor = nnUNetPredictor(
         tile_step_size=1 - job["overlap"],
         use_gaussian=True,
         use_mirroring=False,
-        perform_everything_on_device=False,
-        device=torch.device("cpu"),
+        perform_everything_on_device=device.type == "cuda",
+        device=device,
         allow_tqdm=False,
     )
     manager = plans(job)

@@ -50,8 +50,8 @@ def main() -> None:
     print(json.dumps({**found, "versions": {name: metadata.version(name) for name in names}}))
 
 
-def prepare(work: Path, spacing_ijk_mm: list[float], patch: int, batch: int) -> dict[str, Any]:
-    """Its layout, its plan with our spacing, patch, batch and network, its preprocessing."""
+def prepare(work: Path, spacing_ijk_mm: list[float], patch: int | list[int], batch: int) -> dict[str, Any]:
+    """Its layout, its plan with our spacing, patch (i, j, k), batch and network, its preprocessing."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
     raw = work / "nnunet" / "raw" / NAME
@@ -72,7 +72,7 @@ def prepare(work: Path, spacing_ijk_mm: list[float], patch: int, batch: int) -> 
         "data_identifier": CONFIGURATION,
         # Its axes are those of SimpleITK, the other way round.
         "spacing": spacing_ijk_mm[::-1],
-        "patch_size": [patch] * 3,
+        "patch_size": [patch] * 3 if isinstance(patch, int) else patch[::-1],
         "batch_size": batch,
         "architecture": architecture(planned["architecture"], conv_bias=False),
     }
@@ -97,14 +97,14 @@ def architecture(planned: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**planned, "arch_kwargs": settings}
 
 
-def trainer(work: Path, kind: Any) -> Any:
+def trainer(work: Path, kind: Any, device: str = "cpu") -> Any:
     """A trainer of a class of its own or ours, on all cases."""
     import torch
 
     folder = work / "nnunet" / "preprocessed" / NAME
     plans, about = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
     plans["continue_training"] = False
-    return kind(plans, CONFIGURATION, "all", about, device=torch.device("cpu"))
+    return kind(plans, CONFIGURATION, "all", about, device=torch.device(device))
 
 
 def network(work: Path, weights: Path) -> dict[str, Any]:

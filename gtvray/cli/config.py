@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from gtvray.cli.common import (
     table,
 )
 from gtvray.cli.settings import SettingsCommand
+
+if TYPE_CHECKING:
+    from gtvray.config import Config
 
 app = typer.Typer(help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True)
 
@@ -75,9 +78,10 @@ def plan(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Spacing, patch, batch and network from the training cases and this machine's memory, and why each.
+    """Spacing, patch, batch and network from the training cases and a worker's memory, and why each.
 
-    What the file or an override sets stays. A training that cannot fit is refused.
+    What the file or an override sets stays. A training that cannot fit is refused. With training.use_gpu=true a Ray
+    worker with a GPU is asked for its memory: on the cluster that RAY_ADDRESS names, or on this machine.
 
     Example: gtvray config plan Naso_GTV --out naso_gtv.yaml
     """
@@ -85,7 +89,7 @@ def plan(
     from gtvray.data import open_project
     from gtvray.datasets import index_dataset
     from gtvray.io import Workspace, check_outputs
-    from gtvray.training import device_bytes, explain, plan_training
+    from gtvray.training import describe_plan, plan_training
 
     place, settings = Workspace(workspace), load_config(config, override or [])
     if out is not None:
@@ -95,12 +99,26 @@ def plan(
     with progress.live(), place.lock():
         progress.begin("prepare", dataset.title)
         project = open_project(dataset, settings, cache=place.cache, splits=place.splits, report=progress.advance)
-        planned = plan_training(project.fingerprint, device_bytes(settings), settings)
-    told = explain(planned)
+        planned = plan_training(project.fingerprint, _worker_memory_bytes(settings), settings)
+    told = describe_plan(planned)
     if out is not None:
         _write(out, planned.given(), overwrite)
         told += f"\nsettings: {out}"
     emit({**planned.as_dict(), "file": str(out) if out else None}, as_json, told)
+
+
+def _worker_memory_bytes(config: Config) -> int:
+    """Memory of what a worker of this training trains on."""
+    from gtvray.training import device_bytes
+
+    if not config.training.use_gpu:
+        return device_bytes(config)
+    from gtvray.runtime import connect
+
+    with connect() as cluster:
+        from gtvray.experiments.tasks import worker_memory_bytes
+
+        return worker_memory_bytes(config, cluster)
 
 
 def _write(path: Path, values: dict[str, Any], overwrite: bool) -> None:

@@ -83,6 +83,7 @@ def _hold(url: str, token: str) -> None:
 
 
 def _text(result: DemoResult, workspace: Path) -> str:
+    mlflow = shell_command(".venv/bin/mlflow", "ui", "--backend-store-uri", result.tracking["uri"])
     pictures = "\n".join(f"  {path}" for path in result.pictures)
     return "\n".join(
         [
@@ -94,7 +95,7 @@ def _text(result: DemoResult, workspace: Path) -> str:
             "go on with:",
             f"  {shell_command('gtvray', 'serve', '--workspace', workspace)}",
             f"  {shell_command('gtvray', 'predict', 'SCAN.nii.gz', '-o', 'MASK.nii.gz', '--workspace', workspace)}",
-            f"  MLFLOW_DISABLE_TELEMETRY=true {shell_command('.venv/bin/mlflow', 'ui', '--backend-store-uri', result.tracking['uri'])}",
+            f"  MLFLOW_DISABLE_TELEMETRY=true {mlflow}",
             result.notice,
         ]
     )

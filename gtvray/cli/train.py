@@ -213,12 +213,12 @@ def _job(
 
 
 def plan_text(job: TrainJob, project: Project) -> str:
-    """What will be trained, whether it was given or is a default, and what it takes."""
+    """The settings that shape the training, whether each was given or is a default, and the memory they need."""
     from gtvray.config import known_keys
-    from gtvray.training import device_bytes, explain, plan_training
+    from gtvray.training import describe_plan, plan_training
 
-    config = job.request.config
-    return explain(plan_training(project.fingerprint, device_bytes(config), config, given=known_keys()))
+    # A worker's memory is not known here: this machine may be the head of a cluster.
+    return describe_plan(plan_training(project.fingerprint, None, job.request.config, given=known_keys()))
 
 
 def _found(outcome: TrainOutcome) -> dict[str, Any]:

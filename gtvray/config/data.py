@@ -148,4 +148,4 @@ class AugmentationConfig(Section):
         0.3, ge=0, le=1, description="probability of a gamma curve; mean and standard deviation are preserved"
     )
     gamma_range: Factors = Field((0.7, 1.5), description="exponent")
-    on_gpu: bool = Field(False, description="augment on the training GPU; requires training.use_gpu")
+    on_gpu: bool = Field(True, description="augment patches on the GPU if training.use_gpu is set")

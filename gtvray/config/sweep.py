@@ -27,6 +27,7 @@ _PLANNED_ONCE = (
     "training.num_workers",
     "training.cpus_per_worker",
     "training.use_gpu",
+    "training.gpus_per_worker",
 )
 
 

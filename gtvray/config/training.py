@@ -82,12 +82,26 @@ class TrainingConfig(Section):
     )
     num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers; two or more use Ray Train")
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="CPU threads per worker")
-    use_gpu: bool = Field(False, description="use one GPU per worker")
+    use_gpu: bool = Field(False, description="train on GPUs")
+    gpus_per_worker: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="GPUs per worker with training.use_gpu; 0.5 runs two trials on one GPU, each with half of its "
+        "memory. Several workers of one training need one GPU each",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto selects bf16 where the hardware supports it; fp16, with loss scaling, requires a GPU"
     )
-    compile: Literal["auto", "off", "on"] = Field(
-        "auto", description="torch.compile of the network; auto enables it on GPUs where Triton is available"
+    compile: Literal["auto", "off", "on", "graphs"] = Field(
+        "auto",
+        description="torch.compile of the network; graphs uses CUDA graphs, for passes shorter than their kernel "
+        "launches. auto compiles trainings of at least 2,000 steps or 10 minutes on a GPU with Triton. If compilation fails, the "
+        "network runs eagerly and the reason is logged",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, use deterministic kernels instead of the fastest; a CPU is always deterministic",
     )
     nan_retries: int = Field(
         3, ge=0, le=100, description="restarts of an epoch with a non-finite loss, at a lower learning rate"

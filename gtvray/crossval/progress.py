@@ -13,10 +13,9 @@ from gtvray.experiments.folds import Fold
 from gtvray.failpoints import failpoint
 from gtvray.io import append_json_line, read_json_lines
 from gtvray.tracking import SweepRecorder
-from gtvray.training import EpochReport
+from gtvray.training import EPOCH_METRICS, EpochReport
 
 _REPORTS = "reports.jsonl"
-_FIGURES = ("train_loss", "selection_dsc", "best_dsc", "lr", "patches_per_s", "data_wait_share", "seconds", "retries")
 # The time left follows the latest epochs: folds come and go beside one another.
 _RECENT = 5
 
@@ -120,7 +119,7 @@ class Board:
         return [self._status(fold) for fold in self._folds.values()]
 
     def _send(self, fold: Fold, entry: dict[str, Any]) -> None:
-        figures = {name: float(entry[name]) for name in _FIGURES}
+        figures = {name: float(entry[name]) for name in EPOCH_METRICS}
         self._recorder.log(fold.name, figures, entry["epoch"], entry["at_ms"])
 
     def _change(self, fold: Fold, state: State, note: str) -> None:

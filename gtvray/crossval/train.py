@@ -199,8 +199,11 @@ class TrainJob:
         """
         from gtvray.crossval.progress import Board
         from gtvray.experiments.folds import train_folds
+        from gtvray.experiments.tasks import worker_memory_bytes
+        from gtvray.training import check_memory
 
         plan = plan_trials(self.request.config.training, cluster.cpus, cluster.gpus, None)
+        check_memory(self.request.config, worker_memory_bytes(self.request.config, cluster))
         artifacts = self.workspace.artifacts if self._uri.startswith("sqlite") else None
         experiment = self.request.config.tracking.experiment
         self.request.save(self.folder, project.fingerprint.digest)
@@ -244,7 +247,7 @@ class TrainJob:
 
     def _bundle(self, project: Project, board: Board, validation: CrossValidation, run_id: str) -> Bundle:
         from gtvray.models import write_bundle
-        from gtvray.training import TrainedNetwork, usual_figures
+        from gtvray.training import TrainedNetwork, domain_ranges
 
         config = self.request.config
         networks = [TrainedNetwork.load(each.checkpoint) for each in validation.folds]
@@ -261,7 +264,7 @@ class TrainJob:
                     {"fold": each.fold, "seed": each.seed, "epoch": each.epoch, "cases": len(each.cases)}
                     for each in validation.folds
                 ],
-                "domain": usual_figures(project.train),
+                "domain": domain_ranges(project.train),
                 "failed_folds": sorted(board.failures),
                 "metrics": validation.metrics(),
                 "mlflow_run": run_id,

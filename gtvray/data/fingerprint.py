@@ -1,4 +1,4 @@
-"""What a dataset is: which files, and the figures that shape a plan."""
+"""The fingerprint of a dataset: digest of its files, and the medians that a training plan is based on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Fingerprint:
     Attributes:
         digest: sha256 over every case id with its scan's and mask's digests; `open_project` adds which cases share a
             patient.
-        cases: how many.
+        cases: number of cases.
         spacing_mm: median spacing of the scans along their own axes.
         prepared_shape: median size on the prepared grid.
         tumour_ml: median tumour volume.
@@ -39,8 +39,8 @@ def fingerprint(cases: list[CachedCase], train: list[CachedCase]) -> Fingerprint
     """The fingerprint of a dataset.
 
     Args:
-        cases: all prepared cases; they make the digest.
-        train: those that may shape a plan; they make the medians.
+        cases: all prepared cases, for the digest.
+        train: training cases; the medians are theirs, since a plan may not look at others.
     """
     return Fingerprint(
         digest=files_digest(cases),

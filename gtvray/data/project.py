@@ -1,4 +1,4 @@
-"""A dataset made ready: split, prepared, fingerprinted, with its split kept for the next time."""
+"""A dataset ready for training: split, prepared and fingerprinted, with a stored split."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from gtvray.io import sha256_of
 
 @dataclass(frozen=True)
 class Project:
-    """Cases by what they are for.
+    """The cases of a dataset by their role.
 
     Attributes:
         dataset: all cases.
-        split: which case is for what.
+        split: the role of each case.
         train, selection: prepared cases.
         fingerprint: of the dataset.
-        patients: who the cases are of, if anything tells.
-        split_file: where the split is stored.
+        patients: the patient of each case, where known.
+        split_file: the stored split.
     """
 
     dataset: Dataset
@@ -42,11 +42,11 @@ class Project:
 
     @property
     def held_out(self) -> tuple[Case, ...]:
-        """The cases no choice may look at, as they came."""
+        """The unprepared cases that no choice may be based on."""
         return self.dataset.subset(self.split.held_out)
 
     def folds(self, count: int, seed: int) -> Folds:
-        """Training and selection cases in folds for cross-validation, stored beside the split and found again.
+        """Training and selection cases in folds for cross-validation; stored beside the split and reused.
 
         Raises:
             DataError: as `split_folds`.
@@ -65,16 +65,16 @@ def open_project(
 ) -> Project:
     """Split a dataset and prepare its cases.
 
-    The split is stored under the dataset's fingerprint and found again there. Which cases share a patient is part of
-    the fingerprint: a model trained before that was known may have seen the patients who are held out now, and is
-    refused at promotion as one of other data.
+    The split is stored under the dataset's fingerprint and reused. Which cases share a patient is part of the
+    fingerprint: a model trained before that was known may have seen patients who are held out now, and promotion
+    refuses it as trained on other data.
 
     Args:
         dataset: sound cases.
         config: split, preprocessing and cache settings.
         cache: folder of prepared cases.
         splits: folder of stored splits.
-        report: told (done, all) after each case.
+        report: called with (done, total) after each case.
 
     Raises:
         DataError: too few cases, or one that is not usable.
@@ -87,7 +87,7 @@ def open_project(
     stored = splits / f"{digest[:16]}-{_digest(config.split)}.json"
     if stored.exists():
         split, _ = Split.load(stored)
-        # Each case a patient of its own: not known when it was stored, perhaps, and known now.
+        # Patients may have become known since the split was stored.
         split = replace(split, grouping=split.grouping if patients is None else patients.grouping)
     else:
         split = split_cases(tuple(by_id), config.split, patients)
@@ -105,7 +105,7 @@ def open_project(
 
 
 def dataset_digest(dataset: Dataset, patient_pattern: str) -> str:
-    """The digest that a project of these cases has, from their files alone; masks are needed for all.
+    """The digest of a project with these cases, from their files alone; all of them need masks.
 
     Args:
         dataset: the cases.
@@ -122,6 +122,6 @@ def _with_patients(digest: str, patients: Patients | None) -> str:
 
 
 def _digest(config: SplitConfig) -> str:
-    # A setting that came later counts where it is used only: splits stored before it are found again.
+    # Settings added later count only where they are used, so that older splits are found.
     later = {"patient_pattern"} & {name for name, value in config if not value}
     return hashlib.sha256(config.model_dump_json(exclude=later).encode()).hexdigest()[:8]

@@ -199,7 +199,7 @@ class _FoldActor:
     def _begin(self) -> Iterator[EpochReport]:
         fold = self._fold
         run = fit if fold.config.training.num_workers == 1 else fit_distributed
-        return run(fold.config, fold.train, fold.validation, fold.folder, told=self._told)
+        return run(fold.config, fold.train, fold.validation, fold.folder, known_epoch=self._told)
 
 
 def _reason(error: RayTaskError) -> str:

@@ -15,7 +15,8 @@ from ray.exceptions import RayTaskError
 from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.errors import GtvrayError
-from gtvray.training import kept_checkpoint, training_device
+from gtvray.runtime import Cluster, plan_trials
+from gtvray.training import device_bytes, gpus_per_worker, kept_checkpoint, training_device
 
 _POLL_S = 1.0
 
@@ -35,8 +36,7 @@ def on_cluster(function: Any, work: Sequence[tuple[Any, ...]], config: Config, r
     Raises:
         GtvrayError: the first that a piece raised; it ends all of them.
     """
-    gpus = 1 if config.training.use_gpu else 0
-    task = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=gpus)(function)
+    task = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=gpus_per_worker(config))(function)
     answers = [task.remote(*piece) for piece in work]
     left = list(answers)
     try:
@@ -56,3 +56,17 @@ def keep(best: Path, config: Config, cases: Sequence[CachedCase]) -> tuple[Path,
     """A piece of work: `kept_checkpoint` with the training's threads and device."""
     torch.set_num_threads(config.training.cpus_per_worker)
     return kept_checkpoint(best, config, cases, training_device(config))
+
+
+def worker_memory_bytes(config: Config, cluster: Cluster) -> int:
+    """Memory of the device that a worker of a training has on the connected cluster.
+
+    Raises:
+        ResourceError: the cluster has no such worker, or torch sees no GPU there.
+    """
+    if cluster.is_local and not config.training.use_gpu:
+        # Workers are on this machine: no need to start one to ask.
+        return device_bytes(config)
+    plan_trials(config.training, cluster.cpus, cluster.gpus, None)
+    (found,) = on_cluster(device_bytes, [(config,)], config, lambda _: None)
+    return int(found)

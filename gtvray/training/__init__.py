@@ -1,4 +1,4 @@
-"""Training: `fit` gives a report an epoch and knows nothing of Ray; `ray.py` spreads it over workers."""
+"""Training: `fit` yields a report an epoch and does not depend on Ray; `ray.py` distributes it over workers."""
 
 import lazy_loader
 

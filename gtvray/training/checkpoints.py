@@ -1,4 +1,4 @@
-"""A training's folder of checkpoints: written beside the training, the newest sound one found again."""
+"""The folder of checkpoints of a training: writing them in a thread, finding the newest sound one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from gtvray.models import Checkpoint
 
 _KEPT_NEWEST = 2
 _NAME = re.compile(r"epoch-(\d+)")
-# What a killed writer leaves: see `gtvray.io.atomic_dir`.
+# Left by a killed writer: see `gtvray.io.atomic_dir`.
 _LEFTOVERS = (".partial-*", ".retired-*")
 _log = logging.getLogger(__name__)
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies."""
+    """The folder of an epoch's checkpoint."""
     return folder / f"epoch-{epoch:05d}"
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest sound checkpoint of a folder.
+    """Find the newest checkpoint of a folder that is not damaged.
 
     Returns:
-        the checkpoint, or None if the folder has none at all; and the names of newer ones that are damaged.
+        the checkpoint, or None if the folder has none; and the names of newer ones that are damaged.
 
     Raises:
-        TrainingError: there are checkpoints, and every one is damaged.
+        TrainingError: every checkpoint of the folder is damaged.
     """
     damaged: list[str] = []
     for epoch in sorted(_epochs(folder), reverse=True):
@@ -41,27 +41,27 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return Checkpoint.load(path), damaged
         except TrainingError as error:
-            _log.warning("checkpoint %s is passed over: %s", path, error.what)
+            _log.warning("checkpoint %s is skipped: %s", path, error.what)
             damaged.append(path.name)
     if damaged:
         raise TrainingError(
             "every checkpoint is damaged",
             where=folder,
             found=", ".join(damaged),
-            do="put a copy of one back, or move the folder away to start anew",
+            do="restore a copy of one, or move the folder away to start from the beginning",
         )
     return None, damaged
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time, while steps go on; the newest two and the best stay.
+    """Writes checkpoints in a thread, one at a time, while training continues; keeps the newest two and the best.
 
     Args:
-        folder: where they go; it is made, and cleared of what a killed writer left.
-        active: False on all workers but the first, where nothing is written.
+        folder: for the checkpoints; created, and cleared of what a killed writer left.
+        active: False on all workers but the first, which write nothing.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the folder cannot be written to.
         ResourceError: the disk is full.
     """
 
@@ -78,7 +78,7 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let the last write end; its failure is raised unless the training ends with one already."""
+        """Wait for the last write; its error is raised unless the training ends with one already."""
         try:
             self.wait()
         except GtvrayError as failure:
@@ -89,11 +89,11 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def start(self, checkpoint: Checkpoint, epoch: int, best: int) -> None:
-        """Begin to write a checkpoint, whose tensors nobody changes any more.
+        """Start to write a checkpoint, whose tensors must not change any more.
 
         Args:
             checkpoint: the state.
-            epoch: its own.
+            epoch: its epoch.
             best: the epoch whose checkpoint is kept beside the newest.
         """
         self.wait()
@@ -101,7 +101,7 @@ class CheckpointWriter:
             self._pending = self._thread.submit(self._write, checkpoint, epoch, best)
 
     def wait(self) -> None:
-        """Wait until what was begun is on disk.
+        """Wait until the checkpoint is on disk.
 
         Raises:
             ResourceError, InputError: it could not be written.
@@ -119,7 +119,7 @@ class CheckpointWriter:
                 error.what,
                 where=self._folder,
                 found="no checkpoint yet" if kept is None else f"the newest checkpoint is epoch {kept}",
-                do="free some space and run it again: it goes on from there",
+                do="free some space and run it again: it resumes from that checkpoint",
             ) from error
         failpoint("checkpoint.written")
         _keep(self._folder, best)

@@ -1,7 +1,7 @@
-"""A training that fits the data and the device: spacing, patch, batch and network size, and why each.
+"""Spacing, patch, batch and network size of a training from its data and device, with a reason for each.
 
-The order is nnU-Net's (Isensee et al., Nature Methods 2021): spacing from the scans, the largest patch that memory lets
-learn, then the batch, then the depth, which follows from the patch. What the user has set stays.
+The order is nnU-Net's (Isensee et al., Nature Methods 2021): spacing from the scans, the largest patch that memory
+allows, then the batch, then the depth, which follows from the patch. Values that the user has set stay.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _HEADROOM = 0.8
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One value of a plan and where it comes from."""
+class PlannedValue:
+    """One value of a plan, and the reason for it."""
 
     key: str
     value: Any
@@ -42,25 +42,25 @@ class Plan:
 
     Attributes:
         config: with every value decided.
-        choices: what was decided, in this order.
+        choices: the decided values, in order of decision.
         origin: dotted keys that were given.
-        needed_bytes: what a worker is estimated to take.
-        memory_bytes: what it has.
+        needed_bytes: estimate of what a worker takes.
+        memory_bytes: what its device has; None if that is not known here.
     """
 
     config: Config
-    choices: tuple[Choice, ...]
+    choices: tuple[PlannedValue, ...]
     origin: tuple[str, ...]
     needed_bytes: int
-    memory_bytes: int
+    memory_bytes: int | None
 
     def given(self) -> dict[str, Any]:
-        """The sections of a config file that holds what was given and what was decided."""
-        whole = self.config.model_dump(mode="json")
+        """The sections of a config file with the given and the decided values."""
+        values = self.config.model_dump(mode="json")
         keys = [*self.origin, *(choice.key for choice in self.choices)]
         sections: dict[str, Any] = {}
         for section, field in (key.split(".") for key in keys):
-            sections.setdefault(section, {})[field] = whole[section][field]
+            sections.setdefault(section, {})[field] = values[section][field]
         return sections
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,23 +70,25 @@ class Plan:
 
 
 def plan_training(
-    fingerprint: Fingerprint, memory_bytes: int, config: Config, given: Collection[str] | None = None
+    fingerprint: Fingerprint, memory_bytes: int | None, config: Config, given: Collection[str] | None = None
 ) -> Plan:
-    """Decide what is not given.
+    """Decide the values that are not given.
 
     Args:
         fingerprint: of cases prepared by `config.preprocessing`.
-        memory_bytes: of what a worker trains on; a fifth of it is left free.
-        config: everything else, and the values of what is given.
+        memory_bytes: of the device that a worker trains on; a fifth of it is left free. None where it is not known:
+            then nothing is refused for lack of memory, and all of `KEYS` must be given.
+        config: all other settings, and the given values.
         given: dotted keys whose values stay; by default those that `config` was made with explicitly.
 
     Raises:
-        ConfigError: what is given cannot fit, or go together.
+        ConfigError: the given values need more memory than there is, or contradict each other.
     """
     set_here = given_keys(config)
     given = set_here if given is None else given
     extent_mm = [n * mm for n, mm in zip(fingerprint.prepared_shape, config.preprocessing.spacing_mm, strict=True)]
-    plan = _Planner(fingerprint, int(memory_bytes * _HEADROOM), config, extent_mm)
+    assert memory_bytes is not None or set(KEYS) <= set(given)
+    plan = _Planner(fingerprint, int((memory_bytes or 0) * _HEADROOM), config, extent_mm)
     deciding: dict[str, Callable[[], tuple[Any, str]]] = {
         "preprocessing.spacing_mm": plan.spacing_mm,
         "network.size": plan.size,
@@ -97,14 +99,15 @@ def plan_training(
     for key in KEYS:
         if key in given:
             value = _value(config, key)
-            # A config that was read back from a run has every key set.
+            # A config read back from a run has every key set.
             why = "the default" if key not in set_here and value == _value(Config(), key) else "given"
-            choices.append(Choice(key, value, why))
+            choices.append(PlannedValue(key, value, why))
             continue
         value, why = deciding[key]()
         plan.config = with_dotted(plan.config, {key: value})
-        choices.append(Choice(key, value, why))
-    check_memory(plan.config, memory_bytes)
+        choices.append(PlannedValue(key, value, why))
+    if memory_bytes is not None:
+        check_memory(plan.config, memory_bytes)
     return Plan(plan.config, tuple(choices), tuple(sorted(given)), training_bytes(plan.config), memory_bytes)
 
 
@@ -114,17 +117,21 @@ def given_keys(config: Config) -> set[str]:
     return {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields_set}
 
 
-def explain(plan: Plan) -> str:
-    """The plan, a line a value with its reason, and the network that follows."""
+def describe_plan(plan: Plan) -> str:
+    """The plan as text: a line for each value with its reason, and the resulting network."""
     config = plan.config
     rows = [f"{choice.key}: {_text(choice.value)} ({choice.why})" for choice in plan.choices]
-    rows.append(f"memory: about {plan.needed_bytes / 1e9:.1f} of {plan.memory_bytes / 1e9:.1f} GB a worker")
+    memory = f"memory: about {plan.needed_bytes / 1e9:.1f}"
+    if plan.memory_bytes is None:
+        rows.append(f"{memory} GB a worker, checked on the worker")
+    else:
+        rows.append(f"{memory} of {plan.memory_bytes / 1e9:.1f} GB a worker")
     network = plan_network(config.network, config.preprocessing.spacing_mm, config.training.patch_ijk)
     return "\n".join([*rows, network.as_text()])
 
 
 class _Planner:
-    """Decides one value after another; each sees those before it."""
+    """Decides one value after another, each from those before it."""
 
     def __init__(self, fingerprint: Fingerprint, memory_bytes: int, config: Config, extent_mm: list[float]) -> None:
         self.config = config

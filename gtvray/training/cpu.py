@@ -1,4 +1,4 @@
-"""What keeps training on a CPU as quick as its arithmetic: quick convolutions for one patch, and memory that stays."""
+"""CPU performance: oneDNN convolutions for single patches, and memory kept between steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 # Up to this product of a patch's channels and first two edges torch convolves by unfolding, which takes two to three
-# times as long as oneDNN (`use_mkldnn` in ATen's native/Convolution.cpp); whole batches and bf16 are oneDNN's anyway.
+# times as long as oneDNN (`use_mkldnn` in ATen's native/Convolution.cpp); it uses oneDNN for larger batches and bf16.
 _UNFOLDED = 20480
-# Of glibc's `mallopt`, and what its own adjustment comes to once large blocks have been freed.
+# Parameters of glibc's `mallopt`, and the values it arrives at by itself once large blocks have been freed.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _USUAL = {_TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65536}
 _KEEPING = {_TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20, _MMAP_MAX: 0}
 
 
 def route_convolutions(network: torch.nn.Module) -> None:
-    """Have oneDNN convolve single patches in fp32 as well, forward and backward; weights and names stay as they are.
+    """Convolve single patches in fp32 with oneDNN too, forward and backward; weights and names do not change.
 
-    Micro-batches on a CPU are single patches, so that a sum's order does not hang on the number of workers.
+    Micro-batches on a CPU are single patches, so that the order of summation is independent of the number of workers.
 
     Args:
         network: on the CPU, to be run in fp32.
@@ -47,11 +47,11 @@ def _from_onednn(_: torch.nn.Module, __: tuple[Any, ...], answer: torch.Tensor) 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Have glibc keep what is freed, for the length of a `with` block; nothing where the C library is another.
+    """Have glibc keep freed memory for the length of a `with` block; no effect with another C library.
 
-    Each step frees and asks for the same hundreds of megabytes. Given back to the kernel in between, they come back as
-    pages that have to be zeroed and mapped one by one. The price is a higher peak: holes between blocks.
-    At the end everything that is free goes back, so that holes do not add up from epoch to epoch.
+    Each step frees and allocates the same hundreds of megabytes. Returned to the kernel in between, they come back as
+    pages that are zeroed and mapped one by one. The cost is a higher peak, from holes between blocks. At the end all
+    free memory is returned, so that holes do not add up from epoch to epoch.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):

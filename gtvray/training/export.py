@@ -1,4 +1,4 @@
-"""From a checkpoint to the bundle that is evaluated, promoted and served."""
+"""Exporting a checkpoint as the bundle that is evaluated, promoted and served."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """What of a checkpoint is kept in the end.
+    """The part of a checkpoint that becomes a bundle.
 
     Attributes:
-        weights: their moving average.
+        weights: moving average of the weights.
         settings: of the network.
         epoch: epochs done.
     """
@@ -49,12 +49,12 @@ class TrainedNetwork:
 
     @classmethod
     def of(cls, state: Checkpoint, folder: Path) -> TrainedNetwork:
-        """Take it from a checkpoint that was read; `folder` is named where its settings are wrong."""
+        """Take it from a loaded checkpoint; `folder` is named in errors about its settings."""
         averaged = {key.removeprefix(_PREFIX): each for key, each in state.tensors.items() if key.startswith(_PREFIX)}
         return cls(averaged, build(NetworkConfig, state.meta["network"], folder), int(state.meta["epoch"]))
 
     def build(self, config: Config) -> torch.nn.Module:
-        """The network, in evaluation mode; `config` is what it was trained with."""
+        """Build the network in evaluation mode; `config` is the one it was trained with."""
         preprocessing, patch_ijk = config.preprocessing, config.training.patch_ijk
         channels = preprocessing.channels
         network = build_network(self.settings, channels, preprocessing.spacing_mm, patch_ijk).eval()
@@ -62,8 +62,8 @@ class TrainedNetwork:
         return network
 
 
-def usual_figures(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]:
-    """What the domain check takes for usual with a model of these training cases; of many, an even choice."""
+def domain_ranges(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]:
+    """Ranges of the domain check for a model trained on these cases; of many cases, an even selection is read."""
     chosen = cases[:: max(1, len(cases) // _DOMAIN_CASES)]
     return training_ranges(case.whole()[0].hu for case in chosen)
 
@@ -71,16 +71,16 @@ def usual_figures(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]
 def kept_checkpoint(
     best: Path, config: Config, cases: Sequence[CachedCase], device: torch.device
 ) -> tuple[Path, NDArray[np.float64]]:
-    """Which checkpoint of a training is its network: the newest, unless the best epoch leads it by more than chance.
+    """Choose a training's checkpoint: the newest, unless the best epoch is better by more than chance.
 
-    The best of many epochs by few cases is in part the luckiest, and often from before the learning rate came down.
-    Both are compared with the inference settings that suit each, over all the cases, by the paired 95 % interval.
+    The best of many epochs on few cases is in part the luckiest, and often from before the learning rate came down.
+    Both are compared with the inference settings that suit each, over all cases, by the paired 95 % interval.
 
     Args:
-        best: folder of the best epoch's checkpoint, beside it the training's newest.
-        config: what it was trained with.
+        best: folder of the best epoch's checkpoint; the newest is beside it.
+        config: the one it was trained with.
         cases: prepared cases that were not trained on.
-        device: where the networks run.
+        device: for the networks.
 
     Returns:
         the checkpoint's folder, and its `calibration_scores`.
@@ -107,14 +107,14 @@ def kept_checkpoint(
 def export_bundle(
     kept: Path, scores: NDArray[np.float64], config: Config, folder: Path, info: Mapping[str, Any]
 ) -> Bundle:
-    """Write a checkpoint's averaged weights as a bundle, its inference settings calibrated.
+    """Write a checkpoint's averaged weights as a bundle with calibrated inference settings.
 
     Args:
         kept: folder of the checkpoint that `kept_checkpoint` chose.
-        scores: its `calibration_scores`, which come with that choice.
-        config: what it was trained with.
+        scores: its `calibration_scores`, as returned with that choice.
+        config: the one it was trained with.
         folder: the bundle's folder.
-        info: training data, run: whatever tells where the model comes from.
+        info: provenance of the model, such as training data and run.
 
     Raises:
         TrainingError: the checkpoint is damaged.

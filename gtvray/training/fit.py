@@ -1,15 +1,15 @@
-"""The training loop: a generator that gives a report, and leaves a checkpoint, after every epoch.
+"""The training loop: a generator that yields a report, and leaves a checkpoint, after every epoch.
 
-It is data-parallel when a torch process group exists, and single otherwise. The checkpoint is written beside the steps
-of the next epoch; whoever is killed meanwhile goes on from the one before, to the same figures.
+It is data-parallel when a torch process group exists, and single otherwise. The checkpoint is written while the next
+epoch runs; a training that is killed meanwhile resumes from the one before, with the same results.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,34 +21,50 @@ from gtvray.data import CachedCase, PatchSampler
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import CheckpointWriter, checkpoint_path, newest_checkpoint
+from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import freed_memory_kept
-from gtvray.training.loop import Loop
+from gtvray.training.execution import mean_over_workers, numeric_settings, rank, training_device, training_precision
+from gtvray.training.loop import EpochResult, Loop
+from gtvray.training.memory import check_memory, device_bytes
 from gtvray.training.plan import check_plan
+from gtvray.training.reader import BatchReader
 from gtvray.training.recovery import epoch_with_retries, memory_errors
 from gtvray.training.selection import selection_dsc
 from gtvray.training.state import TrainingState
-from gtvray.training.workers import mean_over_workers, rank
+
+# The values of a report that are logged as metrics of its epoch.
+EPOCH_METRICS = (
+    "train_loss",
+    "selection_dsc",
+    "best_dsc",
+    "lr",
+    "patches_per_s",
+    "data_wait_share",
+    "seconds",
+    "retries",
+)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch in figures.
+    """Measurements of one epoch; `EPOCH_METRICS` names those that are logged.
 
     Attributes:
         epoch: epochs done, from 1.
-        epochs: how many there will be.
+        epochs: planned number of epochs.
         train_loss: mean over the epoch's steps.
         selection_dsc: mean DSC of the averaged weights over the selection cases, on the prepared grid.
-        best_dsc: the best of these so far.
-        lr: learning rate at the end.
-        patches_per_s: over all workers, training time only.
-        data_wait_share: share of the training time spent waiting for patches.
-        seconds: wall-clock of the epoch with selection.
-        retries: how often, since the beginning, an epoch was begun again at a lower rate.
-        checkpoint: folder of the epoch's checkpoint. It is whole once the next report is there, or this is the last,
-            or the generator is closed.
-        best_checkpoint: folder of the best one.
-        notes: what went wrong in this epoch, or on the way to it, and what was done about it.
+        best_dsc: the highest of these so far.
+        lr: learning rate of the last step.
+        patches_per_s: over all workers, in the time of the steps alone.
+        data_wait_share: share of that time spent waiting for patches.
+        seconds: wall-clock time of the epoch with selection.
+        retries: restarts of an epoch at a lower rate, since the beginning.
+        checkpoint: folder of the epoch's checkpoint. It is complete once the next report is there, or this is the
+            last, or the generator is closed.
+        best_checkpoint: folder of the best epoch's checkpoint.
+        notes: what went wrong in this epoch, or before it since the last report, and what was done about it.
     """
 
     epoch: int
@@ -69,10 +85,6 @@ class EpochReport:
         """Plain values."""
         return asdict(self)
 
-    def metrics(self) -> dict[str, float]:
-        """The figures alone, for tracking."""
-        return {name: float(value) for name, value in asdict(self).items() if not isinstance(value, str)}
-
 
 def fit(
     config: Config,
@@ -81,53 +93,57 @@ def fit(
     folder: Path,
     *,
     resume: Path | None = None,
-    told: int | None = None,
+    known_epoch: int | None = None,
 ) -> Iterator[EpochReport]:
     """Train, one report an epoch.
 
     Args:
-        config: everything.
+        config: all settings.
         train: prepared training cases.
         selection: prepared cases that compare epochs and trials.
-        folder: where checkpoints go; shared by all workers.
-        resume: a checkpoint to go on from; without it the newest sound one in `folder`, if any.
-        told: the last epoch whose report the caller has; reports of later ones that the checkpoint knows of are given
-            again. None is all of them.
+        folder: for checkpoints; shared by all workers.
+        resume: a checkpoint to resume from; without it the newest sound one in `folder`, if any.
+        known_epoch: the last epoch whose report the caller has; reports of later epochs that the checkpoint holds are
+            yielded again. None is the checkpoint's own epoch.
 
     Raises:
-        ConfigError, DataError: the plan cannot work.
-        InputError: nothing can be written to `folder`.
-        TrainingError: the loss is no number, also at a lower rate; or every checkpoint is damaged.
-        ResourceError: the disk is full, or memory is out.
+        ConfigError, DataError: the plan cannot work, or does not fit into the memory of the device.
+        InputError: `folder` cannot be written to.
+        TrainingError: the loss is not finite, also at a lower rate; or every checkpoint is damaged.
+        ResourceError: the disk is full, memory is exhausted, or torch sees no GPU where one is asked for.
     """
-    check_plan(config, train, selection)
-    torch.set_num_threads(config.training.cpus_per_worker)
     called = time.perf_counter()
-    with (
-        CheckpointWriter(folder, active=rank() == 0) as writer,
-        ThreadPoolExecutor(1) as reader,
-        memory_errors(config),
-    ):
+    check_plan(config, train, selection)
+    check_memory(config, device_bytes(config))
+    torch.set_num_threads(config.training.cpus_per_worker)
+    device = training_device(config)
+    with ExitStack() as stack:
+        writer = stack.enter_context(CheckpointWriter(folder, active=rank() == 0))
+        stack.enter_context(memory_errors(config))
+        stack.enter_context(numeric_settings(config, device))
         state = TrainingState.build(config)
-        notes = _go_on(state, folder, resume)
-        for entry in state.history[state.epoch if told is None else told :]:
+        notes = _restore(state, folder, resume)
+        for entry in state.history[state.epoch if known_epoch is None else known_epoch :]:
             yield _report(entry, folder, state.best_epoch)
+        if device.type == "cuda":
+            _log_gpu(config, device)
         scored = selection[: config.training.selection_cases]
-        device = state.device if config.augmentation.on_gpu else "cpu"
-        sampler = PatchSampler(train, config.training, config.preprocessing, config.augmentation, device)
-        loop = Loop(config, state, sampler)
+        patches_on = device if config.augmentation.on_gpu else "cpu"
+        sampler = PatchSampler(train, config.training, config.preprocessing, config.augmentation, patches_on)
+        reader = stack.enter_context(BatchReader(sampler, device, config.training.cpus_per_worker))
+        loop = Loop(config, state)
         checkpoint = state.checkpoint()
         while state.epoch < state.epochs:
             began = time.perf_counter()
-            with nullcontext() if config.training.use_gpu else freed_memory_kept():
-                figures, retried = epoch_with_retries(loop, state, checkpoint, reader)
+            with freed_memory_kept() if device.type == "cpu" else nullcontext():
+                result, retried = epoch_with_retries(loop, state, checkpoint, reader)
             dsc = selection_dsc(config, state.averaged_network(), scored, state.device)
             state.finish_epoch(dsc)
             writer.wait()
             if state.epoch == 1:
                 now = time.perf_counter()
                 state.plan_epochs(mean_over_workers(now - called), mean_over_workers(now - began))
-            entry = _entry(state, figures, dsc, [*notes, *retried], time.perf_counter() - began)
+            entry = _entry(state, result, dsc, [*notes, *retried], time.perf_counter() - began)
             state.history.append(entry)
             checkpoint, notes = state.checkpoint(), []
             writer.start(checkpoint, state.epoch, state.best_epoch)
@@ -137,31 +153,40 @@ def fit(
             yield _report(entry, folder, state.best_epoch)
 
 
-def _go_on(state: TrainingState, folder: Path, resume: Path | None) -> list[str]:
-    """Restore the state from a checkpoint if there is one; returns what is to be told about it."""
+def _restore(state: TrainingState, folder: Path, resume: Path | None) -> list[str]:
+    """Restore the state from a checkpoint, if there is one; returns notes for the next report."""
     start, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
     if start is not None:
         state.restore(start)
         if not checkpoint_path(folder, state.best_epoch).is_dir():
             state.forget_best()
-    return [f"damaged checkpoint {name} passed over, gone on from epoch {state.epoch}" for name in damaged]
+    return [f"damaged checkpoint {name} skipped, resumed from epoch {state.epoch}" for name in damaged]
 
 
-def _entry(
-    state: TrainingState, figures: tuple[float, float, float], dsc: float, notes: list[str], seconds: float
-) -> dict[str, Any]:
-    """What a checkpoint remembers of a report: all but the places."""
+def _log_gpu(config: Config, device: torch.device) -> None:
+    _log.info(
+        "training on %s: %s, compile %s, channels %s, %s",
+        torch.cuda.get_device_name(device),
+        str(training_precision(config)).removeprefix("torch."),
+        compile_mode(config) or "off",
+        "last" if prefers_channels_last(config) else "first",
+        "deterministic" if config.training.deterministic else "cuDNN benchmark",
+    )
+
+
+def _entry(state: TrainingState, result: EpochResult, dsc: float, notes: list[str], seconds: float) -> dict[str, Any]:
+    """The part of a report that a checkpoint keeps: everything but paths."""
     training = state.config.training
-    loss, busy_s, wait_s = figures
+    steps_s = max(result.seconds, 1e-9)
     return {
         "epoch": state.epoch,
         "epochs": state.epochs,
-        "train_loss": loss,
+        "train_loss": result.loss,
         "selection_dsc": dsc,
         "best_dsc": state.best_dsc,
         "lr": float(state.optimizer.param_groups[0]["lr"]),
-        "patches_per_s": training.steps_per_epoch * training.batch_size / max(busy_s, 1e-9),
-        "data_wait_share": wait_s / max(busy_s, 1e-9),
+        "patches_per_s": training.steps_per_epoch * training.batch_size / steps_s,
+        "data_wait_share": result.waited_s / steps_s,
         "seconds": seconds,
         "retries": state.retries,
         "notes": "; ".join(notes),
@@ -169,5 +194,5 @@ def _entry(
 
 
 def _report(entry: dict[str, Any], folder: Path, best: int) -> EpochReport:
-    places = [str(checkpoint_path(folder, epoch)) for epoch in (entry["epoch"], best)]
-    return EpochReport(**entry, checkpoint=places[0], best_checkpoint=places[1])
+    paths = [str(checkpoint_path(folder, epoch)) for epoch in (entry["epoch"], best)]
+    return EpochReport(**entry, checkpoint=paths[0], best_checkpoint=paths[1])

@@ -1,65 +1,98 @@
-"""Why a group of workers ended before its training: what Ray says of it, in a line."""
+"""The reason a group of workers ended before its training did."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch.distributed as dist
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from gtvray.config import Config
 from gtvray.errors import FailureError, ResourceError, TrainingError
 
+_CONTROLLER = -1
+# Attributes in which Ray Train and Ray keep the error that an error reports.
+_CAUSES = ("controller_failure", "health_check_failure", "_base_exc", "cause", "__cause__")
+
 
 @dataclass(frozen=True)
 class Lost:
-    """One way to lose a group.
+    """The reason for a lost group.
 
     Attributes:
-        reason: what happened, in a few words.
-        is_memory: Ray ended a worker since its machine was running out of memory.
+        reason: one line.
+        is_memory: Ray ended a worker because its machine was running out of memory.
     """
 
     reason: str
     is_memory: bool = False
 
 
-# What Ray and torch say, from the most telling to the least: when a worker dies, the others only lose a connection.
-_SAID: tuple[tuple[str, str, bool], ...] = (
-    ("running low on memory", "Ray ended it, since its machine was running out of memory", True),
-    ("its node has died", "its machine was lost", False),
-    ("node died", "its machine was lost", False),
-    ("process has died", "its process died: killed, by the kernel for want of memory perhaps, or crashed", False),
-    ("actor died", "its process died: killed, by the kernel for want of memory perhaps, or crashed", False),
-    ("timed out", "another worker did not answer within training.collective_timeout_s", False),
-    ("closed by peer", "the connection to another worker was lost", False),
-    ("reset by peer", "the connection to another worker was lost", False),
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of loss, recognised by the class of an error or, where it has none of its own, by its message."""
+
+    reason: str
+    classes: tuple[type[BaseException], ...] = ()
+    messages: tuple[str, ...] = ()
+    is_memory: bool = False
+
+    def describes(self, error: BaseException) -> bool:
+        """Whether the error is of this kind."""
+        return isinstance(error, self.classes) or any(words in str(error).lower() for words in self.messages)
+
+
+# The cause before its consequences: when a worker dies, the others only lose a connection. Ray reports the loss of an
+# actor's machine by the class for any dead actor, and Gloo every fault as a RuntimeError.
+_KINDS = (
+    _Kind("Ray ended it because its machine was running out of memory", (OutOfMemoryError,), is_memory=True),
+    _Kind("its machine was lost", (NodeDiedError, LocalRayletDiedError), ("node has died", "node died")),
+    _Kind(
+        "its process died: it crashed or was killed, possibly by the kernel for lack of memory",
+        (RayActorError, WorkerCrashedError),
+    ),
+    _Kind("another worker did not answer within training.collective_timeout_s", messages=("timed out",)),
+    _Kind(
+        "the connection to another worker was lost",
+        (dist.DistNetworkError, dist.DistBackendError),
+        ("closed by peer", "reset by peer"),
+    ),
 )
 
 
 def lost(error: BaseException) -> Lost:
-    """What became of a group.
+    """Find the reason for which a group ended.
 
     Args:
-        error: what Ray Train's `fit` raised: of its workers, by rank, or of itself.
+        error: raised by Ray Train's `fit`; it holds the errors of the workers by rank, or is the controller's.
     """
-    failures = getattr(error, "worker_failures", None) or {-1: error}
-    told = [(_weight(str(failure)), rank, str(failure)) for rank, failure in failures.items()]
-    weight, rank, text = min(told)
-    who = f"worker {rank}" if rank >= 0 else "the training's controller"
-    if weight < len(_SAID):
-        return Lost(f"{who}: {_SAID[weight][1]}", _SAID[weight][2])
-    lines = text.strip().splitlines()
+    failures = getattr(error, "worker_failures", None) or {_CONTROLLER: error}
+    found = [(_weight(failure), rank) for rank, failure in failures.items()]
+    weight, rank = min(found)
+    who = f"worker {rank}" if rank != _CONTROLLER else "the training's controller"
+    if weight < len(_KINDS):
+        return Lost(f"{who}: {_KINDS[weight].reason}", _KINDS[weight].is_memory)
+    lines = str(failures[rank]).strip().splitlines()
     return Lost(f"{who}: {lines[-1].strip() if lines else type(error).__name__}")
 
 
-def explain(why: Lost, config: Config, epoch: int) -> FailureError:
+def lost_error(why: Lost, config: Config, epoch: int) -> FailureError:
     """The error that ends a training which has lost its workers once too often.
 
     Args:
-        why: how the last group was lost.
+        why: the reason for the last loss.
         config: of the training.
         epoch: the last one reported.
     """
     training = config.training
-    where = f"{training.num_workers} workers, after epoch {epoch} and {training.max_failures} new beginnings"
+    where = f"{training.num_workers} workers, after epoch {epoch} and {training.max_failures} restarts"
     if why.is_memory:
         return ResourceError(
             "out of memory",
@@ -75,6 +108,21 @@ def explain(why: Lost, config: Config, epoch: int) -> FailureError:
     )
 
 
-def _weight(text: str) -> int:
-    lowered = text.lower()
-    return next((number for number, (words, *_) in enumerate(_SAID) if words in lowered), len(_SAID))
+def _weight(failure: BaseException) -> int:
+    """The first kind that describes a failure or one of its causes; past the last if there is none."""
+    chain = list(_chain(failure))
+    return next((n for n, kind in enumerate(_KINDS) if any(map(kind.describes, chain))), len(_KINDS))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and the errors that it reports."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        found = [getattr(each, name, None) for name in _CAUSES]
+        left += [cause for cause in found if isinstance(cause, BaseException)]

@@ -1,4 +1,4 @@
-"""How much memory a training takes, before it takes any, and how much there is."""
+"""Memory of a training: an estimate before it starts, and what a worker's device has."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from gtvray.config import Config, with_dotted
 from gtvray.errors import ConfigError
 from gtvray.models import NetworkCost, loss_reduction, network_cost
 from gtvray.runtime import usable_memory_bytes
-from gtvray.training.execution import micro_batch_size
+from gtvray.training.execution import micro_batch_size, training_device
 
-# Bytes a parameter: weights, their average, gradient and its flat copy in fp32, the sum of gradients in double.
+# Bytes a parameter: weights, moving average, gradient and its flat copy in fp32, the sum of gradients in fp64.
 _PARAMETER_BYTES = 4 + 4 + 4 + 4 + 8
 _OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4}
-# Of what is kept for the backward pass: with what lives within a layer, is freed late, or is a hole between blocks (a
-# CPU keeps freed memory, `cpu.py`). Peaks measured on a CPU were up to 1.4 (bf16) and 2.6 (fp32) times the kept bytes.
+# Peak working memory as a multiple of the bytes kept for the backward pass; the rest are temporaries of a layer, blocks
+# freed late and holes between blocks (a CPU keeps freed memory, see `cpu.py`). Measured on a CPU: up to 1.4 in bf16 and
+# 2.6 in fp32. On a GPU: not measured yet.
 _WORKING_SHARE_CPU, _WORKING_SHARE_GPU = 3.0, 2.0
-# Python, torch and its kernels' code before anything is trained.
+# Python, torch and its kernels' code; on a GPU the CUDA context.
 _PROCESS_BYTES = 700 << 20
 
 
 def training_bytes(config: Config) -> int:
-    """An estimate, on the high side, of what one worker takes.
+    """Estimate, on the high side, the memory that one worker takes on its device.
 
     Raises:
         ConfigError: there is no such network.
     """
-    cost = _cost(config)
+    cost = planned_cost(config)
     share = config.training.batch_size // config.training.num_workers
-    # A loss over the whole batch needs the answers to all patches before the first slope.
+    # A loss over the whole batch needs the logits of all patches before the first gradient.
     held = share if loss_reduction(config.loss) == "global" else micro_batch_size(config)
-    # Autocast halves what convolutions keep, and keeps what normalisation does in fp32 beside it: no less is counted.
+    # Autocast halves what convolutions keep, but normalisation keeps fp32 beside it: counted as fp32.
     working_share = _WORKING_SHARE_GPU if config.training.use_gpu else _WORKING_SHARE_CPU
     activations = cost.activation_bytes_per_patch_fp32 * held * working_share
     fixed = cost.parameters * (_PARAMETER_BYTES + _OPTIMIZER_BYTES[config.optimizer.kind])
@@ -41,9 +42,15 @@ def training_bytes(config: Config) -> int:
 
 
 def device_bytes(config: Config) -> int:
-    """Memory of what a worker trains on: a GPU, or its share of this machine, or of its container's."""
+    """Memory of the device this process trains on: its share of a GPU, or this machine's or container's memory.
+
+    Only a worker may ask: the driver's machine may have another GPU, or none.
+
+    Raises:
+        ResourceError: a GPU is asked for and torch sees none.
+    """
     if config.training.use_gpu:
-        return int(torch.cuda.mem_get_info()[1])
+        return int(torch.cuda.mem_get_info(training_device(config))[1] * config.training.gpus_per_worker)
     return usable_memory_bytes()
 
 
@@ -51,7 +58,7 @@ def check_memory(config: Config, memory_bytes: int) -> None:
     """Refuse a training that cannot fit.
 
     Raises:
-        ConfigError: it needs more than there is; says by how much, and what to change.
+        ConfigError: it needs more memory than there is; reports by how much and what to change.
     """
     needed = training_bytes(config)
     if needed > memory_bytes:
@@ -64,8 +71,19 @@ def check_memory(config: Config, memory_bytes: int) -> None:
         )
 
 
+def planned_cost(config: Config) -> NetworkCost:
+    """Cost of the network that a config describes, for one patch.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    preprocessing = config.preprocessing
+    channels = preprocessing.channels
+    return _network_cost(config.network, channels, preprocessing.spacing_mm, config.training.patch_ijk)
+
+
 def _remedy(config: Config, memory_bytes: int) -> str:
-    """The first change, from the least harmful on, with which it would fit."""
+    """The first change that makes it fit, the least harmful first."""
     halved = [max(16, size // 32 * 16) for size in config.training.patch_ijk]
     changes: list[dict[str, object]] = [
         {"training.micro_batch": 1},
@@ -78,12 +96,6 @@ def _remedy(config: Config, memory_bytes: int) -> str:
             if training_bytes(with_dotted(config, change)) <= memory_bytes:
                 return "it would fit with " + " ".join(f"{key}={value}" for key, value in change.items())
     return "lower training.patch_ijk, network.size or network.features"
-
-
-def _cost(config: Config) -> NetworkCost:
-    preprocessing = config.preprocessing
-    channels = preprocessing.channels
-    return _network_cost(config.network, channels, preprocessing.spacing_mm, config.training.patch_ijk)
 
 
 # Sweeps ask for few networks, each many times.

@@ -1,4 +1,4 @@
-"""Optimizers by their name in the config, and the learning rate of each step."""
+"""Optimizers by name, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gtvray.config import OptimizerConfig
 
 
 def build_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of all of a network's parameters."""
+    """Build the optimizer of all parameters of a network."""
     return _OPTIMIZERS[config.kind](network, config)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of one step.
+    """The learning rate of a step.
 
     Args:
         config: peak rate, schedule and warm-up.
@@ -35,14 +35,14 @@ def _adamw(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 def _sgd(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     momentum = config.momentum
-    # Nesterov's look ahead is along the momentum: torch refuses it where there is none.
+    # torch refuses Nesterov's method without momentum.
     return torch.optim.SGD(
         network.parameters(), config.lr, momentum, nesterov=momentum > 0, weight_decay=config.weight_decay
     )
 
 
 _OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
-# Share of the peak rate at a share 0..1 of the steps after the warm-up.
+# Fraction of the peak rate after a fraction 0..1 of the steps that follow the warm-up.
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": lambda done: (1 - done) ** 0.9,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a training before it starts."""
+"""Checks of a training before it starts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, DataError
 from gtvray.models import plan_network
-from gtvray.training.memory import check_memory, device_bytes
 
 
 def check_plan(config: Config, train: Sequence[CachedCase], selection: Sequence[CachedCase]) -> None:
-    """Refuse a training that cannot work.
+    """Refuse a training that cannot work, from its settings and cases alone.
+
+    The device is not looked at, so the driver of a cluster can check too. `fit` checks memory in the worker.
 
     Raises:
-        ConfigError: the batch cannot be shared by the workers, the patch cannot be halved as the network needs or is
-            larger than every case, fp16 without a GPU, or more memory is needed than there is.
+        ConfigError: the batch cannot be shared by the workers, several workers share a GPU, the patch cannot be halved
+            as the network needs or is larger than every case, or fp16 or CUDA graphs without a GPU.
         DataError: no case for training or for selection, fewer than workers, none with a tumour, or a case on both
             sides.
     """
+    _check_workers(config)
+    _check_device(config)
+    plan_network(config.network, config.preprocessing.spacing_mm, config.training.patch_ijk)
+    _check_cases(config, train, selection)
+    _check_patch(config, train)
+
+
+def _check_workers(config: Config) -> None:
     training = config.training
     if training.batch_size % training.num_workers:
         raise ConfigError(
@@ -27,18 +36,32 @@ def check_plan(config: Config, train: Sequence[CachedCase], selection: Sequence[
             expected=f"training.batch_size a multiple of training.num_workers = {training.num_workers}",
             found=training.batch_size,
         )
-    if training.precision == "fp16" and not training.use_gpu:
-        raise ConfigError("training.precision=fp16 is for GPUs", do="set training.use_gpu=true, or take bf16 or fp32")
-    plan_network(config.network, config.preprocessing.spacing_mm, training.patch_ijk)
-    _check_cases(config, train, selection)
-    _check_patch(config, train)
-    check_memory(config, device_bytes(config))
+    if training.use_gpu and training.num_workers > 1 and training.gpus_per_worker < 1:
+        raise ConfigError(
+            "workers of one training cannot share a GPU",
+            where="training.gpus_per_worker",
+            expected=f"1, a GPU for each of {training.num_workers} workers: NCCL refuses two ranks on one device",
+            found=training.gpus_per_worker,
+            do="set training.gpus_per_worker=1, or training.num_workers=1 to run several trials on a GPU",
+        )
+
+
+def _check_device(config: Config) -> None:
+    training = config.training
+    if training.use_gpu:
+        return
+    if training.precision == "fp16":
+        raise ConfigError("training.precision=fp16 is for GPUs", do="set training.use_gpu=true, or use bf16 or fp32")
+    if training.compile == "graphs":
+        raise ConfigError(
+            "training.compile=graphs is for GPUs", do="set training.use_gpu=true, or training.compile to on or off"
+        )
 
 
 def _check_cases(config: Config, train: Sequence[CachedCase], selection: Sequence[CachedCase]) -> None:
     workers = config.training.num_workers
     if not train or not selection:
-        raise DataError("no case to learn from or to compare on", found=f"{len(train)} and {len(selection)} cases")
+        raise DataError("no case to train on or to select by", found=f"{len(train)} and {len(selection)} cases")
     if len(train) < workers:
         raise DataError(
             "more workers than training cases",
@@ -59,7 +82,7 @@ def _check_cases(config: Config, train: Sequence[CachedCase], selection: Sequenc
 
 
 def _check_patch(config: Config, train: Sequence[CachedCase]) -> None:
-    """A patch may stick out of a case, where it sees air; one that does so in every case and direction is a mistake."""
+    """Refuse a patch larger than every case on every axis; one that sticks out of some cases sees air there."""
     patch, largest = config.training.patch_ijk, [max(sizes) for sizes in zip(*(c.shape for c in train), strict=True)]
     if all(size > most for size, most in zip(patch, largest, strict=True)):
         raise ConfigError(

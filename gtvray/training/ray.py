@@ -1,18 +1,17 @@
-"""Ray Train glue: the same `fit` on several workers, seen from the driver as the same generator of reports.
+"""`fit` on several workers with Ray Train; the driver sees the same generator of reports.
 
-`TorchTrainer.fit()` blocks, so it runs in a thread; reports come through a mailbox actor, and a stop is a message that
-workers honour at the end of an epoch. Only past a deadline is their placement group taken away: killing a trial's
-driver, as Tune does, can leave the group behind and starve every trial after it (ray-project/ray#58515).
+`TorchTrainer.fit()` blocks, so it runs in a thread. Reports come through a mailbox actor, and a request to stop is
+honoured by the workers at the end of an epoch. Their placement group is removed only after a deadline: killing a
+trial's driver, as Tune does, can leave the group behind and starve every later trial (ray-project/ray#58515).
 
-A group that has lost a worker, a machine or its controller is begun again here and not by Ray Train: what a worker says
-of itself, such as a full disk, would only be said again, and Ray Train's own controller may be what was lost.
+A group that has lost a worker, a machine or its controller is restarted here and not by Ray Train: an error that a
+worker reports itself, such as a full disk, would only occur again, and Ray Train's own controller may be what was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,13 +33,14 @@ from gtvray.errors import GtvrayError
 from gtvray.failpoints import variables
 from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import newest_checkpoint
+from gtvray.training.execution import gpus_per_worker
 from gtvray.training.fit import EpochReport, fit
-from gtvray.training.lost import Lost, explain, lost
+from gtvray.training.lost import Lost, lost, lost_error
 
-# The driver is told of a report when it is there; this is how long it asks for one before it asks again.
+# The mailbox answers as soon as there is a report; without one, the driver asks again after this time.
 _POLL_S = 2.0
 _STOP_DEADLINE_S = 60.0
-# Ray's default is to try for ever; a group that cannot start twice in a minute will not start.
+# Ray's default is unlimited; a group that fails to start twice in a minute will not start.
 _CONTROLLER_FAILURES = 2
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 class _Mailbox:
     """An actor between the workers of one group and the driver.
 
-    Whoever asks for reports waits in here until there is one: to ask ten times a second takes CPU time from workers.
+    The driver's request waits here until there is a report: asking ten times a second takes CPU time from workers.
     """
 
     def __init__(self) -> None:
@@ -62,22 +62,22 @@ class _Mailbox:
         self._groups.add(group_id)
 
     async def put(self, report: EpochReport) -> bool:
-        """Leave a report; the answer says whether to stop."""
+        """Leave a report; returns whether to stop."""
         self._reports.append(report)
         self._news.set()
         return self._stop
 
     async def fail(self, error: GtvrayError) -> None:
-        """Leave why a worker ends; the first one's reason counts."""
+        """Leave the error that ends a worker; the first one counts."""
         self._failure = self._failure or error
         self._news.set()
 
     async def end(self) -> None:
-        """Nothing more will come."""
+        """Report that the group has ended."""
         self._news.set()
 
     async def take(self, wait_s: float) -> tuple[list[EpochReport], GtvrayError | None]:
-        """What is there, or comes within some seconds."""
+        """The reports that are there or arrive within some seconds, and the error that ended a worker."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), wait_s)
         self._news.clear()
@@ -98,7 +98,7 @@ class _Job:
     selection: Sequence[CachedCase]
     folder: Path
     resume: Path | None
-    told: int
+    known_epoch: int
     mailbox: Any
 
 
@@ -109,22 +109,22 @@ def fit_distributed(
     folder: Path,
     *,
     resume: Path | None = None,
-    told: int | None = None,
+    known_epoch: int | None = None,
 ) -> Iterator[EpochReport]:
     """`fit` on `training.num_workers` workers of the connected cluster.
 
-    When a worker, its machine or the group's controller is lost, or a worker hangs, a new group goes on from the newest
-    checkpoint, `training.max_failures` times; the next report's `notes` tell of it. Closing the generator stops the
-    workers at the end of their epoch.
+    When a worker, its machine or the group's controller is lost, or a worker hangs, a new group resumes from the
+    newest checkpoint, at most `training.max_failures` times; the next report's `notes` name the reason. Closing the
+    generator stops the workers at the end of their epoch.
 
     Args, Raises:
-        as `fit`; TrainingError as well when workers are lost too often or cannot be started, ResourceError when it was
-        for want of memory.
+        as `fit`; also TrainingError when workers are lost too often or cannot be started, and ResourceError when that
+        was for lack of memory.
     """
-    first = last = told if told is not None else _epoch_of(folder, resume)
+    first = last = known_epoch if known_epoch is not None else _epoch_of(folder, resume)
     notes: list[str] = []
     for failures in range(config.training.max_failures + 1):
-        # What this call has written itself goes before what it was begun from.
+        # A checkpoint that this call has written takes precedence over the one it started from.
         begin = resume if last == first else None
         group = _Group(_Job(config, list(train), list(selection), folder, begin, last, _mailbox()))
         try:
@@ -135,8 +135,8 @@ def fit_distributed(
                     notes = []
         except _GroupLostError as error:
             if failures == config.training.max_failures:
-                raise explain(error.why, config, last) from error
-            notes.append(f"workers begun again after epoch {last}: {error.why.reason}")
+                raise lost_error(error.why, config, last) from error
+            notes.append(f"workers restarted after epoch {last}: {error.why.reason}")
             _log.warning("%s", notes[-1])
         else:
             return
@@ -145,7 +145,7 @@ def fit_distributed(
 
 
 class _GroupLostError(Exception):
-    """A group ended, and no worker said why it had to."""
+    """A group ended, and no worker reported an error."""
 
     def __init__(self, why: Lost) -> None:
         super().__init__(why.reason)
@@ -153,23 +153,23 @@ class _GroupLostError(Exception):
 
 
 class _Group:
-    """One group of workers, from its start to its end."""
+    """One group of workers."""
 
     def __init__(self, job: _Job) -> None:
         self._mailbox = job.mailbox
         self._outcome: dict[str, BaseException] = {}
         self._ended = threading.Event()
         self._failed = False
-        told = (job, self._outcome, self._ended)
-        self._thread = threading.Thread(target=_run, args=told, name="torch-trainer", daemon=True)
+        arguments = (job, self._outcome, self._ended)
+        self._thread = threading.Thread(target=_run, args=arguments, name="torch-trainer", daemon=True)
         self._thread.start()
 
     def reports(self) -> Iterator[EpochReport]:
         """Every report, until the group ends.
 
         Raises:
-            GtvrayError: what a worker ended with.
-            _GroupLostError: the group ended without a word.
+            GtvrayError: the error of a worker.
+            _GroupLostError: the group ended without one.
         """
         failure = None
         alive = True
@@ -184,7 +184,7 @@ class _Group:
             raise _GroupLostError(lost(self._outcome["error"])) from self._outcome["error"]
 
     def end(self) -> None:
-        """Stop the workers at the end of their epoch, at once if they have failed, and leave nothing of them."""
+        """Stop the workers at the end of their epoch, at once if they have failed, and free their resources."""
         if self._thread.is_alive() and not self._failed:
             ray.get(self._mailbox.stop.remote())
             self._thread.join(_STOP_DEADLINE_S)
@@ -195,30 +195,30 @@ class _Group:
 
 
 def _mailbox() -> Any:
-    # On the driver's own machine: whatever else is lost, reports are not.
+    # On the driver's own machine, so that reports survive the loss of any other.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
 
 
 def _epoch_of(folder: Path, resume: Path | None) -> int:
-    """The epoch that a training in a folder goes on from."""
+    """The epoch that a training in a folder resumes from."""
     start = Checkpoint.load(resume) if resume is not None else newest_checkpoint(folder)[0]
     return 0 if start is None else int(start.meta["epoch"])
 
 
 def _run(job: _Job, outcome: dict[str, BaseException], ended: threading.Event) -> None:
-    training = job.config.training
+    training, gpus = job.config.training, gpus_per_worker(job.config)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
-        # Gradients are exchanged between GPUs; scores, means and the word to stop are figures on the CPU.
+        # Gradients are exchanged between GPUs; scores, means and the request to stop are tensors on the CPU.
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if training.use_gpu else "gloo", timeout_s=training.collective_timeout_s
         ),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=training.use_gpu,
-            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if training.use_gpu else {})},
+            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
             name=f"{job.folder.name}-{time.time_ns():x}",
@@ -237,14 +237,15 @@ def _run(job: _Job, outcome: dict[str, BaseException], ended: threading.Event) -
 
 
 def _worker(loop: dict[str, Any]) -> None:
-    """One worker's whole life; every worker takes part in every epoch's decision to go on."""
+    """Train on one worker; after each epoch all workers agree on whether to stop."""
     job: _Job = loop["job"]
-    os.environ.setdefault("OMP_NUM_THREADS", str(job.config.training.cpus_per_worker))
     group = ray.util.get_current_placement_group()
     if group is not None:
         ray.get(job.mailbox.register.remote(group.id.hex()))
     try:
-        for report in fit(job.config, job.train, job.selection, job.folder, resume=job.resume, told=job.told):
+        for report in fit(
+            job.config, job.train, job.selection, job.folder, resume=job.resume, known_epoch=job.known_epoch
+        ):
             stop = torch.zeros(1)
             if dist.get_rank() == 0:
                 stop += float(ray.get(job.mailbox.put.remote(report)))

@@ -1,10 +1,9 @@
-"""What a training does about steps that lead nowhere, and about memory that is not there."""
+"""Recovery within a training: epochs whose loss diverges, and errors about memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -12,32 +11,43 @@ import torch
 from gtvray.config import Config
 from gtvray.errors import ResourceError, TrainingError
 from gtvray.models import Checkpoint
-from gtvray.training.loop import DivergedError, Loop
+from gtvray.training.execution import training_precision
+from gtvray.training.loop import DivergedError, EpochResult, Loop
+from gtvray.training.reader import BatchReader
 from gtvray.training.state import TrainingState
 
-# How torch's allocators, oneDNN and the C++ library say it, where they do so by a RuntimeError.
-_MEMORY_WORDS = ("can't allocate memory", "out of memory", "bad_alloc", "failed to allocate", "could not allocate")
+# Lower-case parts of the messages of allocators that raise a plain RuntimeError: torch's, oneDNN's, the C++ library's,
+# cuDNN's and cuBLAS's.
+_MEMORY_MESSAGES = (
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to allocate",
+    "could not allocate",
+    "status_alloc_failed",
+)
+_GPU_MESSAGES = ("cuda", "cudnn", "cublas")
 _log = logging.getLogger(__name__)
 
 
 def epoch_with_retries(
-    loop: Loop, state: TrainingState, good: Checkpoint, reader: ThreadPoolExecutor
-) -> tuple[tuple[float, float, float], list[str]]:
-    """Run an epoch; when its loss is no number, again from its beginning at a lower rate.
+    loop: Loop, state: TrainingState, start: Checkpoint, reader: BatchReader
+) -> tuple[EpochResult, list[str]]:
+    """Run an epoch; when its loss is not finite, run it again from its start at a lower learning rate.
 
-    Every worker sees the same gradients, so all of them turn back at the same step.
+    Every worker sees the same gradients, so all of them restart at the same step.
 
     Args:
         loop: runs the epoch.
-        state: what it changes.
-        good: the state at the beginning of the epoch.
-        reader: the thread that reads patches.
+        state: changed by it.
+        start: the state at the start of the epoch.
+        reader: of the batches.
 
     Returns:
-        as `Loop.epoch`; and what was done about it, a line each.
+        the epoch's result, and a note for each retry.
 
     Raises:
-        TrainingError: the loss is no number, and the retries are used up.
+        TrainingError: the loss is not finite and the retries are used up.
     """
     training = state.config.training
     notes: list[str] = []
@@ -53,18 +63,18 @@ def epoch_with_retries(
                     do="lower optimizer.lr or optimizer.clip_norm, and start in another folder",
                 ) from error
             retries, factor = state.retries + 1, state.lr_factor * training.nan_lr_factor
-            state.restore(good)
+            state.restore(start)
             state.retries, state.lr_factor = retries, factor
-            notes.append(f"{error.what} at {error.fields['where']}: epoch begun again with {factor:g} of the rate")
+            notes.append(f"{error.what} at {error.fields['where']}: epoch restarted with {factor:g} of the rate")
             _log.warning("%s", notes[-1])
 
 
 @contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
-    """Turn every way of saying that memory is out into one that says what to change.
+    """Turn every out-of-memory error into one that names the settings to change.
 
     Raises:
-        ResourceError: memory is out.
+        ResourceError: memory is exhausted.
     """
     try:
         yield
@@ -72,16 +82,39 @@ def memory_errors(config: Config) -> Iterator[None]:
         if not _is_memory(error):
             raise
         training = config.training
-        place = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        found = f"training.batch_size={training.batch_size}, training.patch_ijk={list(training.patch_ijk)}"
+        on_gpu = training.use_gpu and _is_gpu(error)
         raise ResourceError(
-            f"out of memory on {place}",
+            f"out of memory on {'the GPU' if on_gpu else 'this machine'}",
             where=f"training, {training.num_workers} workers",
-            found=f"training.batch_size={training.batch_size}, training.patch_ijk={list(training.patch_ijk)}",
-            do="lower training.batch_size first, then training.patch_ijk, then the size of the network",
+            found=found + (_gpu_use(config) if on_gpu else ""),
+            do=_remedy(config, on_gpu),
         ) from error
 
 
 def _is_memory(error: MemoryError | RuntimeError) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return any(words in str(error).lower() for words in _MEMORY_WORDS)
+    return any(words in str(error).lower() for words in _MEMORY_MESSAGES)
+
+
+def _is_gpu(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in _GPU_MESSAGES)
+
+
+def _gpu_use(config: Config) -> str:
+    precision = str(training_precision(config)).removeprefix("torch.")
+    peak_gb = torch.cuda.max_memory_reserved() / 1e9
+    total_gb = torch.cuda.mem_get_info()[1] / 1e9
+    return f", {precision}; {peak_gb:.1f} GB reserved at most of the GPU's {total_gb:.1f} GB"
+
+
+def _remedy(config: Config, on_gpu: bool) -> str:
+    """The settings to change, the least harmful first."""
+    training = config.training
+    steps = ["lower training.batch_size", "lower training.patch_ijk", "lower network.size"]
+    if on_gpu and training.micro_batch != 1 and training.batch_size > training.num_workers:
+        steps.insert(0, "set training.micro_batch=1")
+    if on_gpu and training_precision(config) == torch.float32:
+        steps.insert(0, "set training.precision=auto")
+    return ", or ".join(steps)

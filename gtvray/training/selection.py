@@ -1,6 +1,6 @@
-"""What selection cases decide: the better epoch and trial, and how probabilities become a mask.
+"""Decisions by selection cases: the better epoch and trial, and how probabilities become a mask.
 
-Quickly, on the prepared grid; during training the cases are shared between workers.
+Scores are on the prepared grid, for speed; during training the cases are shared between workers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from gtvray.config import Config, InferenceConfig
 from gtvray.data import CachedCase
 from gtvray.evaluation import dice
 from gtvray.inference import SegmentationRequest, forward_batch, largest_component, run_patches
-from gtvray.training.execution import training_precision
-from gtvray.training.workers import rank, world
+from gtvray.training.execution import rank, training_precision, world
 
-# Less than at the end: selection compares, and half the patches tell the same.
+# Less than in inference: epochs are ranked the same with half the patches.
 _OVERLAP = 0.25
 _SETTINGS = [(twentieths / 20, largest) for twentieths in range(6, 16) for largest in (False, True)]
 
@@ -38,10 +37,10 @@ def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[Cach
 def calibration_scores(
     config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
 ) -> NDArray[np.float64]:
-    """DSC of each case with each setting that may be chosen: (cases, settings).
+    """DSC of each case with each candidate setting: (cases, settings).
 
-    Those are thresholds with and without the largest component only; or what `inference` says, and nothing else,
-    where `training.calibrate` is off.
+    Candidates are thresholds, with and without keeping the largest component only; with `training.calibrate` off, the
+    settings of `inference` alone.
     """
     settings = _settings(config)
     scores = np.zeros((len(cases), len(settings)))
@@ -54,21 +53,21 @@ def calibration_scores(
 
 
 def best_setting(config: Config, scores: NDArray[np.float64]) -> tuple[InferenceConfig, NDArray[np.float64]]:
-    """The threshold, and whether to keep the largest component only, that give cases the best mean DSC.
+    """The threshold, and whether to keep the largest component only, with the best mean DSC.
 
-    Oversampling the tumour in training makes networks mark too much at one half; what to do about it is a choice
-    between models like any other, so it is made on the selection cases, or out of fold. Equal choices: the one nearer
-    to the settings.
+    Oversampling the tumour in training makes networks mark too much at one half. Correcting that is a choice between
+    models like any other, so it is made on the selection cases, or out of fold. Ties go to the setting nearer to the
+    configured one.
 
     Args:
-        config: the settings as they are.
-        scores: as `calibration_scores` gives them; those of several networks may lie below each other.
+        config: the configured settings.
+        scores: of `calibration_scores`; those of several networks may be stacked.
 
     Returns:
         the inference settings, and each case's DSC with them.
     """
     asked, settings = config.inference, _settings(config)
-    # Sums of the same cases in another order differ in the last bits; that is no difference between settings.
+    # Sums of the same cases in another order differ in the last bits, which must not decide.
     means = scores.mean(axis=0).round(6)
     best = min(
         range(len(settings)),

@@ -1,19 +1,20 @@
-"""What a training carries from step to step: network, moving average, optimizer, position."""
+"""The state of a training: network, moving average, optimizer, position."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gtvray.config import Config, NetworkConfig, build
 from gtvray.errors import TrainingError
 from gtvray.models import Checkpoint, build_network, load_weights, weights_of
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
+from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import route_convolutions
-from gtvray.training.execution import compiles, training_device, training_precision
+from gtvray.training.execution import training_device, training_precision
 from gtvray.training.optimizers import build_optimizer
 
 
@@ -22,16 +23,19 @@ class TrainingState:
     """Mutable state of one training on one worker.
 
     Attributes:
-        epochs: how many there will be.
-        lr_factor: of the planned learning rate, after retries.
-        retries: how often an epoch was begun again at a lower rate.
-        history: an entry an epoch: the figures of its report.
+        averaged: exponential moving average of the weights; its `module` is the network that is selected and kept.
+        scaler: of the loss in fp16; disabled otherwise.
+        epochs: planned number of epochs.
+        epoch: epochs done.
+        lr_factor: multiplies the planned learning rate; below 1 after retries.
+        retries: restarts of an epoch at a lower rate, since the beginning.
+        history: one entry an epoch, the values of its report.
     """
 
     config: Config
     device: torch.device
     network: torch.nn.Module
-    averaged: torch.nn.Module
+    averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     epochs: int
@@ -53,9 +57,13 @@ class TrainingState:
             config.preprocessing.spacing_mm,
             config.training.patch_ijk,
         ).to(device)
-        if device.type == "cpu" and training_precision(config) == torch.float32 and not compiles(config):
+        if device.type == "cpu" and training_precision(config) == torch.float32 and compile_mode(config) is None:
             route_convolutions(network)
-        averaged = copy.deepcopy(network).eval().requires_grad_(False)
+        if prefers_channels_last(config):
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        averaged = AveragedModel(network).eval().requires_grad_(False)
+        # At 0 its first update would copy the weights and drop the initial ones.
+        averaged.n_averaged.fill_(1)
         optimizer = build_optimizer(network, config.optimizer)
         scaler = torch.amp.GradScaler(device.type, enabled=training_precision(config) == torch.float16)
         return cls(config, device, network, averaged, optimizer, scaler, config.training.epochs)
@@ -64,41 +72,39 @@ class TrainingState:
         """Fix the number of epochs by the time budget, if there is one; the learning rate follows.
 
         Args:
-            elapsed_s: since the training was begun, the first epoch done.
-            epoch_s: of this the first epoch itself.
+            elapsed_s: seconds since the training started, with its first epoch.
+            epoch_s: seconds of the first epoch alone.
         """
         budget_s = self.config.training.time_budget_s
         if budget_s:
             self.epochs = self.epoch + max(0, int((budget_s - elapsed_s) / epoch_s))
 
     def average(self, step: int) -> None:
-        """Fold the weights into the moving average, which follows closely in the first steps."""
+        """Update the moving average; in the first steps it follows the weights closely."""
         decay = min(self.config.training.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.averaged.update_parameters(self.network)
 
     def averaged_network(self) -> torch.nn.Module:
         """The network that is selected and kept."""
-        return self.averaged
+        network: torch.nn.Module = self.averaged.module
+        return network
 
-    def finish_epoch(self, dsc: float) -> bool:
-        """Count the epoch; True if it is the best so far."""
+    def finish_epoch(self, dsc: float) -> None:
+        """Count the epoch and remember it if it is the best so far."""
         self.epoch += 1
         if dsc > self.best_dsc:
             self.best_dsc, self.best_epoch = dsc, self.epoch
-            return True
-        return False
 
     def forget_best(self) -> None:
-        """Look for the best anew: the one there was lies in another folder."""
+        """Start over looking for the best epoch, when the checkpoint of the known one is not in this folder."""
         self.best_dsc, self.best_epoch = -1.0, 0
 
     def checkpoint(self) -> Checkpoint:
-        """Everything needed to go on: a copy on the CPU, which later steps leave as it is."""
+        """A copy on the CPU of everything needed to resume; later steps do not change it."""
         parts = {
             "network": weights_of(self.network),
-            "averaged": weights_of(self.averaged),
+            "averaged": weights_of(self.averaged_network()),
             "optimizer": flatten_optimizer(self.optimizer),
             "random": {"cpu": torch.get_rng_state()},
         }
@@ -117,13 +123,13 @@ class TrainingState:
         return Checkpoint({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, meta)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint, whatever device and precision it was made with.
 
         Raises:
-            TrainingError: it is another network's.
+            TrainingError: it belongs to another network.
         """
         mine = self.config.network.model_dump(mode="json")
-        # Settings that came later than the checkpoint have their defaults.
+        # Settings newer than the checkpoint have their defaults.
         if build(NetworkConfig, checkpoint.meta["network"], "checkpoint") != self.config.network:
             raise TrainingError(
                 "checkpoint is of another network",
@@ -136,15 +142,27 @@ class TrainingState:
             part, name = key.split(":", 1)
             parts.setdefault(part, {})[name] = tensor
         load_weights(self.network, parts["network"])
-        load_weights(self.averaged, parts["averaged"])
+        load_weights(self.averaged_network(), parts["averaged"])
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        _lay_out_as_weights(self.optimizer)
         torch.set_rng_state(parts["random"]["cpu"])
         self.epoch = int(checkpoint.meta["epoch"])
         if self.config.training.time_budget_s and self.epoch:
-            # Measured once: another measurement would be another learning rate.
+            # Measured once: a second measurement would change the learning rate.
             self.epochs = int(checkpoint.meta["epochs"])
         self.best_dsc, self.best_epoch = float(checkpoint.meta["best_dsc"]), int(checkpoint.meta["best_epoch"])
         self.lr_factor, self.retries = float(checkpoint.meta["lr_factor"]), int(checkpoint.meta["retries"])
         self.history = list(checkpoint.meta["history"])
         if checkpoint.meta.get("scaler"):
             self.scaler.load_state_dict(checkpoint.meta["scaler"])
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's state the strides of its weights, which a checkpoint does not keep.
+
+    With other strides the optimizer would leave its fast path for a loop over parameters.
+    """
+    for weight, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                entry[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -10,7 +10,7 @@ from gtvray.data import Project
 from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.models import Bundle
 from gtvray.tracking import SweepRecorder
-from gtvray.training import export_bundle, usual_figures
+from gtvray.training import domain_ranges, export_bundle
 from gtvray.tuning.sweep import SweepResult
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def export_best(
     run_id = recorder.trial_run_id(best.trial_id)
     info = {
         "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
-        "domain": usual_figures(project.train),
+        "domain": domain_ranges(project.train),
         "mlflow_run": run_id,
         "config": flatten(config),
     }

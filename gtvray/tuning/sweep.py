@@ -18,9 +18,10 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Res
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
+from gtvray.experiments.tasks import worker_memory_bytes
 from gtvray.runtime import Cluster, plan_trials
 from gtvray.tracking import SweepRecorder, TrialRecord
-from gtvray.training import check_plan
+from gtvray.training import check_memory, check_plan
 from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
 from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
@@ -103,6 +104,7 @@ def run_sweep(
     base = with_dotted(config, sweep.base, "base")
     check_plan(base, train, selection)
     plan = plan_trials(base.training, cluster.cpus, cluster.gpus, sweep.max_concurrent)
+    check_memory(base, worker_memory_bytes(base, cluster))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
     context = TrialContext(base, dict(sweep.space), train, selection, folder / "trials")
     alone = base.training.num_workers == 1

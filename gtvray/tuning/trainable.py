@@ -95,7 +95,9 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         run = fit if config.training.num_workers == 1 else fit_distributed
         # The last report is always given: Tune may have been killed before it had ended the trial.
         told = None if self._told is None else min(self._told, config.training.epochs - 1)
-        return run(config, self._context.train, self._context.selection, self._folder(), resume=self._resume, told=told)
+        return run(
+            config, self._context.train, self._context.selection, self._folder(), resume=self._resume, known_epoch=told
+        )
 
     def _close(self) -> None:
         # Closing the generator ends its reader thread, or its workers.

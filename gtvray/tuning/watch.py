@@ -17,9 +17,8 @@ from gtvray.errors import GtvrayError
 from gtvray.failpoints import failpoint
 from gtvray.tracking import SweepRecorder, TrialRecord
 from gtvray.tracking.trials import FAILED, FINISHED, STOPPED
+from gtvray.training import EPOCH_METRICS
 from gtvray.tuning.space import METRIC, decode
-
-_METRICS = ("train_loss", "selection_dsc", "best_dsc", "lr", "patches_per_s", "data_wait_share", "seconds", "retries")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Record the metrics of an epoch."""
-        metrics = {name: result[name] for name in _METRICS}
+        metrics = {name: result[name] for name in EPOCH_METRICS}
         self._record.epoch(trial.trial_id, result["epoch"], metrics)
         self._recorder.log(trial.trial_id, metrics, result["epoch"])
         if result["notes"]:

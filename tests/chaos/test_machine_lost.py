@@ -34,5 +34,5 @@ def test_a_lost_machine_costs_nothing_but_time(
              fit(config, train, selection, tmp_path / "alone")]  # fmt: skip
     assert [entry[:2] for entry in found["told"]] == alone
     (note,) = [notes for *_, notes in found["told"] if notes]
-    assert "workers begun again after epoch" in note
+    assert "workers restarted after epoch" in note
     assert found["left"] == []

@@ -104,7 +104,7 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(
     assert len(list(once.iterdir())) == 1, "the fault has come about"
     assert figures(reports) == undisturbed
     (note,) = [report.notes for report in reports if report.notes]
-    assert "workers begun again after epoch" in note
+    assert "workers restarted after epoch" in note
     assert told in note
     assert not list((tmp_path / "run").glob(".partial-*"))
     assert_nothing_left()
@@ -172,7 +172,7 @@ def test_workers_that_are_lost_too_often_end_the_training(
     with pytest.raises(TrainingError, match="several workers failed") as caught:
         list(fit_distributed(with_dotted(pair, {"training.max_failures": 1}), train, selection, tmp_path / "run"))
     assert "worker 1: its process died" in caught.value.fields["found"]
-    assert "1 new beginnings" in caught.value.fields["where"]
+    assert "1 restarts" in caught.value.fields["where"]
     assert_nothing_left()
 
 

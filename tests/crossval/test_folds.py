@@ -104,7 +104,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     # Found again by another process: nothing is told twice, and there is nothing left to train.
     again = record.board([sound])
     assert again.last(sound) == 2
-    assert list(fit(sound.config, sound.train, sound.validation, sound.folder, told=2)) == []
+    assert list(fit(sound.config, sound.train, sound.validation, sound.folder, known_epoch=2)) == []
     assert record.epochs("fold-1") == [(1, expected[0]), (2, expected[1])]
 
 

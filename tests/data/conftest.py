@@ -1,4 +1,4 @@
-"""A small dataset in StructSeg's layout, made on the spot."""
+"""A small dataset in StructSeg's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of intensity: each does what its definition says, nothing leaves 0..1, and nothing is not a number."""
+"""Changes of intensity match their definitions and stay finite and within 0..1."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_nothing_drawn_is_nothing_changed() -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("patch", ["usual", "constant", "black and white"])
-def test_the_result_is_a_number_within_0_to_1(change: str, patch: str) -> None:
+def test_intensities_are_finite_and_within_0_to_1(change: str, patch: str) -> None:
     image = _patch(0.0, 1.0)
     if patch == "constant":
         image.fill_(0.4)
@@ -105,7 +105,7 @@ def test_low_resolution_is_nearest_down_and_linear_up(kept: tuple[float, float, 
 
 
 @pytest.mark.parametrize("exponent", [0.7, 1.5])
-def test_gamma_bends_the_curve_and_keeps_mean_and_spread(exponent: float) -> None:
+def test_gamma_keeps_mean_and_standard_deviation(exponent: float) -> None:
     image = _patch(0.3, 0.6)
     image[1] = image[1] * 0.5 + 0.2
     changed = _changed(image, gamma=exponent)
@@ -123,7 +123,7 @@ def test_inverted_gamma_is_gamma_of_the_negative() -> None:
     assert float((negative - _changed(image, gamma=1.4)).abs().max()) > 0.01
 
 
-def test_channels_do_not_see_each_other() -> None:
+def test_channels_are_changed_independently() -> None:
     image = _patch(0.0, 1.0)
     quiet = replace(ALL, noise_sigma=None)
     both = change_intensities(image.clone(), quiet)

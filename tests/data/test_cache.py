@@ -1,4 +1,4 @@
-"""The cache: found by content, safe under two writers and kill -9."""
+"""The cache is addressed by content and safe with two writers and kill -9."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_entries_are_found_by_content(tmp_path: Path, dataset_folder: Path) -> N
     assert (moved.folder, moved.case_id) == (again().folder, "x")
 
 
-def test_an_entry_without_its_last_file_is_made_again(tmp_path: Path, dataset_folder: Path) -> None:
+def test_an_incomplete_entry_is_prepared_again(tmp_path: Path, dataset_folder: Path) -> None:
     """As an interrupted `rm -r` leaves it."""
     case = index_dataset(dataset_folder).cases[0]
     cached = _cache(tmp_path / "cache").prepare(case)
@@ -130,14 +130,14 @@ def test_an_entry_without_its_last_file_is_made_again(tmp_path: Path, dataset_fo
     _assert_whole(_cache(tmp_path / "cache").prepare(case), dataset_folder)
 
 
-def test_many_threads_and_twins_in_one_call(tmp_path: Path, dataset_folder: Path) -> None:
+def test_threads_prepare_duplicate_cases_in_one_call(tmp_path: Path, dataset_folder: Path) -> None:
     for name in ("3", "4", "5"):
         shutil.copytree(dataset_folder / "1", dataset_folder / name)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     cases = index_dataset(dataset_folder).cases
-    cached = _cache(tmp_path / "cache").prepare_all(cases, lambda *step: told.append(step), workers=4)
+    cached = _cache(tmp_path / "cache").prepare_all(cases, lambda *step: reported.append(step), workers=4)
     assert [case.case_id for case in cached] == [case.case_id for case in cases]
-    assert told == [(n, 6) for n in range(1, 7)]
+    assert reported == [(n, 6) for n in range(1, 7)]
     assert len({case.folder for case in cached}) == 3
     assert _entries(tmp_path / "cache") == sorted({case.folder for case in cached})
 
@@ -157,7 +157,7 @@ def test_two_processes_prepare_the_same_cases_at_once(tmp_path: Path, dataset_fo
         _assert_whole(cached, dataset_folder)
 
 
-def test_killed_half_way_leaves_no_half_entry(tmp_path: Path, dataset_folder: Path) -> None:
+def test_a_killed_writer_leaves_no_incomplete_entry(tmp_path: Path, dataset_folder: Path) -> None:
     process = _start(dataset_folder, tmp_path / "cache", DIE_BEFORE_THE_SEAL)
     assert process.communicate("\n", timeout=60)[0] == ""
     assert process.returncode == -signal.SIGKILL
@@ -170,7 +170,7 @@ def test_killed_half_way_leaves_no_half_entry(tmp_path: Path, dataset_folder: Pa
         _assert_whole(case, dataset_folder)
 
 
-def test_the_fingerprint_names_the_files(tmp_path: Path, dataset_folder: Path) -> None:
+def test_the_fingerprint_follows_the_files(tmp_path: Path, dataset_folder: Path) -> None:
     cases = _cache(tmp_path / "cache").prepare_all(index_dataset(dataset_folder).cases)
     whole = fingerprint(cases, cases[:2])
     assert whole == fingerprint(cases[::-1], cases[:2])

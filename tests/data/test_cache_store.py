@@ -1,4 +1,4 @@
-"""The cache's folder under damage, a bound, several processes and kill -9."""
+"""The cache's folder with damage, a size limit, several processes and kill -9."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["hu.b2nd", "mask.b2nd", "foreground.npy", "meta.json"])
-def test_a_flipped_byte_is_found_and_the_case_prepared_again(
+def test_a_damaged_entry_is_prepared_again(
     name: str, tmp_path: Path, dataset_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = index_dataset(dataset_folder).cases[0]
@@ -99,7 +99,7 @@ def test_a_flipped_byte_is_found_and_the_case_prepared_again(
     assert _names(tmp_path / "cache") == [first.folder.name]
 
 
-def test_the_least_recently_used_go_first_and_those_in_use_stay(tmp_path: Path) -> None:
+def test_the_least_recently_used_unleased_entries_are_evicted_first(tmp_path: Path) -> None:
     for age, key in enumerate("abcdef"):
         _make(tmp_path, key, age_s=100 - age)
     size = sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
@@ -125,7 +125,7 @@ def _evict_beside(other: subprocess.Popen[str], tmp_path: Path, size: int) -> No
     assert "max_gb" in caught.value.fields["do"]
 
 
-def test_a_case_that_was_evicted_says_so_and_is_made_anew(tmp_path: Path, dataset_folder: Path) -> None:
+def test_reading_an_evicted_case_is_an_error_and_it_can_be_prepared_again(tmp_path: Path, dataset_folder: Path) -> None:
     case = index_dataset(dataset_folder).cases[0]
     cache = CaseCache(tmp_path / "cache", PreprocessingConfig(), CacheConfig())
     cached = cache.prepare(case)
@@ -144,7 +144,7 @@ def test_an_unbounded_cache_evicts_nothing(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["a"]
 
 
-def test_what_killed_writers_left_goes_once_it_is_old(tmp_path: Path) -> None:
+def test_old_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     _make(tmp_path, "a")
     for name, age_s in ((".partial-1-a", 1e5), (".retired-2", 1e5), (".partial-3-b", 10)):
         (tmp_path / name / "inner").mkdir(parents=True)
@@ -163,7 +163,7 @@ for turn in range(40):
     key = f"{(turn * seed) % 17:032d}"
     evicted += make(key) or 0
     assert (store.path(key) / "hu.b2nd").read_bytes() == key.encode() * (1000 // 32), key
-    # As if the process had ended and another begun: it lets go of what it used.
+    # As if the process had ended and another had started: its leases are released.
     os.close(module._held.pop(folder.resolve()))
 print(evicted)
 """
@@ -187,12 +187,12 @@ print(evicted)
     "failpoint",
     [
         "module._checksums = die",  # files written, not yet sealed
-        "import gtvray.io.atomic as atomic; atomic._renamed = die",  # whole, not yet in its place
-        "module.EntryStore._entries = die",  # in place, while room is made, exclusive lock held
+        "import gtvray.io.atomic as atomic; atomic._renamed = die",  # complete, not yet renamed
+        "module.EntryStore._entries = die",  # during eviction, with the exclusive lock held
         "module.EntryStore._leftovers = die",  # others taken out of their places, not yet removed
     ],
 )
-def test_killed_anywhere_leaves_whole_entries_and_no_lock(tmp_path: Path, failpoint: str) -> None:
+def test_a_killed_process_leaves_complete_entries_and_no_lock(tmp_path: Path, failpoint: str) -> None:
     _make(tmp_path, "old", age_s=100)
     worker = _worker(tmp_path, 1500, f"{failpoint}\nmake('new')")
     worker.communicate(timeout=60)
@@ -201,7 +201,7 @@ def test_killed_anywhere_leaves_whole_entries_and_no_lock(tmp_path: Path, failpo
     for key in _names(tmp_path):
         assert store.find(key) is not None
     assert set(_names(tmp_path)) & {"old", "new"}
-    # The dead process' leases and locks stand in nobody's way.
+    # The dead process' leases and locks do not block others.
     worker = _worker(tmp_path, 1500, "make('newer')")
     worker.communicate(timeout=60)
     assert worker.returncode == 0
@@ -219,7 +219,7 @@ def test_a_bounded_cache_of_cases(tmp_path: Path, dataset_folder: Path) -> None:
         CaseCache(folder, PreprocessingConfig(body_margin_mm=9), CacheConfig(max_gb=1e-6)).prepare(cases[0])
 
 
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_is_reused_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, memo = tmp_path / "scan", DigestMemo(tmp_path / "memo")
     reads: list[Path] = []
     monkeypatch.setattr(digests_module, "sha256_of", lambda path: reads.append(path) or sha256_of(path))
@@ -243,7 +243,7 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
         assert memo.sha256(file) == sha256_of(file)
 
 
-def test_foreground_is_drawn_evenly() -> None:
+def test_foreground_voxels_are_sampled_evenly() -> None:
     mask = np.zeros((40, 40, 40), np.uint8)
     mask[5:35, 5:35, 5:35] = 1
     places = cache_module._sample_foreground(mask)

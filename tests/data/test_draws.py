@@ -1,4 +1,4 @@
-"""What is drawn for a patch: as often as stated, within the stated range and up to its ends, each change by itself."""
+"""Random draws for a patch: frequencies, ranges and independence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_change_is_as_frequent_as_stated() -> None:
         assert abs(share - stated) < 4.5 * np.sqrt(stated * (1 - stated) / 3000), change
 
 
-def test_changes_come_independently_of_each_other() -> None:
+def test_changes_are_drawn_independently() -> None:
     half = FULL.model_copy(update=dict.fromkeys(CHANGES, 0.5))
     happened = np.array([[_happened(draw, change) for change in CHANGES] for draw in _draws(half, 3000)])
     correlation = np.corrcoef(happened.T) - np.eye(len(CHANGES))
@@ -85,7 +85,7 @@ def test_half_of_all_factors_are_below_one(change: str, low: float, high: float)
     np.testing.assert_allclose(np.quantile(above, [0, 0.5, 1]), [1, (1 + high) / 2, high], atol=0.03)
 
 
-def test_a_rare_change_is_not_a_weak_one() -> None:
+def test_probability_does_not_change_strength() -> None:
     """Whether it happens and how much of it are two draws."""
     rare = FULL.model_copy(update=dict.fromkeys(CHANGES, 0.1))
     draws = _draws(rare, 3000)
@@ -96,7 +96,7 @@ def test_a_rare_change_is_not_a_weak_one() -> None:
 
 @pytest.mark.parametrize("name", [*FIELDS.values()])
 def test_strength_narrows_every_range(name: str) -> None:
-    """Half of the way from no change, draw by draw."""
+    """Half as far from no change, draw by draw."""
     none = 1.0 if name in {"span_ijk", "brightness", "contrast", "kept_ijk", "gamma_inverted", "gamma"} else 0.0
     half = ALWAYS.model_copy(update={"strength": 0.5})
     for full, weak in zip(_draws(ALWAYS, 20), _draws(half, 20), strict=True):
@@ -105,7 +105,7 @@ def test_strength_narrows_every_range(name: str) -> None:
 
 
 @pytest.mark.parametrize("off", CHANGES)
-def test_switching_one_change_off_leaves_the_others_as_they_were(off: str) -> None:
+def test_switching_off_one_change_leaves_the_others_unchanged(off: str) -> None:
     config = FULL.model_copy(update=dict.fromkeys(CHANGES, 0.5))
     without = config.model_copy(update={off: 0.0})
     lost = 0
@@ -122,7 +122,7 @@ def test_switching_one_change_off_leaves_the_others_as_they_were(off: str) -> No
     assert lost > 5
 
 
-def test_flat_voxels_turn_and_zoom_in_their_plane_alone() -> None:
+def test_flat_voxels_are_rotated_and_zoomed_in_plane_only() -> None:
     for draw in _draws(ALWAYS, 20, (1.0, 1.0, 4.0)):
         assert draw.angles_degrees is not None
         assert draw.span_ijk is not None
@@ -148,6 +148,6 @@ def test_flat_voxels_turn_and_zoom_in_their_plane_alone() -> None:
         ("low_resolution_scale", 0.0),
     ],
 )
-def test_ranges_that_make_no_sense_are_refused(field: str, value: Any) -> None:
+def test_invalid_ranges_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         AugmentationConfig(**{field: value})

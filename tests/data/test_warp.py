@@ -1,4 +1,4 @@
-"""Rotation, zoom and elastic deformation: right in millimetres, and equal to interpolating the whole scan."""
+"""Rotation, zoom and elastic deformation: correct in millimetres, and equal to interpolating the complete scan."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _plain(scan: NDArray[np.float32], warp: Warp, centre_ijk: NDArray[np.float64
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("centre", [(15.0, 17.5, 12.0), (2.0, 30.0, 22.5)])
-def test_it_is_the_interpolation_of_the_whole_scan(name: str, centre: tuple[float, float, float]) -> None:
-    """The region read is enough, and what lies beyond the scan is the surroundings."""
+def test_a_warped_patch_is_the_interpolated_scan(name: str, centre: tuple[float, float, float]) -> None:
+    """The region read is sufficient, and voxels outside the scan are those of its surroundings."""
     scan = np.random.default_rng(0).random((31, 35, 25), dtype=np.float32)
     warp, centre_ijk = _warp(CASES[name], (14, 11, 12)), np.array(centre)
     start, size = warp.region(centre_ijk, scan.shape)
@@ -50,11 +50,11 @@ def test_it_is_the_interpolation_of_the_whole_scan(name: str, centre: tuple[floa
     box = tuple(slice(a + 1, a + 1 + n) for a, n in zip(start, size, strict=True))
     region = np.pad(scan, 1, constant_values=-1.0)[box]
     found = warp.sample(torch.from_numpy(region), centre_ijk - start)
-    # A place is a float32 in a picture of some hundred rows.
+    # Coordinates are float32 in an image of some hundred rows.
     np.testing.assert_allclose(found, _plain(scan, warp, centre_ijk, -1.0), atol=2e-4)
 
 
-def test_no_more_is_read_than_needed() -> None:
+def test_the_region_read_is_minimal() -> None:
     """Without a change the region is the patch; turned by 90 degrees in the plane it is the patch on its side."""
     for draw, expected in ((Draw(), (14, 10, 12)), (Draw(angles_degrees=(0, 0, 90)), (10, 14, 12))):
         size = _warp(draw, (14, 10, 12), (2.0, 2.0, 2.0)).region(np.array([30.5, 30.5, 30.5]), (60, 60, 60))[1]
@@ -62,7 +62,7 @@ def test_no_more_is_read_than_needed() -> None:
         assert (size >= np.array(expected)).all()
 
 
-def test_a_landmark_lands_where_it_must_in_millimetres() -> None:
+def test_a_landmark_moves_correctly_in_millimetres() -> None:
     """On a grid of 2 x 3 x 5 mm: a rotation of indices would put it nearly a centimetre off."""
     offset_mm = np.array([14.0, -18.0, 15.0])
     shape, centre_ijk = (61, 61, 41), np.array([30.0, 30.0, 20.0])
@@ -84,7 +84,7 @@ def test_nothing_drawn_is_nothing_changed() -> None:
     expected = scan[2:18, 3:19, 4:20]
     still = Draw(angles_degrees=(0, 0, 0), span_ijk=(1, 1, 1))
     torch.testing.assert_close(_warp(still, (16, 16, 16)).sample(scan, centre), expected, atol=1e-6, rtol=0)
-    # An elastic deformation by nothing goes the way of every rotation.
+    # An elastic deformation of zero takes the same code path as a rotation.
     unmoved = _warp(Draw(elastic_mm=0.0), (16, 16, 16))
     torch.testing.assert_close(unmoved.sample(scan, centre), expected, atol=1e-4, rtol=0)
 

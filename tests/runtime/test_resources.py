@@ -21,6 +21,9 @@ from gtvray.runtime import plan_trials, port_is_free, require_port
         ({"cpus_per_worker": 3}, 8, 0, None, (2, 3, 0)),
         ({"num_workers": 2, "cpus_per_worker": 2}, 9, 0, None, (2, 4, 0)),
         ({"use_gpu": True}, 16, 2, None, (2, 1, 1)),
+        # Trials that share GPUs; 0.1 is not exact in binary.
+        ({"use_gpu": True, "gpus_per_worker": 0.5}, 16, 1, None, (2, 1, 0.5)),
+        ({"use_gpu": True, "gpus_per_worker": 0.1}, 16, 1, None, (10, 1, 0.1)),
         ({"use_gpu": True, "num_workers": 2}, 16, 3, None, (1, 2, 2)),
         ({"use_gpu": True, "cpus_per_worker": 8}, 16, 4, None, (2, 8, 1)),
     ],

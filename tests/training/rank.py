@@ -17,7 +17,7 @@ def main(folder: Path, rank: int) -> None:
     job = json.loads((folder / "job.json").read_text())
     config = Config.model_validate(job["config"])
     train, selection = (
-        [CachedCase(case_id, Path(place), meta) for case_id, place, meta in job[side]]
+        [CachedCase(case_id, Path(folder), meta) for case_id, folder, meta in job[side]]
         for side in ("train", "selection")
     )
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)

@@ -1,4 +1,4 @@
-"""A training that is to end in time: its first epoch decides how many there are, once and for all."""
+"""Time budget of a training: the first epoch is timed and fixes the number of epochs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def budgeted(config: Config) -> Config:
     ("elapsed_s", "epoch_s", "epochs"),
     [(12.0, 10.0, 5), (10.0, 10.0, 6), (0.5, 0.5, 120), (59.0, 10.0, 1), (75.0, 70.0, 1)],
 )
-def test_as_many_epochs_as_fit(budgeted: Config, elapsed_s: float, epoch_s: float, epochs: int) -> None:
+def test_epochs_fill_the_time_budget(budgeted: Config, elapsed_s: float, epoch_s: float, epochs: int) -> None:
     state = TrainingState.build(budgeted)
     state.finish_epoch(0.0)
     state.plan_epochs(elapsed_s, epoch_s)
@@ -29,7 +29,7 @@ def test_as_many_epochs_as_fit(budgeted: Config, elapsed_s: float, epoch_s: floa
     assert elapsed_s + (epochs - 1) * epoch_s <= 60 or epochs == 1
 
 
-def test_without_a_budget_nothing_is_measured(config: Config) -> None:
+def test_epochs_are_those_of_the_settings_without_a_budget(config: Config) -> None:
     state = TrainingState.build(config)
     state.plan_epochs(1.0, 100.0)
     assert state.epochs == config.training.epochs
@@ -40,7 +40,7 @@ def _measured(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     monkeypatch.setattr(TrainingState, "plan_epochs", lambda state, *_: setattr(state, "epochs", epochs))
 
 
-def test_a_resumed_training_has_the_epochs_that_were_planned(
+def test_a_resumed_training_keeps_the_planned_epochs(
     monkeypatch: pytest.MonkeyPatch,
     budgeted: Config,
     train: list[CachedCase],
@@ -52,16 +52,16 @@ def test_a_resumed_training_has_the_epochs_that_were_planned(
     assert [(report.epoch, report.epochs) for report in whole] == [(1, 3), (2, 3), (3, 3)]
     # The rate falls to its end with the epochs that there are, not with those that were asked for.
     assert whole[-1].lr < whole[1].lr / 3
-    begun = fit(budgeted, train, selection, tmp_path / "cut")
-    next(begun)
-    next(begun)
-    begun.close()
+    started = fit(budgeted, train, selection, tmp_path / "cut")
+    next(started)
+    next(started)
+    started.close()
     _measured(monkeypatch, 9)
-    rest = list(fit(budgeted, train, selection, tmp_path / "cut", told=2))
+    rest = list(fit(budgeted, train, selection, tmp_path / "cut", known_epoch=2))
     assert [(report.epoch, report.epochs, report.train_loss) for report in rest] == [(3, 3, whole[-1].train_loss)]
 
 
-def test_no_time_is_one_epoch(
+def test_an_exhausted_budget_allows_one_epoch(
     config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     hurried = with_dotted(config, {"training.time_budget_s": 1e-6})

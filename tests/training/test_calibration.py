@@ -1,4 +1,4 @@
-"""Threshold and component rule, as the selection cases decide them."""
+"""Calibration of threshold and component rule on the selection cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = tuple[np.ndarray, np.ndarray]
 
 
 def answer(*, second_is_tumour: bool, certainty: float = 0.9) -> Answer:
-    """A tumour, marked with a ring too many around it; and, apart from it, a smaller place marked as well."""
+    """A tumour, marked one ring too large, and a separate, smaller region marked as well."""
     probability, mask = np.zeros((20, 20, 20), dtype=np.float32), np.zeros((20, 20, 20), dtype=bool)
     probability[2:10, 2:10, 2:10] = 0.58
     probability[3:9, 3:9, 3:9] = certainty
@@ -40,7 +40,7 @@ def decide(
 
 
 @pytest.mark.parametrize(("second_is_tumour", "largest"), [(False, True), (True, False)])
-def test_what_gives_the_best_mean_dsc_is_taken(
+def test_the_setting_with_the_best_mean_dsc_is_chosen(
     second_is_tumour: bool,
     largest: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -53,7 +53,7 @@ def test_what_gives_the_best_mean_dsc_is_taken(
     assert (threshold, keeps, dsc) == (pytest.approx(0.6), largest, 1.0)
 
 
-def test_cases_that_decide_nothing_leave_the_settings(
+def test_ties_keep_the_configured_settings(
     monkeypatch: pytest.MonkeyPatch, config: Config, selection: list[CachedCase]
 ) -> None:
     asked = with_dotted(config, {"inference.threshold": 0.45, "inference.keep_largest": True})
@@ -62,7 +62,7 @@ def test_cases_that_decide_nothing_leave_the_settings(
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
-def test_the_bundle_has_what_was_decided(
+def test_the_bundle_has_the_calibrated_settings(
     calibrate: bool,
     monkeypatch: pytest.MonkeyPatch,
     config: Config,
@@ -83,7 +83,7 @@ def test_the_bundle_has_what_was_decided(
     assert bundle.info["metrics"]["selection_dsc"] == pytest.approx(dsc)
 
 
-def test_the_last_epoch_is_kept_unless_the_best_leads_by_more_than_chance(
+def test_the_last_epoch_is_kept_unless_the_best_is_better_by_more_than_chance(
     monkeypatch: pytest.MonkeyPatch,
     config: Config,
     train: list[CachedCase],

@@ -1,4 +1,4 @@
-"""A training that configures itself: what is decided, why, and what is refused."""
+"""Self-configuration of a training: decided values, their reasons, and refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from gtvray.config import Config, known_keys, load_config
 from gtvray.data import Fingerprint
 from gtvray.errors import ConfigError
-from gtvray.training import Plan, explain, plan_training
+from gtvray.training import Plan, describe_plan, plan_training
 from gtvray.training.memory import training_bytes
 
 GB = 10**9
@@ -22,7 +22,7 @@ def values(plan: Plan) -> dict[str, Any]:
     return {choice.key: choice.value for choice in plan.choices}
 
 
-def test_a_cpu_gets_what_it_can_compute() -> None:
+def test_plan_for_a_cpu() -> None:
     plan = plan_training(NASO, 8 * GB, Config())
     assert values(plan) == {
         "preprocessing.spacing_mm": (3.0, 3.0, 3.0),
@@ -33,7 +33,7 @@ def test_a_cpu_gets_what_it_can_compute() -> None:
     assert plan.needed_bytes == training_bytes(plan.config) <= 8 * GB
 
 
-def test_a_gpu_gets_finer_voxels_and_what_its_memory_holds() -> None:
+def test_plan_for_a_gpu_follows_spacing_and_memory() -> None:
     def planned(gb: int) -> Plan:
         # fp32: what precision a GPU has cannot be asked without one.
         return plan_training(NASO, gb * GB, load_config(overrides=["training.use_gpu=true", "training.precision=fp32"]))
@@ -50,14 +50,14 @@ def test_a_gpu_gets_finer_voxels_and_what_its_memory_holds() -> None:
     assert i > 1.5 * k
 
 
-def test_a_patch_does_not_reach_beyond_a_small_body() -> None:
+def test_patch_is_limited_to_a_small_body() -> None:
     plan = plan_training(Fingerprint("0" * 64, 30, (3.0, 3.0, 3.0), (120, 90, 20), 20.0), 8 * GB, Config())
     i, j, k = plan.config.training.patch_ijk
     assert k == 32
     assert (i, j) >= (48, 48)
 
 
-def test_what_is_given_stays_and_shapes_the_rest() -> None:
+def test_given_values_stay_and_shape_the_rest() -> None:
     given = load_config(overrides=["training.patch_ijk=[32, 32, 16]", "preprocessing.spacing_mm=[4, 4, 4]"])
     plan = plan_training(NASO, 8 * GB, given)
     assert plan.config.training.patch_ijk == (32, 32, 16)
@@ -68,7 +68,7 @@ def test_what_is_given_stays_and_shapes_the_rest() -> None:
     assert plan.given()["training"] == {"patch_ijk": [32, 32, 16], "batch_size": 2}
 
 
-def test_what_stays_without_having_been_set_is_told_as_the_default() -> None:
+def test_unset_values_are_reported_as_defaults() -> None:
     config = load_config(overrides=["training.batch_size=4"])
     plan = plan_training(NASO, 8 * GB, config, given=known_keys())
     assert plan.config == config
@@ -85,13 +85,13 @@ def test_several_workers_share_the_batch() -> None:
     assert plan.config.training.batch_size == 3
 
 
-def test_what_is_written_is_what_was_planned() -> None:
+def test_written_settings_give_the_planned_config() -> None:
     plan = plan_training(NASO, 8 * GB, load_config(overrides=["optimizer.lr=0.01"]))
     again = Config.model_validate(plan.given())
     assert again == plan.config
 
 
-def test_a_plan_that_cannot_fit_is_refused_with_what_would() -> None:
+def test_a_plan_that_cannot_fit_is_refused_with_a_remedy() -> None:
     huge = load_config(overrides=["training.patch_ijk=[256, 256, 256]", "training.micro_batch=2"])
     with pytest.raises(ConfigError, match="does not fit into memory") as caught:
         plan_training(NASO, 4 * GB, huge)
@@ -100,9 +100,9 @@ def test_a_plan_that_cannot_fit_is_refused_with_what_would() -> None:
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_the_explanation_has_a_line_for_every_value_and_the_network() -> None:
+def test_plan_text_has_a_line_for_every_value_and_the_network() -> None:
     plan = plan_training(NASO, 8 * GB, Config())
-    lines = explain(plan).splitlines()
+    lines = describe_plan(plan).splitlines()
     for choice, line in zip(plan.choices, lines, strict=False):
         assert line.startswith(f"{choice.key}: ")
         assert choice.why in line

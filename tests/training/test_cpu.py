@@ -1,4 +1,4 @@
-"""What makes a CPU quick changes no figure that matters."""
+"""CPU optimisations do not change results."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BLOCK = 256 << 20
 
 
 def _names(network: torch.nn.Module, patch: torch.Tensor) -> set[str]:
-    """Of what torch ran, forward and backward."""
+    """Names of the operators that torch ran, forward and backward."""
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         network(patch).float().square().mean().backward()
     return {event.key for event in watched.key_averages()}
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
-def test_one_patch_is_convolved_by_onednn_to_the_same_answer_and_slopes() -> None:
+def test_onednn_convolutions_of_single_patches_give_equal_outputs_and_gradients() -> None:
     torch.manual_seed(0)
     plain = torch.nn.Sequential(
         torch.nn.Conv3d(4, 16, 3, padding=1), torch.nn.LeakyReLU(), torch.nn.Conv3d(16, 1, 1), torch.nn.LeakyReLU()
@@ -52,13 +52,13 @@ def test_one_patch_is_convolved_by_onednn_to_the_same_answer_and_slopes() -> Non
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 @pytest.mark.parametrize(("precision", "routed"), [("fp32", True), ("bf16", False)])
-def test_a_training_in_single_precision_is_routed(config: Config, precision: str, routed: bool) -> None:
+def test_only_fp32_trainings_are_routed_to_onednn(config: Config, precision: str, routed: bool) -> None:
     state = TrainingState.build(with_dotted(config, {"training.precision": precision}))
     hooked = [bool(each._forward_pre_hooks) for each in state.network.modules() if isinstance(each, torch.nn.Conv3d)]
     assert any(hooked) is routed
 
 
-def test_what_is_freed_stays_until_the_end() -> None:
+def test_freed_memory_is_kept_until_the_block_ends() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("the C library is not glibc")
     # In a process of its own: whatever else was freed in this one would be asked for first.

@@ -1,4 +1,4 @@
-"""Exactness: the number of workers leaves no trace, and the curve is the one that was once written down."""
+"""Exactness: results do not depend on the number of workers, and loss curves match stored ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ranks(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_workers_train_the_very_network_of_one(
+def test_two_workers_train_the_same_network_as_one_bit_for_bit(
     name: str, ranks: Path, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     """Twice the workers with half the batch: every loss, and in the end every bit of weights and optimizer."""
@@ -95,7 +95,7 @@ def test_two_workers_train_the_very_network_of_one(
     ],
     ids=["bf16", "sgd"],
 )
-def test_resumed_is_bit_for_bit_the_whole(
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(
     precision: str,
     changes: dict[str, Any],
     config: Config,
@@ -105,9 +105,9 @@ def test_resumed_is_bit_for_bit_the_whole(
 ) -> None:
     asked = with_dotted(config, {"training.epochs": 2, "training.precision": precision, **changes})
     whole = list(fit(asked, train, selection, tmp_path / "whole"))
-    begun = fit(asked, train, selection, tmp_path / "parts")
-    first = [next(begun).train_loss]
-    begun.close()
+    started = fit(asked, train, selection, tmp_path / "parts")
+    first = [next(started).train_loss]
+    started.close()
     torch.manual_seed(99)
     rest = list(fit(asked, train, selection, tmp_path / "parts"))
     assert [*first, *(report.train_loss for report in rest)] == [report.train_loss for report in whole]
@@ -115,7 +115,7 @@ def test_resumed_is_bit_for_bit_the_whole(
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
 
 
-def test_the_curve_is_the_golden_one(
+def test_loss_curves_match_the_stored_ones(
     config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     """Twelve steps of frozen phantoms; to renew the curves, delete the file and run this twice.

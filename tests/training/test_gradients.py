@@ -1,4 +1,4 @@
-"""The gradient of a step: the same in micro-batches as at once, with a scaled loss as without."""
+"""The gradient of a step is independent of micro-batches and of the loss scale."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gradient(
     network = build_network(changed.network, 1, changed.preprocessing.spacing_mm, changed.training.patch_ijk)
     scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
     loss = Gradients(changed, network, scaler).compute(range(6, 6 + PATCHES), *batch)
-    return loss, {name: each.grad for name, each in network.named_parameters() if each.grad is not None}
+    return float(loss), {name: each.grad for name, each in network.named_parameters() if each.grad is not None}
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
@@ -49,16 +49,14 @@ def test_micro_batches_add_up_to_the_batch(
         torch.testing.assert_close(part, whole[name], rtol=1e-4, atol=1e-5 * float(whole[name].abs().max()))
 
 
-def test_parameters_that_take_no_part_have_no_gradient(
-    config: Config, batch: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_unused_parameters_have_no_gradient(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, gradients = gradient(config, batch, {})
     network = build_network(config.network, 1, config.preprocessing.spacing_mm, config.training.patch_ijk)
     assert 0 < len(gradients) <= len(list(network.parameters()))
     assert all(bool(each.abs().max() > 0) for name, each in gradients.items() if not name.endswith("bias"))
 
 
-def test_what_is_dropped_hangs_on_the_sample(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_dropout_follows_the_sample_number(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     dropping = {"network.dropout": 0.5}
     torch.manual_seed(1)
     first, _ = gradient(config, batch, dropping)
@@ -74,16 +72,6 @@ def test_a_scaled_loss_gives_the_scaled_gradient(config: Config, batch: tuple[to
     assert all(torch.equal(scaled[name], 1024 * each) for name, each in plain.items())
 
 
-class _Patches:
-    """The batch, whatever number is asked for."""
-
-    def __init__(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._batch = batch
-
-    def batch(self, numbers: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._batch
-
-
 def scaled_state(config: Config, scale: float) -> TrainingState:
     """A state as fp16 on a GPU has it, in fp32 on a CPU."""
     state = TrainingState.build(with_dotted(config, {"training.batch_size": PATCHES}))
@@ -92,10 +80,10 @@ def scaled_state(config: Config, scale: float) -> TrainingState:
 
 
 def step(state: TrainingState, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    Loop(state.config, state, _Patches(batch))._step(0, *batch)  # type: ignore[arg-type]
+    Loop(state.config, state)._step(0, *batch)
 
 
-def test_an_overflow_leaves_out_the_step_and_halves_the_scale(
+def test_an_overflow_skips_the_step_and_halves_the_scale(
     config: Config, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     state = scaled_state(config, 1024.0)
@@ -106,7 +94,7 @@ def test_an_overflow_leaves_out_the_step_and_halves_the_scale(
     assert state.scaler.get_scale() == 512.0
 
 
-def test_the_scale_goes_on_from_a_checkpoint(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_loss_scale_is_restored_from_a_checkpoint(config: Config, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     first = scaled_state(config, 256.0)
     step(first, batch)
     second = scaled_state(config, 1.0)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules: each choice has a builder, and rates are what they are said to be."""
+"""Optimizers and schedules: every choice has a builder, and rates match their definitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtvray.training.optimizers import build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize("kind", get_args(OptimizerConfig.model_fields["kind"].annotation))
-def test_every_optimizer_on_offer_goes_downhill(kind: Any) -> None:
+def test_every_optimizer_lowers_the_loss(kind: Any) -> None:
     layer = torch.nn.Linear(3, 1)
     optimizer = build_optimizer(layer, OptimizerConfig(kind=kind, lr=0.01, momentum=0.5))
     values = torch.tensor([[1.0, 2.0, 3.0]])
@@ -57,6 +57,6 @@ def test_the_warm_up_rises_to_the_peak_in_its_share_of_the_steps() -> None:
 
 
 @pytest.mark.parametrize("schedule", get_args(OptimizerConfig.model_fields["schedule"].annotation))
-def test_every_schedule_on_offer_has_a_rate_for_every_step(schedule: Any) -> None:
+def test_every_schedule_has_a_rate_for_every_step(schedule: Any) -> None:
     config = OptimizerConfig(schedule=schedule)
     assert all(0 < learning_rate(config, step, 7) <= config.lr for step in range(7))

@@ -1,8 +1,10 @@
-"""What is refused before anything is trained."""
+"""Settings and cases that are refused before training starts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ import torch
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, DataError
-from gtvray.training import check_plan, training_precision
-from gtvray.training.execution import compiles, micro_batch_size
+from gtvray.training import check_plan, fit, training_precision
+from gtvray.training.execution import micro_batch_size
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,7 @@ from gtvray.training.execution import compiles, micro_batch_size
         ({"training.patch_ijk": [8, 8, 8]}, "training.patch_ijk"),
         ({"training.patch_ijk": [256, 256, 256], "network.features": [1, 1, 1]}, "training.patch_ijk"),
         ({"training.precision": "fp16"}, "training.use_gpu"),
+        ({"training.compile": "graphs"}, "training.use_gpu"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
@@ -34,7 +37,7 @@ def test_settings_that_cannot_work_are_refused(
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_cases_must_be_there_and_on_one_side(config: Config, train: list[CachedCase]) -> None:
+def test_missing_or_shared_cases_are_refused(config: Config, train: list[CachedCase]) -> None:
     for sides in ((train, []), ([], train), (train, train[-1:])):
         with pytest.raises(DataError):
             check_plan(config, *sides)
@@ -56,12 +59,17 @@ def test_a_fold_without_tumour_is_refused(config: Config, train: list[CachedCase
     assert caught.value.fields["found"] == f"{len(train)} cases with empty masks"
 
 
-def test_a_training_larger_than_memory_is_refused_with_what_would_fit(
-    config: Config, train: list[CachedCase], selection: list[CachedCase], monkeypatch: pytest.MonkeyPatch
+def test_a_training_larger_than_memory_is_refused(
+    config: Config,
+    train: list[CachedCase],
+    selection: list[CachedCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gtvray.training.plan.device_bytes", lambda _: 10**8)
+    monkeypatch.setattr(import_module("gtvray.training.fit"), "device_bytes", lambda _: 10**8)
     with pytest.raises(ConfigError, match="does not fit into memory"):
-        check_plan(config, train, selection)
+        next(iter(fit(config, train, selection, tmp_path)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -72,15 +80,10 @@ def test_micro_batches(config: Config, changes: dict[str, Any], patches: int) ->
     assert micro_batch_size(with_dotted(config, {"training.batch_size": 4, **changes})) == patches
 
 
-def test_nothing_is_compiled_on_a_cpu_unless_asked_for(config: Config) -> None:
-    asked = {name: compiles(with_dotted(config, {"training.compile": name})) for name in ("auto", "on", "off", True)}
-    assert asked == {"auto": False, "on": True, "off": False, True: True}
-
-
 @pytest.mark.parametrize(
     ("asked", "given"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_precision_is_what_was_asked_for(config: Config, asked: str, given: torch.dtype) -> None:
+def test_precision_follows_the_settings(config: Config, asked: str, given: torch.dtype) -> None:
     assert training_precision(with_dotted(config, {"training.precision": asked})) is given
 
 

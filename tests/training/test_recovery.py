@@ -1,4 +1,4 @@
-"""What goes wrong in a training's own process: damaged checkpoints, figures that are no numbers, no disk, no memory."""
+"""Faults in a training's own process: damaged checkpoints, NaN losses, full disks, exhausted memory."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def disarmed() -> Iterator[None]:
 def run(config: Config, train: list[CachedCase], selection: list[CachedCase]) -> Fit:
     """`fit` with dotted changes to the config."""
 
-    def run(folder: Path, told: int | None = None, **changes: object) -> Iterator[EpochReport]:
+    def run(folder: Path, known_epoch: int | None = None, **changes: object) -> Iterator[EpochReport]:
         dotted = {f"training.{name}": value for name, value in changes.items()}
-        return fit(with_dotted(config, dotted), train, selection, folder, told=told)
+        return fit(with_dotted(config, dotted), train, selection, folder, known_epoch=known_epoch)
 
     return run
 
@@ -62,9 +62,9 @@ def cut_off(
 
 
 @pytest.fixture
-def begun(cut_off: Path, tmp_path: Path) -> Path:
+def cut_copy(cut_off: Path, tmp_path: Path) -> Path:
     """A folder after three of four epochs."""
-    return shutil.copytree(cut_off, tmp_path / "begun")
+    return shutil.copytree(cut_off, tmp_path / "cut")
 
 
 def figures(reports: list[EpochReport]) -> list[tuple[float, ...]]:
@@ -95,46 +95,45 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_passed_over_and_told_of(
-    how: str, run: Fit, begun: Path, whole: list[EpochReport], caplog: pytest.LogCaptureFixture
+def test_a_damaged_newest_checkpoint_is_skipped_and_reported(
+    how: str, run: Fit, cut_copy: Path, whole: list[EpochReport], caplog: pytest.LogCaptureFixture
 ) -> None:
-    DAMAGE[how](begun / "epoch-00003")
-    resumed = list(run(begun))
+    DAMAGE[how](cut_copy / "epoch-00003")
+    resumed = list(run(cut_copy))
     assert figures(resumed) == figures(whole[2:])
-    assert resumed[0].notes == "damaged checkpoint epoch-00003 passed over, gone on from epoch 2"
+    assert resumed[0].notes == "damaged checkpoint epoch-00003 skipped, resumed from epoch 2"
     assert resumed[1].notes == ""
-    assert "epoch-00003 is passed over" in caplog.text
+    assert "epoch-00003 is skipped" in caplog.text
     assert same_weights(resumed[-1], whole[-1])
 
 
-def test_all_checkpoints_damaged_is_no_start_from_nothing(run: Fit, begun: Path) -> None:
-    kept = sorted(begun.iterdir())
+def test_a_training_with_only_damaged_checkpoints_does_not_start_over(run: Fit, cut_copy: Path) -> None:
+    kept = sorted(cut_copy.iterdir())
     for folder in kept:
         (folder / "checkpoint.json").write_text("{")
     with pytest.raises(TrainingError, match="every checkpoint is damaged") as caught:
-        next(run(begun))
+        next(run(cut_copy))
     assert "epoch-00003" in caught.value.fields["found"]
-    assert "start anew" in caught.value.fields["do"]
-    assert sorted(begun.iterdir()) == kept
+    assert "start from the beginning" in caught.value.fields["do"]
+    assert sorted(cut_copy.iterdir()) == kept
 
 
-def test_reports_that_nobody_heard_are_given_again(run: Fit, begun: Path, whole: list[EpochReport]) -> None:
-    again = list(run(begun, told=1))
+def test_reports_unknown_to_the_caller_are_yielded_again(run: Fit, cut_copy: Path, whole: list[EpochReport]) -> None:
+    again = list(run(cut_copy, known_epoch=1))
     assert figures(again) == figures(whole[1:])
-    assert figures(list(run(begun, told=4))) == []
-    assert figures(list(run(begun, told=0))) == figures(whole)
+    assert figures(list(run(cut_copy, known_epoch=4))) == []
+    assert figures(list(run(cut_copy, known_epoch=0))) == figures(whole)
 
 
-def test_no_number_is_an_epoch_again_at_a_lower_rate(run: Fit, tmp_path: Path, whole: list[EpochReport]) -> None:
+def test_a_nan_loss_restarts_the_epoch_at_a_lower_rate(run: Fit, tmp_path: Path, whole: list[EpochReport]) -> None:
     arm("training.loss:5=nan")
     reports = list(run(tmp_path / "once"))
     assert [report.epoch for report in reports] == [1, 2, 3, 4]
     assert [report.retries for report in reports] == [0, 1, 1, 1]
     assert figures(reports[:1]) == figures(whole[:1])
     assert [report.lr for report in reports[1:]] == pytest.approx([0.3 * report.lr for report in whole[1:]])
-    assert "step 4: epoch begun again with 0.3 of the rate" in reports[1].notes
+    assert "step 4: epoch restarted with 0.3 of the rate" in reports[1].notes
     assert reports[2].notes == ""
-    assert reports[1].metrics()["retries"] == 1.0
     arm("training.loss:5=nan")
     assert figures(list(run(tmp_path / "again"))) == figures(reports)
 
@@ -144,12 +143,12 @@ def test_the_lower_rate_holds_after_a_resume(run: Fit, tmp_path: Path) -> None:
     through = list(run(tmp_path / "through"))
     arm("training.loss:2=nan")
     parts = run(tmp_path / "parts")
-    begun = list(islice(parts, 2))
+    cut_copy = list(islice(parts, 2))
     parts.close()  # type: ignore[attr-defined]
-    assert figures(begun + list(run(tmp_path / "parts"))) == figures(through)
+    assert figures(cut_copy + list(run(tmp_path / "parts"))) == figures(through)
 
 
-def test_retries_have_an_end(run: Fit, tmp_path: Path) -> None:
+def test_retries_are_limited(run: Fit, tmp_path: Path) -> None:
     arm(",".join(f"training.loss:{count}=nan" for count in (4, 5, 6)))
     reports = run(tmp_path, nan_retries=2)
     assert next(reports).epoch == 1
@@ -168,10 +167,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(run: Fit, tmp_path: Path, whole: 
     assert caught.value.exit_code == 1
     assert caught.value.fields["found"] == "the newest checkpoint is epoch 1"
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001"]
-    assert figures(list(run(tmp_path, told=2))) == figures(whole[1:])
+    assert figures(list(run(tmp_path, known_epoch=2))) == figures(whole[1:])
 
 
-def test_a_full_disk_at_the_end_is_no_finished_training(run: Fit, tmp_path: Path) -> None:
+def test_a_full_disk_in_the_last_epoch_is_an_error(run: Fit, tmp_path: Path) -> None:
     arm("checkpoint.write:4=enospc")
     reports = run(tmp_path)
     assert [report.epoch for report in islice(reports, 3)] == [1, 2, 3]
@@ -179,7 +178,7 @@ def test_a_full_disk_at_the_end_is_no_finished_training(run: Fit, tmp_path: Path
         next(reports)
 
 
-def test_a_full_disk_is_told_of_when_the_training_is_closed(run: Fit, tmp_path: Path) -> None:
+def test_a_full_disk_is_raised_when_the_training_is_closed(run: Fit, tmp_path: Path) -> None:
     arm("checkpoint.write=enospc")
     reports = run(tmp_path)
     assert next(reports).epoch == 1
@@ -191,17 +190,17 @@ def test_a_full_disk_is_told_of_when_the_training_is_closed(run: Fit, tmp_path: 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_really_full(run: Fit, tiny_disk: Path, whole: list[EpochReport]) -> None:
+def test_a_training_resumes_after_a_file_system_was_full(run: Fit, tiny_disk: Path, whole: list[EpochReport]) -> None:
     size = sum(file.stat().st_size for file in Path(whole[-1].checkpoint).iterdir())
     reserve = tiny_disk / "reserve"
     # Room for a checkpoint and a half.
@@ -214,7 +213,7 @@ def test_a_disk_that_is_really_full(run: Fit, tiny_disk: Path, whole: list[Epoch
     assert figures(list(run(tiny_disk / "run"))) == figures(whole[1:])
 
 
-def test_a_place_that_cannot_be_written_to_is_refused_at_once(run: Fit, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_at_once(run: Fit, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         with pytest.raises(InputError, match="cannot write checkpoints here") as caught:
@@ -223,7 +222,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_at_once(run: Fit, tmp_path
 
 
 @pytest.mark.parametrize("point", ["training.before_step:5", "checkpoint.write:2"])
-def test_no_memory_is_told_with_what_to_change(point: str, run: Fit, tmp_path: Path) -> None:
+def test_out_of_memory_names_the_settings_to_change(point: str, run: Fit, tmp_path: Path) -> None:
     arm(f"{point}=memory")
     with pytest.raises(ResourceError, match="out of memory") as caught:
         list(run(tmp_path))
@@ -232,15 +231,15 @@ def test_no_memory_is_told_with_what_to_change(point: str, run: Fit, tmp_path: P
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_memory_that_is_really_out(
+def test_an_allocation_that_fails_is_a_resource_error(
     config: Config,
     train: list[CachedCase],
     selection: list[CachedCase],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Weights of a terabyte and more, which the system refuses at once, where the plan did not see it coming."""
-    monkeypatch.setattr(import_module("gtvray.training.fit"), "check_plan", lambda *_: None)
+    """Weights of more than a terabyte, which the system refuses at once, with the memory check switched off."""
+    monkeypatch.setattr(import_module("gtvray.training.fit"), "check_memory", lambda *_: None)
     network = config.network.model_copy(update={"features": (4, 8, 120_000)})
     with pytest.raises(ResourceError, match="out of memory on this machine"):
         next(fit(config.model_copy(update={"network": network}), train, selection, tmp_path))

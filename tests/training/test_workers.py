@@ -1,4 +1,4 @@
-"""Two workers see what one sees: through torch's own process groups, and through Ray Train."""
+"""Two workers train as one does: with torch's own process groups, and with Ray Train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster
 from gtvray.training import fit, fit_distributed
 
-# Ray Data's own, when Ray Train loads it.
+# Raised by Ray Data when Ray Train imports it.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")
 
 Curve = list[list[float]]
@@ -44,7 +44,7 @@ def curve(reports: Any) -> Curve:
 
 
 def assert_alike(one: Curve, other: Curve) -> None:
-    """Losses agree but for the order of sums; DSC but for a voxel or two that lie at the threshold."""
+    """Losses agree up to the order of sums, DSC up to a voxel or two at the threshold."""
     (first_losses, first_dsc), (second_losses, second_dsc) = (zip(*each, strict=True) for each in (one, other))
     assert first_losses == pytest.approx(second_losses, rel=1e-4)
     assert first_dsc == pytest.approx(second_dsc, abs=2e-3)
@@ -54,7 +54,7 @@ def assert_alike(one: Curve, other: Curve) -> None:
 def ranks(
     pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Curve]]:
-    """Every variant's curve, as each of two ranks tells it."""
+    """Every variant's curve, from each of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     job = {
         "config": with_dotted(pair, {"training.num_workers": 2}).model_dump(mode="json"),
@@ -75,7 +75,7 @@ def ranks(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_workers_give_the_curve_of_one(
+def test_two_workers_have_the_loss_curve_of_one(
     name: str,
     ranks: list[dict[str, Curve]],
     pair: Config,
@@ -90,7 +90,7 @@ def test_two_workers_give_the_curve_of_one(
 
 
 @pytest.mark.ray
-def test_ray_train_gives_the_curve_of_one_worker(
+def test_ray_train_has_the_loss_curve_of_one_worker(
     local_ray: Cluster, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     alone = curve(fit(pair, train, selection, tmp_path / "alone"))
@@ -104,7 +104,7 @@ def test_ray_train_gives_the_curve_of_one_worker(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_closing_early_ends_the_workers(
+def test_closing_the_generator_stops_the_workers(
     local_ray: Cluster, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     long = with_dotted(pair, {"training.num_workers": 2, "training.epochs": 1000})
@@ -118,7 +118,7 @@ def test_closing_early_ends_the_workers(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_failure_in_a_worker_is_told_as_on_one(
+def test_an_error_in_a_worker_is_raised_as_on_one(
     local_ray: Cluster, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     optimizer = pair.optimizer.model_copy(update={"lr": 1e30})
@@ -131,7 +131,7 @@ def test_a_failure_in_a_worker_is_told_as_on_one(
 
 
 def assert_nothing_left() -> None:
-    """All CPUs are free, and no placement group stands."""
+    """All CPUs are free, and no placement group is left."""
     from ray.util.placement_group import placement_group_table
 
     for _ in range(100):

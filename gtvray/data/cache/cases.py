@@ -1,8 +1,8 @@
-"""The prepared-case cache: HU and mask on the prepared grid, compressed in chunks, found by content.
+"""The prepared-case cache: HU and mask on the prepared grid, compressed in chunks, addressed by content.
 
 An entry's name is the sha256 over the digests of scan and mask, the preprocessing settings and the preprocessing
-version, so a changed file or setting never meets a stale entry, and two writers of one entry write the same. An entry
-is held against its checksums when it is asked for, and made again if they are not right.
+version, so a changed file or setting never finds a stale entry, and two writers of one entry write the same bytes. An
+entry is checked against its checksums when it is requested, and prepared again if it is damaged.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gtvray.geometry import Box
 from gtvray.io import atomic_dir, read_json, read_volume
 from gtvray.preprocessing import PREPROCESSING_VERSION, cut_off_share, prepare, prepare_mask
 
-# A read inflates the blocks it touches. Chunks are what blosc2 keeps an index of, and many of them are slow to put into
-# a file: a quarter of a million voxels each takes a third of the time of 32 x 32 x 32.
+# A read decompresses the blocks it touches. blosc2 keeps an index of chunks, and writing many small ones is slow:
+# chunks of a quarter of a million voxels take a third of the time of 32 x 32 x 32.
 _CHUNK, _BLOCK = 64, 16
 _FOREGROUND_SAMPLES = 4096
 
@@ -37,17 +37,17 @@ _FOREGROUND_SAMPLES = 4096
 class CaseCache:
     """A folder of prepared cases, bounded by `cache.max_gb`.
 
-    What this process has asked for is in use until the process ends, and is not evicted before.
+    Entries that this process has requested are not evicted before it ends.
 
     Args:
-        folder: where entries live; made when needed.
-        preprocessing: settings of the path.
+        folder: for the entries; created when needed.
+        preprocessing: its settings.
         config: settings of the cache.
 
     Attributes:
         made: entries prepared.
-        found: entries that were there.
-        evicted: entries taken away to make room.
+        found: entries that were in the cache.
+        evicted: entries removed to free space.
     """
 
     def __init__(self, folder: Path, preprocessing: PreprocessingConfig, config: CacheConfig) -> None:
@@ -60,13 +60,13 @@ class CaseCache:
 
     @property
     def size_bytes(self) -> int:
-        """What the folder's entries come to."""
+        """Size of all entries."""
         return self._store.size_bytes()
 
     def prepare_all(
         self, cases: Sequence[Case], report: Callable[[int, int], None] | None = None, workers: int = 2
     ) -> list[CachedCase]:
-        """Prepare what is not there yet, several cases at a time.
+        """Prepare the cases that are not in the cache, several at a time.
 
         Raises:
             as `prepare`.
@@ -80,11 +80,11 @@ class CaseCache:
         return cached
 
     def prepare(self, case: Case) -> CachedCase:
-        """Prepare one case, or find it prepared.
+        """Prepare one case, or find it in the cache.
 
         Raises:
             DataError: the scan or its mask is not usable.
-            ResourceError: the disk is full, or what is in use is over `cache.max_gb`.
+            ResourceError: the disk is full, or the entries in use exceed `cache.max_gb`.
         """
         key, digests = self._key(case)
         folder = self._store.path(key)
@@ -105,8 +105,8 @@ class CaseCache:
     def _key(self, case: Case) -> tuple[str, dict[str, str]]:
         sha256 = self._digests.sha256
         digests = {"image_sha256": sha256(case.image), "label_sha256": sha256(case.label) if case.label else ""}
-        # Windows are applied after the cache and do not change it. Entries made before there was anything mirrored
-        # go on to be found.
+        # Windows are applied after the cache and do not change it. Without `mirrored`, keys are those of entries made
+        # before that setting existed.
         left_out = {"windows_hu"} if self._preprocessing.mirrored else {"windows_hu", "mirrored"}
         settings = self._preprocessing.model_dump(mode="json", exclude=left_out)
         text = json.dumps([digests, settings, PREPROCESSING_VERSION], sort_keys=True)
@@ -115,7 +115,7 @@ class CaseCache:
     def _write(self, case: Case, digests: dict[str, str], folder: Path) -> None:
         image = read_volume(case.image)
         level = self._config.codec_level
-        # One after another beside what is done here.
+        # One thread: reading the mask, then writing, beside the work of this one.
         with ThreadPoolExecutor(1) as beside:
             reading = beside.submit(read_noted_label, case, image)
             prepared = prepare(image, self._preprocessing, case.image)
@@ -152,19 +152,19 @@ def _write_chunks(array: NDArray[Any], path: Path, level: int) -> None:
         dtype=array.dtype,
         chunks=chunks,
         blocks=tuple(min(_BLOCK, size) for size in chunks),
-        # Inflates in half of zstd's time: patches are read far more often than written. LZ4HC's files are a twelfth
+        # Decompresses in half of zstd's time: patches are read far more often than written. LZ4HC's files are a twelfth
         # smaller and take three times as long to write.
         cparams={"codec": blosc2.Codec.LZ4, "clevel": level, "nthreads": 1},
     )
-    # A column of chunks at a time: the array may lie in memory the other way round, and turning it over whole is slow.
+    # A column of chunks at a time: the array may be in Fortran order, and copying all of it at once is slow.
     for i in range(0, array.shape[0], _CHUNK):
         for j in range(0, array.shape[1], _CHUNK):
             column = (slice(i, i + _CHUNK), slice(j, j + _CHUNK))
-            # Most of a mask is empty, and stays the zeros that are there.
+            # Most of a mask is empty: the zeros that are there already.
             part = array[column]
             if part[0, 0, 0] or part.any():
                 packed[column] = np.ascontiguousarray(part)
-    # Written by us: blosc2 itself does not say that a disk is full.
+    # Written here because blosc2 itself does not report a full disk.
     path.write_bytes(packed.to_cframe())
 
 

@@ -1,4 +1,4 @@
-"""Digests of files, remembered so that a file which has not changed is not read again to know that."""
+"""Digests of files, stored so that an unchanged file is not read again."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from gtvray.errors import InputError
 from gtvray.io import read_json, sha256_of, write_json
 
-# A file written to within this time could be written to again with the clock standing where it stood.
+# A file changed within this time could be changed again with the same time stamp.
 _SETTLED_NS = 2_000_000_000
 
 
 class DigestMemo:
     """The sha256 of files, one small record a path.
 
-    A record is believed while the file's size, times of change, inode and device are what they were before and after
-    it was read. The time of change of the inode is among them: no tool can set it back, unlike the other.
+    A record is valid while the file's size, modification and inode change times, inode and device are those from
+    before and after it was read. Unlike the modification time, no tool can set back the inode change time.
 
     Args:
-        folder: where records live; made when needed.
+        folder: for the records; created when needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def sha256(self, path: Path) -> str:
-        """The digest of a file's bytes as hexadecimal text."""
+        """The digest of a file's bytes, hexadecimal."""
         resolved = str(path.resolve())
         record = self._folder / f"{hashlib.sha256(resolved.encode()).hexdigest()[:32]}.json"
         state = _state(path)

@@ -21,10 +21,10 @@ MIRRORED = "mirrored.b2nd"
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A prepared case on disk; reading a box inflates only the chunks it touches.
+    """A prepared case on disk; reading a box decompresses only the blocks it touches.
 
-    Files are opened for each read and closed after it: that takes a twentieth of a millisecond, and neither the number
-    of cases nor that of threads ever meets a limit on open files.
+    Files are opened for each read, which takes a twentieth of a millisecond, so the numbers of cases and threads are
+    not limited by the number of open files.
     """
 
     case_id: str
@@ -46,7 +46,7 @@ class CachedCase:
         return _read(self.folder / "hu.b2nd", box), _read(self.folder / "mask.b2nd", box)
 
     def read_mirrored(self, box: Box) -> NDArray[np.int16] | None:
-        """HU of the mirrored scan in a box of the prepared grid; None where preprocessing does not ask for it.
+        """HU of the mirrored scan in a box of the prepared grid; None without `preprocessing.mirrored`.
 
         Raises:
             ResourceError: the case is no longer in the cache.
@@ -54,7 +54,7 @@ class CachedCase:
         return _read(self.folder / MIRRORED, box) if self.meta.get("mirrored") else None
 
     def whole(self) -> tuple[Prepared, NDArray[np.uint8]]:
-        """All of it, as a scan of its own, and its mask.
+        """The complete case as a prepared scan, and its mask.
 
         Raises:
             ResourceError: the case is no longer in the cache.
@@ -65,26 +65,26 @@ class CachedCase:
         return Prepared(grid, grid.affine, grid.shape, mirrored=self.read_mirrored(box)), mask
 
     def foreground_ijk(self) -> NDArray[np.int32]:
-        """Tumour voxels, at most 4,096 of them drawn evenly, shape (n, 3)."""
-        with _gone_is_told(self.folder):
+        """Tumour voxels, at most 4,096 of them at even intervals, shape (n, 3)."""
+        with _missing_reported(self.folder):
             return np.asarray(np.load(self.folder / "foreground.npy"))
 
 
 def _read(path: Path, box: Box) -> NDArray[Any]:
-    with _gone_is_told(path.parent):
-        # Mapped: nothing is read of a chunk that is not needed. One thread: a pool would be started for each file.
+    with _missing_reported(path.parent):
+        # Memory-mapped, so that only the needed blocks are read. One thread: a pool would be started for each file.
         array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
         return np.asarray(array[box.slices])
 
 
 @contextmanager
-def _gone_is_told(folder: Path) -> Iterator[None]:
+def _missing_reported(folder: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise ResourceError(
-            "a prepared case is gone from the cache",
+            "a prepared case is missing from the cache",
             where=folder,
-            found="evicted after the run that asked for it had ended, or removed by hand",
-            do="run again: what is missing is prepared anew",
+            found="evicted after the run that requested it had ended, or removed by hand",
+            do="run again: missing cases are prepared again",
         ) from error

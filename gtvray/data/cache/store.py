@@ -1,10 +1,10 @@
-"""The cache's folder: entries that are whole, leases on those in use, and room for new ones.
+"""The cache's folder: verified entries, leases on those in use, and eviction.
 
-Several processes use it at once, and any may be killed. What they must agree on goes through two kinds of locks, which
-the system drops when a process ends, however it ends:
+Several processes use it at once, and any may be killed. They coordinate by two kinds of locks, which the system
+releases however a process ends:
 
-- `.lock`: shared while an entry is being leased, exclusive while entries are taken away.
-- a file in `.leases` for each process, locked for its life, with the keys of the entries it uses.
+- `.lock`: shared while an entry is being leased, exclusive while entries are removed.
+- a file in `.leases` for each process, locked as long as it runs, with the keys of the entries it uses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOCK, _LEASES = ".lock", ".leases"
 _STALE_S = 6 * 3600
 _log = logging.getLogger(__name__)
 
-# One lease file a process and folder: entries stay in use until the process that asked for them ends.
+# One lease file a process and folder: entries stay in use until the process that requested them ends.
 _held: dict[Path, int] = {}
 _held_lock = threading.Lock()
 
@@ -43,8 +43,8 @@ class EntryStore:
     """Entries by key under one folder.
 
     Args:
-        folder: made when needed.
-        max_bytes: what entries may come to, 0 for no bound.
+        folder: created when needed.
+        max_bytes: limit on the size of all entries, 0 for none.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -52,11 +52,11 @@ class EntryStore:
         self._max_bytes = max_bytes
 
     def path(self, key: str) -> Path:
-        """Where an entry is, or would be."""
+        """The folder of an entry, whether it exists or not."""
         return self._folder / key
 
     def lease(self, key: str) -> None:
-        """Keep an entry, which need not be there yet, from eviction for as long as this process lives."""
+        """Protect an entry, which need not exist yet, from eviction until this process ends."""
         with self._locked(fcntl.LOCK_SH), _held_lock:
             handle = _held.get(self._folder)
             if handle is None or os.fstat(handle).st_nlink == 0:
@@ -64,16 +64,16 @@ class EntryStore:
             os.write(handle, f"{key}\n".encode())
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """What an entry says of itself, if it is there and whole; a damaged one is taken away, and that is said."""
+        """The metadata of an entry, or None if there is none; a damaged entry is removed, with a warning."""
         entry = self.path(key)
         damage = _damage(entry)
         if damage is None:
-            # The time of the last use is that of the folder.
+            # The folder's modification time is the time of last use.
             os.utime(entry)
             return dict(read_json(entry / META))
         if damage:
             with self._locked(fcntl.LOCK_EX):
-                # Another process may have made it anew in the meantime.
+                # Another process may have replaced it in the meantime.
                 retired = self._retire(key) if _damage(entry) else None
             if retired is not None:
                 _log.warning("prepared case %s is damaged (%s); it is prepared again", entry, damage)
@@ -83,13 +83,13 @@ class EntryStore:
         return None
 
     def make_room(self) -> int:
-        """Evict those least recently used until the rest is within the bound; also what killed writers left.
+        """Evict the least recently used entries until the rest is within the limit; also what killed writers left.
 
         Returns:
-            how many entries went.
+            number of evicted entries.
 
         Raises:
-            ResourceError: what is in use is over the bound by itself.
+            ResourceError: the entries in use alone exceed the limit.
         """
         if not self._max_bytes:
             return 0
@@ -115,7 +115,7 @@ class EntryStore:
         return len(retired)
 
     def size_bytes(self) -> int:
-        """What all entries come to."""
+        """Size of all entries."""
         return sum(_size(entry) for entry in self._entries())
 
     @contextmanager
@@ -135,17 +135,17 @@ class EntryStore:
         return []
 
     def _leftovers(self) -> list[Path]:
-        """What writers that were killed left; younger ones may be at work."""
+        """Folders left by killed writers; recent ones may belong to running ones."""
         found = [*self._folder.glob(".partial-*"), *self._folder.glob(".retired-*")]
         with suppress(FileNotFoundError):
             return [old for old in found if time.time() - old.stat().st_mtime > _STALE_S]
         return []
 
     def _retire(self, key: str) -> Path:
-        """Rename an entry out of the way, so that it is gone at once; removing it can wait until the lock is free."""
-        place = Path(tempfile.mkdtemp(prefix=".retired-", dir=self._folder))
-        self.path(key).rename(place / key)
-        return place
+        """Rename an entry, which removes it at once; its files can be deleted after the lock is released."""
+        retired = Path(tempfile.mkdtemp(prefix=".retired-", dir=self._folder))
+        self.path(key).rename(retired / key)
+        return retired
 
     def _open_lease(self) -> int:
         (self._folder / _LEASES).mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ class EntryStore:
         return handle
 
     def _leased(self) -> set[str]:
-        """Keys that living processes use; the lease files of the others are removed."""
+        """Keys that running processes use; the lease files of others are removed."""
         keys: set[str] = set()
         for file in (self._folder / _LEASES).glob("*"):
             handle = os.open(file, os.O_RDONLY)
@@ -169,7 +169,7 @@ class EntryStore:
 
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:
-    """Write meta.json beside an entry's other files, with the CRC-32 of each and of itself."""
+    """Write meta.json beside an entry's other files, with the CRC-32 of each file and of itself."""
     sealed = {**meta, "files": _checksums(folder)}
     write_json(folder / META, {**sealed, "crc32": _checksum_of(sealed)})
 
@@ -184,7 +184,7 @@ def _checksum_of(meta: dict[str, Any]) -> int:
 
 
 def _damage(entry: Path) -> str | None:
-    """What is wrong with an entry: "" where there is none, None where nothing is wrong."""
+    """The damage of an entry: None if it is sound, "" if there is no entry."""
     if not entry.exists():
         return ""
     try:

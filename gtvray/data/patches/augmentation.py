@@ -1,9 +1,10 @@
 """Random changes to the intensities of a training patch, and mirroring.
 
-They come after the windows, on 0..1: so one range serves every window, and what a window cuts off cannot come back by a
-change of contrast, as it cannot in a scan to be segmented. What leaves 0..1 is cut at the very end. Windows are views
-of one scan, so one draw holds for all of them, but for the noise. Only torch operations whose result does not depend on
-the number of threads are used; the same code runs on a GPU, with other noise.
+They are applied after the windows, on 0..1, so one range serves every window, and intensities that a window cuts off
+cannot come back by a change of contrast, as they cannot in a scan to be segmented. Values outside 0..1 are clamped at
+the end. Windows are views of one scan, so one draw holds for all of them, except for the noise. Only torch operations
+whose result does not depend on the number of threads are used. On a GPU the same code gives the same patches up to
+rounding: noise is drawn on the CPU, whose generator differs from a GPU's.
 """
 
 from __future__ import annotations
@@ -23,15 +24,14 @@ def change_intensities(image: Tensor, draw: Draw) -> Tensor:
 
     Args:
         image: channels (c, i, j, k) float32, 0..1; may be written to.
-        draw: what to do.
+        draw: the changes.
 
     Returns:
         channels of the same shape, 0..1.
     """
     if draw.noise_sigma is not None:
-        generator = torch.Generator(image.device).manual_seed(draw.seed)
-        noise = torch.randn(image.shape, generator=generator, device=image.device)
-        image = image.add_(noise, alpha=draw.noise_sigma)
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(draw.seed))
+        image = image.add_(noise.to(image.device), alpha=draw.noise_sigma)
     if draw.blur_sigma_voxels is not None:
         image = _blur(image, draw.blur_sigma_voxels)
     if draw.brightness is not None:
@@ -40,7 +40,7 @@ def change_intensities(image: Tensor, draw: Draw) -> Tensor:
         low, high = _range(image)
         rest = _mean(image).mul_(1 - draw.contrast)
         image = image.mul_(draw.contrast).add_(rest)
-        # Several times as fast as a clamp to tensors.
+        # Several times as fast as clamping to tensors.
         torch.minimum(torch.maximum(image, low, out=image), high, out=image)
     if draw.kept_ijk is not None:
         image = _coarsen(image, draw.kept_ijk)
@@ -65,12 +65,12 @@ def _blur(image: Tensor, sigma_voxels: Triple) -> Tensor:
         radius, n = max(1, round(3 * sigma)), image.shape[axis]
         weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
         weights /= weights.sum()
-        places = np.abs(np.arange(-radius, n + radius))
-        places = np.where(places < n, places, 2 * (n - 1) - places)
-        wide = take(image, axis, torch.from_numpy(places).to(image.device))
+        indices = np.abs(np.arange(-radius, n + radius))
+        indices = np.where(indices < n, indices, 2 * (n - 1) - indices)
+        wide = take(image, axis, torch.from_numpy(indices).to(image.device))
         image = wide.narrow(axis, radius, n) * float(weights[radius])
-        for place in [*range(radius), *range(radius + 1, 2 * radius + 1)]:
-            image.add_(wide.narrow(axis, place, n), alpha=float(weights[place]))
+        for offset in [*range(radius), *range(radius + 1, 2 * radius + 1)]:
+            image.add_(wide.narrow(axis, offset, n), alpha=float(weights[offset]))
     return image
 
 

@@ -1,7 +1,7 @@
-"""What happens to one training patch: every random choice, drawn before anything is done.
+"""The random choices for one training patch, all drawn before any is applied.
 
-Every number is drawn whether used or not, so a change that is switched off, or given another range, leaves the draws of
-all others as they were.
+Every number is drawn whether it is used or not, so switching off a change or setting another range leaves the draws of
+all others unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gtvray.config import AugmentationConfig
 
 Triple = tuple[float, float, float]
 
-# Names of the probabilities in the config. A new one goes last: those before it keep their draws.
+# Names of the probabilities in the config. A new one is added at the end, so that the others keep their draws.
 CHANGES = (
     "flip_left_right",
     "flip_front_back",
@@ -39,7 +39,7 @@ _FLAT_RATIO = 3.0
 
 @dataclass(frozen=True)
 class Draw:
-    """The changes to one patch; None is a change that does not happen.
+    """The changes to one patch; None is a change that is not applied.
 
     Attributes:
         flip_ijk: axes to mirror.
@@ -53,7 +53,7 @@ class Draw:
         kept_ijk: share of the voxels that simulated low resolution keeps along each axis.
         gamma_inverted: exponent, applied to the negative.
         gamma: exponent.
-        seed: of what is drawn by the voxel: noise and elastic displacements.
+        seed: of the draws for each voxel: noise and elastic displacements.
     """
 
     flip_ijk: tuple[bool, bool, bool] = (False, False, False)
@@ -71,13 +71,13 @@ class Draw:
 
     @property
     def moves(self) -> bool:
-        """Whether voxels come from between the scan's own."""
+        """Whether voxels are interpolated."""
         return self.angles_degrees is not None or self.span_ijk is not None or self.elastic_mm is not None
 
     def matrix(self, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-        """Offsets from the patch's centre, in voxels of the patch, to offsets in voxels of the scan; shape (3, 3).
+        """Matrix from offsets to the patch's centre, in its voxels, to offsets in voxels of the scan; shape (3, 3).
 
-        It turns in millimetres: on a grid with unequal spacings, a rotation of indices would shear.
+        The rotation is in millimetres: on a grid with unequal spacings, rotating indices would shear.
         """
         turn = Rotation.from_euler("xyz", self.angles_degrees or (0, 0, 0), degrees=True).as_matrix()
         spacing = np.asarray(spacing_mm, dtype=np.float64)
@@ -87,16 +87,16 @@ class Draw:
 def draw_changes(config: AugmentationConfig, spacing_mm: Sequence[float], rng: np.random.Generator) -> Draw:
     """Draw the changes to a patch.
 
-    Where voxels are flat, a patch turns about their long axis alone, and nothing is zoomed or made coarser along it:
+    Where voxels are flat, a patch is rotated about their long axis only, and not zoomed or made coarser along it:
     interpolation between thick slices would show the network anatomy that no scan has.
 
     Args:
         config: probabilities and ranges.
         spacing_mm: voxel spacing of the patch.
-        rng: the sample's own generator; the same amount is taken from it whatever the config.
+        rng: the sample's own generator; the config does not change how many numbers are taken from it.
     """
     seed = int(rng.integers(2**62))
-    # For each change: does it happen, and up to three numbers that say how.
+    # For each change: whether it is applied, and up to three numbers for its size.
     rolls = dict(zip(CHANGES, rng.random((len(CHANGES), 4)), strict=True))
     strength = config.strength
 
@@ -107,7 +107,7 @@ def draw_changes(config: AugmentationConfig, spacing_mm: Sequence[float], rng: n
         return float(low + (high - low) * rolls[name][1])
 
     def factor(name: str, limits: tuple[float, float]) -> float:
-        # As many factors below 1 as above it, however far the range reaches on either side.
+        # Factors below 1 are as likely as those above it, whatever the range on either side.
         limit = limits[0] if rolls[name][2] < 0.5 else limits[1]
         return float(1 + strength * (limit - 1) * rolls[name][1])
 
@@ -134,7 +134,7 @@ def draw_changes(config: AugmentationConfig, spacing_mm: Sequence[float], rng: n
 
 
 def _free_axes(spacing_mm: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The axes a patch may turn about, and those it may be zoomed along, shape (3,) each."""
+    """The axes of rotation and of zoom that are allowed, shape (3,) each."""
     spacing = np.asarray(spacing_mm)
     if spacing.max() <= _FLAT_RATIO * spacing.min():
         return np.ones(3, bool), np.ones(3, bool)

@@ -1,10 +1,11 @@
-"""Training patches: sample number in, patch out, the same on every worker, rank and resume."""
+"""Training patches by sample number: the same number gives the same patch on every worker and after a resume."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,9 @@ class PatchSampler:
         training: patch size, foreground share and seed.
         preprocessing: voxel spacing and intensity windows.
         augmentation: the random changes.
-        device: where patches are changed, and where they end up.
+        device: patches are augmented and returned on it. On a GPU, HU are copied as int16 from pinned memory, in the
+            calling thread's current stream; every choice is drawn on the CPU, so patches are those of a CPU up to
+            rounding.
 
     Raises:
         DataError: no case.
@@ -49,8 +52,8 @@ class PatchSampler:
         self._training = training
         self._preprocessing = preprocessing
         self._augmentation = augmentation
-        self._device = device
-        # A batch lies in one turn or in two.
+        self._device = torch.device(device)
+        # A batch spans one pass over the cases or two.
         self._order = lru_cache(maxsize=2)(self._order_of_turn)
 
     def sample(self, number: int) -> tuple[Tensor, Tensor]:
@@ -67,15 +70,16 @@ class PatchSampler:
         """
         seed, patch_ijk = self._training.seed, self._training.patch_ijk
         spacing_mm = self._preprocessing.spacing_mm
-        turn, place = divmod(number, len(self._cases))
-        case = self._cases[int(self._order(turn)[place])]
+        turn, position = divmod(number, len(self._cases))
+        case = self._cases[int(self._order(turn)[position])]
         start = self._start(case, np.random.default_rng((seed, 2, number)))
         draw = draw_changes(self._augmentation, spacing_mm, np.random.default_rng((seed, 3, number)))
         if draw.moves:
             warp = Warp.build(draw, patch_ijk, spacing_mm, self._augmentation.elastic_grid_mm)
             scans, mask = self._read_warped(case, start + (np.asarray(patch_ijk) - 1) / 2, warp)
         else:
-            scans, mask = self._read(case, start, patch_ijk)
+            arrays, labels = self._read(case, start, patch_ijk)
+            scans, mask = [self._hu(each) for each in arrays], self._placed(labels)
         image = change_intensities(_windows(scans, self._preprocessing.windows_hu), draw)
         return mirror(image, mask, draw)
 
@@ -88,9 +92,9 @@ class PatchSampler:
         return np.random.default_rng((self._training.seed, 1, turn)).permutation(len(self._cases))
 
     def _start(self, case: CachedCase, rng: np.random.Generator) -> NDArray[np.int64]:
-        """First voxel of a patch: about a tumour voxel, jittered by up to a third of its size, or anywhere."""
+        """First voxel of a patch: centred on a tumour voxel within a third of the patch's size, or anywhere."""
         patch, shape = np.asarray(self._training.patch_ijk), np.asarray(case.shape)
-        # As far as the case allows, the patch stays inside it; a smaller case sits in its middle.
+        # The patch stays inside the case where it can; a smaller case lies in its middle.
         low, high = np.minimum(0, shape // 2 - patch // 2), np.maximum(shape - patch, shape // 2 - patch // 2)
         foreground = case.foreground_ijk() if rng.random() < self._training.foreground_share else ()
         if len(foreground):
@@ -101,18 +105,19 @@ class PatchSampler:
     def _read_warped(
         self, case: CachedCase, centre_ijk: NDArray[np.float64], warp: Warp
     ) -> tuple[list[Tensor], Tensor]:
-        """HU and mask under a warp: what it shows is read, so corners are empty only where the scan ends."""
+        """HU and mask under a warp; the box is large enough for corners to be empty only where the scan ends."""
         start, size = warp.region(centre_ijk, case.shape)
         scans, mask = self._read(case, start, size)
-        moved = [warp.sample(hu, centre_ijk - start) for hu in scans]
+        warped = [warp.sample(self._hu(each), centre_ijk - start) for each in scans]
+        # Looked at before it is copied: to ask a GPU would wait for it.
         if not mask.any():
-            return moved, torch.zeros(moved[0].shape, dtype=torch.uint8, device=moved[0].device)
-        return moved, (warp.sample(mask.float(), centre_ijk - start) >= 0.5).to(torch.uint8)
+            return warped, torch.zeros(warped[0].shape, dtype=torch.uint8, device=self._device)
+        return warped, (warp.sample(self._placed(mask).float(), centre_ijk - start) >= 0.5).to(torch.uint8)
 
     def _read(
         self, case: CachedCase, start: NDArray[np.int64], size: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[list[Tensor], Tensor]:
-        """HU float32 (and those of the mirrored scan) and mask uint8 of a box; beyond the case there is air."""
+    ) -> tuple[list[NDArray[np.int16]], NDArray[np.uint8]]:
+        """HU of the scan (and of the mirrored scan) and mask in a box; outside the case there is air."""
         stop = start + np.asarray(size)
         low, high = np.maximum(start, 0), np.minimum(stop, case.shape)
         box = Box(tuple(low.tolist()), tuple(high.tolist()))
@@ -122,12 +127,22 @@ class PatchSampler:
         if (low != start).any() or (high != stop).any():
             pad = [(int(a), int(b)) for a, b in zip(low - start, stop - high, strict=True)]
             scans, mask = [np.pad(each, pad, constant_values=AIR_HU) for each in scans], np.pad(mask, pad)
-        tensors = [torch.from_numpy(each).to(self._device).float() for each in scans]
-        return tensors, torch.from_numpy(mask).to(self._device)
+        return scans, mask
+
+    def _hu(self, array: NDArray[np.int16]) -> Tensor:
+        """HU on the device, as float32: converted there, so half the bytes are copied."""
+        return self._placed(array).float()
+
+    def _placed(self, array: NDArray[Any]) -> Tensor:
+        """An array as a tensor on the device."""
+        tensor = torch.from_numpy(array)
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def _windows(scans: Sequence[Tensor], windows_hu: tuple[tuple[float, float], ...]) -> Tensor:
-    """What `to_channels` does, for tensors on any device."""
+    """`preprocessing.to_channels` for tensors on any device."""
     shape = (len(scans) * len(windows_hu), *scans[0].shape)
     channels = torch.empty(shape, dtype=torch.float32, device=scans[0].device)
     for channel, (hu, (low, high)) in zip(channels, product(scans, windows_hu), strict=True):

@@ -1,4 +1,4 @@
-"""Rotation, zoom and elastic deformation as one interpolation, from the part of the scan that the patch will show."""
+"""Rotation, zoom and elastic deformation as one interpolation of the part of the scan that the patch shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gtvray.data.patches.draws import Draw
 
 @dataclass(frozen=True)
 class Warp:
-    """Where the voxels of a patch come from.
+    """The positions in the scan of a patch's voxels.
 
     Attributes:
         patch_ijk: size of the patch.
@@ -46,7 +46,7 @@ class Warp:
     def region(self, centre_ijk: NDArray[np.float64], shape: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
         """First voxel and size of the part of the scan that is needed.
 
-        One voxel of what surrounds the scan is part of it where the patch reaches beyond the scan.
+        It includes one voxel around the scan where the patch reaches beyond it.
 
         Args:
             centre_ijk: the patch's centre, in voxels of the scan; inside it.
@@ -62,7 +62,7 @@ class Warp:
         return start, np.maximum(stop - start, 2)
 
     def sample(self, source: Tensor, centre_ijk: NDArray[np.float64]) -> Tensor:
-        """Interpolate linearly; beyond the source's border its outermost voxels go on.
+        """Interpolate linearly; beyond the source's border its outermost voxels are repeated.
 
         Args:
             source: (i, j, k) float32, at least two voxels along each axis.
@@ -76,28 +76,28 @@ class Warp:
                 offsets = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
                 source = interpolate_axis(source, axis, offsets * self.matrix[axis, axis] + centre_ijk[axis])
             return source
-        return _sample_slices(source, *self._places(source, centre_ijk))
+        return _sample_slices(source, *self._coordinates(source, centre_ijk))
 
-    def _places(self, source: Tensor, centre_ijk: NDArray[np.float64]) -> list[Tensor]:
-        """Places in the source along i, j and k, (i, j, k) each, clamped to it."""
+    def _coordinates(self, source: Tensor, centre_ijk: NDArray[np.float64]) -> list[Tensor]:
+        """Coordinates in the source along i, j and k, (i, j, k) each, clamped to it."""
         offsets = [torch.arange(n, dtype=torch.float32, device=source.device) - (n - 1) / 2 for n in self.patch_ijk]
         grid = [offset.reshape([-1 if axis == a else 1 for a in range(3)]) for axis, offset in enumerate(offsets)]
         if self.displacement is not None:
             grid = [one + shift for one, shift in zip(grid, self.displacement.to(source.device), strict=True)]
-        places = []
+        coordinates = []
         for axis, n in enumerate(source.shape):
             i, j, k = (one * float(factor) for one, factor in zip(grid, self.matrix[axis], strict=True))
-            places.append(((i + float(centre_ijk[axis])) + j + k).clamp_(0, n - 1))
-        return places
+            coordinates.append(((i + float(centre_ijk[axis])) + j + k).clamp_(0, n - 1))
+        return coordinates
 
 
 def interpolate_axis(source: Tensor, axis: int, at: Tensor) -> Tensor:
-    """Linear interpolation along one axis; beyond the ends their values go on.
+    """Linear interpolation along one axis; beyond the ends their values are repeated.
 
     Args:
         source: any shape.
         axis: which of its axes.
-        at: places along it in voxels, shape (n,).
+        at: coordinates along it in voxels, shape (n,).
     """
     last = source.shape[axis] - 1
     at = at.to(source.device).clamp(0, last)
@@ -107,20 +107,20 @@ def interpolate_axis(source: Tensor, axis: int, at: Tensor) -> Tensor:
     return torch.lerp(take(source, axis, first), take(source, axis, (first + 1).clamp_(max=last)), share)
 
 
-def take(source: Tensor, axis: int, places: Tensor) -> Tensor:
-    """What lies at whole places along an axis; places may repeat."""
+def take(source: Tensor, axis: int, indices: Tensor) -> Tensor:
+    """The values at integer indices along an axis; indices may repeat."""
     if axis < source.ndim - 1:
-        return source.index_select(axis, places)
-    # The same, and on the last axis several times as fast.
-    return source.gather(axis, places.expand(*source.shape[:-1], -1))
+        return source.index_select(axis, indices)
+    # The same result, several times as fast on the last axis.
+    return source.gather(axis, indices.expand(*source.shape[:-1], -1))
 
 
 def _sample_slices(source: Tensor, i: Tensor, j: Tensor, k: Tensor) -> Tensor:
     """Trilinear interpolation as two bilinear ones in neighbouring slices, and a linear one between them.
 
-    torch's bilinear sampling of pictures is vectorised and its trilinear one is not: on one core this is three times
-    as fast. The slices lie below each other as one tall picture; a second picture, the same one slice on, shares the
-    first one's memory. A place in it is a float32, off by a thousandth of a voxel for a picture of 10,000 rows.
+    torch's bilinear sampling of images is vectorised and its trilinear one is not: on one core this is three times as
+    fast. The slices are stacked as one tall image; a second image, offset by one slice, shares its memory. Coordinates
+    are float32, with an error of a thousandth of a voxel in an image of 10,000 rows.
     """
     depth, height, width = source.shape
     rows = (depth - 1) * height
@@ -129,9 +129,9 @@ def _sample_slices(source: Tensor, i: Tensor, j: Tensor, k: Tensor) -> Tensor:
     torch.mul(k, 2 / (width - 1), out=grid[..., 0])
     torch.mul(torch.add(j, below, alpha=height), 2 / (rows - 1), out=grid[..., 1])
     grid.sub_(1)
-    pictures = source.contiguous().as_strided((1, 2, rows, width), (0, height * width, width, 1))
+    images = source.contiguous().as_strided((1, 2, rows, width), (0, height * width, width, 1))
     low, high = functional.grid_sample(
-        pictures, grid.view(1, -1, k.shape[2], 2), mode="bilinear", padding_mode="border", align_corners=True
+        images, grid.view(1, -1, k.shape[2], 2), mode="bilinear", padding_mode="border", align_corners=True
     )[0]
     return torch.lerp(low.view(i.shape), high.view(i.shape), i.sub_(below))
 

@@ -42,6 +42,8 @@ class TorchBackend:
                 "fp16 needs a CUDA device", found="inference.precision=fp16 on a CPU", do="set bf16 or fp32"
             )
         self._device, self._dtype = device, PRECISIONS[precision]
+        if device.type == "cuda":
+            _make_repeatable(precision)
         network = network.to(device)
         self._network = _compiled(network, device) if compiled else network
 
@@ -66,11 +68,37 @@ def run_network(
     device: torch.device,
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
-    """Tumour logits (b, i, j, k), float32, of a batch (b, c, i, j, k); the network runs in `dtype`."""
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits = network(torch.from_numpy(batch).to(device))
-    tumour: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
+    """Logits of the tumour (b, i, j, k) of a batch (b, c, i, j, k), the network in `dtype`, the rest in fp32.
+
+    Raises:
+        ResourceError: the GPU's memory is exhausted.
+    """
+    patches = torch.from_numpy(batch)
+    if device.type == "cuda":
+        # Copied from pageable memory, a batch would go through a buffer of the driver, in pieces.
+        patches = patches.pin_memory()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(patches.to(device, non_blocking=True))
+        tumour: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            "out of memory on the GPU",
+            where="inference",
+            found=f"a batch of shape {list(batch.shape)}, {str(dtype).removeprefix('torch.')}",
+            do="lower inference.batch_size and promote again, or use a GPU with more memory or fewer replicas on it",
+        ) from error
     return tumour
+
+
+def _make_repeatable(precision: str) -> None:
+    """Let cuDNN choose its algorithms by shape alone, so that masks are the same in every process on the same GPU.
+
+    Timing them, as `cudnn.benchmark` does, may end in another choice each time. In fp32, TF32 is off: its 10 bits of
+    mantissa would move masks away from those that were promoted on a CPU.
+    """
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = False, True, precision != "fp32"
 
 
 def _compiled(network: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -1,0 +1,42 @@
+"""The endpoint with a replica on a CUDA device: `make test-gpu`. Without one these skip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from gtvray.inference import Predictor
+from gtvray.models import Bundle
+from gtvray.serving import Server, predict_remote
+
+from .conftest import TOKEN, make_scan
+
+pytestmark = [
+    pytest.mark.gpu,
+    # Compilers and drivers warn of what differs from machine to machine.
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.ray,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_masks_of_a_gpu_replica_are_the_offline_ones_of_the_gpu(
+    share: float, start: Callable[..., Server], bundle: Bundle
+) -> None:
+    server = start(bundle, gpus_per_replica=share)
+    scans = [make_scan((40 + 6 * n, 44, 30), seed=n) for n in range(4)]
+    offline = Predictor(bundle, device="cuda")
+    expected = [offline.predict(scan).array for scan in scans]
+    with ThreadPoolExecutor(len(scans)) as pool:
+        results = list(pool.map(lambda scan: predict_remote(server.url, TOKEN, scan), scans))
+    server.stop()
+    for scan, mask, result in zip(scans, expected, results, strict=True):
+        assert 0 < mask.sum() < mask.size
+        assert result.mask.same_grid(scan)
+        assert np.array_equal(result.mask.array, mask)

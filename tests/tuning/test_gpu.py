@@ -1,0 +1,55 @@
+"""Trials that share a CUDA device: `make test-gpu`. Without one these skip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from gtvray.config import Config, SweepConfig, with_dotted
+from gtvray.data import CachedCase
+from gtvray.runtime import Cluster
+from gtvray.tracking import SweepRecorder
+from gtvray.tuning import SweepStatus, run_sweep
+
+pytestmark = [
+    pytest.mark.gpu,
+    # Compilers and drivers warn of what differs from machine to machine.
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.ray,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+def test_two_trials_share_a_gpu(
+    local_ray: Cluster, client: MlflowClient, config: Config, cases: list[CachedCase], tmp_path: Path
+) -> None:
+    half = with_dotted(config, {"training.use_gpu": True, "training.gpus_per_worker": 0.5})
+    recorder = SweepRecorder(client, tmp_path.name, "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    statuses: list[SweepStatus] = []
+    sweep = SweepConfig.model_validate(
+        {
+            "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}},
+            "trials": 2,
+            "max_concurrent": 2,
+            "scheduler": {"kind": "none"},
+        }
+    )
+    result = run_sweep(
+        sweep,
+        half,
+        cases[:4],
+        cases[4:],
+        cluster=local_ray,
+        recorder=recorder,
+        folder=tmp_path,
+        tags={},
+        report=statuses.append,
+    )
+    assert recorder.close(60)
+    assert (len(result.trials), result.failed) == (2, 0)
+    if local_ray.gpus == 1:
+        assert max(status.started - status.ended for status in statuses) == 2, "both were running at once"
