@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,11 +22,9 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from gtvray.config import Config
-    from gtvray.datasets import Dataset
+    from gtvray.api import Evaluation
     from gtvray.evaluation import Outcome
     from gtvray.io import Workspace
-    from gtvray.models import Bundle
 
 
 def evaluate(
@@ -53,6 +51,7 @@ def evaluate(
 
     Example: gtvray evaluate --data val --model champion --baseline train
     """
+    from gtvray import api
     from gtvray.config import load_config
     from gtvray.errors import InputError
     from gtvray.io import Workspace
@@ -61,63 +60,26 @@ def evaluate(
     if (data is None) == (send is None):
         raise InputError("evaluate scores a dataset, or sends a report", expected="--data or --send, and not both")
     if send is not None:
-        runs = _record(send, place, settings)
-        emit({"mlflow": runs}, as_json, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items()))
+        runs = api.send_report(send, workspace=place, config=settings)
+        emit({"mlflow": runs}, as_json, _runs_text(runs))
         return
     assert data is not None
-    # A copied workspace is refused before its cases are looked at: the report would go to its original.
-    place.locate()
-    outcome, report = _score(data, model or ["champion"], baseline, out, overwrite, threads, place, settings, as_json)
-    sent, said = _try_recording(report, place, settings)
-    told = {**outcome.as_dict(), "report": str(report), "mlflow": sent}
-    emit(told, as_json, "\n".join([_text(outcome), *outcome.warnings, f"report: {report}", said, NOTICE]))
-
-
-def _score(
-    data: Path,
-    models: list[str],
-    baseline: Path | None,
-    out: Path | None,
-    overwrite: bool,
-    threads: int,
-    place: Workspace,
-    settings: Config,
-    as_json: bool,
-) -> tuple[Outcome, Path]:
-    from gtvray.cli.models import resolve_model
-    from gtvray.data import dataset_digest
-    from gtvray.datasets import Ledger, index_dataset, read_label, require_sound
-    from gtvray.evaluation import MeanPositionBaseline
-    from gtvray.io import read_volume
-    from gtvray.reports import Study, check_study
-
-    bundles = _named({name: resolve_model(name, place, settings) for name in dict.fromkeys(models)})
-    dataset = index_dataset(data)
-    cases = dataset.cases
-    folder = out or place.reports / f"evaluate-{'-'.join(bundle.digest[:12] for bundle in bundles.values())}"
-    # In a folder of its own in the workspace an earlier report of the same models makes room by itself.
-    overwrite = overwrite or out is None
-    check_study(dataset, bundles.values(), folder, overwrite=overwrite)
-    progress = Progress({"check": 5, "baseline": 10, "evaluate": len(cases) * 1.5, "report": 5}, as_json)
+    progress = Progress({"check": 5, "baseline": 10, "evaluate": 60, "report": 5}, as_json)
     with progress.live():
-        progress.begin("check", f"{len(cases)} cases")
-        require_sound(dataset, progress.advance)
-        study = Study(
-            dataset, dataset_digest(dataset, settings.split.patient_pattern), bundles, folder, overwrite=overwrite
+        result = api.evaluate(
+            data,
+            model or ["champion"],
+            baseline=baseline,
+            out=out,
+            overwrite=overwrite,
+            threads=threads,
+            workspace=place,
+            config=settings,
+            show=progress,
         )
-        floor = None
-        if baseline is not None:
-            progress.begin("baseline", "mean position of the training masks")
-            known = index_dataset(baseline).cases
-            floor = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in known)
-        for number, (name, bundle) in enumerate(bundles.items(), 1):
-            progress.begin("evaluate", f"{len(cases)} cases, model {number} of {len(bundles)}")
-            looks = _look(Ledger(place.ledger), bundle, dataset)
-            # Beside one model is enough: it does not depend on the model.
-            study.score(name, looks, threads=threads, baseline=floor, report=progress.advance)
-            floor = None
-        progress.begin("report", "page, tables and pictures")
-        return study.write()
+    found = {**result.outcome.as_dict(), "report": str(result.report), "mlflow": result.runs}
+    lines = [_text(result.outcome), *result.outcome.warnings, f"report: {result.report}", _sent_text(result, place)]
+    emit(found, as_json, "\n".join([*lines, NOTICE]))
 
 
 def _text(outcome: Outcome) -> str:
@@ -131,38 +93,14 @@ def _text(outcome: Outcome) -> str:
     return "\n".join(f"{title}\n\n{shown.text(terminal_width())}\n" for title, shown in tables.items())
 
 
-def _named(bundles: dict[str, Bundle]) -> dict[str, Bundle]:
-    """Bundles by what they are called in a report: a folder by its last name, as paths are nobody's business."""
-    named: dict[str, Bundle] = {}
-    for model, bundle in bundles.items():
-        name = Path(model).resolve().name if Path(model).is_dir() else model
-        named[name if name not in named else f"{name} {bundle.digest[:12]}"] = bundle
-    return named
+def _runs_text(runs: dict[str, str]) -> str:
+    return "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())
 
 
-def _look(ledger: Any, bundle: Bundle, dataset: Dataset) -> int:
-    ids = tuple(case.case_id for case in dataset.cases)
-    scans = [case.image for case in dataset.cases]
-    return int(ledger.record("evaluation", bundle.digest, ids, str(dataset.root.resolve()), scans))
-
-
-def _record(report: Path, place: Workspace, settings: Config) -> dict[str, str]:
-    from gtvray.reports import record_report
-    from gtvray.tracking import connect_mlflow
-
-    uri = settings.tracking.uri or place.mlflow_uri
-    artifacts = place.artifacts if uri.startswith("sqlite") else None
-    return record_report(connect_mlflow(uri, place.artifacts), settings.tracking.experiment, report, artifacts)
-
-
-def _try_recording(report: Path, place: Workspace, settings: Config) -> tuple[dict[str, str] | None, str]:
-    """Send a report; MLflow being away must not cost what was found."""
-    from gtvray.errors import GtvrayError
-
-    try:
-        runs = _record(report, place, settings)
-    except GtvrayError as error:
-        again = shell_command("gtvray", "evaluate", "--send", report, "--workspace", place.root)
-        reason = "; ".join(error.fields[name] for name in ("found", "do") if name in error.fields)
-        return None, f"not in MLflow: {error.what} ({reason}); send it later: {again}"
-    return runs, "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())
+def _sent_text(result: Evaluation, place: Workspace) -> str:
+    error = result.failure
+    if error is None:
+        return _runs_text(result.runs or {})
+    again = shell_command("gtvray", "evaluate", "--send", result.report, "--workspace", place.root)
+    reason = "; ".join(error.fields[name] for name in ("found", "do") if name in error.fields)
+    return f"not in MLflow: {error.what} ({reason}); send it later: {again}"

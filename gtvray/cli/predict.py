@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +25,10 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from gtvray.api import Model
     from gtvray.cli.predict_files import PredictFiles
     from gtvray.errors import GtvrayError
     from gtvray.inference import SegmentedCase
-    from gtvray.models import Bundle
 
     Outcomes = Iterator[tuple[Path, SegmentedCase | GtvrayError]]
 
@@ -75,7 +75,7 @@ def predict(
 
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
-    from gtvray.cli.models import resolve_model
+    from gtvray.api import load_model
     from gtvray.cli.predict_files import plan_files
     from gtvray.config import load_config
     from gtvray.errors import InputError
@@ -100,8 +100,8 @@ def predict(
     if server:
         outcomes = _remote(files.masks, server, token, overwrite)
     else:
-        bundle = resolve_model(model, place, load_config(config, override or []))
-        outcomes = _local(files.masks, _exhaustive(bundle) if exhaustive else bundle, threads, uncertainty, overwrite)
+        loaded = load_model(model, workspace=place, config=load_config(config, override or []), threads=threads)
+        outcomes = _local(files.masks, loaded.exhaustive() if exhaustive else loaded, uncertainty, overwrite)
     rows = _rows(outcomes, files.names, as_json)
     if report:
         _write_report(files, rows, overwrite)
@@ -113,15 +113,10 @@ def predict(
         raise typer.Exit(1)
 
 
-def _exhaustive(bundle: Bundle) -> Bundle:
-    return replace(bundle, inference=bundle.inference.model_copy(update={"mode": "exhaustive"}))
+def _local(targets: dict[Path, Path], model: Model, uncertainty: bool, overwrite: bool) -> Outcomes:
+    from gtvray.inference import LocalCases, overlapped
 
-
-def _local(targets: dict[Path, Path], bundle: Bundle, threads: int, uncertainty: bool, overwrite: bool) -> Outcomes:
-    from gtvray.inference import LocalCases, Predictor, overlapped
-
-    predictor = Predictor(bundle, threads=threads)
-    cases = LocalCases(predictor, targets.__getitem__, uncertainty=uncertainty, overwrite=overwrite)
+    cases = LocalCases(model.predictor, targets.__getitem__, uncertainty=uncertainty, overwrite=overwrite)
     return overlapped(targets, cases.load, cases.run, cases.store)
 
 

@@ -26,7 +26,7 @@ def qa(
 
     Example: gtvray qa --model champion
     """
-    from gtvray.cli.models import find_golden, resolve_model
+    from gtvray.api import find_golden, load_bundle
     from gtvray.config import load_config
     from gtvray.evaluation import REPRODUCED_DICE, golden_threads, reproduce, stack
     from gtvray.inference import Predictor
@@ -34,7 +34,7 @@ def qa(
     from gtvray.promotion import time_backends
 
     place, settings = Workspace(workspace), load_config(config, override or [])
-    bundle = resolve_model(model, place, settings)
+    bundle = load_bundle(model, place, settings)
     folder = find_golden(bundle, place, settings)
     count = threads or golden_threads(folder)
     results = reproduce(folder, Predictor(bundle, threads=count))

@@ -24,7 +24,7 @@ def serve(
 
     Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
     """
-    from gtvray.cli.models import find_golden, open_registry, resolve_model
+    from gtvray.api import find_golden, load_bundle, open_registry
     from gtvray.config import load_config
     from gtvray.errors import NotFoundError
     from gtvray.io import Workspace
@@ -34,7 +34,7 @@ def serve(
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
     require_port(base.serving.host, base.serving.port, "--port")
     place = Workspace(workspace)
-    bundle = resolve_model(model, place, base)
+    bundle = load_bundle(model, place, base)
     versions = {known.digest: known.version for known in open_registry(place, base, writing=False).versions()}
     golden = None
     try:

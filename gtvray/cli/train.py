@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +24,8 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from gtvray.crossval import CrossValidation, FoldStatus, TrainJob, TrainOutcome, TrainRequest
-    from gtvray.data import Project
-    from gtvray.io import Workspace
+    from gtvray.crossval import CrossValidation, FoldStatus, TrainOutcome
+    from gtvray.training import Plan
 
 _WORST_SHOWN = 10
 _STAGES = {"data": 10.0, "prepare": 20.0, "ray": 8.0, "train": 3600.0, "judge": 60.0, "bundle": 2.0}
@@ -56,24 +53,28 @@ def train(
 
     Example: gtvray train my.yaml optimizer.lr=3e-4 --data Naso_GTV --fold all
     """
-    from gtvray.io import Workspace
+    from gtvray import api
+    from gtvray.config import load_config
 
-    place = Workspace(workspace)
-    request = None if resume is not None else _request(config, override or [], data, fold, folds)
-    _nothing_beside(resume, config, override, data, fold)
+    _require_consistent(resume, data, config, override, fold)
+    settings = None if resume is not None else load_config(config, override or [])
     progress = FoldProgress(_STAGES, as_json)
-    with progress.live(), place.lock():
-        job = _job(request, resume, config, place, progress)
-        # Ray and torch are loaded for settings that can be used, not to refuse others.
-        from gtvray.runtime import connect
-
-        project, planned = job.open()
-        progress.tell(plan_text(job, project))
-        progress.begin("ray", "connecting to Ray")
-        with connect(address) as cluster:
-            outcome = job.run(project, planned, cluster)
+    with progress.live():
+        outcome = api.train(
+            data,
+            config=settings,
+            fold=_fold(fold),
+            folds=folds,
+            resume=resume,
+            name=config.stem if config is not None else "defaults",
+            workspace=workspace,
+            address=address,
+            show=progress,
+            on_plan=lambda plan: progress.tell(_plan_text(plan)),
+            on_folds=progress.folds,
+        )
     found = _found(outcome)
-    emit(found, as_json, outcome_text(outcome, job.request.data, workspace))
+    emit(found, as_json, outcome_text(outcome, workspace))
     if outcome.failures:
         for name, reason in outcome.failures.items():
             typer.echo(f"error: {name} failed: {reason}", err=True)
@@ -167,16 +168,6 @@ class _Screen:
         self._screen.update(Group(Text.from_markup(line), *below))
 
 
-def _request(config: Path | None, override: list[str], data: Path | None, fold: str | None, folds: int) -> TrainRequest:
-    from gtvray.config import load_config
-    from gtvray.crossval import TrainRequest
-    from gtvray.errors import InputError
-
-    if data is None:
-        raise InputError("no data to train on", do="name a dataset with --data, or a training with --resume")
-    return TrainRequest(load_config(config, override), data, _fold(fold), folds)
-
-
 def _fold(text: str | None) -> int | Literal["all"] | None:
     from gtvray.errors import InputError
 
@@ -189,36 +180,23 @@ def _fold(text: str | None) -> int | Literal["all"] | None:
     return int(text)
 
 
-def _nothing_beside(resume: str | None, *others: object) -> None:
+def _require_consistent(resume: str | None, data: Path | None, *others: object) -> None:
     from gtvray.errors import InputError
 
-    if resume is not None and any(other is not None and other != [] for other in others):
+    if resume is None and data is None:
+        raise InputError("no data to train on", do="name a dataset with --data, or a training with --resume")
+    if resume is not None and any(other is not None and other != [] for other in (data, *others)):
         raise InputError(
-            "a training that goes on has its settings, data and folds",
+            "a resumed training has its own settings, data and folds",
             where="--resume",
-            do="leave the others out, or begin a new training",
+            do="leave the others out, or start a new training",
         )
 
 
-def _job(
-    request: TrainRequest | None, resume: str | None, config: Path | None, place: Workspace, progress: FoldProgress
-) -> TrainJob:
-    from gtvray.crossval import TrainJob
+def _plan_text(plan: Plan) -> str:
+    from gtvray.training import describe_plan
 
-    if request is None:
-        return TrainJob.resumed(str(resume), place, progress, progress.folds)
-    stem = config.stem if config is not None and config.is_file() else "defaults"
-    name = f"train-{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return TrainJob(request, place, name, progress, progress.folds)
-
-
-def plan_text(job: TrainJob, project: Project) -> str:
-    """The settings that shape the training, whether each was given or is a default, and the memory they need."""
-    from gtvray.config import known_keys
-    from gtvray.training import describe_plan, plan_training
-
-    # A worker's memory is not known here: this machine may be the head of a cluster.
-    return describe_plan(plan_training(project.fingerprint, None, job.request.config, given=known_keys()))
+    return describe_plan(plan)
 
 
 def _found(outcome: TrainOutcome) -> dict[str, Any]:
@@ -239,12 +217,12 @@ def _found(outcome: TrainOutcome) -> dict[str, Any]:
     }
 
 
-def outcome_text(outcome: TrainOutcome, data: Path, workspace: Path) -> str:
+def outcome_text(outcome: TrainOutcome, workspace: Path) -> str:
     """The worst cases, the folds beside their baselines, and how to go on."""
     validation, bundle = outcome.validation, outcome.bundle
     cases = sorted(validation.rows(), key=lambda row: row["dsc"])
     shown = cases[:_WORST_SHOWN]
-    promote = shell_command("gtvray", "promote", bundle.folder, "--data", data, "--workspace", workspace)
+    promote = shell_command("gtvray", "promote", bundle.folder, "--data", outcome.data, "--workspace", workspace)
     headings = {"fold": "fold", "case": "case", "dsc": "DSC", "hd95_mm": "HD95 mm"}
     headings |= {"baseline_dsc": "baseline DSC", "baseline_hd95_mm": "baseline HD95 mm"}
     lines = [

@@ -96,8 +96,8 @@ class TrainingConfig(Section):
     compile: Literal["auto", "off", "on", "graphs"] = Field(
         "auto",
         description="torch.compile of the network; graphs uses CUDA graphs, for passes shorter than their kernel "
-        "launches. auto compiles trainings of at least 2,000 steps or 10 minutes on a GPU with Triton. If compilation fails, the "
-        "network runs eagerly and the reason is logged",
+        "launches. auto compiles trainings of at least 2,000 steps or 10 minutes on a GPU with Triton. If compilation "
+        "fails, the network runs eagerly and the reason is logged",
     )
     deterministic: bool = Field(
         False,

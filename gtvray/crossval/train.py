@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gtvray.crossval.scores import CrossValidation
     from gtvray.experiments.folds import Fold
     from gtvray.models import Bundle
+    from gtvray.training import Plan
 
 SCHEMA_VERSION = 1
 _RUN = "run.json"
@@ -83,6 +84,7 @@ class TrainOutcome:
 
     Attributes:
         name: of the training.
+        data: folder of the dataset.
         folder: where its checkpoints, scores, masks and pictures are.
         validation: scores of every fold that was trained.
         bundle: of all of them.
@@ -92,6 +94,7 @@ class TrainOutcome:
     """
 
     name: str
+    data: Path
     folder: Path
     validation: CrossValidation
     bundle: Bundle
@@ -190,6 +193,16 @@ class TrainJob:
             check_plan(fold.config, fold.train, fold.validation)
         return project, folds
 
+    def plan(self, project: Project) -> Plan:
+        """Return the settings that shape the training, and the memory that they need.
+
+        The memory of a worker is not known here: this machine may be the head of a cluster.
+        """
+        from gtvray.config import known_keys
+        from gtvray.training import plan_training
+
+        return plan_training(project.fingerprint, None, self.request.config, given=known_keys())
+
     def run(self, project: Project, folds: list[Fold], cluster: Cluster) -> TrainOutcome:
         """Train the folds, judge them by their own cases, and bundle their networks.
 
@@ -223,7 +236,9 @@ class TrainJob:
         finally:
             recorder.finish_sweep(status)
             delivered = recorder.close()
-        return TrainOutcome(self.name, self.folder, *outcome, board.failures, recorder.run_id, delivered)
+        return TrainOutcome(
+            self.name, self.request.data, self.folder, *outcome, board.failures, recorder.run_id, delivered
+        )
 
     def _folds(self, project: Project) -> Folds | None:
         if self.request.fold is None:

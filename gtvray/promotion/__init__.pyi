@@ -6,6 +6,7 @@ from .desk import restore as restore
 from .desk import rollback as rollback
 from .evidence import gather_evidence as gather_evidence
 from .gate import Evidence as Evidence
+from .gate import Judgement as Judgement
 from .gate import judge as judge
 from .probe import answers_alike as answers_alike
 from .variant import BackendTiming as BackendTiming

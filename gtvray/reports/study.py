@@ -75,6 +75,11 @@ class Study:
                 found = f"{other} and {name}, digest {bundle.digest[:_DIGEST_LENGTH]}"
                 raise InputError("the same model twice", found=found, do="name each model once")
 
+    @property
+    def bundles(self) -> Mapping[str, Bundle]:
+        """Model -> its bundle."""
+        return self._bundles
+
     def score(
         self,
         name: str,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gtvray.api.experiments import _short_name
 from gtvray.cli.main import app
-from gtvray.cli.sweep import _short_name
 from gtvray.errors import ConfigError, GtvrayError, InputError, NotFoundError
 from gtvray.io import LOCATION, Workspace
 

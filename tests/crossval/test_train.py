@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gtvray.cli.train import FoldProgress, outcome_text, plan_text
+from gtvray.cli.train import FoldProgress, outcome_text
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.crossval import TrainJob, TrainRequest
 from gtvray.datasets import index_dataset, read_label
@@ -18,6 +18,7 @@ from gtvray.inference import Predictor
 from gtvray.io import Workspace, read_json, read_volume, write_json
 from gtvray.models import Bundle
 from gtvray.runtime import Cluster
+from gtvray.training import describe_plan
 from gtvray.tuning import SweepJob
 
 pytestmark = [
@@ -65,7 +66,7 @@ def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
     assert bundle.info["training_data"]["digest"] == project.fingerprint.digest
     assert bundle.info["mlflow_run"] == outcome.run_id
 
-    told = outcome_text(outcome, phantoms, tmp_path)
+    told = outcome_text(outcome, tmp_path)
     assert f"promote it: gtvray promote {bundle.folder} --data {phantoms}" in told
     assert ["all", str(len(rows))] in [line.split()[:2] for line in told.splitlines()]
 
@@ -84,7 +85,7 @@ def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, 
     job = make_job(config, phantoms, tmp_path, fold=1, folds=3)
     project, folds = job.open()
     assert [fold.name for fold in folds] == ["fold-1"]
-    assert "training.patch_ijk: 16 x 16 x 16 (given)" in plan_text(job, project)
+    assert "training.patch_ijk: 16 x 16 x 16 (given)" in describe_plan(job.plan(project))
     job.request.save(job.folder, project.fingerprint.digest)
     again = TrainJob.resumed("train-test", job.workspace, job.show, job.report)
     assert (again.request, again.expected) == (job.request, project.fingerprint.digest)

@@ -1,0 +1,14 @@
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .evaluation import send_report as send_report
+from .experiments import SweepRun as SweepRun
+from .experiments import sweep as sweep
+from .experiments import train as train
+from .models import Model as Model
+from .models import find_golden as find_golden
+from .models import load_bundle as load_bundle
+from .models import load_model as load_model
+from .models import open_registry as open_registry
+from .promotion import Promotion as Promotion
+from .promotion import promote as promote
+from .promotion import rollback as rollback

@@ -1,0 +1,48 @@
+"""Arguments that the functions of the API share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gtvray.config import Config, load_config, with_dotted
+from gtvray.io import Workspace
+from gtvray.runtime import Show
+
+ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str] | None
+PathLike = str | os.PathLike[str]
+WORKSPACE = Path("gtvray-runs")
+
+
+def as_config(config: ConfigLike) -> Config:
+    """Return a config: itself, the defaults with dotted keys changed, a YAML file, or the defaults.
+
+    Raises:
+        NotFoundError: no such file.
+        ConfigError: an unknown key, a wrong type, or a value out of range.
+    """
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return with_dotted(Config(), config, "config")
+    return load_config(Path(config) if config is not None else None)
+
+
+def as_workspace(workspace: Workspace | PathLike) -> Workspace:
+    """Return a workspace, given itself or its folder."""
+    return workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+
+
+class _Silent:
+    """Progress that is not shown."""
+
+    def begin(self, stage: str, detail: str) -> None:
+        """Ignore the start of a stage."""
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        """Ignore progress within a stage."""
+
+
+SILENT: Show = _Silent()

@@ -1,0 +1,153 @@
+"""Trainings and sweeps, from a folder of cases to a bundle."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gtvray.api.arguments import SILENT, WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.config import SweepConfig, load_sweep
+from gtvray.errors import InputError
+from gtvray.io import Workspace
+from gtvray.runtime import Show, connect
+
+if TYPE_CHECKING:
+    from gtvray.crossval import FoldStatus, TrainOutcome
+    from gtvray.training import Plan
+    from gtvray.tuning import SweepOutcome
+
+# A file system accepts names of 255 bytes; names of bundles and temporary files are longer than that of the run.
+_NAME_BYTES = 100
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A finished sweep.
+
+    Attributes:
+        name: of the sweep, for `resume`.
+        outcome: trials, bundle of the best trial and MLflow runs.
+        page: HTML page of the trials; None if no trial was recorded.
+        page_sent: whether the page is in MLflow.
+    """
+
+    name: str
+    outcome: SweepOutcome
+    page: Path | None
+    page_sent: bool
+
+
+def train(
+    data: PathLike | None = None,
+    *,
+    config: ConfigLike = None,
+    fold: int | Literal["all"] | None = None,
+    folds: int = 5,
+    resume: str | None = None,
+    name: str = "api",
+    workspace: Workspace | PathLike = WORKSPACE,
+    address: str | None = None,
+    show: Show = SILENT,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_folds: Callable[[list[FoldStatus]], None] = lambda _: None,
+) -> TrainOutcome:
+    """Train one network, or all folds of a cross-validation, and write a bundle.
+
+    Args:
+        data: dataset with masks; not with `resume`.
+        config: settings of the training; not with `resume`.
+        fold: number of a fold, `all`, or None for the training cases of the split.
+        folds: number of folds.
+        resume: name of an interrupted training, which has its own data and settings.
+        name: part of the name of a new training.
+        workspace: folder for all output.
+        address: running Ray cluster; by default one is started on this machine.
+        show: receives progress.
+        on_plan: called with the plan before training starts.
+        on_folds: called with the status of all folds after every change.
+
+    Raises:
+        InputError: the data or settings cannot be used.
+        ResourceError: the training does not fit on the cluster, or MLflow does not answer.
+        TrainingError: every fold failed.
+    """
+    from gtvray.crossval import TrainJob, TrainRequest
+
+    place = as_workspace(workspace)
+    if (data is None) == (resume is None):
+        raise InputError("a training needs data, or the name of one to resume", expected="one of the two")
+    request = None if data is None else TrainRequest(as_config(config), Path(data), fold, folds)
+    with place.lock():
+        if request is None:
+            job = TrainJob.resumed(str(resume), place, show, on_folds)
+        else:
+            job = TrainJob(request, place, _run_name(f"train-{_short_name(Path(name))}"), show, on_folds)
+        project, planned = job.open()
+        on_plan(job.plan(project))
+        show.begin("ray", "connecting to Ray")
+        with connect(address) as cluster:
+            return job.run(project, planned, cluster)
+
+
+def sweep(
+    space: SweepConfig | PathLike,
+    data: PathLike,
+    *,
+    config: ConfigLike = None,
+    resume: str | None = None,
+    workspace: Workspace | PathLike = WORKSPACE,
+    address: str | None = None,
+    show: Show = SILENT,
+) -> SweepRun:
+    """Search over trainings and write the bundle of the best trial.
+
+    Args:
+        space: a search space, or its YAML file.
+        data: dataset with masks.
+        config: settings where the search space states nothing.
+        resume: name of an interrupted sweep, which continues with the settings it was started with.
+        workspace: folder for all output.
+        address: running Ray cluster; by default one is started on this machine.
+        show: receives progress.
+
+    Raises:
+        InputError: the data or settings cannot be used, or the sweep to resume is another one.
+        ResourceError: a trial does not fit on the cluster, or MLflow does not answer.
+        TrainingError: no trial completed an epoch.
+    """
+    spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
+    settings, place = as_config(config), as_workspace(workspace)
+    # Invalid settings are refused before Ray and torch are loaded.
+    from gtvray.reports import record_trials_page, write_trials_page
+    from gtvray.tuning import SweepJob
+
+    name = resume or _run_name("sweep" if isinstance(space, SweepConfig) else _short_name(Path(space)))
+    with place.lock():
+        job = SweepJob(spec, settings, place, name, show)
+        if resume is not None:
+            job.require_begun()
+        project = job.open(Path(data))
+        show.begin("ray", "connecting to Ray")
+        with connect(address) as cluster:
+            try:
+                outcome = job.run(project, cluster)
+            except BaseException:
+                # An unfinished sweep has a page too, with the reasons of failed trials.
+                write_trials_page(place.sweeps / name, name)
+                raise
+        page, sent = record_trials_page(place.sweeps / name, name, job.client, outcome.sweep_run_id)
+    return SweepRun(name, outcome, page, sent)
+
+
+def _run_name(base: str) -> str:
+    return f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _short_name(file: Path) -> str:
+    """Return the name of a file without ending, shortened, neither hidden nor readable as an option."""
+    name = file.stem.encode()[:_NAME_BYTES].decode(errors="ignore").lstrip(".-").strip()
+    return name or "sweep"
