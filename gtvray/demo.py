@@ -125,8 +125,8 @@ class Demo:
         with self._workspace.lock(_NEED_BYTES):
             job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
             project = self._data(job)
-            self._show.begin("mlflow", job.uri)
-            client = job.client
+            self._show.begin("mlflow", job.record.uri)
+            client = job.record.client
             self._require_promotable(client)
             self._show.begin("ray", "connecting to Ray")
             with connect(self._options.address) as cluster:
@@ -165,7 +165,7 @@ class Demo:
             "bundle": str(outcome.bundle.folder),
             "digest": outcome.bundle.digest,
         }
-        self.result.tracking = {"uri": job.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
+        self.result.tracking = {"uri": job.record.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
 
     def _evaluate(self, outcome: SweepOutcome, project: Project) -> tuple[Evidence, list[ScoredCase]]:
         from gtvray.promotion import gather_evidence

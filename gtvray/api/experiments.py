@@ -139,7 +139,7 @@ def sweep(
                 # An unfinished sweep has a page too, with the reasons of failed trials.
                 write_trials_page(place.sweeps / name, name)
                 raise
-        page, sent = record_trials_page(place.sweeps / name, name, job.client, outcome.sweep_run_id)
+        page, sent = record_trials_page(place.sweeps / name, name, job.record.client, outcome.sweep_run_id)
     return SweepRun(name, outcome, page, sent)
 
 

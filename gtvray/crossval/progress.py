@@ -1,4 +1,4 @@
-"""What is known of the folds of a training: kept on disk, sent to MLflow, shown."""
+"""Progress of the folds of a training: stored on disk, sent to MLflow, and displayed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gtvray.tracking import SweepRecorder
 from gtvray.training import EPOCH_METRICS, EpochReport
 
 _REPORTS = "reports.jsonl"
-# The time left follows the latest epochs: folds come and go beside one another.
+# The time left is estimated from the latest epochs, because folds share the machine with a varying number of others.
 _RECENT = 5
 
 State = Literal["waiting", "training", "trained", "failed"]
@@ -24,16 +24,16 @@ State = Literal["waiting", "training", "trained", "failed"]
 
 @dataclass(frozen=True)
 class FoldStatus:
-    """A fold at a moment; figures are of its last epoch.
+    """Status of a fold; metrics are those of its last epoch.
 
     Attributes:
-        fold: its name.
-        state: where it is.
-        epoch, epochs: done, and in all.
-        loss, dsc, best_dsc: training loss, and selection DSC, on the prepared grid.
+        fold: name of the fold.
+        state: current state.
+        epoch, epochs: completed epochs, and all epochs.
+        loss, dsc, best_dsc: training loss, and selection DSC on the prepared grid.
         patches_per_s, data_wait_share: as in `EpochReport`.
-        left_s: seconds of training left, if they can be told.
-        note: what went wrong, and what was done about it.
+        left_s: estimated seconds of training left; None before the first epoch.
+        note: latest problem and how it was handled.
     """
 
     fold: str
@@ -49,14 +49,14 @@ class FoldStatus:
     note: str
 
 
-class Board:
-    """Follows folds; what it has been told before, in an earlier process too, is not told again.
+class FoldProgress:
+    """Records the epochs of folds; continues from what an earlier process stored.
 
     Args:
-        folds: of this training.
-        recorder: of its run.
-        tags: of every fold's run.
-        report: given the status of all folds after every change.
+        folds: folds of this training.
+        recorder: records the MLflow runs.
+        tags: tags of the run of every fold.
+        report: called with the status of all folds after every change.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class Board:
         for fold in folds:
             params = flatten(fold.config) | {"train_cases": len(fold.train), "validation_cases": len(fold.validation)}
             recorder.start(fold.name, params, {**tags, "mlflow.runName": fold.name, "gtvray.fold": fold.name})
-            # A crash may have come between disk and MLflow: of the same moment, it is the same figure.
+            # A crash may have happened between disk and MLflow; MLflow stores equal metrics of one time only once.
             for entry in self._reports[fold.name][-1:]:
                 self._send(fold, entry)
 
     def last(self, fold: Fold) -> int:
-        """The last epoch of a fold that is known."""
+        """Return the last recorded epoch of a fold; 0 if there is none."""
         reports = self._reports[fold.name]
         return int(reports[-1]["epoch"]) if reports else 0
 
     def epoch(self, fold: Fold, report: EpochReport) -> None:
-        """Keep an epoch, send it and show it."""
+        """Store, send and display an epoch."""
         entry = {**report.as_dict(), "at_ms": int(time.time() * 1000)}
         append_json_line(fold.folder / _REPORTS, entry)
         self._reports[fold.name].append(entry)
@@ -94,33 +94,33 @@ class Board:
         self._change(fold, "training", report.notes)
 
     def lost(self, fold: Fold, reason: str) -> None:
-        """Show that a fold's process died."""
-        self._change(fold, "training", f"its process died and another goes on: {reason}")
+        """Display that the process of a fold was replaced."""
+        self._change(fold, "training", f"its process died and was replaced: {reason}")
 
     def ended(self, fold: Fold, reason: str | None) -> None:
-        """Show that a fold is trained, or failed; the run of one that failed ends."""
+        """Display that a fold has ended; the run of a failed fold ends too."""
         if reason is not None:
             self.failures[fold.name] = reason
             self._recorder.finish(fold.name, "FAILED")
         self._change(fold, "trained" if reason is None else "failed", reason or self._notes[fold.name])
 
     def trained(self) -> list[Fold]:
-        """The folds that came to their end."""
+        """Return the folds that were trained completely."""
         return [fold for name, fold in self._folds.items() if self._states[name] == "trained"]
 
     def best(self, fold: Fold) -> tuple[Path, dict[str, Any]]:
-        """The best checkpoint of a fold, and its last report."""
+        """Return the best checkpoint of a fold, and its last report."""
         last = self._reports[fold.name][-1]
-        # By its name: the workspace may have been moved since.
+        # By name, because the workspace may have been moved.
         return fold.folder / Path(last["best_checkpoint"]).name, last
 
     def statuses(self) -> list[FoldStatus]:
-        """All folds at this moment."""
+        """Return the status of every fold."""
         return [self._status(fold) for fold in self._folds.values()]
 
     def _send(self, fold: Fold, entry: dict[str, Any]) -> None:
-        figures = {name: float(entry[name]) for name in EPOCH_METRICS}
-        self._recorder.log(fold.name, figures, entry["epoch"], entry["at_ms"])
+        metrics = {name: float(entry[name]) for name in EPOCH_METRICS}
+        self._recorder.log(fold.name, metrics, entry["epoch"], entry["at_ms"])
 
     def _change(self, fold: Fold, state: State, note: str) -> None:
         self._states[fold.name] = state

@@ -1,4 +1,4 @@
-"""Trained folds judged by their own cases: out of fold, on the original grid, beside the baseline of each fold."""
+"""Out-of-fold scores: every fold on its own cases, on the original grid, beside its own baseline."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Report = Callable[[float, float], None]
 
 
 @dataclass(frozen=True)
-class JudgedFold:
+class ScoredFold:
     """A fold with its scores.
 
     Attributes:
-        fold: its name.
-        seed: of its training.
-        checkpoint: the one that was kept.
-        epoch: of that checkpoint.
-        inference: the settings it was scored with.
-        cases: scores of the network and of the fold's own baseline.
-        pictures: overlays of its best, its median and its worst case.
+        fold: name of the fold.
+        seed: seed of its training.
+        checkpoint: selected checkpoint.
+        epoch: epoch of that checkpoint.
+        inference: settings it was scored with.
+        cases: scores of the network and of the baseline of the fold.
+        pictures: overlays of the best, the median and the worst case.
     """
 
     fold: str
@@ -59,26 +59,26 @@ class JudgedFold:
 
     @property
     def scores(self) -> list[CaseScore]:
-        """Of the network."""
+        """Scores of the network."""
         return [entry.score for entry in self.cases]
 
     @property
-    def floor(self) -> list[CaseScore]:
-        """Of the baseline, in the same order."""
+    def baseline(self) -> list[CaseScore]:
+        """Scores of the baseline, in the same order."""
         return [entry.baseline for entry in self.cases if entry.baseline is not None]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a case, for tables."""
+        """Return a row per case, for tables."""
         return [
             {
                 "fold": self.fold,
                 "case": score.case_id,
                 "dsc": score.dsc,
                 "hd95_mm": score.hd95_mm,
-                "baseline_dsc": floor.dsc,
-                "baseline_hd95_mm": floor.hd95_mm,
+                "baseline_dsc": baseline.dsc,
+                "baseline_hd95_mm": baseline.hd95_mm,
             }
-            for score, floor in zip(self.scores, self.floor, strict=True)
+            for score, baseline in zip(self.scores, self.baseline, strict=True)
         ]
 
 
@@ -87,15 +87,15 @@ class CrossValidation:
     """All folds with their scores.
 
     Attributes:
-        folds: those that were trained to their end.
-        inference: what all their cases together decided; for the ensemble.
+        folds: folds that were trained completely.
+        inference: settings of the ensemble, calibrated on the cases of all folds.
     """
 
-    folds: tuple[JudgedFold, ...]
+    folds: tuple[ScoredFold, ...]
     inference: InferenceConfig
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return all scores, ready for JSON."""
         return {
             "folds": [
                 {
@@ -104,7 +104,7 @@ class CrossValidation:
                     "epoch": each.epoch,
                     "threshold": each.inference.threshold,
                     "keep_largest": each.inference.keep_largest,
-                    **_compared(each.scores, each.floor),
+                    **_compared(each.scores, each.baseline),
                 }
                 for each in self.folds
             ],
@@ -118,13 +118,13 @@ class CrossValidation:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a case, fold by fold."""
+        """Return a row per case, fold by fold."""
         return [row for each in self.folds for row in each.rows()]
 
     def metrics(self) -> dict[str, float]:
-        """The figures over all cases, for tracking."""
-        scores, floor = self._pooled()
-        named = {"cv": summarise(scores), "baseline": summarise(floor)}
+        """Return the metrics over all cases, for tracking."""
+        scores, baseline = self._pooled()
+        named = {"cv": summarise(scores), "baseline": summarise(baseline)}
         return {
             f"{prefix}_{name}_{kind}": float(summary[name][kind])
             for prefix, summary in named.items()
@@ -140,21 +140,21 @@ class CrossValidation:
             temporary.write_text("\n".join(["# Scores by fold, on the original grid\n", *parts, NOTICE, ""]))
 
     def _pooled(self) -> tuple[list[CaseScore], list[CaseScore]]:
-        return [s for each in self.folds for s in each.scores], [s for each in self.folds for s in each.floor]
+        return [s for each in self.folds for s in each.scores], [s for each in self.folds for s in each.baseline]
 
 
-def judge_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossValidation:
+def score_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossValidation:
     """Score every fold's own cases on the connected cluster.
 
-    How probabilities become a mask is calibrated on the cases of the other folds, so that no case has a say in its own
-    score; with one fold alone there is only its own. The checkpoint that is kept is chosen on the fold's own cases.
+    Threshold and component filter of a fold are calibrated on the cases of the other folds, so that no case affects its
+    own score; a single fold uses its own cases. The checkpoint is selected on the fold's own cases.
 
     Args:
-        trained: each fold with its best checkpoint.
-        report: told (done, all) after each part of the work.
+        trained: folds with their best checkpoints.
+        report: called with (done, all) after each part of the work.
 
     Raises:
-        GtvrayError: a case is not usable, or a checkpoint damaged.
+        GtvrayError: a case cannot be used, or a checkpoint is damaged.
     """
     count, config = len(trained), trained[0][0].config
     trainings = [(best, fold.config, fold.validation) for fold, best in trained]
@@ -162,18 +162,21 @@ def judge_folds(trained: Sequence[tuple[Fold, Path]], report: Report) -> CrossVa
     settings, together = settings_by_fold(config, [scores for _, scores in kept])
     both = zip(trained, kept, settings, strict=True)
     work = [(fold, checkpoint, inference) for (fold, _), (checkpoint, _), inference in both]
-    judged = on_cluster(_judge, work, config, lambda done: report(count + done, 2 * count))
-    return CrossValidation(tuple(judged), together)
+    scored = on_cluster(_score, work, config, lambda done: report(count + done, 2 * count))
+    return CrossValidation(tuple(scored), together)
 
 
 def settings_by_fold(
     config: Config, scores: Sequence[NDArray[np.float64]]
 ) -> tuple[list[InferenceConfig], InferenceConfig]:
-    """How each fold's probabilities become masks, as the other folds' cases decide it, and what all decide together.
+    """Calibrate the inference settings of every fold on the other folds, and those of the ensemble on all of them.
 
     Args:
-        config: the settings as they are.
-        scores: of each fold, as `calibration_scores` gives them; one fold alone decides for itself.
+        config: settings before calibration.
+        scores: results of `calibration_scores` by fold; a single fold is calibrated on its own.
+
+    Returns:
+        settings by fold, and those of the ensemble.
     """
     settings = []
     for number, own in enumerate(scores):
@@ -182,8 +185,8 @@ def settings_by_fold(
     return settings, best_setting(config, np.concatenate(scores))[0]
 
 
-def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFold:
-    """As a promoted model is judged: a bundle, its predictor, files on their own grids."""
+def _score(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> ScoredFold:
+    """Score a fold as a promoted model is scored: a bundle, its predictor, files on their own grids."""
     config, trained = fold.config, TrainedNetwork.load(checkpoint)
     bundle = write_bundle(
         fold.folder / "bundle",
@@ -196,13 +199,13 @@ def _judge(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> JudgedFo
     )
     threads = config.training.cpus_per_worker
     predictor = Predictor(bundle, threads=threads, device=training_device(config).type)
-    baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.known)
-    scored = score_cases(predictor, fold.judged, fold.folder / "masks", baseline)
-    pictures = _draw(scored, fold.folder / "pictures")
-    return JudgedFold(fold.name, config.training.seed, checkpoint, trained.epoch, inference, tuple(scored), pictures)
+    baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.train_cases)
+    scored = score_cases(predictor, fold.validation_cases, fold.folder / "masks", baseline)
+    pictures = _draw_overlays(scored, fold.folder / "pictures")
+    return ScoredFold(fold.name, config.training.seed, checkpoint, trained.epoch, inference, tuple(scored), pictures)
 
 
-def _draw(scored: Sequence[ScoredCase], folder: Path) -> tuple[Path, ...]:
+def _draw_overlays(scored: Sequence[ScoredCase], folder: Path) -> tuple[Path, ...]:
     by_dsc = sorted(scored, key=lambda entry: entry.score.dsc)
     drawn = []
     for name, entry in {"worst": by_dsc[0], "median": by_dsc[len(by_dsc) // 2], "best": by_dsc[-1]}.items():
@@ -214,11 +217,11 @@ def _draw(scored: Sequence[ScoredCase], folder: Path) -> tuple[Path, ...]:
     return tuple(drawn)
 
 
-def _compared(scores: Sequence[CaseScore], floor: Sequence[CaseScore]) -> dict[str, Any]:
+def _compared(scores: Sequence[CaseScore], baseline: Sequence[CaseScore]) -> dict[str, Any]:
     enough = len(scores) >= FEWEST_CASES
-    difference = paired_difference([s.dsc for s in scores], [s.dsc for s in floor], seed=_SEED) if enough else None
+    difference = paired_difference([s.dsc for s in scores], [s.dsc for s in baseline], seed=_SEED) if enough else None
     return {
         "summary": summarise(scores),
-        "baseline": summarise(floor),
+        "baseline": summarise(baseline),
         "dsc_over_baseline": asdict(difference) if difference else None,
     }

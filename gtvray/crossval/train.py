@@ -1,4 +1,4 @@
-"""A training with all that belongs to it: data, run record, folds, cross-validation, and the bundle of them all."""
+"""Training of one network or of the folds of a cross-validation: data, folds, scores, run record and bundle."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from gtvray.config import Config, build, flatten
 from gtvray.data import Project
 from gtvray.datasets import Finding, Folds
-from gtvray.errors import GtvrayError, InputError, NotFoundError, TrainingError
-from gtvray.experiments import open_data, versions
+from gtvray.errors import InputError, NotFoundError, TrainingError
+from gtvray.experiments import ExperimentRecord, open_data, versions
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import Cluster, Show, plan_trials
-from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
+from gtvray.tracking import SweepRecorder
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
-    from gtvray.crossval.progress import Board, FoldStatus
+    from gtvray.crossval.progress import FoldProgress, FoldStatus
     from gtvray.crossval.scores import CrossValidation
     from gtvray.experiments.folds import Fold
     from gtvray.models import Bundle
@@ -32,13 +30,13 @@ _RUN = "run.json"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What is to be trained; kept with the training, so that it can go on.
+    """Arguments of a training, stored in its folder so that it can be resumed.
 
     Attributes:
-        config: everything.
-        data: the dataset's folder.
-        fold: one fold's number, all of them, or None for a training outside of a cross-validation.
-        folds: how many there are.
+        config: all settings.
+        data: folder of the dataset.
+        fold: number of a fold, `all`, or None for a training without cross-validation.
+        folds: number of folds.
 
     Raises:
         InputError: no such fold.
@@ -55,42 +53,50 @@ class TrainRequest:
             raise InputError("no such fold", where="--fold", expected=expected, found=self.fold)
 
     def save(self, folder: Path, fingerprint: str) -> None:
-        """Write it into the training's folder, with the fingerprint of the data."""
+        """Write the request and the fingerprint of the data to the folder of the training."""
         stored = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "data": str(self.data.resolve())}
         config = self.config.model_dump(mode="json")
         write_json(folder / _RUN, {**stored, "fold": self.fold, "folds": self.folds, "config": config})
 
     @classmethod
     def load(cls, folder: Path) -> tuple[TrainRequest, str]:
-        """Read it and the fingerprint.
+        """Return the stored request and the fingerprint of the data.
 
         Raises:
-            NotFoundError: no training was begun here.
-            InputError: a later gtvray wrote it.
+            NotFoundError: the folder contains no training.
+            InputError: it was written by another version of gtvray.
         """
         try:
             stored = read_json(folder / _RUN)
         except NotFoundError as error:
-            raise NotFoundError("no such training", where=folder, do="`--resume` takes the name of one") from error
+            raise NotFoundError(
+                "no such training", where=folder, do="pass the name of a training to --resume"
+            ) from error
         if stored["schema_version"] != SCHEMA_VERSION:
-            raise InputError("another gtvray wrote this training", where=folder, do="use that gtvray")
+            raise InputError(
+                "the training was written by another version of gtvray",
+                where=folder,
+                expected=f"schema version {SCHEMA_VERSION}",
+                found=stored["schema_version"],
+                do="resume it with that version",
+            )
         config = build(Config, stored["config"], folder / _RUN)
         return cls(config, Path(stored["data"]), stored["fold"], stored["folds"]), stored["fingerprint"]
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What a training leaves.
+    """Result of a training.
 
     Attributes:
-        name: of the training.
+        name: name of the training.
         data: folder of the dataset.
-        folder: where its checkpoints, scores, masks and pictures are.
-        validation: scores of every fold that was trained.
-        bundle: of all of them.
-        failures: fold -> why it gave nothing.
-        run_id: the training's MLflow run.
-        delivered: whether MLflow has everything; otherwise the rest waits in the training's folder.
+        folder: contains checkpoints, scores, masks and pictures.
+        validation: scores of every trained fold.
+        bundle: bundle with the network of every trained fold.
+        failures: fold -> reason of its failure.
+        run_id: parent run in MLflow.
+        delivered: whether MLflow has everything; the rest stays queued in the folder of the training.
     """
 
     name: str
@@ -105,16 +111,16 @@ class TrainOutcome:
 
 @dataclass
 class TrainJob:
-    """One training.
+    """A training.
 
     Attributes:
-        request: what is asked for.
-        workspace: held by the caller.
-        name: names its folder, its run and its bundle; one that is there goes on.
-        show: told of progress.
-        report: given the status of all folds after every change.
-        expected: fingerprint that the data must have, if the training goes on.
-        warnings: what the data check had to say.
+        request: arguments of the training.
+        workspace: locked by the caller.
+        name: name of folder, run and bundle; an existing training of that name is resumed.
+        show: receives progress.
+        report: called with the status of all folds after every change.
+        expected: fingerprint that the data of a resumed training must have.
+        warnings: findings of the data check.
     """
 
     request: TrainRequest
@@ -129,42 +135,34 @@ class TrainJob:
     def resumed(
         cls, name: str, workspace: Workspace, show: Show, report: Callable[[list[FoldStatus]], None]
     ) -> TrainJob:
-        """A training that was begun before.
+        """Return an interrupted training.
 
         Raises:
-            NotFoundError: there is none of that name.
+            NotFoundError: there is no training of that name.
         """
         if Path(name).name != name or not name:
             raise NotFoundError("no such training", where=workspace.trainings, found=name)
         request, fingerprint = TrainRequest.load(workspace.trainings / name)
-        # Data within the workspace, such as its phantoms, move with it.
+        # Data inside the workspace, such as phantoms, move with it.
         request = replace(request, data=workspace.follow(request.data))
         return cls(request, workspace, name, show, report, fingerprint)
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints, masks and pictures are."""
+        """Folder of checkpoints, scores, masks and pictures."""
         return self.workspace.trainings / self.name
 
     @cached_property
-    def client(self) -> MlflowClient:
-        """Client of the tracking store, reached at first use.
-
-        Raises:
-            ResourceError: it does not answer.
-        """
-        return connect_mlflow(self._uri, self.workspace.artifacts)
-
-    @property
-    def _uri(self) -> str:
-        return self.request.config.tracking.uri or self.workspace.mlflow_uri
+    def record(self) -> ExperimentRecord:
+        """Record of the training in MLflow."""
+        return ExperimentRecord(self.request.config.tracking, self.workspace, self.name, self.folder)
 
     def open(self) -> tuple[Project, list[Fold]]:
         """Index, check, split and prepare the data, and plan the folds.
 
         Raises:
-            InputError: the data are not usable or have changed, the settings do not go together, no such fold, or what
-                is recorded of this training was deleted in MLflow.
+            InputError: the data cannot be used or have changed, settings are inconsistent, there is no such fold, or
+                runs of this training were deleted in MLflow.
             ResourceError: MLflow does not answer.
         """
         request = self.request
@@ -173,17 +171,17 @@ class TrainJob:
             request.config,
             self.workspace,
             self.show,
-            before_preparing=lambda: require_recordable(self.client, request.config.tracking.experiment, self.name),
+            before_preparing=self.record.require_recordable,
         )
         if self.expected not in (None, project.fingerprint.digest):
             raise InputError(
-                "the data are not those the training was begun with",
+                "the data are not those that the training was started with",
                 where=request.data,
                 expected=self.expected,
                 found=project.fingerprint.digest,
-                do="put them back, or begin a new training",
+                do="restore them, or start a new training",
             )
-        # Load torch, so they come after the data have been looked at, and before a cluster is touched.
+        # These load torch: after the check of the data, and before a cluster is touched.
         from gtvray.experiments.folds import plan_folds
         from gtvray.training import check_plan
 
@@ -204,40 +202,38 @@ class TrainJob:
         return plan_training(project.fingerprint, None, self.request.config, given=known_keys())
 
     def run(self, project: Project, folds: list[Fold], cluster: Cluster) -> TrainOutcome:
-        """Train the folds, judge them by their own cases, and bundle their networks.
+        """Train the folds, score them on their own cases, and write the bundle of their networks.
 
         Raises:
             ResourceError: a training does not fit on the cluster, or MLflow does not answer at the start.
             TrainingError: every fold failed.
         """
-        from gtvray.crossval.progress import Board
+        from gtvray.crossval.progress import FoldProgress
         from gtvray.experiments.folds import train_folds
         from gtvray.experiments.tasks import worker_memory_bytes
         from gtvray.training import check_memory
 
         plan = plan_trials(self.request.config.training, cluster.cpus, cluster.gpus, None)
         check_memory(self.request.config, worker_memory_bytes(self.request.config, cluster))
-        artifacts = self.workspace.artifacts if self._uri.startswith("sqlite") else None
-        experiment = self.request.config.tracking.experiment
         self.request.save(self.folder, project.fingerprint.digest)
-        recorder = SweepRecorder(self.client, experiment, self.name, self.folder / "spool.jsonl", artifacts)
-        status = "KILLED"
-        try:
-            tags = {"gtvray.data": project.fingerprint.digest, **versions()}
+        tags = {"gtvray.data": project.fingerprint.digest, **versions()}
+        with self.record.open() as record:
+            recorder = record.recorder
             recorder.describe(flatten(self.request.config), {**tags, "gtvray.training": self.name})
-            board = Board(folds, recorder, tags, self.report)
-            self.show.begin("train", f"{self.name}: {len(folds)} trainings, {min(len(folds), plan.concurrent)} at once")
-            train_folds(folds, plan, board)
-            outcome = self._conclude(project, board, recorder)
-            status = "FAILED" if board.failures else "FINISHED"
-        except GtvrayError:
-            status = "FAILED"
-            raise
-        finally:
-            recorder.finish_sweep(status)
-            delivered = recorder.close()
+            progress = FoldProgress(folds, recorder, tags, self.report)
+            at_once = min(len(folds), plan.concurrent)
+            self.show.begin("train", f"{self.name}: {len(folds)} trainings, {at_once} at once")
+            train_folds(folds, plan, progress)
+            outcome = self._conclude(project, progress, recorder)
+            record.status = "FAILED" if progress.failures else "FINISHED"
         return TrainOutcome(
-            self.name, self.request.data, self.folder, *outcome, board.failures, recorder.run_id, delivered
+            self.name,
+            self.request.data,
+            self.folder,
+            *outcome,
+            progress.failures,
+            recorder.run_id,
+            record.delivered,
         )
 
     def _folds(self, project: Project) -> Folds | None:
@@ -245,22 +241,26 @@ class TrainJob:
             return None
         return project.folds(self.request.folds, self.request.config.split.seed)
 
-    def _conclude(self, project: Project, board: Board, recorder: SweepRecorder) -> tuple[CrossValidation, Bundle]:
-        from gtvray.crossval.scores import judge_folds
+    def _conclude(
+        self, project: Project, progress: FoldProgress, recorder: SweepRecorder
+    ) -> tuple[CrossValidation, Bundle]:
+        from gtvray.crossval.scores import score_folds
 
-        trained = board.trained()
+        trained = progress.trained()
         if not trained:
-            first, reason = next(iter(board.failures.items()))
-            raise TrainingError("no fold was trained", where=first, found=reason, do=f"--resume {self.name}")
-        self.show.begin("judge", f"{sum(len(fold.judged) for fold in trained)} cases on their own grids")
-        validation = judge_folds([(fold, board.best(fold)[0]) for fold in trained], self.show.advance)
+            first, reason = next(iter(progress.failures.items()))
+            raise TrainingError(
+                "every fold failed", where=first, found=reason, do=f"correct the cause, then pass --resume {self.name}"
+            )
+        self.show.begin("score", f"{sum(len(fold.validation_cases) for fold in trained)} cases on their own grids")
+        validation = score_folds([(fold, progress.best(fold)[0]) for fold in trained], self.show.advance)
         validation.write(self.folder)
         self.show.begin("bundle", f"{len(trained)} networks")
-        bundle = self._bundle(project, board, validation, recorder.run_id)
-        self._record(board, validation, bundle, recorder)
+        bundle = self._bundle(project, progress, validation, recorder.run_id)
+        self._record(progress, validation, bundle, recorder)
         return validation, bundle
 
-    def _bundle(self, project: Project, board: Board, validation: CrossValidation, run_id: str) -> Bundle:
+    def _bundle(self, project: Project, progress: FoldProgress, validation: CrossValidation, run_id: str) -> Bundle:
         from gtvray.models import write_bundle
         from gtvray.training import TrainedNetwork, domain_ranges
 
@@ -280,18 +280,20 @@ class TrainJob:
                     for each in validation.folds
                 ],
                 "domain": domain_ranges(project.train),
-                "failed_folds": sorted(board.failures),
+                "failed_folds": sorted(progress.failures),
                 "metrics": validation.metrics(),
                 "mlflow_run": run_id,
                 "config": flatten(config),
             },
         )
 
-    def _record(self, board: Board, validation: CrossValidation, bundle: Bundle, recorder: SweepRecorder) -> None:
-        # The step of these figures: with a fold more, each fold's threshold is another.
+    def _record(
+        self, progress: FoldProgress, validation: CrossValidation, bundle: Bundle, recorder: SweepRecorder
+    ) -> None:
+        # The number of folds is the step: with one more fold, the threshold of every fold changes.
         count = len(validation.folds)
-        for fold, judged in zip(board.trained(), validation.folds, strict=True):
-            one = type(validation)((judged,), judged.inference)
+        for fold, scores in zip(progress.trained(), validation.folds, strict=True):
+            one = type(validation)((scores,), scores.inference)
             recorder.log(fold.name, one.metrics(), count)
             recorder.attach(fold.name, fold.folder / "pictures", "overlays")
             recorder.finish(fold.name, "FINISHED")

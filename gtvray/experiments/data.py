@@ -25,18 +25,18 @@ def open_data(
     """Index, check, split and prepare a dataset.
 
     Args:
-        data: its folder.
-        config: what it is split and prepared with.
-        workspace: where the cache and the split are.
-        show: told of progress.
-        make: fills the folder first.
-        before_preparing: called once the data are known to be sound; raises if the work cannot go on.
+        data: folder of the dataset.
+        config: settings of split and preprocessing.
+        workspace: contains the cache and the split.
+        show: receives progress.
+        make: creates the content of the folder first.
+        before_preparing: called once the data have been checked; raises if the work cannot continue.
 
     Returns:
-        the data, and what the check had to say of them.
+        the project and the findings of the check.
 
     Raises:
-        InputError: they are not usable.
+        InputError: the data cannot be used.
     """
     show.begin("data", "reading and checking the cases")
     if make is not None:
@@ -50,5 +50,5 @@ def open_data(
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with, as tags."""
+    """Return the versions of the main packages, as tags of a run."""
     return {f"version.{name}": metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "numpy")}

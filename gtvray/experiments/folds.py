@@ -1,7 +1,7 @@
-"""Trainings side by side on the cluster, one actor each: the folds of a cross-validation, or a single one.
+"""Parallel trainings on the cluster, one actor each: the folds of a cross-validation, or a single training.
 
-An actor advances `fit`, as a trial of a sweep does. What one fold meets is no matter of the others: an actor that dies
-is replaced and goes on from its newest checkpoint, and an error ends its own fold only.
+An actor runs `fit`, as a trial of a sweep does. Folds are isolated from each other's failures: an actor that dies is
+replaced and resumes from its newest checkpoint, and an error ends its own fold only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gtvray.runtime import ResourcePlan
 from gtvray.training import EpochReport, fit, fit_distributed
 
 ALONE = "train"
-# An actor may be lost to a node or to the kernel; one that dies thrice without an epoch in between will die again.
+# An actor may be lost with its node or killed by the kernel; one that dies three times in an epoch will die again.
 _DEATHS = 2
 _POLL_S = 1.0
 _CLOSE_S = 120.0
@@ -31,50 +31,50 @@ _CLOSE_S = 120.0
 
 @dataclass(frozen=True)
 class Fold:
-    """A training and the cases that judge it.
+    """A training and the cases it is scored on.
 
     Attributes:
-        name: "fold-0" and so on, or "train" outside of a cross-validation.
-        config: of this training; its seed is the fold's own.
+        name: "fold-0" and so on, or "train" without cross-validation.
+        config: settings of this training, with the seed of the fold.
         train, validation: prepared cases.
-        known, judged: the same cases as they came.
-        folder: for checkpoints and whatever else belongs to it.
+        train_cases, validation_cases: the same cases with their original files.
+        folder: contains checkpoints, masks and pictures.
     """
 
     name: str
     config: Config
     train: list[CachedCase]
     validation: list[CachedCase]
-    known: tuple[Case, ...]
-    judged: tuple[Case, ...]
+    train_cases: tuple[Case, ...]
+    validation_cases: tuple[Case, ...]
     folder: Path
 
 
-class Watch(Protocol):
-    """Whoever follows the folds."""
+class FoldListener(Protocol):
+    """Receives the progress of folds."""
 
     def last(self, fold: Fold) -> int:
-        """The last epoch of a fold that is known already."""
+        """Return the last recorded epoch of a fold; 0 if there is none."""
 
     def epoch(self, fold: Fold, report: EpochReport) -> None:
-        """A fold has trained an epoch more."""
+        """A fold has completed an epoch."""
 
     def lost(self, fold: Fold, reason: str) -> None:
-        """A fold's actor died, and another takes its place."""
+        """The actor of a fold died and is replaced."""
 
     def ended(self, fold: Fold, reason: str | None) -> None:
-        """A fold is trained to its end, or failed for a reason."""
+        """A fold has been trained completely, or failed for a reason."""
 
 
 def plan_folds(project: Project, config: Config, folds: Folds | None, chosen: int | None, folder: Path) -> list[Fold]:
-    """What is to be trained.
+    """Return the trainings to run.
 
     Args:
         project: the data.
-        config: of all of them; a fold's number is added to its seed, so that members differ in more than their cases.
-        folds: of a cross-validation; without it training and selection cases are those of the split.
-        chosen: one fold only.
-        folder: each training's own is in here.
+        config: settings; the number of a fold is added to its seed, so that ensemble members differ in more than cases.
+        folds: folds of a cross-validation; None uses training and selection cases of the split.
+        chosen: number of the only fold to run; None runs all.
+        folder: contains a folder per training.
     """
     prepared = {case.case_id: case for case in (*project.train, *project.selection)}
 
@@ -96,13 +96,13 @@ def plan_folds(project: Project, config: Config, folds: Folds | None, chosen: in
     return [make(f"fold-{n}", seed + n, folds.train(n), folds.validation[n]) for n in numbers]
 
 
-def train_folds(folds: Sequence[Fold], plan: ResourcePlan, watch: Watch) -> None:
-    """Train on the connected cluster, as many at once as the plan has room for.
+def train_folds(folds: Sequence[Fold], plan: ResourcePlan, watch: FoldListener) -> None:
+    """Train on the connected cluster, as many folds at once as the plan allows.
 
     Args:
-        folds: what to train; each goes on from what is in its folder.
-        plan: of the cluster.
-        watch: told of every epoch and of every end.
+        folds: trainings; each resumes from the checkpoints in its folder.
+        plan: resources of a training and how many fit at once.
+        watch: receives every epoch and every end.
     """
     waiting, running = deque(folds), dict[Any, _Running]()
     try:
@@ -112,29 +112,29 @@ def train_folds(folds: Sequence[Fold], plan: ResourcePlan, watch: Watch) -> None
                 running[begun.next()] = begun
             ready, _ = ray.wait(list(running), timeout=_POLL_S)
             for answer in ready:
-                at_work = running.pop(answer)
-                if at_work.hear(answer):
-                    running[at_work.next()] = at_work
+                fold = running.pop(answer)
+                if fold.handle(answer):
+                    running[fold.next()] = fold
     finally:
         for left in running.values():
             left.end()
 
 
 class _Running:
-    """A fold under way, seen from the driver."""
+    """A running fold, as seen by the driver."""
 
-    def __init__(self, fold: Fold, plan: ResourcePlan, watch: Watch) -> None:
+    def __init__(self, fold: Fold, plan: ResourcePlan, watch: FoldListener) -> None:
         self._fold, self._plan, self._watch = fold, plan, watch
         self._alone = fold.config.training.num_workers == 1
         self._deaths = 0
         self._actor = self._start()
 
     def next(self) -> Any:
-        """Ask for the next epoch."""
+        """Request the next epoch."""
         return self._actor.step.remote()
 
-    def hear(self, answer: Any) -> bool:
-        """Take an answer; True if there is more to ask for."""
+    def handle(self, answer: Any) -> bool:
+        """Process a result; True if there is another epoch to request."""
         try:
             report = ray.get(answer)
         except RayActorError as error:
@@ -146,19 +146,19 @@ class _Running:
         if report is None:
             return self._finish(None)
         self._deaths = 0
-        # What another actor is to go on from may be an epoch older than what has been told.
+        # A replacement may resume from a checkpoint that is one epoch older than the last report.
         if report.epoch > self._watch.last(self._fold):
             self._watch.epoch(self._fold, report)
         return True
 
     def end(self) -> None:
-        """End the actor; with several workers, at the end of their epoch, or their placement group would stay."""
+        """Stop the actor; with several workers at the end of their epoch, since their placement group would leak."""
         if not self._alone:
             ray.wait([self._actor.close.remote()], timeout=_CLOSE_S)
         ray.kill(self._actor)
 
     def _start(self) -> Any:
-        # Several workers bring their own resources; their driver only waits.
+        # Several workers reserve their own resources; their driver only waits.
         cpus, gpus = (self._plan.cpus_per_trial, self._plan.gpus_per_trial) if self._alone else (0, 0)
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_FoldActor)
         return actor.remote(self._fold, self._watch.last(self._fold))
@@ -169,6 +169,8 @@ class _Running:
             self._watch.ended(self._fold, f"its process died {self._deaths} times in one epoch: {reason}")
             return False
         self._watch.lost(self._fold, reason)
+        # Two writers must never share a folder: an actor that is only unreachable is killed first.
+        ray.kill(self._actor)
         self._actor = self._start()
         return True
 
@@ -179,31 +181,31 @@ class _Running:
 
 
 class _FoldActor:
-    """A fold under way, in a process of its own."""
+    """A running fold, in its own process."""
 
-    def __init__(self, fold: Fold, told: int) -> None:
-        self._fold, self._told = fold, told
+    def __init__(self, fold: Fold, known_epoch: int) -> None:
+        self._fold, self._known_epoch = fold, known_epoch
         self._epochs: Iterator[EpochReport] | None = None
 
     def step(self) -> EpochReport | None:
-        """Train one epoch; None at the end."""
+        """Train one epoch; return None at the end."""
         if self._epochs is None:
             self._epochs = self._begin()
         return next(self._epochs, None)
 
     def close(self) -> None:
-        """End the workers, if there are any."""
+        """Stop the workers, if there are any."""
         if self._epochs is not None and hasattr(self._epochs, "close"):
             self._epochs.close()
 
     def _begin(self) -> Iterator[EpochReport]:
         fold = self._fold
         run = fit if fold.config.training.num_workers == 1 else fit_distributed
-        return run(fold.config, fold.train, fold.validation, fold.folder, known_epoch=self._told)
+        return run(fold.config, fold.train, fold.validation, fold.folder, known_epoch=self._known_epoch)
 
 
 def _reason(error: RayTaskError) -> str:
-    """What a training's error comes to: one of ours in all its lines, any other by its class and first line."""
+    """Return the reason of a failure: all lines of a gtvray error, class and first line of any other."""
     cause = error.cause
     if isinstance(cause, GtvrayError):
         return "; ".join(line.strip() for line in str(cause).splitlines())

@@ -1,4 +1,4 @@
-"""Work on the connected cluster with a training's own resources: a task for each piece."""
+"""Tasks on the connected cluster with the resources of a training's worker."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _POLL_S = 1.0
 
 
 def on_cluster(function: Any, work: Sequence[tuple[Any, ...]], config: Config, report: Callable[[int], None]) -> Any:
-    """A task for each piece of work, with the CPUs and the GPU of one of the training's workers.
+    """Run a function on the cluster once per item, with the CPUs and GPUs of one worker of the training.
 
     Args:
-        function: takes a piece of work.
-        work: arguments, piece by piece.
-        config: of the training.
-        report: told how many pieces are done.
+        function: called with the arguments of an item.
+        work: arguments by item.
+        config: settings of the training.
+        report: called with the number of finished items.
 
     Returns:
-        the answers, in the order of the work.
+        the results, in the order of the items.
 
     Raises:
-        GtvrayError: the first that a piece raised; it ends all of them.
+        GtvrayError: the first error of an item; the others are cancelled.
     """
     task = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=gpus_per_worker(config))(function)
     answers = [task.remote(*piece) for piece in work]
@@ -53,19 +53,19 @@ def on_cluster(function: Any, work: Sequence[tuple[Any, ...]], config: Config, r
 
 
 def keep(best: Path, config: Config, cases: Sequence[CachedCase]) -> tuple[Path, NDArray[np.float64]]:
-    """A piece of work: `kept_checkpoint` with the training's threads and device."""
+    """Run `kept_checkpoint` with the threads and the device of the training."""
     torch.set_num_threads(config.training.cpus_per_worker)
     return kept_checkpoint(best, config, cases, training_device(config))
 
 
 def worker_memory_bytes(config: Config, cluster: Cluster) -> int:
-    """Memory of the device that a worker of a training has on the connected cluster.
+    """Return the memory of the device of a worker of the training on the connected cluster, in bytes.
 
     Raises:
-        ResourceError: the cluster has no such worker, or torch sees no GPU there.
+        ResourceError: no such worker fits on the cluster, or torch finds no GPU there.
     """
     if cluster.is_local and not config.training.use_gpu:
-        # Workers are on this machine: no need to start one to ask.
+        # Workers run on this machine, so none has to be started.
         return device_bytes(config)
     plan_trials(config.training, cluster.cpus, cluster.gpus, None)
     (found,) = on_cluster(device_bytes, [(config,)], config, lambda _: None)

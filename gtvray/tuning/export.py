@@ -1,4 +1,4 @@
-"""The best of a sweep as a bundle, with where it comes from, also in its MLflow run."""
+"""Export the best trial of a sweep as a bundle, also to its MLflow run."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 def export_best(
     result: SweepResult, project: Project, folder: Path, recorder: SweepRecorder, client: MlflowClient
 ) -> tuple[Bundle, str]:
-    """Write the best trial's bundle and log it to the trial's run; its network is chosen on the connected cluster.
+    """Write the bundle of the best trial and log it to the run of the trial.
+
+    The checkpoint is selected by a task on the connected cluster.
 
     Args:
-        result: of the sweep.
-        project: the data it was run on.
-        folder: the bundle's.
-        recorder: of the sweep, its queue delivered.
-        client: of the tracking store.
+        result: result of the sweep.
+        project: data of the sweep.
+        folder: folder of the bundle.
+        recorder: recorder of the sweep, with its queue delivered.
+        client: client of the tracking store.
 
     Returns:
-        the bundle and the trial's MLflow run.
+        the bundle, and the MLflow run of the trial.
 
     Raises:
-        TrainingError: the trial's best checkpoint is damaged.
+        TrainingError: the best checkpoint of the trial is damaged.
     """
     best = result.best
     config = result.config_of(best)
@@ -44,7 +46,7 @@ def export_best(
         "mlflow_run": run_id,
         "config": flatten(config),
     }
-    # Two networks on all selection cases: that is for the machines that trained them, and not for this process.
+    # Scoring two checkpoints on all selection cases needs the resources of a worker, not of the driver.
     [(kept, scores)] = on_cluster(keep, [(best.best_checkpoint, config, project.selection)], config, lambda _: None)
     bundle = export_bundle(kept, scores, config, folder, info)
     client.log_artifacts(run_id, str(bundle.folder), "bundle")

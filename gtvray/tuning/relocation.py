@@ -19,13 +19,13 @@ _STATES = ("basic-variant-state-*.json", "search_gen_state-*.json")
 
 
 def relocate_search_state(folder: Path) -> int:
-    """Make the search state in an experiment's folder name the folder it is in.
+    """Update the storage path in the search state of an experiment to the folder that contains it.
 
     Args:
-        folder: Tune's, within the sweep's; absolute.
+        folder: absolute path of Tune's folder in the folder of the sweep.
 
     Returns:
-        how many files were corrected.
+        the number of corrected files.
 
     Raises:
         TrainingError: a file cannot be read, or still names the former folder after the correction.
@@ -41,27 +41,27 @@ def _relocate(file: Path, storage: str) -> bool:
         before = {each.storage_fs_path for each in former}
         for each in former:
             each.storage_fs_path = storage
-            # The last transfer, kept with its path to be tried again; there is no public way to drop it.
+            # The last transfer, stored with its path for a retry; there is no public API to drop it.
             each.syncer._current_cmd = None
         content: bytes = cloudpickle.dumps(state)
-    except Exception as error:  # another Ray may have written it, and a pickle may then raise anything
+    except Exception as error:  # written by another version of Ray, a pickle may raise anything
         raise TrainingError(
-            "Ray Tune's record of this sweep cannot be read",
+            "Ray Tune's state of this sweep cannot be read",
             where=file,
             found=f"{type(error).__name__}: {error}",
-            do="resume it with the version of Ray it was begun with, or begin a new sweep",
+            do="resume it with the version of Ray that wrote it, or start a new sweep",
         ) from error
     if not former:
         return False
-    for place in before:
-        # A path within the former one would lead there, too. The new path may itself begin with the former.
-        if place.encode() in content.replace(storage.encode(), b""):
+    for former_path in before:
+        # Paths below the former one are wrong too. The new path may itself begin with the former.
+        if former_path.encode() in content.replace(storage.encode(), b""):
             raise TrainingError(
-                "this sweep was moved, and Ray Tune's record cannot be made to follow",
+                "this sweep was moved, and Ray Tune's state still refers to the former folder",
                 where=storage,
-                expected=place,
+                expected=former_path,
                 found=f"{file.name} still names the former folder",
-                do="move the workspace back and resume it there, or begin a new sweep",
+                do="move the workspace back and resume it there, or start a new sweep",
             )
     with atomic_path(file) as temporary:
         temporary.write_bytes(content)
@@ -69,7 +69,7 @@ def _relocate(file: Path, storage: str) -> bool:
 
 
 def _storages(state: dict[str, Any]) -> Iterator[Any]:
-    """The storage contexts that new trials are made with: of Optuna's search, and of the random one."""
+    """Yield the storage contexts of new trials: those of Optuna's search and of random search."""
     specs = [iterator.unresolved_spec for iterator in state.get("_iterators", ())]
     if state.get("experiment") is not None:
         specs.append(state["experiment"].spec)

@@ -1,4 +1,4 @@
-"""Going on with a sweep whose process was killed: the same trials, the same searcher, the same runs in MLflow."""
+"""Resume an interrupted sweep with its trials, its searcher and its MLflow runs."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ _REQUEST = "sweep.json"
 
 
 def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint: str) -> None:
-    """Keep in a sweep's folder what it is of, so that it can go on; or hold what is there against it.
+    """Store the arguments of a sweep in its folder, or compare them with the stored ones.
 
     Args:
-        folder: the sweep's.
-        sweep: search space, searcher, budget.
-        config: everything else.
-        fingerprint: digest of the data's.
+        folder: folder of the sweep.
+        sweep: search space, searcher and budget.
+        config: all other settings.
+        fingerprint: digest of the data.
 
     Raises:
-        InputError: another sweep was begun in this folder.
+        InputError: the folder contains another sweep.
     """
-    asked = {"data": fingerprint, "sweep": sweep.model_dump(mode="json"), "config": flatten(config)}
-    asked = json.loads(json.dumps(asked))
+    request = {"data": fingerprint, "sweep": sweep.model_dump(mode="json"), "config": flatten(config)}
+    request = json.loads(json.dumps(request))
     if not (folder / _REQUEST).exists():
-        write_json(folder / _REQUEST, asked)
+        write_json(folder / _REQUEST, request)
         return
-    begun = read_json(folder / _REQUEST)
-    for part, value in asked.items():
-        different = _first_difference(begun.get(part), value, part)
+    stored = read_json(folder / _REQUEST)
+    for part, value in request.items():
+        different = _first_difference(stored.get(part), value, part)
         if different is not None:
             key, before, now = different
             raise InputError(
-                "this is another sweep than the one to be resumed",
+                "the sweep to resume has other settings or data",
                 where=f"{folder.name}, {key}",
                 expected=before,
                 found=now,
-                do="resume it with the search space, settings and data it was begun with, or begin a new one",
+                do="resume it with its own search space, settings and data, or start a new sweep",
             )
 
 
 def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Watcher) -> Tuner | None:
-    """Ray Tune where it was left, or None if it had not got anywhere.
+    """Return the tuner of an interrupted sweep, or None if no trial had started.
 
-    Trials that were under way or failed go on from their checkpoints. ASHA's rungs are not among what Tune keeps: they
-    fill anew. The folder may have been moved since.
+    Unfinished and failed trials resume from their checkpoints. Tune does not store ASHA's rungs: they fill again. The
+    folder may have been moved.
 
     Raises:
-        TrainingError: Tune's own record is damaged, which Tune itself would silently begin anew, or it cannot follow a
-            folder that was moved.
+        TrainingError: Tune's state is damaged, where Tune itself would silently start again, or it still refers to the
+            former location of a moved folder.
     """
     states = sorted(folder.glob("experiment_state-*.json"))
     if not states or not Tuner.can_restore(str(folder)):
@@ -67,10 +67,10 @@ def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Wa
         read_json(states[-1])
     except InputError as error:
         raise TrainingError(
-            "Ray Tune's record of this sweep is damaged",
+            "Ray Tune's state of this sweep is damaged",
             where=states[-1],
             found=error.fields.get("found", error.what),
-            do=f"begin a new sweep; the trials' checkpoints are under {folder.parent / 'trials'}",
+            do=f"start a new sweep; the checkpoints of the trials are in {folder.parent / 'trials'}",
         ) from error
     relocate_search_state(folder)
     tuner = Tuner.restore(
@@ -80,7 +80,7 @@ def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Wa
         resume_errored=True,
         param_space=tune_space(sweep.space),
     )
-    # Tune pickles callbacks, and ours holds a connection; there is no public way to give it another.
+    # Tune pickles callbacks, and ours holds a connection; Tune has no public API to replace it.
     tuner._local_tuner.get_run_config().callbacks = [watcher]
     return tuner
 

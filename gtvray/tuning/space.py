@@ -1,4 +1,4 @@
-"""From the schema's search space to Ray Tune's, and back from a trial's point to dotted keys."""
+"""Conversion between the search space of the config schema and that of Ray Tune."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ METRIC, MODE, TIME = "selection_dsc", "max", "epoch"
 
 
 def tune_space(space: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """Ray Tune's domains, by dotted key.
+    """Return the domains of Ray Tune by dotted key.
 
-    A dot would nest in Optuna's search and lists cannot be its categories, so choices travel as JSON text.
+    Choices are encoded as JSON text, because lists cannot be categories of Optuna.
     """
     return {key: _domain(entry) for key, entry in space.items()}
 
 
 def encode(point: Mapping[str, Any], space: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """A point of dotted keys as Ray Tune carries it."""
+    """Return a point of dotted keys as Ray Tune represents it."""
     return {key: json.dumps(value) if isinstance(space[key], Choice) else value for key, value in point.items()}
 
 
 def decode(point: Mapping[str, Any], space: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """What Ray Tune carries as a point of dotted keys."""
+    """Return the point of dotted keys of a Ray Tune config."""
     return {key: json.loads(point[key]) if isinstance(entry, Choice) else point[key] for key, entry in space.items()}
 
 
 def build_searcher(sweep: SweepConfig, concurrent: int) -> Searcher | BasicVariantGenerator:
-    """The searcher of a sweep: Optuna's TPE, or random.
+    """Return the searcher of a sweep: Optuna's TPE, or random search.
 
     Args:
-        sweep: space, seed and start points.
-        concurrent: trials at once; Tune's own limit does not hold for its random search.
+        sweep: search space, seed and start points.
+        concurrent: maximum number of concurrent trials; Tune's own limit does not apply to its random search.
     """
     start = [encode(point, sweep.space) for point in sweep.start]
     if sweep.searcher == "random":
         return BasicVariantGenerator(
             points_to_evaluate=start or None, random_state=sweep.seed, max_concurrent=concurrent
         )
-    # Its log goes past every setting of ours, to the terminal.
+    # Optuna logs to the terminal unless told otherwise.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(points_to_evaluate=start or None, seed=sweep.seed)
 
 
 def build_scheduler(sweep: SweepConfig, config: Config) -> TrialScheduler:
-    """The scheduler of a sweep: ASHA, or none."""
+    """Return the scheduler of a sweep: ASHA, or none."""
     if sweep.scheduler.kind == "none":
         return FIFOScheduler()
     return AsyncHyperBandScheduler(

@@ -1,11 +1,10 @@
-"""A sweep from start to its best checkpoint."""
+"""Run a sweep with Ray Tune and rank its trials."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,25 +24,23 @@ from gtvray.training import check_memory, check_plan
 from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
 from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
-from gtvray.tuning.watch import SweepStatus, Watcher
+from gtvray.tuning.watch import SweepStatus, Watcher, error_reason
 
 _TRIAL_FAILURES = 1
-# Enough to be a resource, nothing that a trial of several workers would take from them.
+# A trial with several workers needs some resource of its own; this takes none from its workers.
 _DRIVER_BYTES = 1 << 20
-# Of a stack, the line that names the error: "package.module.SomeError: what".
-_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial.
+    """Result of a trial.
 
     Attributes:
-        trial_id: Ray Tune's id, also a tag of its MLflow run.
-        point: its dotted keys.
-        epochs: how many it ran.
-        best_dsc: its best selection DSC.
-        best_checkpoint: the checkpoint of that epoch.
+        trial_id: id in Ray Tune, also a tag of its MLflow run.
+        point: dotted key -> searched value.
+        epochs: number of completed epochs.
+        best_dsc: best selection DSC.
+        best_checkpoint: checkpoint of that epoch.
     """
 
     trial_id: str
@@ -55,7 +52,13 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep; `trials` are best first, `failed` counts those that gave no epoch."""
+    """Result of a sweep.
+
+    Attributes:
+        config: settings of all trials.
+        trials: trials with at least one epoch, best first.
+        failed: number of trials without an epoch.
+    """
 
     config: Config
     trials: tuple[TrialResult, ...]
@@ -67,7 +70,7 @@ class SweepResult:
         return self.trials[0]
 
     def config_of(self, trial: TrialResult) -> Config:
-        """The whole config of a trial."""
+        """Return the settings of a trial."""
         return with_dotted(self.config, trial.point, trial.trial_id)
 
 
@@ -83,23 +86,23 @@ def run_sweep(
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,
 ) -> SweepResult:
-    """Run a sweep on the connected cluster; one that was begun in the same folder goes on.
+    """Run a sweep on the connected cluster, or resume the one in the folder.
 
     Args:
         sweep: space, searcher, scheduler, budget.
-        config: what holds where neither the sweep's base nor a trial's point says otherwise.
+        config: settings where neither the base of the sweep nor the point of a trial sets them.
         train: prepared training cases.
-        selection: prepared cases that compare trials.
-        cluster: the connected one.
-        recorder: of this sweep.
-        folder: for checkpoints and Tune's own files.
-        tags: of every trial's run.
-        report: told after every epoch.
+        selection: prepared cases that trials are compared on.
+        cluster: the connected cluster.
+        recorder: records the sweep in MLflow.
+        folder: contains checkpoints and Tune's own files.
+        tags: tags of the run of every trial.
+        report: called after every epoch.
 
     Raises:
-        ConfigError, DataError: the plan cannot work.
+        ConfigError, DataError: the settings are inconsistent with each other or with the data.
         ResourceError: a trial does not fit on the cluster.
-        TrainingError: no trial gave an epoch.
+        TrainingError: no trial completed an epoch.
     """
     base = with_dotted(config, sweep.base, "base")
     check_plan(base, train, selection)
@@ -134,9 +137,9 @@ def run_sweep(
             reuse_actors=True,
         )
         tuner = _new_tuner(folder, trainable, sweep, settings, watcher)
-    # A failed trial's reason is in the result; Tune would also log its whole stack.
+    # The reason of a failed trial is in the result; Tune would also log its stack trace.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Tune prints its own tables whatever it is told; a sweep shows one screen, and it is ours.
+    # Tune prints its own tables despite verbose=0.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         grid = tuner.fit()
@@ -159,13 +162,6 @@ def _new_tuner(folder: Path, trainable: Any, sweep: SweepConfig, settings: TuneC
     )
 
 
-def _reason(error: Exception) -> str:
-    """What a trial's error comes to: Ray has the worker's stack before it, and our errors have lines of their own."""
-    lines = str(error).strip().splitlines()
-    begin = max((number for number, line in enumerate(lines) if _ERROR_LINE.match(line)), default=len(lines) - 1)
-    return "; ".join(line.strip() for line in lines[begin:])
-
-
 def _result(grid: ResultGrid, sweep: SweepConfig, base: Config, trials_folder: Path) -> SweepResult:
     trials = [
         TrialResult(
@@ -173,16 +169,16 @@ def _result(grid: ResultGrid, sweep: SweepConfig, base: Config, trials_folder: P
             point=decode(result.config, sweep.space),
             epochs=result.metrics["epoch"],
             best_dsc=result.metrics["best_dsc"],
-            # By its name: a trial that ended before the workspace was moved reported the former path.
+            # By name, because a trial that ended before the workspace was moved reported the former path.
             best_checkpoint=trials_folder / result.metrics["trial_id"] / Path(result.metrics["best_checkpoint"]).name,
         )
         for result in grid
         if result.metrics and "best_checkpoint" in result.metrics
     ]
     if not trials:
-        first = next((_reason(result.error) for result in grid if result.error), "no result")
+        first = next((error_reason(result.error) for result in grid if result.error), "no result")
         raise TrainingError(
-            "no trial gave an epoch", found=first, do="look into the trials' error.txt in the sweep's folder"
+            "no trial completed an epoch", found=first, do="see error.txt of the trials in the folder of the sweep"
         )
     ranked = sorted(trials, key=lambda trial: -trial.best_dsc)
     return SweepResult(base, tuple(ranked), len(list(grid)) - len(trials))

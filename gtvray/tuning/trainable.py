@@ -1,7 +1,7 @@
-"""A trial: one `step()` an epoch, its actor used again by the next trial.
+"""A trial: one epoch per `step()`, in an actor that is reused by the next trial.
 
-With one worker `step()` advances `fit` inside the trial's own actor, so Tune owns all that the trial uses and a stopped
-trial has nothing to leave behind. With more, the same reports come from Ray Train's workers.
+With one worker, `step()` runs `fit` inside the trial's own actor, so Tune owns all of its resources and a stopped trial
+leaves nothing behind. With more workers, the same reports come from Ray Train.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gtvray.tuning.space import decode
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a sweep share.
+    """Data shared by all trials of a sweep.
 
     Attributes:
-        config: the base every trial's point is laid over.
+        config: settings before the point of a trial is applied.
         space: the search space.
         train, selection: prepared cases.
-        folder: each trial's checkpoints go to a folder of its id in here.
+        folder: contains a folder per trial, named by its id, with its checkpoints.
     """
 
     config: Config
@@ -38,16 +38,16 @@ class TrialContext:
 
 
 class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """Ray Tune's view of a training."""
+    """A training as a Ray Tune trainable."""
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:
-        """Called once an actor."""
+        """Set up the actor; called once."""
         self._context = context
         self._epochs: Iterator[EpochReport] | None = None
         self._point = config
         self._resume: Path | None = None
-        # The last epoch that Tune has heard of; None is all that the checkpoint to resume from knows of.
-        self._told: int | None = 0
+        # The last epoch reported to Tune; None means the last epoch of the checkpoint to resume from.
+        self._known_epoch: int | None = 0
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
@@ -55,34 +55,33 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         if self._epochs is None:
             self._epochs = self._begin(config)
         report = next(self._epochs)
-        self._told = report.epoch
+        self._known_epoch = report.epoch
         return {**report.as_dict(), "done": report.epoch >= config.training.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Return a pointer: the trial's folder holds the checkpoints themselves.
+        """Return a pointer to the folder of the trial, which contains the checkpoints.
 
-        The trial is named and not its path, so that the pointer holds after the workspace was moved.
+        It names the trial instead of a path, so that it stays valid after the workspace was moved.
         """
-        return {"trial": str(self.trial_id), "told": self._told}
+        return {"trial": str(self.trial_id), "known_epoch": self._known_epoch}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from another state of this trial, or from another trial's."""
+        """Resume from an earlier state of this trial, or from another trial."""
         self._close()
-        # Sweeps from before the pointer named the trial have its folder, whose name is the same.
-        trial = checkpoint["trial"] if "trial" in checkpoint else Path(checkpoint["folder"]).name
-        self._told = checkpoint["told"]
+        trial = checkpoint["trial"]
+        self._known_epoch = checkpoint["known_epoch"]
         if trial != str(self.trial_id):
             newest = sorted((self._context.folder / trial).glob("epoch-*"))
-            self._resume, self._told = newest[-1] if newest else None, None
+            self._resume, self._known_epoch = newest[-1] if newest else None, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial in the same process."""
+        """Switch to another trial in the same process."""
         self._close()
-        self._point, self._resume, self._told = new_config, None, 0
+        self._point, self._resume, self._known_epoch = new_config, None, 0
         return True
 
     def cleanup(self) -> None:
-        """Called before the actor ends."""
+        """Release resources before the actor ends."""
         self._close()
 
     def _config(self) -> Config:
@@ -93,14 +92,14 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
 
     def _begin(self, config: Config) -> Iterator[EpochReport]:
         run = fit if config.training.num_workers == 1 else fit_distributed
-        # The last report is always given: Tune may have been killed before it had ended the trial.
-        told = None if self._told is None else min(self._told, config.training.epochs - 1)
+        # The last report is always repeated: Tune may have been killed before it ended the trial.
+        known = None if self._known_epoch is None else min(self._known_epoch, config.training.epochs - 1)
         return run(
-            config, self._context.train, self._context.selection, self._folder(), resume=self._resume, known_epoch=told
+            config, self._context.train, self._context.selection, self._folder(), resume=self._resume, known_epoch=known
         )
 
     def _close(self) -> None:
-        # Closing the generator ends its reader thread, or its workers.
+        # Closing the generator stops its reader thread, or its workers.
         if self._epochs is not None and hasattr(self._epochs, "close"):
             self._epochs.close()
         self._epochs = None

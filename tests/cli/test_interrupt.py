@@ -102,7 +102,7 @@ def test_cases_that_vanish_during_a_sweep(phantoms: Path, one_trial: Path, tmp_p
     sweep = Running("sweep", one_trial, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
     sweep.wait_for("sweep: ")
     shutil.rmtree(tmp_path / "cache")
-    assert "no trial gave an epoch" in sweep.end().error(code=1)
+    assert "no trial completed an epoch" in sweep.end().error(code=1)
 
 
 def _interrupt(demo: Running, stage: str, number: signal.Signals) -> None:

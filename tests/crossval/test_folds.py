@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from gtvray.config import Config, with_dotted
 from gtvray.crossval import FoldStatus
-from gtvray.crossval.progress import Board
-from gtvray.crossval.scores import judge_folds, settings_by_fold
+from gtvray.crossval.progress import FoldProgress
+from gtvray.crossval.scores import score_folds, settings_by_fold
 from gtvray.data import Project, open_project
 from gtvray.datasets import index_dataset
 from gtvray.errors import TrainingError
@@ -42,8 +42,8 @@ class Record:
         self.recorder = SweepRecorder(client, folder.name, "train", folder / "spool.jsonl", folder / "artifacts")
         self.statuses: list[list[FoldStatus]] = []
 
-    def board(self, folds: list[Fold]) -> Board:
-        return Board(folds, self.recorder, {"gtvray.data": "d1"}, self.statuses.append)
+    def progress(self, folds: list[Fold]) -> FoldProgress:
+        return FoldProgress(folds, self.recorder, {"gtvray.data": "d1"}, self.statuses.append)
 
     def runs(self) -> dict[str, Run]:
         assert self.recorder.flush(60)
@@ -68,13 +68,15 @@ def test_every_case_is_judged_once_by_a_network_that_has_not_seen_it(project: Pr
     folds = plan_folds(project, config, project.folds(COUNT, 0), None, tmp_path)
     assert [fold.name for fold in folds] == ["fold-0", "fold-1", "fold-2"]
     assert [fold.config.training.seed for fold in folds] == [7, 8, 9]
-    judged = [case.case_id for fold in folds for case in fold.judged]
+    judged = [case.case_id for fold in folds for case in fold.validation_cases]
     assert sorted(judged) == sorted([*project.split.train, *project.split.selection])
     for fold in folds:
-        assert {case.case_id for case in fold.known} | {case.case_id for case in fold.judged} == set(judged)
-        assert not {case.case_id for case in fold.known} & {case.case_id for case in fold.judged}
-        assert [case.case_id for case in fold.train] == [case.case_id for case in fold.known]
-        assert [case.case_id for case in fold.validation] == [case.case_id for case in fold.judged]
+        assert {case.case_id for case in fold.train_cases} | {case.case_id for case in fold.validation_cases} == set(
+            judged
+        )
+        assert not {case.case_id for case in fold.train_cases} & {case.case_id for case in fold.validation_cases}
+        assert [case.case_id for case in fold.train] == [case.case_id for case in fold.train_cases]
+        assert [case.case_id for case in fold.validation] == [case.case_id for case in fold.validation_cases]
     (one,) = plan_folds(project, config, project.folds(COUNT, 0), 1, tmp_path)
     assert one == folds[1]
     (alone,) = plan_folds(project, config, None, None, tmp_path)
@@ -88,11 +90,11 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
 ) -> None:
     broken, sound, _ = plan_folds(project, config, project.folds(COUNT, 0), None, tmp_path / "run")
     broken = replace(broken, train=[replace(case, folder=tmp_path / "gone") for case in broken.train])
-    board = record.board([broken, sound])
+    board = record.progress([broken, sound])
     train_folds([broken, sound], ResourcePlan(2, 1, 0), board)
 
     assert [fold.name for fold in board.trained()] == ["fold-1"]
-    assert "gone from the cache" in board.failures["fold-0"]
+    assert "missing from the cache" in board.failures["fold-0"]
     last = record.statuses[-1]
     assert [(status.state, status.epoch, status.epochs) for status in last] == [("failed", 0, 2), ("trained", 2, 2)]
     assert last[1].left_s == 0
@@ -102,7 +104,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     assert board.best(sound)[0].is_dir()
 
     # Found again by another process: nothing is told twice, and there is nothing left to train.
-    again = record.board([sound])
+    again = record.progress([sound])
     assert again.last(sound) == 2
     assert list(fit(sound.config, sound.train, sound.validation, sound.folder, known_epoch=2)) == []
     assert record.epochs("fold-1") == [(1, expected[0]), (2, expected[1])]
@@ -126,4 +128,4 @@ def test_a_damaged_checkpoint_is_told_of(local_ray: Cluster, project: Project, c
     Checkpoint({}, {"epoch": 1}).save(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "state.safetensors").unlink()
     with pytest.raises(TrainingError, match="checkpoint is incomplete"):
-        judge_folds([(fold, tmp_path / "checkpoint")], lambda *_: None)
+        score_folds([(fold, tmp_path / "checkpoint")], lambda *_: None)

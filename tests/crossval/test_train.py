@@ -45,11 +45,11 @@ def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
 
     rows = outcome.validation.rows()
     assert [(row["fold"], row["case"]) for row in rows] == [
-        (fold.name, case.case_id) for fold in folds for case in fold.judged
+        (fold.name, case.case_id) for fold in folds for case in fold.validation_cases
     ]
     own = Bundle.load(folds[0].folder / "bundle")
-    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in folds[0].known])
-    expected = score_cases(Predictor(own, threads=1), folds[0].judged, tmp_path / "masks", baseline)
+    baseline = MeanPositionBaseline.fit([read_label(case, read_volume(case.image)) for case in folds[0].train_cases])
+    expected = score_cases(Predictor(own, threads=1), folds[0].validation_cases, tmp_path / "masks", baseline)
     found = outcome.validation.folds[0].cases
     assert [(e.score, e.baseline) for e in found] == [(e.score, e.baseline) for e in expected]
 
@@ -70,10 +70,10 @@ def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
     assert f"promote it: gtvray promote {bundle.folder} --data {phantoms}" in told
     assert ["all", str(len(rows))] in [line.split()[:2] for line in told.splitlines()]
 
-    run = job.client.get_run(outcome.run_id)
+    run = job.record.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["gtvray.digest"]) == ("FINISHED", bundle.digest)
     assert run.data.metrics == pytest.approx(bundle.info["metrics"])
-    stored = {file.path for file in job.client.list_artifacts(outcome.run_id, "bundle")}
+    stored = {file.path for file in job.record.client.list_artifacts(outcome.run_id, "bundle")}
     assert {"bundle/weights-0.safetensors", "bundle/weights-1.safetensors"} <= stored
     scores = json.loads((job.folder / "scores.json").read_text())
     assert [row["case"] for row in scores["cases"]] == [row["case"] for row in rows]
@@ -92,7 +92,7 @@ def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, 
     assert again.open()[1] == folds
     path = job.folder / "run.json"
     write_json(path, {**read_json(path), "fingerprint": "other"})
-    with pytest.raises(InputError, match="not those the training was begun with"):
+    with pytest.raises(InputError, match="not those that the training was started with"):
         TrainJob.resumed("train-test", job.workspace, job.show, job.report).open()
     write_json(path, {**read_json(path), "schema_version": 99})
     with pytest.raises(InputError, match="another gtvray"):

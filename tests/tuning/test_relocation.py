@@ -87,14 +87,12 @@ def test_a_state_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
         relocate_search_state(tmp_path)
 
 
-@pytest.mark.parametrize("pointer", [{"trial": "t1"}, {"folder": "/former/place/trials/t1"}])
-def test_a_trials_pointer_holds_after_a_move(pointer: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
-    """Also one that has the former folder's path, as sweeps of before had it."""
+def test_checkpoint_pointer_is_valid_after_a_move(tmp_path: Path, monkeypatch: Any) -> None:
     trial = SegmentationTrial.__new__(SegmentationTrial)
     monkeypatch.setattr(SegmentationTrial, "trial_id", "t1")
     trial.setup({}, TrialContext(None, {}, [], [], tmp_path))  # type: ignore[arg-type]
-    trial.load_checkpoint({**pointer, "told": 2})
-    assert (trial._resume, trial._told) == (None, 2), "its own checkpoints, from where Tune left it"
+    trial.load_checkpoint({"trial": "t1", "known_epoch": 2})
+    assert (trial._resume, trial._known_epoch) == (None, 2)
     (tmp_path / "t0" / "epoch-00003").mkdir(parents=True)
-    trial.load_checkpoint({"folder": "/former/place/trials/t0", "told": 3})
+    trial.load_checkpoint({"trial": "t0", "known_epoch": 3})
     assert trial._resume == tmp_path / "t0" / "epoch-00003"

@@ -23,7 +23,7 @@ def test_the_same_sweep_may_go_on_and_another_may_not(tmp_path: Path) -> None:
         "data": (SWEEP, config, "d2"),
     }
     for key, other in others.items():
-        with pytest.raises(InputError, match="another sweep") as caught:
+        with pytest.raises(InputError, match="has other settings or data") as caught:
             remember_sweep(tmp_path, *other)
         assert caught.value.fields["where"].endswith(f", {key}")
 
@@ -32,5 +32,5 @@ def test_a_damaged_record_of_tune_is_no_new_beginning(tmp_path: Path) -> None:
     assert restored_tuner(tmp_path, None, SWEEP, None) is None  # type: ignore[arg-type]
     (tmp_path / "tuner.pkl").write_bytes(b"")
     (tmp_path / "experiment_state-2026-01-01_00-00-00.json").write_text('{"trial_data": [')
-    with pytest.raises(TrainingError, match="record of this sweep is damaged"):
+    with pytest.raises(TrainingError, match="state of this sweep is damaged"):
         restored_tuner(tmp_path, None, SWEEP, None)  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ def test_a_trial_of_two_workers(sweep: Sweep) -> None:
 
 def test_a_sweep_of_which_every_trial_fails_says_why(sweep: Sweep) -> None:
     sweep.cases = [CachedCase(case.case_id, case.folder / "gone", case.meta) for case in sweep.cases]
-    with pytest.raises(TrainingError, match="no trial gave an epoch") as caught:
+    with pytest.raises(TrainingError, match="no trial completed an epoch") as caught:
         sweep.run(trials=2)
     assert len(str(caught.value).splitlines()) <= 5
     assert "gone" in caught.value.fields["found"]
