@@ -111,8 +111,8 @@ def test_a_bundle_that_is_not_whole_is_refused(bundle: Bundle, damage: Callable[
 
 def test_a_bundle_can_be_read_by_the_user_who_serves_it(bundle: Bundle) -> None:
     assert {path.stat().st_mode & 0o777 for path in bundle.folder.iterdir()} == {0o644}
-    code = "from pathlib import Path; from gtvray.models import verify_digest; from gtvray.errors import InputError; import sys\n"
-    code += "try: verify_digest(Path(sys.argv[1]))\nexcept InputError as error: print(error)"
+    code = "import pathlib, sys; from gtvray.models import verify_digest; from gtvray.errors import InputError\n"
+    code += "try: verify_digest(pathlib.Path(sys.argv[1]))\nexcept InputError as error: print(error)"
     (bundle.folder / "weights-0.safetensors").chmod(0o000)
     command = [*as_nameless_user(), sys.executable, "-c", code, str(bundle.folder)]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
