@@ -139,7 +139,7 @@ GTVRAY_TOKEN=secret gtvray serve --model "$bundle" --workspace runs --port 18000
 until grep -q "until Ctrl-C" serve.log; do kill -0 $! && sleep 0.5; done
 scan=$(find "$DATA" -name data.nii.gz | head -1)
 GTVRAY_TOKEN=secret gtvray predict "$scan" -o served.nii.gz --server http://127.0.0.1:18000
-kill -INT $! || kill $!
+kill -INT -- -$!
 wait $! || true
 gtvray predict "$scan" -o local.nii.gz --model "$bundle" --workspace runs
 """

@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, WorkspaceOption, emit, table
 from gtvray.errors import GtvrayError
+
+if TYPE_CHECKING:
+    from gtvray.runtime import Finding
 
 _PACKAGES = ("gtvray", "ray", "torch", "monai", "mlflow", "optuna", "numpy", "nibabel", "pydantic")
 
@@ -30,7 +33,7 @@ def doctor(
     """
     from gtvray.runtime import examine_host
 
-    host = [_row(found.check, found.ok, found.found, found.do) for found in examine_host(workspace)]
+    host = [_host_row(found) for found in examine_host(workspace)]
     checks = [_versions(), _devices(), *host, _port(port), *_proxies(), _ray(address), _mlflow(tracking)]
     columns = {"check": "check", "state": "state", "found": "found"}
     advice = [f"{row['check']}: {row['do']}" for row in checks if row["do"]]
@@ -43,6 +46,11 @@ def doctor(
 def _row(check: str, ok: bool, found: str, do: str | None = None, **details: Any) -> dict[str, Any]:
     state = "BAD" if not ok else "note" if do else "good"
     return {"check": check, "ok": ok, "state": state, "found": found, "do": do, **details}
+
+
+def _host_row(found: Finding) -> dict[str, Any]:
+    details = {} if found.free_gb is None else {"free_gb": found.free_gb}
+    return _row(found.check, found.ok, found.found, found.do, **details)
 
 
 def _failed(check: str, error: GtvrayError) -> dict[str, Any]:

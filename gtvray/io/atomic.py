@@ -72,6 +72,9 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
+                    if not file.is_symlink():
+                        # As `atomic_path` does: safetensors' own files can be read by their owner only.
+                        file.chmod(0o644)
             temporary.chmod(0o755)
             while not _renamed(temporary, final):
                 # Something is there, if only since a moment ago: another process may write the same folder.

@@ -11,6 +11,7 @@ differ from those that were promoted, so it is rejected.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,10 +173,14 @@ def verify_digest(folder: Path) -> str:
 
     Raises:
         BundleError: a file is missing, added or changed.
+        InputError: a file cannot be read by this user.
     """
     try:
         files = read_json(folder / _MANIFEST)["files"]
         changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
+    except PermissionError as error:
+        do = f"let this user read it: chmod -R a+rX {shlex.quote(str(folder))}"
+        raise InputError("a file of the bundle cannot be read", where=error.filename, do=do) from error
     except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
         raise BundleError("bundle is incomplete", where=folder, found=error, do="fetch or write it again") from error
     present = _files_below(folder) - {_MANIFEST}

@@ -35,12 +35,14 @@ class Finding:
         ok: whether gtvray can work with it.
         found: what there is.
         do: what to set, if it should be otherwise.
+        free_gb: memory or space that is free, where that was asked.
     """
 
     check: str
     ok: bool
     found: str
     do: str | None = None
+    free_gb: float | None = None
 
 
 def examine_host(workspace: Path, root: Path = _ROOT) -> list[Finding]:
@@ -102,9 +104,8 @@ def _workspace(workspace: Path) -> Finding:
         return Finding("disk", False, f"{folder} cannot be written to", do)
     free_gb = shutil.disk_usage(folder).free / 1e9
     do = f"at least {_NEED_DISK_GB:g} GB are needed: free some, or name another --workspace"
-    return Finding(
-        "disk", free_gb >= _NEED_DISK_GB, f"{free_gb:.1f} GB free at {folder}", _if(free_gb < _NEED_DISK_GB, do)
-    )
+    ok, found = free_gb >= _NEED_DISK_GB, f"{free_gb:.1f} GB free at {folder}"
+    return Finding("disk", ok, found, _if(not ok, do), free_gb)
 
 
 def _temporary() -> Finding:
@@ -143,7 +144,7 @@ def _memory(root: Path) -> Finding:
         found += f"; limited to {limit / 1e9:.1f} GB by the container or job"
     usable_gb = min(free_gb if free_gb is not None else float("inf"), limit / 1e9 if limit else float("inf"))
     do = f"{_NEED_MEMORY_GB:g} GB are needed: end other programs, or raise the limit (docker run --memory)"
-    return Finding("memory", usable_gb >= _NEED_MEMORY_GB, found, _if(usable_gb < _NEED_MEMORY_GB, do))
+    return Finding("memory", usable_gb >= _NEED_MEMORY_GB, found, _if(usable_gb < _NEED_MEMORY_GB, do), free_gb)
 
 
 def _free_memory_gb(root: Path) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.errors import BundleError, TrainingError
 from gtvray.models import Bundle, Checkpoint, build_network, verify_digest, weights_of, write_bundle
 from gtvray.models.checkpoint import flatten_optimizer, restore_optimizer
+
+from ..namespaces import as_nameless_user
 
 SETTINGS: dict[str, Any] = {
     "preprocessing": PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
@@ -101,6 +105,17 @@ def test_incomplete_bundle_is_rejected(bundle: Bundle, damage: Callable[[Path], 
     damage(bundle.folder)
     with pytest.raises(BundleError):
         Bundle.load(bundle.folder)
+
+
+def test_a_bundle_can_be_read_by_the_user_who_serves_it(bundle: Bundle) -> None:
+    assert {path.stat().st_mode & 0o777 for path in bundle.folder.iterdir()} == {0o644}
+    code = "import pathlib, sys; from gtvray.models import verify_digest; from gtvray.errors import InputError\n"
+    code += "try: verify_digest(pathlib.Path(sys.argv[1]))\nexcept InputError as error: print(error)"
+    (bundle.folder / "weights-0.safetensors").chmod(0o000)
+    command = [*as_nameless_user(), sys.executable, "-c", code, str(bundle.folder)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "cannot be read" in told
+    assert f"chmod -R a+rX {bundle.folder}" in told
 
 
 def test_weights_of_another_network_are_rejected(tmp_path: Path, network: torch.nn.Module) -> None:
