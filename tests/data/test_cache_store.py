@@ -132,7 +132,7 @@ def test_reading_an_evicted_case_is_an_error_and_it_can_be_prepared_again(tmp_pa
     before = cached.read(Box.whole(cached.shape))
     shutil.rmtree(cached.folder)
     for attempt in (lambda: cached.read(Box.whole(cached.shape)), cached.foreground_ijk):
-        with pytest.raises(ResourceError, match="gone from the cache"):
+        with pytest.raises(ResourceError, match="missing from the cache"):
             attempt()
     assert cache.prepare(case).folder == cached.folder
     np.testing.assert_array_equal(cached.read(Box.whole(cached.shape)), before)
