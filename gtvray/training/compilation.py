@@ -25,8 +25,8 @@ _WORTHWHILE_STEPS, _WORTHWHILE_S = 2000, 600.0
 # A training step takes about three times the operations of a forward pass.
 _TRAINING_FACTOR = 3
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
-# Errors of a replay are plain RuntimeErrors.
-_CUDA_GRAPHS = "CUDAGraph"
+# Errors of capturing and replaying a CUDA graph are plain RuntimeErrors.
+_CUDA_GRAPHS = ("CUDAGraph", "stream is capturing", "stream capture")
 _log = logging.getLogger(__name__)
 
 
@@ -135,4 +135,4 @@ def _is_compilation(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return False
     modules = [each.__module__ for each in type(error).__mro__]
-    return any(name.startswith(_COMPILERS) for name in modules) or _CUDA_GRAPHS in str(error)
+    return any(name.startswith(_COMPILERS) for name in modules) or any(words in str(error) for words in _CUDA_GRAPHS)

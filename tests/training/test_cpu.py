@@ -22,7 +22,7 @@ _BLOCK = 256 << 20
 
 def _names(network: torch.nn.Module, patch: torch.Tensor) -> set[str]:
     """Names of the operators that torch ran, forward and backward."""
-    with profile(activities=[ProfilerActivity.CPU]) as watched:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as watched:
         network(patch).float().square().mean().backward()
     return {event.key for event in watched.key_averages()}
 
