@@ -87,7 +87,7 @@ def as_labels(volume: Volume, where: object, scaling: Scaling | None = None) -> 
     return _rounded(volume, where, scaling)
 
 
-def shown_values(values: NDArray[Any], most: int) -> str:
+def format_distinct(values: NDArray[Any], most: int) -> str:
     """The distinct values of an array with all their digits, in ascending order, cut off after `most`."""
     distinct = np.unique(values)
     shown = ", ".join(str(value) for value in distinct[:most])
@@ -118,7 +118,7 @@ def _no_labels(values: NDArray[Any], size: int, where: object, scaling: Scaling 
         "mask values are not labels",
         where=where,
         expected=f"whole numbers from 0, to within {TOLERANCE:g}",
-        found=f"{shown_values(values, _SHOWN)} in {values.size} of {size} voxels{_of(scaling)}",
+        found=f"{format_distinct(values, _SHOWN)} in {values.size} of {size} voxels{_of(scaling)}",
         do=_DO_WHOLE if scaling is None else _DO_UNSCALED,
     )
 

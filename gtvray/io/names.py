@@ -13,7 +13,7 @@ from gtvray.errors import InputError
 _LITTER = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
 
 
-def is_litter(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Whether a system left a file of this name beside the data: `._scan.nii.gz`, `.DS_Store`, `Thumbs.db`."""
     return name.startswith("._") or name.lower() in _LITTER
 
@@ -91,18 +91,18 @@ def _folded(name: str) -> str:
 _UNFIT = ("Cc", "Cs", "Zl", "Zp")
 
 
-def is_fit_name(name: str) -> bool:
+def is_printable_name(name: str) -> bool:
     """Whether a name consists of characters that can be shown on one line and stored as UTF-8."""
     return not any(unicodedata.category(character) in _UNFIT for character in name)
 
 
-def require_fit_path(path: Path) -> None:
+def require_printable_path(path: Path) -> None:
     """Refuse a path with control characters or bytes that are no UTF-8.
 
     Raises:
         InputError: naming it with those characters escaped.
     """
-    if not is_fit_name(str(path)):
+    if not is_printable_name(str(path)):
         raise InputError(
             "a name has control characters, or bytes that are no UTF-8",
             where=ascii(str(path)),

@@ -17,7 +17,7 @@ from gtvray.errors import InputError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_dir, atomic_path
 from gtvray.io.marks import is_own_file, is_own_folder, mark_folder, marked_json, marked_text, marked_volume
-from gtvray.io.names import require_fit_path
+from gtvray.io.names import require_printable_path
 
 _MOST_NAME_BYTES = 255
 _MOST_SHOWN = 3
@@ -151,7 +151,7 @@ def _is_own(target: Path, is_folder: bool) -> bool:
 
 
 def _require_name(target: Path) -> None:
-    require_fit_path(target)
+    require_printable_path(target)
     name = target.name
     size = len(os.fsencode(name))
     if not name or size > _MOST_NAME_BYTES:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gtvray.errors import InputError, ResourceError
 from gtvray.io.location import Location, current_location
-from gtvray.io.names import require_fit_path
+from gtvray.io.names import require_printable_path
 
 _LEFTOVERS = (".partial-*", ".retired-*")
 
@@ -30,7 +30,7 @@ class Workspace:
     def __post_init__(self) -> None:
         # Trials run in working folders of their own, where a relative path means another place.
         object.__setattr__(self, "root", self.root.resolve())
-        require_fit_path(self.root)
+        require_printable_path(self.root)
 
     @property
     def cache(self) -> Path:

@@ -7,7 +7,7 @@ from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
 from .ports import port_is_free as port_is_free
 from .ports import require_port as require_port
-from .progress import Show as Show
+from .progress import ProgressReporter as ProgressReporter
 from .proxies import bypass_proxies as bypass_proxies
 from .proxies import is_own_host as is_own_host
 from .proxies import proxy_endpoint as proxy_endpoint

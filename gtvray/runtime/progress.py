@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Show(Protocol):
+class ProgressReporter(Protocol):
     """Whoever shows progress."""
 
     def begin(self, stage: str, detail: str) -> None:

@@ -14,7 +14,7 @@ from gtvray.datasets import Finding
 from gtvray.errors import ConfigError, GtvrayError, NotFoundError
 from gtvray.experiments import open_data, versions
 from gtvray.io import Workspace
-from gtvray.runtime import Cluster, Show
+from gtvray.runtime import Cluster, ProgressReporter
 from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class SweepJob:
     config: Config
     workspace: Workspace
     name: str
-    show: Show
+    show: ProgressReporter
     warnings: list[Finding] = field(default_factory=list)
 
     @cached_property

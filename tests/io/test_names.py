@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gtvray.errors import InputError
-from gtvray.io import canonical_name, find_entry, find_listed, is_litter, listed_parts, match_name
+from gtvray.io import canonical_name, find_entry, find_listed, is_system_file, listed_parts, match_name
 
 COMPOSED = unicodedata.normalize("NFC", "Müller_é")
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -70,8 +70,8 @@ def test_a_name_of_several_is_refused() -> None:
 
 def test_litter_is_known() -> None:
     litter = ["._a.nii.gz", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", "__MACOSX"]
-    assert [name for name in litter if not is_litter(name)] == []
-    assert not any(map(is_litter, ["a.nii.gz", ".hidden", "thumbs", "_a"]))
+    assert [name for name in litter if not is_system_file(name)] == []
+    assert not any(map(is_system_file, ["a.nii.gz", ".hidden", "thumbs", "_a"]))
 
 
 def test_names_have_one_form() -> None:
