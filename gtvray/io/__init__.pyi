@@ -2,9 +2,9 @@ from .atomic import atomic_dir as atomic_dir
 from .atomic import atomic_path as atomic_path
 from .atomic import sha256_of as sha256_of
 from .content import HEAD_BYTES as HEAD_BYTES
-from .content import Content as Content
-from .content import ContentKind as ContentKind
 from .content import identify as identify
+from .content_kinds import Content as Content
+from .content_kinds import ContentKind as ContentKind
 from .html import Picture as Picture
 from .html import render_page as render_page
 from .jsonfile import append_json_line as append_json_line
