@@ -237,7 +237,9 @@ def test_a_description_and_a_plan_replace_nothing_of_others(ball: tuple[Volume, 
     settings = tmp_path / "my.yaml"
     settings.write_text("training: {epochs: 3}\n")
     for options in ([], ["--config", settings], ["--overwrite"]):
-        with pytest.raises(InputError, match=r"overwrite an input|not an unmodified gtvray output|scans, masks or a model"):
+        with pytest.raises(
+            InputError, match=r"overwrite an input|not an unmodified gtvray output|scans, masks or a model"
+        ):
             run("config", "plan", home, "-o", settings, "--workspace", tmp_path / "runs", *options)
     assert settings.read_text() == "training: {epochs: 3}\n"
 
