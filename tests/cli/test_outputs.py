@@ -156,7 +156,7 @@ def test_only_own_unchanged_outputs_are_replaced(scans: Path, tmp_path: Path, bu
     command = ("predict", scans, "-o", out, "-m", bundle.folder, "--report")
     run(*command)
     before = _contents(out)
-    with pytest.raises(InputError, match="there already") as caught:
+    with pytest.raises(InputError, match="already exists") as caught:
         run(*command)
     assert "--overwrite" in caught.value.fields["do"]
     run(*command, "--overwrite")
@@ -181,7 +181,7 @@ def test_masks_do_not_go_into_a_model_or_among_labels(
     write_volume(home / "data.nii.gz", ball[0])
     write_volume(home / "label.nii.gz", ball[1])
     for out in (bundle.folder, bundle.folder / "new"):
-        with pytest.raises(InputError, match="in a model's folder"):
+        with pytest.raises(InputError, match="scans, masks or a model"):
             run("predict", home.parent, "-o", out, "-m", bundle.folder)
     with pytest.raises(InputError, match="scans, masks or a model"):
         run("predict", home.parent, "-o", home / "mask.nii.gz", "-m", bundle.folder)
@@ -209,7 +209,7 @@ def test_an_evaluation_replaces_neither_a_foreign_report_nor_an_edited_mask(
     shutil.rmtree(out)
 
     run(*command)
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="already exists"):
         run(*command)
     run(*command, "--overwrite")
     (mask,) = (out / "masks").rglob("*.nii.gz")
@@ -229,7 +229,7 @@ def test_a_description_and_a_plan_replace_nothing_of_others(ball: tuple[Volume, 
     assert [path.name for path in out.iterdir()] == ["describe.html"]
     (out / "describe.html").unlink()
     run("data", "describe", home, "-o", out)
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="already exists"):
         run("data", "describe", home, "-o", out)
     run("data", "describe", home, "-o", out, "--overwrite")
     with pytest.raises(InputError, match="overwrite an input"):
