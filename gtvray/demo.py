@@ -25,7 +25,7 @@ from gtvray.errors import FailureError
 from gtvray.evaluation import ScoredCase, summarise
 from gtvray.io import Workspace, atomic_path, read_volume, write_json
 from gtvray.reports import render_overlay, scores_table
-from gtvray.runtime import Show, connect, require_port
+from gtvray.runtime import ProgressReporter, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Demo:
         show: told of progress.
     """
 
-    def __init__(self, options: DemoOptions, show: Show) -> None:
+    def __init__(self, options: DemoOptions, show: ProgressReporter) -> None:
         self._options, self._show = options, show
         self._workspace, self._config = options.workspace, options.config
         self._name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{secrets.token_hex(2)}"

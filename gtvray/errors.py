@@ -1,25 +1,25 @@
-"""Every error gtvray shows to people, with its exit code and HTTP status.
+"""Errors reported to users, with exit code and HTTP status.
 
 GtvrayError
-├── InputError              exit 2, 422   what the user gave is wrong
-│   ├── ConfigError                       a configuration key or value
-│   ├── DataError                         a case or a dataset
-│   │   ├── VolumeError                   a file that is not a sound volume
-│   │   └── GeometryError                 volumes that do not share a grid, or have no usable one
-│   ├── AuthError           401           no token, or not the right one
-│   ├── NotFoundError       404           no such model, case, or job
-│   ├── TooLargeError       413           over a stated limit
-│   ├── RequestError        400           an HTTP request that cannot be taken as it is
-│   └── ContentTypeError    415           a body that is no volume file, but something else that is known
-└── FailureError            exit 1, 500   the input was fine, the work failed
-    ├── ResourceError       503           disk, port, memory, Ray, MLflow not to be had
-    ├── BusyError           503           full: come again later
-    ├── NotReadyError       503           nothing is promoted yet
-    ├── NotReproducedError  503           a model gives other masks here than where it was promoted
-    ├── DeadlineError       504           not done in the time allowed
-    ├── BundleError                       a bundle is damaged or not what its digest says
-    ├── TrainingError                     training cannot go on
-    └── GateRefusedError    409           the promotion gate said no
+├── InputError              exit 2, 422   invalid user input
+│   ├── ConfigError                       invalid configuration key or value
+│   ├── DataError                         invalid case or dataset
+│   │   ├── VolumeError                   invalid or damaged volume file
+│   │   └── GeometryError                 mismatched or unusable voxel grids
+│   ├── AuthError           401           missing or wrong token
+│   ├── NotFoundError       404           unknown file, model, case or job
+│   ├── TooLargeError       413           size limit exceeded
+│   ├── RequestError        400           malformed HTTP request
+│   └── ContentTypeError    415           body of another known file format
+└── FailureError            exit 1, 500   valid input, but the operation failed
+    ├── ResourceError       503           disk, port, memory, Ray or MLflow unavailable
+    ├── BusyError           503           service overloaded, retry later
+    ├── NotReadyError       503           no model promoted yet
+    ├── NotReproducedError  503           masks differ from those at promotion
+    ├── DeadlineError       504           time limit exceeded
+    ├── BundleError                       bundle damaged or digest mismatch
+    ├── TrainingError                     training cannot continue
+    └── GateRefusedError    409           rejected by the promotion gate
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LONGEST_FIELD, _LONGEST_COMMAND = 300, 1500
 
 
 class GtvrayError(Exception):
-    """Says what is wrong, where, what was expected and found, and what to do; five lines at most.
+    """Base class of all reported errors, printed in at most five lines.
 
     Args:
-        what: one sentence naming the problem.
-        where: file, key or address concerned.
-        expected: what would have been right.
-        found: what was there.
-        do: the next step for the reader.
+        what: short statement of the fault.
+        where: affected file, key or address.
+        expected: valid value or state.
+        found: actual value or state.
+        do: instruction that solves the problem.
     """
 
     exit_code: ClassVar[int] = 1
@@ -55,7 +55,7 @@ class GtvrayError(Exception):
     ) -> None:
         self.what = _one_line(what)
         self.fields: dict[str, str] = {
-            # A command that is to be pasted must be whole, however long the paths in it.
+            # `do` may contain a shell command, which must stay complete.
             name: _one_line(value, _LONGEST_COMMAND if name == "do" else _LONGEST_FIELD)
             for name, value in (("where", where), ("expected", expected), ("found", found), ("do", do))
             if value is not None
@@ -66,11 +66,15 @@ class GtvrayError(Exception):
         return "\n".join([self.what, *(f"  {name}: {value}" for name, value in self.fields.items())])
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross Ray's process borders by pickle, which would lose keyword-only arguments.
+        # Ray pickles exceptions, and the default reduction would lose keyword-only arguments.
         return _rebuild, (type(self), self.what, self.fields)
 
     def problem(self, instance: str | None = None) -> dict[str, object]:
-        """The error as an RFC 9457 problem document."""
+        """Convert the error to an RFC 9457 problem document.
+
+        Args:
+            instance: URI of this occurrence.
+        """
         body: dict[str, object] = {
             "type": f"urn:gtvray:{type(self).__name__}",
             "title": self.what,
@@ -83,102 +87,102 @@ class GtvrayError(Exception):
 
 
 class InputError(GtvrayError):
-    """What the user gave is wrong."""
+    """Invalid user input."""
 
     exit_code = 2
     http_status = 422
 
 
 class ConfigError(InputError):
-    """A configuration key or value is wrong."""
+    """Invalid configuration key or value."""
 
 
 class DataError(InputError):
-    """A case or a dataset is wrong."""
+    """Invalid case or dataset."""
 
 
 class VolumeError(DataError):
-    """A file is not a sound volume."""
+    """Invalid or damaged volume file."""
 
 
 class GeometryError(DataError):
-    """Volumes do not share a grid, or a grid is unusable."""
+    """Voxel grids that differ between volumes or are unusable."""
 
 
 class AuthError(InputError):
-    """No token, or not the right one."""
+    """Missing or wrong token."""
 
     http_status = 401
 
 
 class NotFoundError(InputError):
-    """The named thing does not exist."""
+    """Unknown file, model, case or job."""
 
     http_status = 404
 
 
 class TooLargeError(InputError):
-    """Over a stated limit."""
+    """Size limit exceeded."""
 
     http_status = 413
 
 
 class RequestError(InputError):
-    """An HTTP request cannot be taken as it is."""
+    """Malformed HTTP request."""
 
     http_status = 400
 
 
 class ContentTypeError(InputError):
-    """A body is no volume file, but something else that is known."""
+    """Request body of a known format other than a volume file."""
 
     http_status = 415
 
 
 class FailureError(GtvrayError):
-    """The input was fine; the work failed."""
+    """Failure of an operation with valid input."""
 
 
 class ResourceError(FailureError):
-    """Disk, port, memory, Ray or MLflow is not to be had."""
+    """Unavailable disk space, port, memory, Ray cluster or MLflow server."""
 
     http_status = 503
 
 
 class BusyError(FailureError):
-    """The service is full."""
+    """Service overloaded; retry later."""
 
     http_status = 503
 
 
 class NotReadyError(FailureError):
-    """Nothing has been promoted yet."""
+    """No model promoted yet."""
 
     http_status = 503
 
 
 class NotReproducedError(FailureError):
-    """A model gives other masks here than where it was promoted; to wait does not help."""
+    """Masks of a model differ from those at promotion; retrying does not help."""
 
     http_status = 503
 
 
 class DeadlineError(FailureError):
-    """Not done in the time allowed."""
+    """Time limit exceeded."""
 
     http_status = 504
 
 
 class BundleError(FailureError):
-    """A bundle is damaged, or is not what its digest says."""
+    """Damaged bundle, or one that does not match its digest."""
 
 
 class TrainingError(FailureError):
-    """Training cannot go on."""
+    """Training that cannot continue."""
 
 
 class GateRefusedError(FailureError):
-    """The promotion gate said no."""
+    """Model rejected by the promotion gate."""
 
     http_status = 409
 

@@ -1,4 +1,4 @@
-"""Small HTTP servers on this machine: a proxy that refuses, and one that answers; both record what they are sent."""
+"""Local HTTP servers that act as proxies and record the requests they receive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_prox
 
 
 class Recorder(ThreadingHTTPServer):
-    """Answers every request alike, and keeps their first lines."""
+    """Server with a fixed response; `seen` holds the request lines."""
 
     def __init__(self, host: str, status: int, headers: dict[str, str], body: bytes) -> None:
         super().__init__((host, 0), _Handler)
@@ -22,7 +22,7 @@ class Recorder(ThreadingHTTPServer):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Port that the server listens on."""
         return int(self.server_address[1])
 
 
@@ -41,12 +41,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_CONNECT = _answer  # noqa: N815  # names of the base class
 
     def log_message(self, *args: object) -> None:  # type: ignore[override]
-        """Say nothing."""
+        """Suppress log messages."""
 
 
 @contextmanager
 def serving(server: Recorder) -> Iterator[Recorder]:
-    """Run a server in a thread for the length of a block."""
+    """Run a server in a thread for the duration of a `with` block."""
     with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -58,20 +58,20 @@ def serving(server: Recorder) -> Iterator[Recorder]:
 
 
 def refusing_proxy() -> Recorder:
-    """A proxy that wants a password it will not get."""
+    """A proxy that requires authentication and rejects every request."""
     headers = {"Proxy-Authenticate": "Basic", "Via": "1.1 proxy", "Content-Type": "text/html"}
     return Recorder("127.0.0.1", 407, headers, b"<html>proxy: log in</html>")
 
 
 def set_proxy(monkeypatch: pytest.MonkeyPatch, port: int, *variables: str) -> None:
-    """Name a proxy on this machine in the given variables of the environment, and in no others."""
+    """Configure a local proxy in the given environment variables, and in no others."""
     clear_proxies(monkeypatch)
     for variable in variables or VARIABLES:
         monkeypatch.setenv(variable, f"http://someone:secret@127.0.0.1:{port}")
 
 
 def clear_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no proxy in the environment, and what a test changes there undone."""
+    """Remove all proxies from the environment; monkeypatch also restores later changes by the test."""
     for variable in (*VARIABLES, "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)

@@ -1,4 +1,4 @@
-"""The error tree: what people see, what scripts get as exit code, what HTTP clients get."""
+"""The error classes: messages, exit codes and HTTP problem documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATUS = {
 }  # fmt: skip
 
 
-def test_the_tree_is_the_one_drawn() -> None:
+def test_docstring_matches_the_class_tree() -> None:
     assert {kind.__name__: kind.http_status for kind in KINDS} == STATUS
     assert errors.__doc__ is not None
     drawn = [word for line in errors.__doc__.splitlines() for word in line.split() if word.endswith("Error")]
@@ -32,38 +32,38 @@ def test_the_tree_is_the_one_drawn() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_exit_code_says_whose_fault_it_is(kind: type[GtvrayError]) -> None:
+def test_exit_code_separates_input_errors_from_failures(kind: type[GtvrayError]) -> None:
     assert kind.exit_code == (2 if issubclass(kind, InputError) else 1)
     assert kind is GtvrayError or issubclass(kind, InputError) != issubclass(kind, FailureError)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_crosses_a_process_border_whole(kind: type[GtvrayError]) -> None:
+def test_errors_are_picklable(kind: type[GtvrayError]) -> None:
     error = kind("it broke", where="here", expected=1, found=0, do="mend it")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert (str(copy), copy.fields, copy.args) == (str(error), error.fields, error.args)
 
 
-def test_five_lines_at_most_whatever_is_put_in() -> None:
+def test_message_has_at_most_five_lines() -> None:
     endless = "word \n\t" * 1000
     lines = str(ConfigError(f"bad\nkey {endless}", where=endless, expected=endless, found=endless, do=endless)).split(
         "\n"
     )
     assert len(lines) == 5
     assert max(map(len, lines[:-1])) <= 320
-    # A command with long paths is whole, so that it can be pasted.
+    # `do` is longer, because a command with long paths must stay complete.
     assert len(lines[-1]) <= 1520
     assert [line.split(":")[0] for line in lines[1:]] == ["  where", "  expected", "  found", "  do"]
 
 
-def test_only_what_was_given_is_said() -> None:
+def test_omitted_fields_are_not_printed() -> None:
     assert str(GtvrayError("alone")) == "alone"
-    # 0 and False are findings; None is silence.
+    # 0 and False are values; None omits a field.
     assert str(GtvrayError("x", found=0, do=None)) == "x\n  found: 0"
 
 
-def test_the_problem_document_has_the_members_of_rfc_9457() -> None:
+def test_problem_document_follows_rfc_9457() -> None:
     assert ConfigError("no", where="cfg.yaml", do="fix").problem("/jobs/1") == {
         "type": "urn:gtvray:ConfigError", "title": "no", "status": 422, "where": "cfg.yaml", "do": "fix",
         "instance": "/jobs/1",

@@ -9,7 +9,7 @@ from typing import Any
 
 from gtvray.config import Config, load_config, with_dotted
 from gtvray.io import Workspace
-from gtvray.runtime import Show
+from gtvray.runtime import ProgressReporter
 
 ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str] | None
 PathLike = str | os.PathLike[str]
@@ -45,4 +45,4 @@ class _Silent:
         """Ignore progress within a stage."""
 
 
-SILENT: Show = _Silent()
+SILENT: ProgressReporter = _Silent()

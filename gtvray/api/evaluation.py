@@ -11,7 +11,7 @@ from gtvray.api.arguments import SILENT, WORKSPACE, ConfigLike, PathLike, as_con
 from gtvray.api.models import load_bundle, name_models
 from gtvray.errors import GtvrayError
 from gtvray.io import Workspace, read_volume
-from gtvray.runtime import Show
+from gtvray.runtime import ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.datasets import Dataset, Ledger
@@ -46,7 +46,7 @@ def evaluate(
     threads: int = 1,
     workspace: Workspace | PathLike = WORKSPACE,
     config: ConfigLike = None,
-    show: Show = SILENT,
+    show: ProgressReporter = SILENT,
 ) -> Evaluation:
     """Score models on every case of a dataset, on the original grid, and write a report.
 
@@ -110,7 +110,7 @@ def send_report(
 
 
 def _score(
-    dataset: Dataset, study: Study, baseline: PathLike | None, threads: int, ledger: Ledger, *, show: Show
+    dataset: Dataset, study: Study, baseline: PathLike | None, threads: int, ledger: Ledger, *, show: ProgressReporter
 ) -> tuple[Outcome, Path]:
     from gtvray.datasets import index_dataset, read_label, require_sound
     from gtvray.evaluation import MeanPositionBaseline

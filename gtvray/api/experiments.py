@@ -13,7 +13,7 @@ from gtvray.api.arguments import SILENT, WORKSPACE, ConfigLike, PathLike, as_con
 from gtvray.config import SweepConfig, load_sweep
 from gtvray.errors import InputError
 from gtvray.io import Workspace
-from gtvray.runtime import Show, connect
+from gtvray.runtime import ProgressReporter, connect
 
 if TYPE_CHECKING:
     from gtvray.crossval import FoldStatus, TrainOutcome
@@ -51,7 +51,7 @@ def train(
     name: str = "api",
     workspace: Workspace | PathLike = WORKSPACE,
     address: str | None = None,
-    show: Show = SILENT,
+    show: ProgressReporter = SILENT,
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_folds: Callable[[list[FoldStatus]], None] = lambda _: None,
 ) -> TrainOutcome:
@@ -101,7 +101,7 @@ def sweep(
     resume: str | None = None,
     workspace: Workspace | PathLike = WORKSPACE,
     address: str | None = None,
-    show: Show = SILENT,
+    show: ProgressReporter = SILENT,
 ) -> SweepRun:
     """Search over trainings and write the bundle of the best trial.
 

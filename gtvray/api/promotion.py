@@ -12,7 +12,7 @@ from gtvray.api.models import open_registry
 from gtvray.config import Config, with_dotted
 from gtvray.errors import InputError
 from gtvray.io import Workspace
-from gtvray.runtime import Show
+from gtvray.runtime import ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.data import Project
@@ -44,7 +44,7 @@ def promote(
     inference: Mapping[str, Any] | None = None,
     workspace: Workspace | PathLike = WORKSPACE,
     config: ConfigLike = None,
-    show: Show = SILENT,
+    show: ProgressReporter = SILENT,
 ) -> Promotion:
     """Score a bundle on the held-out cases of its data, and make it the champion if the gate accepts it.
 

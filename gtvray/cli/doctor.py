@@ -1,4 +1,4 @@
-"""`gtvray doctor`: what this machine has, and whether the main job can run on it."""
+"""`gtvray doctor`: check that this machine can run gtvray."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PACKAGES = ("gtvray", "ray", "torch", "monai", "mlflow", "optuna", "numpy", "ni
 def doctor(
     workspace: WorkspaceOption = WORKSPACE,
     address: AddressOption = None,
-    tracking: Annotated[str | None, typer.Option(help="An MLflow tracking URI to try.")] = None,
-    port: Annotated[int, typer.Option(help="The endpoint's port.")] = 8000,
+    tracking: Annotated[str | None, typer.Option(help="An MLflow tracking URI to check.")] = None,
+    port: Annotated[int, typer.Option(help="The port of the endpoint.")] = 8000,
     as_json: JsonOption = False,
 ) -> None:
-    """Versions, devices, user, folders, limits, ports, Ray and MLflow; exit code 1 if something is missing.
+    """Check versions, devices, user, folders, limits, ports, Ray and MLflow; the exit code is 1 if a check fails.
 
-    A row marked "note" works, and says what would make it work better.
+    A check marked "note" passed, and its advice is optional.
 
     Example: gtvray doctor --json
     """
@@ -54,7 +54,7 @@ def _host_row(found: Finding) -> dict[str, Any]:
 
 
 def _failed(check: str, error: GtvrayError) -> dict[str, Any]:
-    """The row of a service that was tried; its advice is not to run this very command."""
+    """The row of a failed service check; advice to run `gtvray doctor` is replaced."""
     found = "; ".join(
         [error.what, *(f"{name} {error.fields[name]}" for name in ("where", "found") if name in error.fields)]
     )
@@ -93,7 +93,7 @@ def _port(port: int) -> dict[str, Any]:
 
 
 def _proxies() -> list[dict[str, Any]]:
-    """A row where the environment names proxies; none where it does not."""
+    """One row if the environment configures a proxy, otherwise none."""
     from gtvray.runtime import proxy_settings
 
     settings = proxy_settings()
@@ -108,7 +108,7 @@ def _ray(address: str | None) -> dict[str, Any]:
 
     try:
         with connect(address) as cluster:
-            kind = "started here and ended" if cluster.is_local else cluster.address
+            kind = "a local cluster, started and stopped" if cluster.is_local else cluster.address
             return _row("ray", True, f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; {kind}")
     except GtvrayError as error:
         return _failed("ray", error)
@@ -126,5 +126,5 @@ def _mlflow(uri: str | None) -> dict[str, Any]:
     except GtvrayError as error:
         return _failed("mlflow", error)
     except OSError as error:
-        return _row("mlflow", False, f"temporary files cannot be written: {error}", "correct the rows above first")
+        return _row("mlflow", False, f"temporary files are not writable: {error}", "correct the rows above first")
     return _row("mlflow", True, uri or "SQLite")

@@ -10,7 +10,7 @@ from pathlib import Path
 from gtvray.datasets import find_scans, volume_stem
 from gtvray.errors import InputError
 from gtvray.inference import entropy_file
-from gtvray.io import check_outputs, require_fit_path
+from gtvray.io import check_outputs, require_printable_path
 
 _MASK_ENDINGS = (".nii", ".nii.gz", ".nrrd")
 # What reads as a file's ending: a letter, then a few letters or digits. "2024.01" and "v1.2" do not.
@@ -62,7 +62,7 @@ def plan_files(
     skipped: dict[str, str] = {}
     scan_folders: list[Path] = []
     for entry in inputs:
-        require_fit_path(entry)
+        require_printable_path(entry)
         found: Iterable[tuple[str, Path]] = [(volume_stem(entry.name), entry)]
         if entry.is_dir():
             in_folder = find_scans(entry)

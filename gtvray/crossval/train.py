@@ -14,7 +14,7 @@ from gtvray.datasets import Finding, Folds
 from gtvray.errors import InputError, NotFoundError, TrainingError
 from gtvray.experiments import ExperimentRecord, open_data, versions
 from gtvray.io import Workspace, read_json, write_json
-from gtvray.runtime import Cluster, Show, plan_trials
+from gtvray.runtime import Cluster, ProgressReporter, plan_trials
 from gtvray.tracking import SweepRecorder
 
 if TYPE_CHECKING:
@@ -126,14 +126,14 @@ class TrainJob:
     request: TrainRequest
     workspace: Workspace
     name: str
-    show: Show
+    show: ProgressReporter
     report: Callable[[list[FoldStatus]], None]
     expected: str | None = None
     warnings: list[Finding] = field(default_factory=list)
 
     @classmethod
     def resumed(
-        cls, name: str, workspace: Workspace, show: Show, report: Callable[[list[FoldStatus]], None]
+        cls, name: str, workspace: Workspace, show: ProgressReporter, report: Callable[[list[FoldStatus]], None]
     ) -> TrainJob:
         """Return an interrupted training.
 

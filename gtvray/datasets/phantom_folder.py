@@ -10,7 +10,15 @@ from typing import Any
 
 from gtvray.datasets.phantoms import PHANTOM_VERSION, make_phantom
 from gtvray.errors import DataError, InputError
-from gtvray.io import atomic_dir, is_litter, read_json, require_fit_path, sha256_of, write_json, write_volume
+from gtvray.io import (
+    atomic_dir,
+    is_system_file,
+    read_json,
+    require_printable_path,
+    sha256_of,
+    write_json,
+    write_volume,
+)
 
 _RECORD = "phantoms.json"
 _CASE_FILES = ("data.nii.gz", "label.nii.gz")
@@ -42,7 +50,7 @@ def write_phantoms(
     """
     if count < 1:
         raise InputError("no phantoms asked for", expected="a count of at least 1", found=str(count))
-    require_fit_path(folder)
+    require_printable_path(folder)
     terms = {"phantom_version": PHANTOM_VERSION, "seed": seed, "count": count}
     files = _claim(folder, terms, overwrite)
     for number in range(1, count + 1):
@@ -66,7 +74,7 @@ def _claim(folder: Path, terms: dict[str, int], overwrite: bool) -> dict[str, st
         the sha256 of every file that is kept.
     """
     record = folder / _RECORD
-    entries = [entry for entry in folder.iterdir() if not is_litter(entry.name)] if folder.is_dir() else []
+    entries = [entry for entry in folder.iterdir() if not is_system_file(entry.name)] if folder.is_dir() else []
     leftovers = [entry for entry in entries if entry.name.startswith((".partial-", ".retired-"))]
     if folder.is_file() or (not record.is_file() and len(entries) > len(leftovers)):
         do = "choose a new or empty folder, or one with phantoms.json"

@@ -10,14 +10,14 @@ from gtvray.config import Config
 from gtvray.data import Project, open_project
 from gtvray.datasets import Finding, index_dataset, require_sound
 from gtvray.io import Workspace
-from gtvray.runtime import Show
+from gtvray.runtime import ProgressReporter
 
 
 def open_data(
     data: Path,
     config: Config,
     workspace: Workspace,
-    show: Show,
+    show: ProgressReporter,
     *,
     make: Callable[[Path], None] | None = None,
     before_preparing: Callable[[], None] = lambda: None,

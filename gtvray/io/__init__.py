@@ -1,4 +1,4 @@
-"""Files in and out: nothing damaged is silently accepted, nothing half-written is left."""
+"""Reading and writing files: damaged input is refused, and writes are atomic."""
 
 import lazy_loader
 

@@ -2,9 +2,9 @@ from .atomic import atomic_dir as atomic_dir
 from .atomic import atomic_path as atomic_path
 from .atomic import sha256_of as sha256_of
 from .content import HEAD_BYTES as HEAD_BYTES
-from .content import Content as Content
-from .content import ContentKind as ContentKind
 from .content import identify as identify
+from .content_kinds import Content as Content
+from .content_kinds import ContentKind as ContentKind
 from .html import Picture as Picture
 from .html import render_page as render_page
 from .jsonfile import append_json_line as append_json_line
@@ -14,8 +14,8 @@ from .jsonfile import write_json as write_json
 from .labels import Labels as Labels
 from .labels import as_labels as as_labels
 from .labels import decode_labels as decode_labels
+from .labels import format_distinct as format_distinct
 from .labels import read_labels as read_labels
-from .labels import shown_values as shown_values
 from .location import LOCATION as LOCATION
 from .location import Location as Location
 from .location import adopt_command as adopt_command
@@ -29,11 +29,11 @@ from .marks import is_own_folder as is_own_folder
 from .names import canonical_name as canonical_name
 from .names import find_entry as find_entry
 from .names import find_listed as find_listed
-from .names import is_fit_name as is_fit_name
-from .names import is_litter as is_litter
+from .names import is_printable_name as is_printable_name
+from .names import is_system_file as is_system_file
 from .names import listed_parts as listed_parts
 from .names import match_name as match_name
-from .names import require_fit_path as require_fit_path
+from .names import require_printable_path as require_printable_path
 from .nifti import encode_nifti as encode_nifti
 from .nrrd import encode_nrrd as encode_nrrd
 from .outputs import check_outputs as check_outputs

@@ -1,4 +1,4 @@
-"""Writing so that a reader, or a second run after kill -9, sees the whole or nothing."""
+"""Atomic writes: readers, and a second run after kill -9, see the complete file or folder or none."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from gtvray.errors import InputError, ResourceError
 
 # A temporary name adds 18 bytes to the end of the final one; both must stay below the 255 of common file systems.
 _KEPT_CHARACTERS = 56
-# What file systems without hard links answer, such as FAT and some network shares.
+# Errors of file systems without hard links, such as FAT and some network shares.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, may_replace: Callable[[], bool] | None = None) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it is flushed and renamed to `path`, otherwise removed.
+    """Yield a temporary path beside `path`; on success flush it and rename it to `path`, otherwise remove it.
 
     Args:
-        path: the final name.
-        may_replace: asked, if there is something of that name at the end, whether it may be replaced; without it
-            anything is.
+        path: the final path.
+        may_replace: called if `path` exists after writing; whether it may be replaced. None: always.
 
     Raises:
         ResourceError: the disk is full.
-        InputError: the folder cannot be written to, or what is there may not be replaced.
+        InputError: the folder is not writable, or `path` exists and may not be replaced.
     """
     final = Path(path)
     with _disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        # The suffixes are kept at the end: writers choose their format by them.
+        # Writers choose the format by the suffix, so the temporary name keeps it.
         suffix = "-" + final.name[-_KEPT_CHARACTERS:]
         handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=final.parent)
         os.close(handle)
@@ -51,16 +50,16 @@ def atomic_path(path: str | os.PathLike[str], *, may_replace: Callable[[], bool]
 
 @contextmanager
 def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None) -> Iterator[Path]:
-    """The same for a folder, which takes the place of an older one of that name.
+    """Yield a temporary folder beside `path`; on success flush it and replace `path` by it, otherwise remove it.
 
     Args:
         path: the folder.
-        complete_with: an older folder that holds this file stays, and the new one is dropped. For folders found by
-            content, which others may be reading.
+        complete_with: name of a file that marks a complete folder. If `path` has it, `path` is kept and the new
+            folder is discarded: content-addressed folders are equal, and another process may be reading the old one.
 
     Raises:
         ResourceError: the disk is full.
-        InputError: the place cannot be written to.
+        InputError: the folder is not writable.
     """
     final = Path(path)
     with _disk_errors(final):
@@ -77,7 +76,7 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
                         file.chmod(0o644)
             temporary.chmod(0o755)
             while not _renamed(temporary, final):
-                # Something is there, if only since a moment ago: another process may write the same folder.
+                # The folder exists, possibly created by a concurrent writer a moment ago.
                 if complete_with and (final / complete_with).exists():
                     break
                 retired = Path(tempfile.mkdtemp(prefix=".retired-", dir=final.parent))
@@ -100,16 +99,16 @@ def _publish(temporary: Path, final: Path, may_replace: Callable[[], bool] | Non
             return
         if os.path.lexists(final) and not may_replace():
             raise InputError(
-                "an output is there already",
+                "output already exists",
                 where=final,
-                found="a file that was there before, or has appeared since the work began",
+                found="a file from before this command, or created while it ran",
                 do="move it away, or choose another name",
             )
     temporary.replace(final)
 
 
 def _linked(temporary: Path, final: Path) -> bool:
-    """Give a file its final name in one step that fails if the name is taken, where the file system can."""
+    """Hard-link a file to its final name, which fails if the name is taken; False if taken or not supported."""
     try:
         os.link(temporary, final)
     except FileExistsError:
@@ -145,11 +144,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError("the disk is full", where=path.parent, do="free some space and run it again") from error
+            raise ResourceError(
+                "the disk is full", where=path.parent, do="free some disk space and run it again"
+            ) from error
         if error.errno == errno.ENAMETOOLONG:
-            raise InputError("the name is too long", where=path, do="choose a shorter name") from error
+            raise InputError("file name is too long", where=path, do="choose a shorter name") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
-                "cannot write here", where=path.parent, found=error.strerror, do="choose a folder you may write to"
+                "folder is not writable", where=path.parent, found=error.strerror, do="choose a writable folder"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""JSON files, read with an explanation and written whole; and files of one JSON object a line, only ever added to."""
+"""JSON files, written atomically, and append-only JSON Lines files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         NotFoundError: no such file.
-        InputError: it is not JSON in UTF-8.
+        InputError: the file is not JSON in UTF-8.
     """
     try:
         return json.loads(read_text(path))
@@ -34,14 +34,15 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Add an object as a line; on disk when this returns. Lines of several writers stay whole."""
+    """Append an object as one line and flush it to disk; safe with concurrent writers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        # Not every file system keeps the lines of two writers apart by itself; the lock ends with the handle.
+        # O_APPEND alone does not separate writers on every file system. The lock is on the handle that writes, not on a
+        # lock file beside it (filelock), so that the file can be copied alone and a killed writer releases it.
         fcntl.flock(handle, fcntl.LOCK_EX)
         size = os.fstat(handle).st_size
-        # A line that a crash cut off must not swallow this one.
+        # A line truncated by a crash must not merge with this one.
         start = "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
         rest = (start + json.dumps(value) + "\n").encode()
         while rest:
@@ -52,15 +53,15 @@ def append_json_line(path: Path, value: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every object of such a file, or none if there is no file; what a crash left half-written is passed over.
+    """Read all objects of a JSON Lines file; lines truncated by a crash are skipped, a missing file has none.
 
     Raises:
-        InputError: it is not text in UTF-8.
+        InputError: the file is not UTF-8 text.
     """
     if not path.exists():
         return []
     content = path.read_bytes()
-    # A power loss can leave blocks of zeros; with other zeros it is no text of ours.
+    # A power loss can leave lines of zero bytes. Any other zero byte means that the file is not UTF-8 text.
     cleaned = b"\n".join(line.strip(b"\0") for line in content.split(b"\n"))
     entries = []
     for line in decode_text(content if b"\0" in cleaned else cleaned, path).split("\n"):

@@ -1,8 +1,8 @@
-"""The one reader of label volumes: masks of one structure or several, whose voxels are whole numbers from 0.
+"""Label volumes: masks of one or several structures, whose voxels are non-negative integers.
 
-Other programs store labels as floats, or as integers with a scaling in the header, and the values that are read back
-are then a little beside the labels. What is within `TOLERANCE` of a whole number is that number, and is reported; any
-other value is refused and never compared with a label.
+Some programs store labels as floats, or as integers with a scaling in the header, and the values read back then differ
+slightly from the labels. Values within `TOLERANCE` of an integer are rounded, which is reported; any other value is an
+error.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gtvray.io.stream import MAX_VOLUME_BYTES
 from gtvray.io.volumes import decode_scaled_volume, read_scaled_volume
 
 TOLERANCE = 1e-3
-# From here on float32, as which floats are read, has no digits after the point.
+# Floats are read as float32, which has no fractional digits from here on.
 _HIGHEST = 1 << 23
 _SHOWN = 6
 _DO_UNSCALED = "save the mask again as integers without scaling: scl_slope 1, scl_inter 0"
-_DO_WHOLE = "save the labels as unsigned integers; a probability map has to be thresholded first"
+_DO_INTEGERS = "save the labels as unsigned integers; threshold a probability map first"
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Labels:
     """A label volume.
 
     Attributes:
-        volume: integers from 0.
-        note: how the stored values differ from them; empty if they do not.
-        exact: whether the file holds these very integers, with neither scaling nor rounding.
+        volume: non-negative integers.
+        note: how the stored values differ from these integers; empty if they do not.
+        exact: whether the file stores exactly these integers, with neither scaling nor rounding.
     """
 
     volume: Volume
@@ -47,7 +47,7 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     """Read a label volume from a file of any supported format.
 
     Raises:
-        DataError: a value is not within `TOLERANCE` of a whole number from 0.
+        DataError: a value is not within `TOLERANCE` of a non-negative integer.
         NotFoundError, VolumeError, GeometryError, TooLargeError: as `read_volume`.
     """
     volume, scaling = read_scaled_volume(path)
@@ -65,15 +65,15 @@ def decode_labels(content: bytes, where: object = "upload", limit_bytes: int = M
 
 
 def as_labels(volume: Volume, where: object, scaling: Scaling | None = None) -> Labels:
-    """Take a volume's values for labels.
+    """Convert a volume to labels, rounding values within `TOLERANCE` of an integer.
 
     Args:
-        volume: its values, with the scaling applied.
-        where: what to name in an error.
-        scaling: of the header it was read from.
+        volume: values with the scaling applied.
+        where: source of the volume, for errors.
+        scaling: scaling of the header, for errors and the note.
 
     Raises:
-        DataError: a value is not within `TOLERANCE` of a whole number from 0.
+        DataError: a value is not within `TOLERANCE` of a non-negative integer.
     """
     array = volume.array
     if array.dtype.kind == "b":
@@ -82,13 +82,13 @@ def as_labels(volume: Volume, where: object, scaling: Scaling | None = None) -> 
         return Labels(volume)
     if array.dtype.kind == "i":
         if array.min() < 0:
-            raise _no_labels(array[array < 0], array.size, where, scaling)
+            raise _not_labels(array[array < 0], array.size, where, scaling)
         return Labels(volume)
     return _rounded(volume, where, scaling)
 
 
-def shown_values(values: NDArray[Any], most: int) -> str:
-    """The distinct values of an array with all their digits, in ascending order, cut off after `most`."""
+def format_distinct(values: NDArray[Any], most: int) -> str:
+    """Format the distinct values of an array in ascending order with all digits, at most `most` of them."""
     distinct = np.unique(values)
     shown = ", ".join(str(value) for value in distinct[:most])
     return shown + (", ..." if len(distinct) > most else "")
@@ -96,34 +96,34 @@ def shown_values(values: NDArray[Any], most: int) -> str:
 
 def _rounded(volume: Volume, where: object, scaling: Scaling | None) -> Labels:
     array = volume.array
-    whole = np.rint(array)
+    rounded = np.rint(array)
     with np.errstate(invalid="ignore"):
-        apart = np.abs(array - whole)
-    # Written so that NaN, which compares false with everything, is not a label.
-    sound = (apart <= TOLERANCE) & (whole >= 0) & (whole <= _HIGHEST)
-    if not sound.all():
-        raise _no_labels(array[~sound], array.size, where, scaling)
-    highest = int(whole.max())
+        difference = np.abs(array - rounded)
+    # NaN compares false with everything, so this form rejects it.
+    valid = (difference <= TOLERANCE) & (rounded >= 0) & (rounded <= _HIGHEST)
+    if not valid.all():
+        raise _not_labels(array[~valid], array.size, where, scaling)
+    highest = int(rounded.max())
     dtype = np.min_scalar_type(highest)
-    labels = volume.with_array(whole.astype(dtype))
-    moved = int(np.count_nonzero(apart))
-    if not moved:
+    labels = volume.with_array(rounded.astype(dtype))
+    changed = int(np.count_nonzero(difference))
+    if not changed:
         return Labels(labels, exact=scaling is None)
-    note = f"{moved} voxels are up to {float(apart.max()):.2g} beside a whole number and are taken for it"
-    return Labels(labels, note + _of(scaling), exact=False)
+    note = f"{changed} voxels differ from an integer by up to {float(difference.max()):.2g} and were rounded"
+    return Labels(labels, note + _describe(scaling), exact=False)
 
 
-def _no_labels(values: NDArray[Any], size: int, where: object, scaling: Scaling | None) -> DataError:
+def _not_labels(values: NDArray[Any], size: int, where: object, scaling: Scaling | None) -> DataError:
     return DataError(
         "mask values are not labels",
         where=where,
-        expected=f"whole numbers from 0, to within {TOLERANCE:g}",
-        found=f"{shown_values(values, _SHOWN)} in {values.size} of {size} voxels{_of(scaling)}",
-        do=_DO_WHOLE if scaling is None else _DO_UNSCALED,
+        expected=f"non-negative integers, to within {TOLERANCE:g}",
+        found=f"{format_distinct(values, _SHOWN)} in {values.size} of {size} voxels{_describe(scaling)}",
+        do=_DO_INTEGERS if scaling is None else _DO_UNSCALED,
     )
 
 
-def _of(scaling: Scaling | None) -> str:
+def _describe(scaling: Scaling | None) -> str:
     if scaling is None:
         return ""
     return f" (the header scales them: scl_slope {scaling.slope:.9g}, scl_inter {scaling.intercept:.9g})"

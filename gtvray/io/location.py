@@ -1,7 +1,7 @@
-"""The place of a workspace, recorded in it: a copy is told from its original, and a moved workspace is recognised.
+"""The recorded location of a workspace: distinguishes a copy from its original, and detects a move.
 
-`workspace.json` holds an id, the folder's path, and the paths where it was before. Whatever else in a workspace has
-absolute paths, such as MLflow's database, is corrected by the earlier paths when it is opened.
+`workspace.json` holds an id, the path of the folder, and its earlier paths. Absolute paths elsewhere in a workspace,
+such as in MLflow's database, are translated with the earlier paths when they are read.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from gtvray.io.jsonfile import read_json, write_json
 
 LOCATION = "workspace.json"
 _SCHEMA_VERSION = 1
-# SQLAlchemy and MLflow disagree on how these are written in the URL of an SQLite database.
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a workspace is and was.
+    """Current and earlier paths of a workspace.
 
     Attributes:
-        workspace_id: of this workspace and of no copy that was adopted.
+        workspace_id: unique id; an adopted copy gets a new one.
         path: the folder, absolute and without symbolic links.
-        earlier: where it, or the workspace it was copied from, was before.
+        earlier: earlier paths of this workspace or of the one that it was copied from.
     """
 
     workspace_id: str
@@ -38,15 +37,15 @@ class Location:
 
     @classmethod
     def new(cls, root: Path, earlier: Iterable[Path] = ()) -> Location:
-        """The location of a workspace that has none recorded."""
+        """Create the location of a workspace without a record."""
         return cls(uuid.uuid4().hex, root, tuple(earlier))
 
     @classmethod
     def read(cls, root: Path) -> Location | None:
-        """The location recorded in a folder; None where there is no record.
+        """Read the location recorded in a folder; None if there is no record.
 
         Raises:
-            InputError: the record cannot be read.
+            InputError: the record is unreadable.
         """
         try:
             stored: Any = read_json(root / LOCATION)
@@ -56,31 +55,31 @@ class Location:
             return None
         except (InputError, OSError, KeyError, TypeError) as error:
             raise InputError(
-                "the record of this workspace's location cannot be read",
+                "workspace location record is unreadable",
                 where=root / LOCATION,
                 found=error,
-                do=f"put a copy of the file back, or run `{adopt_command(root)}`, which writes a new one",
+                do=f"restore the file from a backup, or run `{adopt_command(root)}` to write a new one",
             ) from error
 
     def write(self) -> None:
-        """Record it in the workspace's folder."""
+        """Write the record into the workspace."""
         stored = {"schema_version": _SCHEMA_VERSION, "id": self.workspace_id, "path": str(self.path)}
         write_json(self.path / LOCATION, {**stored, "earlier": [str(each) for each in self.earlier]})
 
     def moved_to(self, root: Path, workspace_id: str | None = None, also: Iterable[Path] = ()) -> Location:
-        """The location after a move to another folder.
+        """Return the location after a move to another folder.
 
         Args:
-            root: the folder.
-            workspace_id: a new id; None keeps the present one.
-            also: further folders that it was in.
+            root: the new folder.
+            workspace_id: a new id; None keeps the current one.
+            also: further earlier paths.
         """
         known = dict.fromkeys((*self.earlier, *also, self.path))
         earlier = tuple(each for each in known if each != root)
         return Location(workspace_id or self.workspace_id, root, earlier)
 
     def follow(self, path: Path) -> Path:
-        """A path within an earlier folder of this workspace as it is now; any other path as it is."""
+        """Translate a path below an earlier path of this workspace; other paths are returned unchanged."""
         if not path.is_relative_to(self.path):
             for folder in self.earlier:
                 if path.is_relative_to(folder):
@@ -89,13 +88,13 @@ class Location:
 
 
 def current_location(root: Path) -> Location | None:
-    """The location of a workspace as it is now; None where none is recorded. Nothing is written.
+    """Determine the current location of a workspace without writing it; None if none is recorded.
 
     Args:
         root: the workspace's folder, absolute and without symbolic links.
 
     Raises:
-        InputError: the workspace is a copy, and its original is still there; or its path cannot be used.
+        InputError: the workspace is a copy of an existing workspace, or its record is unreadable.
     """
     recorded = Location.read(root)
     if recorded is None or recorded.path == root or same_folder(recorded.path, root):
@@ -105,11 +104,11 @@ def current_location(root: Path) -> Location | None:
 
 
 def adopted_location(root: Path, found: Iterable[Path] = ()) -> Location:
-    """The location of a copy that is to be a workspace of its own. Nothing is written.
+    """Return the location that makes a copy an independent workspace, without writing it.
 
     Args:
         root: the copy's folder.
-        found: folders of the original that its files name.
+        found: paths of the original found in the copy's files.
     """
     try:
         recorded = Location.read(root)
@@ -123,33 +122,33 @@ def adopted_location(root: Path, found: Iterable[Path] = ()) -> Location:
 
 
 def require_no_original(original: Path, root: Path, workspace_id: str | None) -> None:
-    """Refuse a workspace whose original is still in its recorded place.
+    """Refuse a workspace whose original still exists at the recorded path.
 
     Args:
-        original: the recorded place.
-        root: the folder it was found in.
-        workspace_id: of both; None for a workspace from before there were ids.
+        original: the recorded path.
+        root: the workspace's folder.
+        workspace_id: id in the record; None for a workspace created before ids were recorded.
 
     Raises:
-        InputError: it is a copy.
+        InputError: the original exists.
     """
     if _holds_workspace(original, workspace_id):
         raise InputError(
-            "this workspace is a copy, and its original is still there",
+            "this workspace is a copy of an existing workspace",
             where=root,
             expected=f"the original, {original}",
-            found="a copy whose records lead to the original's files",
-            do=f"use the original, or make the copy a workspace of its own: {adopt_command(root)}",
+            found="a copy whose records refer to the original's files",
+            do=f"use the original, or make the copy an independent workspace: {adopt_command(root)}",
         )
 
 
 def adopt_command(root: Path) -> str:
-    """The command that makes a copy a workspace of its own, ready to be pasted."""
+    """Return the shell command that makes a copy an independent workspace."""
     return f"gtvray workspace adopt --workspace {shlex.quote(str(root))}"
 
 
 def same_folder(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one folder, as they do by a symbolic link or a bind mount."""
+    """Whether two paths are the same folder, for example through a symbolic link or a bind mount."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -162,6 +161,6 @@ def _holds_workspace(folder: Path, workspace_id: str | None) -> bool:
             return (folder / "mlflow.db").exists()
         found = Location.read(folder)
     except (InputError, OSError):
-        # Something is there that cannot be read; it could be the original.
+        # An unreadable record could be the original's.
         return True
     return found is not None and found.workspace_id == workspace_id

@@ -1,11 +1,11 @@
-"""The mark by which gtvray recognises its own output: a sha256 of the content, written inside the file.
+"""Marks that identify unmodified gtvray outputs: a SHA-256 of the content, stored inside the file.
 
-A marked file holds, within its first bytes, `gtvray sha256:` and 64 hexadecimal digits: the digest of its content
-(inflated, where it is gzipped) with those digits read as zeros. Any later change, in a voxel or in the header, breaks
-the digest, so a corrected mask no longer counts as gtvray's. The mark needs no second file and survives a move.
+A marked file contains, near its beginning, `gtvray sha256:` and 64 hexadecimal digits: the digest of the content
+(decompressed if gzipped) with these digits replaced by zeros. Any later change of a voxel or of the header invalidates
+the digest, so a corrected mask is no longer recognised as an output. The mark needs no second file and survives a move.
 
-It stands in `descrip` of a NIfTI header, in a comment of an NRRD header, in the first key of a JSON object, and in a
-comment on the first line of HTML, Markdown and YAML. It is no protection against forgery.
+It is stored in `descrip` of a NIfTI header, in a comment of an NRRD header, under the first key of a JSON object, and
+in a comment on the first line of HTML, Markdown and YAML. It does not protect against forgery.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BLANK = _LABEL + _ZEROS
 _DESCRIP_OFFSET = 148
 _HEAD_BYTES = 4096
 _PIECE_BYTES = 1 << 20
-# isal's stub takes its error class for an instance.
+# isal's stub declares its error class as an instance.
 _UNREADABLE: tuple[type[BaseException], ...] = (
     OSError,
     EOFError,
@@ -51,18 +51,18 @@ def marked_volume(name: str, volume: Volume) -> bytes:
     """Encode a volume with its mark.
 
     Args:
-        name: of the file; its ending, in any case of letters, decides the format.
-        volume: what to write; bool is stored as uint8.
+        name: file name; its extension, case-insensitive, selects the format.
+        volume: volume to encode; bool is stored as uint8.
 
     Raises:
-        InputError: the name ends in none of .nii, .nii.gz and .nrrd.
+        InputError: the extension is not .nii, .nii.gz or .nrrd.
     """
     lower = name.lower()
     if lower.endswith(".nrrd"):
         magic, _, rest = encode_nrrd(volume).partition(b"\n")
         return _sealed(b"\n".join([magic, b"# " + _BLANK, rest]))
     if not lower.endswith((".nii", ".nii.gz")):
-        raise InputError("no format for this name", where=name, expected=".nii, .nii.gz or .nrrd")
+        raise InputError("unsupported file extension", where=name, expected=".nii, .nii.gz or .nrrd")
     content = bytearray(encode_nifti(volume, compress=False))
     content[_DESCRIP_OFFSET : _DESCRIP_OFFSET + len(_BLANK)] = _BLANK
     sealed = _sealed(bytes(content))
@@ -71,7 +71,7 @@ def marked_volume(name: str, volume: Volume) -> bytes:
 
 
 def marked_text(name: str, text: str) -> bytes:
-    """Encode a text with its mark in a comment before it: that of HTML for .html and .md, else that of YAML."""
+    """Encode text with its mark in a leading comment: an HTML comment for .html and .md, otherwise a YAML comment."""
     comment = ("<!-- {} -->" if name.lower().endswith((".html", ".md")) else "# {}").format(_BLANK.decode())
     return _sealed(f"{comment}\n{text}".encode())
 
@@ -83,7 +83,7 @@ def marked_json(value: Mapping[str, Any]) -> bytes:
 
 
 def is_own_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is gtvray's output, unchanged since it was written. A link is not."""
+    """Whether a file is an unmodified gtvray output; False for a symbolic link."""
     source = Path(path)
     if source.is_symlink() or not source.is_file():
         return False
@@ -95,7 +95,7 @@ def is_own_file(path: str | os.PathLike[str]) -> bool:
 
 
 def has_mark(path: str | os.PathLike[str]) -> bool:
-    """Whether a file began as gtvray's output, changed since or not."""
+    """Whether a file carries a mark, valid or not: it was written by gtvray and may have been modified."""
     try:
         with Path(path).open("rb") as file, _inflated(file) as content:
             return _LABEL in content.read(_HEAD_BYTES)
@@ -104,13 +104,13 @@ def has_mark(path: str | os.PathLike[str]) -> bool:
 
 
 def mark_folder(folder: Path) -> None:
-    """Write the record by which `is_own_folder` recognises a finished folder: the sha256 of every file in it."""
+    """Write the manifest that `is_own_folder` checks: the SHA-256 of every file in the folder."""
     files = {name: sha256_of(folder / name) for name in sorted(_files_below(folder) - {FOLDER_RECORD})}
     (folder / FOLDER_RECORD).write_bytes(marked_json({"files": files}))
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether a folder is gtvray's output, with every file in it unchanged, none missing and none added."""
+    """Whether a folder is an unmodified gtvray output: no file changed, missing or added."""
     record = path / FOLDER_RECORD
     if path.is_symlink() or not is_own_file(record):
         return False
@@ -128,7 +128,7 @@ def _files_below(folder: Path) -> set[str]:
 
 
 def _sealed(content: bytes) -> bytes:
-    """Fill in the digest; `content` holds the blank mark."""
+    """Insert the digest into the blank mark in `content`."""
     at = content.index(_BLANK) + len(_LABEL)
     return content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + len(_ZEROS) :]
 

@@ -1,16 +1,16 @@
-"""NIfTI-1 and NIfTI-2 volumes: the size is held against the header before anything is allocated.
+"""NIfTI-1 and NIfTI-2 volumes; the file size is checked against the header before allocation.
 
 Standard: https://nifti.nimh.nih.gov/nifti-1/documentation/nifti1fields
 
-What a header says twice must agree (docs/decisions/0008-contradicting-headers.md):
+Redundant information must agree (docs/decisions/0008-contradicting-headers.md):
 
-- the size of a header against its magic bytes, and so against the byte order;
-- `datatype` against `bitpix`, unless that is 0;
-- `dim`, `datatype` and `vox_offset` against the number of bytes there are, to the byte;
-- qform against sform against `pixdim` (in `gtvray/io/nifti_grid.py`);
-- in a `.nii.gz`, every byte against the checksum and length of the gzip stream.
+- the header size with its magic bytes, and so with the byte order;
+- `datatype` with `bitpix`, unless the latter is 0;
+- `dim`, `datatype` and `vox_offset` with the exact number of bytes;
+- qform with sform and `pixdim` (in `gtvray/io/nifti_grid.py`);
+- in a `.nii.gz`, every byte with the checksum and length of the gzip stream.
 
-Nothing says `scl_slope` and `scl_inter` twice, nor, in a plain `.nii`, the voxels.
+`scl_slope` and `scl_inter` are not redundant, nor are the voxels of a plain `.nii`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from gtvray.errors import VolumeError
 from gtvray.geometry import Volume, check_affine, furthest_corner_mm
 from gtvray.io.nifti_grid import header_affine
-from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, finite
+from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, to_finite
 
-# By the first four bytes, which are the header's size: its class and magic bytes.
+# Header size, stored in the first four bytes -> header class and magic bytes.
 _KINDS: dict[int, tuple[type[Nifti1Header], bytes]] = {
     348: (Nifti1Header, b"n+1\0"),
     540: (Nifti2Header, b"n+2\0\r\n\x1a\n"),
@@ -50,12 +50,12 @@ class Scaling(NamedTuple):
 
 
 def is_nifti(start: bytes) -> bool:
-    """Whether a file's first bytes, at least four, are those of a NIfTI header."""
+    """Whether the first bytes of a file, at least four, are a NIfTI header's."""
     return start[:4] in _MAGICS
 
 
 def read_nifti(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
-    """Read the volume whose first four bytes, `start`, have been read already.
+    """Read a volume whose first four bytes, `start`, have already been consumed.
 
     Raises:
         as `gtvray.io.read_volume`.
@@ -66,25 +66,25 @@ def read_nifti(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
 def read_scaled_nifti(
     source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
 ) -> tuple[Volume, Scaling | None]:
-    """Read as `read_nifti`, and return the scaling that was applied as well; None if the header has none.
+    """Read as `read_nifti`; also return the applied scaling, None if the header has none.
 
     Raises:
         as `gtvray.io.read_volume`.
     """
     header = _read_header(source, start)
-    array = source.voxels(_shape(header, source.where), _dtype(header, source.where), limit_bytes)
+    array = source.read_voxels(_shape(header, source.where), _dtype(header, source.where), limit_bytes)
     affine = check_affine(header_affine(header, source.where), source.where)
     scaling = _scaling(header, source.where)
-    array = finite(array, source.where) if scaling is None else _scaled(array, scaling, source.where)
+    array = to_finite(array, source.where) if scaling is None else _scaled(array, scaling, source.where)
     return Volume(array, affine), scaling
 
 
 def encode_nifti(volume: Volume, *, compress: bool) -> bytes:
-    """The volume as a NIfTI-1 file; sform and qform both say where it is (code 1, scanner)."""
+    """Encode a volume as a NIfTI-1 file with its affine in both sform and qform (code 1, scanner)."""
     array = volume.array.astype(np.uint8) if volume.array.dtype == np.bool_ else volume.array
     image = nibabel.Nifti1Image(array, None, dtype=array.dtype)
     image.set_sform(volume.affine, code=1)
-    # A quaternion cannot hold shear: nibabel stores the nearest rotation, and code 0 says not to use it.
+    # A quaternion cannot represent shear: nibabel stores the nearest rotation, and code 0 marks it as unused.
     image.set_qform(volume.affine, code=1, strip_shears=True)
     if furthest_corner_mm(image.get_qform(), volume.affine, volume.shape) > 0.1 * min(volume.spacing_mm):
         image.set_qform(volume.affine, code=0)
@@ -97,12 +97,12 @@ def _read_header(source: Source, start: bytes) -> Nifti1Header:
     kind, magic, order = _MAGICS[start]
     rest = source.read(kind.sizeof_hdr - 4)
     if len(rest) < kind.sizeof_hdr - 4:
-        raise VolumeError("file is truncated", where=source.where, found="half a header", do=DO_EXPORT)
+        raise VolumeError("file is truncated", where=source.where, found="an incomplete header", do=DO_EXPORT)
     header = kind(start + rest, endianness=order, check=False)
     found = rest[:8] if kind is Nifti2Header else rest[340:]
     if found[:4] in (b"ni1\0", b"ni2\0"):
         raise VolumeError(
-            "this is the header of a NIfTI pair",
+            "file is the header of a NIfTI pair",
             where=source.where,
             expected="header and voxels in one .nii file",
             found=".hdr and .img",
@@ -110,19 +110,19 @@ def _read_header(source: Source, start: bytes) -> Nifti1Header:
         )
     if found != magic:
         raise VolumeError(
-            "magic bytes are not those of single-file NIfTI",
+            "magic bytes are not single-file NIfTI",
             where=source.where,
             expected=magic,
             found=found,
             do=DO_EXPORT,
         )
-    # Four bytes after the header say whether extensions follow; vox_offset, a float in NIfTI-1, leads past them.
+    # Four bytes after the header flag extensions; vox_offset, a float in NIfTI-1, points past these.
     offset, least = float(header["vox_offset"]), kind.sizeof_hdr + 4
     if not (least <= offset <= _MOST_OFFSET and offset.is_integer()):
         raise VolumeError(
-            "voxel offset is absurd",
+            "voxel offset is out of range",
             where=source.where,
-            expected=f"vox_offset a whole number from {least} to {_MOST_OFFSET}",
+            expected=f"an integer vox_offset from {least} to {_MOST_OFFSET}",
             found=offset,
             do=DO_EXPORT,
         )
@@ -135,11 +135,11 @@ def _shape(header: Nifti1Header, where: object) -> tuple[int, int, int]:
     sizes = [int(n) for n in header["dim"][1 : 1 + max(0, count)]]
     if not 3 <= count <= 7 or any(n < 1 for n in sizes) or any(n != 1 for n in sizes[3:]):
         raise VolumeError(
-            "not one three-dimensional volume",
+            "file is not a single three-dimensional volume",
             where=where,
             expected="dim[0] = 3, then three sizes of at least 1",
             found=f"dim = {[int(n) for n in header['dim']]}",
-            do="save one volume alone: of a series or a vector image, one of its volumes",
+            do="save a single volume of the series or vector image",
         )
     return sizes[0], sizes[1], sizes[2]
 
@@ -149,14 +149,14 @@ def _dtype(header: Nifti1Header, where: object) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
-        raise VolumeError("unknown data type", where=where, found=f"datatype {code}", do=DO_EXPORT) from error
+        raise VolumeError("data type is unknown", where=where, found=f"datatype {code}", do=DO_EXPORT) from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise VolumeError(
-            "voxels are not single numbers of at most 64 bits",
+            "data type is not supported",
             where=where,
-            expected="integers or floats",
+            expected="integers or floats of at most 64 bits",
             found=f"datatype {code} ({dtype})",
-            do="save the volume with one number a voxel, as int16, uint8 or float32",
+            do="save the volume with one number per voxel, as int16, uint8 or float32",
         )
     if bits not in (0, 8 * dtype.itemsize):
         raise VolumeError(
@@ -170,7 +170,7 @@ def _dtype(header: Nifti1Header, where: object) -> np.dtype[Any]:
 
 
 def _scaling(header: Nifti1Header, where: object) -> Scaling | None:
-    """The header's scaling, if it has one: a slope of 0 is none, and so is nibabel's pair of NaN."""
+    """The header's scaling; None for a slope of 0, for the identity, and for nibabel's pair of NaN."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0.0 or (slope, intercept) == (1.0, 0.0) or (np.isnan(slope) and np.isnan(intercept)):
         return None
@@ -186,8 +186,8 @@ def _scaling(header: Nifti1Header, where: object) -> Scaling | None:
 
 def _scaled(array: NDArray[Any], scaling: Scaling, where: object) -> NDArray[Any]:
     with np.errstate(over="ignore", invalid="ignore"):
-        # In place: a scan has a hundred megabytes.
+        # In place, because a scan can exceed a hundred megabytes.
         scaled = array.astype(np.float32)
         scaled *= np.float32(scaling.slope)
         scaled += np.float32(scaling.intercept)
-    return finite(scaled, where)
+    return to_finite(scaled, where)

@@ -1,14 +1,13 @@
-"""NRRD volumes, header and voxels in one file (`.nrrd`) or in two (`.nhdr`).
+"""NRRD volumes, with header and voxels in one file (`.nrrd`) or in two (`.nhdr`).
 
 Standard: https://teem.sourceforge.net/nrrd/format.html
 
-3D Slicer's `.seg.nrrd` is an NRRD file: with its segments in one layer it reads as a volume of labels, and what it says
-of their names, colours and terminology is passed over.
+3D Slicer's `.seg.nrrd` is an NRRD file: with all segments in one layer it reads as a label volume, and the names,
+colours and terminology of the segments are ignored.
 
-What a header says twice must agree: `dimension` against `sizes`, `space directions` and `kinds`; `space` against
-`space dimension` and the number of components; `spacings` against the directions' lengths; `sizes` and `type` against
-the number of bytes there are, to the byte; gzipped voxels against their checksum. The digits of
-`space directions` and `space origin` are said once.
+Redundant information must agree: `dimension` with `sizes`, `space directions` and `kinds`; `space` with
+`space dimension` and the number of components; `spacings` with the lengths of the directions; `sizes` and `type` with
+the exact number of bytes; gzipped voxels with their checksum. `space directions` and `space origin` are not redundant.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from gtvray.errors import GeometryError, VolumeError
 from gtvray.geometry import Volume, check_affine
 from gtvray.io.names import find_listed
 from gtvray.io.nrrd_header import Header, parse_header
-from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, finite, opened
+from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, open_regular_file, to_finite
 
 _TYPES = {
     "i1": ("signed char", "int8", "int8_t"),
@@ -42,7 +41,7 @@ _TYPES = {
 _DTYPES = {name: dtype for dtype, names in _TYPES.items() for name in names}
 _ENDIANS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
 _ENCODINGS = {"raw": False, "gzip": True, "gz": True}
-# Signs that turn the axes of a space into right, anterior, superior.
+# Signs that convert the axes of a space to right, anterior, superior.
 _SPACES = {
     "right-anterior-superior": (1, 1, 1),
     "ras": (1, 1, 1),
@@ -59,18 +58,18 @@ Vector = tuple[float, float, float]
 
 
 def is_nrrd(start: bytes) -> bool:
-    """Whether a file's first bytes, at least four, are those of an NRRD header."""
+    """Whether the first bytes of a file, at least four, are an NRRD header's."""
     return start[:4] == b"NRRD"
 
 
 def read_nrrd(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES, folder: Path | None = None) -> Volume:
-    """Read the volume whose first four bytes, `start`, have been read already.
+    """Read a volume whose first four bytes, `start`, have already been consumed.
 
     Args:
         source: the file.
         start: its first four bytes.
-        limit_bytes: cap of the inflated size.
-        folder: where a data file may lie; without it, only attached voxels are read.
+        limit_bytes: maximum decompressed size.
+        folder: folder of a detached data file; None refuses detached voxels.
 
     Raises:
         as `gtvray.io.read_volume`.
@@ -83,14 +82,14 @@ def read_nrrd(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES,
     if header.get("data file") is None:
         voxels = _voxels(source, header, shape, limit_bytes)
     else:
-        path = _beside(header, folder)
-        with opened(path) as file:
+        path = _data_file(header, folder)
+        with open_regular_file(path) as file:
             voxels = _voxels(Source(file, path, sniff=False), header, shape, limit_bytes)
-    return Volume(finite(voxels, source.where), affine)
+    return Volume(to_finite(voxels, source.where), affine)
 
 
 def encode_nrrd(volume: Volume) -> bytes:
-    """The volume as an NRRD file in the space left-posterior-superior, its voxels gzipped."""
+    """Encode a volume as an NRRD file in left-posterior-superior space with gzipped voxels."""
     array = volume.array.astype(np.uint8) if volume.array.dtype == np.bool_ else volume.array
     affine_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
     names = _TYPES[f"{array.dtype.kind}{array.dtype.itemsize}"]
@@ -112,35 +111,35 @@ def encode_nrrd(volume: Volume) -> bytes:
 
 
 def _vector(values: NDArray[np.float64]) -> str:
-    """Digits enough to read back the same numbers; adding 0 makes -0 plain."""
+    """Format a vector with enough digits to restore its numbers exactly; adding 0.0 turns -0.0 into 0.0."""
     return f"({','.join(repr(float(value) + 0.0) for value in values)})"
 
 
 def _voxels(source: Source, header: Header, shape: tuple[int, int, int], limit_bytes: int) -> NDArray[Any]:
     dtype = _dtype(header)
-    skip = header.whole("byte skip", 0)
-    if skip > _MOST_SKIP or header.whole("line skip", 0):
-        raise header.wrong(
+    skip = header.integer("byte skip", 0)
+    if skip > _MOST_SKIP or header.integer("line skip", 0):
+        raise header.invalid(
             "byte skip" if skip > _MOST_SKIP else "line skip",
-            "voxels at the file's beginning",
+            "voxels at the beginning of the file",
             "save the volume again as one .nrrd or .nii.gz file",
         )
     if header.choice("encoding", _ENCODINGS, "save the volume again with encoding raw or gzip"):
         source.inflate()
     source.read(skip)
-    return source.voxels(shape, dtype, limit_bytes)
+    return source.read_voxels(shape, dtype, limit_bytes)
 
 
 def _shape(header: Header, directions: list[Vector | None]) -> tuple[int, int, int]:
-    """The sizes of the three axes that lie in space; others must hold one sample."""
-    sizes = header.wholes("sizes", len(directions))
+    """Sizes of the three spatial axes; any other axis must have one sample."""
+    sizes = header.integers("sizes", len(directions))
     if header.get("kinds") is not None:
         header.words("kinds", len(directions))
     spatial = [size for size, vector in zip(sizes, directions, strict=True) if vector is not None]
     others = [size for size, vector in zip(sizes, directions, strict=True) if vector is None]
     if len(spatial) != 3 or min(spatial) < 1 or any(size != 1 for size in others):
         raise VolumeError(
-            "not one three-dimensional volume",
+            "file is not a single three-dimensional volume",
             where=header.where,
             expected="three axes with a direction in space; one sample on any other",
             found=f"sizes {header['sizes']}, space directions {header['space directions']}",
@@ -155,15 +154,15 @@ def _dtype(header: Header) -> np.dtype[Any]:
 
 
 def _directions(header: Header) -> list[Vector | None]:
-    """A vector for each axis that lies in space, else None.
+    """Direction of each axis, None for a non-spatial one.
 
     Raises:
-        GeometryError: the header has no patient space.
+        GeometryError: the header has no affine.
     """
     missing = [name for name in ("space", "space directions", "space origin") if header.get(name) is None]
     if missing:
         raise GeometryError(
-            "the header does not say where the voxels are",
+            "header has no affine",
             where=header.where,
             expected="space, space directions and space origin",
             found="no " + ", no ".join(missing),
@@ -173,7 +172,7 @@ def _directions(header: Header) -> list[Vector | None]:
 
 
 def _check_spacings(header: Header, directions: list[Vector | None]) -> None:
-    """Hold `spacings`, which a header with directions need not have, against their lengths."""
+    """Check `spacings`, optional beside directions, against the lengths of the directions."""
     if header.get("spacings") is None:
         return
     lengths = [0.0 if vector is None else math.hypot(*vector) for vector in directions]
@@ -183,48 +182,48 @@ def _check_spacings(header: Header, directions: list[Vector | None]) -> None:
             raise GeometryError(
                 "spacings and space directions give different voxel spacings",
                 where=header.where,
-                expected="the same from both; some programs use the one, some the other",
+                expected="the same spacing in both, because programs differ in which one they use",
                 found=f"{header['spacings']}, and directions {header['space directions']}",
-                do="find out which is right and write both alike, or leave out spacings",
+                do="find out which is correct and set both to it, or remove spacings",
             )
 
 
 def _affine(header: Header, directions: list[Vector | None]) -> NDArray[np.float64]:
-    """Voxel indices to RAS millimetres."""
-    signs = header.choice("space", _SPACES, "save the volume in a patient's space, for example left-posterior-superior")
-    if header.whole("space dimension", 3) != 3:
-        raise header.wrong("space dimension", "3, as the space has")
+    """The affine from voxel indices to RAS millimetres."""
+    signs = header.choice("space", _SPACES, "save the volume in a patient space, for example left-posterior-superior")
+    if header.integer("space dimension", 3) != 3:
+        raise header.invalid("space dimension", "3, the dimension of the space")
     scale_mm = np.asarray(signs, dtype=np.float64)
     if header.get("space units") is not None:
         units = header.words("space units", 3)
         if not all(unit.lower() in _UNITS_MM for unit in units):
-            raise header.wrong("space units", "lengths, such as mm")
+            raise header.invalid("space units", "units of length, such as mm")
         scale_mm = scale_mm * [_UNITS_MM[unit.lower()] for unit in units]
     (origin,) = header.vectors("space origin", 1)
     if origin is None:
-        raise header.wrong("space origin", "(x,y,z)")
+        raise header.invalid("space origin", "(x,y,z)")
     affine = np.eye(4)
     columns = [vector for vector in directions if vector is not None]
-    with np.errstate(over="ignore"):  # what is not finite is refused, not warned about
+    with np.errstate(over="ignore"):  # non-finite values raise an error instead
         affine[:3, :3] = scale_mm[:, None] * np.transpose(columns)
         affine[:3, 3] = scale_mm * origin
     return affine
 
 
-def _beside(header: Header, folder: Path | None) -> Path:
-    """The file a detached header names: one, in the header's own folder or below it.
+def _data_file(header: Header, folder: Path | None) -> Path:
+    """The single data file of a detached header, in the header's folder or below it.
 
     Raises:
-        VolumeError: it names several, or one elsewhere.
+        VolumeError: the header names several files, or one outside this folder.
     """
     name = header["data file"]
     do = "save the volume again as one .nrrd or .nii.gz file"
     if folder is None:
-        raise header.wrong("data file", "voxels in the same file as the header", do)
+        raise header.invalid("data file", "voxels in the same file as the header", do)
     if name.split(maxsplit=1)[:1] == ["LIST"] or "%" in name or not name:
-        raise header.wrong("data file", "one file", do)
-    # Neither system's way out of a folder, whichever wrote the header.
+        raise header.invalid("data file", "one file", do)
+    # The header may be from any system, so both path syntaxes are checked.
     paths = PurePosixPath(name), PureWindowsPath(name)
     if any(path.anchor or ".." in path.parts for path in paths):
-        raise header.wrong("data file", "a name in the header's own folder", do)
+        raise header.invalid("data file", "a path within the header's folder", do)
     return find_listed(folder, name)

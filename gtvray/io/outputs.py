@@ -1,7 +1,7 @@
-"""The guard of everything that a command writes to a path of the user's choice.
+"""Checked writes to user-chosen paths: no input, foreign file or modified output is overwritten.
 
-`check_outputs` runs before anything is read, a model is loaded or a look is recorded. Writing checks again, so that a
-file which appears in the meantime is not replaced either. See docs/guide-predict.md for the rules in words.
+Commands call `check_outputs` before they read data, load a model or write to the ledger. Writing checks again, so a
+file created in the meantime is not overwritten either. The rules are described in docs/guide-predict.md.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gtvray.errors import InputError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_dir, atomic_path
 from gtvray.io.marks import is_own_file, is_own_folder, mark_folder, marked_json, marked_text, marked_volume
-from gtvray.io.names import require_fit_path
+from gtvray.io.names import require_printable_path
 
 _MOST_NAME_BYTES = 255
 _MOST_SHOWN = 3
-# Device and inode: the same for every path, link and spelling that leads to one file.
+# Device and inode: equal for every path, link and spelling of a file.
 _Inode = tuple[int, int]
 
 
@@ -34,24 +34,24 @@ def check_outputs(
     overwrite: bool = False,
     folders: Iterable[Path] = (),
 ) -> None:
-    """Refuse outputs that would replace an input, each other, or a file that gtvray did not write.
+    """Refuse outputs that would overwrite an input, each other, or a file that gtvray did not write.
 
-    Files are compared by device and inode, so links, `..` and case-insensitive file systems do not hide a match. Names
-    of outputs that differ only by case or Unicode form count as one, because some file systems take them for one.
+    Files are compared by device and inode, so links, `..` and case-insensitive file systems do not hide a match. Output
+    names that differ only by case or Unicode form are duplicates, because some file systems do not distinguish them.
 
     Args:
         outputs: files to be written.
         inputs: files that the command reads.
-        closed: folders that must not change, such as a bundle; no output may lie anywhere below.
-        apart_from: folders that no output may lie directly in, because it would be taken for a scan or mask of theirs.
-        overwrite: whether gtvray's own outputs, unchanged since they were written, may be replaced.
-        folders: outputs that are folders, to appear or to be replaced in one step.
+        closed: read-only folders, such as a bundle; no output may be anywhere below.
+        apart_from: folders whose files are read as scans or masks; no output may be directly inside.
+        overwrite: whether unmodified gtvray outputs may be replaced.
+        folders: outputs that are folders.
 
     Raises:
         InputError: an output is refused; nothing has been written.
     """
-    whole, files = list(folders), list(outputs)
-    targets = [*files, *whole]
+    output_folders, files = list(folders), list(outputs)
+    targets = [*files, *output_folders]
     for target in targets:
         _require_name(target)
         _require_parent(target)
@@ -63,50 +63,53 @@ def check_outputs(
         inode = _inode(target)
         if inode is not None and inode in read:
             raise InputError(
-                "an output would replace an input", where=target, found=f"input {read[inode]}", do="choose another name"
+                "output would overwrite an input",
+                where=target,
+                found=f"input {read[inode]}",
+                do="choose another name",
             )
         parents = Path(os.path.realpath(target)).parents
         _require_outside(target, parents, protected)
         _require_outside(target, parents[:1], crowded)
     present = [target for target in targets if os.path.lexists(target)]
-    foreign = [target for target in present if not _is_own(target, target in whole)]
+    foreign = [target for target in present if not _is_own(target, target in output_folders)]
     if foreign:
         raise InputError(
-            "an output is there already, and is not an unchanged output of gtvray",
+            "output already exists and is not an unmodified gtvray output",
             where=_shown(foreign),
             do="move it away, or choose another name; --overwrite does not replace it",
         )
     if present and not overwrite:
         raise InputError(
-            "an output is there already",
+            "output already exists",
             where=_shown(present),
-            do="add --overwrite to replace gtvray's earlier outputs, or choose another name",
+            do="add --overwrite to replace earlier gtvray outputs, or choose another name",
         )
 
 
 def require_distinct(paths: Iterable[Path]) -> None:
-    """Refuse two paths that are, or on some file systems would be, one file.
+    """Refuse two paths that are, or on some file systems would be, the same file.
 
     Raises:
-        InputError: naming both.
+        InputError: names both paths.
     """
     seen: dict[object, Path] = {}
     for path in paths:
         other = seen.setdefault(_identity(path), path)
         if other is not path:
             raise InputError(
-                "two outputs of one name",
+                "two outputs have the same name",
                 where=path,
                 found=f"the same as {other}" if other == path else f"{other}, the same file or, on some systems, name",
-                do="write them apart, or rename an input",
+                do="write them to different folders, or rename an input",
             )
 
 
 def write_output(path: Path, content: bytes, *, overwrite: bool = False) -> None:
-    """Write a marked file, whole or not at all; a file that is there is replaced only if it is gtvray's own.
+    """Write marked content atomically; with `overwrite`, an unmodified gtvray output at `path` is replaced.
 
     Raises:
-        InputError: something else is there, or something is and `overwrite` was not given.
+        InputError: the path exists and may not be replaced.
         ResourceError: the disk is full.
     """
 
@@ -118,7 +121,7 @@ def write_output(path: Path, content: bytes, *, overwrite: bool = False) -> None
 
 
 def write_output_volume(path: Path, volume: Volume, *, overwrite: bool = False) -> None:
-    """Write a volume as `write_output` does, in the format of the name's ending."""
+    """Write a volume as `write_output` does, in the format of the file extension."""
     write_output(path, marked_volume(path.name, volume), overwrite=overwrite)
 
 
@@ -134,10 +137,10 @@ def write_output_json(path: Path, value: Mapping[str, Any], *, overwrite: bool =
 
 @contextmanager
 def output_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder to fill, which then appears as `path`, with a record that makes it recognisable.
+    """Yield a temporary folder; on success add a manifest and rename it to `path`, as `write_output` does for a file.
 
     Raises:
-        InputError: something else is there, or something is and `overwrite` was not given.
+        InputError: the path exists and may not be replaced.
         ResourceError: the disk is full.
     """
     with atomic_dir(path) as temporary:
@@ -151,24 +154,24 @@ def _is_own(target: Path, is_folder: bool) -> bool:
 
 
 def _require_name(target: Path) -> None:
-    require_fit_path(target)
+    require_printable_path(target)
     name = target.name
     size = len(os.fsencode(name))
     if not name or size > _MOST_NAME_BYTES:
         found = f"{size} bytes" if name else "no name"
-        raise InputError("no fit name for an output", where=target, expected="1 to 255 bytes", found=found)
+        raise InputError("output name is empty or too long", where=target, expected="1 to 255 bytes", found=found)
 
 
 def _require_parent(target: Path) -> None:
-    """The nearest folder above that exists must be one, and be writable."""
+    """Check that the nearest existing parent is a writable folder."""
     try:
         above = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
         if not above.is_dir():
-            raise InputError("not a folder", where=above, expected="a folder to write to", do="choose another name")
+            raise InputError("not a folder", where=above, expected="a writable folder", do="choose another name")
     except OSError as error:
-        raise InputError("cannot write here", where=target.parent, found=error.strerror) from error
+        raise InputError("folder is not writable", where=target.parent, found=error.strerror) from error
     if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError("cannot write here", where=above, do="choose a folder you may write to")
+        raise InputError("folder is not writable", where=above, do="choose a writable folder")
 
 
 def _require_outside(target: Path, parents: Sequence[Path], protected: Mapping[_Inode, Path]) -> None:
@@ -176,10 +179,10 @@ def _require_outside(target: Path, parents: Sequence[Path], protected: Mapping[_
         inode = _inode(parent)
         if inode is not None and inode in protected:
             raise InputError(
-                "an output would lie among the scans or in a model's folder",
+                "output would be inside a folder of scans, masks or a model",
                 where=target,
                 found=f"in {protected[inode]}",
-                do="choose a folder elsewhere",
+                do="choose another folder",
             )
 
 
@@ -192,7 +195,7 @@ def _inode(path: Path) -> _Inode | None:
 
 
 def _identity(path: Path) -> object:
-    """Equal for two paths of one file: its inode, or that of the nearest folder above and the names below it."""
+    """A key equal for all paths of a file: its inode, or that of the nearest existing parent and the names below."""
     inode = _inode(path)
     if inode is not None:
         return inode

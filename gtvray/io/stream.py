@@ -1,7 +1,7 @@
-"""The bytes of a volume file, inflated where need be: exactly as many as its header promises, or an error.
+"""Bytes of a volume file, decompressed if gzipped, with their number checked against the header.
 
-Nothing is allocated for a promise the file cannot keep: a plain file holds what its size says, and a gzipped one at
-most so many times that as deflate can ever give.
+The check precedes allocation: a plain file holds as many bytes as its size, a gzipped one at most the maximum expansion
+of deflate times its size.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gtvray.errors import NotFoundError, TooLargeError, VolumeError
 MAX_VOLUME_BYTES = 4 << 30
 GZIP_LEVEL = 1
 GZIP_MAGIC = b"\x1f\x8b"
-DO_EXPORT = "export the volume again from where it came from"
+DO_EXPORT = "export the volume again from its source"
 
-# How many bytes one byte of deflate can become: its longest match, 258 bytes, in two bits.
-_MOST_GROWTH = 1032
+# Maximum expansion of deflate: its longest match, 258 bytes, takes two bits.
+_MOST_EXPANSION = 1032
 _PIECE_BYTES = 1 << 20
-# isal's stub takes its error class for an instance.
+# isal's stub declares its error class as an instance.
 _DAMAGED: tuple[type[BaseException], ...] = (
     EOFError,
     OSError,
@@ -42,12 +42,12 @@ _DAMAGED: tuple[type[BaseException], ...] = (
 
 
 class Source:
-    """A volume's bytes from a file or from memory, read once from front to back.
+    """Sequential reader of the bytes of a volume, from a file or memory.
 
     Args:
         file: seekable, at its beginning.
-        where: what to name in an error.
-        sniff: inflate it if it begins as a gzip stream does.
+        where: source of the bytes, for errors.
+        sniff: decompress the file if it starts with the magic bytes of gzip.
     """
 
     def __init__(self, file: BinaryIO, where: object, *, sniff: bool = True) -> None:
@@ -63,18 +63,18 @@ class Source:
             self.inflate()
 
     def inflate(self) -> None:
-        """Take the rest for a gzip stream.
+        """Decompress the remaining bytes as a gzip stream.
 
         Raises:
-            VolumeError: it lies inside one already.
+            VolumeError: they are already being decompressed.
         """
         if self._gzipped:
-            raise VolumeError("file is compressed twice", where=self.where, do="compress it once")
+            raise VolumeError("file is compressed twice", where=self.where, do="compress the volume once")
         self._gzipped = True
         self._file = igzip.open(self._file, "rb")
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, fewer at the end; meant for headers.
+        """Read the next `count` bytes of a header, fewer at the end.
 
         Raises:
             VolumeError: the compressed stream is damaged.
@@ -83,8 +83,8 @@ class Source:
             content: bytes = self._file.read(count)
         return content
 
-    def line(self, most_bytes: int) -> bytes:
-        """The next line with its end, cut at `most_bytes`; empty at the end.
+    def read_line(self, most_bytes: int) -> bytes:
+        """Read the next line with its terminator, at most `most_bytes`; empty at the end.
 
         Raises:
             VolumeError: the compressed stream is damaged.
@@ -93,27 +93,27 @@ class Source:
             content: bytes = self._file.readline(most_bytes)
         return content
 
-    def voxels(self, shape: tuple[int, int, int], dtype: np.dtype[Any], limit_bytes: int) -> NDArray[Any]:
-        """The rest, which must be as many voxels as `shape` says, the first axis running fastest.
+    def read_voxels(self, shape: tuple[int, int, int], dtype: np.dtype[Any], limit_bytes: int) -> NDArray[Any]:
+        """Read the remaining bytes as an array (i, j, k), the first axis varying fastest.
 
-        Reads to the end, so that a compressed stream's own checksum is held against its bytes.
+        Reads to the end of the file, so that the checksum of a compressed stream is verified.
 
         Raises:
             TooLargeError: more than `limit_bytes`.
-            VolumeError: fewer or more bytes than that, or a damaged stream.
+            VolumeError: fewer or more bytes than `shape` needs, or a damaged stream.
         """
         expected = math.prod(shape) * dtype.itemsize
         if expected > limit_bytes:
             raise TooLargeError(
                 "volume is too large", where=self.where, expected=f"<= {limit_bytes} bytes", found=expected
             )
-        most = self._length * _MOST_GROWTH if self._gzipped else self._length - self._file.tell()
+        most = self._length * _MOST_EXPANSION if self._gzipped else self._length - self._file.tell()
         if expected > most:
             raise self._truncated(expected, f"at most {most}")
         content = np.empty(expected, np.uint8)
         view, filled = content.data, 0
         with self._named():
-            # In pieces, since a gzip reader fills each by way of a copy.
+            # In pieces, because a gzip reader allocates a copy of each.
             while filled < expected and (count := self._file.readinto(view[filled : filled + _PIECE_BYTES])):
                 filled += count
             more = self._file.read(1) if filled == expected else b""
@@ -121,7 +121,7 @@ class Source:
             raise self._truncated(expected, filled)
         if more:
             raise VolumeError(
-                "file is longer than its header says",
+                "file is longer than its header specifies",
                 where=self.where,
                 expected=f"{expected} bytes of voxels for {' x '.join(map(str, shape))} of {dtype.name}",
                 found="more",
@@ -136,7 +136,7 @@ class Source:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What reading can raise, as an error that names the file."""
+        """Convert errors of reading to a VolumeError that names the file."""
         try:
             yield
         except _DAMAGED as error:
@@ -145,19 +145,19 @@ class Source:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """An ordinary file, open for reading; a pipe or a device is refused and not waited for.
+def open_regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; a pipe or device is refused without blocking.
 
     Raises:
         NotFoundError: no such file.
-        VolumeError: there is something, but no file that can be read.
+        VolumeError: the path is not a readable regular file.
     """
     source = Path(path)
     try:
         mode = source.stat().st_mode
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-            raise VolumeError("not a file", where=source, expected="a volume file", found=kind)
+            raise VolumeError("not a regular file", where=source, expected="a volume file", found=kind)
         file = source.open("rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError("no such file", where=source, expected="a .nii, .nii.gz or .nrrd file") from error
@@ -168,15 +168,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def finite(array: NDArray[Any], where: object) -> NDArray[Any]:
-    """Integers in the machine's byte order; floats as float32, none of them NaN or infinite.
+def to_finite(array: NDArray[Any], where: object) -> NDArray[Any]:
+    """Convert integers to native byte order and floats to float32.
 
     Raises:
-        VolumeError: some are, or become so in float32.
+        VolumeError: a value is NaN, or infinite in float32.
     """
     if array.dtype.kind != "f":
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-    # What float32 cannot hold becomes infinite and is refused as such.
+    # Values out of the range of float32 become infinite and are refused below.
     with np.errstate(over="ignore", invalid="ignore"):
         array = array.astype(np.float32, copy=False)
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))

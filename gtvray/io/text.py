@@ -1,4 +1,4 @@
-"""The one reader of text files: UTF-8, with or without a byte-order mark, with the line ends of any system."""
+"""Text files in UTF-8, with or without a byte-order mark, with the line endings of any system."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import codecs
 from pathlib import Path
 
 from gtvray.errors import InputError, NotFoundError
-from gtvray.io.content import ContentKind, identify
+from gtvray.io.content import identify
+from gtvray.io.content_kinds import ContentKind
 
-# The longer marks first: that of UTF-32 begins as that of UTF-16 does.
+# Longer marks first: the mark of UTF-32 starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -16,15 +17,15 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _TEXTUAL = frozenset({ContentKind.TEXT, ContentKind.JSON, ContentKind.FORM, ContentKind.UNKNOWN})
-_DO = "save it again in the encoding UTF-8"
+_DO = "save the file in UTF-8"
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; its line ends become line feeds.
+    """Read a text file and convert its line endings to line feeds.
 
     Raises:
         NotFoundError: no such file.
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: the file is unreadable or not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -38,16 +39,16 @@ def read_text(path: Path) -> str:
 
 
 def decode_text(content: bytes, where: object) -> str:
-    """Decode the bytes of a text file; its line ends become line feeds.
+    """Decode the bytes of a text file and convert its line endings to line feeds.
 
     Raises:
-        InputError: they are not UTF-8; the error names the encoding, or what else they are.
+        InputError: the bytes are not UTF-8; names the likely encoding or file format.
     """
     marked = next((name for mark, name in _MARKS if content.startswith(mark)), None)
     if marked is not None:
         raise _not_utf8(where, marked)
     if b"\0" in content:
-        raise _not_utf8(where, _with_nul(content))
+        raise _not_utf8(where, _describe_nul(content))
     try:
         text = content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
@@ -61,14 +62,14 @@ def decode_text(content: bytes, where: object) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _with_nul(content: bytes) -> str:
-    """What bytes with NUL are: text of western letters in UTF-16 has them at every other byte."""
+def _describe_nul(content: bytes) -> str:
+    """Describe bytes that contain NUL; in Western text in UTF-16 every other byte is NUL."""
     pairs = content[: len(content) // 2 * 2]
     if pairs and (not any(pairs[1::2]) or not any(pairs[::2])):
         return "UTF-16 without a byte-order mark"
     known = identify(content)
-    return "bytes that are no text" if known.kind in _TEXTUAL else known.name
+    return "binary data" if known.kind in _TEXTUAL else known.name
 
 
 def _not_utf8(where: object, found: str) -> InputError:
-    return InputError("not a text file in UTF-8", where=where, expected="UTF-8", found=found, do=_DO)
+    return InputError("file is not UTF-8 text", where=where, expected="UTF-8", found=found, do=_DO)

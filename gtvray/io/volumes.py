@@ -1,4 +1,4 @@
-"""Reading and writing volume files of any supported format, known by a file's first bytes and not by its name."""
+"""Reading and writing volume files; the format is detected from the first bytes, not from the file name."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from gtvray.io.atomic import atomic_path
 from gtvray.io.content import HEAD_BYTES, identify
 from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_scaled_nifti
 from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd
-from gtvray.io.stream import MAX_VOLUME_BYTES, Source, opened
+from gtvray.io.stream import MAX_VOLUME_BYTES, Source, open_regular_file
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a NIfTI (`.nii`, `.nii.gz`) or NRRD (`.nrrd`, `.seg.nrrd`, `.nhdr`) file; NIfTI's scaling is applied.
+    """Read a NIfTI (`.nii`, `.nii.gz`) or NRRD (`.nrrd`, `.seg.nrrd`, `.nhdr`) file and apply NIfTI's scaling.
 
     Returns:
-        the volume: integers as stored where no scaling applies, else float32.
+        the volume: integers as stored if no scaling applies, otherwise float32.
 
     Raises:
         NotFoundError: no such file.
-        VolumeError: neither format, truncated, of another size than its header says, not three-dimensional, NaN or Inf.
-        GeometryError: its header does not say where its voxels are, or says it in two ways.
+        VolumeError: unknown format, truncated or too long, not three-dimensional, or with NaN or infinite values.
+        GeometryError: the affine is missing, implausible or contradictory.
         TooLargeError: over 4 GiB.
     """
     return read_scaled_volume(path)[0]
 
 
 def read_scaled_volume(path: str | os.PathLike[str]) -> tuple[Volume, Scaling | None]:
-    """Read as `read_volume`, and return the scaling of a NIfTI header that was applied as well.
+    """Read as `read_volume`; also return the applied scaling of a NIfTI header.
 
     Raises:
         as `read_volume`.
     """
     source = Path(path)
-    # What is found again by its digest must be one file, so only the name made for it may stand for two.
+    # Files are identified by their digest, which does not cover a detached data file, so only .nhdr may have one.
     folder = source.parent if source.suffix.lower() == ".nhdr" else None
-    with opened(source) as file:
+    with open_regular_file(source) as file:
         head = file.read(HEAD_BYTES)
         return _read(Source(file, source), head, MAX_VOLUME_BYTES, folder)
 
 
 def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
-    """The same from bytes in memory; `limit_bytes` caps the inflated size.
+    """Decode a volume from bytes in memory, as `read_volume` does.
+
+    Args:
+        content: bytes of the file.
+        where: source of the bytes, for errors.
+        limit_bytes: maximum decompressed size.
 
     Raises:
-        as `read_volume`; VolumeError too for an NRRD header whose voxels are in another file.
+        as `read_volume`; also VolumeError for an NRRD header with a detached data file.
     """
     return decode_scaled_volume(content, where, limit_bytes)[0]
 
@@ -56,7 +61,7 @@ def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = M
 def decode_scaled_volume(
     content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES
 ) -> tuple[Volume, Scaling | None]:
-    """Read as `decode_volume`, and return the scaling of a NIfTI header that was applied as well.
+    """Decode as `decode_volume`; also return the applied scaling of a NIfTI header.
 
     Raises:
         as `decode_volume`.
@@ -65,7 +70,7 @@ def decode_scaled_volume(
 
 
 def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
-    """The same for NIfTI alone.
+    """Decode as `decode_volume`, but only NIfTI.
 
     Raises:
         as `read_volume`.
@@ -78,10 +83,10 @@ def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MA
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
-    """Write `.nii`, `.nii.gz` or, with its voxels gzipped, `.nrrd`; atomic; the dtype is kept (bool as uint8).
+    """Write a `.nii`, `.nii.gz` or (gzip-encoded) `.nrrd` file atomically; the dtype is kept, bool becomes uint8.
 
     Raises:
-        InputError: the name ends in none of these.
+        InputError: the file extension is not one of these.
         ResourceError: the disk is full.
     """
     name = Path(path).name.lower()
@@ -90,7 +95,7 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
     elif name.endswith(".nrrd"):
         content = encode_nrrd(volume)
     else:
-        raise InputError("no format for this name", where=path, expected=".nii, .nii.gz or .nrrd")
+        raise InputError("unsupported file extension", where=path, expected=".nii, .nii.gz or .nrrd")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

@@ -1,36 +1,38 @@
-"""The workspace: one folder that holds what gtvray writes, and one writer of it at a time."""
+"""The workspace: the folder for everything that gtvray writes, locked by one writer at a time."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtvray.errors import InputError, ResourceError
 from gtvray.io.location import Location, current_location
-from gtvray.io.names import require_fit_path
+from gtvray.io.names import require_printable_path
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _LEFTOVERS = (".partial-*", ".retired-*")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where things lie under one root.
+    """Paths under one root, and the lock for writing there.
 
     Raises:
-        InputError: the root's path has control characters, or bytes that are no UTF-8.
+        InputError: the root has control characters or bytes that are not UTF-8.
     """
 
     root: Path
 
     def __post_init__(self) -> None:
-        # Trials run in working folders of their own, where a relative path means another place.
+        # Trials run in other working directories, where a relative path would resolve differently.
         object.__setattr__(self, "root", self.root.resolve())
-        require_fit_path(self.root)
+        require_printable_path(self.root)
 
     @property
     def cache(self) -> Path:
@@ -49,12 +51,12 @@ class Workspace:
 
     @property
     def sweeps(self) -> Path:
-        """A folder a sweep, with its trials' checkpoints."""
+        """One folder per sweep, with the checkpoints of its trials."""
         return self.root / "sweeps"
 
     @property
     def trainings(self) -> Path:
-        """A folder a training, with its folds' checkpoints."""
+        """One folder per training, with the checkpoints of its folds."""
         return self.root / "trainings"
 
     @property
@@ -64,26 +66,26 @@ class Workspace:
 
     @property
     def golden(self) -> Path:
-        """Golden cases of models, by digest."""
+        """Golden cases of models, by bundle digest."""
         return self.root / "golden"
 
     def golden_of(self, digest: str) -> Path:
-        """Where a model's golden cases are, or will be, by the digest of its bundle."""
+        """Folder for the golden cases of the model with this bundle digest."""
         return self.golden / digest[:16]
 
     @property
     def reports(self) -> Path:
-        """Tables and pictures."""
+        """Reports."""
         return self.root / "reports"
 
     @property
     def ledger(self) -> Path:
-        """Who looked at which cases for what."""
+        """Record of every use of held-out cases."""
         return self.root / "ledger.jsonl"
 
     @property
     def decisions(self) -> Path:
-        """Every decision of the promotion gate."""
+        """Record of every decision of the promotion gate."""
         return self.root / "decisions.jsonl"
 
     @property
@@ -93,7 +95,7 @@ class Workspace:
 
     @property
     def mlflow_uri(self) -> str:
-        """The embedded MLflow store."""
+        """Tracking URI of the embedded MLflow store."""
         return sqlite_uri(self.mlflow_database)
 
     @property
@@ -102,14 +104,14 @@ class Workspace:
         return self.root / "mlartifacts"
 
     def locate(self, *, held: bool = False) -> Location | None:
-        """The workspace's location, recorded anew if it has been moved; None if it has none yet.
+        """Return the workspace's location and update its record after a move; None if none is recorded.
 
         Args:
-            held: whether this process holds the lock; otherwise the lock is taken for writing the record.
+            held: whether this process holds the lock; otherwise it is acquired to write the record.
 
         Raises:
-            InputError: this is a copy of a workspace that is still there, or the record cannot be written.
-            ResourceError: the workspace has been moved while another process uses it.
+            InputError: this is a copy of an existing workspace, or the record is not writable.
+            ResourceError: the record needs an update while another process holds the lock.
         """
         location = current_location(self.root)
         if location is not None and location != Location.read(self.root):
@@ -118,33 +120,33 @@ class Workspace:
         return location
 
     def follow(self, path: Path) -> Path:
-        """A path as it is now, if it was in this workspace before the workspace was moved or adopted."""
+        """Translate a path from before this workspace was moved or adopted; other paths are returned unchanged."""
         location = Location.read(self.root)
         return path if location is None else location.follow(path)
 
     @contextmanager
     def lock(self, need_bytes: int = 0) -> Iterator[None]:
-        """Hold the workspace for writing, and clear what a killed writer left half-done.
+        """Lock the workspace for writing, and remove temporary files of killed writers.
 
         Args:
-            need_bytes: free disk space to insist on.
+            need_bytes: required free disk space.
 
         Raises:
-            InputError: the folder cannot be made or written to, or is a copy of another workspace.
-            ResourceError: another process holds it, or too little space is free.
+            InputError: the folder is not writable, or is a copy of another workspace.
+            ResourceError: another process holds the lock, or disk space is insufficient.
         """
         current_location(self.root)
         with self.hold():
             free = shutil.disk_usage(self.root).free
             if free < need_bytes:
                 raise ResourceError(
-                    "too little disk space",
+                    "disk space is insufficient",
                     where=self.root.resolve(),
                     expected=f"{need_bytes / 1e9:.1f} GB free",
                     found=f"{free / 1e9:.1f} GB",
                     do="free some space or choose another workspace",
                 )
-            # A database without a record is from before there were records: its own paths tell where it was made.
+            # A database without a record predates the record: its own paths state where it was created.
             if self.locate(held=True) is None and not self.mlflow_database.exists():
                 Location.new(self.root).write()
             self._clear_leftovers()
@@ -152,41 +154,45 @@ class Workspace:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the workspace for writing, whatever its state.
+        """Lock the workspace for writing, without checks of its state.
 
         Raises:
-            InputError: the folder cannot be made or written to.
-            ResourceError: another process holds it.
+            InputError: the folder is not writable.
+            ResourceError: another process holds the lock.
         """
+        lock = self._acquire()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(
-                "cannot write to the workspace",
-                where=self.root,
-                found=error.strerror,
-                do="name a folder that can be written to, with --workspace or GTVRAY_WORKSPACE",
-            ) from error
-        try:
-            self._hold(handle)
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
-    def _hold(self, handle: int) -> None:
+    def _acquire(self) -> FileLock:
+        # Imported here, because most commands that only read a workspace take no lock.
+        from filelock import FileLock, Timeout
+
+        # A soft lock, the fallback on file systems without flock, would outlive a killed process.
+        lock = FileLock(self.root / ".lock", fallback_to_soft=False)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout as error:
             raise ResourceError(
                 "another gtvray process is using this workspace",
-                where=self.root.resolve(),
+                where=self.root,
                 do="wait for it to end, or choose another workspace",
             ) from error
+        except OSError as error:
+            raise InputError(
+                "workspace is not writable",
+                where=self.root,
+                found=error.strerror,
+                do="choose a writable folder with --workspace or GTVRAY_WORKSPACE",
+            ) from error
+        return lock
 
     def _clear_leftovers(self) -> None:
         own = (self.root, self.cache, self.splits, self.phantoms, self.bundles, self.golden, self.reports)
-        # A sweep and a training write beside their checkpoints, too.
+        # Sweeps and trainings also write beside their checkpoints.
         runs = (folder for kind in (self.sweeps, self.trainings) for folder in (kind, *kind.glob("*/")))
         for folder in (*own, *runs):
             for pattern in _LEFTOVERS:
@@ -195,10 +201,10 @@ class Workspace:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a SQLite database.
+    """The SQLAlchemy URI of a SQLite database.
 
-    SQLAlchemy ends the path at `?` and decodes `%`, so both are encoded. The driver is named in such a URI because
-    MLflow would otherwise make a folder of the encoded name beside the right one.
+    SQLAlchemy ends the path at `?` and decodes `%`, so both are encoded. Such a URI names the driver, because MLflow
+    would otherwise create a folder of the encoded name.
     """
     encoded = str(path).replace("%", "%25").replace("?", "%3F")
     return f"sqlite:///{path}" if encoded == str(path) else f"sqlite+pysqlite:///{encoded}"

@@ -1,4 +1,4 @@
-"""Ray: connecting to it, starting it, and leaving nothing behind."""
+"""Ray clusters: connection, start and cleanup; resources of the host, its environment and its proxies."""
 
 import lazy_loader
 

@@ -3,11 +3,11 @@ from .cluster import Cluster as Cluster
 from .cluster import connect as connect
 from .host import Finding as Finding
 from .host import examine_host as examine_host
+from .host import port_is_free as port_is_free
+from .host import require_port as require_port
 from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
-from .ports import port_is_free as port_is_free
-from .ports import require_port as require_port
-from .progress import Show as Show
+from .progress import ProgressReporter as ProgressReporter
 from .proxies import bypass_proxies as bypass_proxies
 from .proxies import is_own_host as is_own_host
 from .proxies import proxy_endpoint as proxy_endpoint

@@ -1,7 +1,7 @@
-"""Connecting to a Ray cluster, or starting one on this machine and ending it again.
+"""Connection to a Ray cluster, or to a temporary one on this machine.
 
-A local cluster keeps its dashboard: without it Ray's own cleaner cannot free the placement groups of stopped trials
-(ray-project/ray#58515). Its ports are the system's choice, so that several clusters live side by side.
+A local cluster runs the dashboard, because Ray cannot release the placement groups of stopped trials without it
+(ray-project/ray#58515). The operating system chooses its ports, so several clusters can run on one machine.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from gtvray.runtime.temporary import ray_temp_folder
 from gtvray.runtime.tokens import TOKEN_ADVICE, ensure_token
 from gtvray.runtime.usage import without_usage_module
 
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where Ray keeps objects, not a temporary file
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108  # Ray's object store, not a temporary file
 _OBJECT_STORE_BYTES = 512 << 20
-# Ray refuses less than 75 MiB.
+# Ray requires at least 75 MiB.
 _LEAST_STORE_BYTES = 80 << 20
-# Read by Ray when its modules are imported, in this process and, by inheritance, in those it starts.
+# Ray reads these when its modules are imported, in this process and in the processes that it starts.
 PROXY_CALLBACK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "gtvray.serving.edge.middlewares")
 _ENVIRONMENT = {
-    # Ray Serve's proxies take middlewares by this variable alone.
+    # Ray Serve's proxies accept middlewares only through this variable.
     PROXY_CALLBACK[0]: PROXY_CALLBACK[1],
     "RAY_TRAIN_V2_ENABLED": "1",
-    # A machine that is taken away is a lost worker to us, whose training goes on from its checkpoint.
+    # A preempted node is handled as a lost worker: training resumes from its checkpoint.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Ctrl-C must reach us, not end in a sweep that looks finished.
+    # Ctrl-C must interrupt the command instead of ending the sweep as if it were complete.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -46,12 +46,13 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster this process is connected to.
+    """A connected cluster.
 
     Attributes:
-        address: of its control store, host:port.
-        is_local: started by us, and ended by us.
-        cpus, gpus: in all.
+        address: host:port of its global control service (GCS).
+        is_local: whether it was started by this process and ends with it.
+        cpus: total number of CPUs.
+        gpus: total number of GPUs.
     """
 
     address: str
@@ -64,26 +65,27 @@ class Cluster:
 def connect(
     address: str | None = None, *, cpus: int | None = None, worker_env: Mapping[str, str] | None = None
 ) -> Iterator[Cluster]:
-    """Connect to a running cluster, or start one here, for the length of a `with` block.
+    """Connect to a running cluster, or start a local one, for the duration of a `with` block.
 
     Args:
-        address: of a running cluster ("auto" finds one on this machine); without it the one RAY_ADDRESS names, as in
-            a job on a cluster, and without that one is started. To join one that wants a token, call `use_token`
-            before Ray is imported.
-        cpus: CPUs of a started one; if not given, all that this process may use.
-        worker_env: environment variables of the processes that are started on a running cluster.
+        address: address of a running cluster; "auto" finds one on this machine. None uses RAY_ADDRESS, which Ray sets
+            in a job, and otherwise starts a local cluster. If the cluster requires a token, call `use_token` before
+            Ray is imported.
+        cpus: CPUs of a local cluster; None for all that this process may use.
+        worker_env: environment variables of worker processes on a running cluster.
 
     Raises:
-        ResourceError: the cluster does not answer, or none can be started.
+        AuthError: the cluster requires a token.
+        ResourceError: the cluster does not respond, or none can be started.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     bypass_proxies()
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto"):
-        _require_answer(str(address))
-    # Before Ray is imported: it reads the variables that these set.
-    options = _joining(str(address), worker_env) if address else _starting(cpus)
+        _require_response(str(address))
+    # Before the import of Ray, which reads the variables set here.
+    options = _remote_options(str(address), worker_env) if address else _local_options(cpus)
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -91,18 +93,18 @@ def connect(
         with without_usage_module():
             context = ray.init(**options)
     except AuthenticationError as error:
-        raise AuthError("the Ray cluster wants its token", where=address, do=TOKEN_ADVICE) from error
+        raise AuthError("the Ray cluster requires a token", where=address, do=TOKEN_ADVICE) from error
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ResourceError(
             "cannot connect to Ray" if address else "cannot start Ray on this machine",
             where=address,
             found=error,
-            do="start one with `ray start --head`, or leave the address out" if address else "run `gtvray doctor`",
+            do="start one with `ray start --head`, or omit the address" if address else "run `gtvray doctor`",
         ) from error
     before = os.environ.get("RAY_ADDRESS")
     try:
         gcs = str(context.address_info["gcs_address"])
-        # Actors that look for "the" cluster must find this one, whatever else runs on the machine.
+        # Code that connects without an address must find this cluster, even if others run on this machine.
         os.environ["RAY_ADDRESS"] = gcs
         total = ray.cluster_resources()
         yield Cluster(gcs, address is None, float(total.get("CPU", 0)), float(total.get("GPU", 0)))
@@ -114,18 +116,18 @@ def connect(
         ray.shutdown()
 
 
-def _starting(cpus: int | None) -> dict[str, Any]:
-    """Options of a local cluster within the limits of this process's container or job."""
+def _local_options(cpus: int | None) -> dict[str, Any]:
+    """Options of a local cluster within the resource limits of the container or job."""
     ensure_token()
     folder = ray_temp_folder()
     memory = usable_memory_bytes()
     store = min(_OBJECT_STORE_BYTES, max(memory // 4, _LEAST_STORE_BYTES))
     options: dict[str, Any] = {
-        # Without an address Ray would join whatever was last started on this machine.
+        # Without an address Ray would connect to the cluster last started on this machine.
         "address": "local",
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
-        # Ray counts the host's CPUs and memory where the limits are not at the root of the control groups.
+        # Ray uses the CPUs and memory of the host if the limits are not set on the root control group.
         "num_cpus": usable_cpus() if cpus is None else cpus,
         "object_store_memory": store,
         "log_to_driver": False,
@@ -136,21 +138,21 @@ def _starting(cpus: int | None) -> dict[str, Any]:
     if memory_limit_bytes() is not None:
         options["_memory"] = memory - store
     if not os.path.isdir(_SHARED_MEMORY) or shutil.disk_usage(_SHARED_MEMORY).free < store:
-        # Slower, and all there is in a container with Docker's 64 MB. Ray would stop where /dev/shm is missing.
+        # Slower, but required with Docker's default of 64 MB; Ray does not start without /dev/shm.
         os.makedirs(folder, exist_ok=True)
         options["_plasma_directory"] = folder
     return options
 
 
-def _joining(address: str, worker_env: Mapping[str, str] | None) -> dict[str, Any]:
+def _remote_options(address: str, worker_env: Mapping[str, str] | None) -> dict[str, Any]:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if worker_env:
         options["runtime_env"] = {"env_vars": dict(worker_env)}
     return options
 
 
-def _require_answer(address: str) -> None:
-    """Ray's own connection tries for a minute; a plain TCP connection tells at once."""
+def _require_response(address: str) -> None:
+    """Check with a TCP connection that the cluster responds, because Ray retries for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=5):
@@ -161,5 +163,5 @@ def _require_answer(address: str) -> None:
             where=address,
             expected="host:port of a running cluster",
             found=error,
-            do="start one with `ray start --head`, or leave the address out",
+            do="start one with `ray start --head`, or omit the address",
         ) from error

@@ -1,8 +1,8 @@
-"""Environment variables of this process and its children, for containers and for hosts that may call nobody.
+"""Environment variables of this process and its children: telemetry, user name, home and cache folders.
 
 `import gtvray` calls `prepare_environment`, because Ray, MLflow, MONAI, torch and matplotlib read these variables when
-they are imported. Nothing here raises an error: `gtvray --version` must work where nothing else does. What was changed
-is kept in `CHANGED`, so that `gtvray doctor` can report it.
+they are imported. It raises no errors, because `gtvray --version` must work in any environment. Changes are recorded in
+`CHANGED` for `gtvray doctor`.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# A value that the user has set stays: whoever wants these reports can have them.
+# Values set by the user are kept, so telemetry can be enabled.
 TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
 }
-# Variables that this process has set in place of missing or unusable ones: name -> value before, None if unset.
+# Variables that this process has replaced because they were missing or unusable: name -> old value, None if unset.
 CHANGED: dict[str, str | None] = {}
 
 _USER_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
 
 def prepare_environment() -> None:
-    """Switch telemetry off, and supply a user name, a home and cache folders where the host has none."""
+    """Disable telemetry, and set a user name, a home and cache folders if they are missing or unusable."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
-    _name_user()
-    _find_home()
-    _find_caches()
+    _set_user_name()
+    _set_home()
+    _set_caches()
 
 
 def account_name() -> str | None:
-    """The name of this process's user in the password database, if there is one."""
+    """The name of the current user in the password database, None if it has no entry."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -45,7 +45,7 @@ def account_name() -> str | None:
 
 
 def can_write(path: str | os.PathLike[str]) -> bool:
-    """Whether a file or folder of this name could be created, or written to if it exists."""
+    """Whether a file or folder is writable, or can be created if it does not exist."""
     wanted = nearest = os.path.abspath(path)
     while not os.path.exists(nearest):
         nearest = os.path.dirname(nearest)
@@ -55,51 +55,51 @@ def can_write(path: str | os.PathLike[str]) -> bool:
 
 
 def private_folder() -> Path | None:
-    """A folder for temporary files that only this user can enter, with a short path; None if none can be created."""
+    """A folder for temporary files that only the current user can access, with a short path; None if not possible."""
     for parent in ("/tmp", "/var/tmp", "/dev/shm", _temp_folder()):  # noqa: S108  # owner and mode are checked below
         if parent is not None and _is_private(folder := Path(parent) / f"gtvray-{os.getuid()}"):
             return folder
     return None
 
 
-def change(name: str, value: str) -> None:
-    """Set a variable for this process and its children, and remember what it was before."""
+def set_variable(name: str, value: str) -> None:
+    """Set an environment variable and record its old value in `CHANGED`."""
     CHANGED.setdefault(name, os.environ.get(name))
     os.environ[name] = value
 
 
-def _name_user() -> None:
-    # getpass.getuser(), which MONAI and torch call when imported, asks these variables before the password database.
+def _set_user_name() -> None:
+    # getpass.getuser(), called by MONAI and torch on import, reads these variables before the password database.
     if account_name() is None and not any(os.environ.get(name) for name in _USER_NAMES):
         for name in ("USER", "LOGNAME"):
-            change(name, f"uid-{os.getuid()}")
+            set_variable(name, f"uid-{os.getuid()}")
 
 
-def _find_home() -> None:
+def _set_home() -> None:
     if os.environ.get("HOME"):
         return
     home: str | Path | None = None
     with suppress(KeyError):
         home = pwd.getpwuid(os.getuid()).pw_dir
     if home := home or private_folder():
-        change("HOME", str(home))
+        set_variable("HOME", str(home))
 
 
-def _find_caches() -> None:
+def _set_caches() -> None:
     home = os.environ.get("HOME", "/")
     defaults = {
         "XDG_CACHE_HOME": os.path.join(home, ".cache"),
-        # matplotlib reads its settings from there, and warns on stderr where it cannot write them.
+        # matplotlib prints a warning if its configuration folder is not writable.
         "MPLCONFIGDIR": os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "matplotlib"),
     }
     unusable = [name for name, default in defaults.items() if not can_write(os.environ.get(name) or default)]
     if unusable and (folder := private_folder()):
         for name in unusable:
-            change(name, str(folder / ("matplotlib" if name == "MPLCONFIGDIR" else "cache")))
+            set_variable(name, str(folder / ("matplotlib" if name == "MPLCONFIGDIR" else "cache")))
 
 
 def _is_private(folder: Path) -> bool:
-    """Create the folder if there is none; refuse one that another user has put there."""
+    """Create the folder if necessary; whether it belongs to the current user and is writable."""
     try:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)

@@ -1,10 +1,11 @@
-"""What of this host or container would stop a command, or make it slow, and what to set."""
+"""Checks of the host or container for properties that make commands fail or slow, and for free ports."""
 
 from __future__ import annotations
 
 import os
 import resource
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,23 +20,23 @@ _ROOT = Path("/")
 _NEED_MEMORY_GB = 4.0
 _NEED_DISK_GB = 2.0
 _NEED_TEMP_GB = 1.0
-# What Ray's object store of a cluster started here takes; Docker gives 64 MB.
+# Size of the object store of a local Ray cluster; Docker's default is 64 MB.
 _NEED_SHARED_GB = 0.6
-# Ray opens some hundred files and starts some hundred threads, for each of its workers too.
+# Ray opens several hundred files and starts several hundred threads, and so does each worker.
 _NEED_FILES, _ADVISED_FILES = 256, 8192
 _NEED_THREADS = 2048
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One property of the host.
+    """Result of one check of the host.
 
     Attributes:
-        check: its name.
-        ok: whether gtvray can work with it.
-        found: what there is.
-        do: what to set, if it should be otherwise.
-        free_gb: memory or space that is free, where that was asked.
+        check: name of the check.
+        ok: whether gtvray can run.
+        found: the value found.
+        do: instruction that corrects or improves it; None if there is nothing to do.
+        free_gb: free memory or disk space; None for other checks.
     """
 
     check: str
@@ -46,11 +47,11 @@ class Finding:
 
 
 def examine_host(workspace: Path, root: Path = _ROOT) -> list[Finding]:
-    """Everything about the host that commands rely on, except packages, devices, ports and servers.
+    """Check everything on the host that commands depend on, except packages, devices, ports and servers.
 
     Args:
-        workspace: the folder that commands would write to; need not exist.
-        root: where proc, sys and dev are mounted.
+        workspace: the workspace folder; need not exist.
+        root: folder where proc, sys and dev are mounted.
     """
     return [
         *_proc(root),
@@ -67,6 +68,37 @@ def examine_host(workspace: Path, root: Path = _ROOT) -> list[Finding]:
     ]
 
 
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server can listen on this address now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do, so that a port in state TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def require_port(host: str, port: int, setting: str) -> None:
+    """Refuse a port that is in use.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on.
+        setting: config key or option of the port, for the error.
+
+    Raises:
+        ResourceError: the port is in use, or the address does not belong to this machine.
+    """
+    if not port_is_free(host, port):
+        raise ResourceError(
+            "port is in use",
+            where=f"{host}:{port}",
+            do=f"choose another with {setting}, or stop the program that uses it",
+        )
+
+
 def _proc(root: Path) -> Iterator[Finding]:
     if not os.path.exists(root / "proc/self/stat"):
         yield Finding("proc", False, "/proc is not mounted", "mount it (mount -t proc proc /proc): Ray reads it")
@@ -76,23 +108,23 @@ def _user() -> Finding:
     name = account_name()
     if name is not None:
         return Finding("user", True, name)
-    called = os.environ.get("LOGNAME") or os.environ.get("USER") or "nobody"
-    found = f"uid {os.getuid()} has no entry in /etc/passwd; called {called}"
-    return Finding("user", True, found, "set USER to the name that reports and the ledger of looks should give")
+    name = os.environ.get("LOGNAME") or os.environ.get("USER") or "nobody"
+    found = f"uid {os.getuid()} has no entry in /etc/passwd; the name {name} is used"
+    return Finding("user", True, found, "set USER to the name to record in reports and the ledger")
 
 
 def _home() -> Finding:
     given = CHANGED.get("HOME", os.environ.get("HOME"))
     caches = [name for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR") if name in CHANGED]
     if "HOME" in CHANGED:
-        do = "set HOME to a folder that can be written to, so that caches and Ray's token are kept"
+        do = "set HOME to a writable folder, so that caches and Ray's token persist"
         return Finding("home", True, f"HOME is not set; {os.environ['HOME']} is used", None if account_name() else do)
     if caches:
         instead = ", ".join(f"{name}={os.environ[name]}" for name in caches)
-        do = f"set HOME, or {' and '.join(caches)}, to a folder that can be written to"
-        return Finding("home", True, f"caches cannot be written under HOME={given}; {instead} is used", do)
+        do = f"set HOME, or {' and '.join(caches)}, to a writable folder"
+        return Finding("home", True, f"cache folders under HOME={given} are not writable; {instead} is used", do)
     ok = given is not None and (can_write(given) or can_write(os.environ.get("XDG_CACHE_HOME", "")))
-    return Finding("home", ok, f"HOME={given}", None if ok else "set HOME to a folder that can be written to")
+    return Finding("home", ok, f"HOME={given}", None if ok else "set HOME to a writable folder")
 
 
 def _workspace(workspace: Path) -> Finding:
@@ -100,12 +132,12 @@ def _workspace(workspace: Path) -> Finding:
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     if not can_write(workspace):
-        do = "name a folder that can be written to with --workspace or GTVRAY_WORKSPACE"
-        return Finding("disk", False, f"{folder} cannot be written to", do)
+        do = "choose a writable folder with --workspace or GTVRAY_WORKSPACE"
+        return Finding("disk", False, f"{folder} is not writable", do)
     free_gb = shutil.disk_usage(folder).free / 1e9
-    do = f"at least {_NEED_DISK_GB:g} GB are needed: free some, or name another --workspace"
-    ok, found = free_gb >= _NEED_DISK_GB, f"{free_gb:.1f} GB free at {folder}"
-    return Finding("disk", ok, found, _if(not ok, do), free_gb)
+    do = f"free disk space, or choose another --workspace: at least {_NEED_DISK_GB:g} GB are required"
+    found = f"{free_gb:.1f} GB free at {folder}"
+    return Finding("disk", free_gb >= _NEED_DISK_GB, found, _if(free_gb < _NEED_DISK_GB, do), free_gb)
 
 
 def _temporary() -> Finding:
@@ -119,17 +151,15 @@ def _temporary() -> Finding:
     if free_gb < _NEED_TEMP_GB:
         return Finding("temporary files", False, found, f"set TMPDIR to a folder with {_NEED_TEMP_GB:g} GB or more")
     if given and os.path.abspath(given) != folder:
-        return Finding(
-            "temporary files", True, f"{given} is missing or cannot be written to; {found}", "correct TMPDIR"
-        )
+        return Finding("temporary files", True, f"{given} is missing or not writable; {found}", "correct TMPDIR")
     if len(os.fsencode(folder)) > MAX_TEMP_BYTES:
-        found += f"; the path is too long for Ray's sockets (over {MAX_TEMP_BYTES} bytes), so a link to it is used"
-        return Finding("temporary files", True, found, "set TMPDIR to a folder with a short path to do without")
+        found += f"; the path is too long for Ray's sockets (over {MAX_TEMP_BYTES} bytes), so a symbolic link is used"
+        return Finding("temporary files", True, found, "set TMPDIR to a folder with a short path to avoid the link")
     return Finding("temporary files", True, found)
 
 
 def _shared_memory(folder: Path) -> Finding:
-    do = "start the container with --shm-size=1g: Ray keeps its objects on disk otherwise, which is slower"
+    do = "start the container with --shm-size=1g: without it Ray stores objects on disk, which is slower"
     if not folder.is_dir():
         return Finding("shared memory", True, f"{folder} is missing", do)
     free_gb = shutil.disk_usage(folder).free / 1e9
@@ -139,11 +169,11 @@ def _shared_memory(folder: Path) -> Finding:
 def _memory(root: Path) -> Finding:
     limit = memory_limit_bytes(root)
     free_gb = _free_memory_gb(root)
-    found = f"{free_gb:.1f} GB free" if free_gb is not None else "free memory is not known"
+    found = f"{free_gb:.1f} GB free" if free_gb is not None else "free memory is unknown"
     if limit is not None:
         found += f"; limited to {limit / 1e9:.1f} GB by the container or job"
     usable_gb = min(free_gb if free_gb is not None else float("inf"), limit / 1e9 if limit else float("inf"))
-    do = f"{_NEED_MEMORY_GB:g} GB are needed: end other programs, or raise the limit (docker run --memory)"
+    do = f"stop other programs, or raise the limit (docker run --memory): {_NEED_MEMORY_GB:g} GB are required"
     return Finding("memory", usable_gb >= _NEED_MEMORY_GB, found, _if(usable_gb < _NEED_MEMORY_GB, do), free_gb)
 
 
@@ -157,7 +187,7 @@ def _free_memory_gb(root: Path) -> float | None:
 
 def _cpus(root: Path) -> Finding:
     usable, present = usable_cpus(root), os.cpu_count() or 1
-    limited = f" of the host's {present}, by the limits of the container or job" if usable < present else ""
+    limited = f" of the host's {present}, limited by the container or job" if usable < present else ""
     return Finding("CPUs", True, f"{usable}{limited}")
 
 
@@ -183,7 +213,7 @@ def _locale() -> Finding:
     encoding = sys.getfilesystemencoding()
     ok = encoding.lower() == "utf-8" and (sys.stdout.encoding or "utf-8").lower() == "utf-8"
     return Finding(
-        "locale", True, f"file names in {encoding}", _if(not ok, "set LC_ALL=C.UTF-8 for names beyond ASCII")
+        "locale", True, f"file names in {encoding}", _if(not ok, "set LC_ALL=C.UTF-8 for non-ASCII file names")
     )
 
 

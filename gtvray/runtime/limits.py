@@ -1,7 +1,7 @@
-"""What a container or job may use: CPUs and memory by its control groups and CPU affinity, not by the host.
+"""CPUs, memory and processes available to a container or job, from its control groups and CPU affinity.
 
-Ray, torch and psutil look at the control group at the root of the mount only, or at the host. A batch system's job, and
-a container that sees the host's groups, has its limits further down.
+Ray, torch and psutil read only the root control group, or the host. A job of a batch system, and a container that sees
+the host's groups, has its limits in nested groups.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path("/")
-# Version 1 writes a number of this size where there is no limit.
+# cgroup v1 represents "no limit" by a number of this size.
 _UNLIMITED = 1 << 60
 
 
 def usable_cpus(root: Path = _ROOT) -> int:
-    """CPUs this process may keep busy, at least one.
+    """Number of CPUs available to this process, at least one.
 
     Args:
-        root: where proc and sys are mounted.
+        root: folder where proc and sys are mounted.
     """
     quotas = [quota for group in _groups("cpu", root) if (quota := _cpu_quota(group)) is not None]
     return max(1, int(min([float(len(os.sched_getaffinity(0))), *quotas])))
 
 
 def memory_limit_bytes(root: Path = _ROOT) -> int | None:
-    """The least memory limit of the control groups this process is in; None where there is none.
+    """The smallest memory limit of this process's control groups; None without a limit.
 
     Args:
-        root: where proc and sys are mounted.
+        root: folder where proc and sys are mounted.
     """
     limits = [
         limit
@@ -41,31 +41,31 @@ def memory_limit_bytes(root: Path = _ROOT) -> int | None:
 
 
 def process_limit(root: Path = _ROOT) -> int | None:
-    """The least number of processes and threads that the control groups allow; None where there is no limit."""
+    """The smallest limit on processes and threads of this process's control groups; None without a limit."""
     limits = [limit for group in _groups("pids", root) if (limit := _number(group / "pids.max")) is not None]
     return min(limits, default=None)
 
 
 def usable_memory_bytes() -> int:
-    """Memory of this machine, or of the container or job."""
+    """Memory available to this process: the limit of the container or job, otherwise the physical memory."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(physical, memory_limit_bytes() or physical)
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the groups this process is in, from its own up to the root of the mount."""
+    """Folders of this process's control groups, from its own group up to the root."""
     mounts = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        # Without /proc the container's own group is where it is mounted.
+        # Without /proc, assume that the root of the mount is the container's group.
         lines = ["0::/", f"1:{controller}:/"]
     for line in lines:
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if names and controller not in names.split(","):
             continue
-        # In a container of version 1 the path is the host's and is not there; its root is the container's group.
+        # In a container with cgroup v1 the path is the host's and does not exist; the root is the container's group.
         for mount in (mounts / controller, mounts / names) if names else (mounts, mounts / "unified"):
             inner = mount / path.lstrip("/")
             for folder in (inner, *inner.parents):
@@ -74,7 +74,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _cpu_quota(group: Path) -> float | None:
-    """CPUs' worth of time; None where there is no quota."""
+    """CPU quota in CPUs; None without a quota."""
     try:
         if (group / "cpu.max").is_file():
             quota, period = (group / "cpu.max").read_text().split()

@@ -1,15 +1,15 @@
-"""What a long job tells of itself; the command line shows it."""
+"""Interface through which long operations report progress."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 
-class Show(Protocol):
-    """Whoever shows progress."""
+class ProgressReporter(Protocol):
+    """Receiver of progress reports, such as the progress display of the command line."""
 
     def begin(self, stage: str, detail: str) -> None:
-        """A stage begins."""
+        """Start a stage."""
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
-        """The present stage is this far."""
+        """Report that `done` of `total` units of the current stage are complete."""

@@ -1,6 +1,6 @@
-"""HTTP proxies of the environment: never between this machine and itself, and named where one answers.
+"""HTTP proxies configured in the environment, which are never used for connections to this machine.
 
-`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are read in small and capital letters, as curl and requests do.
+`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are read in lower and upper case, as in curl and requests.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that requests to a URL go through, as scheme://[user:password@]host:port; None for none.
+    """The proxy for requests to a URL, as scheme://[user:password@]host:port; None for a direct connection.
 
-    None for this machine and for what NO_PROXY names: `*`, a host, a domain and all below it, an address, or a network
-    in CIDR notation, each with or without a port.
+    Connections to this machine and to entries of NO_PROXY are direct. An entry is `*`, a host, a domain including its
+    subdomains, an address or a network in CIDR notation, each with an optional port.
     """
     proxies = getproxies_environment()
     scheme, host, port = _parts(url)
@@ -42,13 +42,13 @@ def proxy_endpoint(proxy: str) -> tuple[str, int]:
 
 
 def without_credentials(proxy: str) -> str:
-    """A proxy's URL for people, without the user's name and password."""
+    """Remove user name and password from the URL of a proxy."""
     scheme, separator, rest = proxy.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def is_own_host(host: str) -> bool:
-    """Whether a host name or address is this machine's. No name is looked up but this machine's own."""
+    """Whether a host name or address refers to this machine; only this machine's own name is resolved."""
     name = host.strip("[]").partition("%")[0].rstrip(".").lower()
     address = _address(name)
     if address is None:
@@ -58,10 +58,10 @@ def is_own_host(host: str) -> bool:
 
 
 def bypass_proxies(*urls: str) -> None:
-    """Have libraries that read the environment, such as requests, reach this machine without a proxy.
+    """Make libraries that read the environment, such as requests, connect to this machine directly.
 
-    Extends NO_PROXY and no_proxy of this process, and so of those that it starts, by the loopback addresses and those
-    of the URLs' hosts that are this machine's. Does nothing where no proxy is set.
+    Adds the loopback addresses, and the hosts of the URLs that refer to this machine, to NO_PROXY and no_proxy of this
+    process and its children. Does nothing if no proxy is configured.
     """
     proxies = getproxies_environment()
     present = [entry.strip() for entry in proxies.pop("no", "").split(",") if entry.strip()]
@@ -74,7 +74,7 @@ def bypass_proxies(*urls: str) -> None:
 
 
 def proxy_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The proxy variables that are set, by their names, without credentials."""
+    """The proxy variables set in the environment, by name, without credentials."""
     return {
         name: without_credentials(value)
         for name, value in sorted(environ.items())
@@ -83,7 +83,7 @@ def proxy_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _parts(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of a URL; of one that is none the host is empty."""
+    """Scheme, host and port of a URL; the host of an invalid URL is empty."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
     except ValueError:
@@ -101,14 +101,14 @@ def _address(name: str) -> Address | None:
     except ValueError:
         pass
     try:
-        # Short and hexadecimal forms, such as 127.1, which the system takes too.
+        # Short and hexadecimal forms such as 127.1, which the system accepts too.
         return ipaddress.IPv4Address(socket.inet_aton(name))
     except (OSError, ValueError):
         return None
 
 
 def _is_of_an_interface(address: Address) -> bool:
-    """A datagram socket towards an own address has that address itself; nothing is sent."""
+    """Whether an interface has this address: a UDP socket connected to it has it as its source; nothing is sent."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -119,7 +119,7 @@ def _is_of_an_interface(address: Address) -> bool:
 
 
 def _matches(host: str, port: int, entry: str) -> bool:
-    """Whether an entry of NO_PROXY names a host."""
+    """Whether an entry of NO_PROXY matches a host."""
     if entry == "*":
         return True
     address = _address(host)

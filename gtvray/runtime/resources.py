@@ -1,4 +1,4 @@
-"""How many trials fit on a cluster at once."""
+"""Number of concurrent trials on a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gtvray.errors import ResourceError
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """Trials side by side, and what each takes."""
+    """Number of concurrent trials and the resources of each."""
 
     concurrent: int
     cpus_per_trial: float
@@ -18,12 +18,18 @@ class ResourcePlan:
 
 
 def plan_trials(training: TrainingConfig, cpus: float, gpus: float, wanted: int | None) -> ResourcePlan:
-    """Fit trials into a cluster.
+    """Determine how many trials run concurrently.
 
-    Tune does not count the workers that a trial starts through Ray Train, so the number of trials is bounded here.
+    The number is limited here, because Tune does not account for the workers that a trial starts through Ray Train.
+
+    Args:
+        training: training settings of a trial.
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        wanted: maximum number of concurrent trials; None for as many as fit.
 
     Raises:
-        ResourceError: not even one trial fits.
+        ResourceError: the cluster is too small for one trial.
     """
     need_cpus = float(training.num_workers * training.cpus_per_worker)
     need_gpus = float(training.num_workers * training.gpus_per_worker if training.use_gpu else 0)

@@ -1,4 +1,4 @@
-"""Where Ray's session folder lies: a path short enough for its sockets, on the disk that TMPDIR names."""
+"""The folder for temporary files and Ray's session folder, whose path must be short enough for sockets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from gtvray.errors import ResourceError
-from gtvray.runtime.environment import can_write, change, private_folder
+from gtvray.runtime.environment import can_write, private_folder, set_variable
 
 # A UNIX socket's path has at most 107 bytes. Ray adds /ray/session_DATE_TIME_MICROSECONDS_PID/sockets/NAME.
 MAX_TEMP_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead") - 3
 
 
 def temp_folder() -> str:
-    """The folder for temporary files that Ray would use if its path were short enough: RAY_TMPDIR, TMPDIR, or /tmp.
+    """The folder for temporary files: RAY_TMPDIR, TMPDIR, or a system default such as /tmp.
 
     Raises:
-        ResourceError: no folder for temporary files can be written to.
+        ResourceError: no folder for temporary files is writable.
     """
     for named in (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")):
         if named and os.path.isdir(named) and can_write(named):
@@ -31,30 +31,30 @@ def temp_folder() -> str:
 
 
 def ray_temp_folder() -> str:
-    """Where Ray shall keep its session.
+    """Determine the folder for Ray's sessions.
 
-    A folder with a long path is reached through a link from a short one, so that the files stay on the disk the user
-    has chosen. TMPDIR is then the link for the processes started from here, which place sockets in it as well.
+    A folder with a long path is accessed through a symbolic link with a short path, so that the files stay on the disk
+    chosen by the user. TMPDIR is then set to the link, because child processes create sockets there too.
 
     Raises:
-        ResourceError: no folder can be written to, or the only one has too long a path.
+        ResourceError: no folder is writable, or no path is short enough.
     """
     folder = temp_folder()
     if len(os.fsencode(folder)) > MAX_TEMP_BYTES:
         folder = _short_link(folder)
         for name in ("RAY_TMPDIR", "TMPDIR"):
             if name == "TMPDIR" or name in os.environ:
-                change(name, folder)
+                set_variable(name, folder)
         tempfile.tempdir = None
     return os.path.join(folder, "ray")
 
 
 def no_temp_folder() -> ResourceError:
-    """What to report where no folder for temporary files can be written to."""
+    """Build the error for a host without a writable folder for temporary files."""
     return ResourceError(
-        "no folder for temporary files can be written to",
+        "no folder for temporary files is writable",
         found=f"TMPDIR={os.environ.get('TMPDIR', '')}",
-        do="set TMPDIR to one, or mount one (docker run --tmpfs /tmp)",
+        do="set TMPDIR to a writable folder, or mount one (docker run --tmpfs /tmp)",
     )
 
 
@@ -77,4 +77,4 @@ def _link(link: Path, folder: str) -> None:
     with suppress(FileExistsError):
         link.symlink_to(folder)
     if os.path.realpath(link) != os.path.realpath(folder):
-        raise ResourceError("this name is taken", where=link, expected=f"a link to {folder}", do="remove it")
+        raise ResourceError("file already exists", where=link, expected=f"a link to {folder}", do="remove the file")

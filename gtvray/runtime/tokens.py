@@ -1,4 +1,4 @@
-"""Ray's authentication token: found, created, and readable by its owner only."""
+"""Ray's authentication token, readable only by its owner."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OTHERS = 0o077
 
 
 def use_token() -> None:
-    """Use the cluster's token if there is one; to be called before anything imports Ray, which reads it once.
+    """Enable token authentication if a token exists; call it before Ray is imported, which reads the settings once.
 
-    Ray looks for a token by itself only where it starts a cluster, not where it joins one or submits to it.
+    Ray itself looks for a token only when it starts a cluster, not when it connects or submits a job to one.
     """
     path = _token_path()
     if os.path.isfile(path):
@@ -30,12 +30,12 @@ def use_token() -> None:
 
 
 def ensure_token() -> None:
-    """Create the token of a cluster that is about to be started here, unless there is one.
+    """Create a token for a local cluster unless one exists.
 
-    Ray itself would create it readable by every user of the machine.
+    Ray would create one that every user of the machine can read.
 
     Raises:
-        ResourceError: it cannot be written.
+        ResourceError: the token file is not writable.
     """
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -45,16 +45,16 @@ def ensure_token() -> None:
             _create(path)
         except OSError as error:
             raise ResourceError(
-                "Ray's token cannot be written",
+                "Ray's token file is not writable",
                 where=path,
                 found=error,
-                do="set HOME to a folder that can be written to, or RAY_AUTH_TOKEN to a long secret",
+                do="set HOME to a writable folder, or RAY_AUTH_TOKEN to a long secret",
             ) from error
     use_token()
 
 
 def _create(path: Path) -> None:
-    """Write a new token; of several processes that do so at once, one wins and the others use its token."""
+    """Write a new token; of several concurrent processes one succeeds and the others use its token."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -70,7 +70,7 @@ def _create(path: Path) -> None:
 
 
 def _restrict(path: Path) -> None:
-    """Take away what other users may do with a token file, as far as it is ours."""
+    """Remove the permissions of other users from a token file of the current user."""
     with suppress(OSError):
         found = path.stat()
         if found.st_mode & _OTHERS and found.st_uid == os.getuid():
@@ -78,7 +78,7 @@ def _restrict(path: Path) -> None:
 
 
 def _token_path() -> Path:
-    """The token file: the one that is named, else Ray's own, else one in a private folder if home is read-only."""
+    """The token file: RAY_AUTH_TOKEN_PATH, otherwise Ray's default, or one in a private folder if home is read-only."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named:
         return Path(named)
@@ -90,5 +90,5 @@ def _token_path() -> Path:
 
 
 def _default_path() -> Path:
-    # Unlike Path.home(), this raises no error where there is no home.
+    # Unlike Path.home(), this raises no error without a home.
     return Path(os.path.expanduser("~/.ray/auth_token"))

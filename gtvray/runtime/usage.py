@@ -1,8 +1,7 @@
-"""Ray without its usage module, which asks for cloud metadata even where usage reports are switched off.
+"""Start of Ray's dashboard without the usage module, which makes requests even if usage reports are disabled.
 
-The module is a part of the dashboard process. With RAY_USAGE_STATS_ENABLED=0 it still asks 169.254.169.254 and
-metadata.google.internal in which cloud it is, and on a head started by `ray start` it sends one report that it is
-switched off.
+With RAY_USAGE_STATS_ENABLED=0 the module still queries the cloud metadata services at 169.254.169.254 and
+metadata.google.internal, and on a head node started by `ray start` it sends one report that it is disabled.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Run by Python in the place of the dashboard's script, whose path and arguments follow.
+# Run instead of the dashboard's script, whose path and arguments follow.
 _DASHBOARD = """
 import runpy, sys
 from ray.dashboard.modules.usage_stats.usage_stats_head import UsageStatsHead
@@ -24,10 +23,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @contextmanager
 def without_usage_module() -> Iterator[None]:
-    """Start Ray's dashboard without its usage module for the length of a `with` block.
-
-    With RAY_USAGE_STATS_ENABLED=1 in the environment it is started as Ray starts it.
-    """
+    """Start dashboards without the usage module within a `with` block, unless RAY_USAGE_STATS_ENABLED=1."""
     if os.environ.get("RAY_USAGE_STATS_ENABLED") == "1":
         yield
         return

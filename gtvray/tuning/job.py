@@ -14,7 +14,7 @@ from gtvray.datasets import Finding
 from gtvray.errors import ConfigError, NotFoundError
 from gtvray.experiments import ExperimentRecord, open_data, versions
 from gtvray.io import Workspace
-from gtvray.runtime import Cluster, Show
+from gtvray.runtime import Cluster, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
@@ -58,7 +58,7 @@ class SweepJob:
     config: Config
     workspace: Workspace
     name: str
-    show: Show
+    show: ProgressReporter
     warnings: list[Finding] = field(default_factory=list)
 
     @property

@@ -70,7 +70,7 @@ def test_a_scan_is_never_replaced_by_its_mask(scans: Path, tmp_path: Path, serve
     options = [*where, "--workspace", tmp_path / "runs", *(["--overwrite"] if overwrite else [])]
     one, two = scans / "ct_1.nii.gz", scans / "ct_2.nii.gz"
     for words in ([one, two, "-o", scans], [one, "-o", one], [one, "-o", scans / ".." / "scans" / one.name]):
-        with pytest.raises(InputError, match="an output would replace an input"):
+        with pytest.raises(InputError, match="output would overwrite an input"):
             run("predict", *words, *options)
     for words in ([scans, "-o", scans], [scans, "-o", scans / "ct_1-mask.nii.gz"]):
         with pytest.raises(InputError):
@@ -144,10 +144,10 @@ def test_scans_of_one_name_are_refused(scans: Path, tmp_path: Path, ball: tuple[
     with pytest.raises(InputError, match="two scans of one name"):
         plan_files([scans], tmp_path / "m", report=False, uncertainty=False, overwrite=False)
     (scans / "ct_1.nrrd").rename(scans / "CT_1.nrrd")
-    with pytest.raises(InputError, match="two outputs of one name"):
+    with pytest.raises(InputError, match="two outputs have the same name"):
         plan_files([scans], tmp_path / "m", report=False, uncertainty=False, overwrite=False)
     (scans / "CT_1.nrrd").rename(scans / "ct_1-entropy.nrrd")
-    with pytest.raises(InputError, match="two outputs of one name"):
+    with pytest.raises(InputError, match="two outputs have the same name"):
         plan_files([scans], tmp_path / "m", report=False, uncertainty=True, overwrite=False)
 
 
@@ -156,7 +156,7 @@ def test_only_own_unchanged_outputs_are_replaced(scans: Path, tmp_path: Path, bu
     command = ("predict", scans, "-o", out, "-m", bundle.folder, "--report")
     run(*command)
     before = _contents(out)
-    with pytest.raises(InputError, match="there already") as caught:
+    with pytest.raises(InputError, match="already exists") as caught:
         run(*command)
     assert "--overwrite" in caught.value.fields["do"]
     run(*command, "--overwrite")
@@ -168,7 +168,7 @@ def test_only_own_unchanged_outputs_are_replaced(scans: Path, tmp_path: Path, bu
     edited = read_volume(out / "ct_2.nii.gz")
     write_volume(out / "ct_2.nii.gz", edited.with_array(1 - edited.array))
     before = _contents(out)
-    with pytest.raises(InputError, match="not an unchanged output") as caught:
+    with pytest.raises(InputError, match="not an unmodified gtvray output") as caught:
         run(*command, "--overwrite")
     assert caught.value.fields["where"] == f"{out / 'ct_2.nii.gz'}, {out / 'report.json'}"
     assert _contents(out) == before
@@ -181,11 +181,11 @@ def test_masks_do_not_go_into_a_model_or_among_labels(
     write_volume(home / "data.nii.gz", ball[0])
     write_volume(home / "label.nii.gz", ball[1])
     for out in (bundle.folder, bundle.folder / "new"):
-        with pytest.raises(InputError, match="in a model's folder"):
+        with pytest.raises(InputError, match="scans, masks or a model"):
             run("predict", home.parent, "-o", out, "-m", bundle.folder)
-    with pytest.raises(InputError, match="among the scans"):
+    with pytest.raises(InputError, match="scans, masks or a model"):
         run("predict", home.parent, "-o", home / "mask.nii.gz", "-m", bundle.folder)
-    with pytest.raises(InputError, match=r"replace an input|not an unchanged output|among the scans"):
+    with pytest.raises(InputError, match=r"overwrite an input|not an unmodified gtvray output|scans, masks or a model"):
         run("predict", home, "-o", home / "label.nii.gz", "-m", bundle.folder)
     Bundle.load(bundle.folder)
 
@@ -201,7 +201,7 @@ def test_an_evaluation_replaces_neither_a_foreign_report_nor_an_edited_mask(
     (out / "report").mkdir(parents=True)
     (out / "report" / "thesis.tex").write_text("mine")
     for words in (command, (*command, "--overwrite")):
-        with pytest.raises(InputError, match="not an unchanged output"):
+        with pytest.raises(InputError, match="not an unmodified gtvray output"):
             run(*words)
     assert (out / "report" / "thesis.tex").read_text() == "mine"
     # No look at the cases was recorded for an evaluation that could not be written.
@@ -209,12 +209,12 @@ def test_an_evaluation_replaces_neither_a_foreign_report_nor_an_edited_mask(
     shutil.rmtree(out)
 
     run(*command)
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="already exists"):
         run(*command)
     run(*command, "--overwrite")
     (mask,) = (out / "masks").rglob("*.nii.gz")
     write_volume(mask, read_volume(mask))
-    with pytest.raises(InputError, match="not an unchanged output"):
+    with pytest.raises(InputError, match="not an unmodified gtvray output"):
         run(*command, "--overwrite")
 
 
@@ -224,20 +224,22 @@ def test_a_description_and_a_plan_replace_nothing_of_others(ball: tuple[Volume, 
     write_volume(home / "1" / "label.nii.gz", ball[1])
     (out / "describe.html").parent.mkdir()
     (out / "describe.html").write_text("mine")
-    with pytest.raises(InputError, match="not an unchanged output"):
+    with pytest.raises(InputError, match="not an unmodified gtvray output"):
         run("data", "describe", home, "-o", out, "--overwrite")
     assert [path.name for path in out.iterdir()] == ["describe.html"]
     (out / "describe.html").unlink()
     run("data", "describe", home, "-o", out)
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="already exists"):
         run("data", "describe", home, "-o", out)
     run("data", "describe", home, "-o", out, "--overwrite")
-    with pytest.raises(InputError, match="replace an input"):
+    with pytest.raises(InputError, match="overwrite an input"):
         run("data", "describe", home, "-o", out, "--card", out / "describe.md", "--overwrite")
     settings = tmp_path / "my.yaml"
     settings.write_text("training: {epochs: 3}\n")
     for options in ([], ["--config", settings], ["--overwrite"]):
-        with pytest.raises(InputError, match=r"replace an input|not an unchanged output|among the scans"):
+        with pytest.raises(
+            InputError, match=r"overwrite an input|not an unmodified gtvray output|scans, masks or a model"
+        ):
             run("config", "plan", home, "-o", settings, "--workspace", tmp_path / "runs", *options)
     assert settings.read_text() == "training: {epochs: 3}\n"
 
@@ -269,7 +271,7 @@ def test_a_name_that_does_not_work_is_refused_at_once(ball: tuple[Volume, Volume
     with pytest.raises(InputError, match="a case id cannot be a file's name"):
         run("data", "check", tmp_path / "cases")
     if len(name) < 20:
-        with pytest.raises(InputError, match="a name has control characters"):
+        with pytest.raises(InputError, match="path has control characters"):
             run("data", "prepare", tmp_path / "cases" / name, "--workspace", tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""A verb as a job on a cluster."""
+"""Commands submitted as jobs to a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def submit(dashboard: str, *words: object) -> Finished:
     return run("submit", "--address", dashboard, *words)
 
 
-def test_a_job_that_succeeds(dashboard: str, phantoms: Path) -> None:
+def test_successful_job(dashboard: str, phantoms: Path) -> None:
     done = submit(dashboard, "--json", "--", "data", "check", phantoms, "--json")
     assert done.code == 0, done
     assert done.json()["status"] == "SUCCEEDED"
-    assert '"findings": [' in done.stderr
+    assert done.stderr.count('"findings": [') == 1, "the log is streamed once"
 
 
-def test_a_job_that_fails_says_so(dashboard: str, phantoms: Path, tmp_path: Path) -> None:
+def test_failed_job_is_reported(dashboard: str, phantoms: Path, tmp_path: Path) -> None:
     for name in ("1", "2"):
         shutil.copytree(phantoms / name, tmp_path / "data" / name)
     (tmp_path / "data" / "1" / "label.nii.gz").unlink()
     done = submit(dashboard, "--", "data", "check", tmp_path / "data", "--json")
     assert done.code == 1
-    assert done.stdout == "", "--json was the job's"
+    assert done.stdout == "", "--json belongs to the job"
     assert "case has no mask" in done.stderr
-    assert "\nerror: the job did not succeed" in done.stderr
+    assert "\nerror: job did not succeed" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_sweep_finds_the_cluster_it_was_submitted_to(
+def test_submitted_sweep_uses_its_cluster(
     dashboard: str, local_ray: Cluster, phantoms: Path, tiny_sweep: Path, tmp_path: Path
 ) -> None:
     done = submit(dashboard, "--", "sweep", tiny_sweep, "--data", phantoms, "--workspace", tmp_path, *OPEN_GATE)
@@ -52,13 +52,13 @@ def test_a_sweep_finds_the_cluster_it_was_submitted_to(
     assert len(list((tmp_path / "bundles").iterdir())) == 1
 
 
-def test_no_wait(dashboard: str, phantoms: Path) -> None:
+def test_no_wait_returns_the_job(dashboard: str, phantoms: Path) -> None:
     done = submit(dashboard, "--no-wait", "--json", "--", "data", "check", phantoms)
     assert done.code == 0, done
     assert done.json()["job"]
 
 
-def test_no_cluster_to_submit_to(phantoms: Path) -> None:
+def test_unreachable_cluster_is_reported(phantoms: Path) -> None:
     dead = f"http://127.0.0.1:{free_port()}"
     error = submit(dead, "--", "data", "check", phantoms).error(code=1)
     assert dead in error

@@ -49,7 +49,7 @@ def test_a_record_that_cannot_be_read_is_told_of_and_written_anew(tmp_path: Path
         pass
     for content in ("", "{}", "[1]", '{"id": "x", "path": 3, "earlier": []}'):
         (tmp_path / LOCATION).write_text(content)
-        with pytest.raises(InputError, match="cannot be read"), Workspace(tmp_path).lock():
+        with pytest.raises(InputError, match="unreadable"), Workspace(tmp_path).lock():
             pass
     call("workspace", "adopt", "--workspace", tmp_path)
     with Workspace(tmp_path).lock():

@@ -87,7 +87,7 @@ def test_a_manifest_in_another_encoding_is_named(nnunet: Path, encoding: str, wo
 
 def test_a_path_with_a_drive_is_named(decathlon: Path) -> None:
     _edit(decathlon, lambda manifest: manifest["training"][0].update(image="D:\\Task01\\imagesTr\\1.nii.gz"))
-    with pytest.raises(InputError, match="Windows machine") as caught:
+    with pytest.raises(InputError, match="Windows drive") as caught:
         index_dataset(decathlon)
     assert "D:\\Task01" in caught.value.fields["found"]
 

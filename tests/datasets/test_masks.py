@@ -72,7 +72,7 @@ def test_an_altered_mask_keeps_every_voxel(
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, originals[case_id])
     record = read_json(target / "transfer.json")["cases"]
-    assert all("beside a whole number" in entry["label_note"] for entry in record)
+    assert all("differ from an integer" in entry["label_note"] for entry in record)
 
 
 @pytest.mark.parametrize("sort", ALTERED)
@@ -93,7 +93,7 @@ def test_an_altered_mask_is_read_alike_everywhere_and_reported(tmp_path: Path, d
         plain = MeanPositionBaseline.fit([read_volume(case.label)]).predict(scan)
         np.testing.assert_array_equal(plain.array, MeanPositionBaseline.fit([label]).predict(scan).array)
     prepared = cache.prepare(dataset.cases[0])
-    assert any("beside a whole number" in note for note in prepared.meta["notes"])
+    assert any("differ from an integer" in note for note in prepared.meta["notes"])
 
 
 @pytest.mark.parametrize("highest", [4, 9, 25])

@@ -1,4 +1,4 @@
-"""What the tests of NIfTI share: a small volume, where the fields of a header are, and a way to change them."""
+"""A small volume, offsets of NIfTI-1 header fields, and a function that overwrites them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ QFORM_CODE, QUATERN, SROW, MAGIC = 252, 256, 280, 344
 
 
 def made_volume(dtype: str = "int16", shape: tuple[int, int, int] = (5, 6, 7), affine: np.ndarray = AFFINE) -> Volume:
-    """Numbers from -50 to 49, or to 99 where the type has no sign."""
+    """Random integers from -50 to 49, from 0 to 99 for unsigned types."""
     values = np.random.default_rng(0).integers(0, 100, shape)
     return Volume((values - (50 if dtype[0] != "u" else 0)).astype(dtype), affine)
 
 
 def patched(content: bytes, **patches: tuple[int, bytes]) -> bytes:
-    """The bytes with others in their place from some offsets on."""
+    """Overwrite bytes at the given offsets."""
     changed = bytearray(content)
     for offset, new in patches.values():
         changed[offset : offset + len(new)] = new

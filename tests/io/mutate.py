@@ -1,10 +1,10 @@
-"""Good volume files, damaged in a seeded way, each read under limits of memory and time.
+"""Mutation fuzzing: valid volume files with seeded damage, each read under memory and time limits.
 
     python tests/io/mutate.py SEED FIRST COUNT
 
-Input N of a seed is the same in every run, so `SEED N 1` reads one of them again. The last line is a JSON object: how
-many were accepted and refused by kind of damage; `silent`, those accepted though the file says twice what was damaged;
-`crashed`, those that gave neither a volume nor an InputError.
+Input N of a seed is the same in every run, so `SEED N 1` reproduces it. The last line of output is a JSON object:
+numbers of accepted and refused inputs by kind of damage; `silent`, the accepted inputs whose damage contradicts
+redundant content; `crashed`, the inputs that gave neither a volume nor an InputError.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from gtvray.errors import InputError
 from gtvray.geometry import Volume
 from gtvray.io import decode_volume, encode_nrrd
 
-ROOM_BYTES = 256 << 20
+MEMORY_BYTES = 256 << 20
 SECONDS_EACH = 20.0
-# What the header says once only: a change of them may change the values, never the place.
-SAID_ONCE = {"scl_slope", "scl_inter", "datatype"}
-Claim = str  # of a file that is accepted: "never", "same" as the original, "placed" as it, or "any" sound volume
+# Fields without redundancy: a change may alter the values, but not the affine.
+NOT_REDUNDANT = {"scl_slope", "scl_inter", "datatype"}
+# Required of an accepted file: "never" accepted, "same" volume, same grid ("placed"), or "any" valid volume.
+Claim = str
 
 
 @dataclass(frozen=True)
 class Original:
-    """A good file: its bytes, the volume in it, where its voxels begin, and whether a checksum covers them."""
+    """A valid file: its bytes, its volume, the offset of the voxels, and whether a checksum covers them."""
 
     name: str
     content: bytes
@@ -75,16 +76,18 @@ def originals() -> list[Original]:
 
 
 def mutated(original: Original, rng: np.random.Generator) -> tuple[str, bytes, Claim]:
-    """A kind of damage, the damaged file, and what holds if it is accepted."""
+    """Damage a file; returns the kind of damage, the bytes, and the claim that must hold if they are accepted."""
     if original.header is not None and original.summed and rng.random() < 0.5:
-        # Below the checksum: damage that happened before the file was compressed.
+        # Damage from before compression, which the checksum does not detect.
         inner = replace(original, content=gzip.decompress(original.content), summed=False)
         kind, content, claim = mutated(inner, rng)
         return f"inner {kind}", gzip.compress(content, 1), claim
-    # A gzipped header has no fields to aim at.
-    aimed = original.header is None or not original.summed
+    # Header fields are not addressable in a gzip stream.
+    has_fields = original.header is None or not original.summed
     kind = str(
-        rng.choice(["flip", "cut", "append", "swap", "zero", "delete", "repeat", *["field"] * 3][: 10 if aimed else 7])
+        rng.choice(
+            ["flip", "cut", "append", "swap", "zero", "delete", "repeat", *["field"] * 3][: 10 if has_fields else 7]
+        )
     )
     if kind == "field":
         return kind, *(_nrrd_field(original, rng) if original.header is None else _nifti_field(original, rng))
@@ -121,7 +124,7 @@ def _damaged(kind: str, content: bytes, rng: np.random.Generator) -> bytes:
 def _claim(original: Original, content: bytes) -> Claim:
     same_header = content[: original.voxels_at] == original.content[: original.voxels_at]
     if original.summed and (original.header is not None or same_header):
-        # Zeros after a gzip stream are padding, so more bytes can be the same volume.
+        # Zeros after a gzip stream are padding, so appended bytes may leave the volume unchanged.
         return "same"
     if len(content) != len(original.content):
         return "never" if original.header is not None or same_header else "any"
@@ -133,7 +136,7 @@ def _claim(original: Original, content: bytes) -> Claim:
     fields = {_field_at(original.header, int(offset)) for offset in at}
     if len(fields - {"voxels"}) > 1:
         return "any"
-    return "placed" if fields & (SAID_ONCE | {"voxels"}) else "same"
+    return "placed" if fields & (NOT_REDUNDANT | {"voxels"}) else "same"
 
 
 def _field_at(header: Any, offset: int) -> str:
@@ -142,7 +145,7 @@ def _field_at(header: Any, offset: int) -> str:
 
 
 def _nifti_field(original: Original, rng: np.random.Generator) -> tuple[bytes, Claim]:
-    """One number of one field becomes one from the borders of its type, or a little more or less."""
+    """Replace one number of a random field by a boundary value of its type or by a slightly different one."""
     order = original.name[len("Nifti1Image")]
     dtype = original.header.template_dtype.newbyteorder(order)
     header = np.frombuffer(original.content[: dtype.itemsize], dtype).copy()
@@ -181,7 +184,7 @@ def _nifti_field(original: Original, rng: np.random.Generator) -> tuple[bytes, C
 
 
 def _nrrd_field(original: Original, rng: np.random.Generator) -> tuple[bytes, Claim]:
-    """One line of the header goes, comes twice, or says something from the borders."""
+    """Delete or duplicate a random header line, or replace a word of it by a boundary value."""
     lines = original.content[: original.voxels_at - 2].split(b"\n")
     at = int(rng.integers(len(lines)))
     name, _, text = lines[at].partition(b": ")
@@ -216,7 +219,7 @@ def _nrrd_field(original: Original, rng: np.random.Generator) -> tuple[bytes, Cl
 
 
 def broken_claim(claim: Claim, original: Original, content: bytes, volume: Volume) -> str | None:
-    """Why an accepted file should not have been, or None."""
+    """The reason why a file should have been refused, or None."""
     corners = np.array(list(product(*[(0, n - 1) for n in original.volume.shape], (1,)))).T
     apart_mm = np.linalg.norm(((volume.affine - original.volume.affine) @ corners)[:3], axis=0).max()
     placed = volume.shape == original.volume.shape and apart_mm <= 0.5 * min(original.volume.spacing_mm)
@@ -224,16 +227,16 @@ def broken_claim(claim: Claim, original: Original, content: bytes, volume: Volum
     if claim == "never":
         why = "accepted although its size is wrong"
     elif not np.isfinite(volume.array).all() or volume.array.nbytes > 1032 * len(content):
-        why = "not a sound volume"
+        why = "not a valid volume"
     elif claim != "any" and not placed:
         why = f"shape {volume.shape}, {apart_mm:.3g} mm away"
     elif claim == "same" and not np.array_equal(volume.array, original.volume.array):
-        why = "other values"
+        why = "different values"
     return why
 
 
 def run(seed: int, first: int, count: int) -> dict[str, Any]:
-    """Read `count` damaged files from number `first` on."""
+    """Read `count` damaged files starting with number `first`."""
     good = originals()
     for original in good:
         assert broken_claim("same", original, original.content, decode_volume(original.content)) is None
@@ -249,7 +252,7 @@ def run(seed: int, first: int, count: int) -> dict[str, Any]:
             volume = decode_volume(content)
         except InputError:
             refused[kind] += 1
-        except BaseException as error:  # noqa: BLE001 - whatever else comes is what is looked for
+        except BaseException as error:  # noqa: BLE001 - any other exception is a finding
             crashed.append([number, original.name, kind, repr(error)])
         else:
             accepted[kind] += 1
@@ -269,7 +272,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGALRM, _late)
     run(0, 0, 20)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM_BYTES, used + ROOM_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = run(*map(int, sys.argv[1:]))
     report["grown_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024

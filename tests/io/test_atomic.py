@@ -1,4 +1,4 @@
-"""Whole or nothing: an error, a full disk or a second writer leaves no half file behind."""
+"""Atomic writes: an error, a full disk or a concurrent writer leaves no partial file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_file_appears_whole_and_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     for text in ("one", "two"):
         with atomic_path(path) as temporary:
@@ -43,7 +43,7 @@ def test_a_file_appears_whole_and_takes_the_place_of_the_old(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_folder_appears_whole_and_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_folder_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "d"
     for name in ("one", "two"):
         with atomic_dir(path) as temporary:
@@ -55,26 +55,26 @@ def test_a_folder_appears_whole_and_takes_the_place_of_the_old(tmp_path: Path) -
 
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
-def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException], there: bool) -> None:
+def test_error_leaves_the_old_content(tmp_path: Path, error: type[BaseException], there: bool) -> None:
     if there:
         (tmp_path / "d").mkdir()
         (tmp_path / "d" / "x").write_text("old")
         (tmp_path / "f").write_text("old")
     before = sorted(tmp_path.rglob("*"))
 
-    def fail_in(place: AbstractContextManager[Path], name: str) -> None:
-        with place as temporary:
+    def fail_in(writer: AbstractContextManager[Path], name: str) -> None:
+        with writer as temporary:
             (temporary / name).write_text("new")
             raise error
 
-    for place, name in ((atomic_dir(tmp_path / "d"), "x"), (atomic_path(tmp_path / "f"), "")):
+    for writer, name in ((atomic_dir(tmp_path / "d"), "x"), (atomic_path(tmp_path / "f"), "")):
         with pytest.raises(error):
-            fail_in(place, name)
+            fail_in(writer, name)
     assert sorted(tmp_path.rglob("*")) == before
     assert all(file.read_text() == "old" for file in before if file.is_file())
 
 
-def test_a_second_writer_who_was_faster_is_no_obstacle(tmp_path: Path) -> None:
+def test_concurrent_writers_of_a_folder_both_succeed(tmp_path: Path) -> None:
     path = tmp_path / "d"
     with atomic_dir(path) as slow:
         (slow / "who").write_text("slow")
@@ -86,10 +86,10 @@ def test_a_second_writer_who_was_faster_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("complete_with", "stays"), [(None, "mine"), ("who", "other"), ("more", "mine")])
-def test_a_writer_may_arrive_at_the_very_last_moment(
+def test_folder_created_during_the_rename_is_handled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete_with: str | None, stays: str
 ) -> None:
-    """The other's folder appears as the renaming is tried."""
+    """Another writer creates the folder right before the rename."""
     path, replace = tmp_path / "d", Path.replace
 
     def arrive(self: Path, target: Path) -> Path:
@@ -105,18 +105,18 @@ def test_a_writer_may_arrive_at_the_very_last_moment(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_complete_folder_may_be_kept(tmp_path: Path) -> None:
+def test_complete_folder_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "d"
-    for text, kept in (("cut", "cut"), ("whole", "whole"), ("again", "whole")):
+    for text, kept in (("partial", "partial"), ("complete", "complete"), ("again", "complete")):
         with atomic_dir(path, complete_with="done") as folder:
             (folder / "text").write_text(text)
-            if text != "cut":
+            if text != "partial":
                 (folder / "done").touch()
         assert (path / "text").read_text() == kept
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_said_and_cleaned_up(tiny_disk: Path) -> None:
+def test_full_disk_is_reported_and_cleaned_up(tiny_disk: Path) -> None:
     noise = Volume(np.random.default_rng(0).integers(0, 1 << 15, (40, 40, 40)).astype(np.int16), np.eye(4))
     (tiny_disk / "old.json").write_text("1")
     with pytest.raises(ResourceError, match="disk is full") as caught:
@@ -134,7 +134,7 @@ def test_a_full_disk_is_said_and_cleaned_up(tiny_disk: Path) -> None:
     ("code", "kind"),
     [(errno.ENOSPC, ResourceError), (errno.EDQUOT, ResourceError), (errno.EROFS, InputError), (errno.EIO, OSError)],
 )
-def test_an_error_of_the_disk_at_the_last_moment(
+def test_fsync_errors_are_converted_and_cleaned_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
 ) -> None:
     def fail(handle: int) -> None:
@@ -148,14 +148,14 @@ def test_an_error_of_the_disk_at_the_last_moment(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_below_a_file_cannot_be_written_to(tmp_path: Path) -> None:
+def test_path_below_a_file_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x"):
-        with pytest.raises(InputError, match="cannot write"), atomic_path(path):
+        with pytest.raises(InputError, match="not writable"), atomic_path(path):
             pass
 
 
-def test_json_there_and_back(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     value = {"b": [1, 2.5, None], "a": {"ü": True}}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
@@ -167,14 +167,14 @@ def test_json_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
-def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
+def test_invalid_json_is_an_input_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"not a (JSON|text) file"):
+    with pytest.raises(InputError, match=r"not (a JSON file|UTF-8 text)"):
         read_json(tmp_path / "x.json")
     with pytest.raises(NotFoundError):
         read_json(tmp_path / "none.json")
 
 
-def test_sha256(tmp_path: Path) -> None:
+def test_sha256_of_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(100_000))
     assert sha256_of(tmp_path / "x") == hashlib.sha256(bytes(100_000)).hexdigest()

@@ -1,4 +1,4 @@
-"""What a file or an upload is, by its first bytes: named in plain words, with the step that makes it readable."""
+"""Files and uploads are identified by their first bytes, with a hint how to make them readable."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ CASES: dict[str, tuple[bytes, ContentKind, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_content_is_named_and_says_what_to_do(case: str) -> None:
+def test_content_is_identified(case: str) -> None:
     body, kind, words = CASES[case]
     found = identify(body[:HEAD_BYTES])
     assert found.kind is kind, found
     assert words in found.name
     assert found.readable == (not found.hint)
-    # More bytes than are asked for change nothing.
+    # Further bytes are ignored.
     assert identify(body) == found
 
 
@@ -129,23 +129,23 @@ def test_content_is_named_and_says_what_to_do(case: str) -> None:
         (NIFTI.replace(b"\0", b""), "--data-binary"),
     ],
 )
-def test_the_hint_is_the_next_step(body: bytes, words: str) -> None:
+def test_hint_names_the_conversion(body: bytes, words: str) -> None:
     assert words in identify(body).hint
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 100, 131, 200, 345, 347, 350])
 @pytest.mark.parametrize("body", [NIFTI, NIFTI_GZ, NRRD, DICOM_PREAMBLE, METAIMAGE, _tar(), JSON])
-def test_any_short_head_gets_an_answer(body: bytes, length: int) -> None:
+def test_short_heads_are_identified(body: bytes, length: int) -> None:
     assert identify(body[:length]).name
 
 
-def test_random_bytes_are_never_taken_for_a_volume() -> None:
+def test_random_bytes_are_not_a_volume() -> None:
     rng = np.random.default_rng(7)
     for _ in range(2000):
         assert not identify(rng.bytes(400)).readable
 
 
-def test_real_dicom_files_are_known(shared_data: Path) -> None:
+def test_real_dicom_files_are_identified(shared_data: Path) -> None:
     folder = shared_data / "oddities"
     for path in folder.rglob("*.dcm"):
         assert identify(path.read_bytes()[:HEAD_BYTES]).kind is ContentKind.DICOM, path.name

@@ -1,4 +1,4 @@
-"""Label volumes: what is a hair beside a whole number is that number and is reported; anything else is refused."""
+"""Label volumes: values close to an integer are rounded and reported, any other value is rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _organs() -> NDArray[np.uint8]:
 
 
 def _stored(path: Path, array: Array, dtype: str | None = None, endian: str = "<") -> Path:
-    """A NIfTI file as nibabel writes it: floats into an integer type get a scaling."""
+    """Write a NIfTI file with nibabel, which adds a scaling when it stores floats as integers."""
     image = nibabel.Nifti1Image(array, AFFINE, header=nibabel.Nifti1Header(endianness=endian))
     image.set_data_dtype(np.dtype(dtype or array.dtype).newbyteorder(endian))
     nibabel.save(image, path)
@@ -36,11 +36,11 @@ def _stored(path: Path, array: Array, dtype: str | None = None, endian: str = "<
 
 
 def _raw(path: Path, stored: Array, slope: float, inter: float) -> Path:
-    """A NIfTI file of these stored integers under this scaling."""
+    """Write a NIfTI file with these stored integers and this scaling."""
     image = nibabel.Nifti1Image(stored, AFFINE)
     image.header.set_slope_inter(slope, inter)
     nibabel.save(image, path)
-    # nibabel resets the scaling of an image that it writes.
+    # nibabel resets the scaling when it writes an image.
     with path.open("r+b") as file:
         header = nibabel.Nifti1Header.from_fileobj(file)
         header.set_slope_inter(slope, inter)
@@ -62,38 +62,38 @@ NEAR = {
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd"])
 @pytest.mark.parametrize("sort", NEAR)
 @pytest.mark.parametrize("labels", [_binary(), _organs()], ids=["binary", "organs"])
-def test_values_near_whole_numbers_are_these(tmp_path: Path, labels: Array, sort: str, ending: str) -> None:
+def test_values_near_integers_are_rounded(tmp_path: Path, labels: Array, sort: str, ending: str) -> None:
     path = tmp_path / f"label{ending}"
     write_volume(path, Volume(NEAR[sort](labels), AFFINE))
     found = read_labels(path)
     assert found.volume.array.dtype == np.uint8
     np.testing.assert_array_equal(found.volume.array, labels)
-    assert "beside a whole number" in found.note
+    assert "differ from an integer" in found.note
     assert not found.exact
     np.testing.assert_array_equal(decode_labels(path.read_bytes()).volume.array, labels)
 
 
 @pytest.mark.parametrize("highest", [2, 3, 7, 9, 25, 117])
-def test_automatic_scaling_to_int16_gives_the_labels_back(tmp_path: Path, highest: int) -> None:
+def test_automatic_int16_scaling_preserves_labels(tmp_path: Path, highest: int) -> None:
     labels = np.linspace(0, highest, 12 * 11 * 10).round().reshape(12, 11, 10)
     path = _stored(tmp_path / "label.nii.gz", labels, "int16")
     assert nibabel.load(path).dataobj.slope != 1
     found = read_labels(path)
     np.testing.assert_array_equal(found.volume.array, labels)
-    # Another reader may round otherwise, so the file does not count as holding these labels.
+    # Other programs may round differently, so the file does not store exactly these labels.
     assert not found.exact
     if found.note:
         assert "scl_slope" in found.note
 
 
-def test_a_coarse_scaling_is_refused_and_named(tmp_path: Path) -> None:
+def test_coarse_scaling_is_rejected(tmp_path: Path) -> None:
     labels = (np.arange(12 * 11 * 10) % 8).reshape(12, 11, 10).astype(np.float64)
     path = _stored(tmp_path / "label.nii.gz", labels, "uint8")
     with pytest.raises(DataError, match="not labels") as caught:
         read_labels(path)
     assert "scl_slope 0.0274509806, scl_inter 0" in caught.value.fields["found"]
     assert "without scaling" in caught.value.fields["do"]
-    # Every digit: 1.0 would look like a label.
+    # All digits are shown, because 1.0 would look like a label.
     assert "0.9882353" in caught.value.fields["found"]
 
 
@@ -111,7 +111,7 @@ def test_a_coarse_scaling_is_refused_and_named(tmp_path: Path) -> None:
         (np.linspace(0, 1, 1320, dtype=np.float32).reshape(12, 11, 10), "..."),
     ],
 )
-def test_other_values_are_refused_with_all_their_digits(tmp_path: Path, array: Array, shown: str) -> None:
+def test_non_integer_values_are_rejected_with_all_digits(tmp_path: Path, array: Array, shown: str) -> None:
     path = tmp_path / "label.nii.gz"
     write_volume(path, Volume(array, AFFINE))
     with pytest.raises(DataError, match="not labels") as caught:
@@ -122,7 +122,7 @@ def test_other_values_are_refused_with_all_their_digits(tmp_path: Path, array: A
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_refused(tmp_path: Path, bad: float) -> None:
+def test_nan_and_infinity_are_rejected(tmp_path: Path, bad: float) -> None:
     array = _binary().astype(np.float32)
     array[0, 0, 0] = bad
     write_volume(tmp_path / "label.nii", Volume(array, AFFINE))
@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_refused(tmp_path: Path, bad: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
 @pytest.mark.parametrize("endian", ["<", ">"])
-def test_integers_are_taken_as_they_are(tmp_path: Path, dtype: str, endian: str) -> None:
+def test_integer_labels_are_unchanged(tmp_path: Path, dtype: str, endian: str) -> None:
     labels = _organs().astype(dtype)
     found = read_labels(_stored(tmp_path / "label.nii", labels, endian=endian))
     np.testing.assert_array_equal(found.volume.array, labels)
@@ -144,7 +144,7 @@ def test_integers_are_taken_as_they_are(tmp_path: Path, dtype: str, endian: str)
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("endian", ["<", ">"])
-def test_whole_floats_are_labels_without_a_note(tmp_path: Path, dtype: str, endian: str) -> None:
+def test_integral_floats_are_labels_without_a_note(tmp_path: Path, dtype: str, endian: str) -> None:
     found = read_labels(_stored(tmp_path / "label.nii", _organs().astype(dtype), endian=endian))
     np.testing.assert_array_equal(found.volume.array, _organs())
     assert (found.volume.array.dtype, found.note, found.exact) == (np.uint8, "", True)
@@ -153,7 +153,7 @@ def test_whole_floats_are_labels_without_a_note(tmp_path: Path, dtype: str, endi
 @pytest.mark.parametrize(
     ("value", "dtype"), [(257, "int16"), (65537, "int32"), (2**32 + 1, "int64"), (2**33 + 1, "uint64"), (300.0, "f4")]
 )
-def test_large_labels_do_not_wrap_around(tmp_path: Path, value: float, dtype: str) -> None:
+def test_large_labels_do_not_overflow(tmp_path: Path, value: float, dtype: str) -> None:
     array = _binary().astype(dtype) * np.dtype(dtype).type(value)
     write_volume(tmp_path / "label.nii", Volume(array, AFFINE))
     found = read_labels(tmp_path / "label.nii").volume.array
@@ -161,7 +161,7 @@ def test_large_labels_do_not_wrap_around(tmp_path: Path, value: float, dtype: st
     assert not np.isin(found, 1).any()
 
 
-def test_a_scaling_that_makes_nothing_of_the_labels_is_not_silent(tmp_path: Path) -> None:
+def test_destructive_scaling_is_reported(tmp_path: Path) -> None:
     tiny = read_labels(_raw(tmp_path / "tiny.nii", _organs().astype(np.int16), 1e-5, 0.0))
     assert not tiny.volume.array.any()
     assert "scl_slope 9.99999975e-06" in tiny.note

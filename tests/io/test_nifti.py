@@ -1,4 +1,4 @@
-"""NIfTI: what is written is read back, what is damaged is refused, and nothing else comes out."""
+"""NIfTI: volumes round-trip, damaged files are rejected."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _with_nibabel(kind: Any, array: np.ndarray, slope: float = 1.0, inter: float
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "float32"])
-def test_written_and_read_back(tmp_path: Path, dtype: str, suffix: str) -> None:
+def test_round_trip(tmp_path: Path, dtype: str, suffix: str) -> None:
     volume = made_volume(dtype)
     write_volume(tmp_path / f"v{suffix}", volume)
     back = read_volume(tmp_path / f"v{suffix}")
     assert back.array.dtype == volume.array.dtype
     np.testing.assert_array_equal(back.array, volume.array)
-    # float32 holds this affine exactly.
+    # This affine is exact in float32.
     np.testing.assert_array_equal(back.affine, volume.affine)
     assert (tmp_path / f"v{suffix}").read_bytes()[:2] == (
         b"\x1f\x8b" if suffix.endswith("gz") else struct.pack("<h", 348)
@@ -63,14 +63,14 @@ def test_bool_is_written_as_uint8() -> None:
 )
 @example((0.0, 0.0, 180.0), (6.0, 6.0, 6.0), 4e-4, 1, (1, 2, 900))
 @example((0.03, 0.0, 180.0), (1.0, 1.0, 1.0), 0, 1, (700, 1, 3))
-def test_any_place_in_the_patient_is_kept(angles, spacing_mm, tilt, mirror, shape) -> None:
+def test_affine_round_trip(angles, spacing_mm, tilt, mirror, shape) -> None:
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     affine[:3, :3] = turn @ [[1, 0, 0], [0, 1, tilt], [0, 0, 1]] @ np.diag(spacing_mm) * [mirror, 1, 1]
     affine[:3, 3] = -321.1, 45.7, 1000.3
     content = encode_nifti(made_volume(shape=shape, affine=affine), compress=False)
     assert decode_nifti(content).same_grid(Volume(np.zeros(shape), affine))
-    # Readers that prefer the qform see the same place, or none.
+    # Programs that prefer the qform get the same positions, or no qform.
     header = nibabel.Nifti1Image.from_bytes(content).header
     if header["qform_code"] > 0:
         furthest = (header.get_qform() - affine) @ [*np.subtract(shape, 1), 1]
@@ -79,7 +79,7 @@ def test_any_place_in_the_patient_is_kept(angles, spacing_mm, tilt, mirror, shap
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_both_versions_and_byte_orders(kind: Any, order: str) -> None:
+def test_versions_and_byte_orders(kind: Any, order: str) -> None:
     array = made_volume().array
     volume = decode_nifti(_with_nibabel(kind, array, byteorder=order))
     np.testing.assert_array_equal(volume.array, array)
@@ -99,7 +99,7 @@ def test_both_versions_and_byte_orders(kind: Any, order: str) -> None:
     st.sampled_from([(1, 0), (1, -1024), (-0.25, 7), (0, 3)]),
     st.booleans(),
 )
-def test_what_nibabel_writes_and_reads(kind, order, dtype, angles, spacing_mm, codes, scaling, compress) -> None:
+def test_reading_agrees_with_nibabel(kind, order, dtype, angles, spacing_mm, codes, scaling, compress) -> None:
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * spacing_mm
     affine[:3, 3] = -321.1, 45.7, 1000.3
@@ -126,13 +126,13 @@ def test_scaling_is_applied(slope: float, inter: float) -> None:
     np.testing.assert_allclose(volume.array, made_volume().array * slope + inter, rtol=1e-6)
 
 
-def test_a_slope_of_zero_means_no_scaling() -> None:
+def test_zero_slope_means_no_scaling() -> None:
     content = patched(encode_nifti(made_volume(), compress=False), scl=(SLOPE, struct.pack("<2f", 0, 7)))
     np.testing.assert_array_equal(decode_nifti(content).array, made_volume().array)
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_a_truncated_file_is_never_accepted(tmp_path: Path, compress: bool) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path, compress: bool) -> None:
     content = encode_nifti(made_volume(shape=(20, 20, 8)), compress=compress)
     path = tmp_path / "cut.nii.gz"
     for length in {*range(0, len(content), 97), *range(340, 360), *range(len(content) - 24, len(content))}:
@@ -141,8 +141,8 @@ def test_a_truncated_file_is_never_accepted(tmp_path: Path, compress: bool) -> N
             read_volume(path)
 
 
-def test_a_flipped_bit_in_a_gzip_stream_is_never_accepted() -> None:
-    """The stream's own checksum is held against the voxels, at the end too."""
+def test_flipped_bit_in_gzip_stream_is_rejected() -> None:
+    """The checksum of the stream is verified up to its end."""
     content = encode_nifti(made_volume(shape=(20, 20, 8)), compress=True)
     original = decode_nifti(content)
     for offset in range(10, len(content), 61):
@@ -163,7 +163,7 @@ def test_a_flipped_bit_in_a_gzip_stream_is_never_accepted() -> None:
 @example(SROW + 28, struct.pack("<f", np.inf))
 @example(SROW + 29, bytes.fromhex("00000000817f"))
 @example(QUATERN + 12, struct.pack("<f", np.nan))
-def test_no_header_brings_the_reader_down(offset: int, new: bytes) -> None:
+def test_arbitrary_header_bytes_give_a_volume_or_an_error(offset: int, new: bytes) -> None:
     content = encode_nifti(made_volume(), compress=False)
     try:
         volume = decode_nifti(patched(content, header=(offset, new)), limit_bytes=1 << 20)
@@ -174,14 +174,14 @@ def test_no_header_brings_the_reader_down(offset: int, new: bytes) -> None:
         assert np.isfinite(volume.array).all()
 
 
-def test_sizes_that_overflow_when_multiplied_are_refused() -> None:
+def test_overflowing_sizes_are_rejected() -> None:
     content = _with_nibabel(nibabel.Nifti2Image, made_volume().array)
     dim = struct.pack("<8q", 3, 1 << 32, 1 << 32, 1, 1, 1, 1, 1)
     with pytest.raises((TooLargeError, VolumeError)):
         decode_nifti(patched(content, dim=(16, dim)))
 
 
-def test_the_header_is_believed_only_up_to_a_limit() -> None:
+def test_size_limit() -> None:
     content = encode_nifti(made_volume(shape=(30, 30, 30)), compress=True)
     assert decode_nifti(content, limit_bytes=54_000).shape == (30, 30, 30)
     with pytest.raises(TooLargeError):
@@ -192,8 +192,8 @@ def test_the_header_is_believed_only_up_to_a_limit() -> None:
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_nothing_is_allocated_for_a_promise_the_file_cannot_keep(compress: bool) -> None:
-    """A gigabyte is below the limit, but deflate makes no more than 1032 bytes of one."""
+def test_size_beyond_the_file_is_rejected_before_allocation(compress: bool) -> None:
+    """One gigabyte is below the size limit, but above the maximum expansion of deflate, 1032 times the file size."""
     dim = (DIM + 2, struct.pack("<3h", 1000, 1000, 500))
     content = patched(encode_nifti(made_volume(), compress=False), dim=dim)
     content = gzip.compress(content) if compress else content
@@ -203,7 +203,7 @@ def test_nothing_is_allocated_for_a_promise_the_file_cannot_keep(compress: bool)
     assert caught.value.fields["found"] == f"at most {most}"
 
 
-def test_a_stream_that_goes_on_and_on_is_refused() -> None:
+def test_overlong_gzip_stream_is_rejected() -> None:
     bomb = gzip.compress(encode_nifti(made_volume(), compress=False) + bytes(2 << 20))
     with pytest.raises(VolumeError, match="longer"):
         decode_nifti(bomb)
@@ -211,7 +211,7 @@ def test_a_stream_that_goes_on_and_on_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_not_a_number_is_refused(value: float, dtype: str) -> None:
+def test_nan_and_infinity_are_rejected(value: float, dtype: str) -> None:
     array = np.zeros((3, 3, 3), dtype)
     with np.errstate(over="ignore"):
         array[1, 1, 1] = value
@@ -219,7 +219,7 @@ def test_not_a_number_is_refused(value: float, dtype: str) -> None:
         decode_nifti(_with_nibabel(nibabel.Nifti1Image, array))
 
 
-def test_a_scaling_that_overflows_is_refused() -> None:
+def test_overflowing_scaling_is_rejected() -> None:
     content = encode_nifti(made_volume(), compress=False)
     for slope in (3e38, np.nan, np.inf, -np.inf):
         with pytest.raises(VolumeError):
@@ -229,20 +229,20 @@ def test_a_scaling_that_overflows_is_refused() -> None:
 @pytest.mark.parametrize(
     "patch", [(MAGIC, b"ni1\0"), (DATATYPE, struct.pack("<h", 32)), (DATATYPE, struct.pack("<h", 999))]
 )
-def test_other_kinds_of_file_are_refused(patch: tuple[int, bytes]) -> None:
+def test_unsupported_formats_are_rejected(patch: tuple[int, bytes]) -> None:
     with pytest.raises(VolumeError):
         decode_nifti(patched(encode_nifti(made_volume(), compress=False), patch=patch))
 
 
 @pytest.mark.parametrize("offset", [0, 348, 351, 352.5, 353, 368, 336, 1 << 25])
-def test_a_voxel_offset_that_leads_elsewhere_is_refused(offset: float) -> None:
+def test_wrong_voxel_offset_is_rejected(offset: float) -> None:
     content = encode_nifti(made_volume(), compress=False)
     with pytest.raises(VolumeError, match=r"offset|truncated"):
         decode_nifti(patched(content, offset=(VOX_OFFSET, struct.pack("<f", offset))))
 
 
 @pytest.mark.parametrize("size", [16, 4096, 1 << 20])
-def test_extensions_after_the_header_are_passed_over(size: int) -> None:
+def test_header_extensions_are_ignored(size: int) -> None:
     volume = made_volume()
     image = nibabel.Nifti1Image.from_bytes(encode_nifti(volume, compress=False))
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"n" * (size - 8)))
@@ -252,15 +252,15 @@ def test_extensions_after_the_header_are_passed_over(size: int) -> None:
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("more", [b"\0", b"garbage", bytes(5 * 6 * 2)])
-def test_bytes_after_the_voxels_are_refused(compress: bool, more: bytes) -> None:
-    """They are voxels that a damaged size in the header leaves over."""
+def test_trailing_bytes_are_rejected(compress: bool, more: bytes) -> None:
+    """They may be voxels that a damaged size in the header excludes."""
     content = encode_nifti(made_volume(), compress=False) + more
     with pytest.raises(VolumeError, match="longer") as caught:
         decode_nifti(gzip.compress(content) if compress else content)
     assert caught.value.fields["expected"] == "420 bytes of voxels for 5 x 6 x 7 of int16"
 
 
-def test_a_gzip_stream_may_have_members_and_padding() -> None:
+def test_gzip_members_and_padding_are_accepted() -> None:
     content = encode_nifti(made_volume(), compress=False)
     for parts in [(content[:200], content[200:500], content[500:]), (b"", content), (content, b"")]:
         stream = b"".join(gzip.compress(part) for part in parts)
@@ -273,14 +273,14 @@ def test_a_gzip_stream_may_have_members_and_padding() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint64", "float64"])
-def test_wide_types_are_read_and_written(dtype: str) -> None:
+def test_64_bit_types_round_trip(dtype: str) -> None:
     back = decode_nifti(encode_nifti(made_volume(dtype), compress=False))
     assert back.array.dtype == ("float32" if dtype == "float64" else dtype)
     np.testing.assert_array_equal(back.array, made_volume(dtype).array)
 
 
 @pytest.mark.parametrize("bits", [8, 32, -16])
-def test_bitpix_is_held_against_datatype(bits: int) -> None:
+def test_bitpix_must_match_datatype(bits: int) -> None:
     content = encode_nifti(made_volume(), compress=False)
     with pytest.raises(VolumeError, match="bitpix"):
         decode_nifti(patched(content, bitpix=(DATATYPE + 2, struct.pack("<h", bits))))
@@ -289,14 +289,14 @@ def test_bitpix_is_held_against_datatype(bits: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [(0, 5, 6, 7), (2, 5, 6, 7), (8, 5, 6, 7), (-3, 5, 6, 7), (3, 5, -6, 7), (3, 5, 6, 0)])
-def test_dimensions_that_are_none_are_named(dim: tuple[int, ...]) -> None:
+def test_invalid_dimensions_are_rejected(dim: tuple[int, ...]) -> None:
     content = encode_nifti(made_volume(), compress=False)
     with pytest.raises(VolumeError, match="three-dimensional") as caught:
         decode_nifti(patched(content, dim=(DIM, struct.pack("<4h", *dim))))
     assert str(list(dim))[1:-1] in caught.value.fields["found"]
 
 
-def test_half_of_a_pair_is_refused_as_that() -> None:
+def test_header_of_a_pair_is_rejected() -> None:
     for magic, kind, offset in [
         (b"ni1\0", nibabel.Nifti1Image, MAGIC),
         (b"ni2\0\r\n\x1a\n", nibabel.Nifti2Image, 4),
@@ -306,14 +306,14 @@ def test_half_of_a_pair_is_refused_as_that() -> None:
             decode_nifti(header)
 
 
-def test_nifti_2_tells_of_damaged_line_ends() -> None:
+def test_nifti_2_magic_detects_converted_line_endings() -> None:
     content = _with_nibabel(nibabel.Nifti2Image, made_volume().array)
     with pytest.raises(VolumeError, match="magic"):
         decode_nifti(patched(content, magic=(8, b"\n\n\x1a\n")))
 
 
-def test_a_pair_of_nan_means_no_scaling_and_one_of_them_means_damage() -> None:
-    """nibabel has them so in its headers, and others read them as none."""
+def test_two_nan_mean_no_scaling_and_one_is_rejected() -> None:
+    """nibabel sets both to NaN for no scaling, which other programs accept."""
     content = encode_nifti(made_volume(), compress=False)
     unset = patched(content, scl=(SLOPE, struct.pack("<2f", np.nan, np.nan)))
     np.testing.assert_array_equal(decode_nifti(unset).array, made_volume().array)

@@ -1,4 +1,4 @@
-"""Where a NIfTI header puts its voxels: what it says twice must agree, and what is absurd is named."""
+"""The affine of a NIfTI header: contradictory and implausible values are rejected."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from .headers import AFFINE, PIXDIM, QFORM_CODE, SLOPE, SROW, XYZT_UNITS, made_v
 
 
 def test_qfac_of_zero_is_read_as_one() -> None:
-    """The standard says so, and scanners write it."""
+    """As specified by the standard; some scanners write it."""
     content = encode_nifti(made_volume(affine=np.diag([1.0, 2, 3, 1])), compress=False)
     volume = decode_nifti(patched(content, qfac=(PIXDIM, struct.pack("<f", 0)), sform=(QFORM_CODE + 2, b"\0\0")))
     np.testing.assert_allclose(volume.affine, np.diag([1.0, 2, 3, 1]), atol=1e-6)
 
 
 @pytest.mark.parametrize("sform_code", [1, 2, 4])
-def test_qform_and_sform_must_agree_whatever_their_codes(sform_code: int) -> None:
-    """Of two places ITK shows the one and nibabel the other, depending on the codes."""
+def test_qform_and_sform_must_agree_for_any_codes(sform_code: int) -> None:
+    """ITK and nibabel prefer different ones, depending on the codes."""
     code = (QFORM_CODE + 2, struct.pack("<h", sform_code))
     content = patched(encode_nifti(made_volume(), compress=False), code=code)
     np.testing.assert_array_equal(decode_nifti(content).affine, AFFINE)
     moved = patched(content, srow=(SROW + 12, struct.pack("<f", 300.5)))
-    with pytest.raises(GeometryError, match="differently") as caught:
+    with pytest.raises(GeometryError, match="different voxel positions") as caught:
         decode_nifti(moved)
     assert caught.value.fields["found"] == f"50.0 mm apart (qform_code 1, sform_code {sform_code})"
     one = patched(moved, code=(QFORM_CODE, bytes(2)))
     assert decode_nifti(one).affine[0, 3] == 300.5
 
 
-def test_a_place_is_needed() -> None:
-    with pytest.raises(GeometryError, match="where the voxels are"):
+def test_missing_affine_is_rejected() -> None:
+    with pytest.raises(GeometryError, match="no affine"):
         decode_nifti(patched(encode_nifti(made_volume(), compress=False), codes=(QFORM_CODE, bytes(4))))
 
 
 @pytest.mark.parametrize(
-    ("pixdim", "says"),
+    ("pixdim", "found"),
     [
         ((1, 1, 1), "1 x 1 x 1 mm in pixdim, 0.9766 x 0.9766 x 2.5 mm in the sform"),
         ((97.65625, 97.65625, 250), "97.66 x 97.66 x 250 mm in pixdim"),
@@ -51,8 +51,8 @@ def test_a_place_is_needed() -> None:
         ((0.9765625, np.inf, 2.5), "inf"),
     ],
 )
-def test_pixdim_is_held_against_the_sform(pixdim: tuple[float, ...], says: str) -> None:
-    """ITK takes the spacing from pixdim, and nibabel from the sform."""
+def test_pixdim_must_match_the_sform(pixdim: tuple[float, ...], found: str) -> None:
+    """ITK reads the spacing from pixdim, nibabel from the sform."""
     content = patched(
         encode_nifti(made_volume(), compress=False),
         pixdim=(PIXDIM + 4, struct.pack("<3f", *pixdim)),
@@ -60,10 +60,10 @@ def test_pixdim_is_held_against_the_sform(pixdim: tuple[float, ...], says: str) 
     )
     with pytest.raises(GeometryError, match="spacing") as caught:
         decode_nifti(content)
-    assert says in caught.value.fields["found"]
+    assert found in caught.value.fields["found"]
 
 
-def test_pixdim_may_be_rounded_negative_or_between_the_planes_of_a_tilted_gantry() -> None:
+def test_pixdim_may_be_rounded_negative_or_the_plane_distance_of_a_tilted_gantry() -> None:
     content = patched(encode_nifti(made_volume(), compress=False), code=(QFORM_CODE, bytes(2)))
     for pixdim in [(0.977, 0.98, 2.5), (-0.9765625, 0.9765625, -2.5)]:
         rounded = patched(content, pixdim=(PIXDIM + 4, struct.pack("<3f", *pixdim)))
@@ -79,8 +79,8 @@ def test_pixdim_may_be_rounded_negative_or_between_the_planes_of_a_tilted_gantry
 
 
 @pytest.mark.parametrize("degrees", [0.5, 5, 15, -25])
-def test_beside_a_sheared_sform_the_qform_may_be_the_nearest_rotation(degrees: float) -> None:
-    """So converters write a tilted gantry; only the sform can hold it."""
+def test_qform_of_a_sheared_sform_may_be_the_nearest_rotation(degrees: float) -> None:
+    """Converters write a tilted gantry like this, because only the sform can represent it."""
     sheared = AFFINE.copy()
     sheared[1, 2] = 2.5 * np.tan(np.radians(degrees))
     image = nibabel.Nifti1Image(made_volume(shape=(50, 60, 90)).array, None)
@@ -88,23 +88,23 @@ def test_beside_a_sheared_sform_the_qform_may_be_the_nearest_rotation(degrees: f
     image.set_qform(sheared, 1)
     content = bytes(image.to_bytes())
     np.testing.assert_allclose(decode_nifti(content).affine, sheared, rtol=1e-6)
-    # Another tilt, a mirror image, and another place are contradictions still.
+    # A different tilt, a reflection and a translation remain contradictions.
     less = AFFINE.copy()
     less[1, 2] = 2.5 * np.tan(np.radians(degrees / 2))
     if abs(degrees) > 1:
         image.set_qform(less, 1, update_affine=False)
-        with pytest.raises(GeometryError, match=r"differently|spacings"):
+        with pytest.raises(GeometryError, match=r"different voxel (positions|spacings)"):
             decode_nifti(bytes(image.to_bytes()))
     mirrored, moved = sheared @ np.diag([1, 1, -1, 1]), sheared + 3 * np.eye(4, k=3)
     for other in (mirrored, moved):
         image.set_qform(other, 1, update_affine=False)
-        with pytest.raises(GeometryError, match="differently"):
+        with pytest.raises(GeometryError, match="different voxel positions"):
             decode_nifti(bytes(image.to_bytes()))
 
 
 @pytest.mark.parametrize(("unit", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (5, 1), (10, 1)])
-def test_the_header_s_unit_of_length_counts(unit: int, factor: float) -> None:
-    """Unknown and undefined ones are millimetres; the bits for time are none of ours."""
+def test_unit_of_length_is_applied(unit: int, factor: float) -> None:
+    """Unknown and undefined units mean millimetres; the bits of the time unit are ignored."""
     scaled = AFFINE.copy()
     scaled[:3] /= factor
     image = nibabel.Nifti1Image(made_volume().array, None)
@@ -115,14 +115,14 @@ def test_the_header_s_unit_of_length_counts(unit: int, factor: float) -> None:
 
 
 @pytest.mark.parametrize(("unit", "named"), [(1, "metres"), (3, "micrometres")])
-def test_a_unit_that_makes_no_ct_is_named(unit: int, named: str) -> None:
+def test_implausible_spacing_names_the_unit(unit: int, named: str) -> None:
     content = patched(encode_nifti(made_volume(), compress=False), unit=(XYZT_UNITS, bytes([unit])))
     with pytest.raises(GeometryError, match="plausible") as caught:
         decode_nifti(content)
     assert caught.value.fields["found"] == f"0.9766 x 0.9766 x 2.5 in {named} (pixdim, xyzt_units)"
 
 
-def test_codes_that_there_are_not_are_refused() -> None:
+def test_undefined_codes_are_rejected() -> None:
     content = encode_nifti(made_volume(), compress=False)
     for offset, code in [(QFORM_CODE, 77), (QFORM_CODE, -1), (QFORM_CODE + 2, 6), (QFORM_CODE + 2, 257)]:
         with pytest.raises(GeometryError, match="_code") as caught:
@@ -130,20 +130,20 @@ def test_codes_that_there_are_not_are_refused() -> None:
         assert caught.value.fields["found"] == str(code)
 
 
-def test_every_single_flipped_bit_of_a_header_is_noticed_or_changes_nothing() -> None:
-    """Except in the intensity scaling, which the header says once."""
+def test_any_flipped_header_bit_is_rejected_or_harmless() -> None:
+    """Except in the intensity scaling, which is not redundant."""
     volume = made_volume(shape=(4, 5, 6))
     content = encode_nifti(volume, compress=False)
-    noticed = 0
+    rejected = 0
     for offset in sorted(set(range(352)) - set(range(SLOPE, SLOPE + 8))):
         for bit in range(8):
             try:
                 back = decode_nifti(patched(content, one=(offset, bytes([content[offset] ^ 1 << bit]))))
             except InputError:
-                noticed += 1
+                rejected += 1
                 continue
             assert back.shape == volume.shape, (offset, bit)
             np.testing.assert_array_equal(back.array, volume.array, err_msg=str((offset, bit)))
             corner = (back.affine - volume.affine) @ [[0, 3], [0, 4], [0, 5], [1, 1]]
             assert np.abs(corner).max() <= 0.5, (offset, bit)
-    assert noticed > 400
+    assert rejected > 400

@@ -1,4 +1,4 @@
-"""NRRD: headers as programs write them, against numbers worked out by hand; and each way in which one can be wrong."""
+"""NRRD: headers of common programs against values computed by hand, and invalid headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gtvray.io import decode_volume, encode_nrrd, read_volume, write_volume
 
 ARRAY = np.arange(-30, 30, dtype="<i2").reshape(3, 4, 5)
 VOXELS = ARRAY.tobytes(order="F")
-# What 3D Slicer and ITK write, for a grid turned by a quarter about the axis of the body.
+# As written by 3D Slicer and ITK, for a grid rotated by 90 degrees about the axis of the body.
 FIELDS = {
     "type": "short",
     "dimension": "3",
@@ -31,13 +31,13 @@ FIELDS = {
     "encoding": "raw",
     "space origin": "(-10.25,20,-700.125)",
 }
-# By hand: LPS to RAS turns the signs of the first two rows.
+# Computed by hand: LPS to RAS negates the first two rows.
 AFFINE = np.array([[0, 0.75, 0, 10.25], [-0.5, 0, 0, -20], [0, 0, 2.5, -700.125], [0, 0, 0, 1]])
 
 
 def _header(changes: dict[str, str | None] | None = None, *, magic: str = "NRRD0004", end: str = "\n") -> bytes:
     fields = {**FIELDS, **(changes or {})}
-    lines = [magic, "# a comment: nothing", *(f"{name}: {text}" for name, text in fields.items() if text is not None)]
+    lines = [magic, "# a comment: ignored", *(f"{name}: {text}" for name, text in fields.items() if text is not None)]
     return end.join([*lines, "", ""]).encode()
 
 
@@ -50,12 +50,12 @@ def _check(volume: Volume, affine: np.ndarray = AFFINE, array: np.ndarray = ARRA
 
 @pytest.mark.parametrize("magic", ["NRRD0001", "NRRD0004", "NRRD0005"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_header_as_slicer_writes_it(magic: str, end: str) -> None:
+def test_header_of_3d_slicer(magic: str, end: str) -> None:
     volume = decode_volume(_header(magic=magic, end=end) + VOXELS)
     _check(volume)
     assert volume.orientation == "PRS"
     assert volume.spacing_mm == (0.5, 0.75, 2.5)
-    # Voxel (1, 2, 3): 3 * stored order, and its place in the patient, by hand.
+    # Value and position of voxel (1, 2, 3), computed by hand.
     assert volume.array[1, 2, 3] == -30 + 1 * 20 + 2 * 5 + 3
     np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [11.75, -20.5, -692.625, 1])
 
@@ -71,21 +71,21 @@ def test_a_header_as_slicer_writes_it(magic: str, end: str) -> None:
         ("left-anterior-superior", (1, -1, 1)),
     ],
 )
-def test_each_space_a_patient_can_be_in(space: str, signs: tuple[int, int, int]) -> None:
+def test_patient_spaces(space: str, signs: tuple[int, int, int]) -> None:
     _check(decode_volume(_header({"space": space}) + VOXELS), np.diag([*signs, 1]) @ AFFINE)
 
 
 @pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed", "3D-left-handed", "left-posterior-superior-time"])
-def test_a_space_that_is_no_patient_s_is_refused(space: str) -> None:
+def test_other_spaces_are_rejected(space: str) -> None:
     with pytest.raises(VolumeError, match="'space'") as caught:
         decode_volume(_header({"space": space}) + VOXELS)
     assert caught.value.fields["found"] == space
 
 
 @pytest.mark.parametrize("missing", ["space", "space directions", "space origin"])
-def test_without_a_place_it_is_refused(missing: str) -> None:
+def test_missing_affine_is_rejected(missing: str) -> None:
     changes: dict[str, str | None] = {missing: None, "spacings": "1 1 1"}
-    with pytest.raises(GeometryError, match="where the voxels are") as caught:
+    with pytest.raises(GeometryError, match="no affine") as caught:
         decode_volume(_header(changes) + VOXELS)
     assert caught.value.fields["found"] == f"no {missing}"
 
@@ -93,7 +93,7 @@ def test_without_a_place_it_is_refused(missing: str) -> None:
 @pytest.mark.parametrize(
     ("units", "factor"), [('"mm" "mm" "mm"', 1), ('"cm" "cm" "cm"', 10), ('"um" "um" "um"', 0.001)]
 )
-def test_units_of_space_count(units: str, factor: float) -> None:
+def test_space_units_are_applied(units: str, factor: float) -> None:
     numbers = {
         "space directions": " ".join(f"({x / factor},{y / factor},{z / factor})" for x, y, z in
                                      [(0, 0.5, 0), (-0.75, 0, 0), (0, 0, 2.5)]),
@@ -102,7 +102,7 @@ def test_units_of_space_count(units: str, factor: float) -> None:
     _check(decode_volume(_header({"space units": units, **numbers}) + VOXELS))
 
 
-def test_spacings_beside_directions_must_be_their_lengths() -> None:
+def test_spacings_must_match_direction_lengths() -> None:
     for spacings in ("0.5 0.75 2.5", "nan nan nan", "NaN 0.75 2.51"):
         _check(decode_volume(_header({"spacings": spacings}) + VOXELS))
     with pytest.raises(GeometryError, match="spacings") as caught:
@@ -114,7 +114,7 @@ def test_spacings_beside_directions_must_be_their_lengths() -> None:
 
 
 @pytest.mark.parametrize("name", ["int16", "signed short int", "Short"])
-def test_types_have_several_names(name: str) -> None:
+def test_type_names(name: str) -> None:
     _check(decode_volume(_header({"type": name}) + VOXELS))
 
 
@@ -124,14 +124,14 @@ def test_types_have_several_names(name: str) -> None:
      ("long long int", "i8"), ("ulonglong", "u8"), ("float", "f4"), ("double", "f8")],
 )  # fmt: skip
 @pytest.mark.parametrize("order", ["little", "big"])
-def test_every_type_in_both_byte_orders(name: str, dtype: str, order: str) -> None:
+def test_types_and_byte_orders(name: str, dtype: str, order: str) -> None:
     array = (ARRAY + 30).astype(dtype)
     stored = array.astype(array.dtype.newbyteorder("<" if order == "little" else ">")).tobytes(order="F")
     volume = decode_volume(_header({"type": name, "endian": order}) + stored)
     _check(volume, AFFINE, array.astype("f4") if dtype == "f8" else array)
 
 
-def test_one_byte_needs_no_byte_order_and_two_do() -> None:
+def test_endian_is_required_for_multi_byte_types() -> None:
     array = (ARRAY + 30).astype("u1")
     _check(decode_volume(_header({"type": "uchar", "endian": None}) + array.tobytes(order="F")), AFFINE, array)
     with pytest.raises(VolumeError, match="lacks a field") as caught:
@@ -148,7 +148,7 @@ def test_gzipped_voxels(encoding: str) -> None:
     for length in range(len(stream)):
         with pytest.raises(VolumeError):
             decode_volume(header + stream[:length])
-    # The last eight bytes are the checksum and the length.
+    # The last eight bytes are checksum and length.
     for offset in range(10, len(stream)):
         flipped = bytearray(stream)
         flipped[offset] ^= 4
@@ -157,13 +157,13 @@ def test_gzipped_voxels(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "hex", "bzip2", "zstd", ""])
-def test_other_encodings_are_named(encoding: str) -> None:
+def test_other_encodings_are_rejected(encoding: str) -> None:
     with pytest.raises(VolumeError, match="encoding") as caught:
         decode_volume(_header({"encoding": encoding}) + bz2.compress(VOXELS))
     assert caught.value.fields["expected"] == "one of raw, gzip, gz"
 
 
-def test_a_segmentation_of_slicer_reads_as_labels() -> None:
+def test_slicer_segmentation_is_read_as_labels() -> None:
     labels = np.zeros((3, 4, 5), np.uint8)
     labels[1, 2, 3] = 1
     texts = [
@@ -181,7 +181,7 @@ def test_a_segmentation_of_slicer_reads_as_labels() -> None:
     _check(decode_volume(content), AFFINE, labels)
 
 
-def test_an_axis_of_one_sample_may_lie_beside_space_and_two_may_not() -> None:
+def test_non_spatial_axis_must_have_one_sample() -> None:
     four = {
         "dimension": "4",
         "kinds": "list domain domain domain",
@@ -245,15 +245,15 @@ def test_an_axis_of_one_sample_may_lie_beside_space_and_two_may_not() -> None:
         ("data file", "other.raw"),
     ],
 )
-def test_a_field_that_is_wrong_is_refused(field: str, text: str | None) -> None:
+def test_invalid_field_is_rejected(field: str, text: str | None) -> None:
     with pytest.raises(InputError) as caught:
         decode_volume(_header({field: text}) + VOXELS, "scan.nrrd")
     assert caught.value.fields["where"] == "scan.nrrd"
 
 
-def test_bytes_too_few_or_too_many_are_refused() -> None:
-    for content, says in [(VOXELS[:-1], "truncated"), (VOXELS + b"\0", "longer"), (b"", "truncated")]:
-        with pytest.raises(VolumeError, match=says):
+def test_wrong_number_of_bytes_is_rejected() -> None:
+    for content, what in [(VOXELS[:-1], "truncated"), (VOXELS + b"\0", "longer"), (b"", "truncated")]:
+        with pytest.raises(VolumeError, match=what):
             decode_volume(_header() + content)
     with pytest.raises(VolumeError):
         decode_volume(_header()[:-1] + VOXELS)
@@ -267,13 +267,13 @@ def test_bytes_too_few_or_too_many_are_refused() -> None:
     "text", ["1" * 500_000 + "x", "1" * 500_000, "(" * 900_000, '"' * 899_999, "(1,2,3)" * 100_000]
 )
 @pytest.mark.parametrize("field", ["space directions", "space origin", "sizes", "space units", "spacings", "kinds"])
-def test_no_field_takes_long_to_be_refused(field: str, text: str) -> None:
+def test_long_fields_are_rejected_in_linear_time(field: str, text: str) -> None:
     for value in (text, f"({text},0,0)"):
         with pytest.raises(InputError):
             decode_volume(_header({field: value}) + VOXELS)
 
 
-def test_numbers_are_read_in_every_spelling() -> None:
+def test_number_formats() -> None:
     changes: dict[str, str | None] = {
         "space directions": "( 0 , +5.e-1 ,-0.0) (-7.5E-01,0,0) (0,.0, 2.50000000000000000)",
         "space origin": "(-10.25, 2e1, -700.125)",
@@ -281,7 +281,7 @@ def test_numbers_are_read_in_every_spelling() -> None:
     _check(decode_volume(_header(changes) + VOXELS))
 
 
-def test_a_header_without_an_end_is_refused() -> None:
+def test_unterminated_header_is_rejected() -> None:
     with pytest.raises(VolumeError, match="too long"):
         decode_volume(_header()[:-1] + b"k:=" + b"x" * (2 << 20))
     with pytest.raises(VolumeError, match="too long"):
@@ -291,14 +291,14 @@ def test_a_header_without_an_end_is_refused() -> None:
             decode_volume(_header(magic=magic) + VOXELS)
 
 
-def test_bytes_may_be_skipped() -> None:
+def test_byte_skip() -> None:
     _check(decode_volume(_header({"byte skip": "7"}) + b"1234567" + VOXELS))
     _check(decode_volume(_header({"byteskip": "7", "encoding": "gzip"}) + gzip.compress(b"1234567" + VOXELS)))
 
 
 @pytest.mark.parametrize("field", ["data file", "datafile"])
 @pytest.mark.parametrize("name", ["a.raw", "voxels/a b.raw", "./a.raw"])
-def test_voxels_in_a_file_beside_the_header(tmp_path: Path, field: str, name: str) -> None:
+def test_detached_data_file(tmp_path: Path, field: str, name: str) -> None:
     (tmp_path / "a.nhdr").write_bytes(_header({field: name})[:-1])
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(VOXELS)
@@ -317,7 +317,7 @@ def test_voxels_in_a_file_beside_the_header(tmp_path: Path, field: str, name: st
         read_volume(tmp_path / "a.nhdr")
 
 
-def test_voxels_in_a_file_named_as_on_windows(tmp_path: Path) -> None:
+def test_detached_data_file_with_windows_path(tmp_path: Path) -> None:
     (tmp_path / "voxels").mkdir()
     (tmp_path / "voxels" / "a.raw").write_bytes(VOXELS)
     (tmp_path / "a.nhdr").write_bytes(_header({"data file": ".\\Voxels\\A.RAW"}))
@@ -329,7 +329,7 @@ def test_voxels_in_a_file_named_as_on_windows(tmp_path: Path) -> None:
     ["../a.raw", "b/../../a.raw", "{outside}/a.raw", "..\\a.raw", "C:\\a.raw", "C:a.raw", "\\\\host\\a.raw", "LIST",
      "LIST 2", "a%02d.raw 1 5 1", ""],
 )  # fmt: skip
-def test_a_header_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+def test_data_file_outside_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.raw").write_bytes(VOXELS)
     inside = tmp_path / "in"
     inside.mkdir()
@@ -338,8 +338,8 @@ def test_a_header_leads_nowhere_else(tmp_path: Path, name: str) -> None:
         read_volume(inside / "a.nhdr")
 
 
-def test_only_a_file_named_so_may_have_its_voxels_elsewhere(tmp_path: Path) -> None:
-    """The digest of any other file is the digest of its voxels too."""
+def test_only_nhdr_may_have_a_data_file(tmp_path: Path) -> None:
+    """The digest of any other file must cover its voxels."""
     (tmp_path / "a.raw").write_bytes(VOXELS)
     for name in ("a.nhdr", "A.NHDR"):
         (tmp_path / name).write_bytes(_header({"data file": "a.raw"}))
@@ -350,10 +350,10 @@ def test_only_a_file_named_so_may_have_its_voxels_elsewhere(tmp_path: Path) -> N
             read_volume(tmp_path / name)
 
 
-def test_a_pipe_behind_a_header_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_as_data_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.raw")
     (tmp_path / "a.nhdr").write_bytes(_header({"data file": "a.raw"}))
-    with pytest.raises(VolumeError, match="not a file"):
+    with pytest.raises(VolumeError, match="not a regular file"):
         read_volume(tmp_path / "a.nhdr")
 
 
@@ -365,7 +365,7 @@ def test_a_pipe_behind_a_header_is_not_waited_for(tmp_path: Path) -> None:
     st.sampled_from([0, 0.2]),
     st.sampled_from([1, -1]),
 )
-def test_any_place_in_the_patient_is_kept_to_the_last_bit(angles, spacing_mm, origin_mm, tilt, mirror) -> None:
+def test_affine_round_trip_is_exact(angles, spacing_mm, origin_mm, tilt, mirror) -> None:
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     affine[:3, :3] = turn @ [[1, 0, 0], [0, 1, tilt], [0, 0, 1]] @ np.diag(spacing_mm) * [mirror, 1, 1]
@@ -375,13 +375,13 @@ def test_any_place_in_the_patient_is_kept_to_the_last_bit(angles, spacing_mm, or
     np.testing.assert_array_equal(back.array, ARRAY)
 
 
-def test_a_unit_that_makes_a_number_overflow_is_refused() -> None:
+def test_overflowing_unit_is_rejected() -> None:
     changes: dict[str, str | None] = {"space units": '"m" "m" "m"', "space origin": "(1e306,0,0)"}
     with pytest.raises(GeometryError):
         decode_volume(_header(changes) + VOXELS)
 
 
-def test_a_real_scan_is_the_same_in_both_formats(real_cases: Path, tmp_path: Path) -> None:
+def test_real_scan_is_equal_in_both_formats(real_cases: Path, tmp_path: Path) -> None:
     scan = read_volume(real_cases / "pt_1" / "data.nii.gz")
     write_volume(tmp_path / "scan.nrrd", scan)
     back = read_volume(tmp_path / "scan.nrrd")
@@ -389,7 +389,7 @@ def test_a_real_scan_is_the_same_in_both_formats(real_cases: Path, tmp_path: Pat
     np.testing.assert_array_equal(back.affine, scan.affine)
 
 
-def test_not_a_number_is_refused() -> None:
+def test_nan_and_infinity_are_rejected() -> None:
     array = np.zeros((3, 4, 5), "<f4")
     array[0, 1, 2] = np.nan
     with pytest.raises(VolumeError, match="1 of 60"):

@@ -1,4 +1,4 @@
-"""Every odd file that is at hand has a stated fate: how it is read, or with which error it is refused."""
+"""Unusual and damaged files from the shared data: each has an expected orientation and dtype, or an expected error."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from gtvray.errors import GeometryError, VolumeError
 from gtvray.io import read_volume
 
-# name -> (orientation, dtype) or the error and a word it must say.
-FATES: dict[str, tuple[str, str] | tuple[type[Exception], str]] = {
+# name -> (orientation, dtype), or the error class and a word of its message.
+EXPECTED: dict[str, tuple[str, str] | tuple[type[Exception], str]] = {
     "all_air.nii.gz": ("LPI", "int16"),
     "bad_magic.nii.gz": (VolumeError, "magic"),
     "base.nii.gz": ("LPI", "int16"),
     "base_ptv70.nii.gz": ("LPI", "uint8"),
     "big_endian.nii.gz": ("LPI", "int16"),
-    "codes_zero.nii.gz": (GeometryError, "does not say where"),
+    "codes_zero.nii.gz": (GeometryError, "no affine"),
     "dim4_singleton.nii.gz": ("LPI", "int16"),
     "dim4_two_volumes.nii.gz": (VolumeError, "three-dimensional"),
     "empty.nii.gz": (VolumeError, "not a NIfTI"),
@@ -55,17 +55,17 @@ def derived(shared_data: Path) -> Path:
     return shared_data / "oddities" / "derived"
 
 
-def test_no_odd_file_is_without_a_fate(derived: Path) -> None:
-    assert {file.name for file in derived.iterdir()} <= set(FATES)
+def test_every_unusual_file_has_an_expected_outcome(derived: Path) -> None:
+    assert {file.name for file in derived.iterdir()} <= set(EXPECTED)
     assert {file.name for file in derived.parent.glob("nifti_real/*.nii*")} <= set(REAL)
 
 
-@pytest.mark.parametrize("name", [*FATES, *REAL])
-def test_each_meets_its_fate(derived: Path, name: str) -> None:
-    path = derived / name if name in FATES else derived.parent / "nifti_real" / name
+@pytest.mark.parametrize("name", [*EXPECTED, *REAL])
+def test_unusual_file_has_its_expected_outcome(derived: Path, name: str) -> None:
+    path = derived / name if name in EXPECTED else derived.parent / "nifti_real" / name
     if not path.is_file():
         pytest.skip(f"{name} is not among the shared files")
-    first, second = {**FATES, **REAL}[name]
+    first, second = {**EXPECTED, **REAL}[name]
     if isinstance(first, str):
         volume = read_volume(path)
         assert (volume.orientation, str(volume.array.dtype)) == (first, second)
@@ -77,10 +77,10 @@ def test_each_meets_its_fate(derived: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dim4_singleton", "nifti2", "reoriented_ras", "big_endian", "scl_inter_minus1024"])
-def test_the_same_patient_in_another_file_has_the_same_voxels(derived: Path, name: str) -> None:
+def test_equivalent_files_have_equal_voxels(derived: Path, name: str) -> None:
     if not (derived / f"{name}.nii.gz").is_file():
         pytest.skip(f"{name} is not among the shared files")
     base, other = read_volume(derived / "base.nii.gz"), read_volume(derived / f"{name}.nii.gz")
-    there = other.reoriented(base.orientation)
-    assert there.same_grid(base)
-    np.testing.assert_array_equal(there.array, base.array)
+    reoriented = other.reoriented(base.orientation)
+    assert reoriented.same_grid(base)
+    np.testing.assert_array_equal(reoriented.array, base.array)

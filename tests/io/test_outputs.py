@@ -1,4 +1,4 @@
-"""Outputs never replace an input, each other, or a file that gtvray did not write as it is now."""
+"""Outputs never overwrite an input, each other, a foreign file or a modified output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ NAMES = ["m.nii", "m.nii.gz", "M.NII.GZ", "m.nrrd", "m.json", "m.html", "m.md", 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_own_output_is_known_until_a_byte_changes(tmp_path: Path, volume: Volume, name: str) -> None:
+def test_output_is_recognised_until_modified(tmp_path: Path, volume: Volume, name: str) -> None:
     path = tmp_path / name
     _write(path, volume)
     assert is_own_file(path)
@@ -58,7 +58,7 @@ def test_an_own_output_is_known_until_a_byte_changes(tmp_path: Path, volume: Vol
     moved.parent.mkdir()
     shutil.copyfile(path, moved)
     assert is_own_file(moved)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         _write(path, volume)
     _write(path, volume, overwrite=True)
 
@@ -68,21 +68,21 @@ def test_an_own_output_is_known_until_a_byte_changes(tmp_path: Path, volume: Vol
     path.write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
     assert not is_own_file(path)
     edited = path.read_bytes()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         _write(path, volume, overwrite=True)
     assert path.read_bytes() == edited
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("name", ["m.nii", "m.nii.gz", "m.nrrd"])
-def test_a_marked_volume_reads_as_it_was_written(tmp_path: Path, volume: Volume, name: str) -> None:
+def test_marked_volume_round_trip(tmp_path: Path, volume: Volume, name: str) -> None:
     write_output_volume(tmp_path / name, volume)
     back = read_volume(tmp_path / name)
     assert back.same_grid(volume)
     np.testing.assert_array_equal(back.array, volume.array)
 
 
-def test_other_readers_take_marked_files(tmp_path: Path, volume: Volume) -> None:
+def test_marked_files_are_readable_by_other_programs(tmp_path: Path, volume: Volume) -> None:
     for name in ("m.nii.gz", "m.json", "m.yaml"):
         _write(tmp_path / name, volume)
     assert json.loads((tmp_path / "m.json").read_text())["a"] == [1]
@@ -90,41 +90,41 @@ def test_other_readers_take_marked_files(tmp_path: Path, volume: Volume) -> None
     assert bytes(image.header["descrip"].item()).startswith(b"gtvray sha256:")  # type: ignore[attr-defined]
 
 
-def test_a_mask_saved_again_by_another_program_is_not_ours(tmp_path: Path, volume: Volume) -> None:
+def test_mask_edited_in_another_program_is_not_overwritten(tmp_path: Path, volume: Volume) -> None:
     path = tmp_path / "m.nii.gz"
     write_output_volume(path, volume)
     image = nibabel.load(path)
     corrected = np.asarray(image.dataobj).copy()  # type: ignore[attr-defined]
     corrected[3, 3, 3] = 1
-    # nibabel and ITK keep `descrip`, and with it a mark that no longer fits.
+    # nibabel and ITK keep `descrip`, and so the mark, whose digest no longer matches.
     nibabel.save(nibabel.Nifti1Image(corrected, None, image.header), path)
     assert has_mark(path)
     assert not is_own_file(path)
-    with pytest.raises(InputError, match="not an unchanged output"):
+    with pytest.raises(InputError, match="not an unmodified gtvray output"):
         check_outputs([path], overwrite=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"\x1f\x8b\x08garbage", b"text", b"gtvray sha256:" + b"0" * 64])
-def test_other_files_are_not_ours(tmp_path: Path, volume: Volume, content: bytes) -> None:
+def test_foreign_files_are_not_overwritten(tmp_path: Path, volume: Volume, content: bytes) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(content)
     assert not is_own_file(path)
     plain = tmp_path / "plain.nii.gz"
     write_volume(plain, volume)
     for file in (path, plain):
-        with pytest.raises(InputError, match="not an unchanged output"):
+        with pytest.raises(InputError, match="not an unmodified gtvray output"):
             check_outputs([file], overwrite=True)
 
 
 @pytest.mark.parametrize("how", ["same", "dots", "symlink", "hard link", "folder link", "relative"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_no_path_to_an_input_hides_it(
+def test_input_is_not_overwritten_through_any_path(
     tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, how: str, overwrite: bool
 ) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()
     scan, output = folder / "ct.nii.gz", folder / "out.nii.gz"
-    # An input may well be an output of before, such as a mask that is looked at again.
+    # An input may be an earlier output, such as a mask under evaluation.
     write_output_volume(scan, volume)
     if how == "same":
         output = scan
@@ -140,55 +140,55 @@ def test_no_path_to_an_input_hides_it(
     else:
         monkeypatch.chdir(folder)
         output = Path("ct.nii.gz")
-    with pytest.raises(InputError, match="replace an input"):
+    with pytest.raises(InputError, match="overwrite an input"):
         check_outputs([output], inputs=[scan], overwrite=overwrite)
 
 
 @pytest.mark.parametrize(
     ("one", "two"), [("a", "a"), ("a", "b/../a"), ("Case", "case"), ("e\u0301", "\u00e9"), ("n/X/m", "n/x/m")]
 )
-def test_two_outputs_of_one_name_are_refused(tmp_path: Path, one: str, two: str) -> None:
+def test_duplicate_outputs_are_rejected(tmp_path: Path, one: str, two: str) -> None:
     (tmp_path / "b").mkdir()
-    with pytest.raises(InputError, match="two outputs of one name"):
+    with pytest.raises(InputError, match="two outputs have the same name"):
         require_distinct([tmp_path / one, tmp_path / two])
 
 
-def test_names_and_places_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> None:
+def test_unwritable_outputs_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     (tmp_path / "folder").mkdir()
     for path, what in (
         (tmp_path / "file" / "m.nii.gz", "not a folder"),
-        (tmp_path / "nowhere", "is there already"),
+        (tmp_path / "nowhere", "already exists"),
         (tmp_path / "nowhere" / "m.nii.gz", "not a folder"),
-        (tmp_path / "folder", "is there already"),
-        (tmp_path / ("x" * 249 + ".nii.gz"), "no fit name"),
+        (tmp_path / "folder", "already exists"),
+        (tmp_path / ("x" * 249 + ".nii.gz"), "empty or too long"),
         (tmp_path / "a\nb.nii.gz", "control characters"),
-        (Path(os.fsdecode(b"caf\xe9.nii.gz")), "no UTF-8"),
+        (Path(os.fsdecode(b"caf\xe9.nii.gz")), "not UTF-8"),
     ):
         with pytest.raises(InputError, match=what):
             check_outputs([path], overwrite=True)
 
 
-def test_the_longest_name_can_be_written(tmp_path: Path, volume: Volume) -> None:
+def test_longest_name_is_written(tmp_path: Path, volume: Volume) -> None:
     path = tmp_path / ("é" * 124 + ".nii.gz")
     check_outputs([path])
     write_output_volume(path, volume)
     assert is_own_file(path)
 
 
-def test_folders_that_must_not_change_are_closed(tmp_path: Path) -> None:
+def test_outputs_in_protected_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "locator").mkdir(parents=True)
     for output in (tmp_path / "bundle" / "m.nii.gz", tmp_path / "bundle" / "new" / "m.nii.gz"):
-        with pytest.raises(InputError, match="in a model's folder"):
+        with pytest.raises(InputError, match="scans, masks or a model"):
             check_outputs([output], closed=[tmp_path / "bundle"])
-    with pytest.raises(InputError, match="among the scans"):
+    with pytest.raises(InputError, match="scans, masks or a model"):
         check_outputs([tmp_path / "bundle" / "m.nii.gz"], apart_from=[tmp_path / "bundle"])
     check_outputs([tmp_path / "bundle" / "masks" / "m.nii.gz"], apart_from=[tmp_path / "bundle"])
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_appears_meanwhile_is_not_replaced(
+def test_file_created_during_the_write_is_not_replaced(
     tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     def no_links(*_: object) -> None:
@@ -202,16 +202,16 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
 
     def write() -> None:
         with atomic_path(path, may_replace=lambda: False) as temporary:
-            temporary.write_bytes(b"ours")
-            path.write_bytes(b"theirs")
+            temporary.write_bytes(b"new")
+            path.write_bytes(b"foreign")
 
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write()
-    assert path.read_bytes() == b"theirs"
+    assert path.read_bytes() == b"foreign"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.nii", "new.nii"]
 
 
-def test_a_folder_is_replaced_only_as_it_was_written(tmp_path: Path) -> None:
+def test_only_unmodified_folder_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "report"
 
     def write(text: str, overwrite: bool) -> None:
@@ -221,7 +221,7 @@ def test_a_folder_is_replaced_only_as_it_was_written(tmp_path: Path) -> None:
 
     write("one", overwrite=False)
     assert is_own_folder(target)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write("two", overwrite=False)
     write("two", overwrite=True)
     assert (target / "pictures" / "a.png").read_text() == "two"
@@ -236,7 +236,7 @@ def test_a_folder_is_replaced_only_as_it_was_written(tmp_path: Path) -> None:
             (target / "a.csv").unlink()
         before = {path: path.read_bytes() for path in target.iterdir()}
         assert not is_own_folder(target), change
-        with pytest.raises(InputError, match="not an unchanged output"):
+        with pytest.raises(InputError, match="not an unmodified gtvray output"):
             write("three", overwrite=True)
         assert {path: path.read_bytes() for path in target.iterdir()} == before
         shutil.rmtree(target)

@@ -16,20 +16,20 @@ def test_markdown_aligns_numbers_right_and_escapes_separators() -> None:
     ]
 
 
-def test_text_aligns_columns_and_takes_markup_literally() -> None:
+def test_text_aligns_columns_and_escapes_markup() -> None:
     lines = Table(("case", "DSC"), [("[red]a", 0.5), ("longer name", 10.25)]).text().splitlines()
     assert lines[0] == "case           DSC"
     assert lines[2:] == ["[red]a         0.5", "longer name  10.25"]
 
 
-def test_text_is_as_wide_as_its_cells_unless_a_width_is_given() -> None:
+def test_text_width_fits_the_cells_by_default() -> None:
     wide = Table(("a", "b"), [("x" * 300, "y" * 300)])
     assert len(wide.text().splitlines()) == 3
     assert max(map(len, wide.text(80).splitlines())) <= 80
     assert wide.text(80).count("x") == 300
 
 
-def test_columns_of_numbers_may_have_gaps_and_percents() -> None:
+def test_numeric_columns_may_have_gaps_and_percentages() -> None:
     assert Table(("a", "b", "c", "d"), [("1", "2", "-", "x"), ("1", "2 %", "1,000", "1")]).numeric == [
         False,
         True,
@@ -38,12 +38,12 @@ def test_columns_of_numbers_may_have_gaps_and_percents() -> None:
     ]
 
 
-def test_empty_table_is_named_as_such() -> None:
+def test_empty_table() -> None:
     assert Table(("a",), []).markdown() == "None."
     assert Table(("a",), []).numeric == [False]
 
 
-def test_values_as_text() -> None:
+def test_format_value() -> None:
     assert [format_value(value) for value in (None, 1 / 3, [1.0, (2, "x")], True)] == [
         "-",
         "0.33333",

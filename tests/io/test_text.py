@@ -1,4 +1,4 @@
-"""Text files of other systems: a byte-order mark and other line ends are read, other encodings are named."""
+"""Text files from other systems: byte-order marks and all line endings are read, other encodings are rejected."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "GBK": ("名: 1\n".encode("gbk"), "GBK"),
     "gzip": (gzip.compress(TEXT.encode()), "a gzip stream of text"),
     "zip": (b"PK\x03\x04\xff\x00", "a zip archive"),
-    "noise": (b"\x07\x81\x00\x07\x00\x03", "no text"),
+    "noise": (b"\x07\x81\x00\x07\x00\x03", "binary data"),
 }
 
 
 @pytest.mark.parametrize("sort", UTF8)
-def test_utf8_of_any_system_reads_alike(tmp_path: Path, sort: str) -> None:
+def test_utf8_with_any_line_endings(tmp_path: Path, sort: str) -> None:
     (tmp_path / "a.txt").write_bytes(UTF8[sort])
     assert read_text(tmp_path / "a.txt") == TEXT == decode_text(UTF8[sort], "here")
 
 
 @pytest.mark.parametrize("sort", OTHERS)
-def test_another_encoding_is_named(tmp_path: Path, sort: str) -> None:
+def test_other_encodings_are_rejected_by_name(tmp_path: Path, sort: str) -> None:
     content, words = OTHERS[sort]
     (tmp_path / "a.json").write_bytes(content)
     for read in (read_text, read_json, read_json_lines):
-        with pytest.raises(InputError, match="not a text file in UTF-8") as caught:
+        with pytest.raises(InputError, match="not UTF-8 text") as caught:
             read(tmp_path / "a.json")
         assert words in caught.value.fields["found"]
         assert "UTF-8" in caught.value.fields["do"]
         assert caught.value.fields["where"] == str(tmp_path / "a.json")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         read_text(tmp_path / "none")
     with pytest.raises(NotFoundError) as caught:
@@ -64,7 +64,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encode", [lambda s: s.encode("utf-8-sig"), lambda s: s.replace("\n", "\r\n").encode()])
-def test_json_yaml_and_tokens_of_windows_are_read(tmp_path: Path, encode: object) -> None:
+def test_windows_text_files_are_read(tmp_path: Path, encode: object) -> None:
     def put(name: str, text: str) -> Path:
         (tmp_path / name).write_bytes(encode(text))  # type: ignore[operator]
         return tmp_path / name
@@ -76,7 +76,7 @@ def test_json_yaml_and_tokens_of_windows_are_read(tmp_path: Path, encode: object
     assert read_token(put("token", "secret\n")) == "secret"
 
 
-def test_the_first_line_of_a_ledger_is_not_lost(tmp_path: Path) -> None:
+def test_byte_order_mark_does_not_hide_the_first_line(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
     lines = "".join(json.dumps({"n": n, "text": "\u2028"}, ensure_ascii=False) + "\r\n" for n in range(2))
     ledger.write_bytes(lines.encode("utf-8-sig"))
@@ -84,8 +84,8 @@ def test_the_first_line_of_a_ledger_is_not_lost(tmp_path: Path) -> None:
     assert read_json_lines(ledger) == [{"n": n, "text": "\u2028"} for n in range(3)]
 
 
-def test_blocks_of_zeros_in_a_ledger_are_passed_over_and_other_text_is_not(tmp_path: Path) -> None:
-    """What a power loss leaves must not hide the lines around it; what an editor changed must not be lost unseen."""
+def test_zero_blocks_are_skipped_and_other_encodings_are_rejected(tmp_path: Path) -> None:
+    """Zero blocks come from a power loss and must not hide other lines; re-encoded lines must not be lost silently."""
     ledger = tmp_path / "ledger.jsonl"
     ledger.write_bytes(b'{"n": 1}\n\0\0\0\0\n\0\0{"n": 2}\n{"n": 3')
     assert read_json_lines(ledger) == [{"n": 1}, {"n": 2}]
@@ -96,13 +96,13 @@ def test_blocks_of_zeros_in_a_ledger_are_passed_over_and_other_text_is_not(tmp_p
         with pytest.raises(InputError) as caught:
             read_json_lines(ledger)
         assert found in caught.value.fields["found"]
-    # What Windows' shell adds to a file by >> is UTF-16.
+    # PowerShell appends UTF-16 with >>.
     ledger.write_bytes(b'{"n": 1}\n' + '{"n": 2}\r\n'.encode("utf-16-le"))
     with pytest.raises(InputError):
         read_json_lines(ledger)
 
 
-def test_a_config_in_another_encoding_is_a_config_error(tmp_path: Path) -> None:
+def test_config_in_another_encoding_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes("training:\n  epochs: 7 # für\n".encode("latin-1"))
     with pytest.raises(ConfigError, match="UTF-8") as caught:
         load_config(tmp_path / "a.yaml")

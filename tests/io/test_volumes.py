@@ -1,4 +1,4 @@
-"""The door for volume files: the bytes decide on the format, and what is no volume file is refused at once."""
+"""Reading and writing volumes of any format, detected from the bytes; anything else is rejected."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def _same(volume: Volume) -> None:
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.dcm", "a"])
 @pytest.mark.parametrize("form", CONTENTS)
-def test_the_bytes_decide_and_not_the_name(tmp_path: Path, form: str, name: str) -> None:
+def test_format_is_detected_from_the_bytes(tmp_path: Path, form: str, name: str) -> None:
     (tmp_path / name).write_bytes(CONTENTS[form])
     _same(read_volume(tmp_path / name))
     _same(decode_volume(CONTENTS[form]))
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "A.NII.GZ", "a.seg.nrrd"])
-def test_the_name_decides_what_is_written(tmp_path: Path, name: str) -> None:
+def test_extension_selects_the_written_format(tmp_path: Path, name: str) -> None:
     write_volume(tmp_path / name, VOLUME)
     _same(read_volume(tmp_path / name))
     form = next(form for form in ("nii.gz", "nii", "nrrd") if name.lower().endswith(form))
     assert (tmp_path / name).read_bytes() == CONTENTS[form]
 
 
-def test_a_name_without_a_format_is_not_written(tmp_path: Path) -> None:
+def test_unsupported_extension_is_not_written(tmp_path: Path) -> None:
     for name in ("a.mha", "a", "a.nhdr", "nii.txt"):
-        with pytest.raises(InputError, match="no format"):
+        with pytest.raises(InputError, match="unsupported file extension"):
             write_volume(tmp_path / name, VOLUME)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float32"])
 @pytest.mark.parametrize("name", ["a.nii", "a.nrrd"])
-def test_the_dtype_is_kept(tmp_path: Path, name: str, dtype: str) -> None:
+def test_dtype_is_kept(tmp_path: Path, name: str, dtype: str) -> None:
     volume = VOLUME.with_array((VOLUME.array % 7).astype(dtype))
     write_volume(tmp_path / name, volume)
     back = read_volume(tmp_path / name)
@@ -60,13 +60,13 @@ def test_the_dtype_is_kept(tmp_path: Path, name: str, dtype: str) -> None:
     np.testing.assert_array_equal(back.array, volume.array)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_paths_that_are_not_regular_files_are_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.nii")
     (tmp_path / "folder.nii").mkdir()
     (tmp_path / "dangling.nii").symlink_to(tmp_path / "none")
     (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
     (tmp_path / "file").touch()
-    fates = {
+    expected = {
         "pipe.nii": (VolumeError, "a pipe"),
         "folder.nii": (VolumeError, "a folder"),
         "/dev/null": (VolumeError, "device"),
@@ -77,19 +77,19 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         "n" * 300: (VolumeError, "too long"),
         "nul\0.nii": (VolumeError, "null"),
     }
-    for name, (kind, says) in fates.items():
+    for name, (kind, words) in expected.items():
         with pytest.raises(kind) as caught:
             read_volume(tmp_path / name)
-        assert says in str(caught.value)
+        assert words in str(caught.value)
 
 
-def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
+def test_symbolic_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(CONTENTS["nii"])
     (tmp_path / "b.nii").symlink_to("a.nii")
     _same(read_volume(tmp_path / "b.nii"))
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.nii"
     path.write_bytes(CONTENTS["nii"])
     path.chmod(0)
@@ -104,7 +104,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "says"),
+    ("start", "found"),
     [
         (b"", "an empty file"),
         (b"\xff\x01", "beginning ff 01"),
@@ -116,26 +116,26 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (bytes(128) + b"DICM\2\0", "a DICOM file"),
         (bytes(400), "beginning 00 00"),
-        (gzip.compress(b""), "a gzip stream of nothing"),
+        (gzip.compress(b""), "an empty or truncated gzip stream"),
         (gzip.compress(gzip.compress(CONTENTS["nii"])), "a gzip stream of a gzip stream"),
     ],
 )
-def test_other_files_are_called_what_they_are(start: bytes, says: str) -> None:
+def test_other_formats_are_named(start: bytes, found: str) -> None:
     for decode in (decode_volume, decode_nifti):
         with pytest.raises(VolumeError, match="not a NIfTI") as caught:
             decode(start, "scan")
-        assert says in caught.value.fields["found"]
+        assert found in caught.value.fields["found"]
         assert caught.value.fields["where"] == "scan"
 
 
-def test_nifti_alone_can_be_asked_for() -> None:
+def test_decode_nifti_rejects_nrrd() -> None:
     _same(decode_nifti(CONTENTS["nii.gz"]))
     with pytest.raises(VolumeError, match="not a NIfTI file"):
         decode_nifti(CONTENTS["nrrd"])
 
 
 @pytest.mark.parametrize("form", CONTENTS)
-def test_a_limit_holds_for_the_inflated_size(form: str) -> None:
+def test_limit_applies_to_the_decompressed_size(form: str) -> None:
     _same(decode_volume(CONTENTS[form], limit_bytes=420))
     with pytest.raises(TooLargeError):
         decode_volume(CONTENTS[form], limit_bytes=419)

@@ -1,4 +1,4 @@
-"""A cluster is there for the length of a `with` block, and nothing of it after that, however the block ends."""
+"""A local cluster runs for the duration of its `with` block and leaves no process, even if its driver is killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from gtvray.errors import ResourceError
 from gtvray.runtime import connect
 
-# Tells where its cluster is, then holds it until its input ends.
+# Prints the address of its cluster and keeps it running until stdin is closed.
 _HOLDER = """
 import os, sys
 from gtvray.runtime import connect, use_token
@@ -35,7 +35,7 @@ assert "RAY_ADDRESS" not in os.environ
 
 @contextmanager
 def holding(address: str = "") -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A process within `connect`, and what it told."""
+    """Run a process inside `connect`; yields the process and the words that it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", _HOLDER, address]
     pipe = subprocess.PIPE
@@ -61,13 +61,13 @@ def processes_of(session: str) -> list[str]:
 
 
 def wait_until_gone(session: str, *names: str) -> None:
-    """Until no process of the session is left, or none with these names; pytest's own time limit bounds it."""
+    """Wait until the session has no process left, or none of these names; limited by pytest's timeout."""
     while any(not names or any(name in line for name in names) for line in processes_of(session)):
         time.sleep(0.2)
 
 
 @pytest.mark.ray
-def test_a_cluster_ends_with_its_block_and_one_that_was_joined_does_not() -> None:
+def test_only_a_started_cluster_ends_with_its_block() -> None:
     with holding() as (holder, (address, is_local, cpus, two, session)):
         assert (is_local, cpus, two) == ("True", "1.0", "2")
         assert any("raylet" in line for line in processes_of(session))
@@ -84,7 +84,7 @@ def test_a_cluster_ends_with_its_block_and_one_that_was_joined_does_not() -> Non
 
 @pytest.mark.ray
 @pytest.mark.timeout(90)
-def test_a_killed_driver_leaves_no_cluster() -> None:
+def test_killed_driver_leaves_no_cluster() -> None:
     with holding() as (holder, (*_, session)):
         assert any("gcs_server" in line for line in processes_of(session))
         holder.send_signal(signal.SIGKILL)
@@ -94,7 +94,7 @@ def test_a_killed_driver_leaves_no_cluster() -> None:
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nowhere", "host.invalid:6379"])
-def test_an_address_that_does_not_answer_is_told_of_at_once(address: str) -> None:
+def test_unreachable_address_is_reported_at_once(address: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = address.format(port=taken.getsockname()[1])

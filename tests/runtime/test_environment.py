@@ -1,4 +1,4 @@
-"""Containers and hosts without a user name, a home, caches or a usable folder for temporary files."""
+"""Containers and hosts without a user name, a home, cache folders or a usable folder for temporary files."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ PROBE = (
 
 
 def probe(code: str, prefix: list[str], **changes: str | None) -> list[str]:
-    """What a new process prints, with variables set or (None) removed."""
+    """Words printed by a new process, with environment variables set or (None) removed."""
     variables = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
     command = [*prefix, sys.executable, "-c", code]
     return subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout.split()
 
 
-def test_a_nameless_user_without_a_home_gets_both() -> None:
+def test_user_name_and_home_are_set_if_missing() -> None:
     without = dict.fromkeys(("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "MPLCONFIGDIR"))
     name, home, cache = probe(PROBE.format(names=["XDG_CACHE_HOME"]), as_nameless_user(), **without)
     assert (name, Path(home).name, cache) == ("uid-12345", "gtvray-12345", "None")
     assert Path(home).stat().st_mode & 0o777 == 0o700
 
 
-def test_monai_and_torch_load_for_a_nameless_user() -> None:
+def test_monai_and_torch_import_for_a_nameless_user() -> None:
     without = dict.fromkeys(("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"))
     code = "import gtvray, monai.config, torch._dynamo.config, torch._inductor.runtime.cache_dir_utils as folders"
-    told = probe(f"{code}; print(folders.cache_dir())", as_nameless_user(), TORCHINDUCTOR_CACHE_DIR=None, **without)
-    assert "uid-12345" in told[0]
+    words = probe(f"{code}; print(folders.cache_dir())", as_nameless_user(), TORCHINDUCTOR_CACHE_DIR=None, **without)
+    assert "uid-12345" in words[0]
 
 
 @pytest.mark.parametrize("mode", [0o500, 0o000])
-def test_caches_and_token_move_where_home_cannot_be_written_to_and_home_stays(tmp_path: Path, mode: int) -> None:
+def test_read_only_home_moves_caches_and_token(tmp_path: Path, mode: int) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=mode)
     code = "from gtvray.runtime.tokens import ensure_token, use_token; use_token(); ensure_token(); "
@@ -50,27 +50,27 @@ def test_caches_and_token_move_where_home_cannot_be_written_to_and_home_stays(tm
     without = dict.fromkeys(
         ("XDG_CACHE_HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     )
-    _, told, *moved = probe(code, as_nameless_user(), **without, HOME=str(home))
-    assert told == str(home)
+    _, reported_home, *moved = probe(code, as_nameless_user(), **without, HOME=str(home))
+    assert reported_home == str(home)
     assert [Path(path).name for path in moved] == ["cache", "matplotlib", "auth_token"]
     assert {Path(path).parent.name for path in moved} == {"gtvray-12345"}
     assert Path(moved[-1]).stat().st_mode & 0o777 == 0o600
     Path(moved[-1]).unlink()
 
 
-def test_a_sound_environment_is_left_alone_but_for_telemetry(tmp_path: Path) -> None:
+def test_only_telemetry_changes_in_a_complete_environment(tmp_path: Path) -> None:
     code = "import os; before = set(os.environ.items()); import gtvray; "
     code += "print(*sorted(set(os.environ.items()) - before))"
     clean = dict.fromkeys(TELEMETRY_OFF) | {"HOME": str(tmp_path), "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None}
-    told = probe(code, [], **clean)
-    assert " ".join(told) == " ".join(str(item) for item in sorted(TELEMETRY_OFF.items()))
+    words = probe(code, [], **clean)
+    assert " ".join(words) == " ".join(str(item) for item in sorted(TELEMETRY_OFF.items()))
 
 
-def test_what_the_user_has_set_stays() -> None:
+def test_variables_set_by_the_user_are_kept() -> None:
     assert probe(PROBE.format(names=["MLFLOW_DISABLE_TELEMETRY"]), [], MLFLOW_DISABLE_TELEMETRY="false")[-1] == "false"
 
 
-def test_can_write_asks_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+def test_can_write_checks_the_nearest_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert can_write(tmp_path / "a" / "b")
     assert can_write(tmp_path / "file")
@@ -78,7 +78,7 @@ def test_can_write_asks_the_nearest_folder_that_exists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", ["link", "file", "loose"])
-def test_a_private_folder_is_ours_alone(tmp_path: Path, taken: str) -> None:
+def test_private_folder_belongs_to_the_user(tmp_path: Path, taken: str) -> None:
     folder = tmp_path / "folder"
     if taken == "link":
         folder.symlink_to(tmp_path)
@@ -90,7 +90,7 @@ def test_a_private_folder_is_ours_alone(tmp_path: Path, taken: str) -> None:
     assert taken != "loose" or folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_rays_folder_has_a_path_short_enough_for_its_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_ray_folder_gets_a_short_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / ("x" * 120)
     scratch.mkdir()
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
@@ -101,12 +101,12 @@ def test_rays_folder_has_a_path_short_enough_for_its_sockets(tmp_path: Path, mon
     assert len(str(folder)) <= temporary.MAX_TEMP_BYTES + len("/ray")
     assert folder.parent.resolve() == scratch
     assert folder.parent.parent == private_folder()
-    # Processes started from here place sockets in their TMPDIR as well.
+    # Child processes create sockets in TMPDIR too.
     assert (os.environ["TMPDIR"], environment.CHANGED) == (str(folder.parent), {"TMPDIR": str(scratch)})
     folder.parent.unlink()
 
 
-def test_rays_folder_is_rays_own_where_its_path_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_ray_folder_is_used_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for value, folder in (("/tmp", "/tmp/ray"), ("/etc/passwd/none", "/tmp/ray"), ("/var/tmp", "/var/tmp/ray")):
         monkeypatch.setenv("TMPDIR", value)
@@ -114,7 +114,7 @@ def test_rays_folder_is_rays_own_where_its_path_is_short(monkeypatch: pytest.Mon
         assert temporary.ray_temp_folder() == folder
 
 
-def test_a_taken_name_of_the_link_is_refused(tmp_path: Path) -> None:
+def test_existing_file_instead_of_the_link_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/var/tmp")
-    with pytest.raises(ResourceError, match="name is taken"):
+    with pytest.raises(ResourceError, match="already exists"):
         temporary._link(tmp_path / "link", str(tmp_path))

@@ -1,9 +1,10 @@
-"""What `gtvray doctor` says about a host: each defect by its name, and what to set."""
+"""Checks of a host, each with its advice, and free ports."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from gtvray.runtime import Finding, examine_host, host, temporary
+from gtvray.errors import ResourceError
+from gtvray.runtime import Finding, examine_host, host, port_is_free, require_port, temporary
 
 from ..namespaces import as_nameless_user
 
@@ -28,18 +30,18 @@ print(json.dumps({found.check: [found.ok, found.found, found.do] for found in ex
 def examined(
     workspace: Path, prefix: list[str] | None = None, limits: dict[str, int] | None = None, **changes: str | None
 ) -> Any:
-    """What a new process finds, with variables set or (None) removed."""
+    """Findings of a new process, with environment variables set or (None) removed."""
     variables = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
     command = [*(prefix or []), sys.executable, "-c", EXAMINE, str(workspace), json.dumps(limits or {})]
     return json.loads(subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout)
 
 
 def in_tree(root: Path, workspace: Path) -> dict[str, Finding]:
-    """What is found where proc, sys and dev are those of a folder."""
+    """Findings with proc, sys and dev in a folder."""
     return {found.check: found for found in examine_host(workspace, root)}
 
 
-def test_a_sound_host_has_nothing_to_correct(tmp_path: Path) -> None:
+def test_suitable_host_has_no_advice(tmp_path: Path) -> None:
     found = examined(tmp_path, HOME=str(tmp_path), TMPDIR=None, RAY_TMPDIR=None)
     assert all(ok for ok, *_ in found.values())
     assert all(found[check][2] is None for check in ("home", "disk", "temporary files", "locale"))
@@ -50,12 +52,12 @@ def test_a_sound_host_has_nothing_to_correct(tmp_path: Path) -> None:
     [
         ({"HOME": None, "USER": None, "LOGNAME": None}, "home", "HOME is not set", "set HOME"),
         ({"HOME": None, "USER": None, "LOGNAME": None}, "user", "uid 12345 has no entry", "set USER"),
-        ({"HOME": "/etc/passwd"}, "home", "cannot be written under HOME=/etc/passwd", "set HOME"),
+        ({"HOME": "/etc/passwd"}, "home", "under HOME=/etc/passwd are not writable", "set HOME"),
         ({"TMPDIR": "/etc/none/none"}, "temporary files", "/etc/none/none is missing or", "correct TMPDIR"),
         ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "locale", "ascii", "LC_ALL=C.UTF-8"),
     ],
 )
-def test_what_a_container_lacks_is_found_and_worked_around(
+def test_container_defects_are_reported_with_advice(
     tmp_path: Path, changes: dict[str, str | None], check: str, found: str, do: str
 ) -> None:
     ok, what, advice = examined(tmp_path, as_nameless_user(), **changes)[check]
@@ -64,7 +66,7 @@ def test_what_a_container_lacks_is_found_and_worked_around(
     assert do in advice
 
 
-def test_a_long_temporary_folder_is_found(tmp_path: Path) -> None:
+def test_long_temporary_folder_is_reported(tmp_path: Path) -> None:
     scratch = tmp_path / ("x" * 100)
     scratch.mkdir()
     ok, what, advice = examined(tmp_path, TMPDIR=str(scratch), RAY_TMPDIR=None)["temporary files"]
@@ -81,22 +83,22 @@ def test_a_long_temporary_folder_is_found(tmp_path: Path) -> None:
         ({"RLIMIT_NPROC": 500}, True, "threads"),
     ],
 )
-def test_low_limits_are_found(tmp_path: Path, limits: dict[str, int], ok: bool, check: str) -> None:
+def test_low_limits_are_reported(tmp_path: Path, limits: dict[str, int], ok: bool, check: str) -> None:
     found = examined(tmp_path, limits=limits)[check]
     assert found[0] == ok
     assert str(next(iter(limits.values()))) in found[1]
     assert "ulimit" in found[2]
 
 
-def test_a_workspace_that_cannot_be_written_to_is_found(tmp_path: Path) -> None:
+def test_unwritable_workspace_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ok, what, advice = examined(tmp_path / "file" / "runs")["disk"]
     assert not ok
-    assert "cannot be written to" in what
+    assert "is not writable" in what
     assert "--workspace" in advice
 
 
-def test_missing_proc_and_shared_memory_and_tight_limits_are_found(tmp_path: Path) -> None:
+def test_missing_proc_and_shared_memory_and_low_limits_are_reported(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("1000000000\n")
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("100000 100000\n")
@@ -107,7 +109,7 @@ def test_missing_proc_and_shared_memory_and_tight_limits_are_found(tmp_path: Pat
     assert found["CPUs"].found.startswith("1")
 
 
-def test_too_little_temporary_or_shared_space_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_temporary_or_shared_space_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dev/shm").mkdir(parents=True)
     monkeypatch.setattr(host, "_NEED_TEMP_GB", 1e9)
     monkeypatch.setattr(host, "_NEED_SHARED_GB", 1e9)
@@ -117,7 +119,7 @@ def test_too_little_temporary_or_shared_space_is_found(tmp_path: Path, monkeypat
     assert "--shm-size" in str(found["shared memory"].do)
 
 
-def test_no_temporary_folder_at_all_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_temporary_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing() -> str:
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
@@ -127,3 +129,28 @@ def test_no_temporary_folder_at_all_is_found(tmp_path: Path, monkeypatch: pytest
     found = in_tree(tmp_path, tmp_path)["temporary files"]
     assert not found.ok
     assert "set TMPDIR" in str(found.do)
+
+
+def test_port_in_use_is_rejected() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert not port_is_free("127.0.0.1", port)
+        with pytest.raises(ResourceError) as caught:
+            require_port("127.0.0.1", port, "--port")
+        assert str(port) in caught.value.fields["where"]
+        assert "--port" in caught.value.fields["do"]
+    assert port_is_free("127.0.0.1", port)
+    require_port("127.0.0.1", port, "--port")
+
+
+def test_port_in_time_wait_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            # The side that closes first enters TIME_WAIT.
+            server.accept()[0].close()
+    assert port_is_free("127.0.0.1", port)
+
+
+def test_foreign_address_has_no_free_port() -> None:
+    assert not port_is_free("203.0.113.1", 8000)

@@ -1,4 +1,4 @@
-"""CPUs, memory and threads of a container or job, by its control groups."""
+"""CPUs, memory and threads of a container or job, from its control groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gtvray.runtime.limits import memory_limit_bytes, process_limit, usable_cpus
 GB = 10**9
 ALL = len(os.sched_getaffinity(0))
 UNLIMITED_V1 = {"memory/memory.limit_in_bytes": str(2**63 - 4096), "cpu/cpu.cfs_quota_us": "-1"}
-# Name, /proc/self/cgroup (None: no /proc), files under /sys/fs/cgroup, and what they say.
+# Name, /proc/self/cgroup (None: no /proc), files under /sys/fs/cgroup, expected CPUs and memory limit.
 TREES = [
     ("none", "0::/", {}, ALL, None),
     ("no proc", None, {"cpu.max": "100000 100000", "memory.max": f"{3 * GB}"}, 1, 3 * GB),
@@ -47,14 +47,16 @@ TREES = [
         ALL,
         GB,
     ),
-    ("not to be read", "0::/", {"cpu.max": "much", "memory.max": ""}, ALL, None),
+    ("unreadable", "0::/", {"cpu.max": "much", "memory.max": ""}, ALL, None),
 ]
 
 
 @pytest.mark.parametrize(
     ("groups", "files", "cpus", "memory"), [row[1:] for row in TREES], ids=[row[0] for row in TREES]
 )
-def test_limits(tmp_path: Path, groups: str | None, files: dict[str, str], cpus: int, memory: int | None) -> None:
+def test_cpu_and_memory_limits(
+    tmp_path: Path, groups: str | None, files: dict[str, str], cpus: int, memory: int | None
+) -> None:
     if groups is not None:
         (tmp_path / "proc/self").mkdir(parents=True)
         (tmp_path / "proc/self/cgroup").write_text(groups + "\n")
@@ -65,7 +67,7 @@ def test_limits(tmp_path: Path, groups: str | None, files: dict[str, str], cpus:
     assert (usable_cpus(tmp_path), memory_limit_bytes(tmp_path)) == (cpus, memory)
 
 
-def test_the_least_thread_limit_counts(tmp_path: Path) -> None:
+def test_smallest_process_limit_applies(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("8:pids:/a\n")
     (tmp_path / "sys/fs/cgroup/pids/a").mkdir(parents=True)
@@ -77,25 +79,25 @@ def test_the_least_thread_limit_counts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Options of a local cluster are asked for with a token that is there already."""
+    """Provide a token and a folder for temporary files, so that the options of a local cluster can be requested."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("TMPDIR", "/tmp")
     return monkeypatch
 
 
-def test_a_cluster_started_here_keeps_to_the_limits(starting: pytest.MonkeyPatch) -> None:
+def test_local_cluster_respects_the_limits(starting: pytest.MonkeyPatch) -> None:
     starting.setattr(cluster, "usable_cpus", lambda: 3)
     starting.setattr(cluster, "usable_memory_bytes", lambda: GB)
     starting.setattr(cluster, "memory_limit_bytes", lambda: GB)
-    options = cluster._starting(None)
+    options = cluster._local_options(None)
     assert (options["num_cpus"], options["object_store_memory"]) == (3, GB // 4)
     assert options["_memory"] + options["object_store_memory"] == GB
-    assert cluster._starting(2)["num_cpus"] == 2
+    assert cluster._local_options(2)["num_cpus"] == 2
 
 
-def test_objects_are_kept_on_disk_where_there_is_no_shared_memory(tmp_path: Path, starting: pytest.MonkeyPatch) -> None:
-    assert "_plasma_directory" not in cluster._starting(1)
+def test_objects_are_stored_on_disk_without_shared_memory(tmp_path: Path, starting: pytest.MonkeyPatch) -> None:
+    assert "_plasma_directory" not in cluster._local_options(1)
     starting.setattr(cluster, "_SHARED_MEMORY", str(tmp_path / "shm"))
-    options = cluster._starting(1)
+    options = cluster._local_options(1)
     assert options["_plasma_directory"] == options["_temp_dir"]

@@ -1,4 +1,4 @@
-"""Which requests go through a proxy of the environment."""
+"""Selection of the proxies configured in the environment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OTHERS = ["example.org", "localhost.example.org", "127.0.0.1.example.org", "192.
 
 
 @pytest.mark.parametrize("host", OWN)
-def test_this_machine_is_known_by_its_names(host: str) -> None:
+def test_own_names_are_recognised(host: str) -> None:
     assert is_own_host(host)
 
 
-def test_this_machine_is_known_by_the_addresses_of_its_interfaces() -> None:
+def test_own_interface_addresses_are_recognised() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -32,12 +32,12 @@ def test_this_machine_is_known_by_the_addresses_of_its_interfaces() -> None:
 
 
 @pytest.mark.parametrize("host", OTHERS)
-def test_others_are_others(host: str) -> None:
+def test_other_hosts_are_recognised(host: str) -> None:
     assert not is_own_host(host)
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_no_variable_puts_a_proxy_before_this_machine(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_used_for_this_machine(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_proxy(monkeypatch, 3128, variable)
     scheme = "https" if "https" in variable.lower() else "http"
     assert proxy_for(f"{scheme}://127.0.0.1:8000/readyz") is None
@@ -67,13 +67,15 @@ def test_no_variable_puts_a_proxy_before_this_machine(variable: str, monkeypatch
         ("[2001:db8::7]:8001", "[2001:db8::7]", False),
     ],
 )
-def test_no_proxy_is_respected(no_proxy: str, host: str, bypassed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_variable_is_respected(
+    no_proxy: str, host: str, bypassed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_proxy(monkeypatch, 3128, "HTTP_PROXY")
     monkeypatch.setenv("NO_PROXY", no_proxy)
     assert (proxy_for(f"http://{host}:8000") is None) == bypassed
 
 
-def test_libraries_that_read_the_environment_reach_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_bypasses_proxies_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(refusing_proxy()) as proxy, serving(refusing_proxy()) as local:
         set_proxy(monkeypatch, proxy.port)
         url = f"http://127.0.0.1:{local.port}/a"
@@ -82,10 +84,10 @@ def test_libraries_that_read_the_environment_reach_this_machine(monkeypatch: pyt
         assert (proxy.seen, local.seen) == ([], ["GET /a HTTP/1.1"])
 
 
-def test_the_environment_is_extended_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_no_proxy_is_extended(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_proxies(monkeypatch)
     bypass_proxies("http://127.0.0.5:1")
-    assert "NO_PROXY" not in os.environ, "nothing to do where no proxy is set"
+    assert "NO_PROXY" not in os.environ, "no change without a proxy"
     set_proxy(monkeypatch, 3128, "https_proxy")
     monkeypatch.setenv("NO_PROXY", "example.org")
     bypass_proxies("http://127.0.0.5:1", "http://other.example.net")
@@ -98,7 +100,7 @@ def test_the_environment_is_extended_not_replaced(monkeypatch: pytest.MonkeyPatc
     assert len(set(entries)) == len(entries)
 
 
-def test_settings_are_shown_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_have_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     set_proxy(monkeypatch, 3128, "ALL_PROXY")
     monkeypatch.setenv("NO_PROXY", "example.org")
     assert proxy_settings() == {"ALL_PROXY": "http://127.0.0.1:3128", "NO_PROXY": "example.org"}

@@ -1,15 +1,14 @@
-"""Trials that fit side by side, and ports that are free."""
+"""Number of concurrent trials on a cluster."""
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import pytest
 
 from gtvray.config import TrainingConfig
 from gtvray.errors import ResourceError
-from gtvray.runtime import plan_trials, port_is_free, require_port
+from gtvray.runtime import plan_trials
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ from gtvray.runtime import plan_trials, port_is_free, require_port
         ({"use_gpu": True, "cpus_per_worker": 8}, 16, 4, None, (2, 8, 1)),
     ],
 )
-def test_trials_side_by_side(
+def test_number_of_concurrent_trials(
     training: dict[str, Any], cpus: float, gpus: float, wanted: int | None, planned: tuple[float, float, float]
 ) -> None:
     plan = plan_trials(TrainingConfig(**training), cpus, gpus, wanted)
@@ -39,33 +38,8 @@ def test_trials_side_by_side(
     ("training", "cpus", "gpus"),
     [({"cpus_per_worker": 3}, 2, 0), ({"num_workers": 3}, 2, 0), ({"use_gpu": True}, 8, 0)],
 )
-def test_a_trial_that_does_not_fit_is_refused_with_figures(training: dict[str, Any], cpus: float, gpus: float) -> None:
+def test_trial_that_does_not_fit_is_rejected(training: dict[str, Any], cpus: float, gpus: float) -> None:
     with pytest.raises(ResourceError) as caught:
         plan_trials(TrainingConfig(**training), cpus, gpus, None)
     assert f"{cpus} CPUs and {gpus} GPUs" in caught.value.fields["found"]
     assert len(str(caught.value).splitlines()) <= 5
-
-
-def test_a_taken_port_is_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert not port_is_free("127.0.0.1", port)
-        with pytest.raises(ResourceError) as caught:
-            require_port("127.0.0.1", port, "--port")
-        assert str(port) in caught.value.fields["where"]
-        assert "--port" in caught.value.fields["do"]
-    assert port_is_free("127.0.0.1", port)
-    require_port("127.0.0.1", port, "--port")
-
-
-def test_a_port_whose_last_connection_is_still_closing_is_free() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)):
-            # The side that closes first waits.
-            server.accept()[0].close()
-    assert port_is_free("127.0.0.1", port)
-
-
-def test_an_address_of_another_machine_is_no_free_port() -> None:
-    assert not port_is_free("203.0.113.1", 8000)

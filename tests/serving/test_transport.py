@@ -67,7 +67,7 @@ def test_mlflow_and_rays_dashboard_on_this_machine_are_asked_past_the_proxy(
     url = f"http://127.0.0.1:{local.port}"
     with pytest.raises(ResourceError, match="cannot reach MLflow") as mlflow:
         connect_mlflow(url, tmp_path)
-    with pytest.raises(AuthError, match="wants its token") as ray:
+    with pytest.raises(AuthError, match="requires a token") as ray:
         submit(["data"], address=url, wait=False)
     assert proxy.seen == []
     assert any("mlflow" in line for line in local.seen)
@@ -88,7 +88,7 @@ def test_a_refusing_proxy_is_named_and_not_the_endpoint(proxy: Recorder, tmp_pat
     assert f"127.0.0.1:{proxy.port}" in str(tunnel.value)
     with pytest.raises(ResourceError, match="cannot reach MLflow") as mlflow:
         connect_mlflow("http://mlflow.invalid:5000", tmp_path)
-    with pytest.raises(ResourceError, match="no Ray cluster takes jobs here") as ray:
+    with pytest.raises(ResourceError, match="cannot submit a job to a Ray cluster") as ray:
         submit(["data"], address="http://head.invalid:8265", wait=False)
     for error in (refused.value, tunnel.value, mlflow.value, ray.value):
         assert f"127.0.0.1:{proxy.port}" in error.fields["where"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from gtvray.errors import DataError, GeometryError
 from gtvray.geometry import Volume, furthest_corner_mm
-from gtvray.io import Labels, canonical_name, is_fit_name, read_labels, shown_values
+from gtvray.io import Labels, canonical_name, format_distinct, is_printable_name, read_labels
 
 LayoutName = Literal["structseg", "nnunet", "msd"]
 # Endings a scan or a mask may have. What a file really holds is found out when it is read. Not .nhdr: its voxels are in
@@ -147,7 +147,7 @@ def as_binary(label: Volume, where: object) -> Volume:
             "mask is not binary",
             where=where,
             expected="0 and 1",
-            found=f"values {shown_values(values, _SHOWN)}",
+            found=f"values {format_distinct(values, _SHOWN)}",
             do=f"choose one structure: gtvray data import SRC DST --label {value}{hint}",
         )
     return label if label.array.dtype == np.uint8 else label.with_array(label.array.astype(np.uint8))
@@ -200,7 +200,7 @@ def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
 
 
 def _is_fit_id(case_id: str) -> bool:
-    if not case_id or "/" in case_id or case_id.startswith(".") or not is_fit_name(case_id):
+    if not case_id or "/" in case_id or case_id.startswith(".") or not is_printable_name(case_id):
         return False
     return len(case_id.encode()) <= _MOST_ID_BYTES
 

@@ -10,7 +10,7 @@ from gtvray.datasets.layouts import msd, nnunet, structseg
 from gtvray.datasets.layouts.cases import Dataset, LayoutName, natural_key
 from gtvray.datasets.layouts.manifest import MANIFEST, read_manifest
 from gtvray.errors import DataError, NotFoundError
-from gtvray.io import find_entry, find_listed, is_litter, require_fit_path
+from gtvray.io import find_entry, find_listed, is_system_file, require_printable_path
 
 _EXPECTED = "<case>/data.nii.gz and <case>/label.nii.gz, or nnU-Net's or the Decathlon's dataset.json"
 
@@ -92,7 +92,7 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
         NotFoundError, DataError: as `index_dataset`, several structures apart.
     """
     root = Path(folder)
-    require_fit_path(root)
+    require_printable_path(root)
     if not root.is_dir():
         raise NotFoundError("no such folder", where=root, expected=_EXPECTED)
     homes = _homes(root)
@@ -111,7 +111,7 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
             found=", ".join(read_manifest(root)) or "nothing",
         )
     if not homes:
-        entries = sorted(entry.name for entry in root.iterdir() if not is_litter(entry.name))
+        entries = sorted(entry.name for entry in root.iterdir() if not is_system_file(entry.name))
         raise DataError(
             "no case in this folder",
             where=root,

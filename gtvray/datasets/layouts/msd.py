@@ -12,7 +12,7 @@ from typing import Any
 from gtvray.datasets.layouts.cases import Case, Dataset, require_file, split_ending
 from gtvray.datasets.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
 from gtvray.errors import DataError
-from gtvray.io import find_entry, find_listed, is_litter, listed_parts
+from gtvray.io import find_entry, find_listed, is_system_file, listed_parts
 
 
 def recognise(folder: Path) -> bool:
@@ -111,7 +111,7 @@ def _flat(entry: Any) -> Any:
 
 def _is_litter(entry: Any) -> bool:
     image = entry.get("image") if isinstance(entry := _flat(entry), dict) else None
-    return isinstance(image, str) and is_litter((listed_parts(image) or ("",))[-1])
+    return isinstance(image, str) and is_system_file((listed_parts(image) or ("",))[-1])
 
 
 def _there(listed: Path) -> Path:

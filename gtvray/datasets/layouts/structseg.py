@@ -13,7 +13,7 @@ from typing import Any
 
 from gtvray.datasets.layouts.cases import ENDINGS, Case, Dataset, find_volume, in_order, split_ending
 from gtvray.errors import DataError
-from gtvray.io import is_litter, read_json
+from gtvray.io import is_system_file, read_json
 
 IMAGE, LABEL, TEST = "data", "label", "test"
 # The folders StructSeg's archives and mirrors put around the cases. One bears the name of Task 1 and may hold either.
@@ -87,7 +87,7 @@ def index(labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]
 def _case(folder: Path, *, labels_required: bool) -> Case:
     image, label = find_volume(folder, IMAGE), find_volume(folder, LABEL)
     if image is None:
-        there = sorted(entry.name for entry in folder.iterdir() if not is_litter(entry.name))
+        there = sorted(entry.name for entry in folder.iterdir() if not is_system_file(entry.name))
         raise DataError(
             "case has no scan",
             where=folder,
@@ -106,7 +106,7 @@ def _folders(folder: Path) -> Iterable[Path]:
     return [
         entry
         for entry in folder.iterdir()
-        if not entry.name.startswith(".") and not is_litter(entry.name) and entry.is_dir()
+        if not entry.name.startswith(".") and not is_system_file(entry.name) and entry.is_dir()
     ]
 
 

@@ -27,11 +27,11 @@ from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
 from gtvray.io import (
     atomic_dir,
-    is_litter,
+    format_distinct,
+    is_system_file,
     read_volume,
     require_distinct,
-    require_fit_path,
-    shown_values,
+    require_printable_path,
     write_json,
     write_volume,
 )
@@ -183,8 +183,10 @@ def write_index(
 
 
 def _require_free(target: Path) -> None:
-    require_fit_path(target)
-    if os.path.lexists(target) and not (target.is_dir() and all(is_litter(entry.name) for entry in target.iterdir())):
+    require_printable_path(target)
+    if os.path.lexists(target) and not (
+        target.is_dir() and all(is_system_file(entry.name) for entry in target.iterdir())
+    ):
         raise InputError("there is something in this place", where=target, do="choose a new or empty folder")
 
 
@@ -237,7 +239,7 @@ def _write(case: Case, places: tuple[str, str | None], folder: Path, choice: _Ch
     else:
         write_volume(folder / label_place, mask)
         label_how = "rewritten"
-    present = None if mask.array.any() else shown_values(stored.volume.array, _SHOWN)
+    present = None if mask.array.any() else format_distinct(stored.volume.array, _SHOWN)
     return _Written(how, label_how, present, stored.note)
 
 
