@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gtvray.config import Config
 
 app = typer.Typer(
-    help="ProgressReporter settings, their schema, or what differs from the defaults.", no_args_is_help=True
+    help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True
 )
 
 

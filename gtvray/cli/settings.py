@@ -26,7 +26,7 @@ class SettingsCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """ProgressReporter settings in the usage line."""
+        """Show settings in the usage line."""
         pieces = super().collect_usage_pieces(ctx)
         return [*pieces, "[KEY=VALUE]..."] if any(param.name == _PARAMETER for param in self.params) else pieces
 

@@ -20,7 +20,7 @@ def split(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """ProgressReporter which case a sweep uses for what, by patient where ids tell, and store it under the data's fingerprint.
+    """Show which case a sweep uses for what, by patient where ids tell, and store it under the data's fingerprint.
 
     Example: gtvray data split Naso_GTV --folds 5
     """
