@@ -141,7 +141,7 @@ def test_a_folder_of_scans_is_predicted_and_what_is_none_is_listed(
 
 def test_scans_of_one_name_are_refused(scans: Path, tmp_path: Path, ball: tuple[Volume, Volume]) -> None:
     write_volume(scans / "ct_1.nrrd", ball[0])
-    with pytest.raises(InputError, match="two scans of one name"):
+    with pytest.raises(InputError, match="two scans have the same name"):
         plan_files([scans], tmp_path / "m", report=False, uncertainty=False, overwrite=False)
     (scans / "ct_1.nrrd").rename(scans / "CT_1.nrrd")
     with pytest.raises(InputError, match="two outputs of one name"):
