@@ -51,28 +51,6 @@ def lay(tmp_path: Path, dataset_folder: Path) -> Lay:
     return build
 
 
-@pytest.mark.parametrize("kind", ["nnunet", "msd"])
-def test_cases_of_a_dataset_json_are_found(lay: Lay, dataset_folder: Path, kind: str) -> None:
-    home = lay(kind)
-    for junk in ("imagesTr/._pt_1_0000.nii.gz", "labelsTr/._pt_1.nii.gz", "imagesTs/.DS_Store", "._dataset.json"):
-        (home / junk).write_bytes(b"\0\5\x16\7")
-    (home.parent / "__MACOSX" / home.name).mkdir(parents=True)
-    (home.parent / "__MACOSX" / home.name / "._dataset.json").write_bytes(b"\0\5\x16\7")
-    shutil.copytree(home, home.parent / f".partial-ab12-{home.name}")
-    for folder in (home, home.parent):
-        dataset = index_dataset(folder)
-        assert (dataset.root, dataset.layout, dataset.structure) == (home, kind, "tumour")
-        assert [case.case_id for case in dataset.cases] == ["pt_1", "pt_2"]
-    everything = index_dataset(home, labels_required=False)
-    assert [(case.case_id, case.label is None) for case in everything.cases] == [
-        ("pt_1", False), ("pt_2", False), ("pt_10", True),
-    ]  # fmt: skip
-    image = read_volume(dataset.cases[0].image)
-    original = read_volume(dataset_folder / "1" / "data.nii.gz")
-    assert np.array_equal(image.array, original.array)
-    assert read_label(dataset.cases[0], image).array.any()
-
-
 def test_nnunet_dataset_json_may_list_each_file(lay: Lay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = lay("nnunet")
     shutil.move(home / "imagesTr", tmp_path / "elsewhere")
@@ -245,14 +223,6 @@ def test_two_cases_with_the_same_id_are_refused(dataset_folder: Path) -> None:
     with pytest.raises(DataError, match="two cases have the same id") as caught:
         index_dataset(dataset_folder, labels_required=False)
     assert caught.value.fields["found"] == "2"
-
-
-def test_dataset_without_masks_is_indexed_if_labels_are_not_required(dataset_folder: Path) -> None:
-    for path in dataset_folder.glob("*/label.nii.gz"):
-        path.unlink()
-    assert {case.label for case in index_dataset(dataset_folder, labels_required=False).cases} == {None}
-    with pytest.raises(DataError, match="no mask"):
-        index_dataset(dataset_folder)
 
 
 def test_error_on_multi_organ_masks_lists_values_and_import_command(dataset_folder: Path) -> None:

@@ -108,8 +108,9 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
 
 def _find_datasets(root: Path) -> list[tuple[Path, LayoutName]]:
     """List the datasets in a folder with their layouts; the folder itself may be one."""
-    # Hidden folders are left by a killed import, or kept by a tool.
-    children = [e for e in root.iterdir() if not e.name.startswith(".") and find_entry(e, MANIFEST).is_file()]
+    # Hidden folders are left by a killed import, or kept by a tool; __MACOSX by an archive.
+    visible = (entry for entry in root.iterdir() if not entry.name.startswith(".") and not is_litter(entry.name))
+    children = [entry for entry in visible if find_entry(entry, MANIFEST).is_file()]
     wrapped = [find_listed(root, path) for layout in LAYOUTS.values() for path in layout.WRAPPERS]
     candidates = [root, *wrapped, *sorted(children, key=lambda entry: natural_key(entry.name))]
     # A wrapper may also have been found as a child.

@@ -136,7 +136,7 @@ def _found(folder: Path, ending: str) -> Iterable[Case]:
 def _scans(folder: Path, ending: str) -> list[tuple[str, Path]]:
     scans = []
     for path in _files(folder, ending):
-        parts = re.fullmatch(r"(.+)_(\d{4})", _stem(path, ending))
+        parts = re.fullmatch(r"(.+)_(\d{4})", _stem(path, ending), re.DOTALL)
         if parts is None or parts[2] != "0000":
             raise DataError(
                 "not the file name of a scan of one channel",

@@ -24,6 +24,8 @@ WRAPPERS: tuple[str, ...] = ("HaN_GTV/Naso_GTV", "Naso_GTV", "HaN_OAR", "HaN_GTV
 ORGANS = "HaN_OAR"
 IMAGE, LABEL = "data", "label"
 STRUCTURE = "GTV"
+# Folders of other layouts, in which files may be named data or label after their cases.
+_NO_CASES = frozenset({"imagesTr", "labelsTr", "imagesTs", "labelsTs"})
 # Written by `gtvray data import`; holds the metadata for which this layout has no file.
 RECORD = "transfer.json"
 
@@ -110,7 +112,10 @@ def _folders(folder: Path) -> Iterable[Path]:
     return [
         entry
         for entry in folder.iterdir()
-        if not entry.name.startswith(".") and not is_litter(entry.name) and entry.is_dir()
+        if not entry.name.startswith(".")
+        and not is_litter(entry.name)
+        and entry.name not in _NO_CASES
+        and entry.is_dir()
     ]
 
 
