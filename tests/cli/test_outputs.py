@@ -266,7 +266,7 @@ def test_any_name_works(ball: tuple[Volume, Volume], tmp_path: Path, bundle: Bun
 @pytest.mark.parametrize("name", ["a\nb", "x" * 201, "caf\udce9"])
 def test_a_name_that_does_not_work_is_refused_at_once(ball: tuple[Volume, Volume], tmp_path: Path, name: str) -> None:
     write_volume(tmp_path / "cases" / name / "data.nii.gz", ball[0])
-    with pytest.raises(InputError, match="a case id cannot be a file's name"):
+    with pytest.raises(InputError, match="a case id cannot be used as a file name"):
         run("data", "check", tmp_path / "cases")
     if len(name) < 20:
         with pytest.raises(InputError, match="a name has control characters"):
