@@ -1,4 +1,4 @@
-"""The parts of `dataset.json` that nnU-Net and the Medical Segmentation Decathlon share."""
+"""Files that describe a dataset: `dataset.json` of nnU-Net and the Decathlon, and gtvray's `transfer.json`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from gtvray.errors import DataError
 from gtvray.io import find_entry, read_json
 
 MANIFEST = "dataset.json"
+# Written by `gtvray data import` and `export`; holds the metadata of datasets whose layout has no manifest.
+RECORD = "transfer.json"
 _ABOUT = ("name", "description", "reference", "licence", "license", "release")
 
 
@@ -30,6 +32,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise DataError("not a JSON object", where=path, found=type(manifest).__name__)
     return manifest
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read the record of `gtvray data import` or `export`; empty if neither wrote the folder."""
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    return record if isinstance(record, dict) else {}
 
 
 def build_dataset(

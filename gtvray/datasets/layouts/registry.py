@@ -38,6 +38,8 @@ class Layout(Protocol):
     def find(self, folder: Path, *, with_test: bool) -> Dataset:
         """Find the cases of a folder; `with_test` includes those without a mask.
 
+        Structure and metadata come from the manifest or, in a layout without one, from `manifest.read_record`.
+
         Raises:
             DataError: the folder contradicts the layout, or a file of a case is missing.
         """

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from gtvray.datasets.layouts.cases import ENDINGS, Case, Dataset, find_volume, order_cases, split_ending
+from gtvray.datasets.layouts.manifest import read_record
 from gtvray.errors import DataError
-from gtvray.io import is_litter, read_json
+from gtvray.io import is_litter
 
 EXAMPLE_NAME = "Naso_GTV"
 FILES = "CASE/data.nii.gz with CASE/label.nii.gz"
@@ -26,8 +26,6 @@ IMAGE, LABEL = "data", "label"
 STRUCTURE = "GTV"
 # Folders of other layouts, in which files may be named data or label after their cases.
 _NO_CASES = frozenset({"imagesTr", "labelsTr", "imagesTs", "labelsTs"})
-# Written by `gtvray data import`; holds the metadata for which this layout has no file.
-RECORD = "transfer.json"
 
 
 def recognise(folder: Path) -> bool:
@@ -63,12 +61,6 @@ def find(folder: Path, *, with_test: bool) -> Dataset:
         about={key: str(value) for key, value in record.get("about", {}).items()},
         remark=f"folder {ORGANS}: if these are the organs of Task 1, choose one by its value" if name == ORGANS else "",
     )
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read the record of `gtvray data import` or `export`; empty if neither wrote the folder."""
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
-    return record if isinstance(record, dict) else {}
 
 
 def file_paths(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:

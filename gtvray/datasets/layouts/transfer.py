@@ -20,10 +20,9 @@ import numpy as np
 from gtvray.datasets.layouts import LayoutName
 from gtvray.datasets.layouts.cases import Case, Dataset, as_binary, read_mask
 from gtvray.datasets.layouts.find import find_dataset, format_labels, require_one_structure
-from gtvray.datasets.layouts.manifest import MANIFEST
+from gtvray.datasets.layouts.manifest import MANIFEST, RECORD
 from gtvray.datasets.layouts.patients import copy_patients
 from gtvray.datasets.layouts.registry import LAYOUTS
-from gtvray.datasets.layouts.structseg import RECORD
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
 from gtvray.io import (
