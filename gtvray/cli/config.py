@@ -23,9 +23,7 @@ from gtvray.cli.settings import SettingsCommand
 if TYPE_CHECKING:
     from gtvray.config import Config
 
-app = typer.Typer(
-    help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True
-)
+app = typer.Typer(help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True)
 
 
 @app.command(cls=SettingsCommand)

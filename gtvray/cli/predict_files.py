@@ -1,4 +1,4 @@
-"""Which scans `gtvray predict` reads and which files it writes, decided before anything is read."""
+"""The scans that `gtvray predict` reads and the files that it writes, planned before any scan is read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from gtvray.inference import entropy_file
 from gtvray.io import check_outputs, require_printable_path
 
 _MASK_ENDINGS = (".nii", ".nii.gz", ".nrrd")
-# What reads as a file's ending: a letter, then a few letters or digits. "2024.01" and "v1.2" do not.
+# A suffix that looks like a file ending: a letter, then a few letters or digits. "2024.01" and "v1.2" have none.
 _FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,6}")
 
 
 @dataclass(frozen=True)
 class PredictFiles:
-    """The files of one run.
+    """The input and output files of a prediction.
 
     Attributes:
         names: scan -> its name in tables and reports.
         masks: scan -> the file of its mask.
-        reports: report.json and report.html, where asked for.
-        skipped: file -> why it is not predicted.
+        reports: report.json and report.html, if requested.
+        skipped: file -> the reason why it is not predicted.
     """
 
     names: dict[Path, str]
@@ -44,19 +44,19 @@ def plan_files(
     read: Iterable[Path] = (),
     closed: Iterable[Path] = (),
 ) -> PredictFiles:
-    """Find the scans, name the outputs, and refuse outputs that would replace something else.
+    """Find the scans, name the outputs, and refuse outputs that would replace other files.
 
     Args:
         inputs: volume files, and folders of cases or of volume files.
-        out: a file for one scan, else a folder.
-        report: reports are written as well.
-        uncertainty: an entropy volume is written beside each mask.
-        overwrite: earlier outputs of gtvray may be replaced.
+        out: a file for one scan, or a folder.
+        report: whether reports are written.
+        uncertainty: whether an entropy volume is written beside each mask.
+        overwrite: whether earlier outputs of gtvray may be replaced.
         read: further files that the command reads.
-        closed: folders that must not change.
+        closed: folders that must not be written to.
 
     Raises:
-        InputError: no scan, two of one name, or an output that is refused.
+        InputError: no scan, two scans with the same name, or a refused output.
     """
     scans: dict[str, Path] = {}
     skipped: dict[str, str] = {}
@@ -72,12 +72,14 @@ def plan_files(
         for name, path in found:
             if name in scans:
                 raise InputError(
-                    "two scans of one name", found=f"{scans[name]} and {path}", do="predict them into two folders"
+                    "two scans have the same name",
+                    found=f"{scans[name]} and {path}",
+                    do="predict them separately, into two folders",
                 )
             scans[name] = path
     if not scans:
         raise InputError("no scan to predict", where=", ".join(map(str, inputs)), found=_reasons(skipped))
-    masks = _masks(scans, out)
+    masks = _name_masks(scans, out)
     reports = tuple(next(iter(masks.values())).parent / name for name in ("report.json", "report.html"))
     written = [*masks.values(), *(map(entropy_file, masks.values()) if uncertainty else ())]
     check_outputs(
@@ -90,13 +92,13 @@ def plan_files(
     return PredictFiles({path: name for name, path in scans.items()}, masks, reports if report else (), skipped)
 
 
-def _masks(scans: dict[str, Path], out: Path) -> dict[Path, Path]:
+def _name_masks(scans: dict[str, Path], out: Path) -> dict[Path, Path]:
     is_file = out.name.lower().endswith(_MASK_ENDINGS) and not out.is_dir()
     if is_file and len(scans) > 1:
         raise InputError(
             "one file for several masks",
             where=out,
-            expected="a folder, which gets a mask a scan",
+            expected="a folder, for one mask per scan",
             found=f"{len(scans)} scans",
             do="name a folder with --out",
         )
@@ -108,7 +110,7 @@ def _masks(scans: dict[str, Path], out: Path) -> dict[Path, Path]:
             where=out,
             expected=".nii, .nii.gz or .nrrd for a file; no ending for a new folder",
             found=out.suffix,
-            do="end it in .nii.gz for a mask; for a folder, make it first",
+            do="use the ending .nii.gz for a mask; for a folder, create it first",
         )
     return {path: out / f"{name}.nii.gz" for name, path in scans.items()}
 

@@ -1,4 +1,4 @@
-"""Datasets on disk: layouts, checks, descriptions, phantoms, splits and the ledger of held-out scores."""
+"""Datasets on disk: layouts, checks, descriptions, phantoms, splits, folds and the ledger of held-out scores."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""The ledger of looks: who looked at which cases for what. Each look at held-out cases makes them worth less.
+"""The ledger of looks: who scored which model on which cases, and why. Every look at held-out cases devalues them.
 
-Of n models that are all as good, the best on some cases looks better than it is by chance alone: of 5 by 1.2 standard
-errors of the mean, of 20 by 1.9, which is nearly the half of a 95 % interval. Hence the numbers from which it warns.
+The best of n equally good models scores higher than its true value by chance: by 1.2 standard errors of the mean for
+n = 5 and by 1.9 for n = 20, nearly half of a 95 % interval. The thresholds of the warnings follow from this.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from gtvray.io import append_json_line, read_json_lines, sha256_of
 
 MANY_LOOKS = 5
 TOO_MANY_LOOKS = 20
-# Names a person, so it stands in this file only: in no setting, as those go to MLflow.
+# An environment variable and not a setting: settings are sent to MLflow, and this one names a person.
 WHO = "GTVRAY_WHO"
 _KEYS = {"at", "purpose", "subject", "data", "cases"}
 
 
 class Ledger:
-    """An append-only file of looks, one JSON object a line.
+    """An append-only file of looks, one JSON object per line.
 
     Args:
-        path: the file; made at the first look.
+        path: the file, created at the first look.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,17 +35,17 @@ class Ledger:
     def record(
         self, purpose: str, subject: str, case_ids: tuple[str, ...], data: str, scans: Sequence[Path] = ()
     ) -> int:
-        """Write down a look.
+        """Record a look; on disk when this returns. Several processes may record at once.
 
         Args:
             purpose: such as "promotion".
-            subject: what was scored, such as a bundle digest.
-            case_ids: the cases looked at.
+            subject: the model that was scored, such as a bundle digest.
+            case_ids: the cases it was scored on.
             data: fingerprint of the dataset.
-            scans: files of these cases; by their digests the same scans are known again in another folder.
+            scans: files of these cases; their digests identify the same scans in another folder.
 
         Returns:
-            how many different subjects have been scored on any of these cases by now, for whatever purpose.
+            the number of different subjects scored on any of these cases so far, for any purpose.
         """
         look = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,11 +60,11 @@ class Ledger:
         return len({entry["subject"] for entry in self.looks() if _overlap(entry, look)})
 
     def looks(self) -> list[dict[str, Any]]:
-        """Every look so far; lines that are none, as a crash may leave them, are passed over."""
+        """Return every look; invalid lines, such as a crash may leave, are skipped."""
         return [entry for entry in read_json_lines(self._path) if isinstance(entry, dict) and entry.keys() >= _KEYS]
 
     def table(self) -> list[dict[str, Any]]:
-        """Every look so far, with how many subjects had been scored on any of its cases by then."""
+        """Return every look with the number of subjects scored on any of its cases up to then."""
         looks, rows = self.looks(), []
         for number, look in enumerate(looks, 1):
             subjects = {entry["subject"] for entry in looks[:number] if _overlap(entry, look)}
@@ -73,25 +73,25 @@ class Ledger:
 
 
 def looks_warning(looks: int) -> str | None:
-    """What to say of cases on which so many models have been scored; None while they are few."""
+    """Return the warning for cases on which this number of models has been scored; None for few."""
     if looks > TOO_MANY_LOOKS:
-        return f"{looks} models have been scored on these cases: their scores no longer tell which is better"
+        return f"{looks} models have been scored on these cases: their scores can no longer rank models"
     if looks > MANY_LOOKS:
-        return f"{looks} models have been scored on these cases: take fresh ones"
+        return f"{looks} models have been scored on these cases: use new held-out cases"
     return None
 
 
 def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     if set(one.get("scans", ())) & set(other.get("scans", ())):
         return True
-    # Looks of before there were digests are known by data and case.
+    # The first version recorded no digests; its looks are matched by data and case.
     return one["data"] == other["data"] and bool(set(one["cases"]) & set(other["cases"]))
 
 
 def _who() -> str:
-    """A name of one's choice, else that of the account."""
+    """Return the name in GTVRAY_WHO, or that of the account."""
     try:
         return (os.environ.get(WHO) or getpass.getuser())[:100]
     except (OSError, KeyError):
-        # A container may run under a number that has no name.
+        # In a container the user id may have no name.
         return f"user {os.getuid()}"

@@ -1,4 +1,4 @@
-"""Phantoms in a folder: written case by case, and replaced only if every file is as it was written."""
+"""Folders of phantoms: cases are written one by one, and replaced only if no file was modified."""
 
 from __future__ import annotations
 
@@ -32,56 +32,56 @@ def write_phantoms(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write `count` cases in StructSeg's layout, `folder/<n>/data.nii.gz` and `label.nii.gz`, n from 1.
+    """Write `count` cases in StructSeg's layout, `folder/N/data.nii.gz` and `label.nii.gz`, with N from 1.
 
-    A case appears under its number only when complete, so an interrupted call can be repeated. `report(done, count)`
-    follows each case. One writer at a time.
+    A case appears under its number only when complete, so that an interrupted call can be repeated. Only one process
+    may write to a folder.
 
     Args:
-        folder: new, empty, or with phantoms.
-        count: how many cases.
-        seed: decides every voxel.
-        report: called after each case.
-        overwrite: replace phantoms of another generator version, seed or count, if no file of theirs has changed.
+        folder: a new or empty folder, or one of phantoms.
+        count: number of cases.
+        seed: determines every voxel.
+        report: called with (done, count) after each case.
+        overwrite: replace phantoms of another generator version, seed or count, if none of their files was modified.
 
     Raises:
-        InputError: `count` is below 1, or the folder's name cannot be shown.
-        DataError: the folder holds something that may not be replaced; nothing is touched.
+        InputError: `count` is below 1, or the folder's path has characters that cannot be shown.
+        DataError: the folder has other content, which is left unchanged.
     """
     if count < 1:
-        raise InputError("no phantoms asked for", expected="a count of at least 1", found=str(count))
+        raise InputError("the number of phantoms is too small", expected="at least 1", found=str(count))
     require_printable_path(folder)
-    terms = {"phantom_version": PHANTOM_VERSION, "seed": seed, "count": count}
-    files = _claim(folder, terms, overwrite)
+    parameters = {"phantom_version": PHANTOM_VERSION, "seed": seed, "count": count}
+    files = _prepare_folder(folder, parameters, overwrite)
     for number in range(1, count + 1):
         case = folder / str(number)
         paths = [case / name for name in _CASE_FILES]
         if not all(path.is_file() for path in paths):
-            _require_no_other(case)
+            _require_no_other_files(case)
             with atomic_dir(case) as partial:
                 for path, volume in zip(paths, make_phantom(number, seed), strict=True):
                     write_volume(partial / path.name, volume)
             files |= {f"{number}/{path.name}": sha256_of(path) for path in paths}
-            write_json(folder / _RECORD, {**terms, "files": files})
+            write_json(folder / _RECORD, {**parameters, "files": files})
         if report is not None:
             report(number, count)
 
 
-def _claim(folder: Path, terms: dict[str, int], overwrite: bool) -> dict[str, str]:
-    """Make `folder` ours: keep phantoms of the same terms, else remove those of others if that is allowed.
+def _prepare_folder(folder: Path, parameters: dict[str, int], overwrite: bool) -> dict[str, str]:
+    """Keep phantoms of the same parameters, or remove those of other parameters if that is allowed.
 
     Returns:
-        the sha256 of every file that is kept.
+        the SHA-256 of every file that is kept, by its path in the folder.
     """
     record = folder / _RECORD
     entries = [entry for entry in folder.iterdir() if not is_system_file(entry.name)] if folder.is_dir() else []
     leftovers = [entry for entry in entries if entry.name.startswith((".partial-", ".retired-"))]
     if folder.is_file() or (not record.is_file() and len(entries) > len(leftovers)):
         do = "choose a new or empty folder, or one with phantoms.json"
-        raise DataError("there is other data in the phantoms' place", where=folder, do=do)
+        raise DataError("the folder contains other data", where=folder, do=do)
     stored = read_json(record) if record.is_file() else {}
     files: dict[str, str] = stored.get("files", {})
-    same = {name: stored.get(name) for name in terms} == terms
+    same = {name: stored.get(name) for name in parameters} == parameters
     if stored and not same:
         _require_replaceable(folder, stored, overwrite)
     for entry in leftovers:
@@ -90,39 +90,39 @@ def _claim(folder: Path, terms: dict[str, int], overwrite: bool) -> dict[str, st
         return files
     for case in sorted({folder / Path(name).parts[0] for name in files}):
         if case.is_dir():
-            # Renamed first: a case is never seen half removed.
+            # Renamed first, so that a case is never visible half removed.
             shutil.rmtree(case.rename(case.with_name(f".retired-{case.name}")))
-    # Written before the first case: whatever lies beside it was then made to its terms.
-    write_json(record, {**terms, "files": {}})
+    # Written before the first case, so that every case beside it has its parameters.
+    write_json(record, {**parameters, "files": {}})
     return {}
 
 
 def _require_replaceable(folder: Path, stored: Mapping[str, Any], overwrite: bool) -> None:
-    """Refuse to replace phantoms unless asked to, and unless every case is as it was written."""
-    terms = ", ".join(f"{name} {stored.get(name)}" for name in ("count", "seed", "phantom_version"))
+    """Refuse to replace phantoms without `overwrite`, or if a file was added or modified."""
+    parameters = ", ".join(f"{name} {stored.get(name)}" for name in ("count", "seed", "phantom_version"))
     if not overwrite:
         do = "add --overwrite to replace them, or choose another folder"
-        raise DataError("there are other phantoms in this folder", where=folder, found=terms, do=do)
+        raise DataError("the folder contains other phantoms", where=folder, found=parameters, do=do)
     files: Mapping[str, str] = stored.get("files", {})
     cases = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
-    there = {path.relative_to(folder).as_posix(): path for case in cases for path in (case, *case.rglob("*"))}
+    paths = {path.relative_to(folder).as_posix(): path for case in cases for path in (case, *case.rglob("*"))}
     changed = [
         name
-        for name, path in there.items()
+        for name, path in paths.items()
         if not path.is_dir() and (path.is_symlink() or files.get(name) != sha256_of(path))
     ]
     if changed:
         raise DataError(
-            "the folder holds files that are not phantoms as they were written",
+            "the folder contains files that are not unmodified phantoms",
             where=folder,
             found=", ".join(sorted(changed)[:5]),
             do="move them away, or choose another folder",
         )
 
 
-def _require_no_other(case: Path) -> None:
-    """Refuse to replace the folder of an incomplete case in which there is anything else."""
+def _require_no_other_files(case: Path) -> None:
+    """Refuse to replace the folder of an incomplete case that has other files."""
     other = [entry.name for entry in case.iterdir() if entry.name not in _CASE_FILES] if case.is_dir() else []
     if other or (os.path.lexists(case) and (case.is_symlink() or not case.is_dir())):
         do = "move it away, or choose another folder"
-        raise DataError("there is other data in a phantom's place", where=case, found=", ".join(other[:5]), do=do)
+        raise DataError("the case folder contains other data", where=case, found=", ".join(other[:5]), do=do)

@@ -1,7 +1,7 @@
 """Head-and-neck CT phantoms with a gross tumour volume, for demonstrations and tests without patient data.
 
-Shapes are evaluated on the voxel centres in the head frame (mm, RAS, origin in the nasopharynx); nothing is resampled.
-Published numbers depend on these cases: change what they look like only together with `PHANTOM_VERSION`.
+Shapes are evaluated at the voxel centres in the head frame (mm, RAS, origin in the nasopharynx), without resampling.
+Published results depend on these voxels: any change to them requires a new `PHANTOM_VERSION`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Window = tuple[slice, slice, slice]
 
 _ORIENTATION_SHARES = {"LPI": 0.3, "RAS": 0.2, "LAS": 0.2, "LPS": 0.2, "PSR": 0.1}
 _SOFT_HU = 40.0
-# Ranges from which each case draws a tissue's value.
+# Ranges from which the value of a tissue is drawn for each case.
 _SOFT_TISSUES_HU = {"fat": (-110, -85), "parotid": (-15, 25), "fluid": (5, 12), "muscle": (48, 62), "vessel": (70, 125)}
 _OTHER_TISSUES_HU = {"air": (-999, -990), "spongy": (280, 450), "bone": (700, 1100), "tooth": (1700, 2400)}
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """An ellipsoid, or an upright elliptic cylinder, of one tissue; a paired one is repeated on the other side."""
+    """An ellipsoid, or an upright elliptic cylinder, of one tissue; a paired shape is mirrored to the other side."""
 
     tissue: str
     centre_mm: tuple[float, float, float]
@@ -98,7 +98,7 @@ _VERTEBRA_SHAPES = (
     _Shape("fluid", (0, -18, 0), (10.5, 8.5, 9.5), upright=True),  # canal
     _Shape("muscle", (0, -18, 0), (6, 4.5, 10), upright=True),  # cord
 )
-# Tumour places: share, centre, half range of the centre on each axis; the side is drawn apart.
+# Tumour sites: share, centre, half range of the centre on each axis; the side is drawn separately.
 _SITES = (
     (0.25, (10, -13, -2), (8, 4, 12)),  # posterior wall
     (0.35, (25, -2, -4), (7, 9, 12)),  # lateral wall, parapharyngeal space
@@ -109,10 +109,10 @@ _SITES = (
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is drawn for a case before any voxel exists: grid, pose and tumour (head frame unless named)."""
+    """Random parameters of a case: grid, pose and tumour; in the head frame unless stated otherwise."""
 
     shape: tuple[int, int, int]
-    affine: Vector  # RAS axis order; the final order comes last
+    affine: Vector  # in RAS axis order; reoriented last
     orientation: str
     head_to_ijk: Vector  # (3, 4)
     couch_mm: float  # couch top on the scanner's y axis, from the volume's centre
@@ -121,9 +121,9 @@ class _Plan:
 
 
 def make_phantom(index: int, seed: int) -> tuple[Volume, Volume]:
-    """One case: CT (int16, HU) and its tumour label (uint8, 0 or 1) on the same grid.
+    """Make a case: CT (int16, HU) and its tumour mask (uint8, 0 or 1) on the same grid.
 
-    The same `index` and `seed` (both >= 0) always give the same case, whatever else is generated.
+    A case depends only on `index` and `seed` (both >= 0).
     """
     streams = np.random.default_rng([PHANTOM_VERSION, seed, index]).spawn(4)
     plan = _draw_plan(streams[0])
@@ -137,7 +137,7 @@ def make_phantom(index: int, seed: int) -> tuple[Volume, Volume]:
 
 def _draw_plan(rng: np.random.Generator) -> _Plan:
     pixel_mm, slice_mm = rng.uniform(2.3, 2.9), rng.uniform(3.0, 4.0)
-    # Below these extents the head, or a tumour off the centre, would not fit.
+    # In a smaller volume the head, or a tumour off the centre, would not fit.
     fewest_pixels, fewest_slices = max(96, math.ceil(250 / pixel_mm)), max(40, math.ceil(150 / slice_mm))
     columns, rows = (int(n) for n in rng.integers(fewest_pixels, 121, size=2))
     shape = (columns, rows, int(rng.integers(fewest_slices, 61)))
@@ -148,7 +148,7 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
     tumour_mm = _draw_site(rng)
     tumour_ml = math.exp(rng.uniform(math.log(6), math.log(80)))
     offset = rng.uniform((-28, -18, -40), (28, 42, 40))
-    # A tumour never reaches the first or last slices: slide the head along z until it fits.
+    # The tumour must not reach the first or last slices: the head is shifted along z until it fits.
     reach_mm = shape[2] * slice_mm / 2 - 1.5 * math.cbrt(tumour_ml * 1000 * 0.75 / math.pi) - 12
     z_mm = (pose @ tumour_mm)[2]
     offset[2] = np.clip(z_mm + offset[2], -reach_mm, reach_mm) - z_mm
@@ -167,13 +167,13 @@ def _draw_plan(rng: np.random.Generator) -> _Plan:
 
 def _draw_site(rng: np.random.Generator) -> Vector:
     _, centre, half_range = _SITES[rng.choice(len(_SITES), p=[share for share, _, _ in _SITES])]
-    place = np.array(centre) + np.array(half_range) * rng.uniform(-1, 1, 3)
-    place[0] *= rng.choice((-1, 1))
-    return place
+    position = np.array(centre) + np.array(half_range) * rng.uniform(-1, 1, 3)
+    position[0] *= rng.choice((-1, 1))
+    return position
 
 
 def _rotation(angles_deg: Vector) -> Vector:
-    """Matrix that turns about x, then y, then z."""
+    """Return the matrix of rotations about x, then y, then z."""
     matrix = np.eye(3)
     for (a, b), angle in zip(((1, 2), (2, 0), (0, 1)), np.radians(angles_deg), strict=True):
         turn = np.eye(3)
@@ -183,7 +183,7 @@ def _rotation(angles_deg: Vector) -> Vector:
 
 
 class _Head:
-    """The noise-free CT while it is painted: `hu`, head-frame coordinates and depth under the skin (mm), per voxel."""
+    """The noise-free CT under construction: `hu`, head-frame coordinates and depth below the skin (mm), per voxel."""
 
     def __init__(self, plan: _Plan, rng: np.random.Generator) -> None:
         self.plan, self.rng = plan, rng
@@ -198,7 +198,7 @@ class _Head:
         self.tissue_hu = {tissue: float(rng.uniform(*bounds)) for tissue, bounds in ranges.items()}
 
     def paint_all(self) -> None:
-        """Paint everything but the tumour."""
+        """Paint everything except the tumour."""
         self._paint_couch()
         self._paint_body()
         self._paint_shapes(_SOFT_SHAPES)
@@ -211,10 +211,10 @@ class _Head:
         self._paint_sinuses()
 
     def window(self, centre_mm: Vector, reach_mm: float) -> Window:
-        """Index ranges that hold a ball of the head frame, cut to the grid."""
+        """Return the index ranges that contain a ball in the head frame, clipped to the grid."""
         linear = self.plan.head_to_ijk[:, :3]
         middle = linear @ centre_mm + self.plan.head_to_ijk[:, 3]
-        # The lopsided x axis is not in the matrix: a centre may lie 4 % further out than computed.
+        # The matrix excludes the asymmetry of the x axis, so a centre may be 4 % further out than computed.
         half = np.linalg.norm(linear, axis=1) * (1.05 * reach_mm + 0.05 * abs(centre_mm[0]) + 1)
         low = np.clip(np.floor(middle - half), 0, self.plan.shape).astype(int)
         high = np.clip(np.ceil(middle + half) + 1, low, self.plan.shape).astype(int)
@@ -222,7 +222,7 @@ class _Head:
         return i, j, k
 
     def _rho(self, window: Window | EllipsisType, centre: Vector, radii: Vector, axes: str = "xyz") -> Floats:
-        """Ellipsoidal radius: 1 on the surface, over the named axes only."""
+        """Compute the ellipsoidal radius over the named axes: 1 on the surface."""
         fields = {"x": self.x, "y": self.y, "z": self.z}
         total = np.zeros(self.x[window].shape, dtype=np.float32)
         for axis, c, r in zip("xyz", centre, radii, strict=True):
@@ -231,7 +231,11 @@ class _Head:
         return np.asarray(np.sqrt(total), dtype=np.float32)
 
     def _skin_depth(self) -> Floats:
-        """Approximate depth under the smooth union of vault, face, jaw, nose, ears and neck; negative outside."""
+        """Compute the approximate depth below the smooth union of vault, face, jaw, nose, ears and neck.
+
+        Returns:
+            mm, negative outside.
+        """
         parts = (
             ((0, -18, 55), (79, 101, 76)),
             ((0, 20, -8), (68, 74, 68)),
@@ -240,7 +244,7 @@ class _Head:
             ((72, -22, 14), (9, 14, 24)),
             ((-72, -22, 14), (9, 14, 24)),
         )
-        # The neck hangs below z = -15 and widens into the shoulders.
+        # The neck starts at z = -15 and widens towards the shoulders.
         widening = 1 + np.clip(-125 - self.z, 0, 60) / np.float32(28)
         neck = np.sqrt((self.x / (58 * widening)) ** 2 + ((self.y + 35) / (57 * np.sqrt(widening))) ** 2)
         neck_mm = np.minimum((1 - neck) * 57, -15 - self.z)
@@ -251,7 +255,7 @@ class _Head:
         return np.asarray(5 * np.log(total), dtype=np.float32)
 
     def _paint(self, tissue_hu: float, centre: Vector, radii: Vector, upright: bool = False) -> None:
-        """Fill an ellipsoid, at least 3 mm under the skin."""
+        """Fill an ellipsoid where it is at least 3 mm below the skin."""
         window = self.window(centre, float(np.linalg.norm(radii) if upright else max(radii)))
         inside = self._rho(window, centre, radii, "xy" if upright else "xyz") < 1
         if upright:
@@ -266,27 +270,27 @@ class _Head:
                 self._paint(self.tissue_hu[shape.tissue], centre, radii, shape.upright)
 
     def _paint_couch(self) -> None:
-        """Two thin shells with foam between, fixed to the scanner rather than to the head."""
+        """Paint two thin shells with foam between them, fixed to the scanner rather than to the head."""
         row, shape = -self.plan.affine[1, :3], self.plan.shape
         below = _linear_field(shape, row, self.plan.couch_mm - float(row @ (np.array(shape) - 1) / 2))
         self.hu[(below > 0) & (below < 32)] = -930
         self.hu[((below > 0) & (below < 3.5)) | ((below > 29) & (below < 32.5))] = -250
 
     def _paint_body(self) -> None:
-        """Skin, subcutaneous fat, and soft tissue with texture and strands of fat."""
+        """Paint skin, subcutaneous fat, and soft tissue with texture and strands of fat."""
         strands = _smooth_field(self.rng, self.plan.shape, (5.0, 5.0, 4.0))
         deep = _SOFT_HU + 4 * self.texture - 120 * np.clip(strands - np.float32(1.5), 0, 1)
         where = [self.depth_mm <= 0, self.depth_mm < 2.5, self.depth_mm < 2.5 + self.rng.uniform(2, 6)]
         self.hu = np.select(where, [self.hu, 15, self.tissue_hu["fat"]], deep).astype(np.float32)
 
     def _paint_nodes(self) -> None:
-        """Distractors: lymph nodes as bright as a tumour."""
+        """Paint lymph nodes that are as bright as a tumour, as distractors."""
         for _ in range(self.rng.integers(2, 8)):
             centre = self.rng.uniform((30, -28, -105), (50, 14, -28)) * (self.rng.choice((-1, 1)), 1, 1)
             self._paint(_SOFT_HU + self.rng.uniform(15, 35), centre, self.rng.uniform(4, 10, 3))
 
     def _paint_vault(self) -> None:
-        """Skull vault and posterior fossa: two tables with diploe between, brain and its ventricles inside."""
+        """Paint skull vault and posterior fossa, two tables with diploe between them, and the brain inside."""
         y, sheared_z = self.y + 18, self.z - 68 - np.float32(0.25) * (self.y + 18)
         vault = np.sqrt((self.x / 71) ** 2 + (y / 92) ** 2 + (sheared_z / 56) ** 2)
         fossa = self._rho(..., np.array((0, -58, 22)), np.array((52, 42, 36)))
@@ -300,13 +304,13 @@ class _Head:
         self.hu[self.brain & (inner_mm < wall_mm + 2.5)] = 18  # cerebrospinal fluid
 
     def _paint_spine(self) -> None:
-        """Seven cervical and two thoracic vertebrae, on a bow."""
+        """Paint seven cervical and two thoracic vertebrae along a curve."""
         bow_mm = self.rng.uniform(-2, 9)
         for level in range(9):
             self._paint_shapes(_VERTEBRA_SHAPES, (0, -26 + bow_mm * math.sin(math.pi * level / 8), -9 - 18 * level))
 
     def _paint_jaws(self) -> None:
-        """Mandible with its marrow, upper jaw and teeth, some missing: horseshoes open to the back."""
+        """Paint mandible with marrow, upper jaw and teeth, some missing, as horseshoes open to the back."""
         for tissue, radii, half_width_mm, bottom_mm, top_mm, comb in (
             ("bone", (48, 54), 5.0, -64, -40, -1.0),
             ("spongy", (48, 54), 2.0, -60, -45, -1.0),
@@ -321,7 +325,7 @@ class _Head:
             self.hu[window][arch & (np.cos(22 * np.arctan2(x, y)) >= comb)] = self.tissue_hu[tissue]
 
     def _paint_sinuses(self) -> None:
-        """Maxillary sinuses, sometimes filled or with a swollen floor."""
+        """Paint maxillary sinuses, sometimes filled or with a swollen floor."""
         for side in (1, -1):
             centre = np.array((side * 26, 48, 0))
             filled, swollen = self.rng.random(2) < (0.15, 0.4)
@@ -331,13 +335,13 @@ class _Head:
 
 
 def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
-    """Paint the tumour into `head` and return its mask, one connected piece without holes."""
+    """Paint the tumour into `head` and return its mask, one connected component without holes."""
     radius_mm = math.cbrt(plan.tumour_ml * 1000 * 0.75 / math.pi)
     window = head.window(plan.tumour_mm, 2.2 * radius_mm + 10)
     effort = _lobes(head, window, plan.tumour_mm, radius_mm, rng)
     effort += 0.16 * _smooth_field(rng, plan.shape, (4.0, 4.0, 3.0))[window]
     hu = head.hu[window]
-    # Growth follows soft tissue: bone, airway, brain and the way behind the prevertebral fascia cost effort.
+    # Growth follows soft tissue: bone, airway, brain and the space behind the prevertebral fascia add cost.
     effort += 0.7 * (hu > 200) + 0.5 * (hu < -300) + head.brain[window]
     effort += 0.035 * np.clip(-20 - head.y[window], 0, None)
     effort[head.depth_mm[window] < 7] = np.inf
@@ -350,7 +354,7 @@ def _grow_tumour(head: _Head, plan: _Plan, rng: np.random.Generator) -> Mask:
 
 
 def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: np.random.Generator) -> Floats:
-    """Smooth union of a main ellipsoid and a few lobes about it: about 1 on the surface."""
+    """Compute the smooth union of a main ellipsoid and a few lobes around it: about 1 on the surface."""
     total = np.zeros(head.x[window].shape, dtype=np.float32)
     fields = [field[window] for field in (head.x, head.y, head.z)]
     for lobe in range(rng.integers(3, 6)):
@@ -361,7 +365,7 @@ def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: n
         start = centre + away * direction / np.linalg.norm(direction)
         squared = np.zeros_like(total)
         for axis in axes.T:
-            # Not `@`: the rounding of a BLAS product may depend on the number of threads.
+            # Not `@`: rounding in a BLAS product may depend on the number of threads.
             local = sum(f * np.float32(a) for f, a in zip(fields, axis, strict=True)) - np.float32(start @ axis)
             squared += local**2
         total += np.exp(-6 * np.sqrt(squared))
@@ -369,15 +373,15 @@ def _lobes(head: _Head, window: Window, centre: Vector, radius_mm: float, rng: n
 
 
 def _solid(mask: Mask) -> Mask:
-    """Largest connected piece, holes filled."""
-    pieces, _ = ndimage.label(mask)
-    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    """Return the largest connected component with its holes filled."""
+    components, _ = ndimage.label(mask)
+    largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     outside, _ = ndimage.label(np.pad(~largest, 1, constant_values=True))
     return np.asarray(outside != outside[0, 0, 0], dtype=bool)[1:-1, 1:-1, 1:-1]
 
 
 def _scan(hu: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Blur by the scanner's point spread, add slightly correlated noise, and saturate as a CT does."""
+    """Blur with the scanner's point spread, add slightly correlated noise, and clip to the range of a CT."""
     blurred = ndimage.gaussian_filter(hu, (0.5, 0.5, 0.35), truncate=3)
     noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.6, 0.6, 0.3), truncate=3)
     noise *= np.float32(rng.uniform(12, 20)) / noise.std()
@@ -385,13 +389,13 @@ def _scan(hu: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
 
 
 def _linear_field(shape: tuple[int, int, int], row: Vector, constant: float) -> Floats:
-    """`row @ ijk + constant` for every voxel."""
+    """Compute `row @ ijk + constant` for every voxel."""
     i, j, k = (np.arange(n) * a for n, a in zip(shape, row, strict=True))
     return np.asarray((i[:, None, None] + j[:, None]) + (k + constant), dtype=np.float32)
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], pitch: tuple[float, ...]) -> Floats:
-    """Random field of mean 0 and deviation 1: cubic B-splines on nodes `pitch` voxels apart."""
+    """Draw a random field of mean 0 and standard deviation 1: cubic B-splines on nodes `pitch` voxels apart."""
     nodes = [math.ceil((n - 1) / p) + 4 for n, p in zip(shape, pitch, strict=True)]
     field = rng.standard_normal(nodes, dtype=np.float32)
     for axis, (size, step) in enumerate(zip(shape, pitch, strict=True)):

@@ -1,4 +1,4 @@
-"""Splitting by patient: training, selection (compares trials), held-out (no choice may look at it)."""
+"""Splits by patient into training, selection (compares trials) and held-out cases (used for no choice)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from gtvray.datasets.layouts.patients import UNVERIFIED, Patients
 from gtvray.errors import DataError, InputError
 from gtvray.io import canonical_name, read_json, write_json
 
-# 2: says by what cases were grouped. Files of version 1 had no version.
+# Version 2 added the grouping. Files of version 1 have no version.
 SCHEMA_VERSION = 2
 _PARTS = ("train", "selection", "held_out")
-# Fewer patients than these make a part worthless.
-_LEAST = {"held_out": 3, "selection": 1, "train": 2}
+_MIN_PATIENTS = {"held_out": 3, "selection": 1, "train": 2}
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Split:
 
     Attributes:
         train, selection, held_out: case ids.
-        grouping: by what cases of one patient were kept together, or that this can't be verified.
+        grouping: the source of the patients by which cases were grouped, or that grouping can't be verified.
     """
 
     train: tuple[str, ...]
@@ -38,15 +37,15 @@ class Split:
     def __post_init__(self) -> None:
         ids = [*self.train, *self.selection, *self.held_out]
         if len(set(ids)) != len(ids):
-            raise DataError("a case is on two sides of the split", found=sorted({i for i in ids if ids.count(i) > 1}))
+            raise DataError("a case is in two parts of the split", found=sorted({i for i in ids if ids.count(i) > 1}))
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Case ids by the name of their part."""
+        """Case ids by part."""
         return {name: getattr(self, name) for name in _PARTS}
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the split with the fingerprint of the data it divides."""
+        """Write the split with the fingerprint of its dataset."""
         stored = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "grouping": self.grouping}
         write_json(path, {**stored, **{name: list(ids) for name, ids in self.parts.items()}})
 
@@ -55,7 +54,7 @@ class Split:
         """Read a split and the fingerprint stored with it.
 
         Raises:
-            InputError: a later gtvray wrote it.
+            NotFoundError, InputError: as `read_stored`.
         """
         stored = read_stored(path, SCHEMA_VERSION)
         parts = {name: tuple(map(canonical_name, stored[name])) for name in _PARTS}
@@ -63,55 +62,54 @@ class Split:
 
 
 def read_stored(path: Path, version: int) -> dict[str, Any]:
-    """Read a file of this room that carries a schema version.
+    """Read a stored split or folds.
 
     Raises:
         NotFoundError: no such file.
-        InputError: it is not JSON, or of a later version.
+        InputError: the file is not JSON, or has a later schema version.
     """
     stored: dict[str, Any] = read_json(path)
     if stored.get("schema_version", 1) > version:
         raise InputError(
-            "a later gtvray wrote this file",
+            "the file was written by a later gtvray",
             where=path,
             expected=f"schema_version up to {version}",
             found=stored["schema_version"],
-            do="use that gtvray",
+            do="use that version of gtvray",
         )
     return stored
 
 
 def split_cases(case_ids: tuple[str, ...], config: SplitConfig, patients: Patients | None = None) -> Split:
-    """Divide cases by a seeded shuffle of the patients.
+    """Split cases by a seeded shuffle of the patients.
 
-    Parts come as near to their shares as whole patients allow; held-out gets at least three patients, selection one,
-    training two.
+    Cases of a patient stay together, and each part is as close to its share as this allows. Held-out has at least three
+    patients, selection one, training two.
 
     Args:
         case_ids: all cases.
         config: seed and shares.
-        patients: who the cases are of; without it each case is taken for a patient of its own.
+        patients: patient of each case; by default every case is treated as a separate patient.
 
     Raises:
         DataError: too few cases or patients.
     """
     count = len(case_ids)
     wanted = {
-        "held_out": max(_LEAST["held_out"], round(count * config.held_out_share)),
-        "selection": max(_LEAST["selection"], round(count * config.selection_share)),
+        "held_out": max(_MIN_PATIENTS["held_out"], round(count * config.held_out_share)),
+        "selection": max(_MIN_PATIENTS["selection"], round(count * config.selection_share)),
     }
     groups = list(group_cases(case_ids, patients).values())
     parts: dict[str, list[list[str]]] = {"held_out": [], "selection": [], "train": []}
     for i in np.random.default_rng(config.seed).permutation(len(groups)):
-        parts[next((name for name in wanted if _takes(parts[name], groups[i], wanted[name], name)), "train")].append(
-            groups[i]
-        )
-    if count - sum(wanted.values()) < 2 or any(len(parts[name]) < least for name, least in _LEAST.items()):
+        fits = (name for name in wanted if _should_add(groups[i], parts[name], wanted[name], _MIN_PATIENTS[name]))
+        parts[next(fits, "train")].append(groups[i])
+    if count - sum(wanted.values()) < 2 or any(len(parts[name]) < least for name, least in _MIN_PATIENTS.items()):
         raise DataError(
             "too few cases to split" if patients is None else "too few patients to split",
-            expected="at least 2 for training beside selection and held-out",
+            expected="at least 2 for training besides selection and held-out",
             found=f"{len(groups)} {'cases' if patients is None else f'patients of {count} cases'}, "
-            f"of them {wanted['selection']} cases for selection and {wanted['held_out']} held out",
+            f"of which {wanted['selection']} cases are for selection and {wanted['held_out']} held out",
             do="add cases, or lower split.selection_share or split.held_out_share",
         )
     ids = {name: tuple(case_id for group in part for case_id in group) for name, part in parts.items()}
@@ -119,7 +117,7 @@ def split_cases(case_ids: tuple[str, ...], config: SplitConfig, patients: Patien
 
 
 def group_cases(case_ids: tuple[str, ...], patients: Patients | None) -> Mapping[str, list[str]]:
-    """Cases by patient, in the order of their first case.
+    """Group cases by patient, in the order of their first case.
 
     Raises:
         DataError: a case is listed twice.
@@ -132,7 +130,7 @@ def group_cases(case_ids: tuple[str, ...], patients: Patients | None) -> Mapping
     return groups
 
 
-def _takes(part: list[list[str]], group: list[str], wanted: int, name: str) -> bool:
-    """Whether a part has too few patients still, or comes nearer to its size by this one."""
+def _should_add(group: list[str], part: list[list[str]], wanted: int, min_patients: int) -> bool:
+    """Return whether a part has too few patients, or comes closer to the wanted number of cases with this group."""
     size = sum(map(len, part))
-    return len(part) < _LEAST[name] or abs(size + len(group) - wanted) < abs(size - wanted)
+    return len(part) < min_patients or abs(size + len(group) - wanted) < abs(size - wanted)

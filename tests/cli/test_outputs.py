@@ -141,7 +141,7 @@ def test_a_folder_of_scans_is_predicted_and_what_is_none_is_listed(
 
 def test_scans_of_one_name_are_refused(scans: Path, tmp_path: Path, ball: tuple[Volume, Volume]) -> None:
     write_volume(scans / "ct_1.nrrd", ball[0])
-    with pytest.raises(InputError, match="two scans of one name"):
+    with pytest.raises(InputError, match="two scans have the same name"):
         plan_files([scans], tmp_path / "m", report=False, uncertainty=False, overwrite=False)
     (scans / "ct_1.nrrd").rename(scans / "CT_1.nrrd")
     with pytest.raises(InputError, match="two outputs have the same name"):
@@ -268,7 +268,7 @@ def test_any_name_works(ball: tuple[Volume, Volume], tmp_path: Path, bundle: Bun
 @pytest.mark.parametrize("name", ["a\nb", "x" * 201, "caf\udce9"])
 def test_a_name_that_does_not_work_is_refused_at_once(ball: tuple[Volume, Volume], tmp_path: Path, name: str) -> None:
     write_volume(tmp_path / "cases" / name / "data.nii.gz", ball[0])
-    with pytest.raises(InputError, match="a case id cannot be a file's name"):
+    with pytest.raises(InputError, match="a case id cannot be used as a file name"):
         run("data", "check", tmp_path / "cases")
     if len(name) < 20:
         with pytest.raises(InputError, match="path has control characters"):

@@ -47,7 +47,7 @@ def test_a_split_is_shown_with_its_folds(phantoms: Path, tmp_path: Path) -> None
 
 
 def test_the_ledger_is_listed(tmp_path: Path) -> None:
-    assert run("data", "ledger", "--workspace", tmp_path).stdout == "no look yet\n"
+    assert run("data", "ledger", "--workspace", tmp_path).stdout == "the ledger is empty\n"
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for n in range(6):
         ledger.record("promotion", f"model-{n}", ("1", "2"), "d")
@@ -55,4 +55,4 @@ def test_the_ledger_is_listed(tmp_path: Path) -> None:
     assert [(row["subject"], row["looks"]) for row in rows] == [(f"model-{n}", n + 1) for n in range(6)]
     lines = run("data", "ledger", "--workspace", tmp_path).stdout.splitlines()
     assert len(lines) == 9
-    assert "take fresh ones" in lines[-1]
+    assert "use new held-out cases" in lines[-1]

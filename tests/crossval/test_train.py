@@ -107,5 +107,5 @@ def test_a_sweep_does_not_give_its_trials_times(phantoms: Path, config: Config, 
 
 
 def test_more_folds_than_cases_are_refused(phantoms: Path, config: Config, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="folds cannot be made"):
+    with pytest.raises(InputError, match="invalid number of folds"):
         make_job(config, phantoms, tmp_path, fold="all", folds=len(index_dataset(phantoms).cases)).open()

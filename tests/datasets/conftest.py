@@ -1,4 +1,4 @@
-"""The small dataset of the data tests."""
+"""Fixtures shared with the tests of `gtvray.data`."""
 
 from ..data.conftest import dataset_folder
 

@@ -1,4 +1,4 @@
-"""Every kind of finding is found where it is, and nowhere else."""
+"""Every kind of finding is reported for the faulty case, and for no other."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Array = NDArray[np.generic]
 Change = Callable[[Array], Array]
 
 
-# Half axes of three bodies, as shares of the grid's: unlike enough not to be taken for copies.
+# Half axes of three bodies relative to the grid's, different enough not to look like copies.
 BODIES = {"1": (0.94, 0.94, 0.94), "2": (0.9, 0.76, 0.9), "10": (0.94, 0.94, 0.72)}
 SHAPE = (34, 36, 26)
 
 
 @pytest.fixture
 def dataset_folder(tmp_path: Path) -> Path:
-    """Three sound cases of unlike patients, `1`, `2` and `10`, of 34 x 36 x 26 voxels."""
+    """Three valid cases of different patients, `1`, `2` and `10`, of 34 x 36 x 26 voxels."""
     for name, half_axes in BODIES.items():
         rng = np.random.default_rng(int(name))
         axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
@@ -43,7 +43,7 @@ def dataset_folder(tmp_path: Path) -> Path:
 
 
 def change(case: Path, *, scan: Change | None = None, label: Change | None = None, affine: Array | None = None) -> None:
-    """Write a case's scan or mask again with other voxels, or both with another affine."""
+    """Rewrite the scan or mask of a case with other voxels, or both with another affine."""
     for name, edit in (("data", scan), ("label", label)):
         if edit is not None or affine is not None:
             file = case / f"{name}.nii.gz"
@@ -60,14 +60,14 @@ def codes(findings: list[Finding]) -> set[str]:
     return {finding.code for finding in findings}
 
 
-def test_a_sound_dataset_has_no_findings(dataset_folder: Path) -> None:
-    told: list[tuple[int, int]] = []
-    assert check_dataset(index_dataset(dataset_folder), lambda *step: told.append(step)) == []
-    assert told == [(1, 3), (2, 3), (3, 3)]
+def test_valid_dataset_has_no_findings(dataset_folder: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    assert check_dataset(index_dataset(dataset_folder), lambda *step: reports.append(step)) == []
+    assert reports == [(1, 3), (2, 3), (3, 3)]
     assert require_sound(index_dataset(dataset_folder)) == []
 
 
-def test_an_interrupted_check_reads_no_further(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_check_drops_queued_cases(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(
         "gtvray.datasets.checks.survey.survey_case", lambda case, draw: read.append(case.case_id) or time.sleep(0.1)
@@ -81,7 +81,7 @@ def test_an_interrupted_check_reads_no_further(phantoms: Path, monkeypatch: pyte
     assert 1 <= len(read) < 12
 
 
-def test_a_mask_of_many_islands_is_told_in_few_lines(dataset_folder: Path) -> None:
+def test_findings_on_many_components_are_limited(dataset_folder: Path) -> None:
     def dotted(array: Array) -> Array:
         array = _cube(array)
         array[5:11:3, 8:30:3, 7:20:3] = 1
@@ -90,17 +90,17 @@ def test_a_mask_of_many_islands_is_told_in_few_lines(dataset_folder: Path) -> No
     change(dataset_folder / "1", label=dotted)
     strays = [finding for finding in check(dataset_folder) if finding.code == "label.stray_component"]
     assert len(strays) == 11
-    assert "more islands" in strays[-1].message
+    assert "more components" in strays[-1].message
 
 
-def test_phantoms_are_sound(phantoms: Path) -> None:
+def test_phantoms_have_no_faults(phantoms: Path) -> None:
     found = check(phantoms)
     # Some phantoms are wider than their field of view, as some patients are.
     assert codes(found) <= {"scan.cut", "scan.cut_near_tumour"}
     assert len(found) <= 3
 
 
-def test_every_fault_is_found_errors_first(dataset_folder: Path) -> None:
+def test_all_faults_are_listed_errors_first(dataset_folder: Path) -> None:
     shutil.copytree(dataset_folder / "1", dataset_folder / "3")
     change(dataset_folder / "1", label=lambda a: np.pad(np.ones((1, 1, 1), np.uint8), [(17, n - 18) for n in a.shape]))
     change(dataset_folder / "2", label=lambda a: a[:-1])
@@ -120,12 +120,12 @@ def test_every_fault_is_found_errors_first(dataset_folder: Path) -> None:
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def _at(*places: tuple[int, int, int]) -> Change:
-    """Mark, or unmark, single voxels."""
+def _toggle(*voxels: tuple[int, int, int]) -> Change:
+    """Invert single voxels."""
 
     def edit(array: Array) -> Array:
-        for place in places:
-            array[place] = 1 - array[place]  # type: ignore[call-overload, operator]
+        for voxel in voxels:
+            array[voxel] = 1 - array[voxel]  # type: ignore[call-overload, operator]
         return array
 
     return edit
@@ -164,21 +164,21 @@ LABEL_FAULTS: dict[str, Change] = {
     "label.volume": np.ones_like,
     "label.one_slice": lambda a: np.where(np.arange(a.shape[2]) == 13, _cube(a), 0).astype(np.uint8),
     "label.at_border": _blob(start=(14, 14, 22), size=4),
-    "label.stray_component": lambda a: _at((17, 5, 13))(_cube(a)),
-    "label.specks": lambda a: _at((16, 22, 13))(_cube(a)),
+    "label.stray_component": lambda a: _toggle((17, 5, 13))(_cube(a)),
+    "label.specks": lambda a: _toggle((16, 22, 13))(_cube(a)),
     "label.holes": _blob(start=(12, 12, 8), size=9, hollow=True),
     "label.slice_skipped": _without_slice,
 }
 
 
 @pytest.mark.parametrize("code", LABEL_FAULTS)
-def test_a_fault_of_a_mask_has_its_code(dataset_folder: Path, code: str) -> None:
+def test_fault_of_a_mask_is_reported_with_its_code(dataset_folder: Path, code: str) -> None:
     change(dataset_folder / "2", label=LABEL_FAULTS[code])
     findings = check(dataset_folder)
     assert {finding.case_id for finding in findings} == {"2"}
     (finding,) = (finding for finding in findings if finding.code == code)
     assert finding.severity == KINDS[code].severity
-    # Nothing else is said, but of masks that have several things wrong.
+    # Only masks with several faults have further findings.
     allowed = {
         "label.misplaced": {"label.at_border"},
         "label.volume": {"label.at_border", "label.misplaced"},
@@ -187,15 +187,15 @@ def test_a_fault_of_a_mask_has_its_code(dataset_folder: Path, code: str) -> None
     assert codes(findings) - {code} <= allowed.get(code, set())
 
 
-def test_an_island_and_a_missing_slice_are_told_where_they_are(dataset_folder: Path) -> None:
+def test_stray_component_and_skipped_slice_are_located(dataset_folder: Path) -> None:
     change(dataset_folder / "1", label=LABEL_FAULTS["label.stray_component"])
     change(dataset_folder / "2", label=LABEL_FAULTS["label.slice_skipped"])
-    island, skipped = check(dataset_folder)
+    stray, skipped = check(dataset_folder)
     affine = read_volume(dataset_folder / "1" / "label.nii.gz").affine
-    assert island.place_ras_mm == pytest.approx(tuple((affine @ (17, 5, 13, 1))[:3]))
-    assert (island.slice_index, skipped.slice_index) == (13, 12)
-    assert "0.08 ml, 28 mm" in island.message
-    # The same voxels stored head first: the slice is counted as the file counts.
+    assert stray.place_ras_mm == pytest.approx(tuple((affine @ (17, 5, 13, 1))[:3]))
+    assert (stray.slice_index, skipped.slice_index) == (13, 12)
+    assert "0.08 ml, 28 mm" in stray.message
+    # With the same voxels stored from head to feet, the slice index is that of the file.
     for name in ("data", "label"):
         file = dataset_folder / "2" / f"{name}.nii.gz"
         write_volume(file, read_volume(file).reoriented("LPI"))
@@ -203,13 +203,13 @@ def test_an_island_and_a_missing_slice_are_told_where_they_are(dataset_folder: P
     assert turned.slice_index == 25 - 12
 
 
-def test_a_flipped_mask_is_told_how(dataset_folder: Path) -> None:
-    # A cap of the ball at its right: flipped, it lies in the air beside a body that is cut off there.
+def test_axis_of_a_flipped_mask_is_reported(dataset_folder: Path) -> None:
+    # Half of the body is removed, and the mask is on the removed side.
     change(dataset_folder / "1", scan=lambda a: np.where(np.arange(34)[:, None, None] > 16, -1000, a).astype(np.int16))
     change(dataset_folder / "1", label=_blob(start=(22, 15, 10), size=6))
     (finding,) = check(dataset_folder)
     assert finding.code == "label.misplaced"
-    assert "flipped left-right it would lie inside" in finding.message
+    assert "flipped left-right it would be inside" in finding.message
 
 
 def _soft(array: Array, hu: int) -> Array:
@@ -227,26 +227,26 @@ SCAN_FAULTS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("code", SCAN_FAULTS)
-def test_a_fault_of_a_scan_has_its_code(dataset_folder: Path, code: str) -> None:
+def test_fault_of_a_scan_is_reported_with_its_code(dataset_folder: Path, code: str) -> None:
     if code == "scan.cut_near_tumour":
         change(dataset_folder / "2", label=_blob(start=(14, 5, 10), size=6))
     change(dataset_folder / "2", scan=SCAN_FAULTS[code])
     found = [(finding.code, finding.case_id) for finding in check(dataset_folder)]
-    # Tissue 300 HU too high is bone, too.
+    # Tissue that is 300 HU too high also looks like bone.
     assert [each for each in found if each != ("label.in_bone", "2")] == [(code, "2")]
 
 
 @pytest.mark.parametrize(("hu", "code"), [(-700, "label.in_air"), (600, "label.in_bone")])
-def test_a_tumour_in_air_or_bone(dataset_folder: Path, hu: int, code: str) -> None:
+def test_tumour_in_air_or_bone_is_reported(dataset_folder: Path, hu: int, code: str) -> None:
     change(dataset_folder / "1", scan=lambda a: _soft(a, hu), label=_cube)
-    # A cube with sharp faces is a jump between slices, and its value is a ceiling.
+    # The faces of the cube are jumps between slices, and its constant value looks like clipping.
     assert {code} <= codes(check(dataset_folder)) <= {code, "scan.slices_missing", "scan.clipped"}
 
 
 @pytest.mark.parametrize(
     ("high", "scale", "guess"), [(1, 1 / 400, "0..1"), (255, 255 / 400, "8-bit"), (None, 1, "rescale intercept")]
 )
-def test_what_is_not_hu_is_told_with_a_guess(
+def test_values_that_are_not_hu_are_reported_with_a_guess(
     dataset_folder: Path, high: float | None, scale: float, guess: str
 ) -> None:
     def edit(a: Array) -> Array:
@@ -271,7 +271,7 @@ def test_missing_slices_are_found(phantoms: Path, tmp_path: Path) -> None:
     assert [finding.slice_index for finding in found] == [middle - 1]
 
 
-def test_a_table_in_front_of_the_patient(phantoms: Path, tmp_path: Path) -> None:
+def test_table_in_front_of_the_patient_is_reported(phantoms: Path, tmp_path: Path) -> None:
     scan = read_volume(phantoms / "3" / "data.nii.gz").reoriented("RAS")
     write_volume(tmp_path / "1" / "data.nii.gz", scan)
     write_volume(tmp_path / "2" / "data.nii.gz", scan.with_array(scan.array[:, ::-1] + np.int16(1)))
@@ -288,24 +288,24 @@ def test_a_table_in_front_of_the_patient(phantoms: Path, tmp_path: Path) -> None
         ("grid.sheared", np.array([[-4.0, 0, 0, 0], [0, -4, 1.5, 0], [0, 0, 5, 0], [0, 0, 0, 1]])),
     ],
 )
-def test_a_doubtful_grid(dataset_folder: Path, code: str, affine: Array) -> None:
+def test_implausible_grid_is_reported(dataset_folder: Path, code: str, affine: Array) -> None:
     change(dataset_folder / "2", affine=affine)
     assert code in codes(check(dataset_folder))
     assert codes(check(dataset_folder)) <= {code, "label.volume", "leak.same"}
 
 
-def test_a_case_without_a_mask_and_an_unreadable_mask(dataset_folder: Path) -> None:
+def test_missing_and_unreadable_masks_are_reported(dataset_folder: Path) -> None:
     (dataset_folder / "1" / "label.nii.gz").unlink()
     (dataset_folder / "2" / "label.nii.gz").write_bytes(b"not a volume")
     assert [finding.code for finding in check(dataset_folder)] == ["label.missing", "label.unreadable"]
     for name in ("2", "10"):
         (dataset_folder / name / "label.nii.gz").unlink()
-    # Of a test set nobody expects masks.
+    # A dataset without any mask is a test set.
     assert check(dataset_folder) == []
 
 
 TREATMENTS: dict[str, tuple[str, Callable[[Volume], Volume]]] = {
-    "as it is": ("same", lambda v: v),
+    "unchanged": ("same", lambda v: v),
     "another orientation": ("same", lambda v: v.reoriented("SAR")),
     "another data type": ("same", lambda v: v.with_array(v.array.astype(np.float32))),
     "noise": (
@@ -326,7 +326,7 @@ def _rounded(volume: Volume) -> Volume:
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
-def test_the_same_scan_is_found_again_whatever_was_done_to_it(phantoms: Path, tmp_path: Path, treatment: str) -> None:
+def test_copy_of_a_scan_is_found_after_processing(phantoms: Path, tmp_path: Path, treatment: str) -> None:
     kind, treat = TREATMENTS[treatment]
     for name in ("1", "2", "3"):
         shutil.copytree(phantoms / name, tmp_path / "set" / name)
@@ -343,13 +343,13 @@ def test_the_same_scan_is_found_again_whatever_was_done_to_it(phantoms: Path, tm
     assert "held out and train" in leak.message
 
 
-def test_another_scan_with_the_same_mask(dataset_folder: Path) -> None:
+def test_same_mask_on_another_scan_is_reported(dataset_folder: Path) -> None:
     shutil.copyfile(dataset_folder / "1" / "label.nii.gz", dataset_folder / "2" / "label.nii.gz")
     (finding,) = check(dataset_folder)
     assert (finding.code, finding.case_id) == ("label.same", "2")
 
 
-def test_a_wide_patient_is_an_info(phantoms: Path, tmp_path: Path) -> None:
+def test_cut_away_from_the_tumour_is_an_info(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms / "1", tmp_path / "1")
     scan = read_volume(tmp_path / "1" / "data.nii.gz").reoriented("RAS")
     array = scan.array.copy()
@@ -361,7 +361,7 @@ def test_a_wide_patient_is_an_info(phantoms: Path, tmp_path: Path) -> None:
     assert ("scan.cut", 0) in [(finding.code, finding.slice_index) for finding in check(tmp_path)]
 
 
-def test_every_kind_is_tested_and_in_the_guide() -> None:
+def test_every_kind_is_tested_and_documented() -> None:
     guide = (REPOSITORY / "docs" / "guide-your-data.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \| (\w+) \|", guide, re.MULTILINE))
     assert rows == {code: kind.severity for code, kind in KINDS.items()}
@@ -371,13 +371,13 @@ def test_every_kind_is_tested_and_in_the_guide() -> None:
     ] == []
 
 
-def test_real_planning_cts_are_sound(real_cases: Path, tmp_path: Path) -> None:
+def test_real_planning_cts_have_no_errors(real_cases: Path, tmp_path: Path) -> None:
     for name in ("pt_1", "pt_2", "pt_3"):
         (tmp_path / name).symlink_to(real_cases / name)
     assert [finding for finding in check(tmp_path) if finding.severity == "error"] == []
 
 
-def test_the_odd_volumes_are_named(shared_data: Path, tmp_path: Path) -> None:
+def test_malformed_volumes_are_reported(shared_data: Path, tmp_path: Path) -> None:
     odd = shared_data / "oddities" / "derived"
     expected = {
         "unsigned_offset1024": "scan.not_hu",

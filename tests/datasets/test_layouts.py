@@ -1,4 +1,4 @@
-"""StructSeg folders: found whichever wrapper is named, and what is wrong with them is said."""
+"""StructSeg's layout: case order, wrapper folders, missing files and unusable masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _relabel(case: Case, change: object = None, **grid: object) -> None:
     write_volume(case.label, Volume(array, np.asarray(grid.get("affine", label.affine))))
 
 
-def test_cases_come_in_natural_order(dataset_folder: Path) -> None:
+def test_cases_are_in_natural_order(dataset_folder: Path) -> None:
     shutil.copytree(dataset_folder / "1", dataset_folder / "pt_9")
     shutil.copytree(dataset_folder / "1", dataset_folder / "pt_10")
     shutil.copytree(dataset_folder / "1", dataset_folder / "²")
@@ -35,7 +35,7 @@ def test_cases_come_in_natural_order(dataset_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["HaN_GTV/Naso_GTV", "Naso_GTV", "HaN_GTV", "HaN_OAR"])
-def test_every_wrapper_leads_to_the_cases(tmp_path: Path, dataset_folder: Path, wrapper: str) -> None:
+def test_cases_are_found_in_every_wrapper(tmp_path: Path, dataset_folder: Path, wrapper: str) -> None:
     home = tmp_path / "download" / wrapper
     shutil.copytree(dataset_folder, home)
     for folder in (tmp_path / "download", home):
@@ -43,7 +43,7 @@ def test_every_wrapper_leads_to_the_cases(tmp_path: Path, dataset_folder: Path, 
         assert (len(dataset.cases), dataset.root) == (3, home)
 
 
-def test_uncompressed_files_count_as_well(tmp_path: Path, dataset_folder: Path) -> None:
+def test_uncompressed_files_are_found(tmp_path: Path, dataset_folder: Path) -> None:
     for name in ("data", "label"):
         packed = dataset_folder / "1" / f"{name}.nii.gz"
         write_volume(packed.with_suffix(""), read_volume(packed))
@@ -51,7 +51,7 @@ def test_uncompressed_files_count_as_well(tmp_path: Path, dataset_folder: Path) 
     assert index_dataset(dataset_folder).cases[0].image.name == "data.nii"
 
 
-def test_what_is_missing_is_named(tmp_path: Path, dataset_folder: Path) -> None:
+def test_missing_folder_scan_or_mask_is_named(tmp_path: Path, dataset_folder: Path) -> None:
     with pytest.raises(NotFoundError):
         index_dataset(tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -71,7 +71,7 @@ def test_what_is_missing_is_named(tmp_path: Path, dataset_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         (lambda a: a * 0, DataError, "empty"),
         (lambda a: a * 2, DataError, "binary"),
@@ -79,15 +79,15 @@ def test_what_is_missing_is_named(tmp_path: Path, dataset_folder: Path) -> None:
         (lambda a: a[:-1], GeometryError, "grid"),
     ],
 )
-def test_an_unusable_mask_is_refused(dataset_folder: Path, change: object, error: type[Exception], said: str) -> None:
+def test_unusable_mask_is_refused(dataset_folder: Path, change: object, error: type[Exception], message: str) -> None:
     case = index_dataset(dataset_folder).cases[0]
     _relabel(case, change)
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=message) as caught:
         read_label(case, read_volume(case.image))
     assert caught.value.fields["where"] == str(case.label)  # type: ignore[attr-defined]
 
 
-def test_a_mask_elsewhere_is_refused_and_a_float_mask_is_not(dataset_folder: Path) -> None:
+def test_shifted_mask_is_refused_and_float_mask_is_accepted(dataset_folder: Path) -> None:
     one, other, _ = index_dataset(dataset_folder).cases
     image = read_volume(one.image)
     moved = image.affine.copy()

@@ -1,4 +1,4 @@
-"""Masks as other programs store them, through check, import, scoring and cache: the right voxels, or an error."""
+"""Masks as stored by other programs, in check, import, scoring and cache: the correct voxels, or an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gtvray.config import CacheConfig, PreprocessingConfig
 from gtvray.data import CaseCache
 from gtvray.datasets import check_dataset, index_dataset, read_binary, read_label, transfer
-from gtvray.datasets.layouts.cases import LayoutName
+from gtvray.datasets.layouts import LayoutName
 from gtvray.errors import DataError, GeometryError
 from gtvray.evaluation import MeanPositionBaseline, score_case
 from gtvray.geometry import Volume
@@ -37,7 +37,7 @@ def _store(path: Path, array: Array, affine: Array, dtype: str | None = None) ->
 
 
 def _rewrite(path: Path, change: Callable[[Array], Array], dtype: str | None = None) -> Array:
-    """Store a mask anew; returns what it held."""
+    """Store a mask with changed values, and return the original voxels."""
     volume = read_volume(path)
     _store(path, change(volume.array), volume.affine, dtype)
     return np.asarray(volume.array)
@@ -48,21 +48,21 @@ def _masks(folder: Path) -> dict[str, Array]:
 
 
 def _several(array: Array, *, highest: int = 9) -> NDArray[np.float64]:
-    """The structure as label 3 beside others up to `highest`, as floats."""
+    """Return the structure as label 3, with other labels up to `highest`, as floats."""
     labels = array.astype(np.float64) * 3
     labels[:3], labels[-3:], labels[0, 0, 0] = 1, highest, 0
     return labels
 
 
 @pytest.mark.parametrize(
-    ("sort", "layout", "label"),
+    ("kind", "layout", "label"),
     [("0.9999999", "structseg", None), ("noise", "nnunet", "1"), ("float64", "msd", None), ("noise", "structseg", "1")],
 )
-def test_an_altered_mask_keeps_every_voxel(
-    tmp_path: Path, dataset_folder: Path, sort: str, label: str | None, layout: LayoutName
+def test_conversion_of_an_altered_mask_keeps_every_voxel(
+    tmp_path: Path, dataset_folder: Path, kind: str, label: str | None, layout: LayoutName
 ) -> None:
     for case in dataset_folder.iterdir():
-        before = _rewrite(case / "label.nii.gz", ALTERED[sort])
+        before = _rewrite(case / "label.nii.gz", ALTERED[kind])
         assert before.any()
     target = tmp_path / "Dataset001_GTV"
     originals = {case.name: read_labels(case / "label.nii.gz").volume.array for case in dataset_folder.iterdir()}
@@ -75,9 +75,11 @@ def test_an_altered_mask_keeps_every_voxel(
     assert all("differ from an integer" in entry["label_note"] for entry in record)
 
 
-@pytest.mark.parametrize("sort", ALTERED)
-def test_an_altered_mask_is_read_alike_everywhere_and_reported(tmp_path: Path, dataset_folder: Path, sort: str) -> None:
-    expected = {case.name: _rewrite(case / "label.nii.gz", ALTERED[sort]) for case in dataset_folder.iterdir()}
+@pytest.mark.parametrize("kind", ALTERED)
+def test_altered_mask_is_read_identically_everywhere_and_reported(
+    tmp_path: Path, dataset_folder: Path, kind: str
+) -> None:
+    expected = {case.name: _rewrite(case / "label.nii.gz", ALTERED[kind]) for case in dataset_folder.iterdir()}
     dataset = index_dataset(dataset_folder)
     findings = [each for each in check_dataset(dataset) if each.code.startswith("label.")]
     assert [(each.severity, each.code) for each in findings] == [("info", "label.rounded")] * 3
@@ -88,7 +90,7 @@ def test_an_altered_mask_is_read_alike_everywhere_and_reported(tmp_path: Path, d
         np.testing.assert_array_equal(label.array, expected[case.case_id])
         assert case.label is not None
         np.testing.assert_array_equal(read_binary(case.label).array, expected[case.case_id])
-        # Even a mask read as a plain volume is scored for what it is.
+        # A mask read as a plain volume is scored with the same voxels.
         assert score_case("x", read_volume(case.label), label).dsc == 1.0
         plain = MeanPositionBaseline.fit([read_volume(case.label)]).predict(scan)
         np.testing.assert_array_equal(plain.array, MeanPositionBaseline.fit([label]).predict(scan).array)
@@ -97,7 +99,7 @@ def test_an_altered_mask_is_read_alike_everywhere_and_reported(tmp_path: Path, d
 
 
 @pytest.mark.parametrize("highest", [4, 9, 25])
-def test_labels_under_an_automatic_scaling_are_found(tmp_path: Path, dataset_folder: Path, highest: int) -> None:
+def test_labels_stored_with_a_scaling_are_found(tmp_path: Path, dataset_folder: Path, highest: int) -> None:
     expected = {
         case.name: _rewrite(case / "label.nii.gz", lambda a: _several(a, highest=highest), "int16")
         for case in dataset_folder.iterdir()
@@ -123,7 +125,7 @@ def test_labels_under_an_automatic_scaling_are_found(tmp_path: Path, dataset_fol
         (lambda a: np.where(a > 0, np.float32(0.998), 0).astype(np.float32), None, ("0.998",)),
     ],
 )
-def test_values_that_are_no_labels_are_never_imported(
+def test_values_that_are_not_labels_are_never_imported(
     tmp_path: Path,
     dataset_folder: Path,
     change: Callable[[Array], Array],
@@ -139,11 +141,11 @@ def test_values_that_are_no_labels_are_never_imported(
     (found,) = [each for each in check_dataset(index_dataset(dataset_folder)) if each.severity == "error"]
     assert (found.case_id, found.code) == ("2", "label.not_labels")
     assert all(word in found.message for word in words)
-    # No advice that would end in the same error or in an empty mask.
+    # Advice to use --label would lead to the same error or to an empty mask.
     assert "--label" not in found.advice
 
 
-def test_no_import_ends_with_an_empty_structure(tmp_path: Path, dataset_folder: Path) -> None:
+def test_import_with_an_empty_structure_is_refused(tmp_path: Path, dataset_folder: Path) -> None:
     _rewrite(dataset_folder / "10" / "label.nii.gz", lambda a: a * 0)
     for label, count in ((None, 1), ("1", 1), ("2", 3)):
         with pytest.raises(DataError, match=rf"no voxel of .* in {count} of 3 masks") as caught:
@@ -152,7 +154,7 @@ def test_no_import_ends_with_an_empty_structure(tmp_path: Path, dataset_folder: 
         assert os.listdir(tmp_path) == ["set"]
 
 
-def test_a_mask_of_255_is_refused_with_the_command_that_helps(tmp_path: Path, dataset_folder: Path) -> None:
+def test_error_on_a_mask_of_value_255_names_the_import_command(tmp_path: Path, dataset_folder: Path) -> None:
     for case in dataset_folder.iterdir():
         _rewrite(case / "label.nii.gz", lambda a: a * np.uint8(255))
     with pytest.raises(DataError, match="not binary") as caught:
@@ -162,7 +164,7 @@ def test_a_mask_of_255_is_refused_with_the_command_that_helps(tmp_path: Path, da
     assert all(mask.any() for mask in _masks(tmp_path / "out").values())
 
 
-def test_label_257_is_not_label_1(tmp_path: Path, dataset_folder: Path) -> None:
+def test_label_257_does_not_wrap_to_label_1(tmp_path: Path, dataset_folder: Path) -> None:
     for case in dataset_folder.iterdir():
         _rewrite(case / "label.nii.gz", lambda a: a.astype(np.int16) * 257)
     with pytest.raises(DataError, match="no voxel of label_1"):
@@ -171,15 +173,15 @@ def test_label_257_is_not_label_1(tmp_path: Path, dataset_folder: Path) -> None:
     assert all(mask.any() for mask in _masks(tmp_path / "two").values())
 
 
-def test_a_label_value_in_dataset_json_is_a_whole_number(tmp_path: Path) -> None:
+def test_label_value_in_dataset_json_must_be_an_integer(tmp_path: Path) -> None:
     for value in (1.5, "1.5", True, None, -1, [], [1, 2.5]):
         about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "GTV": value}, "numTraining": 0}
         write_json(tmp_path / "dataset.json", about)
-        with pytest.raises(DataError, match="no whole number"):
+        with pytest.raises(DataError, match="not an integer"):
             index_dataset(tmp_path)
 
 
-def test_a_mask_whose_affine_was_rounded_is_refused_with_the_distance(dataset_folder: Path) -> None:
+def test_error_on_a_rounded_affine_states_the_distance(dataset_folder: Path) -> None:
     (case, *_) = index_dataset(dataset_folder).cases
     scan, file = read_volume(case.image), dataset_folder / case.case_id / "label.nii.gz"
     mask = read_volume(file)
@@ -196,7 +198,7 @@ def test_a_mask_whose_affine_was_rounded_is_refused_with_the_distance(dataset_fo
     assert "rounded" in caught.value.fields["do"]
 
 
-def test_real_masks_survive_what_other_programs_do_to_them(tmp_path: Path, real_cases: Path) -> None:
+def test_real_masks_altered_by_other_programs_keep_their_voxels(tmp_path: Path, real_cases: Path) -> None:
     expected = {}
     for number, case in enumerate(sorted(real_cases.iterdir())[:3]):
         folder = tmp_path / "set" / case.name
@@ -211,7 +213,7 @@ def test_real_masks_survive_what_other_programs_do_to_them(tmp_path: Path, real_
         np.testing.assert_array_equal(mask > 0, expected[case_id])
 
 
-def test_a_real_multi_organ_map_under_a_scaling_keeps_its_labels(tmp_path: Path, shared_data: Path) -> None:
+def test_real_multi_organ_mask_stored_with_a_scaling_keeps_its_labels(tmp_path: Path, shared_data: Path) -> None:
     organs = read_labels(shared_data / "totalsegmentator_example" / "example_seg.nii.gz").volume
     path = tmp_path / "label.nii.gz"
     _store(path, organs.array.astype(np.float64), organs.affine, "int16")

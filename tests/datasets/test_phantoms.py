@@ -1,4 +1,4 @@
-"""Phantoms: reproducible, plausible, neither trivial to threshold nor to guess, and never half-written."""
+"""Phantoms: reproducible, plausible, not segmentable by a threshold or mean position, and never partially written."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def tumour(case: Case) -> NDArray[np.bool_]:
 
 
 def centre_mm(label: Volume) -> NDArray[np.float64]:
-    """The tumour's centre from the volume's centre, RAS mm."""
+    """Return the tumour's centre relative to the volume's, in RAS mm."""
     ijk = np.argwhere(label.array).mean(axis=0)
     return np.asarray(label.affine[:3, :3] @ ijk + label.affine[:3, 3] - label.center_mm())
 
 
 def tilt_degrees(volume: Volume) -> float:
-    """Largest angle between a grid axis and the patient axis nearest to it."""
+    """Return the largest angle between a grid axis and the nearest patient axis."""
     cosines = np.abs(volume.affine[:3, :3] / volume.spacing_mm).max(axis=0)
     return float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max())
 
 
 def test_same_index_and_seed_give_the_same_case(cases: list[Case]) -> None:
-    for ours, again in zip(cases[6], make_phantom(7, SEED), strict=True):
-        np.testing.assert_array_equal(ours.array, again.array)
-        np.testing.assert_array_equal(ours.affine, again.affine)
+    for first, second in zip(cases[6], make_phantom(7, SEED), strict=True):
+        np.testing.assert_array_equal(first.array, second.array)
+        np.testing.assert_array_equal(first.affine, second.affine)
 
 
 @pytest.mark.parametrize(("index", "seed"), [(8, SEED), (7, SEED + 1)])
@@ -64,8 +64,8 @@ def test_another_index_or_seed_gives_another_case(cases: list[Case], index: int,
 
 
 def test_generator_is_frozen(cases: list[Case]) -> None:
-    # Networks are trained on version 1. A change of these needs a new PHANTOM_VERSION, and new values here;
-    # the tolerance leaves room for rounding on other processors only.
+    # Networks are trained on version 1. A change requires a new PHANTOM_VERSION and new values here; the tolerance is
+    # for rounding on other processors only.
     assert PHANTOM_VERSION == 1
     assert [ct.shape for ct, _ in cases[:3]] == FROZEN_SHAPES
     assert [int(label.array.sum()) for _, label in cases[:3]] == pytest.approx(FROZEN_TUMOUR_VOXELS, abs=3)
@@ -79,7 +79,7 @@ def test_label_shares_the_grid_and_is_binary(cases: list[Case]) -> None:
         assert set(np.unique(label.array)) == {0, 1}
 
 
-def test_grids_are_those_of_planning_ct(cases: list[Case]) -> None:
+def test_grids_resemble_those_of_planning_ct(cases: list[Case]) -> None:
     for ct, _ in cases:
         canonical = ct.reoriented("RAS")
         columns, rows, slices = canonical.shape
@@ -106,9 +106,9 @@ def test_hu_cover_air_to_tooth_and_saturate(cases: list[Case]) -> None:
         assert np.mean((ct.array > -20) & (ct.array < 110)) > 0.1
 
 
-def test_noise_is_that_of_a_scanner_and_slightly_correlated(cases: list[Case]) -> None:
+def test_noise_resembles_that_of_a_scanner(cases: list[Case]) -> None:
     for ct, _ in cases:
-        # A corner before the face is free air; -1024 cuts part of the noise off.
+        # A corner in front of the face is air; clipping at -1024 removes part of the noise.
         air = ct.reoriented("RAS").array[:12, -12:].astype(float)
         assert 9 < air.std() < 20
         neighbours = np.corrcoef(air[:-1].ravel(), air[1:].ravel())[0, 1]
@@ -121,14 +121,14 @@ def test_tumours_lie_inside_the_body_and_off_the_border(cases: list[Case]) -> No
         matter = np.moveaxis(case[0].reoriented("RAS").array > -400, 2, 0)
         body = np.stack([ndimage.binary_fill_holes(ndimage.binary_closing(m, iterations=2)) for m in matter])
         inside = np.moveaxis(case[1].reoriented("RAS").array, 2, 0) > 0
-        # The tumour is painted, so it counts as body itself: what gives a bulge away is that it touches free air.
+        # The painted tumour is itself part of the body, so a tumour outside is detected by contact with air.
         assert not (inside & ndimage.binary_dilation(~body)).any()
         ijk = np.argwhere(tumour(case))
         assert (ijk.min(axis=0) >= 2).all()
         assert (ijk.max(axis=0) <= np.array(case[0].shape) - 3).all()
 
 
-def test_tumours_are_one_piece_of_plausible_volume(cases: list[Case]) -> None:
+def test_tumours_are_one_component_of_plausible_volume(cases: list[Case]) -> None:
     volumes_ml = [tumour(case).sum() * case[1].voxel_volume_ml for case in cases]
     assert 5.5 < min(volumes_ml) < 12
     assert 40 < max(volumes_ml) < 81
@@ -152,7 +152,7 @@ def test_contrast_is_low_but_present(cases: list[Case]) -> None:
     assert 12 < np.mean(differences) < 28
 
 
-def test_tumours_cannot_be_thresholded(cases: list[Case]) -> None:
+def test_tumours_cannot_be_segmented_by_a_threshold(cases: list[Case]) -> None:
     scores = []
     for case in cases:
         inside = case[0].array[tumour(case)]
@@ -161,7 +161,7 @@ def test_tumours_cannot_be_thresholded(cases: list[Case]) -> None:
     assert np.mean(scores) < 0.3
 
 
-def test_tumours_cannot_be_guessed_from_their_mean_position(cases: list[Case]) -> None:
+def test_tumours_cannot_be_segmented_by_their_mean_position(cases: list[Case]) -> None:
     half = 40
     affine = np.diag((4.0, 4.0, 4.0, 1.0))
     affine[:3, 3] = -half * 4.0
@@ -192,7 +192,7 @@ def test_written_cases_read_back_in_the_structseg_layout(tmp_path: Path, cases: 
             np.testing.assert_array_equal(written.array, volume.array)
 
 
-def test_complete_cases_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> None:
+def test_complete_cases_are_kept_and_incomplete_ones_rewritten(tmp_path: Path) -> None:
     write_phantoms(tmp_path, 2, SEED)
     kept = tmp_path / "1" / "data.nii.gz"
     before = kept.stat().st_ino
@@ -205,7 +205,7 @@ def test_complete_cases_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("count", "seed", "version"), [(1, SEED, PHANTOM_VERSION), (2, SEED + 1, PHANTOM_VERSION), (2, SEED, 99)]
 )
-def test_cases_of_other_terms_are_replaced_if_that_is_asked_for(
+def test_cases_of_other_parameters_are_replaced_only_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed: int, version: int
 ) -> None:
     write_phantoms(tmp_path, 2, SEED)
@@ -224,19 +224,19 @@ def test_cases_of_other_terms_are_replaced_if_that_is_asked_for(
 
 
 @pytest.mark.parametrize("change", ["an edited label", "another case", "another file"])
-def test_phantoms_that_somebody_changed_are_not_replaced(tmp_path: Path, change: str) -> None:
+def test_modified_phantoms_are_not_replaced(tmp_path: Path, change: str) -> None:
     write_phantoms(tmp_path, 1, SEED)
     changed = tmp_path / {"an edited label": "1/label.nii.gz", "another case": "9/data.nii.gz"}.get(change, "1/notes")
     changed.parent.mkdir(exist_ok=True)
     changed.write_bytes(b"a patient's")
-    with pytest.raises(DataError, match="not phantoms as they were written") as caught:
+    with pytest.raises(DataError, match="not unmodified phantoms") as caught:
         write_phantoms(tmp_path, 2, SEED, overwrite=True)
     assert caught.value.fields["found"] == changed.relative_to(tmp_path).as_posix()
     assert changed.read_bytes() == b"a patient's"
     assert json.loads((tmp_path / "phantoms.json").read_text())["count"] == 1
 
 
-def test_an_incomplete_case_with_another_file_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_incomplete_case_with_another_file_is_left_unchanged(tmp_path: Path) -> None:
     write_phantoms(tmp_path, 1, SEED)
     (tmp_path / "1" / "label.nii.gz").unlink()
     (tmp_path / "1" / "notes.txt").write_text("mine")
@@ -245,7 +245,7 @@ def test_an_incomplete_case_with_another_file_in_it_is_left_alone(tmp_path: Path
     assert (tmp_path / "1" / "notes.txt").read_text() == "mine"
 
 
-def test_an_interrupted_call_leaves_no_partial_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_call_leaves_no_partial_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = phantom_folder.write_volume
 
     def interrupted(path: Path, volume: Volume) -> None:
@@ -259,8 +259,8 @@ def test_an_interrupted_call_leaves_no_partial_case(tmp_path: Path, monkeypatch:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "phantoms.json"]
 
 
-def test_leftovers_of_a_kill_are_cleared(tmp_path: Path) -> None:
-    # What SIGKILL leaves: no handler ran, so the temporary folder is still there.
+def test_temporary_folders_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    # After SIGKILL no handler has run, so that the temporary folder remains.
     partial = tmp_path / ".partial-abc-1"
     partial.mkdir()
     (partial / "data.nii.gz").write_bytes(b"half")
@@ -268,7 +268,7 @@ def test_leftovers_of_a_kill_are_cleared(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "phantoms.json"]
 
 
-def test_a_folder_of_other_data_is_refused_untouched(tmp_path: Path) -> None:
+def test_folder_of_other_data_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "data.nii.gz").write_bytes(b"a patient's scan")
     with pytest.raises(DataError, match="other data"):
@@ -277,7 +277,7 @@ def test_a_folder_of_other_data_is_refused_untouched(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_count_below_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no phantoms"):
+def test_count_below_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="number of phantoms is too small"):
         write_phantoms(tmp_path / "new", 0, SEED)
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Splits and folds: no case and no patient on two sides, and a stored split is found again."""
+"""Splits and folds: no case and no patient in two parts, reproducible, and stored splits are reused."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ SIZES = st.lists(st.integers(1, 6), min_size=30, max_size=60)
 
 
 def _patients(sizes: list[int]) -> Patients:
-    """Patients with so many cases each; their cases stand in no order."""
+    """Return patients with the given numbers of cases, whose cases are shuffled."""
     names = [f"P{number}" for number, size in enumerate(sizes) for _ in range(size)]
     shuffled = np.random.default_rng(len(names)).permutation(names)
     return Patients({f"pt_{number}": str(name) for number, name in enumerate(shuffled)}, "patients.csv")
 
 
 @given(st.integers(6, 300), st.integers(0, 50), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
-def test_every_case_is_in_one_part_and_again_in_the_same(
-    count: int, seed: int, selection: float, held_out: float
-) -> None:
+def test_split_is_a_reproducible_partition(count: int, seed: int, selection: float, held_out: float) -> None:
     config = SplitConfig(seed=seed, selection_share=selection, held_out_share=held_out)
     ids = tuple(f"pt_{n}" for n in range(count))
     if count - max(3, round(count * held_out)) - max(1, round(count * selection)) < 2:
@@ -46,7 +44,7 @@ def test_every_case_is_in_one_part_and_again_in_the_same(
     assert len(split.train) >= 2
 
 
-def test_the_seed_decides() -> None:
+def test_split_depends_on_the_seed() -> None:
     ids = tuple(map(str, range(20)))
     assert len({split_cases(ids, SplitConfig(seed=seed)).held_out for seed in range(10)}) == 10
 
@@ -57,21 +55,21 @@ def test_too_few_cases_are_refused(count: int) -> None:
         split_cases(tuple(map(str, range(count))), SplitConfig())
 
 
-def test_a_case_on_two_sides_is_refused() -> None:
-    with pytest.raises(DataError, match="two sides") as caught:
+def test_case_in_two_parts_is_refused() -> None:
+    with pytest.raises(DataError, match="two parts") as caught:
         Split(("a", "b"), ("b",), ("c",))
     assert "'b'" in caught.value.fields["found"]
     with pytest.raises(DataError):
         split_cases(("a",) * 10, SplitConfig())
 
 
-def test_a_split_is_kept_with_its_data(tmp_path: Path) -> None:
+def test_split_is_stored_with_its_fingerprint(tmp_path: Path) -> None:
     split = split_cases(tuple(map(str, range(9))), SplitConfig())
     split.save(tmp_path / "split.json", "digest")
     assert Split.load(tmp_path / "split.json") == (split, "digest")
 
 
-def test_splits_of_before_there_were_patients_come_out_the_same() -> None:
+def test_splits_without_patients_are_those_of_the_first_version() -> None:
     split = split_cases(tuple("abcdefghij"), SplitConfig(seed=5))
     assert split.parts == {"train": tuple("eajfi"), "selection": tuple("dc"), "held_out": tuple("hgb")}
     assert split.grouping == UNVERIFIED
@@ -79,26 +77,26 @@ def test_splits_of_before_there_were_patients_come_out_the_same() -> None:
 
 
 @given(SIZES, st.integers(0, 50), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
-def test_no_patient_is_on_two_sides(sizes: list[int], seed: int, selection: float, held_out: float) -> None:
+def test_no_patient_is_in_two_parts(sizes: list[int], seed: int, selection: float, held_out: float) -> None:
     patients = _patients(sizes)
     ids = tuple(patients.of_case)
     config = SplitConfig(seed=seed, selection_share=selection, held_out_share=held_out)
     split = split_cases(ids, config, patients)
     assert sorted(name for part in split.parts.values() for name in part) == sorted(ids)
-    sides = {name: {patients.of_case[case_id] for case_id in part} for name, part in split.parts.items()}
-    assert not sides["train"] & sides["selection"]
-    assert not sides["train"] & sides["held_out"]
-    assert not sides["selection"] & sides["held_out"]
-    assert (len(sides["held_out"]) >= 3, len(sides["selection"]) >= 1, len(sides["train"]) >= 2) == (True,) * 3
+    people = {name: {patients.of_case[case_id] for case_id in part} for name, part in split.parts.items()}
+    assert not people["train"] & people["selection"]
+    assert not people["train"] & people["held_out"]
+    assert not people["selection"] & people["held_out"]
+    assert (len(people["held_out"]) >= 3, len(people["selection"]) >= 1, len(people["train"]) >= 2) == (True,) * 3
     assert split == split_cases(ids, config, patients)
     assert split.grouping == "by patient, from patients.csv"
-    # Whole patients, none of more than six cases: a part misses its share by half a patient, or by its least number.
-    assert len(split.held_out) - max(3, round(len(ids) * held_out)) <= (3 if len(sides["held_out"]) > 3 else 15)
-    assert len(split.selection) - max(1, round(len(ids) * selection)) <= (3 if len(sides["selection"]) > 1 else 5)
+    # With at most six cases per patient, a part exceeds its share by half a patient, or by its minimum of patients.
+    assert len(split.held_out) - max(3, round(len(ids) * held_out)) <= (3 if len(people["held_out"]) > 3 else 15)
+    assert len(split.selection) - max(1, round(len(ids) * selection)) <= (3 if len(people["selection"]) > 1 else 5)
 
 
 @pytest.mark.parametrize("sizes", [[10, 10], [3, 3, 3, 3, 3], [40, 1, 1, 1, 1], [9, 9, 9, 9, 9, 9]])
-def test_few_patients_are_refused_though_cases_are_many(sizes: list[int]) -> None:
+def test_too_few_patients_with_many_cases_are_refused(sizes: list[int]) -> None:
     patients = _patients(sizes)
     split_cases(tuple(patients.of_case), SplitConfig())
     if len(sizes) < 6:
@@ -126,7 +124,7 @@ def test_every_case_is_in_one_fold_with_its_patient(sizes: list[int], count: int
 
 
 @given(st.integers(10, 120), st.integers(2, 6), st.integers(0, 20))
-def test_folds_are_alike_in_size_and_in_tumours(cases: int, count: int, seed: int) -> None:
+def test_folds_have_similar_sizes_and_tumour_volumes(cases: int, count: int, seed: int) -> None:
     split = split_cases(tuple(f"pt_{n}" for n in range(cases)), SplitConfig())
     volumes = {f"pt_{n}": float(n) for n in range(cases)}
     folds = split_into_folds(split, count, seed, volumes)
@@ -134,11 +132,11 @@ def test_folds_are_alike_in_size_and_in_tumours(cases: int, count: int, seed: in
     ranked = sorted((*split.train, *split.selection), key=volumes.__getitem__)
     for part in folds.validation:
         ranks = sorted(ranked.index(name) // count for name in part)
-        assert ranks == sorted(set(ranks)), "two of one run of neighbours"
+        assert ranks == sorted(set(ranks)), "two cases of one block of the ranking"
     assert folds.grouping == UNVERIFIED
 
 
-def test_folds_follow_the_seed_and_not_the_selection_share() -> None:
+def test_folds_depend_on_the_seed_and_not_on_the_selection_share() -> None:
     ids = tuple(f"pt_{n}" for n in range(40))
     volumes = {name: float(len(name)) for name in ids}
     split = split_cases(ids, SplitConfig())
@@ -146,11 +144,11 @@ def test_folds_follow_the_seed_and_not_the_selection_share() -> None:
     other = Split(split.train[3:], (*split.train[:3], *split.selection), split.held_out)
     assert split_into_folds(split, 5, 0, volumes) == split_into_folds(other, 5, 0, volumes)
     for count in (0, 1, 31):
-        with pytest.raises(DataError, match="cannot be made"):
+        with pytest.raises(DataError, match="invalid number of folds"):
             split_into_folds(split, count, 0, volumes)
 
 
-def test_splits_and_folds_stored_by_others_are_read_or_refused(tmp_path: Path) -> None:
+def test_splits_and_folds_of_other_versions_are_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "stored.json"
     first = {"fingerprint": "digest", "train": ["a"], "selection": ["b"], "held_out": ["c"]}
     path.write_text(json.dumps(first))
@@ -173,7 +171,7 @@ def test_splits_and_folds_stored_by_others_are_read_or_refused(tmp_path: Path) -
         '{"1": "A", "2": "A", "10": "B"}',
     ],
 )
-def test_a_list_of_patients_is_found_in_the_dataset(dataset_folder: Path, written: str) -> None:
+def test_list_of_patients_is_found_in_the_dataset(dataset_folder: Path, written: str) -> None:
     name = "patients.json" if written.startswith("{") else "patients.csv"
     (dataset_folder / name).write_text(written, encoding="utf-8", newline="")
     patients = find_patients(index_dataset(dataset_folder))
@@ -182,7 +180,7 @@ def test_a_list_of_patients_is_found_in_the_dataset(dataset_folder: Path, writte
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"patients.csv": "case_id,patient_id\n1,A\n"}, "2 cases have no patient"),
         ({"patients.csv": "case_id,patient_id\n1,A\n2,\n10,B\n"}, "1 cases have no patient"),
@@ -195,17 +193,17 @@ def test_a_list_of_patients_is_found_in_the_dataset(dataset_folder: Path, writte
         ({"patients.json": "{}", "patients.csv": "case_id,patient_id\n"}, "two lists"),
     ],
 )
-def test_a_list_of_patients_with_a_fault_is_refused(dataset_folder: Path, files: dict[str, str], said: str) -> None:
+def test_invalid_list_of_patients_is_refused(dataset_folder: Path, files: dict[str, str], message: str) -> None:
     for name, text in files.items():
         (dataset_folder / name).write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         find_patients(index_dataset(dataset_folder))
     (dataset_folder / next(iter(files))).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError):
         find_patients(index_dataset(dataset_folder))
 
 
-def test_a_pattern_tells_the_patient(dataset_folder: Path) -> None:
+def test_patients_are_found_by_a_pattern(dataset_folder: Path) -> None:
     (dataset_folder / "2").rename(dataset_folder / "7_b")
     (dataset_folder / "1").rename(dataset_folder / "7_a")
     dataset = index_dataset(dataset_folder)
@@ -222,7 +220,7 @@ def test_a_pattern_tells_the_patient(dataset_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def open_phantoms(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
-    """Opens the phantoms as a project, with a list of patients and a folder of splits."""
+    """A function that opens the phantoms as a project, with a list of patients and a folder of splits."""
     cache = tmp_path_factory.mktemp("cache")
     config = with_dotted(Config(), {"preprocessing.spacing_mm": [8.0, 8.0, 8.0]})
 
@@ -241,11 +239,11 @@ def open_phantoms(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> o
     return opened
 
 
-def test_who_shares_a_patient_is_part_of_what_the_data_are(open_phantoms: object, tmp_path: Path) -> None:
+def test_cases_of_one_patient_change_the_fingerprint(open_phantoms: object, tmp_path: Path) -> None:
     assert callable(open_phantoms)
     first: Project = open_phantoms(tmp_path / "splits")
     assert first.split.grouping == UNVERIFIED
-    # The name that the first version gave to the split of the default settings.
+    # The first version named the file of the default split so.
     assert first.split_file.name == f"{first.fingerprint.digest[:16]}-bf9f4247.json"
     one, other = first.split.train[0], first.split.held_out[0]
     alone = "case_id,patient_id\n" + "".join(f"{n},P{n}\n" for n in range(1, 13))
@@ -253,10 +251,10 @@ def test_who_shares_a_patient_is_part_of_what_the_data_are(open_phantoms: object
     assert (known.split.parts, known.fingerprint) == (first.split.parts, first.fingerprint)
     assert known.split.grouping == "by patient, from patients.csv"
     shared = alone.replace(f"\n{other},P{other}\n", f"\n{other},P{one}\n")
-    # Whatever workspace it is: a model of before has another digest, and is not scored on patients it may have seen.
-    for place in ("splits", "elsewhere/splits"):
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        pair: Project = open_phantoms(tmp_path / place, shared)
+    # In any workspace the digest differs from that of earlier models, which may have seen these patients.
+    for splits in ("splits", "elsewhere/splits"):
+        (tmp_path / splits).mkdir(parents=True, exist_ok=True)
+        pair: Project = open_phantoms(tmp_path / splits, shared)
         assert pair.fingerprint.digest != first.fingerprint.digest
         assert any({one, other} <= set(part) for part in pair.split.parts.values())
     renamed: Project = open_phantoms(tmp_path / "splits", shared.replace("P", "Q"))
@@ -266,7 +264,7 @@ def test_who_shares_a_patient_is_part_of_what_the_data_are(open_phantoms: object
 
 
 @pytest.mark.parametrize("pattern", ["", ".$"])
-def test_files_alone_tell_whether_data_are_a_project_s(open_phantoms: object, tmp_path: Path, pattern: str) -> None:
+def test_dataset_digest_of_files_identifies_the_project(open_phantoms: object, tmp_path: Path, pattern: str) -> None:
     assert callable(open_phantoms)
     project: Project = open_phantoms(tmp_path / "splits", pattern=pattern)
     assert dataset_digest(project.dataset, pattern) == project.fingerprint.digest
@@ -274,11 +272,11 @@ def test_files_alone_tell_whether_data_are_a_project_s(open_phantoms: object, tm
     assert dataset_digest(few, pattern) != project.fingerprint.digest
 
 
-def test_a_stored_split_is_found_again(open_phantoms: object, tmp_path: Path) -> None:
+def test_stored_split_is_reused(open_phantoms: object, tmp_path: Path) -> None:
     assert callable(open_phantoms)
     first: Project = open_phantoms(tmp_path / "splits", pattern=".$")
     assert first.split.grouping == "by patient, from split.patient_pattern"
-    turned = Split(first.split.train, first.split.held_out, first.split.selection, "told otherwise")
+    turned = Split(first.split.train, first.split.held_out, first.split.selection, "another grouping")
     turned.save(first.split_file, first.fingerprint.digest)
     again: Project = open_phantoms(tmp_path / "splits", pattern=".$")
     assert again.split.held_out == first.split.selection

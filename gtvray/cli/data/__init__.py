@@ -1,19 +1,14 @@
-"""`gtvray data ...`: one file a verb."""
+"""The commands of `gtvray data`."""
 
 import typer
 
-from gtvray.cli.data.check import check
-from gtvray.cli.data.describe import describe
-from gtvray.cli.data.exports import export_dataset
-from gtvray.cli.data.imports import import_dataset
-from gtvray.cli.data.ledger import ledger
-from gtvray.cli.data.phantom import phantom
-from gtvray.cli.data.prepare import prepare
-from gtvray.cli.data.split import split
+from gtvray.cli.data.convert import export_dataset, import_dataset, phantom
+from gtvray.cli.data.inspect import check, describe, ledger
+from gtvray.cli.data.prepare import prepare, split
 from gtvray.cli.settings import SettingsCommand
 
 app = typer.Typer(
-    help="Describe or check a dataset, bring it from one layout to another, prepare it, or make one of phantoms.",
+    help="Describe, check, convert or prepare a dataset, or make one of phantoms.",
     no_args_is_help=True,
 )
 app.command("describe", cls=SettingsCommand)(describe)

@@ -1,14 +1,17 @@
-"""`gtvray data prepare`."""
+"""`gtvray data prepare` and `split`: commands that write to the workspace."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit
+
+# Time to prepare a full-size case.
+_CASE_S = 0.5
 
 
 def prepare(
@@ -18,10 +21,10 @@ def prepare(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fill the workspace's cache with prepared cases, so that a sweep with these settings starts at once.
+    """Fill the workspace's cache with prepared cases, so that trainings with these settings start at once.
 
-    Cases that are there are held against their checksums, and made again if damaged. The cache is bounded by
-    cache.max_gb; cases least recently used make room, but never those of a run under way.
+    Cached cases are checked against their checksums and prepared again if damaged. The cache is limited to
+    cache.max_gb; the least recently used cases are evicted, but never those of a run in progress.
 
     Example: gtvray data prepare Naso_GTV preprocessing.spacing_mm=[1,1,3]
     """
@@ -30,12 +33,12 @@ def prepare(
     from gtvray.datasets import index_dataset
     from gtvray.io import Workspace
 
-    settings, place = load_config(config, override or []), Workspace(workspace)
+    settings, runs = load_config(config, override or []), Workspace(workspace)
     dataset = index_dataset(folder)
-    progress = Progress({"prepare": len(dataset.cases) * 0.5}, as_json)
-    with progress.live(), place.lock():
+    progress = Progress({"prepare": len(dataset.cases) * _CASE_S}, as_json)
+    with progress.live(), runs.lock():
         progress.begin("prepare", dataset.title)
-        cache = CaseCache(place.cache, settings.preprocessing, settings.cache)
+        cache = CaseCache(runs.cache, settings.preprocessing, settings.cache)
         began = time.perf_counter()
         prepared = cache.prepare_all(dataset.cases, progress.advance)
         seconds = time.perf_counter() - began
@@ -50,12 +53,57 @@ def prepare(
         "cases_per_s": round(len(prepared) / seconds, 2),
         "bytes": size_bytes,
         "cache_bytes": cache.size_bytes,
-        "cache": str(place.cache),
+        "cache": str(runs.cache),
         "notes": notes,
     }
-    text = (
-        f"{result['cases']} cases, {size_bytes / 1e6:.1f} MB: {cache.made} prepared, {cache.found} were there, "
-        f"{cache.evicted} evicted; {result['cases_per_s']} cases/s\n{place.cache} holds {cache.size_bytes / 1e6:.1f} MB"
+    summary = (
+        f"{result['cases']} cases, {size_bytes / 1e6:.1f} MB: {cache.made} prepared, {cache.found} already cached, "
+        f"{cache.evicted} evicted; {result['cases_per_s']} cases/s\n{runs.cache} has {cache.size_bytes / 1e6:.1f} MB"
     )
-    told = [f"case {case_id}: {note}" for case_id, found in notes.items() for note in found]
-    emit(result, as_json, "\n".join([*told, text]))
+    lines = [f"case {case_id}: {note}" for case_id, case_notes in notes.items() for note in case_notes]
+    emit(result, as_json, "\n".join([*lines, summary]))
+
+
+def split(
+    folder: Annotated[Path, typer.Argument(help="A dataset of any layout.")],
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Also divide training and selection cases into this many folds, using split.seed."),
+    ] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show and store the split of a dataset, by patient if patients are known, under the data's fingerprint.
+
+    Example: gtvray data split Naso_GTV --folds 5
+    """
+    from gtvray.config import load_config
+    from gtvray.data import open_project
+    from gtvray.datasets import index_dataset
+    from gtvray.io import Workspace
+
+    runs, settings = Workspace(workspace), load_config(config, override or [])
+    dataset = index_dataset(folder)
+    progress = Progress({"prepare": len(dataset.cases) * _CASE_S}, as_json)
+    with progress.live(), runs.lock():
+        progress.begin("prepare", dataset.title)
+        project = open_project(dataset, settings, cache=runs.cache, splits=runs.splits, report=progress.advance)
+        parts: dict[str, Any] = {name: list(ids) for name, ids in project.split.parts.items()}
+        if folds is not None:
+            parts["folds"] = [list(ids) for ids in project.folds(folds, settings.split.seed).validation]
+    result = {
+        **parts,
+        "grouping": project.split.grouping,
+        "fingerprint": project.fingerprint.digest,
+        "file": str(project.split_file),
+    }
+    emit(result, as_json, _split_text(result))
+
+
+def _split_text(result: dict[str, Any]) -> str:
+    rows = [("training", result["train"]), ("selection", result["selection"]), ("held out", result["held_out"])]
+    rows += [(f"fold {number}", ids) for number, ids in enumerate(result.get("folds", []))]
+    lines = [f"{name}: {len(ids)} cases: {', '.join(ids)}" for name, ids in rows]
+    return "\n".join([*lines, result["grouping"], f"stored in {result['file']}"])

@@ -23,7 +23,7 @@ from gtvray.config import CacheConfig, PreprocessingConfig
 from gtvray.data.cache.digests import DigestMemo
 from gtvray.data.cache.prepared import MIRRORED, CachedCase
 from gtvray.data.cache.store import META, EntryStore, seal
-from gtvray.datasets.layouts.cases import Case, read_noted_label
+from gtvray.datasets.layouts.cases import Case, read_label_with_note
 from gtvray.geometry import Box
 from gtvray.io import atomic_dir, read_json, read_volume
 from gtvray.preprocessing import PREPROCESSING_VERSION, cut_off_share, prepare, prepare_mask
@@ -117,7 +117,7 @@ class CaseCache:
         level = self._config.codec_level
         # One thread: reading the mask, then writing, beside the work of this one.
         with ThreadPoolExecutor(1) as beside:
-            reading = beside.submit(read_noted_label, case, image)
+            reading = beside.submit(read_label_with_note, case, image)
             prepared = prepare(image, self._preprocessing, case.image)
             writing = beside.submit(_write_chunks, prepared.hu.array, folder / "hu.b2nd", level)
             label, rounded = reading.result()

@@ -1,1 +1,1 @@
-"""What is wrong with a dataset, case by case and between cases."""
+"""Checks of a dataset: each case, and copies among cases."""

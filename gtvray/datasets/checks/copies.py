@@ -1,9 +1,9 @@
-"""Finding the same scan twice: the same voxels in another file, or nearly the same after some treatment.
+"""Detection of copies of a scan: identical voxels in another file, or nearly identical after processing.
 
-A scan's digest is taken over its voxels in one orientation, rounded to whole HU, so neither compression nor data type
-nor the order of axes matters. Its profile tells for every slab, from feet to head, how mass is spread from back to
-front. Mass is linear in HU, so a copy that was resampled, cropped, mirrored or made noisy keeps the profile; another
-patient does not have it.
+A scan's digest covers its voxels in RAS order, rounded to integer HU, and so does not depend on compression, data type
+or order of axes. Its profile is the distribution of mass from back to front in every slab from feet to head. Mass is
+linear in HU, so that a copy that was resampled, cropped, mirrored or made noisy keeps the profile, while profiles of
+different patients differ.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 from gtvray.datasets.checks.body import AXES, Sketch
 from gtvray.geometry import Volume
 
-# Copies of real scans with noise of 10 HU, cropped by 10 voxels a side or resampled to 2.5-5 mm lie 0.029 apart at
-# most; the nearest of 496 pairs of phantoms, which are of one build, 0.033; the nearest two of 60 patients 0.088.
+# Copies of real scans with noise of 10 HU, cropped by 10 voxels a side or resampled to 2.5-5 mm are within 0.029.
+# The closest of 496 pairs of phantoms, which have similar builds, differ by 0.033, the closest of 60 patients by 0.088.
 ALIKE_BELOW = 0.03
-# Below and above, HU say nothing about mass that noise, metal or a cut range could not change.
+# Outside of this range noise, metal or a clipped range dominate.
 _MASS_HU = (-900, 1500)
-# Bins of 12.5 mm from back to front about the slice's centre of mass; the outer ones take the rest.
+# Bins of 12.5 mm from back to front about the slice's centre of mass; the outer bins hold the remainder.
 _EDGES_MM = np.array([-400.0, *np.arange(-100, 101, 12.5), 400.0])
 _STEP_MM = 2.5
-# A sliding mean over 12.5 mm makes profiles of slices of 1 and of 5 mm alike.
+# A moving average over 12.5 mm makes profiles of 1 mm and of 5 mm slices comparable.
 _SMOOTH_STEPS = 5
-# A crop along the body leaves at least this much to compare, as a share of the shorter scan and in mm.
+# Least overlap along the body, as a share of the shorter scan and in mm, so that cropped copies can be compared.
 _OVERLAP_SHARE, _OVERLAP_MM = 0.6, 40.0
 
 Profile = NDArray[np.float32]
 
 
 def voxel_digest(volume: Volume) -> str:
-    """Sha256 over shape and voxels, in RAS order and whole numbers."""
+    """Compute the SHA-256 of shape and voxels, in RAS order and rounded to integers."""
     upright = volume.reoriented(AXES).array
     digest = hashlib.sha256(repr(upright.shape).encode())
     for k in range(upright.shape[2]):
@@ -45,30 +45,30 @@ def voxel_digest(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def body_profile(seen: Sketch) -> Profile:
-    """Mass from back to front (rows) in every slab of 2.5 mm from feet to head (columns); no unit that matters."""
+def body_profile(sketch: Sketch) -> Profile:
+    """Compute mass from back to front (rows) in slabs of 2.5 mm from feet to head (columns), in arbitrary units."""
     low, high = _MASS_HU
     lines = np.array(
-        [(np.clip(seen.hu[:, :, k].astype(np.float32), low, high) - low).sum(axis=0) for k in _slices(seen)]
+        [(np.clip(sketch.hu[:, :, k].astype(np.float32), low, high) - low).sum(axis=0) for k in _slices(sketch)]
     ).T
-    lines *= seen.sample_cm2 * 1e-5
-    y_mm = np.arange(len(lines)) * seen.spacing_mm[1]
+    lines *= sketch.sample_cm2 * 1e-5
+    y_mm = np.arange(len(lines)) * sketch.spacing_mm[1]
     centres_mm = y_mm @ lines / np.maximum(lines.sum(axis=0), 1e-9)
     sums = np.concatenate([np.zeros((1, lines.shape[1])), np.cumsum(lines, axis=0)])
-    rims_mm = (np.arange(len(sums)) - 0.5) * seen.spacing_mm[1]
+    rims_mm = (np.arange(len(sums)) - 0.5) * sketch.spacing_mm[1]
     bins = [np.diff(np.interp(_EDGES_MM + c, rims_mm, line)) for c, line in zip(centres_mm, sums.T, strict=True)]
-    return _in_steps(np.array(bins).T, seen.spacing_mm[2])
+    return _in_steps(np.array(bins).T, sketch.spacing_mm[2])
 
 
 def find_alike(profiles: dict[str, Profile], others: dict[str, Profile] | None = None) -> Iterator[tuple[str, str]]:
-    """Pairs of cases whose profiles are nearly the same somewhere along the body.
+    """Find pairs of cases whose profiles nearly agree at some offset along the body.
 
     Args:
-        profiles: by case.
-        others: to compare them with; by default each other.
+        profiles: profile of each case.
+        others: profiles to compare them with; by default the profiles are compared with each other.
 
     Yields:
-        (case, case of `others`); among each other, the earlier case second.
+        (case, case of `others`); without `others`, the earlier case is second.
     """
     names, rest = list(profiles), list(profiles if others is None else others)
     known = profiles if others is None else others
@@ -83,11 +83,11 @@ def find_alike(profiles: dict[str, Profile], others: dict[str, Profile] | None =
 
 
 class _Spectra:
-    """Profiles in Fourier space, where all offsets of a comparison cost as much as one.
+    """Profiles in Fourier space, where all offsets are compared at once.
 
     Args:
-        profiles: to compare with.
-        length: of the transform: twice that of the longest profile, so that nothing wraps around.
+        profiles: the profiles to compare with.
+        length: length of the transform, twice that of the longest profile, so that nothing wraps around.
     """
 
     def __init__(self, profiles: list[Profile], length: int) -> None:
@@ -98,7 +98,7 @@ class _Spectra:
         self._there = np.array([np.fft.rfft(np.ones(size), length) for size in self._sizes])
 
     def distances(self, profile: Profile) -> NDArray[np.float64]:
-        """For each profile, the least relative root mean square difference over all offsets with enough overlap."""
+        """Compute the least relative RMS difference to each profile over all offsets with enough overlap."""
         size = profile.shape[1]
         values, squares, there = (
             np.conj(np.fft.rfft(array, self._length)) for array in (profile, (profile**2).sum(axis=0), np.ones(size))
@@ -111,12 +111,12 @@ class _Spectra:
         return np.asarray(np.where(overlap >= enough[:, None], relative, np.inf).min(axis=1))
 
 
-def _slices(seen: Sketch) -> range:
-    return range(seen.hu.shape[2])
+def _slices(sketch: Sketch) -> range:
+    return range(sketch.hu.shape[2])
 
 
 def _in_steps(rows: NDArray[np.float64], slice_mm: float) -> Profile:
-    """Rows over slices as rows over smoothed steps of 2.5 mm; at least one step."""
+    """Resample rows over slices to smoothed steps of 2.5 mm; at least one step."""
     edges_mm = np.arange(rows.shape[1] + 1) * slice_mm
     steps_mm = np.arange(max(2, int(edges_mm[-1] / _STEP_MM) + 1)) * _STEP_MM
     total = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(rows, axis=1) * slice_mm], axis=1)

@@ -1,4 +1,4 @@
-"""What a check can find: a stable code for each kind, with its severity, its meaning and what to do."""
+"""The kinds of findings: a stable code for each, with severity, meaning and advice."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding.
+    """A kind of finding.
 
     Attributes:
-        severity: an error stops training; a warning wants a look; an info is worth knowing.
-        meaning: what was seen, for the list in the guide.
-        advice: the next step for the owner of the data.
+        severity: an error prevents training, a warning should be reviewed, an info needs no action.
+        meaning: what the finding states, as in the guide.
+        advice: what the owner of the data should do.
     """
 
     severity: Severity
@@ -27,86 +27,90 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "scan.unreadable": Kind("error", "the scan's file is damaged or not a volume", "export it again"),
     "scan.not_hu": Kind(
-        "error", "the values are no Hounsfield units", "export the CT with its rescale slope and intercept applied"
+        "error", "the values are not Hounsfield units", "export the CT with its rescale slope and intercept applied"
     ),
     "scan.same": Kind(
-        "error", "two cases have the same voxels, whatever the file looks like", "keep one of the two cases"
+        "error", "two cases have identical voxels, possibly stored differently", "keep one of the two cases"
     ),
     "leak.same": Kind(
-        "error", "the same voxels on two sides of a split", "remove one: what is learned by heart looks like skill"
+        "error", "identical voxels in two parts of a split", "remove one: scores on memorised cases are too high"
     ),
-    "label.missing": Kind("error", "the case has no mask, though others have", "add it or move the case away"),
+    "label.missing": Kind("error", "the case has no mask, although others have", "add it or move the case away"),
     "label.unreadable": Kind("error", "the mask's file is damaged or not a volume", "export it again"),
-    "label.other_grid": Kind("error", "the mask lies on another grid than the scan", "export both from one series"),
+    "label.other_grid": Kind("error", "the mask is on another grid than the scan", "export both from one series"),
     "label.not_labels": Kind(
         "error",
-        "the mask holds values that are no labels: fractions, or below 0",
+        "the mask has values that are not labels: fractional or negative",
         "save the labels as unsigned integers, without scaling in the header",
     ),
-    "label.not_binary": Kind("error", "the mask holds other values than 0 and 1", "keep one structure"),
-    "label.empty": Kind("error", "the mask has no voxel", "draw it, or move the case away"),
+    "label.not_binary": Kind("error", "the mask has other values than 0 and 1", "keep one structure"),
+    "label.empty": Kind("error", "the mask has no voxel", "contour it, or move the case away"),
     "label.misplaced": Kind(
-        "error", "most of the tumour lies outside the body", "look whether the mask is flipped, shifted or another's"
+        "error",
+        "most of the tumour is outside the body",
+        "check whether the mask is flipped, shifted or that of another case",
     ),
     "scan.alike": Kind(
         "warning",
         "two scans look like copies: resampled, cropped, mirrored or with noise",
-        "look at both and keep one if they are one scan",
+        "compare both and keep one if they are the same scan",
     ),
     "leak.alike": Kind(
         "warning",
-        "scans on two sides of a split look like copies of each other",
-        "look at both; one scan must not stand on two sides",
+        "scans in two parts of a split look like copies of each other",
+        "compare both; a scan must be in one part only",
     ),
-    "scan.hu_shifted": Kind(
-        "warning", "soft tissue is not where it is in Hounsfield units", "look at the rescale intercept"
-    ),
-    "scan.clipped": Kind("warning", "bone is cut off at one value", "export the CT with its full range"),
+    "scan.hu_shifted": Kind("warning", "soft tissue has implausible Hounsfield units", "check the rescale intercept"),
+    "scan.clipped": Kind("warning", "bone is clipped at one value", "export the CT with its full range"),
     "scan.slices_missing": Kind(
-        "warning", "two neighbouring slices differ more than their place explains", "count the slices of the series"
+        "warning",
+        "two neighbouring slices differ more than their distance explains",
+        "count the slices of the series",
     ),
-    "scan.slice_repeated": Kind("warning", "a slice stands there twice", "remove the copy and look at the positions"),
+    "scan.slice_repeated": Kind("warning", "a slice is repeated", "remove the copy and check the slice positions"),
     "scan.cut_near_tumour": Kind(
         "warning", "the field of view cuts the body beside the tumour", "reconstruct with a wider field of view"
     ),
     "scan.turned": Kind(
-        "warning", "the anatomy contradicts the stored orientation", "look at the scan; then mend its header"
+        "warning", "the anatomy contradicts the stored orientation", "inspect the scan, then correct its header"
     ),
-    "grid.sheared": Kind("warning", "the axes are not at right angles (gantry tilt)", "distances are not scored on it"),
+    "grid.sheared": Kind("warning", "the axes are not orthogonal (gantry tilt)", "distances are not scored on it"),
     "grid.spacing": Kind("warning", "the spacing is unusual for a planning CT", "compare it with the scanner's"),
-    "grid.body_size": Kind("warning", "the body is of no human size", "look at the spacing in the header"),
-    "label.stray_component": Kind("warning", "a small island far from the rest", "erase it, if it is a slip"),
-    "label.holes": Kind("warning", "a hole inside the tumour", "fill it, if it is a slip"),
-    "label.slice_skipped": Kind("warning", "a slice without a contour between two with one", "draw the missing one"),
-    "label.one_slice": Kind("warning", "the tumour is in one slice only", "look whether contours are missing"),
-    "label.at_border": Kind("warning", "the tumour touches the border of the scan", "look whether the scan is cut"),
-    "label.outside_body": Kind("warning", "part of the tumour lies outside the body", "look at the contour"),
-    "label.in_air": Kind("warning", "much of the tumour is air or lung", "look at the contour's place"),
-    "label.in_bone": Kind("warning", "most of the tumour is bone", "look at the contour's place"),
-    "label.volume": Kind("warning", "the tumour's volume is implausible", "look at the contour and the spacing"),
-    "label.same": Kind("warning", "two cases of different scans have the same mask", "look whose mask it is"),
-    "scan.cut": Kind("info", "the field of view cuts the body, away from the tumour", "nothing, if it was meant so"),
+    "grid.body_size": Kind("warning", "the body does not have a human size", "check the spacing in the header"),
+    "label.stray_component": Kind("warning", "a small component far from the rest", "erase it if it is a slip"),
+    "label.holes": Kind("warning", "a hole inside the tumour", "fill it if it is a slip"),
+    "label.slice_skipped": Kind("warning", "a slice without a contour between two with one", "add the missing contour"),
+    "label.one_slice": Kind("warning", "the tumour is in one slice only", "check whether contours are missing"),
+    "label.at_border": Kind("warning", "the tumour touches the border of the scan", "check whether the scan is cut"),
+    "label.outside_body": Kind("warning", "part of the tumour is outside the body", "check the contour"),
+    "label.in_air": Kind("warning", "much of the tumour is air or lung", "check the position of the contour"),
+    "label.in_bone": Kind("warning", "most of the tumour is bone", "check the position of the contour"),
+    "label.volume": Kind("warning", "the tumour's volume is implausible", "check the contour and the spacing"),
+    "label.same": Kind(
+        "warning", "two cases of different scans have the same mask", "check which case the mask belongs to"
+    ),
+    "scan.cut": Kind("info", "the field of view cuts the body, away from the tumour", "none if this is intended"),
     "label.rounded": Kind(
         "info",
-        "the mask's values are up to 0.001 beside whole numbers and are taken for these",
+        "the mask's values differ from integers by up to 0.001 and are rounded",
         "save the mask again as unsigned integers: other programs may read other labels",
     ),
-    "label.specks": Kind("info", "tiny islands beside the tumour", "smooth the contour, if they matter"),
+    "label.specks": Kind("info", "tiny components beside the tumour", "smooth the contour if they matter"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the owner of the data should know.
+    """An observation about a case, for the owner of the data.
 
     Attributes:
-        severity: of its kind.
-        case_id: the case concerned.
+        severity: severity of its kind.
+        case_id: the case.
         code: its kind, a stable name such as "label.stray_component".
         message: one sentence, without paths.
-        advice: the next step.
-        slice_index: where to look: number of the slice in the file, from 0; None where no slice is meant.
-        place_ras_mm: where to look, in patient millimetres.
+        advice: what to do.
+        slice_index: index of the slice in the file, from 0; None if the finding has no slice.
+        place_ras_mm: position in patient millimetres; None if the finding has none.
     """
 
     severity: Severity
@@ -118,12 +122,12 @@ class Finding:
     place_ras_mm: tuple[float, float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @property
     def where(self) -> str:
-        """Slice and place as people read them; empty where there is none."""
+        """Slice and position as text; empty if there is neither."""
         parts = [] if self.slice_index is None else [f"slice {self.slice_index}"]
         if self.place_ras_mm is not None:
             parts.append("({:.0f}, {:.0f}, {:.0f}) mm".format(*self.place_ras_mm))
@@ -139,13 +143,13 @@ def finding(
     slice_index: int | None = None,
     place_ras_mm: tuple[float, float, float] | None = None,
 ) -> Finding:
-    """A finding of a kind, with the kind's advice unless there is a better one."""
+    """Make a finding, with the advice of its kind by default."""
     kind = KINDS[code]
     return Finding(kind.severity, case_id, code, message, advice or kind.advice, slice_index, place_ras_mm)
 
 
 def sort_findings(findings: list[Finding], case_order: dict[str, int]) -> list[Finding]:
-    """Errors first; then in the order of the cases, of the codes, of the slices, those without a slice last."""
+    """Sort findings by severity, case, code and slice; those without a slice are last."""
     codes = list(KINDS)
     return sorted(
         findings,

@@ -1,4 +1,4 @@
-"""Checks of a mask against its scan: does it lie where a tumour can be, in one piece, through all its slices?"""
+"""Checks of a mask against its scan: position, size, components, holes and skipped slices."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from gtvray.datasets.checks.findings import Finding, finding
 from gtvray.datasets.checks.scans import file_slice
 from gtvray.geometry import Box, Volume
 
-# A T1 tumour of 5 mm has 0.07 ml; the largest planning targets of the head and neck about 1.5 litres.
+# A T1 tumour of 5 mm has 0.07 ml; the largest planning targets of the head and neck have about 1.5 litres.
 _VOLUME_ML = (0.05, 2000.0)
-# An island that small beside the rest, and that far from it, is a slip of the pen rather than a node: a node of 5 mm
-# has 0.07 ml, but is drawn on several slices and seldom alone.
+# A component this small and this far from the rest is a slip rather than a node: a node of 5 mm has 0.07 ml, but spans
+# several slices and is seldom alone.
 _STRAY_ML, _STRAY_SHARE, _STRAY_GAP_MM = 0.1, 0.02, 10.0
-# A mask that was thresholded has hundreds; nobody reads on after these.
-_MOST_STRAYS = 10
-# A vessel or an airway may rightly be left out; a few voxels are left out by nobody.
+# A thresholded mask has hundreds; only the largest are listed.
+_MAX_STRAYS = 10
+# Larger than a few voxels, which nobody excludes on purpose.
 _HOLE_ML = 0.005
-# Share of the tumour outside the body. Planning targets end at the skin to within a voxel, hence some room.
+# Shares of the tumour outside the body. Planning targets end at the skin to within a voxel, hence the tolerance.
 _OUTSIDE, _MISPLACED = 0.1, 0.5
-# A share of tumour: GTVs of lung and pharynx hold air at their rim, those of the skull base bone.
+# Shares of the tumour: GTVs of lung and pharynx include air at their rim, those of the skull base bone.
 _IN_AIR, _IN_BONE = 0.4, 0.6
 _BONE_ABOVE_HU = 300
-# What is on both sides of a slice without contour, against the smaller of the two: more is one body cut in two.
+# Overlap of the contours on both sides of an empty slice, relative to the smaller one: with more, they are one
+# structure with a missing contour.
 _SKIPPED_OVERLAP = 0.5
 _AXIS_NAMES = ("left-right", "front-back", "head-feet")
 
 
 @dataclass(frozen=True)
 class Tumour:
-    """A mask in figures.
+    """Measurements of a mask.
 
     Attributes:
         ml: volume.
-        components: pieces, of voxels that share a face, an edge or a corner.
-        extent_mm: of the box around it, along right-left, back-front, feet-head.
+        components: number of 26-connected components.
+        extent_mm: size of the bounding box along right-left, back-front, feet-head.
         centre_ras_mm: centre of mass.
-        slices: how many axial slices hold tumour.
-        at_border: whether it touches the border of the scan.
+        slices: number of axial slices with tumour.
+        at_border: whether the mask touches the border of the scan.
     """
 
     ml: float
@@ -58,10 +59,10 @@ class Tumour:
 
 
 class Mask:
-    """A mask that is not empty, cut to its box; axes right-left, back-front, feet-head.
+    """A non-empty mask cropped to its bounding box, axes RAS.
 
     Args:
-        label: 0 and 1 on the scan's grid.
+        label: mask of 0 and 1 on the scan's grid.
     """
 
     def __init__(self, label: Volume) -> None:
@@ -75,54 +76,54 @@ class Mask:
         self.sizes = np.bincount(self.pieces.ravel(), minlength=self.count + 1)[1:]
 
     def tumour(self) -> Tumour:
-        """Its figures."""
+        """Measure the mask."""
         size = np.asarray(self.box.shape) * self.upright.spacing_mm
         return Tumour(
             ml=float(self.sizes.sum()) * self.label.voxel_volume_ml,
             components=int(self.count),
             extent_mm=(float(size[0]), float(size[1]), float(size[2])),
-            centre_ras_mm=self.place(self.cut),
+            centre_ras_mm=self.centre_of(self.cut),
             slices=int(self.in_slices().sum()),
             at_border=bool(self.borders()),
         )
 
     def in_slices(self) -> NDArray[np.bool_]:
-        """For each slice of the scan from feet to head, whether it holds tumour."""
-        there = np.zeros(self.upright.shape[2], dtype=bool)
-        there[self.box.slices[2]] = self.cut.any(axis=(0, 1))
-        return there
+        """Return whether each slice of the scan, from feet to head, contains tumour."""
+        in_slice = np.zeros(self.upright.shape[2], dtype=bool)
+        in_slice[self.box.slices[2]] = self.cut.any(axis=(0, 1))
+        return in_slice
 
-    def place(self, part: NDArray[np.bool_]) -> tuple[float, float, float]:
-        """Centre of mass of a part of the cut, in RAS millimetres."""
+    def centre_of(self, part: NDArray[np.bool_]) -> tuple[float, float, float]:
+        """Compute the centre of mass of a part of the crop, in RAS millimetres."""
         middle = [float(np.average(np.arange(n), weights=_along(part, axis))) for axis, n in enumerate(part.shape)]
         x, y, z = self.upright.affine[:3, :3] @ (np.array(middle) + self.box.start_ijk) + self.upright.affine[:3, 3]
         return float(x), float(y), float(z)
 
     def slice_of(self, part: NDArray[np.bool_]) -> int:
-        """The slice of the file that holds most of a part of the cut."""
+        """Return the index of the file's slice that contains most of a part of the crop."""
         return file_slice(self.label, self.box.start_ijk[2] + int(_along(part, 2).argmax()))
 
     def borders(self) -> list[int]:
-        """The axes along which the tumour touches the border of the scan."""
+        """Return the axes along which the tumour touches the border of the scan."""
         sides = zip(self.box.start_ijk, self.box.stop_ijk, self.upright.shape, strict=True)
         return [axis for axis, (start, stop, n) in enumerate(sides) if start == 0 or stop == n]
 
 
-def check_label(case_id: str, mask: Mask, scan: Volume, seen: Sketch) -> list[Finding]:
-    """All findings of a mask.
+def check_label(case_id: str, mask: Mask, scan: Volume, sketch: Sketch) -> list[Finding]:
+    """List the findings of a mask.
 
     Args:
-        case_id: names the case.
+        case_id: the case.
         mask: the mask.
         scan: CT in HU.
-        seen: its sketch.
+        sketch: sketch of the scan.
     """
     return [
         *_size(case_id, mask),
-        *_islands(case_id, mask),
+        *_stray_components(case_id, mask),
         *_holes(case_id, mask),
-        *_skipped(case_id, mask),
-        *_surroundings(case_id, mask, scan, seen),
+        *_skipped_slices(case_id, mask),
+        *_surroundings(case_id, mask, scan, sketch),
     ]
 
 
@@ -139,7 +140,7 @@ def _size(case_id: str, mask: Mask) -> Iterator[Finding]:
         yield finding("label.at_border", case_id, f"the tumour reaches the scan's {where}", slice_index=at)
 
 
-def _islands(case_id: str, mask: Mask) -> Iterator[Finding]:
+def _stray_components(case_id: str, mask: Mask) -> Iterator[Finding]:
     voxel_ml, total = mask.label.voxel_volume_ml, mask.sizes.sum()
     small = np.flatnonzero((mask.sizes * voxel_ml < _STRAY_ML) & (mask.sizes < _STRAY_SHARE * total)) + 1
     if not small.size:
@@ -151,18 +152,18 @@ def _islands(case_id: str, mask: Mask) -> Iterator[Finding]:
     gaps_mm = np.asarray(ndimage.minimum(away_mm, mask.pieces, small))
     far, largest = gaps_mm >= _STRAY_GAP_MM, np.argsort(-mask.sizes[small - 1], kind="stable")
     strays = [number for number in largest if far[number]]
-    for number in strays[:_MOST_STRAYS]:
+    for number in strays[:_MAX_STRAYS]:
         part = mask.pieces == small[number]
         ml = mask.sizes[small[number] - 1] * voxel_ml
-        message = f"an island of {ml:.2g} ml, {gaps_mm[number]:.0f} mm from the rest"
-        at, place = mask.slice_of(part), mask.place(part)
-        yield finding("label.stray_component", case_id, message, slice_index=at, place_ras_mm=place)
-    if len(strays) > _MOST_STRAYS:
-        message = f"{len(strays) - _MOST_STRAYS} more islands, each smaller than those"
+        message = f"a component of {ml:.2g} ml, {gaps_mm[number]:.0f} mm from the rest"
+        at, centre = mask.slice_of(part), mask.centre_of(part)
+        yield finding("label.stray_component", case_id, message, slice_index=at, place_ras_mm=centre)
+    if len(strays) > _MAX_STRAYS:
+        message = f"{len(strays) - _MAX_STRAYS} more components, each smaller than those listed"
         yield finding("label.stray_component", case_id, message)
     if not far.all():
         specks = int((~far).sum())
-        yield finding("label.specks", case_id, f"{specks} islands of less than {_STRAY_ML:g} ml beside the tumour")
+        yield finding("label.specks", case_id, f"{specks} components of less than {_STRAY_ML:g} ml beside the tumour")
 
 
 def _holes(case_id: str, mask: Mask) -> Iterator[Finding]:
@@ -172,13 +173,13 @@ def _holes(case_id: str, mask: Mask) -> Iterator[Finding]:
     ml = float(closed.sum()) * mask.label.voxel_volume_ml
     if ml > _HOLE_ML:
         message = f"{ml:.2g} ml inside the tumour are not marked"
-        at, place = mask.slice_of(closed), mask.place(closed)
-        yield finding("label.holes", case_id, message, slice_index=at, place_ras_mm=place)
+        at, centre = mask.slice_of(closed), mask.centre_of(closed)
+        yield finding("label.holes", case_id, message, slice_index=at, place_ras_mm=centre)
 
 
-def _skipped(case_id: str, mask: Mask) -> Iterator[Finding]:
-    there = mask.cut.any(axis=(0, 1))
-    for k in np.flatnonzero(~there):
+def _skipped_slices(case_id: str, mask: Mask) -> Iterator[Finding]:
+    in_slice = mask.cut.any(axis=(0, 1))
+    for k in np.flatnonzero(~in_slice):
         below, above = mask.cut[:, :, k - 1], mask.cut[:, :, k + 1]
         shared, smaller = (below & above).sum(), min(below.sum(), above.sum())
         if shared > _SKIPPED_OVERLAP * smaller and smaller:
@@ -186,33 +187,33 @@ def _skipped(case_id: str, mask: Mask) -> Iterator[Finding]:
             yield finding("label.slice_skipped", case_id, "no contour between two slices that have one", slice_index=at)
 
 
-def _surroundings(case_id: str, mask: Mask, scan: Volume, seen: Sketch) -> Iterator[Finding]:
+def _surroundings(case_id: str, mask: Mask, scan: Volume, sketch: Sketch) -> Iterator[Finding]:
     hu = scan.reoriented(AXES).array[mask.box.slices][mask.cut]
-    outside = 1 - _share_in_body(mask.upright.array, seen)
+    outside = 1 - _share_in_body(mask.upright.array, sketch)
     if outside > _MISPLACED:
         flips = [axes for count in (1, 2, 3) for axes in combinations(range(3), count)]
-        fits = {axes: _share_in_body(np.flip(mask.upright.array, axes), seen) for axes in flips}
+        fits = {axes: _share_in_body(np.flip(mask.upright.array, axes), sketch) for axes in flips}
         best = max(fits, key=lambda axes: fits[axes])
         named = " and ".join(_AXIS_NAMES[axis] for axis in best)
-        hint = f"; flipped {named} it would lie inside" if fits[best] > 1 - _OUTSIDE else ""
-        message = f"{outside:.0%} of the tumour lie outside the body{hint}"
+        hint = f"; flipped {named} it would be inside" if fits[best] > 1 - _OUTSIDE else ""
+        message = f"{outside:.0%} of the tumour is outside the body{hint}"
         yield finding("label.misplaced", case_id, message, slice_index=mask.slice_of(mask.cut))
         return
     if outside > _OUTSIDE:
-        message = f"{outside:.0%} of the tumour lie outside the body"
+        message = f"{outside:.0%} of the tumour is outside the body"
         yield finding("label.outside_body", case_id, message, slice_index=mask.slice_of(mask.cut))
     air, bone = float((hu < TISSUE_ABOVE_HU).mean()), float((hu > _BONE_ABOVE_HU).mean())
     if air - outside > _IN_AIR:
-        yield finding("label.in_air", case_id, f"{air:.0%} of the tumour are air or lung")
+        yield finding("label.in_air", case_id, f"{air:.0%} of the tumour is air or lung")
     if bone > _IN_BONE:
-        yield finding("label.in_bone", case_id, f"{bone:.0%} of the tumour are bone")
+        yield finding("label.in_bone", case_id, f"{bone:.0%} of the tumour is bone")
 
 
-def _share_in_body(array: NDArray[np.uint8], seen: Sketch) -> float:
-    """Share of a mask inside the body, from the sketch's samples; 1 if a mask is too small to have any."""
-    thin = array[:: seen.step_xy[0], :: seen.step_xy[1]] != 0
+def _share_in_body(array: NDArray[np.uint8], sketch: Sketch) -> float:
+    """Compute the share of a mask inside the body from the sketch's samples; 1 if the mask includes no sample."""
+    thin = array[:: sketch.step_xy[0], :: sketch.step_xy[1]] != 0
     count = int(thin.sum())
-    return float((thin & seen.body).sum()) / count if count else 1.0
+    return float((thin & sketch.body).sum()) / count if count else 1.0
 
 
 def _along(part: NDArray[np.bool_], axis: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Holding every case of a dataset against what training and inference rely on, and the cases against each other."""
+"""Checks of a dataset: every case for the requirements of training and inference, and the cases for copies."""
 
 from __future__ import annotations
 
@@ -7,53 +7,52 @@ from collections.abc import Iterator, Sequence
 from gtvray.datasets.checks.copies import find_alike
 from gtvray.datasets.checks.findings import Finding, finding, sort_findings
 from gtvray.datasets.checks.survey import Report, Survey, survey_cases
-from gtvray.datasets.layouts import structseg
 from gtvray.datasets.layouts.cases import Case, Dataset
+from gtvray.datasets.layouts.registry import LAYOUTS
 from gtvray.datasets.splits import Split
 from gtvray.errors import DataError
 
-# Where the layouts keep cases that come without a mask.
-_TEST_FOLDERS = {structseg.TEST, "imagesTs"}
+_TEST_FOLDERS = {layout.TEST_FOLDER for layout in LAYOUTS.values()}
 
 
 def check_dataset(
     dataset: Dataset, report: Report | None = None, *, against: Dataset | None = None, split: Split | None = None
 ) -> list[Finding]:
-    """Read every scan and mask and list what is wrong; errors first.
+    """Read every scan and mask and list the findings, errors first.
 
     Args:
         dataset: the cases.
-        report: told (done, all) after each case.
-        against: other cases, such as a test set, that must not hold one of these scans.
-        split: of these cases; a scan that stands there twice must not be on two of its sides.
+        report: called with (done, total) after each case.
+        against: other cases, such as a test set, that must not contain any of these scans.
+        split: a split of these cases; copies of a scan must be in the same part.
     """
     others = () if against is None else against.cases
     surveys = survey_cases((*dataset.cases, *others), report)
     own, rest = surveys[: len(dataset.cases)], surveys[len(dataset.cases) :]
     findings = findings_of(dataset, own, split)
     if rest:
-        findings = sort_findings([*findings, *_shared(own, rest)], _order(dataset))
+        findings = sort_findings([*findings, *_find_shared(own, rest)], _case_order(dataset))
     return findings
 
 
 def findings_of(dataset: Dataset, surveys: Sequence[Survey], split: Split | None = None) -> list[Finding]:
-    """The findings of surveyed cases, each alone and with each other; errors first."""
+    """Return the findings of surveyed cases, individually and in comparison with each other; errors first."""
     findings = [each for survey in surveys for each in survey.findings]
     if any(case.label is not None for case in dataset.cases):
-        bare = [case.case_id for case in dataset.cases if case.label is None and not _for_testing(case)]
-        findings += [finding("label.missing", case_id, "the case has no mask") for case_id in bare]
-    findings += _repeated(surveys, split)
-    return sort_findings(findings, _order(dataset))
+        missing = [case.case_id for case in dataset.cases if case.label is None and not _is_test_case(case)]
+        findings += [finding("label.missing", case_id, "the case has no mask") for case_id in missing]
+    findings += _find_copies(surveys, split)
+    return sort_findings(findings, _case_order(dataset))
 
 
 def require_sound(dataset: Dataset, report: Report | None = None) -> list[Finding]:
-    """Check, and refuse a dataset with an error.
+    """Check a dataset and refuse it if there is an error.
 
     Returns:
         the warnings.
 
     Raises:
-        DataError: the first case's error, saying how many more cases have one.
+        DataError: the error of the first case, with the number of further cases that have one.
     """
     findings = check_dataset(dataset, report)
     errors = [finding for finding in findings if finding.severity == "error"]
@@ -68,12 +67,13 @@ def require_sound(dataset: Dataset, report: Report | None = None) -> list[Findin
     raise DataError(f"case {first.case_id}: {what}{also}", where=file, found=found or None, do=first.advice)
 
 
-def _repeated(surveys: Sequence[Survey], split: Split | None) -> Iterator[Finding]:
+def _find_copies(surveys: Sequence[Survey], split: Split | None) -> Iterator[Finding]:
+    """Find copies of scans and masks within a dataset."""
     parts = {} if split is None else split.parts
-    sides = {case: side for side, cases in parts.items() for case in cases}
+    part_of = {case: part for part, cases in parts.items() for case in cases}
 
     def pair(kind: str, case: str, other: str, message: str) -> Finding:
-        one, two = sides.get(case), sides.get(other)
+        one, two = part_of.get(case), part_of.get(other)
         if one is None or two is None or one == two:
             return finding(f"scan.{kind}", case, f"{message} case {other}")
         between = f"; {one.replace('_', ' ')} and {two.replace('_', ' ')}"
@@ -94,7 +94,8 @@ def _repeated(surveys: Sequence[Survey], split: Split | None) -> Iterator[Findin
         yield pair("alike", case, other_case, "looks like a copy of")
 
 
-def _shared(own: Sequence[Survey], others: Sequence[Survey]) -> Iterator[Finding]:
+def _find_shared(own: Sequence[Survey], others: Sequence[Survey]) -> Iterator[Finding]:
+    """Find scans that are in both datasets, as they are or as copies."""
     scans = {survey.digest: survey.case_id for survey in others if survey.digest is not None}
     for survey in own:
         if survey.digest in scans:
@@ -105,7 +106,7 @@ def _shared(own: Sequence[Survey], others: Sequence[Survey]) -> Iterator[Finding
 
 
 def _alike(own: Sequence[Survey], others: Sequence[Survey] | None = None) -> Iterator[tuple[str, str]]:
-    """Pairs of cases that look alike, within one set or between two, and are not the same scan."""
+    """Yield pairs of cases whose scans are similar but not identical, within one set or between two."""
     sets = [own] if others is None else [own, others]
     profiles = [{each.case_id: each.profile for each in surveys if each.profile is not None} for surveys in sets]
     digests = [{each.case_id: each.digest for each in surveys} for surveys in sets]
@@ -114,10 +115,10 @@ def _alike(own: Sequence[Survey], others: Sequence[Survey] | None = None) -> Ite
             yield case, other
 
 
-def _for_testing(case: Case) -> bool:
-    """Whether a layout keeps the case apart, as one that comes without a mask."""
+def _is_test_case(case: Case) -> bool:
+    """Return whether the case is in its layout's folder of cases without a mask."""
     return bool(_TEST_FOLDERS & {folder.name for folder in list(case.image.parents)[:2]})
 
 
-def _order(dataset: Dataset) -> dict[str, int]:
+def _case_order(dataset: Dataset) -> dict[str, int]:
     return {case.case_id: number for number, case in enumerate(dataset.cases)}

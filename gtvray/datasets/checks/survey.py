@@ -1,4 +1,4 @@
-"""One reading of every case: its figures, its findings, and what tells whether it stands there twice."""
+"""One reading of every case: its measurements, its findings, and the digests and profile that identify copies."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gtvray.datasets.checks.body import AXES, Sketch, sketch
+from gtvray.datasets.checks.body import AXES, Sketch, make_sketch
 from gtvray.datasets.checks.copies import Profile, body_profile, voxel_digest
 from gtvray.datasets.checks.findings import Finding, finding
 from gtvray.datasets.checks.labels import Mask, Tumour, check_label
-from gtvray.datasets.checks.scans import check_cut, check_scan, not_hu
-from gtvray.datasets.layouts.cases import Case, as_binary, read_mask, require_marked, split_ending
+from gtvray.datasets.checks.scans import check_cut, check_scan, check_units
+from gtvray.datasets.layouts.cases import Case, as_binary, read_mask, require_not_empty, split_ending
 from gtvray.errors import DataError, GeometryError, InputError, VolumeError
 from gtvray.geometry import Volume, is_sheared
 from gtvray.io import read_volume
 
-# Two cases at a time bound the memory: about a quarter of a gigabyte each at 512 x 512 x 124.
+# Two cases at a time bound the memory: each takes about 250 MB at 512 x 512 x 124.
 _WORKERS = 2
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 
@@ -31,22 +31,23 @@ Draw = Callable[[Volume, Volume | None], bytes]
 
 @dataclass(frozen=True)
 class Facts:
-    """A readable case in figures.
+    """Measurements of a readable case.
 
     Attributes:
         shape: voxels along the file's axes.
-        spacing_mm: along the file's axes.
-        orientation: where they point, such as "LPI".
-        dtype: of the voxels, rescaled if the header says so.
-        suffix: of the file's name, such as ".nii.gz".
-        sheared: whether the axes are not at right angles.
-        turned_deg: angle between the file's axes and the patient's, the largest of three.
+        spacing_mm: spacing along the file's axes.
+        orientation: directions of the file's axes, such as "LPI".
+        dtype: data type of the voxels after the header's scaling.
+        suffix: ending of the file's name, such as ".nii.gz".
+        sheared: whether the axes are not orthogonal.
+        turned_deg: largest angle between an axis of the file and the nearest axis of the patient.
         hu_range: lowest and highest value.
-        above_range: share of voxels above 3071 HU, which 12 bits cannot hold: metal on an extended scale.
-        body_counts: how many samples of the body have which HU, from -1024 to 3071, one bin a HU, ends included.
+        above_range: share of voxels above 3071 HU, the limit of 12 bits: metal on an extended scale.
+        body_counts: histogram of the body's samples from -1024 to 3071 HU, one bin per HU; the end bins include values
+            outside.
         tumour_counts: the same of all tumour voxels; None without a mask.
-        tumour: the mask in figures; None without a mask.
-        from_body_mm: the tumour's centre from the body's, to the left, to the front, to the head.
+        tumour: measurements of the mask; None without a mask.
+        from_body_mm: offset of the tumour's centre from the body's, to left, front and head.
     """
 
     shape: tuple[int, int, int]
@@ -66,15 +67,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one reading of a case gave.
+    """Result of reading a case.
 
     Attributes:
         case_id: the case.
-        findings: of this case alone.
-        facts: None if the scan could not be read or is not in HU.
-        digest, profile: of the scan, to find it again elsewhere; as `facts`.
-        label_digest: of the mask; None without a sound one.
-        picture: what `draw` made of it.
+        findings: findings of this case alone.
+        facts: measurements; None if the scan is unreadable or not in HU.
+        digest, profile: digest and profile of the scan, to detect copies; None as `facts`.
+        label_digest: digest of the mask; None without a valid mask.
+        picture: result of `draw`.
     """
 
     case_id: str
@@ -90,9 +91,9 @@ def survey_cases(cases: Sequence[Case], report: Report | None = None, draw: Draw
     """Read every case once, two at a time.
 
     Args:
-        cases: with masks or without.
-        report: told (done, all) after each case.
-        draw: makes a picture of scan and mask.
+        cases: cases with or without masks.
+        report: called with (done, total) after each case.
+        draw: draws a picture of scan and mask.
     """
     surveys = []
     pool = ThreadPoolExecutor(_WORKERS)
@@ -102,43 +103,44 @@ def survey_cases(cases: Sequence[Case], report: Report | None = None, draw: Draw
             if report is not None:
                 report(len(surveys), len(cases))
     finally:
-        # Ctrl-C waits for the two cases in hand, not for all that are queued.
+        # Ctrl-C waits for the two cases in progress and drops the queued ones.
         pool.shutdown(cancel_futures=True)
     return surveys
 
 
 def survey_case(case: Case, draw: Draw | None = None) -> Survey:
-    """Read one case; whatever is wrong with it is a finding."""
+    """Read a case; every fault becomes a finding."""
     try:
         scan = read_volume(case.image)
     except InputError as error:
         return Survey(
-            case.case_id, [finding("scan.unreadable", case.case_id, _said(error, case.image), advice=_advice(error))]
+            case.case_id,
+            [finding("scan.unreadable", case.case_id, _error_message(error, case.image), advice=_advice(error))],
         )
-    wrong = not_hu(case.case_id, scan, case.image.name)
-    if wrong is not None:
-        return Survey(case.case_id, [wrong])
-    seen = sketch(scan)
-    findings = check_scan(case.case_id, scan, seen)
+    not_hu = check_units(case.case_id, scan, case.image.name)
+    if not_hu is not None:
+        return Survey(case.case_id, [not_hu])
+    sketch = make_sketch(scan)
+    findings = check_scan(case.case_id, scan, sketch)
     mask = None
     if case.label is not None:
-        mask, said = _read_mask(case, case.label, scan)
-        findings += said
+        mask, label_findings = _read_mask(case, case.label, scan)
+        findings += label_findings
     if mask is not None:
-        findings += check_label(case.case_id, mask, scan, seen)
+        findings += check_label(case.case_id, mask, scan, sketch)
     findings += check_cut(case.case_id, scan, None if mask is None else mask.in_slices())
     return Survey(
         case.case_id,
         findings,
-        _facts(case, scan, seen, mask),
+        _facts(case, scan, sketch, mask),
         voxel_digest(scan),
-        body_profile(seen),
+        body_profile(sketch),
         None if mask is None else voxel_digest(mask.label),
         None if draw is None else draw(scan, None if mask is None else mask.label),
     )
 
 
-def _facts(case: Case, scan: Volume, seen: Sketch, mask: Mask | None) -> Facts:
+def _facts(case: Case, scan: Volume, sketch: Sketch, mask: Mask | None) -> Facts:
     tumour = None if mask is None else mask.tumour()
     tumour_counts = None
     if mask is not None:
@@ -154,22 +156,22 @@ def _facts(case: Case, scan: Volume, seen: Sketch, mask: Mask | None) -> Facts:
         turned_deg=float(np.degrees(np.arccos(np.clip(directions.min(), 0, 1)))),
         hu_range=(float(scan.array.min()), float(scan.array.max())),
         above_range=float(np.count_nonzero(scan.array > HIGHEST_HU)) / scan.array.size,
-        body_counts=_counts(seen.hu[seen.body]),
+        body_counts=_counts(sketch.hu[sketch.body]),
         tumour_counts=tumour_counts,
         tumour=tumour,
-        from_body_mm=None if tumour is None else _from_body(scan, seen, tumour),
+        from_body_mm=None if tumour is None else _from_body(scan, sketch, tumour),
     )
 
 
-def _from_body(scan: Volume, seen: Sketch, tumour: Tumour) -> tuple[float, float, float] | None:
-    if not seen.body.any():
+def _from_body(scan: Volume, sketch: Sketch, tumour: Tumour) -> tuple[float, float, float] | None:
+    if not sketch.body.any():
         return None
     upright = scan.reoriented(AXES)
     middle = [
-        float(np.average(np.arange(n), weights=seen.body.sum(axis=tuple(o for o in range(3) if o != axis))))
-        for axis, n in enumerate(seen.body.shape)
+        float(np.average(np.arange(n), weights=sketch.body.sum(axis=tuple(o for o in range(3) if o != axis))))
+        for axis, n in enumerate(sketch.body.shape)
     ]
-    centre = upright.affine[:3, :3] @ (np.array(middle) * (*seen.step_xy, 1)) + upright.affine[:3, 3]
+    centre = upright.affine[:3, :3] @ (np.array(middle) * (*sketch.step_xy, 1)) + upright.affine[:3, 3]
     right, front, head = np.asarray(tumour.centre_ras_mm) - centre
     return -float(right), float(front), float(head)
 
@@ -180,7 +182,7 @@ def _counts(hu: NDArray[np.float32] | NDArray[np.int16]) -> Counts:
 
 
 def _read_mask(case: Case, file: Path, scan: Volume) -> tuple[Mask | None, list[Finding]]:
-    """The mask of one structure, or what is wrong with it."""
+    """Read the mask of one structure; None if a finding is an error."""
     findings: list[Finding] = []
     code = "label.not_labels"
     try:
@@ -190,18 +192,18 @@ def _read_mask(case: Case, file: Path, scan: Volume) -> tuple[Mask | None, list[
         code = "label.not_binary"
         binary = as_binary(labels.volume, file)
         code = "label.empty"
-        require_marked(labels, file)
+        require_not_empty(labels, file)
         return Mask(binary), findings
     except InputError as error:
         if isinstance(error, GeometryError):
             code = "label.other_grid"
         elif not isinstance(error, DataError) or isinstance(error, VolumeError):
             code = "label.unreadable"
-        return None, [*findings, finding(code, case.case_id, _said(error, file), advice=_advice(error))]
+        return None, [*findings, finding(code, case.case_id, _error_message(error, file), advice=_advice(error))]
 
 
-def _said(error: InputError, file: Path) -> str:
-    """An error as one sentence that names the file and no folder."""
+def _error_message(error: InputError, file: Path) -> str:
+    """Format an error as one sentence with the file's name and without folders."""
     parts = [f"{name} {error.fields[name]}" for name in ("expected", "found") if name in error.fields]
     return f"{error.what}: {', '.join([*parts, f'in {file.name}'])}"
 

@@ -1,1 +1,8 @@
-"""Where cases are found, and datasets written in another layout."""
+"""Dataset layouts: finding the cases of a folder, and writing datasets in another layout.
+
+To add a layout, follow `gtvray.datasets.layouts.registry`.
+"""
+
+from typing import Literal
+
+LayoutName = Literal["structseg", "nnunet", "msd"]

@@ -1,4 +1,4 @@
-"""Cases: a scan and its mask, whatever layout their files lie in."""
+"""Cases and datasets, independent of the layout of their files."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from gtvray.datasets.layouts import LayoutName
 from gtvray.errors import DataError, GeometryError
 from gtvray.geometry import Volume, furthest_corner_mm
 from gtvray.io import Labels, canonical_name, format_distinct, is_printable_name, read_labels
 
-LayoutName = Literal["structseg", "nnunet", "msd"]
-# Endings a scan or a mask may have. What a file really holds is found out when it is read. Not .nhdr: its voxels are in
-# another file, which the digest of this one would not cover.
+# Endings of scans and masks; the content decides the format. Not .nhdr: its voxels are in another file, which the
+# digest of the header would not cover.
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
 _SHOWN = 12
-# Files that are named by a case have up to 50 bytes more, and a file system takes 255.
-_MOST_ID_BYTES = 200
+# Files named after a case have up to 50 more bytes, and file systems accept 255.
+_MAX_ID_BYTES = 200
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's scan and, where it has been drawn, the mask."""
+    """A scan and, if there is one, its mask."""
 
     case_id: str
     image: Path
@@ -39,12 +38,12 @@ class Dataset:
 
     Attributes:
         root: the folder that holds the cases.
-        structure: name of what is drawn; several, with commas, in a dataset of several.
-        cases: those with a mask, and those without where they were asked for.
-        layout: how the files lie.
-        labels: structure -> its values in the masks, without the background; empty if the layout does not tell.
-        about: what the dataset says of itself: name, licence, reference and the like.
-        remark: what a reader should know of the structure.
+        structure: name of the contoured structure; several names are separated by commas.
+        cases: cases with a mask, and on request those without.
+        layout: the layout of the files.
+        labels: structure -> its values in the masks, without the background; empty if the layout does not list them.
+        about: metadata of the dataset: name, licence, reference and the like.
+        remark: a note on the structure for the user.
     """
 
     root: Path
@@ -57,24 +56,24 @@ class Dataset:
 
     @property
     def title(self) -> str:
-        """How many cases of what, for people."""
+        """Number of cases and structure, as in `50 cases of GTV`."""
         return f"{len(self.cases)} cases of {self.structure}" + (f" ({self.remark})" if self.remark else "")
 
     def subset(self, case_ids: tuple[str, ...]) -> tuple[Case, ...]:
-        """The cases of these ids, in the order of the ids."""
+        """Return the cases with these ids, in the order of the ids."""
         by_id = {case.case_id: case for case in self.cases}
         return tuple(by_id[case_id] for case_id in case_ids)
 
 
 def read_mask(case: Case, image: Volume) -> Labels:
-    """Read a case's mask and compare its grid with its scan's.
+    """Read the mask of a case and check that it is on the grid of the scan.
 
     Returns:
-        the mask with its own labels: one structure, several or none.
+        the mask with the stored labels: one structure, several or none.
 
     Raises:
         DataError: the case has no mask, or its values are not labels.
-        GeometryError: it lies on another grid.
+        GeometryError: the mask is on another grid.
         VolumeError: the file is damaged.
     """
     if case.label is None:
@@ -85,26 +84,26 @@ def read_mask(case: Case, image: Volume) -> Labels:
 
 
 def read_label(case: Case, image: Volume) -> Volume:
-    """Read a case's mask as training and scoring need it.
+    """Read the mask of a case for training and scoring.
 
     Returns:
         a uint8 mask of 0 and 1 on the scan's grid.
 
     Raises:
-        DataError: it is empty, or holds other values than 0 and 1.
+        DataError: the mask is empty or has other values than 0 and 1.
         GeometryError, VolumeError: as `read_mask`.
     """
-    return read_noted_label(case, image)[0]
+    return read_label_with_note(case, image)[0]
 
 
-def read_noted_label(case: Case, image: Volume) -> tuple[Volume, str]:
-    """Read a mask as `read_label`, and return how its stored values differed from whole numbers as well.
+def read_label_with_note(case: Case, image: Volume) -> tuple[Volume, str]:
+    """Read a mask as `read_label`, with a note on how the stored values deviated from integers, or "".
 
     Raises:
-        as `read_label`.
+        DataError, GeometryError, VolumeError: as `read_label`.
     """
     labels = read_mask(case, image)
-    require_marked(labels, case.label)
+    require_not_empty(labels, case.label)
     return as_binary(labels.volume, case.label), labels.note
 
 
@@ -115,17 +114,17 @@ def read_binary(path: Path) -> Volume:
         a uint8 mask of 0 and 1.
 
     Raises:
-        DataError: it holds other values than 0 and 1.
+        DataError: the mask has other values than 0 and 1.
         NotFoundError, VolumeError, GeometryError: as `gtvray.io.read_volume`.
     """
     return as_binary(read_labels(path).volume, path)
 
 
-def require_marked(labels: Labels, where: object) -> None:
-    """Refuse a mask without a voxel.
+def require_not_empty(labels: Labels, where: object) -> None:
+    """Refuse a mask without a marked voxel.
 
     Raises:
-        DataError: it is empty.
+        DataError: the mask is empty.
     """
     if not labels.volume.array.any():
         found = f"all zero; {labels.note}" if labels.note else "all zero"
@@ -133,16 +132,16 @@ def require_marked(labels: Labels, where: object) -> None:
 
 
 def as_binary(label: Volume, where: object) -> Volume:
-    """The mask as uint8.
+    """Convert a mask to uint8.
 
     Raises:
-        DataError: it holds other values than 0 and 1.
+        DataError: the mask has other values than 0 and 1.
     """
     if label.array.max() > 1:
         values = np.unique(label.array)
         marked = values[values > 0]
         value = marked[0] if len(marked) == 1 else "VALUE"
-        hint = " (many organs: StructSeg's Task 1?)" if len(marked) > 1 else ""
+        hint = " (several organs: StructSeg's Task 1?)" if len(marked) > 1 else ""
         raise DataError(
             "mask is not binary",
             where=where,
@@ -154,10 +153,10 @@ def as_binary(label: Volume, where: object) -> Volume:
 
 
 def require_grid(label: Volume, image: Volume, where: object, *, do: str) -> None:
-    """Refuse a mask that does not lie on the grid of its scan.
+    """Refuse a mask that is not on the grid of its scan.
 
     Raises:
-        GeometryError: naming both grids, and how far apart they are where their shapes are equal.
+        GeometryError: naming both grids and, if their shapes are equal, the distance between them.
     """
     if label.same_grid(image):
         return
@@ -166,27 +165,27 @@ def require_grid(label: Volume, image: Volume, where: object, *, do: str) -> Non
         apart_mm = furthest_corner_mm(image.affine, label.affine, image.shape)
         found += f", up to {apart_mm:.2g} mm ({apart_mm / min(image.spacing_mm):.2g} voxels) apart"
         if apart_mm < min(image.spacing_mm) / 2:
-            # Digits lost in a header, which add up over the grid.
+            # Rounded header values accumulate over the grid.
             do = "if the mask was drawn on this scan and its header was rounded, give it the scan's affine"
     raise GeometryError(
         "mask is not on the scan's grid", where=where, expected=_describe_grid(image), found=found, do=do
     )
 
 
-def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
-    """Cases in natural order of their ids, which are brought to Unicode's composed form.
+def order_cases(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
+    """Sort cases in natural order of their ids, after converting the ids to Unicode's composed form (NFC).
 
     Raises:
-        DataError: two of one id, or an id that cannot be a file's name, as masks are named by it.
+        DataError: two cases with one id, or an id that is not usable as a file name, since masks are named after it.
     """
-    # The same folder has decomposed names where macOS wrote it, and lists of patients have composed ones.
+    # macOS writes decomposed file names, while lists of patients have composed ids.
     cases = [replace(case, case_id=canonical_name(case.case_id)) for case in cases]
     unfit = [case.case_id for case in cases if not _is_fit_id(case.case_id)]
     if unfit:
         raise DataError(
-            "a case id cannot be a file's name",
+            "a case id cannot be used as a file name",
             where=where,
-            expected=f"1 to {_MOST_ID_BYTES} bytes of UTF-8 without / and control characters, not beginning with a dot",
+            expected=f"1 to {_MAX_ID_BYTES} bytes of UTF-8 without / and control characters, not starting with a dot",
             found=", ".join(map(ascii, unfit[:5])),
             do="rename it",
         )
@@ -194,7 +193,7 @@ def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
     twice = [name for name, count in Counter(case.case_id for case in ordered).items() if count > 1]
     if twice:
         raise DataError(
-            "two cases of one id", where=where, found=", ".join(twice[:5]), do="rename one, or move it away"
+            "two cases have the same id", where=where, found=", ".join(twice[:5]), do="rename one, or move it away"
         )
     return tuple(ordered)
 
@@ -202,29 +201,29 @@ def in_order(cases: Iterable[Case], where: object) -> tuple[Case, ...]:
 def _is_fit_id(case_id: str) -> bool:
     if not case_id or "/" in case_id or case_id.startswith(".") or not is_printable_name(case_id):
         return False
-    return len(case_id.encode()) <= _MOST_ID_BYTES
+    return len(case_id.encode()) <= _MAX_ID_BYTES
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """A sort key that puts 2 before 10."""
+    """Return a sort key that orders 2 before 10."""
     parts = re.findall(r"\d+|\D+", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def split_ending(name: str) -> tuple[str, str] | None:
-    """A volume file's name without its ending, and the ending; None for other files and for hidden ones."""
+    """Split a volume's file name into stem and ending; None for other files and for hidden ones."""
     ending = next((each for each in ENDINGS if name.lower().endswith(each)), None)
-    # macOS leaves "._scan.nii.gz" beside "scan.nii.gz".
+    # macOS writes "._scan.nii.gz" beside "scan.nii.gz".
     if ending is None or name.startswith("."):
         return None
     return name[: -len(ending)], name[-len(ending) :]
 
 
 def find_volume(folder: Path, stem: str) -> Path | None:
-    """The one volume file of this stem in a folder, whatever its ending and its capitals, or None.
+    """Find the volume file with this stem in a folder, with any ending and in any letter case; None without one.
 
     Raises:
-        DataError: two of them, or a link that leads nowhere.
+        DataError: two such files, or a broken link.
     """
     named = [folder / f"{stem}{ending}" for ending in ENDINGS]
     found = [path for path in named if path.is_symlink() or path.is_file()] or [
@@ -238,23 +237,23 @@ def find_volume(folder: Path, stem: str) -> Path | None:
             where=folder,
             expected=f"one {stem} file",
             found=", ".join(path.name for path in found),
-            do="keep the right one",
+            do="keep the correct one",
         )
     return require_file(found[0]) if found else None
 
 
 def require_file(path: Path) -> Path:
-    """The path, if a volume's file is there.
+    """Return the path of a volume if the file exists and has an accepted ending.
 
     Raises:
-        DataError: no file, a link that leads nowhere, or an ending that a dataset's volumes may not have.
+        DataError: no file, a broken link, or another ending than `ENDINGS`.
     """
     if not path.is_file():
-        what = "a link leads nowhere" if path.is_symlink() else "a file of the dataset is missing"
-        raise DataError(what, where=path, do="complete the download, or mend the link")
+        what = "a link is broken" if path.is_symlink() else "a file of the dataset is missing"
+        raise DataError(what, where=path, do="complete the download, or repair the link")
     if split_ending(path.name) is None:
         raise DataError(
-            "not a file that a dataset may hold", where=path, expected=", ".join(ENDINGS), do="convert it to .nii.gz"
+            "not a volume format for datasets", where=path, expected=", ".join(ENDINGS), do="convert it to .nii.gz"
         )
     return path
 

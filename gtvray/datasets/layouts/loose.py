@@ -1,4 +1,4 @@
-"""Scans in a folder for prediction: the cases of a dataset, or volume files that lie in it without any layout."""
+"""Scans of a folder for prediction: the cases of a dataset, or volume files without a layout."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from gtvray.datasets.layouts.find import find_dataset, has_dataset
 from gtvray.datasets.layouts.structseg import LABEL
 from gtvray.io import has_mark
 
-# `.nhdr` has its voxels in a second file, which matters to datasets and not to a prediction.
+# Datasets refuse `.nhdr` because a digest would not cover its voxel file; a prediction needs no digest.
 _SCAN_ENDINGS = (*ENDINGS, ".nhdr")
 _SEGMENTATION_ENDING = ".seg.nrrd"
 
 
 @dataclass(frozen=True)
 class FoundScans:
-    """What a folder holds.
+    """The scans of a folder.
 
     Attributes:
-        scans: name -> file, in natural order; a name is a case id, or a file's name without its ending.
-        skipped: entries of the folder that are not predicted -> why.
-        closed: folders that hold these scans or their masks, where a predicted mask would be taken for one of them.
+        scans: (name, file) in natural order; the name is a case id, or a file name without its ending.
+        skipped: other entries of the folder -> the reason why they are not predicted.
+        closed: folders of these scans and their masks, in which a predicted mask would be mistaken for one of them.
     """
 
     scans: tuple[tuple[str, Path], ...]
@@ -31,13 +31,13 @@ class FoundScans:
 
 
 def find_scans(folder: Path) -> FoundScans:
-    """Find the scans of a dataset of any layout, or else the volume files that lie directly in a folder.
+    """Find the scans of a dataset of any layout, or else the volume files directly in a folder.
 
     Raises:
         NotFoundError: no such folder.
-        DataError: neither cases nor volume files in it, or a dataset with a fault.
+        DataError: neither cases nor volume files, or an invalid dataset.
     """
-    loose, skipped = _loose(folder) if folder.is_dir() else ([], {})
+    loose, skipped = _find_loose(folder) if folder.is_dir() else ([], {})
     if not loose or has_dataset(folder):
         cases = find_dataset(folder, with_test=True).cases
         beside = {path.name: "not part of the dataset in this folder" for _, path in loose}
@@ -46,20 +46,20 @@ def find_scans(folder: Path) -> FoundScans:
 
 
 def volume_stem(name: str) -> str:
-    """A volume file's name without its ending, whatever the case of its letters."""
+    """Return a volume's file name without its ending, which may be in any letter case."""
     lower = name.lower()
     ending = next((each for each in (*_SCAN_ENDINGS, ".gz") if lower.endswith(each) and lower != each), "")
     return name[: len(name) - len(ending)]
 
 
-def _loose(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
+def _find_loose(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
     found: list[tuple[str, Path]] = []
     skipped: dict[str, str] = {}
     for entry in sorted(folder.iterdir()):
-        # Hidden files are what a file manager or a killed writer left, such as macOS's "._scan.nii.gz".
+        # Hidden files are left by file managers and killed writers, such as "._scan.nii.gz" by macOS.
         if entry.name.startswith("."):
             continue
-        reason = _no_scan(entry)
+        reason = _skip_reason(entry)
         if reason is None:
             found.append((volume_stem(entry.name), entry))
         else:
@@ -67,7 +67,7 @@ def _loose(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
     return found, skipped
 
 
-def _no_scan(entry: Path) -> str | None:
+def _skip_reason(entry: Path) -> str | None:
     name = entry.name.lower()
     if entry.is_dir():
         return "a folder"
@@ -76,7 +76,7 @@ def _no_scan(entry: Path) -> str | None:
     if name.endswith(_SEGMENTATION_ENDING) or volume_stem(name) == LABEL:
         return "a mask, by its name"
     if not entry.is_file():
-        return "not a file, or a link that leads nowhere"
+        return "not a file, or a broken link"
     return "an output of gtvray" if has_mark(entry) else None
 
 

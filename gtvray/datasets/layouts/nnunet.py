@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout, version 2: `imagesTr/<case>_0000.nii.gz`, `labelsTr/<case>.nii.gz`, `imagesTs`, `dataset.json`.
+"""nnU-Net's raw layout, version 2: `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, `imagesTs`, `dataset.json`.
 
 Format: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
@@ -12,27 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from gtvray.datasets.layouts.cases import Case, Dataset, require_file
-from gtvray.datasets.layouts.manifest import described, read_manifest, require_count, require_ct, values_of
+from gtvray.datasets.layouts.manifest import build_dataset, parse_values, read_manifest, require_count, require_ct
 from gtvray.errors import DataError, InputError
 from gtvray.io import find_entry, find_listed, match_name
 
+EXAMPLE_NAME = "Dataset101_GTV"
+FILES = "nnU-Net's dataset.json with imagesTr/CASE_0000.nii.gz and labelsTr/CASE.nii.gz"
+TEST_FOLDER = "imagesTs"
+FOLDERS: tuple[str, ...] = ("imagesTr", "labelsTr", "imagesTs")
+WRAPPERS: tuple[str, ...] = ()
 _NAME = re.compile(r"Dataset\d{3}_\w+")
 
 
 def recognise(folder: Path) -> bool:
-    """Whether a folder holds such a dataset."""
+    """Return whether a folder has nnU-Net's dataset.json."""
     return "channel_names" in read_manifest(folder)
 
 
 def find(folder: Path, *, with_test: bool) -> Dataset:
-    """The cases of a dataset.
+    """Find the cases of a dataset.
 
     Args:
         folder: holds dataset.json.
-        with_test: those of imagesTs as well. Their masks are never read, so that they stay test cases.
+        with_test: include the cases of imagesTs. Their masks are never read, so that they remain test cases.
 
     Raises:
-        DataError: not a CT of one channel, a file is missing, or the count is not the one that dataset.json gives.
+        DataError: not a CT of one channel, a missing file, or another number of cases than numTraining.
     """
     manifest = read_manifest(folder)
     require_ct(folder, "channel_names", manifest["channel_names"])
@@ -43,11 +48,11 @@ def find(folder: Path, *, with_test: bool) -> Dataset:
     require_count(folder, manifest, len(cases))
     if with_test:
         cases += [Case(name, image, None) for name, image in _scans(find_entry(folder, "imagesTs"), ending)]
-    return described(folder, manifest, "nnunet", cases, labels)
+    return build_dataset(folder, manifest, "nnunet", cases, labels)
 
 
-def places(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:
-    """Where the files of each case go, as `structseg.places`."""
+def file_paths(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:
+    """Return the paths of scan and mask by case, as `structseg.file_paths`."""
     return {
         name: (f"imagesTr/{name}_0000.nii.gz", f"labelsTr/{name}.nii.gz")
         if has_mask
@@ -56,8 +61,8 @@ def places(labelled: Mapping[str, bool]) -> dict[str, tuple[str, str | None]]:
     }
 
 
-def index(labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]) -> dict[str, Any]:
-    """The content of dataset.json."""
+def make_manifest(labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]) -> dict[str, Any]:
+    """Return the content of dataset.json."""
     return {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, structure: 1},
@@ -68,17 +73,17 @@ def index(labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]
 
 
 def require_name(folder: Path) -> None:
-    """Refuse a name that nnU-Net would not find.
+    """Refuse a folder name that nnU-Net does not accept.
 
     Raises:
-        InputError: it is not DatasetNNN_Name.
+        InputError: the name is not DatasetNNN_Name.
     """
     if not _NAME.fullmatch(folder.resolve().name):
         raise InputError(
-            "nnU-Net finds a dataset by its folder's name",
+            "nnU-Net does not accept this folder name",
             where=folder,
             expected="DatasetNNN_Name, with three digits",
-            do="name it like Dataset101_GTV",
+            do=f"name it like {EXAMPLE_NAME}",
         )
 
 
@@ -86,20 +91,20 @@ def _labels(folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[int, .
     labels = manifest.get("labels")
     where = folder / "dataset.json"
     if not isinstance(labels, dict) or not labels:
-        raise DataError("dataset.json names no labels", where=where, expected='"labels": {"background": 0, "GTV": 1}')
+        raise DataError("dataset.json lists no labels", where=where, expected='"labels": {"background": 0, "GTV": 1}')
     if "ignore" in labels:
         raise DataError(
-            "the masks have voxels to be ignored",
+            "the masks have an ignore label",
             where=where,
-            expected="voxels that are background or structure",
+            expected="background and structures only",
             found=f'"ignore": {labels["ignore"]}',
-            do="decide what these voxels are; gtvray cannot leave them out of a loss",
+            do="assign these voxels to background or structure; gtvray cannot exclude voxels from the loss",
         )
-    return {str(name): values_of(value, where) for name, value in labels.items()}
+    return {str(name): parse_values(value, where) for name, value in labels.items()}
 
 
 def _listed(folder: Path, listed: Mapping[str, Any]) -> Iterable[Case]:
-    """Cases of a dataset.json that names each file, with variables of the environment as nnU-Net allows them."""
+    """Yield the cases of a dataset.json that lists each file; environment variables are expanded as in nnU-Net."""
     for name, entry in listed.items():
         try:
             (image,), label = entry["images"], entry["label"]
@@ -131,13 +136,13 @@ def _found(folder: Path, ending: str) -> Iterable[Case]:
 def _scans(folder: Path, ending: str) -> list[tuple[str, Path]]:
     scans = []
     for path in _files(folder, ending):
-        parts = re.fullmatch(r"(.+)_(\d{4})", _stem(path, ending))
+        parts = re.fullmatch(r"(.+)_(\d{4})", _stem(path, ending), re.DOTALL)
         if parts is None or parts[2] != "0000":
             raise DataError(
-                "not the name of a scan of one channel",
+                "not the file name of a scan of one channel",
                 where=path,
-                expected=f"<case>_0000{ending}",
-                do="name it so, or move it away",
+                expected=f"CASE_0000{ending}",
+                do="rename it, or move it away",
             )
         scans.append((parts[1], require_file(path)))
     return scans

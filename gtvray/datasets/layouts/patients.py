@@ -1,4 +1,4 @@
-"""Which cases are of one patient, where anything tells."""
+"""The patient of each case, from a list or from a pattern over the case ids."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from gtvray.errors import DataError
 from gtvray.io import atomic_path, canonical_name, find_entry, read_json, read_text
 
 TABLE, OBJECT = "patients.csv", "patients.json"
-UNVERIFIED = "grouping by patient can't be verified: each case is taken for a patient of its own"
+UNVERIFIED = "grouping by patient can't be verified: every case is treated as a separate patient"
 _COLUMNS = ("case_id", "patient_id")
 
 
 @dataclass(frozen=True)
 class Patients:
-    """Which patient each case is of.
+    """The patient of each case.
 
     Attributes:
-        of_case: case id -> patient id. Patient ids are used for grouping and written nowhere.
-        source: what told.
+        of_case: case id -> patient id. Patient ids are used for grouping only and never written.
+        source: the file or setting that the patients come from.
     """
 
     of_case: Mapping[str, str]
@@ -32,12 +32,12 @@ class Patients:
 
     @property
     def grouping(self) -> str:
-        """What a split by these patients says of itself."""
+        """Description of a split by these patients."""
         return f"by patient, from {self.source}"
 
     @property
     def shared(self) -> list[list[str]]:
-        """The cases of each patient who has more than one, sorted."""
+        """Sorted case ids of each patient with more than one case."""
         cases: dict[str, list[str]] = {}
         for case_id, patient in sorted(self.of_case.items()):
             cases.setdefault(patient, []).append(case_id)
@@ -45,29 +45,30 @@ class Patients:
 
 
 def find_patients(dataset: Dataset, pattern: str = "") -> Patients | None:
-    """Who the cases are of: by a pattern over their ids, or by patients.csv or patients.json among them.
+    """Find the patient of every case: by a pattern over the ids, or in the dataset's patients.csv or patients.json.
 
     Args:
         dataset: the cases.
-        pattern: a regular expression; its first group, or all that it matches, is the patient.
+        pattern: a regular expression; its first group, or the full match without one, is the patient id.
 
     Returns:
-        a patient for every case; None if nothing tells.
+        a patient for every case; None without pattern and list.
 
     Raises:
-        DataError: a case without a patient, a case with two, or a file that cannot be read as such a table.
+        DataError: a case without a patient or with two, or a file that is not a list of patients.
     """
     if pattern:
-        told, source = _by_pattern(dataset, pattern), "split.patient_pattern"
+        listed, source = _match_pattern(dataset, pattern), "split.patient_pattern"
     else:
         files = [path for name in (TABLE, OBJECT) if (path := find_entry(dataset.root, name)).is_file()]
         if not files:
             return None
         if len(files) > 1:
             raise DataError("two lists of patients", where=dataset.root, found=f"{TABLE} and {OBJECT}", do="keep one")
-        told, source = (_read_object if files[0].suffix.lower() == ".json" else _read_table)(files[0]), files[0].name
-    told = {canonical_name(case_id): patient for case_id, patient in told.items()}
-    missing = [case.case_id for case in dataset.cases if not told.get(case.case_id)]
+        read = _read_object if files[0].suffix.lower() == ".json" else _read_table
+        listed, source = read(files[0]), files[0].name
+    listed = {canonical_name(case_id): patient for case_id, patient in listed.items()}
+    missing = [case.case_id for case in dataset.cases if not listed.get(case.case_id)]
     if missing:
         raise DataError(
             f"{len(missing)} cases have no patient",
@@ -76,11 +77,11 @@ def find_patients(dataset: Dataset, pattern: str = "") -> Patients | None:
             found="case " + ", ".join(missing[:5]),
             do="complete the list or the pattern",
         )
-    return Patients({case.case_id: told[case.case_id] for case in dataset.cases}, source)
+    return Patients({case.case_id: listed[case.case_id] for case in dataset.cases}, source)
 
 
 def copy_patients(dataset: Dataset, target: Path) -> None:
-    """Write what a dataset's list of patients tells of its cases into another folder, if it has one.
+    """Copy the list of patients of a dataset's cases to another folder, if the dataset has one.
 
     Raises:
         DataError: as `find_patients`.
@@ -96,17 +97,17 @@ def copy_patients(dataset: Dataset, target: Path) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _by_pattern(dataset: Dataset, pattern: str) -> dict[str, str]:
+def _match_pattern(dataset: Dataset, pattern: str) -> dict[str, str]:
     found = {case.case_id: re.search(pattern, case.case_id) for case in dataset.cases}
     return {name: (match.groups() or (match[0],))[0] or "" for name, match in found.items() if match}
 
 
 def _read_table(path: Path) -> dict[str, str]:
     text = read_text(path)
-    # Excel says in a line of its own what it separates by.
+    # Excel states the separator in a line of its own.
     stated = re.match(r"sep=(.)\n", text)
     text = text[stated.end() :] if stated else text
-    # Spreadsheets separate by semicolons where the comma is the decimal sign.
+    # Spreadsheets separate by semicolons in locales with a decimal comma.
     first = text.partition("\n")[0]
     separator = stated[1] if stated else next((each for each in (",", ";", "\t") if each in first), ",")
     header, *rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=separator)] or [
@@ -114,19 +115,19 @@ def _read_table(path: Path) -> dict[str, str]:
     ]
     if tuple(header[:2]) != _COLUMNS:
         raise DataError("not a list of patients", where=path, expected=",".join(_COLUMNS), found=first[:80])
-    told: dict[str, str] = {}
+    listed: dict[str, str] = {}
     for number, row in enumerate(rows, 3 if stated else 2):
         if not any(row):
             continue
         if len(row) < 2:
             raise DataError("a line without a patient", where=f"{path}, line {number}", expected=",".join(_COLUMNS))
-        if told.setdefault(row[0], row[1]) != row[1]:
+        if listed.setdefault(row[0], row[1]) != row[1]:
             raise DataError("a case has two patients", where=f"{path}, line {number}", found=f"case {row[0]}")
-    return told
+    return listed
 
 
 def _read_object(path: Path) -> dict[str, str]:
-    told = read_json(path)
-    if not isinstance(told, dict) or not all(isinstance(each, str | int) for each in told.values()):
+    listed = read_json(path)
+    if not isinstance(listed, dict) or not all(isinstance(each, str | int) for each in listed.values()):
         raise DataError("not a list of patients", where=path, expected='{"case id": "patient id", ...}')
-    return {str(name): str(patient).strip() for name, patient in told.items()}
+    return {str(name): str(patient).strip() for name, patient in listed.items()}

@@ -1,7 +1,7 @@
-"""A dataset written again in another layout: every voxel and affine as it was.
+"""Conversion of a dataset to another layout, with unchanged voxels and affines.
 
-A file that is already as the layout wants it is copied byte for byte, never linked: who edits the copy must not change
-the original. Others are written anew. Every scan and mask is read on the way, so nothing damaged is passed on.
+Compressed NIfTI-1 files are copied byte for byte, never linked, so that editing the copy leaves the original unchanged.
+Other files are rewritten. Every scan and mask is read, so that damaged files are not passed on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gtvray.datasets.layouts import nnunet
-from gtvray.datasets.layouts.cases import Case, Dataset, LayoutName, as_binary, read_mask
-from gtvray.datasets.layouts.find import LAYOUTS, find_dataset, named_values, require_one_structure
-from gtvray.datasets.layouts.manifest import MANIFEST
+from gtvray.datasets.layouts import LayoutName
+from gtvray.datasets.layouts.cases import Case, Dataset, as_binary, read_mask
+from gtvray.datasets.layouts.find import find_dataset, format_labels, require_one_structure
+from gtvray.datasets.layouts.manifest import MANIFEST, RECORD
 from gtvray.datasets.layouts.patients import copy_patients
-from gtvray.datasets.layouts.structseg import RECORD
+from gtvray.datasets.layouts.registry import LAYOUTS
 from gtvray.errors import DataError, InputError
 from gtvray.geometry import Volume
 from gtvray.io import (
@@ -36,7 +36,7 @@ from gtvray.io import (
     write_volume,
 )
 
-# A full-size scan with its mask is about 100 MB; two at a time keep both cores busy.
+# Two full-size scans with masks use about 200 MB and keep two cores busy.
 _WORKERS = 2
 _RECORD_VERSION = 1
 _SHOWN = 8
@@ -44,17 +44,17 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Transferred:
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
-        folder: where.
-        layout: how.
-        structure: what the masks hold.
-        cases: how many.
-        test_cases: how many of them have no mask.
-        copied: files copied byte for byte.
-        rewritten: files written anew.
-        rounded: case id -> how the values of its mask differed from whole numbers, where they did.
+        folder: the new dataset.
+        layout: its layout.
+        structure: the structure of its masks.
+        cases: number of cases.
+        test_cases: number of cases without a mask.
+        copied: number of files copied byte for byte.
+        rewritten: number of files rewritten.
+        rounded: case id -> deviation of the mask's stored values from integers, where there was one.
     """
 
     folder: Path
@@ -68,8 +68,8 @@ class Transferred:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """The structure to keep: its name, and the values that stand for it; None where masks hold 0 and 1 already."""
+class _Structure:
+    """The structure to keep: its name and its values; None if the masks hold only 0 and 1."""
 
     name: str
     values: tuple[int, ...] | None
@@ -77,12 +77,12 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Written:
-    """How a case's files were written, for the record.
+    """How the files of a case were written, for the record.
 
     Attributes:
-        image, label: copied or rewritten.
-        present: the labels of its mask, if the chosen structure is not among them.
-        note: how the values of its mask differed from whole numbers.
+        image, label: "copied" or "rewritten".
+        present: the stored labels, if the chosen structure is not among them.
+        note: deviation of the mask's stored values from integers.
     """
 
     image: str
@@ -99,37 +99,36 @@ def transfer(
     label: str | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Transferred:
-    """Write a dataset of any layout in another, or one structure of several as a dataset of its own.
+    """Convert a dataset to a layout, optionally keeping one structure of several.
 
-    Case ids stay; what became of each file stands in `transfer.json`.
+    Case ids are unchanged; `transfer.json` records how each file was written.
 
     Args:
         source: the dataset.
         target: a new or empty folder.
-        layout: how to write it.
-        label: name or value of the structure to keep; needed where masks hold several.
-        report: called with (done, all) after each case.
+        layout: layout to write.
+        label: name or value of the structure to keep; required if masks hold several.
+        report: called with (done, total) after each case.
 
     Raises:
-        InputError: the target is not empty or lies in the source, or nnU-Net would not find it by its name.
-        DataError: several structures and none chosen, no such structure, a mask whose values are not labels, or a case
-            with a mask that has no voxel of the structure.
+        InputError: the target is not empty, is inside the source, or has a name that the layout does not accept.
+        DataError: several structures and none chosen, no such structure, a mask whose values are not labels, or a mask
+            without a voxel of the structure.
         GeometryError: a mask is not on its scan's grid.
         VolumeError: a damaged file.
         ResourceError: the disk is full.
     """
-    if layout == "nnunet":
-        nnunet.require_name(target)
+    LAYOUTS[layout].require_name(target)
     with new_dataset(target, source) as partial:
         dataset = find_dataset(source, with_test=True)
-        choice = _choose(dataset, label)
+        chosen = _choose(dataset, label)
         labelled = {case.case_id: case.label is not None for case in dataset.cases}
-        places = LAYOUTS[layout].places(labelled)
-        # Case ids that differ only by case: on some file systems the second would replace the first.
-        require_distinct(partial / path for pair in places.values() for path in pair if path is not None)
+        paths = LAYOUTS[layout].file_paths(labelled)
+        # On file systems that ignore letter case, two such ids would overwrite each other.
+        require_distinct(partial / path for pair in paths.values() for path in pair if path is not None)
 
         def write(case: Case) -> _Written:
-            return _write(case, places[case.case_id], partial, choice)
+            return _write(case, paths[case.case_id], partial, chosen)
 
         written = {}
         with _workers() as pool:
@@ -137,15 +136,15 @@ def transfer(
                 written[case.case_id] = outcome
                 if report is not None:
                     report(len(written), len(dataset.cases))
-        _require_voxels(source, choice, written)
-        write_index(partial, layout, labelled, choice.name, dataset.about)
+        _require_voxels(source, chosen, written)
+        write_manifest(partial, layout, labelled, chosen.name, dataset.about)
         copy_patients(dataset, partial)
-        _record(partial, dataset, layout, choice.name, written)
+        _record(partial, dataset, layout, chosen.name, written)
     files = [how for each in written.values() for how in (each.image, each.label) if how is not None]
     return Transferred(
         folder=target,
         layout=layout,
-        structure=choice.name,
+        structure=chosen.name,
         cases=len(written),
         test_cases=sum(not has_mask for has_mask in labelled.values()),
         copied=files.count("copied"),
@@ -156,38 +155,38 @@ def transfer(
 
 @contextmanager
 def new_dataset(target: Path, source: Path) -> Iterator[Path]:
-    """A folder to fill beside `target`, which takes its place at the end; nothing of other's is ever replaced.
+    """Yield a temporary folder that becomes `target` on success; existing files are never replaced.
 
     Raises:
-        InputError: `target` is not a new or empty folder, or lies in `source`.
+        InputError: `target` is not a new or empty folder, or is inside `source`.
         ResourceError: the disk is full.
     """
     if source.resolve() in (target.resolve(), *target.resolve().parents):
-        raise InputError("the new dataset would lie in the old one", where=target, do="choose a folder elsewhere")
-    _require_free(target)
+        raise InputError("the new dataset would be inside the source", where=target, do="choose another folder")
+    _require_empty(target)
     with atomic_dir(target) as partial:
         yield partial
-        # Somebody may have put something there since.
-        _require_free(target)
+        # Another process may have written to it meanwhile.
+        _require_empty(target)
 
 
-def write_index(
+def write_manifest(
     folder: Path, layout: LayoutName, labelled: Mapping[str, bool], structure: str, about: Mapping[str, str]
 ) -> None:
-    """Write dataset.json and the folders that its readers look for, if the layout has them."""
-    index = LAYOUTS[layout].index(labelled, structure, about)
-    if index is not None:
-        write_json(folder / MANIFEST, index)
-        for name in ("imagesTr", "labelsTr", "imagesTs"):
-            (folder / name).mkdir(exist_ok=True)
+    """Write dataset.json and make the folders that readers of the layout expect, if it has them."""
+    manifest = LAYOUTS[layout].make_manifest(labelled, structure, about)
+    if manifest is not None:
+        write_json(folder / MANIFEST, manifest)
+    for name in LAYOUTS[layout].FOLDERS:
+        (folder / name).mkdir(exist_ok=True)
 
 
-def _require_free(target: Path) -> None:
+def _require_empty(target: Path) -> None:
     require_printable_path(target)
     if os.path.lexists(target) and not (
         target.is_dir() and all(is_system_file(entry.name) for entry in target.iterdir())
     ):
-        raise InputError("there is something in this place", where=target, do="choose a new or empty folder")
+        raise InputError("the target is not empty", where=target, do="choose a new or empty folder")
 
 
 @contextmanager
@@ -196,71 +195,71 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        # After an error or Ctrl-C the cases that have not begun are not waited for.
+        # After an error or Ctrl-C, queued cases are dropped.
         pool.shutdown(cancel_futures=True)
 
 
-def _choose(dataset: Dataset, label: str | None) -> _Choice:
+def _choose(dataset: Dataset, label: str | None) -> _Structure:
     labels = dataset.labels
     if label is None:
         require_one_structure(dataset)
-        return _Choice(dataset.structure, None)
+        return _Structure(dataset.structure, None)
     if label in labels:
-        return _Choice(label, labels[label])
+        return _Structure(label, labels[label])
     if label.isdecimal() and int(label) > 0:
         value = int(label)
         if not labels:
-            return _Choice(f"label_{value}", (value,))
+            return _Structure(f"label_{value}", (value,))
         name = next((name for name, values in labels.items() if values == (value,)), None)
         if name is not None:
-            return _Choice(name, (value,))
+            return _Structure(name, (value,))
     raise DataError(
         "no such structure",
         where=dataset.root,
-        expected=named_values(dataset) or "a value from 1, as this layout knows no names",
+        expected=format_labels(dataset) or "a value from 1, since this layout has no label names",
         found=label,
     )
 
 
-def _write(case: Case, places: tuple[str, str | None], folder: Path, choice: _Choice) -> _Written:
+def _write(case: Case, paths: tuple[str, str | None], folder: Path, chosen: _Structure) -> _Written:
     image = read_volume(case.image)
-    image_place, label_place = places
-    how = _put(case.image, image, folder / image_place)
-    if label_place is None or case.label is None:
-        return _Written(how, None)
+    image_path, label_path = paths
+    image_action = _copy_or_rewrite(case.image, image, folder / image_path)
+    if label_path is None or case.label is None:
+        return _Written(image_action, None)
     stored = read_mask(case, image)
-    if choice.values is None:
+    if chosen.values is None:
         mask = as_binary(stored.volume, case.label)
     else:
-        mask = stored.volume.with_array(np.isin(stored.volume.array, choice.values))
-    # Other readers would take scaled or rounded values for what they are not, so such a file is never copied.
-    if choice.values is None and stored.exact:
-        label_how = _put(case.label, None, folder / label_place)
+        mask = stored.volume.with_array(np.isin(stored.volume.array, chosen.values))
+    # Other readers may interpret scaled or rounded values differently, so such a file is never copied.
+    if chosen.values is None and stored.exact:
+        label_action = _copy_or_rewrite(case.label, None, folder / label_path)
     else:
-        write_volume(folder / label_place, mask)
-        label_how = "rewritten"
+        write_volume(folder / label_path, mask)
+        label_action = "rewritten"
     present = None if mask.array.any() else format_distinct(stored.volume.array, _SHOWN)
-    return _Written(how, label_how, present, stored.note)
+    return _Written(image_action, label_action, present, stored.note)
 
 
-def _require_voxels(source: Path, choice: _Choice, written: Mapping[str, _Written]) -> None:
-    """Refuse a dataset in which a case with a mask has no voxel of the structure."""
+def _require_voxels(source: Path, chosen: _Structure, written: Mapping[str, _Written]) -> None:
+    """Refuse a dataset with a mask that has no voxel of the structure."""
     masks = sum(each.label is not None for each in written.values())
     empty = {name: each.present for name, each in written.items() if each.present is not None}
     if not empty:
         return
     named = ", ".join(f"{name} (values {present})" for name, present in list(empty.items())[:_SHOWN])
-    value = "" if choice.values is None else f" (value {'+'.join(map(str, choice.values))})"
+    value = "" if chosen.values is None else f" (value {'+'.join(map(str, chosen.values))})"
     raise DataError(
-        f"no voxel of {choice.name}{value} in {len(empty)} of {masks} masks",
+        f"no voxel of {chosen.name}{value} in {len(empty)} of {masks} masks",
         where=source,
         found=f"case {named}{', ...' if len(empty) > _SHOWN else ''}",
-        do="choose another structure, or move these cases away: nothing was written",
+        do="choose another structure, or move these cases away; nothing was written",
     )
 
 
-def _put(source: Path, volume: Volume | None, target: Path) -> str:
-    """Copy a volume's file where that is compressed NIfTI-1, else write it anew, read again unless it is given."""
+def _copy_or_rewrite(source: Path, volume: Volume | None, target: Path) -> str:
+    """Copy a file of compressed NIfTI-1; rewrite any other file, reading it unless its volume is given."""
     if source.name.lower().endswith(".nii.gz") and _is_packed_nifti1(source):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -270,7 +269,7 @@ def _put(source: Path, volume: Volume | None, target: Path) -> str:
 
 
 def _is_packed_nifti1(path: Path) -> bool:
-    # nnU-Net's reader knows a file by its name and its first bytes, and does not know NIfTI-2.
+    # nnU-Net's reader relies on the file name, and does not support NIfTI-2.
     try:
         with gzip.open(path) as file:
             size = file.read(4)
