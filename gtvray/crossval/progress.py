@@ -12,7 +12,7 @@ from gtvray.config import flatten
 from gtvray.experiments.folds import Fold
 from gtvray.failpoints import failpoint
 from gtvray.io import append_json_line, read_json_lines
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import RunRecorder
 from gtvray.training import EpochReport
 
 _REPORTS = "reports.jsonl"
@@ -63,7 +63,7 @@ class Board:
     def __init__(
         self,
         folds: Sequence[Fold],
-        recorder: SweepRecorder,
+        recorder: RunRecorder,
         tags: dict[str, str],
         report: Callable[[list[FoldStatus]], None],
     ) -> None:

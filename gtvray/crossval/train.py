@@ -15,7 +15,7 @@ from gtvray.errors import GtvrayError, InputError, NotFoundError, TrainingError
 from gtvray.experiments import open_data, versions
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import Cluster, Show, plan_trials
-from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
+from gtvray.tracking import RunRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -204,7 +204,7 @@ class TrainJob:
         artifacts = self.workspace.artifacts if self._uri.startswith("sqlite") else None
         experiment = self.request.config.tracking.experiment
         self.request.save(self.folder, project.fingerprint.digest)
-        recorder = SweepRecorder(self.client, experiment, self.name, self.folder / "spool.jsonl", artifacts)
+        recorder = RunRecorder(self.client, experiment, self.name, self.folder / "spool.jsonl", artifacts)
         status = "KILLED"
         try:
             tags = {"gtvray.data": project.fingerprint.digest, **versions()}
@@ -227,7 +227,7 @@ class TrainJob:
             return None
         return project.folds(self.request.folds, self.request.config.split.seed)
 
-    def _conclude(self, project: Project, board: Board, recorder: SweepRecorder) -> tuple[CrossValidation, Bundle]:
+    def _conclude(self, project: Project, board: Board, recorder: RunRecorder) -> tuple[CrossValidation, Bundle]:
         from gtvray.crossval.scores import judge_folds
 
         trained = board.trained()
@@ -269,7 +269,7 @@ class TrainJob:
             },
         )
 
-    def _record(self, board: Board, validation: CrossValidation, bundle: Bundle, recorder: SweepRecorder) -> None:
+    def _record(self, board: Board, validation: CrossValidation, bundle: Bundle, recorder: RunRecorder) -> None:
         # The step of these figures: with a fold more, each fold's threshold is another.
         count = len(validation.folds)
         for fold, judged in zip(board.trained(), validation.folds, strict=True):

@@ -1,7 +1,7 @@
 from .lookup import filter_text as filter_text
 from .lookup import require_recordable as require_recordable
 from .lookup import require_run_kept as require_run_kept
-from .recorder import SweepRecorder as SweepRecorder
+from .recorder import RunRecorder as RunRecorder
 from .relocation import Adoption as Adoption
 from .relocation import adopt_workspace as adopt_workspace
 from .spool import Spool as Spool

@@ -20,7 +20,7 @@ _TAG_LIMIT = 5000
 _BATCH = 100
 
 
-class SweepRecorder:
+class RunRecorder:
     """Records one sweep in MLflow.
 
     Args:

@@ -15,7 +15,7 @@ from gtvray.errors import ConfigError, GtvrayError, NotFoundError
 from gtvray.experiments import open_data, versions
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, Show
-from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
+from gtvray.tracking import RunRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -134,7 +134,7 @@ class SweepJob:
         remember_sweep(folder, self.sweep, self.config, project.fingerprint.digest)
         artifacts = self.workspace.artifacts if self.uri.startswith("sqlite") else None
         experiment = self.config.tracking.experiment
-        recorder = SweepRecorder(self.client, experiment, self.name, folder / "spool.jsonl", artifacts)
+        recorder = RunRecorder(self.client, experiment, self.name, folder / "spool.jsonl", artifacts)
         status = "KILLED"
         try:
             result = run_sweep(

@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from gtvray.errors import InputError
-from gtvray.tracking import SweepRecorder, experiment_id, require_recordable
+from gtvray.tracking import RunRecorder, experiment_id, require_recordable
 
 
 def run_advice(error: InputError) -> None:
@@ -27,7 +27,7 @@ def run_advice(error: InputError) -> None:
 
 def recorded(client: MlflowClient, experiment: str, folder: Path) -> dict[str, str]:
     """A sweep with a trial that was cut off; its runs."""
-    recorder = SweepRecorder(client, experiment, "o'neill", folder / "spool.jsonl", folder / "artifacts")
+    recorder = RunRecorder(client, experiment, "o'neill", folder / "spool.jsonl", folder / "artifacts")
     recorder.start("t0", {"optimizer.lr": 0.1}, {})
     assert recorder.close(60)
     return {"parent": recorder.run_id, "child": recorder.trial_run_id("t0")}

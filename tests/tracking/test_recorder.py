@@ -16,12 +16,12 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import RunRecorder, connect_mlflow
 
 PARAMS = {"optimizer.lr": 0.003, "training.patch_ijk": [16, 16, 16], "loss.kind": "dice_ce"}
 
 
-def children(client: MlflowClient, recorder: SweepRecorder) -> dict[str, Run]:
+def children(client: MlflowClient, recorder: RunRecorder) -> dict[str, Run]:
     """Child runs of a sweep by trial."""
     experiment = client.get_run(recorder.run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{recorder.run_id}'")
@@ -34,7 +34,7 @@ def steps(client: MlflowClient, run: Run, name: str = "selection_dsc") -> list[t
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
 
 
-def record(recorder: SweepRecorder, trials: int, epochs: range) -> None:
+def record(recorder: RunRecorder, trials: int, epochs: range) -> None:
     for trial in range(trials):
         recorder.start(f"t{trial}", PARAMS, {"gtvray.data": "d1"})
     for epoch in epochs:
@@ -43,7 +43,7 @@ def record(recorder: SweepRecorder, trials: int, epochs: range) -> None:
 
 
 def test_a_sweep_is_a_run_and_its_trials_are_children(client: MlflowClient, tmp_path: Path) -> None:
-    recorder = SweepRecorder(client, "children", "sweep-1", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    recorder = RunRecorder(client, "children", "sweep-1", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     recorder.describe({f"key.{n}": n for n in range(250)} | {"long": "x" * 10_000}, {"gtvray.data": "d1"})
     # More entries than one request carries.
     record(recorder, 3, range(1, 61))
@@ -65,10 +65,10 @@ def test_a_sweep_is_a_run_and_its_trials_are_children(client: MlflowClient, tmp_
 
 
 def test_a_restarted_sweep_goes_on_in_the_same_runs(client: MlflowClient, tmp_path: Path) -> None:
-    first = SweepRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    first = RunRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 2, range(1, 3))
     assert first.close()
-    again = SweepRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again = RunRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(again, 2, range(3, 5))
     assert again.close()
     assert again.run_id == first.run_id
@@ -76,18 +76,18 @@ def test_a_restarted_sweep_goes_on_in_the_same_runs(client: MlflowClient, tmp_pa
     assert len(runs) == 2
     for run in runs.values():
         assert [step for step, _ in steps(client, run)] == [1, 2, 3, 4]
-    other = SweepRecorder(client, "restart", "another", tmp_path / "other.jsonl", tmp_path / "artifacts")
+    other = RunRecorder(client, "restart", "another", tmp_path / "other.jsonl", tmp_path / "artifacts")
     assert other.close()
     assert other.run_id != first.run_id
 
 
 def test_an_epoch_that_is_told_again_is_there_once(client: MlflowClient, tmp_path: Path) -> None:
     """As a trial does that was killed before anybody knew its checkpoint, in this process or the next."""
-    first = SweepRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    first = RunRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 1, range(1, 4))
     first.log("t0", {"selection_dsc": 0.3, "train_loss": 1 / 3}, 3, at_ms=1)
     assert first.close()
-    again = SweepRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again = RunRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(again, 1, range(2, 6))
     again.log("t0", {"other": 7.0}, 2)
     assert again.close()
@@ -97,12 +97,12 @@ def test_an_epoch_that_is_told_again_is_there_once(client: MlflowClient, tmp_pat
 
 
 def test_a_crash_between_delivery_and_mark_doubles_nothing(client: MlflowClient, tmp_path: Path) -> None:
-    first = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    first = RunRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 1, range(1, 4))
     first.finish("t0", "FINISHED")
     assert first.close()
     (tmp_path / "spool.mark").unlink()
-    again = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again = RunRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     assert again.close()
     (run,) = children(client, again).values()
     assert [step for step, _ in steps(client, run)] == [1, 2, 3]
@@ -160,7 +160,7 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(
 ) -> None:
     server.start()
     over_http = connect_mlflow(f"http://127.0.0.1:{server.port}", tmp_path)
-    recorder = SweepRecorder(over_http, "bridged", "sweep", tmp_path / "spool.jsonl")
+    recorder = RunRecorder(over_http, "bridged", "sweep", tmp_path / "spool.jsonl")
     record(recorder, 1, range(1, 3))
     assert recorder.flush(60)
     server.kill()
@@ -179,9 +179,9 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(
 _DRIVER = """
 import sys
 from pathlib import Path
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import RunRecorder, connect_mlflow
 folder = Path(sys.argv[2])
-recorder = SweepRecorder(connect_mlflow(sys.argv[1], folder), sys.argv[5], "sweep", folder / "spool.jsonl")
+recorder = RunRecorder(connect_mlflow(sys.argv[1], folder), sys.argv[5], "sweep", folder / "spool.jsonl")
 recorder.start("t0", {"optimizer.lr": 0.1}, {})
 for epoch in range(1, int(sys.argv[3]) + 1):
     recorder.log("t0", {"train_loss": 1 / epoch}, epoch)
