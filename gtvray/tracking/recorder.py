@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtvray.io import read_json_lines
-from gtvray.tracking.spool import Entry, Spool
+from gtvray.tracking.queue import Entry, MetricQueue
 from gtvray.tracking.store import experiment_id, find_or_create_run
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RunRecorder:
                 self._open.add(entry["trial"])
             if "status" in entry:
                 self._open.discard(entry["trial"])
-        self._spool = Spool(spool, self._deliver)
+        self._spool = MetricQueue(spool, self._deliver)
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Params and tags of the parent run."""

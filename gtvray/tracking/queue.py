@@ -22,7 +22,7 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 10.0
 
 
-class Spool:
+class MetricQueue:
     """A persistent queue with one consumer.
 
     Args:

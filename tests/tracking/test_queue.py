@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gtvray.tracking import Spool
+from gtvray.tracking import MetricQueue
 
 Entry = dict[str, object]
 
@@ -41,7 +41,7 @@ def numbers(store: Store) -> list[object]:
 
 
 def test_entries_arrive_in_order(tmp_path: Path, store: Store) -> None:
-    spool = Spool(tmp_path / "deep" / "spool.jsonl", store.deliver)
+    spool = MetricQueue(tmp_path / "deep" / "spool.jsonl", store.deliver)
     for n in range(200):
         spool.put({"n": n, "text": "Größe\n\u2028\x85 = 3"})
     assert spool.close(20)
@@ -50,7 +50,7 @@ def test_entries_arrive_in_order(tmp_path: Path, store: Store) -> None:
 
 
 def test_an_absence_is_bridged(tmp_path: Path, store: Store) -> None:
-    spool = Spool(tmp_path / "spool.jsonl", store.deliver)
+    spool = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
     spool.put({"n": 0})
     assert spool.flush(20)
     store.away.set()
@@ -66,7 +66,7 @@ def test_an_absence_is_bridged(tmp_path: Path, store: Store) -> None:
 
 
 def test_what_was_not_delivered_waits_for_the_next_process(tmp_path: Path, store: Store) -> None:
-    spool = Spool(tmp_path / "spool.jsonl", store.deliver)
+    spool = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
     spool.put({"n": 0})
     assert spool.flush(20)
     store.away.set()
@@ -75,7 +75,7 @@ def test_what_was_not_delivered_waits_for_the_next_process(tmp_path: Path, store
     assert not spool.close(0.1)
     assert numbers(store) == [0]
     store.away.clear()
-    again = Spool(tmp_path / "spool.jsonl", store.deliver)
+    again = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
     assert again.flush(20)
     again.put({"n": 2})
     assert again.close(20)
@@ -86,15 +86,15 @@ def test_an_entry_is_on_disk_when_put_returns(tmp_path: Path, store: Store) -> N
     """A process that is killed at once has lost nothing."""
     program = (
         "import os, signal, sys, pathlib\n"
-        "from gtvray.tracking import Spool\n"
+        "from gtvray.tracking import MetricQueue\n"
         "def refuse(_): raise ConnectionError\n"
-        "spool = Spool(pathlib.Path(sys.argv[1]), refuse)\n"
+        "spool = MetricQueue(pathlib.Path(sys.argv[1]), refuse)\n"
         "for n in range(20): spool.put({'n': n})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "s.jsonl")], timeout=60, check=False)
     assert killed.returncode == -9
-    assert Spool(tmp_path / "s.jsonl", store.deliver).close(20)
+    assert MetricQueue(tmp_path / "s.jsonl", store.deliver).close(20)
     assert numbers(store) == list(range(20))
 
 
@@ -102,7 +102,7 @@ def test_an_entry_is_on_disk_when_put_returns(tmp_path: Path, store: Store) -> N
 def test_a_line_that_a_crash_cut_off_is_dropped_alone(tmp_path: Path, store: Store, tail: str) -> None:
     path = tmp_path / "spool.jsonl"
     path.write_bytes(json.dumps({"n": 0}).encode() + b"\n" + tail.encode("latin-1"))
-    spool = Spool(path, store.deliver)
+    spool = MetricQueue(path, store.deliver)
     spool.put({"n": 2})
     assert spool.close(20)
     assert numbers(store) == [0, 2]
@@ -123,7 +123,7 @@ def test_a_mark_that_cannot_be_written_is_tried_again(
         return write(self, text)
 
     monkeypatch.setattr(Path, "write_text", write_text)
-    spool = Spool(tmp_path / "spool.jsonl", store.deliver)
+    spool = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
     spool.put({"n": 0})
     assert spool.flush(20)
     spool.put({"n": 1})
