@@ -1,13 +1,13 @@
 from .decisions import Decision as Decision
 from .decisions import DecisionLog as DecisionLog
-from .desk import promote as promote
-from .desk import require_champion as require_champion
-from .desk import restore as restore
-from .desk import rollback as rollback
 from .evidence import gather_evidence as gather_evidence
 from .gate import Evidence as Evidence
 from .gate import judge as judge
 from .probe import answers_alike as answers_alike
+from .service import promote as promote
+from .service import require_champion as require_champion
+from .service import restore as restore
+from .service import rollback as rollback
 from .variant import BackendTiming as BackendTiming
 from .variant import time_backends as time_backends
 from .variant import with_inference as with_inference

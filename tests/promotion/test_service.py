@@ -22,7 +22,7 @@ from gtvray.registry import Registry
 
 
 @dataclass
-class Desk:
+class Promotions:
     """A registry with its log, and bundles to promote by number."""
 
     registry: Registry
@@ -44,137 +44,141 @@ class Desk:
 
 
 @pytest.fixture
-def desk(
+def promotions(
     client: MlflowClient,
     make_bundle: Callable[[int], Bundle],
     make_evidence: Callable[..., Evidence],
     run_id: str,
     tmp_path: Path,
-) -> Desk:
+) -> Promotions:
     registry = Registry(client, f"model-{tmp_path.name}", tmp_path / "bundles")
-    return Desk(registry, DecisionLog(tmp_path / "log" / "decisions.jsonl"), make_bundle, make_evidence, run_id)
+    return Promotions(registry, DecisionLog(tmp_path / "log" / "decisions.jsonl"), make_bundle, make_evidence, run_id)
 
 
-def test_the_first_and_the_next_champion(desk: Desk) -> None:
-    assert desk.promote(0) == "1" == desk.registry.champion().version
-    assert desk.promote(1) == "2" == desk.registry.champion().version
-    assert desk.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
-    first = desk.log.decisions()[0]
-    assert first.digest == desk.make_bundle(0).digest
+def test_the_first_and_the_next_champion(promotions: Promotions) -> None:
+    assert promotions.promote(0) == "1" == promotions.registry.champion().version
+    assert promotions.promote(1) == "2" == promotions.registry.champion().version
+    assert promotions.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
+    first = promotions.log.decisions()[0]
+    assert first.digest == promotions.make_bundle(0).digest
     assert first.evidence["candidate"][0]["dsc"] == 0.8
     assert first.evidence["difference"]["n"] == 3
     assert first.at.endswith("+00:00")
 
 
-def test_a_refusal_is_written_down_and_moves_nothing(desk: Desk) -> None:
-    desk.promote(0)
-    worse = desk.make_bundle(1)
-    evidence = desk.make_evidence(worse.digest, candidate=(0.1, 0.1, 0.0), loads_fresh=False)
+def test_a_refusal_is_written_down_and_moves_nothing(promotions: Promotions) -> None:
+    promotions.promote(0)
+    worse = promotions.make_bundle(1)
+    evidence = promotions.make_evidence(worse.digest, candidate=(0.1, 0.1, 0.0), loads_fresh=False)
     with pytest.raises(GateRefusedError) as caught:
-        desk.promote(worse, evidence)
+        promotions.promote(worse, evidence)
     assert "must exceed" in caught.value.fields["found"]
     assert "fresh process" in caught.value.fields["found"]
-    assert [version.version for version in desk.registry.versions()] == ["1"]
-    assert desk.registry.champion().version == "1"
-    refused = desk.log.decisions()[-1]
+    assert [version.version for version in promotions.registry.versions()] == ["1"]
+    assert promotions.registry.champion().version == "1"
+    refused = promotions.log.decisions()[-1]
     assert (refused.kind, refused.digest, refused.version, refused.previous) == ("refused", worse.digest, None, "1")
     assert refused.evidence["candidate"][2]["missed"]
     assert len(refused.evidence["reasons"]) == 2
-    assert desk.promote(2) == "2", "a refusal stands in nobody's way"
+    assert promotions.promote(2) == "2", "a refusal stands in nobody's way"
 
 
-def test_evidence_of_another_bundle_is_refused(desk: Desk) -> None:
+def test_evidence_of_another_bundle_is_refused(promotions: Promotions) -> None:
     with pytest.raises(InputError, match="another bundle's"):
-        desk.promote(desk.make_bundle(0), desk.make_evidence(desk.make_bundle(1).digest))
-    assert desk.log.decisions() == []
-    assert desk.registry.versions() == []
+        promotions.promote(promotions.make_bundle(0), promotions.make_evidence(promotions.make_bundle(1).digest))
+    assert promotions.log.decisions() == []
+    assert promotions.registry.versions() == []
 
 
-def test_a_bundle_that_changed_since_it_was_scored_is_refused(desk: Desk) -> None:
-    bundle, other = desk.make_bundle(0), desk.make_bundle(1)
+def test_a_bundle_that_changed_since_it_was_scored_is_refused(promotions: Promotions) -> None:
+    bundle, other = promotions.make_bundle(0), promotions.make_bundle(1)
     shutil.rmtree(bundle.folder)
     shutil.copytree(other.folder, bundle.folder)
     with pytest.raises(BundleError):
-        desk.promote(bundle)
+        promotions.promote(bundle)
     (bundle.folder / "bundle.json").write_text("{}")
     with pytest.raises(BundleError):
-        desk.promote(bundle)
-    assert desk.registry.versions() == []
+        promotions.promote(bundle)
+    assert promotions.registry.versions() == []
 
 
-def test_rollback_goes_back_and_forth(desk: Desk) -> None:
+def test_rollback_goes_back_and_forth(promotions: Promotions) -> None:
     with pytest.raises(NotReadyError, match="no champion to go back to"):
-        rollback(desk.registry, desk.log)
-    desk.promote(0)
+        rollback(promotions.registry, promotions.log)
+    promotions.promote(0)
     with pytest.raises(NotReadyError, match="no champion to go back to"):
-        rollback(desk.registry, desk.log)
-    desk.promote(1)
-    desk.promote(2)
+        rollback(promotions.registry, promotions.log)
+    promotions.promote(1)
+    promotions.promote(2)
     for expected in ("2", "3", "2"):
-        assert rollback(desk.registry, desk.log).version == expected == desk.registry.champion().version
-    assert desk.moves[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "3"), ("rolled_back", "3", "2")]
-    assert desk.log.decisions()[-1].digest == desk.make_bundle(1).digest
-    assert desk.promote(3) == "4"
-    assert rollback(desk.registry, desk.log).version == "2"
+        assert (
+            rollback(promotions.registry, promotions.log).version == expected == promotions.registry.champion().version
+        )
+    assert promotions.moves[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "3"), ("rolled_back", "3", "2")]
+    assert promotions.log.decisions()[-1].digest == promotions.make_bundle(1).digest
+    assert promotions.promote(3) == "4"
+    assert rollback(promotions.registry, promotions.log).version == "2"
 
 
-def test_promoting_the_champion_again_keeps_the_way_back(desk: Desk) -> None:
-    desk.promote(0)
-    assert desk.promote(1) == desk.promote(1) == "2"
-    assert rollback(desk.registry, desk.log).version == "1"
+def test_promoting_the_champion_again_keeps_the_way_back(promotions: Promotions) -> None:
+    promotions.promote(0)
+    assert promotions.promote(1) == promotions.promote(1) == "2"
+    assert rollback(promotions.registry, promotions.log).version == "1"
 
 
-def test_a_former_champion_can_be_promoted_again(desk: Desk) -> None:
+def test_a_former_champion_can_be_promoted_again(promotions: Promotions) -> None:
     for number, version in ((0, "1"), (1, "2"), (0, "1")):
-        assert desk.promote(number) == version
-    assert desk.moves[-1] == ("promoted", "2", "1")
-    assert rollback(desk.registry, desk.log).version == "2"
+        assert promotions.promote(number) == version
+    assert promotions.moves[-1] == ("promoted", "2", "1")
+    assert rollback(promotions.registry, promotions.log).version == "2"
 
 
-def test_a_rollback_to_a_damaged_bundle_moves_nothing(desk: Desk, tmp_path: Path) -> None:
-    desk.promote(0)
-    desk.promote(1)
-    for fetched in (tmp_path / "bundles").glob(f"{desk.make_bundle(0).digest[:16]}/weights-0.safetensors"):
+def test_a_rollback_to_a_damaged_bundle_moves_nothing(promotions: Promotions, tmp_path: Path) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    for fetched in (tmp_path / "bundles").glob(f"{promotions.make_bundle(0).digest[:16]}/weights-0.safetensors"):
         fetched.write_bytes(b"")
     with pytest.raises(BundleError):
-        rollback(desk.registry, desk.log)
-    assert desk.registry.champion().version == "2"
-    assert len(desk.moves) == 2
+        rollback(promotions.registry, promotions.log)
+    assert promotions.registry.champion().version == "2"
+    assert len(promotions.moves) == 2
 
 
 @pytest.mark.parametrize("move", ["to another version", "away"])
-def test_a_champion_moved_from_outside_is_noticed(desk: Desk, client: MlflowClient, tmp_path: Path, move: str) -> None:
-    desk.promote(0)
-    desk.promote(1)
+def test_a_champion_moved_from_outside_is_noticed(
+    promotions: Promotions, client: MlflowClient, tmp_path: Path, move: str
+) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
     name = f"model-{tmp_path.name}"
     if move == "away":
         client.delete_registered_model_alias(name, "champion")
     else:
         client.set_registered_model_alias(name, "champion", "1")
     with pytest.raises(InputError, match="from outside") as caught:
-        desk.promote(2)
+        promotions.promote(2)
     assert caught.value.fields["expected"].startswith("version 2, bundle ")
     with pytest.raises(InputError, match="from outside"):
-        rollback(desk.registry, desk.log)
-    assert len(desk.moves) == 2
+        rollback(promotions.registry, promotions.log)
+    assert len(promotions.moves) == 2
     client.set_registered_model_alias(name, "champion", "2")
-    assert desk.promote(2) == "3"
+    assert promotions.promote(2) == "3"
 
 
-def test_a_champion_without_any_decision_is_noticed(desk: Desk) -> None:
-    version = desk.registry.register(desk.make_bundle(0), desk.run_id)
-    desk.registry.point_champion(version.version)
+def test_a_champion_without_any_decision_is_noticed(promotions: Promotions) -> None:
+    version = promotions.registry.register(promotions.make_bundle(0), promotions.run_id)
+    promotions.registry.point_champion(version.version)
     with pytest.raises(InputError, match="from outside") as caught:
-        desk.promote(1)
+        promotions.promote(1)
     assert caught.value.fields["expected"] == "no champion"
 
 
-def test_a_decision_cut_off_by_a_crash_is_passed_over(desk: Desk, tmp_path: Path) -> None:
-    desk.promote(0)
+def test_a_decision_cut_off_by_a_crash_is_passed_over(promotions: Promotions, tmp_path: Path) -> None:
+    promotions.promote(0)
     with (tmp_path / "log" / "decisions.jsonl").open("a") as file:
         file.write('{"kind": "promo')
-    assert desk.promote(1) == "2"
-    assert desk.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
+    assert promotions.promote(1) == "2"
+    assert promotions.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
 
 
 _PROMOTER = """
