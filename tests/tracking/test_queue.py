@@ -1,4 +1,4 @@
-"""The queue on disk: in order, none lost, none twice, whatever happens to either side."""
+"""The durable queue: in order, complete, without duplicates, across outages and crashes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Entry = dict[str, object]
 
 
 class Store:
-    """Takes entries, or refuses them while it is away; `whole` is set once `expected` have arrived."""
+    """A consumer that raises while it is `down`, and then sets `refused`."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.away = threading.Event()
+        self.down = threading.Event()
         self.refused = threading.Event()
 
     def deliver(self, entries: list[Entry]) -> None:
-        if self.away.is_set():
+        if self.down.is_set():
             self.refused.set()
-            raise ConnectionError("away")
+            raise ConnectionError("server is down")
         self.entries += entries
 
 
@@ -40,41 +40,43 @@ def numbers(store: Store) -> list[object]:
     return [entry["n"] for entry in store.entries]
 
 
-def test_entries_arrive_in_order(tmp_path: Path, store: Store) -> None:
-    spool = MetricQueue(tmp_path / "deep" / "spool.jsonl", store.deliver)
+def test_entries_are_delivered_in_order(tmp_path: Path, store: Store) -> None:
+    queue = MetricQueue(tmp_path / "deep" / "spool.jsonl", store.deliver)
     for n in range(200):
-        spool.put({"n": n, "text": "Größe\n\u2028\x85 = 3"})
-    assert spool.close(20)
+        queue.put({"n": n, "text": "Größe\n\u2028\x85 = 3"})
+    assert queue.close(20)
     assert numbers(store) == list(range(200))
     assert store.entries[0]["text"] == "Größe\n\u2028\x85 = 3"
 
 
-def test_an_absence_is_bridged(tmp_path: Path, store: Store) -> None:
-    spool = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
-    spool.put({"n": 0})
-    assert spool.flush(20)
-    store.away.set()
+def test_outage_is_buffered_and_reported_once(tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    queue = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
+    queue.put({"n": 0})
+    assert queue.flush(20)
+    store.down.set()
     for n in range(1, 50):
-        spool.put({"n": n})
+        queue.put({"n": n})
     assert store.refused.wait(20)
-    assert not spool.flush(0.1)
-    assert spool.last_error == "away"
-    store.away.clear()
-    spool.put({"n": 50})
-    assert spool.close(30)
+    assert not queue.flush(0.1)
+    (warning,) = caplog.messages
+    assert "server is down" in warning
+    assert str(tmp_path / "spool.jsonl") in warning
+    store.down.clear()
+    queue.put({"n": 50})
+    assert queue.close(30)
     assert numbers(store) == list(range(51))
 
 
-def test_what_was_not_delivered_waits_for_the_next_process(tmp_path: Path, store: Store) -> None:
-    spool = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
-    spool.put({"n": 0})
-    assert spool.flush(20)
-    store.away.set()
-    spool.put({"n": 1})
+def test_undelivered_entries_are_delivered_by_the_next_process(tmp_path: Path, store: Store) -> None:
+    queue = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
+    queue.put({"n": 0})
+    assert queue.flush(20)
+    store.down.set()
+    queue.put({"n": 1})
     assert store.refused.wait(20)
-    assert not spool.close(0.1)
+    assert not queue.close(0.1)
     assert numbers(store) == [0]
-    store.away.clear()
+    store.down.clear()
     again = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
     assert again.flush(20)
     again.put({"n": 2})
@@ -82,14 +84,14 @@ def test_what_was_not_delivered_waits_for_the_next_process(tmp_path: Path, store
     assert numbers(store) == [0, 1, 2]
 
 
-def test_an_entry_is_on_disk_when_put_returns(tmp_path: Path, store: Store) -> None:
-    """A process that is killed at once has lost nothing."""
+def test_entry_is_on_disk_when_put_returns(tmp_path: Path, store: Store) -> None:
+    """A process killed right after `put` loses no entry."""
     program = (
         "import os, signal, sys, pathlib\n"
         "from gtvray.tracking import MetricQueue\n"
         "def refuse(_): raise ConnectionError\n"
-        "spool = MetricQueue(pathlib.Path(sys.argv[1]), refuse)\n"
-        "for n in range(20): spool.put({'n': n})\n"
+        "queue = MetricQueue(pathlib.Path(sys.argv[1]), refuse)\n"
+        "for n in range(20): queue.put({'n': n})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "s.jsonl")], timeout=60, check=False)
@@ -99,19 +101,17 @@ def test_an_entry_is_on_disk_when_put_returns(tmp_path: Path, store: Store) -> N
 
 
 @pytest.mark.parametrize("tail", ['{"n": 1', '{"n": "ü'.encode()[:-1].decode("latin-1"), "{"])
-def test_a_line_that_a_crash_cut_off_is_dropped_alone(tmp_path: Path, store: Store, tail: str) -> None:
+def test_only_a_truncated_last_line_is_dropped(tmp_path: Path, store: Store, tail: str) -> None:
     path = tmp_path / "spool.jsonl"
     path.write_bytes(json.dumps({"n": 0}).encode() + b"\n" + tail.encode("latin-1"))
-    spool = MetricQueue(path, store.deliver)
-    spool.put({"n": 2})
-    assert spool.close(20)
+    queue = MetricQueue(path, store.deliver)
+    queue.put({"n": 2})
+    assert queue.close(20)
     assert numbers(store) == [0, 2]
 
 
-def test_a_mark_that_cannot_be_written_is_tried_again(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when the disk is full for a while: entries come again, and the thread lives on."""
+def test_failed_write_of_the_mark_is_retried(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: entries are delivered again, and the thread keeps running."""
     failing = threading.Event()
     failing.set()
     write: Callable[..., int] = Path.write_text
@@ -123,9 +123,9 @@ def test_a_mark_that_cannot_be_written_is_tried_again(
         return write(self, text)
 
     monkeypatch.setattr(Path, "write_text", write_text)
-    spool = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
-    spool.put({"n": 0})
-    assert spool.flush(20)
-    spool.put({"n": 1})
-    assert spool.close(20)
+    queue = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
+    queue.put({"n": 0})
+    assert queue.flush(20)
+    queue.put({"n": 1})
+    assert queue.close(20)
     assert numbers(store) == [0, 0, 1]
