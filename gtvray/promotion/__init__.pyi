@@ -1,9 +1,9 @@
 from .decisions import Decision as Decision
 from .decisions import DecisionLog as DecisionLog
 from .evidence import gather_evidence as gather_evidence
+from .evidence import reproduces_in_fresh_process as reproduces_in_fresh_process
 from .gate import Evidence as Evidence
 from .gate import judge as judge
-from .probe import answers_alike as answers_alike
 from .service import promote as promote
 from .service import require_champion as require_champion
 from .service import restore as restore

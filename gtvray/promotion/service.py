@@ -1,4 +1,4 @@
-"""Moving the champion: under the lease, after the gate, with everything written down."""
+"""Promotion, rollback and restoration of the champion: each under the lease, each recorded in the decision log."""
 
 from __future__ import annotations
 
@@ -25,17 +25,28 @@ def promote(
     log: DecisionLog,
     golden: Path | None = None,
 ) -> tuple[ModelVersion, Judgement]:
-    """Register a bundle and make it the champion, if the gate accepts it; its golden cases go with it.
+    """Register a bundle with its golden cases and make it the champion, if the gate accepts it.
+
+    Args:
+        bundle: the candidate.
+        run_id: MLflow run that trained it.
+        evidence: its scores and those of the baseline.
+        config: thresholds of the gate.
+        registry: the registry to promote in.
+        log: log of decisions.
+        golden: folder of its golden cases; None registers it without.
 
     Raises:
-        GateRefusedError: it does not; the refusal and its evidence are in the log.
+        GateRefusedError: the gate refuses it; the refusal and its evidence are in the log.
         BundleError: the bundle has changed since it was scored.
-        InputError: the evidence is another bundle's.
+        InputError: the evidence belongs to another bundle, or the champion was changed outside the gate.
     """
     if evidence.digest != bundle.digest:
-        raise InputError("evidence is another bundle's", expected=bundle.digest, found=evidence.digest)
+        raise InputError("the evidence belongs to another bundle", expected=bundle.digest, found=evidence.digest)
     if (digest := verify_digest(bundle.folder)) != bundle.digest:
-        raise BundleError("another bundle lies in its place", where=bundle.folder, expected=bundle.digest, found=digest)
+        raise BundleError(
+            "the bundle has changed since it was scored", where=bundle.folder, expected=bundle.digest, found=digest
+        )
     judgement = judge(evidence, config)
     with log.lease():
         previous = require_champion(registry, log)
@@ -45,15 +56,15 @@ def promote(
                 "the promotion gate refused the candidate",
                 where=bundle.digest[:16],
                 found="; ".join(judgement.reasons),
-                do="train longer or on more cases; the champion stays as it was",
+                do="train longer or on more cases; the champion is unchanged",
             )
         version = registry.register(bundle, run_id)
         if golden is not None:
             registry.add_golden(version, golden)
-        standing = log.standing()
-        if standing is not None and version.version == previous:
-            # The champion once more: the way back leads to the one before it still.
-            previous = standing.previous
+        current = log.current()
+        if current is not None and version.version == previous:
+            # The champion is promoted again: a rollback must still lead to its predecessor.
+            previous = current.previous
         registry.fetch(version)
         registry.point_champion(version.version)
         log.append(Decision("promoted", bundle.digest, version.version, previous, _plain(evidence, judgement)))
@@ -61,119 +72,120 @@ def promote(
 
 
 def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
-    """Make the champion before this one the champion again.
+    """Make the previous champion the champion again.
 
     Raises:
-        NotReadyError: there was none before.
-        NotFoundError: the version before was deleted.
-        InputError: the champion was changed from outside.
+        NotReadyError: there is no previous champion.
+        NotFoundError: its version was deleted.
+        InputError: the champion was changed outside the gate.
         BundleError: its bundle is damaged.
     """
     with log.lease():
-        current = require_champion(registry, log)
-        standing = log.standing()
-        if standing is None or standing.previous is None:
-            raise NotReadyError("there is no champion to go back to", do="`gtvray models` lists what there is")
-        version = _decided(registry, standing.previous, log.digest_of(standing.previous))
+        champion = require_champion(registry, log)
+        current = log.current()
+        if current is None or current.previous is None:
+            raise NotReadyError("there is no previous champion", do="`gtvray models` lists the registered versions")
+        version = _find_version(registry, current.previous, log.digest_of(current.previous))
         if version is None:
             raise NotFoundError(
-                "the version to go back to was deleted in MLflow",
-                expected=f"version {standing.previous}",
+                "the previous champion's version was deleted in MLflow",
+                expected=f"version {current.previous}",
                 found=", ".join(known.version for known in registry.versions()) or "no versions",
-                do="promote another bundle; the champion stays as it is",
+                do="promote another bundle; the champion is unchanged",
             )
         registry.fetch(version)
         registry.point_champion(version.version)
-        log.append(Decision("rolled_back", version.digest, version.version, current, {}))
+        log.append(Decision("rolled_back", version.digest, version.version, champion, {}))
     return version
 
 
 def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -> ModelVersion:
-    """Make the champion what the last decision made it, after it was changed from outside.
+    """Restore the champion of the last decision after a change outside the gate.
 
-    A version that was deleted is registered again, under a new number, from the bundle in the workspace.
+    A deleted version is registered again, under a new number, from the bundle in the workspace.
 
     Args:
-        registry: as it is.
-        log: of decisions.
+        registry: the registry that was changed.
+        log: log of decisions.
         bundles: the workspace's folder of fetched bundles, by digest.
         golden: the workspace's folder of golden cases, by digest.
 
     Raises:
-        NotReadyError: nothing was decided.
-        NotFoundError: the version was deleted, and its bundle is not in the workspace; or its run is gone.
+        NotReadyError: the log has no promotion.
+        NotFoundError: the version was deleted and its bundle is not in the workspace, or its run does not exist.
+        InputError: its run was deleted.
         BundleError: the bundle is not the one that was decided on.
     """
     with log.lease():
-        standing = log.standing()
-        if standing is None or standing.version is None:
-            raise NotReadyError("nothing was decided here, so there is nothing to restore", where=log.workspace)
-        version = _decided(registry, standing.version, standing.digest)
+        current = log.current()
+        if current is None or current.version is None:
+            raise NotReadyError("no champion to restore: nothing was promoted in this workspace", where=log.workspace)
+        version = _find_version(registry, current.version, current.digest)
         if version is not None:
             registry.fetch(version)
         else:
-            version = _register_again(registry, standing.digest, bundles / standing.digest[:16], golden)
-        if _standing_version(registry) == version.version == standing.version:
+            version = _register_again(registry, current.digest, bundles / current.digest[:16], golden)
+        if _champion_version(registry) == version.version == current.version:
             return version
-        before = standing.previous
-        # A deleted model's numbers are given out again: what the number stands for now may be another bundle.
-        if before is not None and _decided(registry, before, log.digest_of(before)) is None:
+        before = current.previous
+        # MLflow reuses the version numbers of a deleted model: the number may now belong to another bundle.
+        if before is not None and _find_version(registry, before, log.digest_of(before)) is None:
             before = None
         registry.point_champion(version.version)
-        reason = {"reason": f"restored version {standing.version} after a change from outside the gate"}
-        log.append(Decision("restored", standing.digest, version.version, before, reason))
+        reason = {"reason": f"restored version {current.version} after a change outside the gate"}
+        log.append(Decision("restored", current.digest, version.version, before, reason))
     return version
 
 
 def require_champion(registry: Registry, log: DecisionLog) -> str | None:
-    """The champion's version; one that no decision made is refused, for its evidence is unknown.
+    """Return the champion's version, or None; refuse a champion that no decision made, since it has no evidence.
 
-    To be called before held-out cases are scored as well, since each look at them makes them worth less.
+    Call it before held-out cases are scored, too: every scoring (a "look" in the ledger) weakens their later use.
 
     Raises:
-        InputError: the champion was changed from outside; the error says how to restore it.
+        InputError: the champion was changed outside the gate; the error says how to restore it.
     """
-    found, standing = _standing_version(registry), log.standing()
-    expected = standing.version if standing else None
-    kept = found is None or standing is None or registry.get(found).digest == standing.digest
-    if found == expected and kept:
+    found, current = _champion_version(registry), log.current()
+    expected = current.version if current else None
+    unchanged = found is None or current is None or registry.get(found).digest == current.digest
+    if found == expected and unchanged:
         return found
     raise InputError(
-        "the champion was changed from outside the gate",
+        "the champion was changed outside the gate",
         where=log.workspace,
-        expected="no champion" if standing is None else f"version {expected}, bundle {standing.digest[:16]}",
-        found=_change(registry, found, standing),
-        do=_advice(log, standing),
+        expected="no champion" if current is None else f"version {expected}, bundle {current.digest[:16]}",
+        found=_describe_change(registry, found, current),
+        do=_instruction(log, current),
     )
 
 
-def _standing_version(registry: Registry) -> str | None:
+def _champion_version(registry: Registry) -> str | None:
     try:
         return registry.champion().version
     except NotReadyError:
         return None
 
 
-def _change(registry: Registry, found: str | None, standing: Decision | None) -> str:
-    if standing is not None and _decided(registry, standing.version, standing.digest) is None:
-        left = "its registered model was deleted, too" if not registry.versions() else "other versions are there"
-        return f"the version was deleted in MLflow; {left}"
+def _describe_change(registry: Registry, found: str | None, current: Decision | None) -> str:
+    if current is not None and _find_version(registry, current.version, current.digest) is None:
+        rest = "other versions exist" if registry.versions() else "its registered model was deleted as well"
+        return f"the version was deleted in MLflow; {rest}"
     if found is None:
         return f"the alias {CHAMPION} was removed"
     return f"the alias {CHAMPION} points to version {found}"
 
 
-def _advice(log: DecisionLog, standing: Decision | None) -> str:
-    if standing is None:
+def _instruction(log: DecisionLog, current: Decision | None) -> str:
+    if current is None:
         return (
-            "work in the workspace whose decision made it champion, or remove the alias in MLflow's UI: "
+            "use the workspace that promoted it, or remove the alias in MLflow's UI: "
             f"Models, the version, Aliases, {CHAMPION}"
         )
     return f"restore it: gtvray rollback --restore --workspace {shlex.quote(str(log.workspace))}"
 
 
-def _decided(registry: Registry, version: str | None, digest: str | None) -> ModelVersion | None:
-    """A version, if it is there and still the bundle that was decided on."""
+def _find_version(registry: Registry, version: str | None, digest: str | None) -> ModelVersion | None:
+    """Return a version if it exists and is still the bundle that was decided on."""
     try:
         found = registry.get(version) if version is not None else None
     except NotFoundError:
@@ -187,11 +199,13 @@ def _register_again(registry: Registry, digest: str, folder: Path, golden: Path)
             "the champion's version was deleted, and its bundle is not in this workspace",
             where=folder,
             expected=f"bundle {digest}",
-            do="put a copy of the bundle's folder there, and run this again",
+            do="copy the bundle's folder there and run this again",
         )
     bundle = Bundle.load(folder)
     if bundle.digest != digest:
-        raise BundleError("another bundle lies in its place", where=folder, expected=digest, found=bundle.digest)
+        raise BundleError(
+            "the bundle is not the one that was promoted", where=folder, expected=digest, found=bundle.digest
+        )
     run_id = str(bundle.info["mlflow_run"])
     registry.require_run(run_id)
     version = registry.register(bundle, run_id)

@@ -1,4 +1,4 @@
-"""A store on SQLite, made once, bundles of random weights, and scores to judge them by."""
+"""An MLflow store on SQLite, created once, bundles with random weights, and evidence about them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_id(client: MlflowClient, tmp_path: Path) -> str:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """A bundle by its seed."""
+    """A factory of bundles, by the seed of their weights."""
 
     def make(seed: int) -> Bundle:
         return random_bundle(tmp_path / f"made-{seed}", seed)
@@ -48,7 +48,7 @@ def scores(dsc: Sequence[float]) -> tuple[CaseScore, ...]:
 
 @pytest.fixture(scope="session")
 def make_evidence() -> MakeEvidence:
-    """Evidence for a digest, good unless told otherwise."""
+    """A factory of evidence for a digest; by default the gate accepts it."""
 
     def make(
         digest: str,

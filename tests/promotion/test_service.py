@@ -1,4 +1,4 @@
-"""Moving the champion: through the gate alone, written down, and back again."""
+"""Promotion and rollback: only through the gate, recorded in the log, safe against changes outside and crashes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gtvray.registry import Registry
 
 @dataclass
 class Promotions:
-    """A registry with its log, and bundles to promote by number."""
+    """A registry with its decision log, and promotion of bundles by number."""
 
     registry: Registry
     log: DecisionLog
@@ -39,7 +39,7 @@ class Promotions:
         return version.version
 
     @property
-    def moves(self) -> list[tuple[str, str | None, str | None]]:
+    def changes(self) -> list[tuple[str, str | None, str | None]]:
         return [(decision.kind, decision.previous, decision.version) for decision in self.log.decisions()]
 
 
@@ -55,10 +55,10 @@ def promotions(
     return Promotions(registry, DecisionLog(tmp_path / "log" / "decisions.jsonl"), make_bundle, make_evidence, run_id)
 
 
-def test_the_first_and_the_next_champion(promotions: Promotions) -> None:
+def test_first_and_second_promotion(promotions: Promotions) -> None:
     assert promotions.promote(0) == "1" == promotions.registry.champion().version
     assert promotions.promote(1) == "2" == promotions.registry.champion().version
-    assert promotions.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
+    assert promotions.changes == [("promoted", None, "1"), ("promoted", "1", "2")]
     first = promotions.log.decisions()[0]
     assert first.digest == promotions.make_bundle(0).digest
     assert first.evidence["candidate"][0]["dsc"] == 0.8
@@ -66,7 +66,7 @@ def test_the_first_and_the_next_champion(promotions: Promotions) -> None:
     assert first.at.endswith("+00:00")
 
 
-def test_a_refusal_is_written_down_and_moves_nothing(promotions: Promotions) -> None:
+def test_refusal_is_recorded_and_keeps_the_champion(promotions: Promotions) -> None:
     promotions.promote(0)
     worse = promotions.make_bundle(1)
     evidence = promotions.make_evidence(worse.digest, candidate=(0.1, 0.1, 0.0), loads_fresh=False)
@@ -80,17 +80,17 @@ def test_a_refusal_is_written_down_and_moves_nothing(promotions: Promotions) -> 
     assert (refused.kind, refused.digest, refused.version, refused.previous) == ("refused", worse.digest, None, "1")
     assert refused.evidence["candidate"][2]["missed"]
     assert len(refused.evidence["reasons"]) == 2
-    assert promotions.promote(2) == "2", "a refusal stands in nobody's way"
+    assert promotions.promote(2) == "2", "a refusal does not block later promotions"
 
 
 def test_evidence_of_another_bundle_is_refused(promotions: Promotions) -> None:
-    with pytest.raises(InputError, match="another bundle's"):
+    with pytest.raises(InputError, match="belongs to another bundle"):
         promotions.promote(promotions.make_bundle(0), promotions.make_evidence(promotions.make_bundle(1).digest))
     assert promotions.log.decisions() == []
     assert promotions.registry.versions() == []
 
 
-def test_a_bundle_that_changed_since_it_was_scored_is_refused(promotions: Promotions) -> None:
+def test_bundle_changed_since_it_was_scored_is_refused(promotions: Promotions) -> None:
     bundle, other = promotions.make_bundle(0), promotions.make_bundle(1)
     shutil.rmtree(bundle.folder)
     shutil.copytree(other.folder, bundle.folder)
@@ -102,11 +102,11 @@ def test_a_bundle_that_changed_since_it_was_scored_is_refused(promotions: Promot
     assert promotions.registry.versions() == []
 
 
-def test_rollback_goes_back_and_forth(promotions: Promotions) -> None:
-    with pytest.raises(NotReadyError, match="no champion to go back to"):
+def test_repeated_rollback_alternates_between_two_champions(promotions: Promotions) -> None:
+    with pytest.raises(NotReadyError, match="no previous champion"):
         rollback(promotions.registry, promotions.log)
     promotions.promote(0)
-    with pytest.raises(NotReadyError, match="no champion to go back to"):
+    with pytest.raises(NotReadyError, match="no previous champion"):
         rollback(promotions.registry, promotions.log)
     promotions.promote(1)
     promotions.promote(2)
@@ -114,26 +114,26 @@ def test_rollback_goes_back_and_forth(promotions: Promotions) -> None:
         assert (
             rollback(promotions.registry, promotions.log).version == expected == promotions.registry.champion().version
         )
-    assert promotions.moves[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "3"), ("rolled_back", "3", "2")]
+    assert promotions.changes[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "3"), ("rolled_back", "3", "2")]
     assert promotions.log.decisions()[-1].digest == promotions.make_bundle(1).digest
     assert promotions.promote(3) == "4"
     assert rollback(promotions.registry, promotions.log).version == "2"
 
 
-def test_promoting_the_champion_again_keeps_the_way_back(promotions: Promotions) -> None:
+def test_promoting_the_champion_again_keeps_its_predecessor(promotions: Promotions) -> None:
     promotions.promote(0)
     assert promotions.promote(1) == promotions.promote(1) == "2"
     assert rollback(promotions.registry, promotions.log).version == "1"
 
 
-def test_a_former_champion_can_be_promoted_again(promotions: Promotions) -> None:
+def test_former_champion_can_be_promoted_again(promotions: Promotions) -> None:
     for number, version in ((0, "1"), (1, "2"), (0, "1")):
         assert promotions.promote(number) == version
-    assert promotions.moves[-1] == ("promoted", "2", "1")
+    assert promotions.changes[-1] == ("promoted", "2", "1")
     assert rollback(promotions.registry, promotions.log).version == "2"
 
 
-def test_a_rollback_to_a_damaged_bundle_moves_nothing(promotions: Promotions, tmp_path: Path) -> None:
+def test_rollback_to_a_damaged_bundle_keeps_the_champion(promotions: Promotions, tmp_path: Path) -> None:
     promotions.promote(0)
     promotions.promote(1)
     for fetched in (tmp_path / "bundles").glob(f"{promotions.make_bundle(0).digest[:16]}/weights-0.safetensors"):
@@ -141,44 +141,44 @@ def test_a_rollback_to_a_damaged_bundle_moves_nothing(promotions: Promotions, tm
     with pytest.raises(BundleError):
         rollback(promotions.registry, promotions.log)
     assert promotions.registry.champion().version == "2"
-    assert len(promotions.moves) == 2
+    assert len(promotions.changes) == 2
 
 
-@pytest.mark.parametrize("move", ["to another version", "away"])
-def test_a_champion_moved_from_outside_is_noticed(
-    promotions: Promotions, client: MlflowClient, tmp_path: Path, move: str
+@pytest.mark.parametrize("change", ["alias moved", "alias removed"])
+def test_alias_changed_outside_the_gate_is_detected(
+    promotions: Promotions, client: MlflowClient, tmp_path: Path, change: str
 ) -> None:
     promotions.promote(0)
     promotions.promote(1)
     name = f"model-{tmp_path.name}"
-    if move == "away":
+    if change == "alias removed":
         client.delete_registered_model_alias(name, "champion")
     else:
         client.set_registered_model_alias(name, "champion", "1")
-    with pytest.raises(InputError, match="from outside") as caught:
+    with pytest.raises(InputError, match="outside the gate") as caught:
         promotions.promote(2)
     assert caught.value.fields["expected"].startswith("version 2, bundle ")
-    with pytest.raises(InputError, match="from outside"):
+    with pytest.raises(InputError, match="outside the gate"):
         rollback(promotions.registry, promotions.log)
-    assert len(promotions.moves) == 2
+    assert len(promotions.changes) == 2
     client.set_registered_model_alias(name, "champion", "2")
     assert promotions.promote(2) == "3"
 
 
-def test_a_champion_without_any_decision_is_noticed(promotions: Promotions) -> None:
+def test_champion_without_a_decision_is_detected(promotions: Promotions) -> None:
     version = promotions.registry.register(promotions.make_bundle(0), promotions.run_id)
     promotions.registry.point_champion(version.version)
-    with pytest.raises(InputError, match="from outside") as caught:
+    with pytest.raises(InputError, match="outside the gate") as caught:
         promotions.promote(1)
     assert caught.value.fields["expected"] == "no champion"
 
 
-def test_a_decision_cut_off_by_a_crash_is_passed_over(promotions: Promotions, tmp_path: Path) -> None:
+def test_truncated_decision_is_ignored(promotions: Promotions, tmp_path: Path) -> None:
     promotions.promote(0)
     with (tmp_path / "log" / "decisions.jsonl").open("a") as file:
         file.write('{"kind": "promo')
     assert promotions.promote(1) == "2"
-    assert promotions.moves == [("promoted", None, "1"), ("promoted", "1", "2")]
+    assert promotions.changes == [("promoted", None, "1"), ("promoted", "1", "2")]
 
 
 _PROMOTER = """
@@ -203,7 +203,7 @@ for _ in range(3):
 """
 
 
-def test_promotions_of_two_processes_do_not_mix(
+def test_concurrent_promotions_of_two_processes_are_serialised(
     client: MlflowClient, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
 ) -> None:
     name = f"model-{tmp_path.name}"
@@ -226,5 +226,5 @@ def test_promotions_of_two_processes_do_not_mix(
     assert len(registry.versions()) == 2
     assert registry.champion().version == decisions[-1].version
     for before, after in itertools.pairwise(decisions):
-        # Either the champion moved away from the one before, or it was promoted once more.
+        # Either the champion replaced the one before, or it was promoted again.
         assert after.previous == (before.previous if after.version == before.version else before.version)
