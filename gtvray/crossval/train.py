@@ -218,7 +218,7 @@ class TrainJob:
             status = "FAILED"
             raise
         finally:
-            recorder.finish_sweep(status)
+            recorder.finish_run(status)
             delivered = recorder.close()
         return TrainOutcome(self.name, self.folder, *outcome, board.failures, recorder.run_id, delivered)
 

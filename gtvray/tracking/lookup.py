@@ -81,13 +81,13 @@ def require_run_kept(client: MlflowClient, run: Run) -> None:
         )
 
 
-def require_recordable(client: MlflowClient, experiment: str, sweep: str | None = None) -> None:
+def require_recordable(client: MlflowClient, experiment: str, name: str | None = None) -> None:
     """Check, before any work is done, that MLflow can record a sweep or training.
 
     Args:
         client: client of the store.
         experiment: name of the experiment.
-        sweep: id of a resumed sweep or training; its run and the runs of its trials are checked as well.
+        name: name of a resumed sweep or training; its run and the runs of its trials are checked as well.
 
     Raises:
         InputError: one of them was deleted; the error gives the command that restores it.
@@ -96,22 +96,22 @@ def require_recordable(client: MlflowClient, experiment: str, sweep: str | None 
 
     require_experiment(client, experiment)
     found = client.get_experiment_by_name(experiment)
-    if sweep is None or found is None:
+    if name is None or found is None:
         return
-    parent = find_run(client, found.experiment_id, sweep)
+    parent = find_run(client, found.experiment_id, name)
     if parent is None:
         return
     require_run_kept(client, parent)
     children = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     deleted = client.search_runs([found.experiment_id], children, ViewType.DELETED_ONLY, max_results=_MAX_RESULTS)
-    _require_none_deleted(client, found.experiment_id, sweep, deleted)
+    _require_none_deleted(client, found.experiment_id, name, deleted)
 
 
-def _require_none_deleted(client: MlflowClient, experiment: str, sweep: str, deleted: Iterable[Run]) -> None:
+def _require_none_deleted(client: MlflowClient, experiment: str, name: str, deleted: Iterable[Run]) -> None:
     for run in deleted:
         trial = run.data.tags.get("ray.trial_id")
         # A newer run of the trial may have replaced the deleted one.
-        current = find_run(client, experiment, f"{sweep}/{trial}") if trial is not None else None
+        current = find_run(client, experiment, f"{name}/{trial}") if trial is not None else None
         if current is not None:
             require_run_kept(client, current)
 

@@ -28,25 +28,25 @@ class RunRecorder:
     Args:
         client: client of the tracking store.
         experiment: name of the experiment.
-        sweep: id of the sweep or training; the same id continues the same parent run.
+        name: name of the sweep or training; the same name continues the same parent run.
         queue_file: file of the metric queue.
         artifacts: artifact folder of a new experiment; None leaves it to the server.
     """
 
     def __init__(
-        self, client: MlflowClient, experiment: str, sweep: str, queue_file: Path, artifacts: Path | None = None
+        self, client: MlflowClient, experiment: str, name: str, queue_file: Path, artifacts: Path | None = None
     ) -> None:
-        self._client, self._sweep = client, sweep
+        self._client, self._name = client, name
         self._folder = queue_file.parent.resolve()
         self._experiment = experiment_id(client, experiment, artifacts)
         self._runs: dict[str, str] = {}
         self._open: set[str] = set()
-        tags = {"gtvray.sweep": sweep, "mlflow.runName": sweep}
-        self.run_id = find_or_create_run(client, self._experiment, sweep, tags)
+        tags = {"gtvray.sweep": name, "mlflow.runName": name}
+        self.run_id = find_or_create_run(client, self._experiment, name, tags)
         # A trial that was killed reports its last epoch again with a new time stamp, a second row to MLflow.
         earlier = read_json_lines(queue_file)
         self._logged = {_identity(entry) for entry in earlier if "metrics" in entry}
-        # Trials that an earlier process left running end with the sweep, unless they are resumed.
+        # Trials that an earlier process left running end with the parent run, unless they are resumed.
         for entry in earlier:
             if entry["trial"] is not None:
                 self._open.add(entry["trial"])
@@ -95,7 +95,7 @@ class RunRecorder:
         self._open.discard(trial)
         self._end(trial, status)
 
-    def finish_sweep(self, status: str) -> None:
+    def finish_run(self, status: str) -> None:
         """End the parent run and the runs of trials that are still open."""
         for trial in sorted(self._open):
             self.finish(trial, status)
@@ -152,7 +152,7 @@ class RunRecorder:
             return self.run_id
         if trial not in self._runs:
             tags = {"ray.trial_id": trial, "mlflow.parentRunId": self.run_id, "mlflow.runName": f"trial-{trial}"}
-            key = f"{self._sweep}/{trial}"
+            key = f"{self._name}/{trial}"
             self._runs[trial] = find_or_create_run(self._client, self._experiment, key, tags)
         return self._runs[trial]
 

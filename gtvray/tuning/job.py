@@ -156,7 +156,7 @@ class SweepJob:
             status = "FAILED"
             raise
         finally:
-            recorder.finish_sweep(status)
+            recorder.finish_run(status)
             delivered = recorder.close()
         return SweepOutcome(result, bundle, run_id, recorder.run_id, delivered)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -21,9 +22,16 @@ MakeEvidence = Callable[..., Evidence]
 
 
 @pytest.fixture(scope="session")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     folder = tmp_path_factory.mktemp("mlflow")
     return open_store(folder / "mlflow.db", folder / "artifacts")
+
+
+@pytest.fixture
+def client(store: MlflowClient) -> MlflowClient:
+    """The store's client. MLflow resolves `models:/` in its global store, which a test may have changed."""
+    mlflow.set_tracking_uri(store.tracking_uri)
+    return store
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_sweep_is_a_parent_run_with_a_child_run_per_trial(client: MlflowClient, 
     record(recorder, 3, range(1, 61))
     recorder.finish("t0", "FINISHED")
     recorder.finish("t1", "FAILED")
-    recorder.finish_sweep("KILLED")
+    recorder.finish_run("KILLED")
     assert recorder.close()
     parent, runs = client.get_run(recorder.run_id), children(client, recorder)
     assert parent.data.params["key.249"] == "249"
@@ -184,7 +184,7 @@ recorder.start("t0", {"optimizer.lr": 0.1}, {})
 for epoch in range(1, int(sys.argv[3]) + 1):
     recorder.log("t0", {"train_loss": 1 / epoch}, epoch)
     print(epoch, recorder.flush(float(sys.argv[4])), flush=True)
-recorder.finish_sweep("FINISHED")
+recorder.finish_run("FINISHED")
 print(recorder.close(60), flush=True)
 """
 
