@@ -28,7 +28,7 @@ from gtvray.data import CachedCase, CaseCache
 from gtvray.datasets import index_dataset, write_phantoms
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, connect
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import RunRecorder, connect_mlflow
 
 TRIALS = 4
 SETTINGS = [
@@ -89,7 +89,7 @@ def ours(config: Config, cases: list[CachedCase], trials: int, cluster: Cluster,
 
     place = Workspace(folder)
     client = connect_mlflow(place.mlflow_uri, place.artifacts)
-    recorder = SweepRecorder(client, "benchmark", "sweep", folder / "spool.jsonl", place.artifacts)
+    recorder = RunRecorder(client, "benchmark", "sweep", folder / "spool.jsonl", place.artifacts)
     sweep = SweepConfig.model_validate(
         {
             "trials": trials,

@@ -1,4 +1,4 @@
-"""`gtvray promote | rollback | models`: what is registered, and which one is served."""
+"""`gtvray promote | rollback | models`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, Set
 
 
 def promote(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, as `gtvray sweep` printed it.")],
-    data: Annotated[Path, typer.Option(help="The data it was trained on; its held-out cases decide.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, as printed by `gtvray sweep`.")],
+    data: Annotated[Path, typer.Option(help="Dataset the bundle was trained on; the gate scores its held-out cases.")],
     locator: Annotated[
-        Path | None, typer.Option(help="A bundle of the same data on a coarser grid: it tells where to look closely.")
+        Path | None, typer.Option(help="Bundle of the same data on a coarser grid, which localises the tumour.")
     ] = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a bundle through the gate; make it the champion if it passes.
+    """Make a bundle the champion if it passes the promotion gate.
 
-    With inference.KEY=VALUE its networks are scored and promoted under that setting, as a bundle of its own; with
-    --locator too, which is for inference.mode=localised.
+    With inference.KEY=VALUE or --locator (for inference.mode=localised) a new bundle with the same networks and these
+    inference settings is scored and promoted.
 
     Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
     """
@@ -55,17 +55,17 @@ def promote(
 def rollback(
     restore: Annotated[
         bool,
-        typer.Option("--restore", help="Undo a change of the champion that was made in MLflow: as last decided here."),
+        typer.Option("--restore", help="Restore the last decided champion after a change made in MLflow."),
     ] = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the champion before this one the champion again.
+    """Make the previous champion the champion again.
 
-    With --restore the champion is the one that the last decision made, again: the alias is set back, and a version that
-    was deleted in MLflow is registered once more.
+    With --restore the champion of the last decision is restored instead: the alias is set to it, and if its version was
+    deleted in MLflow, the bundle is registered again.
 
     Example: gtvray rollback
     """
@@ -93,5 +93,5 @@ def models(
     versions = open_registry(Workspace(workspace), load_config(config, override or []), writing=False).versions()
     rows = [{**asdict(version), "aliases": ", ".join(version.aliases)} for version in versions]
     columns = {"version": "version", "aliases": "aliases", "digest": "digest", "run_id": "MLflow run"}
-    text = table(rows, columns) if rows else "nothing is registered yet"
+    text = table(rows, columns) if rows else "no model is registered"
     emit([asdict(version) for version in versions], as_json, text)

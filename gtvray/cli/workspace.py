@@ -1,4 +1,4 @@
-"""`gtvray workspace`: the folder that everything is written to, after it was copied."""
+"""`gtvray workspace`: maintenance of the workspace folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import typer
 
 from gtvray.cli.common import JsonOption, emit
 
-app = typer.Typer(help="The folder that everything is written to.", no_args_is_help=True)
+app = typer.Typer(help="Maintain the workspace, the folder that everything is written to.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Keep `adopt` a command of its own: Typer would make an only command the group itself."""
+    """Keep `adopt` a subcommand: without a callback Typer turns a single command into the group itself."""
 
 
 @app.command("adopt")
 def adopt(
-    workspace: Annotated[Path, typer.Option("--workspace", help="The copied folder.", envvar="GTVRAY_WORKSPACE")],
+    workspace_path: Annotated[
+        Path, typer.Option("--workspace", help="The copied workspace.", envvar="GTVRAY_WORKSPACE")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a copied workspace a workspace of its own: nothing in it leads to its original any more.
+    """Make a copied workspace independent of its original.
 
-    A copy whose original is still there is refused by every other command, as its records lead to the original's files.
+    Every other command refuses a copy whose original still exists, since its records point to the original's files.
     The MLflow database is backed up before it is changed. A moved workspace needs no command.
 
     Example: gtvray workspace adopt --workspace gtvray-runs-copy
@@ -33,10 +35,10 @@ def adopt(
     from gtvray.io import LOCATION, Workspace
     from gtvray.tracking import adopt_workspace
 
-    place = Workspace(workspace)
-    if not (place.root / LOCATION).exists() and not place.mlflow_database.exists():
-        raise NotFoundError("no workspace in this folder", where=place.root, do="name the copied folder")
-    adoption = adopt_workspace(place)
+    workspace = Workspace(workspace_path)
+    if not (workspace.root / LOCATION).exists() and not workspace.mlflow_database.exists():
+        raise NotFoundError("this folder is not a workspace", where=workspace.root, do="name the copied workspace")
+    adoption = adopt_workspace(workspace)
     location = adoption.location
     found = {
         "ok": True,
@@ -46,6 +48,6 @@ def adopt(
         "rewritten": adoption.rewritten,
         "backup": str(adoption.backup) if adoption.backup else None,
     }
-    changed = f"{adoption.rewritten} locations corrected in its database"
-    backup = f"; the database as it was: {adoption.backup}" if adoption.backup else ""
-    emit(found, as_json, f"{location.path} is a workspace of its own; {changed}{backup}")
+    changed = f"{adoption.rewritten} locations updated in its database"
+    backup = f"; backup of the database: {adoption.backup}" if adoption.backup else ""
+    emit(found, as_json, f"{location.path} is independent of its original; {changed}{backup}")

@@ -12,7 +12,7 @@ from gtvray.config import flatten
 from gtvray.experiments.folds import Fold
 from gtvray.failpoints import failpoint
 from gtvray.io import append_json_line, read_json_lines
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import RunRecorder
 from gtvray.training import EPOCH_METRICS, EpochReport
 
 _REPORTS = "reports.jsonl"
@@ -62,7 +62,7 @@ class FoldProgress:
     def __init__(
         self,
         folds: Sequence[Fold],
-        recorder: SweepRecorder,
+        recorder: RunRecorder,
         tags: dict[str, str],
         report: Callable[[list[FoldStatus]], None],
     ) -> None:

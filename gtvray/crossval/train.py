@@ -15,7 +15,7 @@ from gtvray.errors import InputError, NotFoundError, TrainingError
 from gtvray.experiments import ExperimentRecord, open_data, versions
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import Cluster, ProgressReporter, plan_trials
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import RunRecorder
 
 if TYPE_CHECKING:
     from gtvray.crossval.progress import FoldProgress, FoldStatus
@@ -242,7 +242,7 @@ class TrainJob:
         return project.folds(self.request.folds, self.request.config.split.seed)
 
     def _conclude(
-        self, project: Project, progress: FoldProgress, recorder: SweepRecorder
+        self, project: Project, progress: FoldProgress, recorder: RunRecorder
     ) -> tuple[CrossValidation, Bundle]:
         from gtvray.crossval.scores import score_folds
 
@@ -288,7 +288,7 @@ class TrainJob:
         )
 
     def _record(
-        self, progress: FoldProgress, validation: CrossValidation, bundle: Bundle, recorder: SweepRecorder
+        self, progress: FoldProgress, validation: CrossValidation, bundle: Bundle, recorder: RunRecorder
     ) -> None:
         # The number of folds is the step: with one more fold, the threshold of every fold changes.
         count = len(validation.folds)

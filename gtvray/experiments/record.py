@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from gtvray.config import TrackingConfig
 from gtvray.errors import GtvrayError
 from gtvray.io import Workspace
-from gtvray.tracking import SweepRecorder, connect_mlflow, require_recordable
+from gtvray.tracking import RunRecorder, connect_mlflow, require_recordable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -32,7 +32,7 @@ class OpenRecord:
         delivered: after the end, whether MLflow has everything; the rest stays queued in the experiment's folder.
     """
 
-    recorder: SweepRecorder
+    recorder: RunRecorder
     status: Status = "KILLED"
     delivered: bool = False
 
@@ -82,12 +82,12 @@ class ExperimentRecord:
         """
         artifacts = self._workspace.artifacts if self.uri.startswith("sqlite") else None
         queue = self._folder / _QUEUE
-        record = OpenRecord(SweepRecorder(self.client, self._tracking.experiment, self._name, queue, artifacts))
+        record = OpenRecord(RunRecorder(self.client, self._tracking.experiment, self._name, queue, artifacts))
         try:
             yield record
         except GtvrayError:
             record.status = "FAILED"
             raise
         finally:
-            record.recorder.finish_sweep(record.status)
+            record.recorder.finish_run(record.status)
             record.delivered = record.recorder.close()

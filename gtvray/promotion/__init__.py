@@ -1,4 +1,4 @@
-"""Promotion: the gate between a trained model and the served one, and the log of what it decided."""
+"""Promotion: the gate between a trained model and the served one, and the log of its decisions."""
 
 import lazy_loader
 

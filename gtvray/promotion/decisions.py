@@ -1,9 +1,7 @@
-"""The decision log: every word of the gate, refusals too, with its evidence; and the lease that serialises writers."""
+"""The log of the gate's decisions, refusals included, with their evidence; and the lease of the champion."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,20 +9,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from gtvray.io import append_json_line, read_json_lines
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One entry.
+    """An entry of the log.
 
     Attributes:
-        kind: promoted, refused, rolled_back, or restored after a change from outside.
-        digest: the bundle decided on.
-        version: its registered version, if it has one.
+        kind: promoted, refused, rolled_back, or restored after an external change.
+        digest: digest of the bundle that was decided on.
+        version: its registered version; None for a refused bundle.
         previous: the version that was champion before.
-        evidence: figures and reasons, plain JSON values.
-        at: UTC time.
+        evidence: scores, statistics and reasons as plain JSON values.
+        at: UTC time, ISO 8601.
     """
 
     kind: Literal["promoted", "refused", "rolled_back", "restored"]
@@ -39,7 +39,7 @@ class DecisionLog:
     """An append-only file of decisions.
 
     Args:
-        path: the file; made at the first decision.
+        path: the file; created by the first decision.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,38 +47,34 @@ class DecisionLog:
 
     @property
     def workspace(self) -> Path:
-        """The folder of the workspace that the decisions were made in."""
+        """The folder of the workspace whose decisions these are."""
         return self._path.parent
 
     @contextmanager
     def lease(self) -> Iterator[None]:
-        """Hold the right to move the champion; others wait."""
+        """Hold the exclusive right to change the champion; other processes wait."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path.with_suffix(".lease"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with FileLock(self._path.with_suffix(".lease")):
             yield
-        finally:
-            os.close(handle)
 
     def append(self, decision: Decision) -> Decision:
-        """Write a decision down, with the time."""
+        """Append a decision with the current time, and return it."""
         stamped = Decision(**{**asdict(decision), "at": datetime.now(UTC).isoformat(timespec="seconds")})
         append_json_line(self._path, asdict(stamped))
         return stamped
 
     def decisions(self) -> list[Decision]:
-        """All decisions, oldest first."""
+        """Return all decisions, oldest first."""
         return [Decision(**entry) for entry in read_json_lines(self._path)]
 
-    def standing(self) -> Decision | None:
-        """The decision that made the present champion."""
-        moves = self._moves()
-        return moves[-1] if moves else None
+    def current(self) -> Decision | None:
+        """Return the decision that made the current champion; None before the first promotion."""
+        changes = self._changes()
+        return changes[-1] if changes else None
 
     def digest_of(self, version: str) -> str | None:
-        """The bundle that a version was when it last was the champion; None if it never was."""
-        return next((move.digest for move in reversed(self._moves()) if move.version == version), None)
+        """Return the digest of the bundle that a version had when it last became champion; None if it never did."""
+        return next((change.digest for change in reversed(self._changes()) if change.version == version), None)
 
-    def _moves(self) -> list[Decision]:
+    def _changes(self) -> list[Decision]:
         return [decision for decision in self.decisions() if decision.kind != "refused"]

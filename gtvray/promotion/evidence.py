@@ -1,9 +1,18 @@
-"""Gathering what the gate looks at: candidate and baseline on the held-out cases, and a fresh process's answer."""
+"""Evidence for the gate: scores of candidate and baseline on held-out cases, and the output of a fresh process.
+
+`python -m gtvray.promotion.evidence BUNDLE THREADS` is that process: it prints a digest of the bundle's output.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from gtvray.data import Project
 from gtvray.datasets import Ledger, read_label
@@ -12,7 +21,8 @@ from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.gate import Evidence
-from gtvray.promotion.probe import answers_alike
+
+_TIMEOUT_S = 110
 
 
 def gather_evidence(
@@ -25,19 +35,19 @@ def gather_evidence(
     golden: Path | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[Evidence, list[ScoredCase]]:
-    """Score a bundle on the held-out cases, and write the look into the ledger.
+    """Score a bundle on the held-out cases; the ledger counts the scoring.
 
     Args:
         bundle: the candidate.
         project: the data it was trained on.
         masks: folder for the predicted masks.
-        ledger: of looks.
+        ledger: counts the models scored on held-out cases.
         threads: CPU threads, as many as a serving replica has.
-        golden: folder for golden cases made of these.
-        report: told (done, all) after each case.
+        golden: folder for golden cases, which are cut from the held-out cases.
+        report: called with (done, all) after each case.
 
     Raises:
-        InputError: something else than earlier masks is where the masks go; no look is recorded then.
+        InputError: the masks' folder holds other files than earlier masks; nothing is scored or counted then.
     """
     check_masks(project.held_out, [masks], closed=[bundle.folder])
     digest = project.fingerprint.digest
@@ -55,7 +65,31 @@ def gather_evidence(
         data=digest,
         candidate=tuple(entry.score for entry in scored),
         baseline=tuple(entry.baseline for entry in scored if entry.baseline is not None),
-        loads_fresh=answers_alike(bundle, threads),
+        loads_fresh=reproduces_in_fresh_process(bundle, threads),
         looks=looks,
     )
     return evidence, scored
+
+
+def reproduces_in_fresh_process(bundle: Bundle, threads: int) -> bool:
+    """Check that a fresh process loads the bundle and computes bit-identical logits for a fixed patch."""
+    command = [sys.executable, "-m", "gtvray.promotion.evidence", str(bundle.folder), str(threads)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+        output = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, json.JSONDecodeError, IndexError):
+        return False
+    return bool(output == _output_digest(bundle.folder, threads))
+
+
+def _output_digest(folder: Path, threads: int) -> dict[str, str]:
+    """Load a bundle and return its digest and the sha256 of its logits for a patch of fixed noise."""
+    predictor = Predictor(Bundle.load(folder), threads=threads)
+    channels = predictor.bundle.preprocessing.channels
+    patch = np.random.default_rng(0).random((channels, *predictor.bundle.patch_ijk), dtype=np.float32)
+    logits = predictor.forward([patch])
+    return {"digest": predictor.bundle.digest, "logits": hashlib.sha256(logits.tobytes()).hexdigest()}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_output_digest(Path(sys.argv[1]), int(sys.argv[2]))) + "\n")

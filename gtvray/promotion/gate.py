@@ -1,4 +1,4 @@
-"""The gate: a candidate must beat a baseline that never looks at the scan, on cases no choice has looked at."""
+"""The promotion gate: a candidate must beat a baseline that ignores the scan, on cases held out from every choice."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate looks at.
+    """The input of the gate.
 
     Attributes:
-        digest: the candidate's.
+        digest: digest of the candidate.
         data: fingerprint of the dataset.
-        candidate: its scores on held-out cases.
+        candidate: the candidate's scores on held-out cases.
         baseline: the baseline's scores on the same cases, in the same order.
-        loads_fresh: whether another process loaded the bundle and answered a fixed patch alike.
-        looks: how many different subjects have been scored on these cases so far.
+        loads_fresh: whether a fresh process loaded the bundle and computed bit-identical logits for a fixed patch.
+        looks: number of models scored on any of these cases so far, the candidate included.
+
+    Raises:
+        InputError: candidate and baseline have scores of different cases.
     """
 
     digest: str
@@ -34,20 +37,20 @@ class Evidence:
     looks: int
 
     def __post_init__(self) -> None:
-        mine, other = _ids(self.candidate), _ids(self.baseline)
-        if mine != other:
-            raise InputError("candidate and baseline were scored on other cases", expected=mine, found=other)
+        expected, found = _ids(self.candidate), _ids(self.baseline)
+        if expected != found:
+            raise InputError("candidate and baseline were scored on different cases", expected=expected, found=found)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The gate's word.
+    """The decision of the gate.
 
     Attributes:
         accepted: whether the candidate may be promoted.
-        reasons: why not; empty when accepted.
-        warnings: what a reader should know all the same.
-        difference: DSC of the candidate less that of the baseline, paired, with its 95 % interval.
+        reasons: reasons for a refusal; empty when accepted.
+        warnings: limits of the evidence that do not refuse the candidate.
+        difference: paired difference in DSC, candidate minus baseline, with its 95 % interval; None with too few cases.
     """
 
     accepted: bool
@@ -57,28 +60,28 @@ class Judgement:
 
 
 def judge(evidence: Evidence, config: PromotionConfig) -> Judgement:
-    """Accept a candidate, or say every reason why not."""
+    """Accept a candidate, or refuse it with every reason."""
     reasons, warnings = [], []
     difference = None
     if len(evidence.candidate) < config.min_cases:
-        reasons.append(f"{len(evidence.candidate)} held-out cases; {config.min_cases} are needed")
+        reasons.append(f"{len(evidence.candidate)} held-out cases; at least {config.min_cases} are required")
     else:
         difference = paired_difference(
             [score.dsc for score in evidence.candidate], [score.dsc for score in evidence.baseline], seed=_SEED
         )
         if difference.low <= config.min_difference_low:
             reasons.append(
-                f"DSC over the baseline is {difference.mean:+.3f} with a lower bound of {difference.low:+.3f}; "
-                f"it must exceed {config.min_difference_low:+.3f}"
+                f"DSC minus the baseline's is {difference.mean:+.3f}, lower bound {difference.low:+.3f}; "
+                f"the bound must exceed {config.min_difference_low:+.3f}"
             )
     if not evidence.loads_fresh:
-        reasons.append("a fresh process could not load the bundle, or answered otherwise")
+        reasons.append("a fresh process could not load the bundle, or computed different logits")
     missed = sum(score.missed for score in evidence.candidate)
     if missed:
         warnings.append(f"{missed} of {len(evidence.candidate)} tumours missed")
-    worn = looks_warning(evidence.looks)
-    if worn is not None:
-        warnings.append(worn)
+    overused = looks_warning(evidence.looks)
+    if overused is not None:
+        warnings.append(overused)
     return Judgement(not reasons, tuple(reasons), tuple(warnings), difference)
 
 

@@ -1,4 +1,4 @@
-"""A bundle's networks under other inference settings: what a benchmark proposes, and the gate accepts or not."""
+"""Bundles with changed inference settings as candidates for the gate, and timings of the backends to choose them by."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _CANDIDATES = tuple(
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """A backend on the golden cases of this host.
+    """Time and agreement of a backend on a model's golden cases on this host.
 
     Attributes:
         backend, precision: as in the inference settings.
-        seconds: for all golden cases, warm; None where it does not run here.
-        worst_dice: of its masks with the golden ones; None where it does not run here.
-        why_not: why it does not.
+        seconds: time for all golden cases after a warm-up; None if the backend does not run here.
+        worst_dice: lowest DSC between its masks and the golden masks; None if the backend does not run here.
+        why_not: the reason why the backend does not run here.
     """
 
     backend: str
@@ -40,29 +40,29 @@ class BackendTiming:
 
     @property
     def alike(self) -> bool:
-        """Whether its masks are those of the promotion."""
+        """Whether its masks reproduce those of the promotion."""
         return self.worst_dice is not None and self.worst_dice >= REPRODUCED_DICE
 
 
 def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path, locator: Bundle | None = None) -> Bundle:
-    """The bundle itself where nothing changes; else its networks as a bundle of their own, with another digest.
+    """Write a bundle with the same networks and changed inference settings; without changes return the bundle.
 
     Args:
-        bundle: stays as it is.
+        bundle: the original; it is not modified.
         changes: inference setting -> value.
-        bundles: folder that the new one is written into.
-        locator: the model that is to tell where to look closely, instead of the one that the bundle may have.
+        bundles: folder that the new bundle is written to.
+        locator: bundle that localises the tumour on a coarser grid; replaces the bundle's own locator, if any.
 
     Raises:
-        ConfigError: a setting that is not there, a value it does not take, or a locator that would not be asked.
+        ConfigError: an unknown setting, an invalid value, or a locator without localised inference.
     """
     inference = build(InferenceConfig, {**bundle.inference.model_dump(mode="json"), **changes}, "inference")
     if locator is not None and inference.mode != "localised":
         raise ConfigError(
-            "only localised inference asks a locator",
+            "a locator is used by localised inference only",
             expected="inference.mode=localised",
             found=f"inference.mode={inference.mode}",
-            do="set it as well, or leave the locator out",
+            do="set inference.mode=localised, or omit the locator",
         )
     if inference == bundle.inference and locator is None:
         return bundle
@@ -81,22 +81,22 @@ def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path, lo
 
 
 def time_backends(bundle: Bundle, golden: Path, threads: int) -> list[BackendTiming]:
-    """Every backend and precision for CPUs on the bundle's golden cases, the fastest that gives its masks first.
+    """Time every CPU backend and precision on the bundle's golden cases; the fastest that reproduces them is first.
 
-    Nothing is changed by it: the fastest may be proposed, and the gate decides.
+    The bundle is not changed: a backend is only adopted through the gate.
     """
-    timings = [_timed(bundle, golden, threads, **candidate) for candidate in _CANDIDATES]
+    timings = [_time_backend(bundle, golden, threads, **candidate) for candidate in _CANDIDATES]
     return sorted(timings, key=lambda timing: (not timing.alike, timing.seconds or float("inf")))
 
 
-def _timed(bundle: Bundle, golden: Path, threads: int, backend: str, precision: str) -> BackendTiming:
+def _time_backend(bundle: Bundle, golden: Path, threads: int, backend: str, precision: str) -> BackendTiming:
     update = {"backend": backend, "precision": precision, "compiled": False}
     try:
         predictor = Predictor(replace(bundle, inference=bundle.inference.model_copy(update=update)), threads=threads)
     except (ConfigError, ResourceError) as error:
         return BackendTiming(backend, precision, None, None, error.what)
     predictor.warm()
-    began = time.perf_counter()
+    start = time.perf_counter()
     results = reproduce(golden, predictor)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return BackendTiming(backend, precision, seconds, min(result.dice for result in results))

@@ -1,4 +1,4 @@
-"""Registry: bundles as versions of an MLflow registered model, found by alias, held against their digest."""
+"""Registry: bundles as versions of an MLflow registered model, found by alias and verified by digest."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Versions of one registered model, each a bundle with its digest as a tag."""
+"""Versions of one MLflow registered model, each a bundle with its digest as a tag."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 _DIGEST_TAG = "gtvray.digest"
-# That golden cases were added to a version, with the sha256 of golden.json: without it, files that cannot be reached
-# would look like golden cases that never were.
+# The tag records that golden cases were added, with the sha256 of golden.json: without it, missing files could not be
+# distinguished from a version without golden cases.
 _GOLDEN_TAG, _GOLDEN_FILE = "gtvray.golden", "golden.json"
-# MLflow's words for a model, a version, an alias or a run that is not there.
+# MLflow's error codes for a model, version, alias or run that does not exist.
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -33,10 +33,10 @@ class ModelVersion:
 
     Attributes:
         version: its number.
-        digest: of the bundle; empty when it was registered by other means.
-        run_id: MLflow run it came from.
-        aliases: that point to it.
-        golden: sha256 of its golden cases' `golden.json`; empty if none were added, or by an earlier gtvray.
+        digest: digest of the bundle; empty if it was not registered by gtvray.
+        run_id: MLflow run that trained it.
+        aliases: its aliases.
+        golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
     """
 
     version: str
@@ -47,19 +47,19 @@ class ModelVersion:
 
 
 class Registry:
-    """The registered model of one name.
+    """A registered model and its versions.
 
     Args:
-        client: of the MLflow store.
-        name: of the registered model.
-        bundles: folder that fetched bundles are kept in, by digest.
+        client: client of the MLflow store.
+        name: name of the registered model.
+        bundles: folder for downloaded bundles, by digest.
     """
 
     def __init__(self, client: MlflowClient, name: str, bundles: Path) -> None:
         self._client, self._name, self._bundles = client, name, bundles
 
     def register(self, bundle: Bundle, run_id: str) -> ModelVersion:
-        """Make a bundle a version; a bundle that is one already keeps it."""
+        """Register a bundle as a version; a registered bundle keeps its version."""
         for known in self.versions():
             if known.digest == bundle.digest:
                 return known
@@ -68,21 +68,21 @@ class Registry:
         self._client.log_model_artifacts(model.model_id, str(bundle.folder))
         self._client.finalize_logged_model(model.model_id, "READY")
         self._ensure_model()
-        made = self._client.create_model_version(
+        created = self._client.create_model_version(
             self._name,
             source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
             tags={_DIGEST_TAG: bundle.digest},
         )
-        return ModelVersion(str(made.version), bundle.digest, run_id, ())
+        return ModelVersion(str(created.version), bundle.digest, run_id, ())
 
     def require_run(self, run_id: str) -> None:
-        """Check that a bundle of a training run can be registered in this MLflow.
+        """Check that a bundle of this training run can be registered.
 
         Raises:
-            NotFoundError: the run is not in this MLflow.
-            InputError: it, or its experiment, was deleted.
+            NotFoundError: the MLflow store does not have the run.
+            InputError: the run or its experiment was deleted.
         """
         from mlflow.exceptions import MlflowException
 
@@ -95,19 +95,19 @@ class Registry:
                 "the run that trained this bundle is not in this MLflow",
                 where=self._client.tracking_uri,
                 found=f"no run {run_id}",
-                do="name the workspace, or the tracking.uri, that it was trained with",
+                do="use the workspace or the tracking.uri that it was trained with",
             ) from error
         require_run_kept(self._client, run)
 
     def versions(self) -> list[ModelVersion]:
-        """All versions, oldest first."""
+        """Return all versions, oldest first."""
         name = filter_text(self._name)
         found = self._all_versions(None if name is None else f"name = {name}")
         versions = [self._version(str(entry.version)) for entry in found if entry.name == self._name]
         return sorted(versions, key=lambda version: int(version.version))
 
     def champion(self) -> ModelVersion:
-        """The promoted version.
+        """Return the promoted version.
 
         Raises:
             NotReadyError: nothing has been promoted.
@@ -125,14 +125,14 @@ class Registry:
         return self._version(str(entry.version))
 
     def point_champion(self, version: str) -> None:
-        """Move the alias."""
+        """Set the champion alias to a version."""
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
 
     def get(self, version: str) -> ModelVersion:
-        """A version by its number.
+        """Return a version by its number.
 
         Raises:
-            NotFoundError: no such version.
+            NotFoundError: the version does not exist.
         """
         from mlflow.exceptions import MlflowException
 
@@ -145,11 +145,11 @@ class Registry:
             raise NotFoundError("no such model version", found=version, expected=known) from error
 
     def fetch(self, version: ModelVersion) -> Bundle:
-        """The bundle of a version, downloaded once and held against the digest it was registered with.
+        """Return the bundle of a version, downloaded once and verified against its registered digest.
 
         Raises:
-            BundleError: it is not what was registered.
-            ResourceError: MLflow's files of it cannot be reached.
+            BundleError: the bundle is not the one registered.
+            ResourceError: its files cannot be read from MLflow's artifact store.
         """
         folder = self._bundles / version.digest[:16]
         if not folder.exists():
@@ -157,35 +157,35 @@ class Registry:
         bundle = Bundle.load(folder)
         if bundle.digest != version.digest:
             raise BundleError(
-                "bundle is not the one registered", where=folder, expected=version.digest, found=bundle.digest
+                "the bundle is not the one registered", where=folder, expected=version.digest, found=bundle.digest
             )
         return bundle
 
     def add_golden(self, version: ModelVersion, folder: Path) -> None:
-        """Keep a version's golden cases beside it."""
+        """Store the golden cases of a version in its run."""
         self._client.log_artifacts(version.run_id, str(folder), _golden_path(version))
         self._tag_golden(version, folder)
 
     def fetch_golden(self, version: ModelVersion, folder: Path) -> None:
-        """Download a version's golden cases, unless the folder is there already.
+        """Download a version's golden cases, unless the folder exists.
 
         Raises:
-            NotFoundError: it has none.
-            ResourceError: it has some, and MLflow's files cannot be reached.
-            BundleError: they are not those that were added.
+            NotFoundError: the version has none.
+            ResourceError: the version has some, and their files cannot be read from MLflow's artifact store.
+            BundleError: they are not the golden cases that were added.
         """
         import mlflow
         from mlflow.exceptions import MlflowException
 
         if folder.exists():
             return
-        # Asked first: a store that fails must not be taken for one without golden cases.
+        # Listing comes first: a failing store must not pass for a version without golden cases.
         if not self._client.list_artifacts(version.run_id, _golden_path(version)):
             self._require_no_golden(version)
             raise NotFoundError(
-                "no golden cases came with this model",
+                "this model has no golden cases",
                 where=f"version {version.version}",
-                do="promote it again; golden cases are made of held-out cases",
+                do="promote it again: a promotion creates them from held-out cases",
             )
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -202,7 +202,7 @@ class Registry:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
 
     def restore_golden(self, version: ModelVersion, folder: Path) -> None:
-        """Add golden cases to a version that was registered again: from a folder, or from the run, which kept them."""
+        """Add golden cases to a version that was registered again, from a folder or else from its run."""
         if folder.exists():
             self.add_golden(version, folder)
         elif self._client.list_artifacts(version.run_id, _golden_path(version)):
@@ -214,16 +214,16 @@ class Registry:
         self._client.set_model_version_tag(self._name, version.version, _GOLDEN_TAG, digest)
 
     def _require_no_golden(self, version: ModelVersion) -> None:
-        """Tell a version without golden cases from one whose files are gone.
+        """Check that a version was registered without golden cases, rather than that its files are missing.
 
         Raises:
-            ResourceError: it has some, or the folder of all artifacts is not where MLflow has it.
+            ResourceError: the version has golden cases, or the artifact folder does not exist.
         """
         experiment = self._client.get_run(version.run_id).info.experiment_id
         location = self._client.get_experiment(experiment).artifact_location
-        place = Path(unquote(urlparse(location).path)) if location.startswith("file:") else None
-        if self._version(version.version).golden or (place is not None and not place.is_dir()):
-            raise self._unreachable(version, "nothing is stored there")
+        folder = Path(unquote(urlparse(location).path)) if location.startswith("file:") else None
+        if self._version(version.version).golden or (folder is not None and not folder.is_dir()):
+            raise self._unreachable(version, "no files")
 
     def _require_same_golden(self, version: ModelVersion, folder: Path) -> None:
         expected, file = self._version(version.version).golden, folder / _GOLDEN_FILE
@@ -234,7 +234,7 @@ class Registry:
                 where=f"version {version.version}",
                 expected=expected,
                 found=found,
-                do="promote the model again; until then it is not proved here",
+                do="promote the model again; until then its masks cannot be verified",
             )
 
     def _unreachable(self, version: ModelVersion, found: object) -> ResourceError:
@@ -242,7 +242,7 @@ class Registry:
             "the golden cases of this model cannot be reached",
             where=self._client.get_run(version.run_id).info.artifact_uri,
             found=found,
-            do="make MLflow's artifact store reachable, or put its files back; without them nothing proves it here",
+            do="make MLflow's artifact store reachable, or restore its files; they are needed to verify the model here",
         )
 
     def _all_versions(self, condition: str | None) -> list[MlflowModelVersion]:
@@ -259,22 +259,22 @@ class Registry:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        # Not by `models:/NAME/VERSION`, which cannot hold every name.
-        place = self._client.get_model_version_download_uri(self._name, version.version)
+        # `models:/NAME/VERSION` cannot express every name.
+        location = self._client.get_model_version_download_uri(self._name, version.version)
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 source = mlflow.artifacts.download_artifacts(
-                    place, dst_path=scratch, tracking_uri=self._client.tracking_uri
+                    location, dst_path=scratch, tracking_uri=self._client.tracking_uri
                 )
-                reached, reason = any(Path(source).iterdir()), "nothing is stored there"
+                reached, reason = any(Path(source).iterdir()), "no files"
             except (MlflowException, OSError) as error:
                 reached, reason = False, str(error)
             if not reached:
                 raise ResourceError(
                     "the files of this registered model cannot be reached",
-                    where=place,
+                    where=location,
                     found=reason,
-                    do="make MLflow's artifact store reachable, or put its files back",
+                    do="make MLflow's artifact store reachable, or restore its files",
                 )
             verify_digest(Path(source))
             with atomic_dir(folder) as temporary:

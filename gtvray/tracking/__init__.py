@@ -1,4 +1,4 @@
-"""Tracking: MLflow runs of sweeps and trials, queued on disk so that MLflow being away costs nothing."""
+"""Tracking: MLflow runs of sweeps and trainings, written through a durable queue that bridges outages."""
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
 from .lookup import filter_text as filter_text
 from .lookup import require_recordable as require_recordable
 from .lookup import require_run_kept as require_run_kept
-from .recorder import SweepRecorder as SweepRecorder
+from .queue import MetricQueue as MetricQueue
+from .recorder import RunRecorder as RunRecorder
 from .relocation import Adoption as Adoption
 from .relocation import adopt_workspace as adopt_workspace
-from .spool import Spool as Spool
 from .store import connect_mlflow as connect_mlflow
 from .store import experiment_id as experiment_id
 from .store import find_or_create_run as find_or_create_run

@@ -1,4 +1,4 @@
-"""An SQLite database of MLflow: opened only if it is one, is sound, and is of the installed MLflow's schema."""
+"""MLflow's SQLite database, checked before MLflow opens it: file type, integrity, schema version, write access."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gtvray.io import atomic_path
 
 BUSY_TIMEOUT_S = 5.0
 _URL = "sqlite:///"
-# As `sqlite_uri` writes paths that need encoding.
+# The form that `sqlite_uri` uses for paths that need encoding.
 _ENCODED = "sqlite+pysqlite:///"
 _NOT_IN_URL = "%?"
 _HEADER = b"SQLite format 3\0"
 
 
 def database_path(uri: str) -> Path:
-    """The file of an SQLite tracking URI.
+    """Return the file of an SQLite tracking URI.
 
     Raises:
-        InputError: the URI is not `sqlite:///` and a path, or the path has characters that such a URL cannot hold.
+        InputError: the URI is not `sqlite:///PATH`, or the path has characters that such a URL cannot hold.
     """
     if uri.startswith(_ENCODED):
         return Path(unquote(uri.removeprefix(_ENCODED)))
@@ -42,38 +42,40 @@ def database_path(uri: str) -> Path:
 
 
 def ensure_database(path: Path, writing: bool = True) -> None:
-    """Make the database if there is none, whole or not at all; refuse one that MLflow could not use.
+    """Create the database atomically if it does not exist; refuse one that MLflow could not use.
 
-    MLflow itself would try for minutes to open another kind of file, would put its tables into any other program's
-    database, and would change the tables of an older MLflow without a backup.
+    MLflow itself retries for minutes on another kind of file, creates its tables in another program's database, and
+    migrates the tables of an older MLflow without a backup.
 
     Args:
-        path: of the database.
-        writing: whether it must be possible to write to it.
+        path: the database.
+        writing: require write access.
 
     Raises:
-        InputError: it is no MLflow database, or cannot be written to.
-        ResourceError: it is locked or damaged, the disk is full, or it is of another MLflow version.
+        InputError: not an MLflow database, or not writable.
+        ResourceError: locked, damaged, or of another MLflow version, or the disk is full.
     """
     with database_errors(path):
         if not path.exists():
-            _make(path)
+            _create(path)
         if path.is_dir():
-            raise InputError("a folder lies where the MLflow database should be", where=path, do="correct tracking.uri")
+            raise InputError(
+                "the MLflow database is a folder", where=path, expected="a file", do="correct tracking.uri"
+            )
         _require_content(path)
         with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
             if writing:
                 _require_writable(connection)
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
-                raise _corrupt(path, problem)
+                raise _damaged(path, problem)
             revision = _revision(connection, path)
     _require_revision(revision, path)
 
 
 @contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite, and MLflow on top of it, raises within a `with` block into an error that says what to do.
+    """Convert known SQLite faults raised in the `with` block, also by MLflow, to errors with an instruction.
 
     Args:
         path: the database.
@@ -89,13 +91,13 @@ def database_errors(path: Path) -> Iterator[None]:
         raise explained from error
 
 
-def explain_database_error(path: Path, said: str) -> GtvrayError | None:
-    """The error for what SQLite said of a database; None if it said nothing that is known."""
-    found = next(iter(said.strip().splitlines()), "")
-    return next((make(path, found) for signs, make in _ERRORS if any(sign in said for sign in signs)), None)
+def explain_database_error(path: Path, message: str) -> GtvrayError | None:
+    """Return the error for an SQLite message about a database; None if the message is unknown."""
+    found = next(iter(message.strip().splitlines()), "")
+    return next((make(path, found) for parts, make in _ERRORS if any(part in message for part in parts)), None)
 
 
-def _make(path: Path) -> None:
+def _create(path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     with atomic_path(path) as temporary:
@@ -109,15 +111,15 @@ def _require_content(path: Path) -> None:
         raise ResourceError(
             "the MLflow database is an empty file",
             where=path,
-            expected="a database; runs and registered models were in it",
-            do="put a backup back; only if nothing was ever recorded, remove the file, and a new database is made",
+            expected="an SQLite database with runs and registered models",
+            do="restore a backup; remove the file, so that a new one is created, only if nothing was ever recorded",
         )
     if header != _HEADER:
-        raise _no_database(path, "a file of another kind")
+        raise _not_mlflow(path, "a file that is not an SQLite database")
 
 
 def _require_writable(connection: sqlite3.Connection) -> None:
-    """Write the value that is there, and take it back: to begin to write succeeds on a read-only file as well."""
+    """Rewrite an unchanged value and roll back: `BEGIN IMMEDIATE` alone succeeds on a read-only file."""
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     connection.execute(f"PRAGMA user_version = {int(version)}")
@@ -130,8 +132,8 @@ def _revision(connection: sqlite3.Connection, path: Path) -> str:
         connection.execute("SELECT version_num FROM alembic_version").fetchall() if "alembic_version" in tables else []
     )
     if len(rows) != 1 or "experiments" not in tables:
-        found = f"a database of another program, with the tables {', '.join(sorted(tables))}" if tables else "no tables"
-        raise _no_database(path, found)
+        found = f"the tables of another program: {', '.join(sorted(tables))}" if tables else "no tables"
+        raise _not_mlflow(path, found)
     return str(rows[0][0])
 
 
@@ -145,22 +147,22 @@ def _require_revision(revision: str, path: Path) -> None:
     if revision == head:
         return
     installed = metadata.version("mlflow")
-    versions = {"where": path, "expected": f"schema {head}, of MLflow {installed}, which is installed"}
+    versions = {"where": path, "expected": f"schema {head} of the installed MLflow {installed}"}
     try:
         scripts.get_revision(revision)
     except CommandError as error:
         raise ResourceError(
-            "the MLflow database was written by a newer MLflow than is installed",
+            "the MLflow database was written by a newer MLflow than the installed one",
             **versions,
-            found=f"schema {revision}, which MLflow {installed} does not know",
-            do=f"install the MLflow that wrote it, one later than {installed}: pip install 'mlflow>{installed}'; the "
-            "database is sound: leave it as it is",
+            found=f"schema {revision}, unknown to MLflow {installed}",
+            do=f"install the MLflow version that wrote it: pip install 'mlflow>{installed}'; the database is intact, "
+            "do not change it",
         ) from error
     file, uri = shlex.quote(str(path)), shlex.quote(f"{_URL}{path}")
     raise ResourceError(
-        "the MLflow database was written by an older MLflow than is installed",
+        "the MLflow database was written by an older MLflow than the installed one",
         **versions,
-        found=f"schema {revision}, which is older",
+        found=f"schema {revision}",
         do=f"back it up and upgrade it: cp {file} {shlex.quote(f'{path}.backup')} && mlflow db upgrade {uri}",
     )
 
@@ -170,13 +172,16 @@ def _locked(path: Path, found: str) -> ResourceError:
         "the MLflow database is locked by another program",
         where=path,
         found=f"{found}; {_users_of(path)}",
-        do="wait until that program has finished, or close it, and run this again; it is sound: leave it there",
+        do="wait until that program has finished, or close it, and run this again; the database is intact, keep it",
     )
 
 
 def _full(path: Path, found: str) -> ResourceError:
     return ResourceError(
-        "the disk is full", where=path.parent, found=found, do="free some space and run it again; the database is sound"
+        "the disk is full",
+        where=path.parent,
+        found=found,
+        do="free some space and run this again; the database is intact",
     )
 
 
@@ -184,9 +189,9 @@ def _read_only(path: Path, found: str) -> InputError:
     return InputError(
         "the MLflow database cannot be written to",
         where=path,
-        expected="a file, and a folder around it, that this user may write to",
+        expected="write permission for the file and its folder",
         found=found,
-        do="change their permissions or owner, or choose another --workspace or tracking.uri",
+        do="change permissions or owner, or choose another --workspace or tracking.uri",
     )
 
 
@@ -194,33 +199,33 @@ def _not_opened(path: Path, found: str) -> InputError:
     return InputError(
         "the MLflow database cannot be opened",
         where=path,
-        found=f"{found}: the folder is missing, or this user may not write to it",
-        do="correct tracking.uri or --workspace, or the folder's permissions",
+        found=f"{found}: the folder is missing or not writable",
+        do="correct tracking.uri, --workspace or the folder's permissions",
     )
 
 
-def _no_database(path: Path, found: str) -> InputError:
+def _not_mlflow(path: Path, found: str) -> InputError:
     return InputError(
-        "no MLflow database",
+        "not an MLflow database",
         where=path,
         found=found,
-        do="correct tracking.uri, or put a backup of the database back in its place",
+        do="correct tracking.uri, or restore a backup of the database",
     )
 
 
-def _corrupt(path: Path, found: str) -> ResourceError:
+def _damaged(path: Path, found: str) -> ResourceError:
     file, saved = shlex.quote(str(path)), shlex.quote(f"{path}.recovered")
     return ResourceError(
         "the MLflow database is damaged",
         where=path,
         found=found,
-        do="put a backup back, and keep the damaged file; what is readable of it is recovered by "
+        do="restore a backup and keep the damaged file; recover its readable part with "
         f"sqlite3 {file} .recover | sqlite3 {saved}",
     )
 
 
 def _users_of(path: Path) -> str:
-    """Programs that have a file open, as far as this user may see."""
+    """List the processes that have the file open, as far as this user can see them."""
     users: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -230,15 +235,17 @@ def _users_of(path: Path) -> str:
                 users.append(f"{(process / 'comm').read_text().strip()} (process {process.name})")
         except OSError:
             continue
-    return f"open in {', '.join(users)}" if users else "a program of another user or host, or one that has just ended"
+    return (
+        f"open in {', '.join(users)}" if users else "held by another user or host, or by a program that has just ended"
+    )
 
 
-# What SQLite says, and the error it becomes.
+# Parts of SQLite's messages, and the error for them.
 _ERRORS: tuple[tuple[tuple[str, ...], Callable[[Path, str], GtvrayError]], ...] = (
     (("database is locked", "database table is locked"), _locked),
     (("disk is full", "No space left"), _full),
     (("readonly database", "Read-only file system", "Permission denied"), _read_only),
-    (("file is not a database",), _no_database),
-    (("malformed", "disk I/O error"), _corrupt),
+    (("file is not a database",), _not_mlflow),
+    (("malformed", "disk I/O error"), _damaged),
     (("unable to open database file",), _not_opened),
 )

@@ -1,4 +1,4 @@
-"""Finding runs by exact keys, and refusing what was deleted in MLflow with the command that restores it."""
+"""Look-up of runs by key, and checks for deleted runs and experiments with the command that restores them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KEY_TAG = "gtvray.key"
-# MLflow's filters have no way to write a quote or a backslash within a text.
+# MLflow filters have no escape for a quote or a backslash within a string.
 _SAFE = re.compile(r"[\w /.:+-]*", re.ASCII)
-_MOST = 1000
+_MAX_RESULTS = 1000
 
 
 def key_text(key: str) -> str:
-    """A key as it stands in a run's tag: itself, or its sha256 where a filter could not hold it."""
+    """Return a key as stored in a run's tag: unchanged, or its sha256 if a filter cannot express it."""
     return key if _SAFE.fullmatch(key) else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def filter_text(value: str) -> str | None:
-    """A text as an MLflow filter has it, in quotes; None if a filter cannot hold it."""
+    """Return a string quoted for an MLflow filter; None if a filter cannot express it."""
     return f"'{value}'" if _SAFE.fullmatch(value) else None
 
 
 def find_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
-    """The run of a key, one that was deleted too; of several, one that was not.
+    """Find the run of a key, deleted or not; an active run is preferred to a deleted one.
 
     Args:
-        client: of the store.
+        client: client of the store.
         experiment: the experiment's id.
-        key: as given to `find_or_create_run`.
+        key: the key given to `find_or_create_run`.
     """
     from mlflow.entities import ViewType
 
     text = key_text(key)
-    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{text}'", ViewType.ALL, max_results=_MOST)
-    # Some databases compare without regard to case.
+    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{text}'", ViewType.ALL, max_results=_MAX_RESULTS)
+    # Some databases compare case-insensitively.
     exact = [run for run in runs if run.data.tags.get(KEY_TAG) == text]
     return min(exact, key=_deleted, default=None)
 
@@ -52,7 +52,7 @@ def require_experiment(client: MlflowClient, name: str) -> None:
     """Refuse an experiment that was deleted.
 
     Raises:
-        InputError: it was; the error has the command that restores it.
+        InputError: the experiment was deleted; the error gives the command that restores it.
     """
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
@@ -65,10 +65,10 @@ def require_experiment(client: MlflowClient, name: str) -> None:
 
 
 def require_run_kept(client: MlflowClient, run: Run) -> None:
-    """Refuse a run that was deleted, itself or with its experiment.
+    """Refuse a run that was deleted, or whose experiment was deleted.
 
     Raises:
-        InputError: it was; the error has the command that restores it.
+        InputError: one of them was deleted; the error gives the command that restores it.
     """
     experiment = client.get_experiment(run.info.experiment_id)
     require_experiment(client, experiment.name)
@@ -81,37 +81,37 @@ def require_run_kept(client: MlflowClient, run: Run) -> None:
         )
 
 
-def require_recordable(client: MlflowClient, experiment: str, sweep: str | None = None) -> None:
-    """Check, before any work, that what a sweep or training is about to record has a place in MLflow.
+def require_recordable(client: MlflowClient, experiment: str, name: str | None = None) -> None:
+    """Check, before any work is done, that MLflow can record a sweep or training.
 
     Args:
-        client: of the store.
+        client: client of the store.
         experiment: name of the experiment.
-        sweep: of a sweep or training that goes on; its run and those of its trials are checked as well.
+        name: name of a resumed sweep or training; its run and the runs of its trials are checked as well.
 
     Raises:
-        InputError: one of them was deleted; the error has the command that restores it.
+        InputError: one of them was deleted; the error gives the command that restores it.
     """
     from mlflow.entities import ViewType
 
     require_experiment(client, experiment)
     found = client.get_experiment_by_name(experiment)
-    if sweep is None or found is None:
+    if name is None or found is None:
         return
-    parent = find_run(client, found.experiment_id, sweep)
+    parent = find_run(client, found.experiment_id, name)
     if parent is None:
         return
     require_run_kept(client, parent)
-    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    deleted = client.search_runs([found.experiment_id], below, ViewType.DELETED_ONLY, max_results=_MOST)
-    _require_none_deleted(client, found.experiment_id, sweep, deleted)
+    children = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    deleted = client.search_runs([found.experiment_id], children, ViewType.DELETED_ONLY, max_results=_MAX_RESULTS)
+    _require_none_deleted(client, found.experiment_id, name, deleted)
 
 
-def _require_none_deleted(client: MlflowClient, experiment: str, sweep: str, deleted: Iterable[Run]) -> None:
+def _require_none_deleted(client: MlflowClient, experiment: str, name: str, deleted: Iterable[Run]) -> None:
     for run in deleted:
         trial = run.data.tags.get("ray.trial_id")
-        # Another run may have taken its place since.
-        current = find_run(client, experiment, f"{sweep}/{trial}") if trial is not None else None
+        # A newer run of the trial may have replaced the deleted one.
+        current = find_run(client, experiment, f"{name}/{trial}") if trial is not None else None
         if current is not None:
             require_run_kept(client, current)
 
@@ -121,7 +121,7 @@ def _deleted(run: Run) -> bool:
 
 
 def _command(client: MlflowClient, *arguments: str) -> str:
-    # The command has no option for the store. A password in the URI is left out.
+    # The command has no option for the store. The URI's password is kept out of error messages.
     parsed = urlparse(client.tracking_uri)
     uri = client.tracking_uri
     if parsed.password is not None:

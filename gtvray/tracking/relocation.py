@@ -1,4 +1,4 @@
-"""Artifact locations in a workspace's own MLflow database, which are absolute, after the workspace has moved."""
+"""Updates of the absolute artifact locations in a workspace's MLflow database after the workspace was moved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gtvray.io import (
 )
 from gtvray.tracking.database import BUSY_TIMEOUT_S, database_errors
 
-# Every column in which MLflow keeps the place of an artifact.
+# Every column in which MLflow stores an artifact location.
 _COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -34,12 +34,12 @@ _ARTIFACTS = "mlartifacts"
 
 @dataclass(frozen=True)
 class Adoption:
-    """What was done to make a copy a workspace of its own.
+    """The result of adopting a copied workspace.
 
     Attributes:
-        location: of the workspace from now on.
-        rewritten: how many locations in the database were corrected.
-        backup: the database as it was before; None where nothing was corrected.
+        location: the workspace's new location record.
+        rewritten: number of updated locations in the database.
+        backup: backup of the database; None if nothing was updated.
     """
 
     location: Location
@@ -47,17 +47,17 @@ class Adoption:
     backup: Path | None
 
 
-def settle_store(workspace: Workspace, writing: bool = True) -> None:
-    """Make a workspace's database agree with the workspace's place, before MLflow opens it.
+def update_locations(workspace: Workspace, writing: bool = True) -> None:
+    """Update the locations in a workspace's database to the workspace's path, before MLflow opens it.
 
     Args:
-        workspace: whose own database is about to be opened, or made.
-        writing: whether anything is to be recorded. A reader may use a workspace that is mounted read-only at another
-            path: champion and golden cases that were fetched lie in it.
+        workspace: the workspace that holds the database, which may not exist yet.
+        writing: require write access. A reader may use a workspace that is mounted read-only at another path, since
+            fetched bundles and golden cases lie in it.
 
     Raises:
-        InputError: the workspace is a copy, and its original is still there.
-        ResourceError: the database cannot be corrected.
+        InputError: the workspace is a copy, and its original still exists.
+        ResourceError: the database cannot be updated.
     """
     if not writing and not os.access(workspace.root, os.W_OK) and workspace.root.exists():
         current_location(workspace.root)
@@ -72,14 +72,14 @@ def settle_store(workspace: Workspace, writing: bool = True) -> None:
 
 
 def adopt_workspace(workspace: Workspace) -> Adoption:
-    """Make a copied workspace one of its own: nothing in it leads to the original any more.
+    """Make a copied workspace independent of its original.
 
     Args:
         workspace: the copy.
 
     Raises:
-        NotFoundError: there is no workspace in this folder.
-        ResourceError: another process uses the workspace, or the database cannot be corrected.
+        NotFoundError: the folder holds no workspace.
+        ResourceError: another process uses the workspace, or the database cannot be updated.
     """
     database = workspace.mlflow_database
     with workspace.hold():
@@ -91,7 +91,7 @@ def adopt_workspace(workspace: Workspace) -> Adoption:
 
 
 def recorded_roots(database: Path) -> list[Path]:
-    """The workspaces whose artifact folders the experiments of a database name."""
+    """Return the roots of the workspaces that a database's experiments store artifacts in."""
     with database_errors(database), closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as connection:
         if not _has_column(connection, "experiments", "artifact_location"):
             return []
@@ -102,7 +102,7 @@ def recorded_roots(database: Path) -> list[Path]:
 
 
 def _first_location(workspace: Workspace) -> Location:
-    """The location of a workspace without a record: a new one, or one from before there were records."""
+    """Return the location of a workspace without a record: a new one, or one created before records existed."""
     database = workspace.mlflow_database
     roots = recorded_roots(database) if database.is_file() else []
     others = [root for root in roots if root != workspace.root and not same_folder(root, workspace.root)]
@@ -112,36 +112,36 @@ def _first_location(workspace: Workspace) -> Location:
 
 
 def _rewrite(database: Path, location: Location) -> tuple[int, Path | None]:
-    """Correct every location within an earlier folder, all or none, after a backup."""
+    """Update every location below an earlier path in one transaction, after a backup."""
     moves = [(f"{old.as_uri()}/", f"{location.path.as_uri()}/") for old in location.earlier]
     with database_errors(database), closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as connection:
         columns = [column for column in _COLUMNS if _has_column(connection, *column)]
-        if not any(_stale(connection, *column, *move) for column in columns for move in moves):
+        if not any(_has_stale(connection, *column, *move) for column in columns for move in moves):
             return 0, None
         backup = _back_up(connection, database)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            rewritten = sum(_correct(connection, *column, *move) for column in columns for move in moves)
+            rewritten = sum(_update(connection, *column, *move) for column in columns for move in moves)
     return rewritten, backup
 
 
-def _stale(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> bool:
-    where, values = _within(column, old, new)
+def _has_stale(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> bool:
+    where, values = _below(column, old, new)
     return connection.execute(f"SELECT 1 FROM {table} WHERE {where}", values).fetchone() is not None  # noqa: S608
 
 
-def _correct(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> int:
-    where, values = _within(column, old, new)
+def _update(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> int:
+    where, values = _below(column, old, new)
     change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {where}"  # noqa: S608
     return connection.execute(change, (new, len(old) + 1, *values)).rowcount
 
 
-def _within(column: str, old: str, new: str) -> tuple[str, tuple[object, ...]]:
-    # substr compares exactly, where LIKE has wildcards and ignores case.
+def _below(column: str, old: str, new: str) -> tuple[str, tuple[object, ...]]:
+    # substr compares exactly; LIKE has wildcards and ignores case.
     where, values = f"substr({column}, 1, ?) = ?", (len(old), old)
     if not new.startswith(old):
         return where, values
-    # The workspace was moved into a folder within its former place: what is there already stays.
+    # The workspace was moved into a folder below its former path: locations that are already updated are kept.
     return f"{where} AND substr({column}, 1, ?) <> ?", (*values, len(new), new)
 
 

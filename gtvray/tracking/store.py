@@ -1,4 +1,4 @@
-"""Reaching MLflow: checked at once, quiet, and never unpickling."""
+"""Connections to MLflow that fail fast, log nothing and never unpickle; experiments and runs by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gtvray.io import LOCATION, Workspace, same_folder
 from gtvray.runtime import bypass_proxies, proxy_endpoint, proxy_for, without_credentials
 from gtvray.tracking.database import database_path, ensure_database, explain_database_error
 from gtvray.tracking.lookup import KEY_TAG, find_run, key_text, require_experiment, require_run_kept
-from gtvray.tracking.relocation import settle_store
+from gtvray.tracking.relocation import update_locations
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -25,76 +25,76 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> MlflowClient:
-    """A client of a tracking store; a SQLite store is made, and migrated, when needed.
+    """Open a client of a tracking store; an SQLite store is created if it does not exist.
 
     Args:
-        uri: `sqlite:///path`, `http(s)://host:port`, or any that MLflow knows.
-        artifacts: where a SQLite store keeps its artifacts.
-        writing: whether anything is to be recorded; False for reading from a database that must not be written to.
+        uri: `sqlite:///path`, `http(s)://host:port`, or another URI that MLflow supports.
+        artifacts: artifact folder of an SQLite store.
+        writing: require write access; False for a store that is only read.
 
     Raises:
-        ResourceError: the server does not answer, or the database cannot be opened.
-        InputError: the URI is of no known kind, or the database is that of a copied workspace.
+        ResourceError: the server does not respond, or the database cannot be opened.
+        InputError: the URI is not supported, or the database belongs to a copied workspace.
     """
     parsed = urlparse(uri)
     proxy = None
     if parsed.scheme in _DEFAULT_PORTS:
-        # MLflow's client reads the proxies of the environment, also for a server on this machine.
+        # MLflow's client applies the environment's proxies even to a server on this host.
         bypass_proxies(uri)
         proxy = proxy_for(uri)
         if proxy is None:
-            _require_answer(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
+            _require_connection(uri, parsed.hostname or "", parsed.port or _DEFAULT_PORTS[parsed.scheme])
         else:
-            _require_answer(f"{uri}, through the proxy {without_credentials(proxy)}", *proxy_endpoint(proxy))
+            _require_connection(f"{uri}, through the proxy {without_credentials(proxy)}", *proxy_endpoint(proxy))
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # Requests are retried by the spool, which remembers; MLflow's own retries would hold the caller for minutes.
+    # The metric queue retries deliveries; MLflow's own retries would block the caller for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient as Client
 
-    # After the import: MLflow sets its loggers up when it is loaded.
+    # After the import, which configures MLflow's loggers.
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
     database = database_path(uri) if parsed.scheme.startswith("sqlite") else None
     if database is not None:
-        _settle(database, artifacts, writing)
+        _relocate(database, artifacts, writing)
         ensure_database(database, writing)
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        text = str(error)
-        explained = explain_database_error(database, text) if database is not None else None
+        message = str(error)
+        explained = explain_database_error(database, message) if database is not None else None
         if explained is not None:
             raise explained from error
-        if "URI" in text or "scheme" in text:
-            raise InputError("MLflow does not know this URI", where=uri, found=text) from error
+        if "URI" in message or "scheme" in message:
+            raise InputError("MLflow does not support this URI", where=uri, found=message) from error
         where, do = uri, "check tracking.uri"
         if proxy is not None:
             where = f"{uri}, through the proxy {without_credentials(proxy)}"
-            do = "check tracking.uri, and name its host in NO_PROXY if the proxy cannot reach it"
-        raise ResourceError("cannot reach MLflow", where=where, found=text, do=do) from error
+            do = "check tracking.uri; add its host to NO_PROXY if the proxy cannot reach it"
+        raise ResourceError("cannot reach MLflow", where=where, found=message, do=do) from error
     if database is not None and writing:
         artifacts.mkdir(parents=True, exist_ok=True)
     return client
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """The experiment's id; it is made when it is not there.
+    """Return the experiment's id; the experiment is created if it does not exist.
 
     Args:
-        client: of the store.
-        name: of the experiment.
-        artifacts: where its artifacts go; None leaves it to the server.
+        client: client of the store.
+        name: name of the experiment.
+        artifacts: artifact folder of a new experiment; None leaves it to the server.
 
     Raises:
-        InputError: it was deleted in MLflow.
+        InputError: the experiment was deleted in MLflow.
     """
     require_experiment(client, name)
     found = client.get_experiment_by_name(name)
@@ -105,13 +105,13 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
 
 
 def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Mapping[str, str]) -> str:
-    """The id of a run by its key: looked up before it is made, so that a second try goes on in it.
+    """Return the id of the run with a key; the run is created if it does not exist, so retries are idempotent.
 
     Args:
-        client: of the store.
+        client: client of the store.
         experiment: the experiment's id.
-        key: names the run and no other of the experiment; any text.
-        tags: of a run that is made.
+        key: any string, unique within the experiment.
+        tags: tags of a new run.
 
     Raises:
         InputError: the run was deleted in MLflow.
@@ -123,7 +123,7 @@ def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Ma
     return str(client.create_run(experiment, tags={KEY_TAG: key_text(key), **tags}).info.run_id)
 
 
-def _require_answer(uri: str, host: str, port: int) -> None:
+def _require_connection(uri: str, host: str, port: int) -> None:
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S):
             return
@@ -132,12 +132,12 @@ def _require_answer(uri: str, host: str, port: int) -> None:
             "cannot reach MLflow",
             where=uri,
             found=error,
-            do="start the server or correct tracking.uri; leave it out to use SQLite in the workspace",
+            do="start the server or correct tracking.uri; without tracking.uri, SQLite in the workspace is used",
         ) from error
 
 
-def _settle(database: Path, artifacts: Path, writing: bool) -> None:
-    """Correct the locations in a workspace's own database, if the workspace was moved; refuse those of a copy."""
+def _relocate(database: Path, artifacts: Path, writing: bool) -> None:
+    """Update the artifact locations of a workspace's own database after a move; refuse a copied workspace."""
     workspace = Workspace(database.parent)
     if same_folder(workspace.root, artifacts.parent) or (workspace.root / LOCATION).exists():
-        settle_store(workspace, writing)
+        update_locations(workspace, writing)

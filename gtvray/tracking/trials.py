@@ -1,4 +1,4 @@
-"""A sweep's own record of its trials: JSON lines in the sweep's folder, written before anything goes to MLflow.
+"""A sweep's own record of its trials: JSON lines in the sweep's folder, written before anything is sent to MLflow.
 
 A line is an event of a trial:
 

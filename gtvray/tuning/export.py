@@ -9,7 +9,7 @@ from gtvray.config import flatten
 from gtvray.data import Project
 from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.models import Bundle
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import RunRecorder
 from gtvray.training import domain_ranges, export_bundle
 from gtvray.tuning.sweep import SweepResult
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def export_best(
-    result: SweepResult, project: Project, folder: Path, recorder: SweepRecorder, client: MlflowClient
+    result: SweepResult, project: Project, folder: Path, recorder: RunRecorder, client: MlflowClient
 ) -> tuple[Bundle, str]:
     """Write the bundle of the best trial and log it to the run of the trial.
 

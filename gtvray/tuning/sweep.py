@@ -19,7 +19,7 @@ from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
 from gtvray.experiments.tasks import worker_memory_bytes
 from gtvray.runtime import Cluster, plan_trials
-from gtvray.tracking import SweepRecorder, TrialRecord
+from gtvray.tracking import RunRecorder, TrialRecord
 from gtvray.training import check_memory, check_plan
 from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
 from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
@@ -81,7 +81,7 @@ def run_sweep(
     selection: list[CachedCase],
     *,
     cluster: Cluster,
-    recorder: SweepRecorder,
+    recorder: RunRecorder,
     folder: Path,
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from gtvray.config import Choice, Range
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import failpoint
-from gtvray.tracking import SweepRecorder, TrialRecord
+from gtvray.tracking import RunRecorder, TrialRecord
 from gtvray.tracking.trials import FAILED, FINISHED, STOPPED
 from gtvray.training import EPOCH_METRICS
 from gtvray.tuning.space import METRIC, decode
@@ -59,7 +59,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     def __init__(
         self,
         record: TrialRecord,
-        recorder: SweepRecorder,
+        recorder: RunRecorder,
         *,
         space: dict[str, Range | Choice],
         tags: dict[str, str],

@@ -57,7 +57,7 @@ def test_a_record_that_cannot_be_read_is_told_of_and_written_anew(tmp_path: Path
 
 
 def test_only_a_workspace_can_be_adopted(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no workspace"):
+    with pytest.raises(NotFoundError, match="not a workspace"):
         call("workspace", "adopt", "--workspace", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -21,7 +21,7 @@ from gtvray.errors import TrainingError
 from gtvray.experiments import Fold, plan_folds, train_folds
 from gtvray.models import Checkpoint
 from gtvray.runtime import Cluster, ResourcePlan
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import RunRecorder
 from gtvray.training import fit
 
 pytestmark = [pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")]
@@ -39,7 +39,7 @@ class Record:
 
     def __init__(self, client: MlflowClient, folder: Path) -> None:
         self.client, self.folder = client, folder
-        self.recorder = SweepRecorder(client, folder.name, "train", folder / "spool.jsonl", folder / "artifacts")
+        self.recorder = RunRecorder(client, folder.name, "train", folder / "spool.jsonl", folder / "artifacts")
         self.statuses: list[list[FoldStatus]] = []
 
     def progress(self, folds: list[Fold]) -> FoldProgress:

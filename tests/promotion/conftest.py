@@ -1,10 +1,11 @@
-"""A store on SQLite, made once, bundles of random weights, and scores to judge them by."""
+"""An MLflow store on SQLite, created once, bundles with random weights, and evidence about them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -21,9 +22,16 @@ MakeEvidence = Callable[..., Evidence]
 
 
 @pytest.fixture(scope="session")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     folder = tmp_path_factory.mktemp("mlflow")
     return open_store(folder / "mlflow.db", folder / "artifacts")
+
+
+@pytest.fixture
+def client(store: MlflowClient) -> MlflowClient:
+    """The store's client. MLflow resolves `models:/` in its global store, which a test may have changed."""
+    mlflow.set_tracking_uri(store.tracking_uri)
+    return store
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def run_id(client: MlflowClient, tmp_path: Path) -> str:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """A bundle by its seed."""
+    """A factory of bundles, by the seed of their weights."""
 
     def make(seed: int) -> Bundle:
         return random_bundle(tmp_path / f"made-{seed}", seed)
@@ -48,7 +56,7 @@ def scores(dsc: Sequence[float]) -> tuple[CaseScore, ...]:
 
 @pytest.fixture(scope="session")
 def make_evidence() -> MakeEvidence:
-    """Evidence for a digest, good unless told otherwise."""
+    """A factory of evidence for a digest; by default the gate accepts it."""
 
     def make(
         digest: str,

@@ -1,4 +1,4 @@
-"""Gathering evidence: on held-out cases, by another process too, and every look counted."""
+"""Evidence for the gate: held-out cases only, checked in a fresh process, every scoring counted by the ledger."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from gtvray.config import Config, PromotionConfig, with_dotted
 from gtvray.data import open_project
 from gtvray.datasets import Ledger, index_dataset
 from gtvray.models import Bundle
-from gtvray.promotion import answers_alike, gather_evidence, judge
+from gtvray.promotion import gather_evidence, judge, reproduces_in_fresh_process
 
 
-def test_a_fresh_process_does_not_answer_for_a_bundle_that_changed(make_bundle: Callable[[int], Bundle]) -> None:
+def test_fresh_process_does_not_reproduce_a_changed_bundle(make_bundle: Callable[[int], Bundle]) -> None:
     bundle = make_bundle(0)
     weights = bundle.folder / "weights-0.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert not answers_alike(bundle, threads=1)
+    assert not reproduces_in_fresh_process(bundle, threads=1)
 
 
-def test_evidence_is_of_held_out_cases_and_every_look_is_counted(
+def test_evidence_covers_held_out_cases_and_every_scoring_is_counted(
     phantoms: Path, make_bundle: Callable[[int], Bundle], tmp_path: Path
 ) -> None:
     bundle = make_bundle(0)
@@ -28,17 +28,17 @@ def test_evidence_is_of_held_out_cases_and_every_look_is_counted(
     ledger = Ledger(tmp_path / "ledger.jsonl")
     digest = project.fingerprint.digest
     ledger.record("promotion", "an earlier model", project.split.held_out, digest)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     evidence, scored = gather_evidence(
-        bundle, project, masks=tmp_path / "masks", ledger=ledger, threads=1, report=lambda *at: told.append(at)
+        bundle, project, masks=tmp_path / "masks", ledger=ledger, threads=1, report=lambda *at: reported.append(at)
     )
     assert (evidence.digest, evidence.data, evidence.looks, evidence.loads_fresh) == (bundle.digest, digest, 2, True)
     held_out = list(project.split.held_out)
     assert [score.case_id for score in evidence.candidate] == [score.case_id for score in evidence.baseline] == held_out
     assert [entry.mask.is_file() for entry in scored] == [True] * len(held_out)
-    assert told == [(n, len(held_out)) for n in range(1, len(held_out) + 1)]
+    assert reported == [(n, len(held_out)) for n in range(1, len(held_out) + 1)]
     looks = ledger.looks()
     assert (looks[-1]["subject"], looks[-1]["cases"]) == (bundle.digest, sorted(held_out))
     judgement = judge(evidence, PromotionConfig())
     assert not judgement.accepted, "random weights do not beat the mean position"
-    assert ledger.record("promotion", bundle.digest, project.split.held_out, digest) == 2, "the same model once"
+    assert ledger.record("promotion", bundle.digest, project.split.held_out, digest) == 2, "a model counts once"

@@ -1,4 +1,4 @@
-"""What the gate accepts, refuses, and warns of."""
+"""Decisions of the gate: acceptance, refusals with their reasons, warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtvray.errors import InputError
 from gtvray.promotion import Evidence, judge
 
 
-def test_a_candidate_that_beats_the_baseline_is_accepted(make_evidence: Callable[..., Evidence]) -> None:
+def test_candidate_that_beats_the_baseline_is_accepted(make_evidence: Callable[..., Evidence]) -> None:
     judgement = judge(make_evidence("d"), PromotionConfig())
     assert (judgement.accepted, judgement.reasons, judgement.warnings) == (True, (), ())
     assert judgement.difference is not None
@@ -24,15 +24,15 @@ def test_a_candidate_that_beats_the_baseline_is_accepted(make_evidence: Callable
     [
         ({"candidate": (0.1, 0.2, 0.1)}, {}, "must exceed +0.000"),
         ({"baseline": (0.8, 0.7, 0.75)}, {}, "must exceed +0.000"),
-        # Better on the mean, and by chance for all one knows.
+        # A higher mean, but within chance.
         ({"candidate": (0.9, 0.2, 0.12)}, {}, "must exceed +0.000"),
         ({}, {"min_difference_low": 0.7}, "must exceed +0.700"),
-        ({"candidate": (0.8, 0.7), "baseline": (0.1, 0.1)}, {}, "2 held-out cases; 3 are needed"),
-        ({}, {"min_cases": 4}, "3 held-out cases; 4 are needed"),
+        ({"candidate": (0.8, 0.7), "baseline": (0.1, 0.1)}, {}, "2 held-out cases; at least 3 are required"),
+        ({}, {"min_cases": 4}, "3 held-out cases; at least 4 are required"),
         ({"loads_fresh": False}, {}, "fresh process"),
     ],
 )
-def test_each_reason_alone_is_enough_to_refuse(
+def test_each_reason_alone_refuses_the_candidate(
     make_evidence: Callable[..., Evidence], evidence: dict[str, Any], settings: dict[str, Any], reason: str
 ) -> None:
     judgement = judge(make_evidence("d", **evidence), PromotionConfig(**settings))
@@ -41,12 +41,12 @@ def test_each_reason_alone_is_enough_to_refuse(
     assert reason in judgement.reasons[0]
 
 
-def test_all_reasons_are_told_at_once(make_evidence: Callable[..., Evidence]) -> None:
+def test_refusal_states_all_reasons(make_evidence: Callable[..., Evidence]) -> None:
     judgement = judge(make_evidence("d", candidate=(0.1, 0.1, 0.1), loads_fresh=False), PromotionConfig())
     assert len(judgement.reasons) == 2
 
 
-def test_misses_and_many_looks_are_warned_of(make_evidence: Callable[..., Evidence]) -> None:
+def test_missed_tumours_and_repeated_scoring_are_warned_of(make_evidence: Callable[..., Evidence]) -> None:
     def warnings(**changes: Any) -> tuple[str, ...]:
         return judge(make_evidence("d", **changes), PromotionConfig(min_difference_low=-1)).warnings
 
@@ -55,8 +55,8 @@ def test_misses_and_many_looks_are_warned_of(make_evidence: Callable[..., Eviden
     assert "1 of 3 tumours missed" in warnings(candidate=(0.8, 0.0, 0.7))[0]
 
 
-def test_scores_of_other_cases_are_no_evidence(make_evidence: Callable[..., Evidence]) -> None:
-    whole = make_evidence("d")
-    for baseline in (whole.baseline[:2], whole.baseline[::-1]):
-        with pytest.raises(InputError, match="other cases"):
-            Evidence("d", "data-1", whole.candidate, baseline, True, 1)
+def test_scores_of_different_cases_are_refused(make_evidence: Callable[..., Evidence]) -> None:
+    complete = make_evidence("d")
+    for baseline in (complete.baseline[:2], complete.baseline[::-1]):
+        with pytest.raises(InputError, match="different cases"):
+            Evidence("d", "data-1", complete.candidate, baseline, True, 1)

@@ -1,4 +1,4 @@
-"""A champion that was changed in MLflow: told of before a look is spent, and put back as it was decided."""
+"""A champion changed in MLflow is refused before held-out cases are scored, and restored to the last decision."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gtvray.tracking import connect_mlflow
 from ..bundles import random_bundle
 
 
-class Place:
-    """A workspace's registry and decisions."""
+class Promotions:
+    """The registry and decision log of a workspace."""
 
     def __init__(self, client: MlflowClient, root: Path, run_id: str, evidence: Callable[..., Evidence]) -> None:
         self.name = f"model-{root.name}".replace("'", "")
@@ -46,126 +46,126 @@ class Place:
         return restore(self.registry, self.log, self.root / "bundles", self.root / "golden").version
 
     def refused(self) -> InputError:
-        with pytest.raises(InputError, match="changed from outside") as caught:
+        with pytest.raises(InputError, match="changed outside the gate") as caught:
             require_champion(self.registry, self.log)
         return caught.value
 
 
 @pytest.fixture
-def place(client: MlflowClient, tmp_path: Path, run_id: str, make_evidence: Callable[..., Evidence]) -> Place:
-    return Place(client, tmp_path, run_id, make_evidence)
+def promotions(client: MlflowClient, tmp_path: Path, run_id: str, make_evidence: Callable[..., Evidence]) -> Promotions:
+    return Promotions(client, tmp_path, run_id, make_evidence)
 
 
-def test_an_alias_that_was_moved_or_removed_is_set_back(place: Place, client: MlflowClient) -> None:
-    place.promote(0)
-    place.promote(1)
-    client.set_registered_model_alias(place.name, "champion", "1")
-    error = place.refused()
+def test_moved_or_removed_alias_is_restored(promotions: Promotions, client: MlflowClient) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    client.set_registered_model_alias(promotions.name, "champion", "1")
+    error = promotions.refused()
     assert error.fields["found"] == "the alias champion points to version 1"
-    advice = shlex.split(error.fields["do"].partition("restore it: ")[2])
-    assert advice == ["gtvray", "rollback", "--restore", "--workspace", str(place.root)]
-    assert place.restore() == "2"
-    client.delete_registered_model_alias(place.name, "champion")
-    assert place.refused().fields["found"] == "the alias champion was removed"
-    assert place.restore() == "2"
-    assert require_champion(place.registry, place.log) == "2"
-    assert place.restore() == "2", "nothing is left to restore"
-    kinds = [decision.kind for decision in place.log.decisions()]
+    command = shlex.split(error.fields["do"].partition("restore it: ")[2])
+    assert command == ["gtvray", "rollback", "--restore", "--workspace", str(promotions.root)]
+    assert promotions.restore() == "2"
+    client.delete_registered_model_alias(promotions.name, "champion")
+    assert promotions.refused().fields["found"] == "the alias champion was removed"
+    assert promotions.restore() == "2"
+    assert require_champion(promotions.registry, promotions.log) == "2"
+    assert promotions.restore() == "2", "a second restore changes nothing"
+    kinds = [decision.kind for decision in promotions.log.decisions()]
     assert kinds == ["promoted", "promoted", "restored", "restored"]
-    assert rollback(place.registry, place.log).version == "1"
+    assert rollback(promotions.registry, promotions.log).version == "1"
 
 
-def test_a_deleted_champion_is_registered_again_with_its_golden_cases(
-    place: Place, client: MlflowClient, tmp_path: Path
+def test_deleted_champion_is_registered_again_with_its_golden_cases(
+    promotions: Promotions, client: MlflowClient, tmp_path: Path
 ) -> None:
-    place.promote(0)
-    bundle = place.promote(1)
-    client.delete_model_version(place.name, "2")
-    assert "the version was deleted in MLflow" in place.refused().fields["found"]
-    version = place.restore()
+    promotions.promote(0)
+    bundle = promotions.promote(1)
+    client.delete_model_version(promotions.name, "2")
+    assert "the version was deleted in MLflow" in promotions.refused().fields["found"]
+    version = promotions.restore()
     assert version == "3"
-    assert require_champion(place.registry, place.log) == "3"
-    assert place.registry.champion().digest == bundle.digest
-    place.registry.fetch_golden(place.registry.champion(), tmp_path / "fetched")
+    assert require_champion(promotions.registry, promotions.log) == "3"
+    assert promotions.registry.champion().digest == bundle.digest
+    promotions.registry.fetch_golden(promotions.registry.champion(), tmp_path / "fetched")
     assert bundle.digest in (tmp_path / "fetched" / "golden.json").read_text()
-    assert rollback(place.registry, place.log).version == "1"
+    assert rollback(promotions.registry, promotions.log).version == "1"
 
 
-def test_a_deleted_model_is_registered_again_and_its_numbers_are_not_mixed_up(
-    place: Place, client: MlflowClient
+def test_deleted_model_is_registered_again_and_reused_numbers_are_not_trusted(
+    promotions: Promotions, client: MlflowClient
 ) -> None:
-    """MLflow gives the numbers of a deleted model out again, for other bundles."""
-    place.promote(0)
-    bundle = place.promote(1)
-    client.delete_registered_model(place.name)
-    assert "its registered model was deleted, too" in place.refused().fields["found"]
-    assert place.restore() == "1"
-    assert place.registry.champion().digest == bundle.digest
-    with pytest.raises(NotReadyError, match="no champion to go back to"):
-        rollback(place.registry, place.log)
+    """MLflow reuses the version numbers of a deleted model."""
+    promotions.promote(0)
+    bundle = promotions.promote(1)
+    client.delete_registered_model(promotions.name)
+    assert "its registered model was deleted as well" in promotions.refused().fields["found"]
+    assert promotions.restore() == "1"
+    assert promotions.registry.champion().digest == bundle.digest
+    with pytest.raises(NotReadyError, match="no previous champion"):
+        rollback(promotions.registry, promotions.log)
 
 
-def test_another_bundle_under_the_champions_number_is_noticed(place: Place, client: MlflowClient) -> None:
-    place.promote(0)
-    client.delete_registered_model(place.name)
-    other = random_bundle(place.root / "other", 7, {"mlflow_run": place.run_id})
-    version = place.registry.register(other, place.run_id)
-    place.registry.point_champion(version.version)
+def test_another_bundle_under_the_champions_number_is_detected(promotions: Promotions, client: MlflowClient) -> None:
+    promotions.promote(0)
+    client.delete_registered_model(promotions.name)
+    other = random_bundle(promotions.root / "other", 7, {"mlflow_run": promotions.run_id})
+    version = promotions.registry.register(other, promotions.run_id)
+    promotions.registry.point_champion(version.version)
     assert version.version == "1"
-    place.refused()
-    assert place.restore() == "2"
+    promotions.refused()
+    assert promotions.restore() == "2"
 
 
-def test_a_deleted_version_to_go_back_to_is_told_of(place: Place, client: MlflowClient) -> None:
-    place.promote(0)
-    place.promote(1)
-    client.delete_model_version(place.name, "1")
+def test_rollback_to_a_deleted_version_is_refused(promotions: Promotions, client: MlflowClient) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    client.delete_model_version(promotions.name, "1")
     with pytest.raises(NotFoundError, match="was deleted in MLflow"):
-        rollback(place.registry, place.log)
-    assert place.registry.champion().version == "2"
+        rollback(promotions.registry, promotions.log)
+    assert promotions.registry.champion().version == "2"
 
 
-def test_a_run_that_is_not_there_or_was_deleted_is_told_of(place: Place, client: MlflowClient) -> None:
-    place.registry.require_run(place.run_id)
+def test_missing_or_deleted_training_run_is_refused(promotions: Promotions, client: MlflowClient) -> None:
+    promotions.registry.require_run(promotions.run_id)
     with pytest.raises(NotFoundError, match="not in this MLflow"):
-        place.registry.require_run("0" * 32)
-    client.delete_run(place.run_id)
+        promotions.registry.require_run("0" * 32)
+    client.delete_run(promotions.run_id)
     with pytest.raises(InputError, match="run was deleted") as caught:
-        place.registry.require_run(place.run_id)
-    assert f"runs restore --run-id {place.run_id}" in caught.value.fields["do"]
+        promotions.registry.require_run(promotions.run_id)
+    assert f"runs restore --run-id {promotions.run_id}" in caught.value.fields["do"]
 
 
-def test_nothing_is_restored_where_nothing_was_decided(place: Place) -> None:
-    assert require_champion(place.registry, place.log) is None
-    with pytest.raises(NotReadyError, match="nothing was decided here"):
-        place.restore()
+def test_restore_without_a_promotion_is_refused(promotions: Promotions) -> None:
+    assert require_champion(promotions.registry, promotions.log) is None
+    with pytest.raises(NotReadyError, match="nothing was promoted"):
+        promotions.restore()
 
 
-def test_no_look_is_spent_where_the_champion_was_changed(
+def test_changed_champion_is_refused_before_held_out_cases_are_scored(
     client: MlflowClient, tmp_path: Path, make_evidence: Callable[..., Evidence]
 ) -> None:
-    """Neither are scans prepared: the data are not even looked for."""
+    """No scan is prepared either: the dataset is not even opened."""
     workspace = Workspace(tmp_path / "o'neill runs")
     workspace.root.mkdir()
     shutil.copy(client.tracking_uri.removeprefix("sqlite:///"), workspace.mlflow_database)
     own = connect_mlflow(workspace.mlflow_uri, workspace.artifacts)
     experiment = own.create_experiment("own", artifact_location=workspace.artifacts.as_uri())
-    place = Place(own, workspace.root, str(own.create_run(experiment).info.run_id), make_evidence)
-    bundle = place.promote(0)
-    own.delete_model_version(place.name, "1")
-    settings = ["--workspace", str(workspace.root), "-s", f"tracking.model_name={place.name}"]
+    promotions = Promotions(own, workspace.root, str(own.create_run(experiment).info.run_id), make_evidence)
+    bundle = promotions.promote(0)
+    own.delete_model_version(promotions.name, "1")
+    settings = ["--workspace", str(workspace.root), "-s", f"tracking.model_name={promotions.name}"]
 
     def call(*arguments: str) -> BaseException | None:
         return CliRunner().invoke(app, [*arguments, *settings]).exception
 
-    promote_again = ["promote", str(bundle.folder), "--data", str(tmp_path / "not looked for")]
+    promote_again = ["promote", str(bundle.folder), "--data", str(tmp_path / "missing dataset")]
     error = call(*promote_again)
     assert isinstance(error, InputError)
-    assert "changed from outside" in error.what
+    assert "changed outside the gate" in error.what
     assert not workspace.ledger.exists()
-    advice = shlex.split(error.fields["do"].partition("restore it: ")[2])
-    assert call(*advice[1:3]) is None
+    command = shlex.split(error.fields["do"].partition("restore it: ")[2])
+    assert call(*command[1:3]) is None
     error = call(*promote_again)
     assert isinstance(error, InputError)
-    assert "not looked for" in error.fields["where"]
-    assert place.registry.champion().version == "2"
+    assert "missing dataset" in error.fields["where"]
+    assert promotions.registry.champion().version == "2"

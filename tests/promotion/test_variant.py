@@ -1,4 +1,4 @@
-"""Other inference settings for the same networks: proposed by a benchmark, a bundle of their own for the gate."""
+"""Bundles with changed inference settings, and timings of the backends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _scan() -> Volume:
     return Volume(hu, np.diag([-4.0, -4, 4, 1]))
 
 
-def test_other_settings_are_another_bundle_with_the_same_networks(
+def test_changed_settings_make_a_new_bundle_with_the_same_networks(
     make_bundle: Callable[[int], Bundle], tmp_path: Path
 ) -> None:
     bundle = make_bundle(0)
@@ -41,7 +41,7 @@ def test_other_settings_are_another_bundle_with_the_same_networks(
         with_inference(bundle, {"backend": "abacus"}, tmp_path)
 
 
-def test_backends_are_timed_and_those_with_other_masks_come_last(
+def test_backends_that_do_not_reproduce_the_masks_are_last(
     make_bundle: Callable[[int], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GTVRAY_CACHE", str(tmp_path / "cache"))

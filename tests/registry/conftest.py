@@ -1,4 +1,4 @@
-"""A registry on SQLite, made once, and bundles of random weights."""
+"""An MLflow store on SQLite, created once, and bundles with random weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_id(client: MlflowClient, tmp_path: Path) -> str:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """A bundle by its seed."""
+    """A factory of bundles, by the seed of their weights."""
 
     def make(seed: int) -> Bundle:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Bundles as versions of a registered model: what is fetched is what was registered, or an error."""
+"""Bundles as versions of a registered model: a fetched bundle is the registered one, or there is an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bundle(make_bundle: Callable[[int], Bundle]) -> Bundle:
     return make_bundle(0)
 
 
-def test_what_is_fetched_is_what_was_registered(registry: Registry, bundle: Bundle, run_id: str) -> None:
+def test_fetched_bundle_is_the_registered_one(registry: Registry, bundle: Bundle, run_id: str) -> None:
     version = registry.register(bundle, run_id)
     assert (version.version, version.digest, version.run_id, version.aliases) == ("1", bundle.digest, run_id, ())
     shutil.rmtree(bundle.folder)
@@ -38,7 +38,7 @@ def test_what_is_fetched_is_what_was_registered(registry: Registry, bundle: Bund
     assert [file.stat().st_mtime_ns for file in fetched.folder.iterdir()] == before, "downloaded once"
 
 
-def test_a_bundle_is_registered_once(
+def test_bundle_is_registered_once(
     registry: Registry, bundle: Bundle, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
 ) -> None:
     first = registry.register(bundle, run_id)
@@ -49,7 +49,7 @@ def test_a_bundle_is_registered_once(
     assert second.digest != first.digest
 
 
-def test_a_stored_bundle_that_was_tampered_with_is_refused(
+def test_tampered_bundle_in_the_store_is_refused(
     registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
 ) -> None:
     version = registry.register(bundle, run_id)
@@ -63,7 +63,7 @@ def test_a_stored_bundle_that_was_tampered_with_is_refused(
     assert registry.fetch(version).digest == bundle.digest
 
 
-def test_another_sound_bundle_in_its_place_is_refused(
+def test_replaced_bundle_in_the_store_is_refused(
     registry: Registry, bundle: Bundle, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
 ) -> None:
     version, other = registry.register(bundle, run_id), make_bundle(1)
@@ -75,7 +75,7 @@ def test_another_sound_bundle_in_its_place_is_refused(
             registry.fetch(version)
 
 
-def test_a_fetched_bundle_that_was_tampered_with_is_refused(registry: Registry, bundle: Bundle, run_id: str) -> None:
+def test_tampered_bundle_in_the_workspace_is_refused(registry: Registry, bundle: Bundle, run_id: str) -> None:
     version = registry.register(bundle, run_id)
     description = registry.fetch(version).folder / "bundle.json"
     description.write_text(description.read_text().replace('"threshold": 0.5', '"threshold": 0.1'))
@@ -83,7 +83,9 @@ def test_a_fetched_bundle_that_was_tampered_with_is_refused(registry: Registry, 
         registry.fetch(version)
 
 
-def test_golden_cases_go_with_a_version(registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path) -> None:
+def test_golden_cases_are_stored_with_a_version(
+    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
+) -> None:
     golden, fetched = tmp_path / "golden", tmp_path / "fetched"
     golden.mkdir()
     (golden / "golden.json").write_text("{}\n")
@@ -96,9 +98,7 @@ def test_golden_cases_go_with_a_version(registry: Registry, bundle: Bundle, run_
     assert [(file.name, file.read_text()) for file in fetched.iterdir()] == [("golden.json", "{}\n")]
 
 
-def test_golden_cases_that_cannot_be_had_are_not_taken_for_none(
-    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
-) -> None:
+def test_unreadable_golden_cases_are_an_error(registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path) -> None:
     golden = tmp_path / "golden"
     golden.mkdir()
     (golden / "golden.json").write_text("{}\n")
@@ -113,10 +113,10 @@ def test_golden_cases_that_cannot_be_had_are_not_taken_for_none(
 
 
 @pytest.mark.parametrize("lost", ["golden", "all artifacts"])
-def test_golden_cases_whose_files_are_gone_are_not_taken_for_none(
+def test_missing_files_of_golden_cases_are_an_error(
     registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path, lost: str
 ) -> None:
-    """As of a workspace that was copied without them: an endpoint must not start without its proof."""
+    """As in a workspace copied without them: an endpoint must not start without verifying its model."""
     golden = tmp_path / "golden"
     golden.mkdir()
     (golden / "golden.json").write_text("{}\n")
@@ -129,7 +129,7 @@ def test_golden_cases_whose_files_are_gone_are_not_taken_for_none(
     assert not (tmp_path / "fetched").exists()
 
 
-def test_golden_cases_of_before_they_were_tagged_are_looked_for_in_the_store(
+def test_missing_artifact_folder_is_an_error_for_versions_without_a_golden_tag(
     registry: Registry, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
 ) -> None:
     golden = tmp_path / "golden"
@@ -143,9 +143,7 @@ def test_golden_cases_of_before_they_were_tagged_are_looked_for_in_the_store(
         registry.fetch_golden(version, tmp_path / "fetched")
 
 
-def test_other_golden_cases_in_their_place_are_refused(
-    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
-) -> None:
+def test_replaced_golden_cases_are_refused(registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path) -> None:
     golden = tmp_path / "golden"
     golden.mkdir()
     (golden / "golden.json").write_text("{}\n")
@@ -158,7 +156,7 @@ def test_other_golden_cases_in_their_place_are_refused(
     assert not (tmp_path / "fetched").exists()
 
 
-def test_a_bundle_whose_files_are_gone_is_told_of(
+def test_missing_files_of_a_bundle_are_an_error(
     registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
 ) -> None:
     version = registry.register(bundle, run_id)
@@ -168,7 +166,7 @@ def test_a_bundle_whose_files_are_gone_is_told_of(
 
 
 @pytest.mark.parametrize("name", ["back\\slash", "a_b", "what?#", "größe 日本"])
-def test_a_model_may_have_any_name_that_the_settings_take(
+def test_model_can_have_any_name_that_the_settings_accept(
     name: str, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
 ) -> None:
     registry = Registry(client, f"{name} {tmp_path.name}", tmp_path / "bundles")
@@ -177,7 +175,7 @@ def test_a_model_may_have_any_name_that_the_settings_take(
     assert registry.fetch(version).digest == bundle.digest
 
 
-def test_there_is_no_champion_before_the_first(registry: Registry, bundle: Bundle, run_id: str) -> None:
+def test_champion_is_not_ready_before_the_first_promotion(registry: Registry, bundle: Bundle, run_id: str) -> None:
     with pytest.raises(NotReadyError, match="nothing has been promoted"):
         registry.champion()
     version = registry.register(bundle, run_id)
@@ -188,7 +186,7 @@ def test_there_is_no_champion_before_the_first(registry: Registry, bundle: Bundl
     assert registry.get("1").aliases == ("champion",)
 
 
-def test_a_store_that_fails_is_not_taken_for_an_empty_one(
+def test_failing_store_is_not_reported_as_an_empty_one(
     registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -199,14 +197,14 @@ def test_a_store_that_fails_is_not_taken_for_an_empty_one(
         registry.champion()
 
 
-def test_an_unknown_version_is_told_with_the_known_ones(registry: Registry, bundle: Bundle, run_id: str) -> None:
+def test_unknown_version_is_reported_with_the_known_ones(registry: Registry, bundle: Bundle, run_id: str) -> None:
     registry.register(bundle, run_id)
     with pytest.raises(NotFoundError) as caught:
         registry.get("7")
     assert caught.value.fields["expected"] == "1"
 
 
-def test_a_version_made_by_other_means_does_not_break_the_rest(
+def test_version_registered_outside_gtvray_does_not_affect_others(
     registry: Registry, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
 ) -> None:
     registry.register(bundle, run_id)

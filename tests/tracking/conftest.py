@@ -1,4 +1,4 @@
-"""A tracking store on SQLite, made once: migrating it takes longer than any test."""
+"""A tracking store on SQLite, created once: its migrations take longer than any test."""
 
 from __future__ import annotations
 

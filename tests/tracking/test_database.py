@@ -1,4 +1,4 @@
-"""An SQLite database that MLflow cannot use: what is wrong with it, and an advice that loses nothing."""
+"""Faults of MLflow's SQLite database: each has an error of its own, whose instruction loses no data."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mlflow.tracking import MlflowClient
 from gtvray.errors import GtvrayError, InputError, ResourceError
 from gtvray.tracking.database import ensure_database, explain_database_error
 
-Spoil = Callable[[Path], None]
+Damage = Callable[[Path], None]
 
 
 @pytest.fixture
 def copied(client: MlflowClient, database: Path, tmp_path: Path) -> Path:
-    """A sound database, to be spoiled."""
+    """A copy of a valid database, for a test to damage."""
     return Path(shutil.copy(database, tmp_path / "mlflow.db"))
 
 
-def change(path: Path, *statements: str) -> None:
+def execute(path: Path, *statements: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         for statement in statements:
             connection.execute(statement)
@@ -38,7 +38,7 @@ def empty(path: Path) -> None:
 
 
 def text(path: Path) -> None:
-    path.write_text("no database at all, but long enough to be one: " * 20)
+    path.write_text("not a database, but longer than the header of one: " * 20)
 
 
 def folder(path: Path) -> None:
@@ -48,7 +48,7 @@ def folder(path: Path) -> None:
 
 def other_program(path: Path) -> None:
     path.unlink()
-    change(path, "CREATE TABLE bookmarks (url TEXT)")
+    execute(path, "CREATE TABLE bookmarks (url TEXT)")
 
 
 def cut_off(path: Path) -> None:
@@ -62,42 +62,42 @@ def overwritten(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    change(path, "UPDATE alembic_version SET version_num = 'ffff00000001'")
+    execute(path, "UPDATE alembic_version SET version_num = 'ffff00000001'")
 
 
 def older(path: Path) -> None:
-    change(path, "UPDATE alembic_version SET version_num = 'bd07f7e963c5'", "DROP TABLE guardrails")
+    execute(path, "UPDATE alembic_version SET version_num = 'bd07f7e963c5'", "DROP TABLE guardrails")
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("spoil", "kind", "what", "advice"),
+    ("damage", "kind", "what", "instruction"),
     [
-        (empty, ResourceError, "is an empty file", "put a backup back"),
-        (text, InputError, "no MLflow database", "correct tracking.uri"),
-        (folder, InputError, "a folder lies where", "correct tracking.uri"),
-        (other_program, InputError, "no MLflow database", "correct tracking.uri"),
-        (cut_off, ResourceError, "is damaged", "put a backup back"),
-        (overwritten, ResourceError, "is damaged", "put a backup back"),
+        (empty, ResourceError, "is an empty file", "restore a backup"),
+        (text, InputError, "not an MLflow database", "correct tracking.uri"),
+        (folder, InputError, "is a folder", "correct tracking.uri"),
+        (other_program, InputError, "not an MLflow database", "correct tracking.uri"),
+        (cut_off, ResourceError, "is damaged", "restore a backup"),
+        (overwritten, ResourceError, "is damaged", "restore a backup"),
         (newer, ResourceError, "written by a newer MLflow", "pip install 'mlflow>"),
         (older, ResourceError, "written by an older MLflow", "mlflow db upgrade sqlite:////"),
     ],
 )
 def test_each_fault_has_its_own_error(
-    spoil: Spoil, kind: type[GtvrayError], what: str, advice: str, copied: Path
+    damage: Damage, kind: type[GtvrayError], what: str, instruction: str, copied: Path
 ) -> None:
-    spoil(copied)
+    damage(copied)
     before = copied.read_bytes() if copied.is_file() else None
     with pytest.raises(kind, match=what) as caught:
         ensure_database(copied)
-    assert advice in caught.value.fields["do"]
+    assert instruction in caught.value.fields["do"]
     assert caught.value.fields["where"] == str(copied)
     assert len(str(caught.value).splitlines()) <= 5
-    assert (copied.read_bytes() if copied.is_file() else None) == before, "it is left as it was"
+    assert (copied.read_bytes() if copied.is_file() else None) == before, "the file is unchanged"
 
 
 @pytest.mark.timeout(60)
-def test_a_locked_database_is_to_be_waited_for_and_not_moved_away(copied: Path) -> None:
+def test_locked_database_error_names_the_process_and_says_to_wait(copied: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); "
          "print('held', flush=True); sys.stdin.read()", str(copied)],
@@ -120,7 +120,7 @@ def test_a_locked_database_is_to_be_waited_for_and_not_moved_away(copied: Path) 
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "what"),
+    ("message", "kind", "what"),
     [
         ("(sqlite3.OperationalError) database is locked", ResourceError, "locked by another program"),
         ("(sqlite3.OperationalError) database or disk is full", ResourceError, "disk is full"),
@@ -130,19 +130,21 @@ def test_a_locked_database_is_to_be_waited_for_and_not_moved_away(copied: Path) 
         ("database disk image is malformed", ResourceError, "is damaged"),
     ],
 )
-def test_what_sqlite_says_becomes_an_error(said: str, kind: type[GtvrayError], what: str, tmp_path: Path) -> None:
-    error = explain_database_error(tmp_path / "mlflow.db", said)
+def test_sqlite_messages_are_converted_to_errors(
+    message: str, kind: type[GtvrayError], what: str, tmp_path: Path
+) -> None:
+    error = explain_database_error(tmp_path / "mlflow.db", message)
     assert isinstance(error, kind)
     assert what in error.what
 
 
-def test_what_is_no_fault_of_the_database_is_left_alone(tmp_path: Path) -> None:
+def test_unknown_message_is_not_converted(tmp_path: Path) -> None:
     assert explain_database_error(tmp_path / "mlflow.db", "no such experiment") is None
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
-def test_a_file_that_must_not_be_written_to_says_so_and_can_be_read(copied: Path) -> None:
-    """In a process of a user who may not: root may write to any file."""
+def test_read_only_database_is_refused_for_writing_and_accepted_for_reading(copied: Path) -> None:
+    """Runs in a process of another user, since root can write to any file."""
     copied.chmod(0o444)
     for folder in (copied.parent, *copied.parent.parents[:2]):
         folder.chmod(0o755)
@@ -157,7 +159,7 @@ def test_a_file_that_must_not_be_written_to_says_so_and_can_be_read(copied: Path
     ensure_database(copied, writing=False)
     child = os.fork()
     if not child:
-        # The modules are loaded: the other user may not be allowed to read them.
+        # The modules are already imported; the other user may not have read access to them.
         code = 1
         try:
             attempt()

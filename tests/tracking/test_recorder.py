@@ -1,4 +1,4 @@
-"""Run records in a real MLflow: found again, complete, nothing twice."""
+"""Run records in a real MLflow: complete, continued after a restart, without duplicates."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import RunRecorder, connect_mlflow
 
 PARAMS = {"optimizer.lr": 0.003, "training.patch_ijk": [16, 16, 16], "loss.kind": "dice_ce"}
 
 
-def children(client: MlflowClient, recorder: SweepRecorder) -> dict[str, Run]:
-    """Child runs of a sweep by trial."""
+def children(client: MlflowClient, recorder: RunRecorder) -> dict[str, Run]:
+    """Return the child runs of a sweep by trial."""
     experiment = client.get_run(recorder.run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{recorder.run_id}'")
     runs = {run.data.tags["ray.trial_id"]: run for run in found}
-    assert len(runs) == len(found), "a trial has one run"
+    assert len(runs) == len(found), "one run per trial"
     return runs
 
 
@@ -34,7 +34,7 @@ def steps(client: MlflowClient, run: Run, name: str = "selection_dsc") -> list[t
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
 
 
-def record(recorder: SweepRecorder, trials: int, epochs: range) -> None:
+def record(recorder: RunRecorder, trials: int, epochs: range) -> None:
     for trial in range(trials):
         recorder.start(f"t{trial}", PARAMS, {"gtvray.data": "d1"})
     for epoch in epochs:
@@ -42,14 +42,14 @@ def record(recorder: SweepRecorder, trials: int, epochs: range) -> None:
             recorder.log(f"t{trial}", {"selection_dsc": epoch / 10, "train_loss": 1 / epoch}, epoch)
 
 
-def test_a_sweep_is_a_run_and_its_trials_are_children(client: MlflowClient, tmp_path: Path) -> None:
-    recorder = SweepRecorder(client, "children", "sweep-1", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+def test_sweep_is_a_parent_run_with_a_child_run_per_trial(client: MlflowClient, tmp_path: Path) -> None:
+    recorder = RunRecorder(client, "children", "sweep-1", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     recorder.describe({f"key.{n}": n for n in range(250)} | {"long": "x" * 10_000}, {"gtvray.data": "d1"})
-    # More entries than one request carries.
+    # More entries than one request takes.
     record(recorder, 3, range(1, 61))
     recorder.finish("t0", "FINISHED")
     recorder.finish("t1", "FAILED")
-    recorder.finish_sweep("KILLED")
+    recorder.finish_run("KILLED")
     assert recorder.close()
     parent, runs = client.get_run(recorder.run_id), children(client, recorder)
     assert parent.data.params["key.249"] == "249"
@@ -64,11 +64,11 @@ def test_a_sweep_is_a_run_and_its_trials_are_children(client: MlflowClient, tmp_
         assert recorder.trial_run_id(trial) == run.info.run_id
 
 
-def test_a_restarted_sweep_goes_on_in_the_same_runs(client: MlflowClient, tmp_path: Path) -> None:
-    first = SweepRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+def test_restarted_sweep_continues_the_same_runs(client: MlflowClient, tmp_path: Path) -> None:
+    first = RunRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 2, range(1, 3))
     assert first.close()
-    again = SweepRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again = RunRecorder(client, "restart", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(again, 2, range(3, 5))
     assert again.close()
     assert again.run_id == first.run_id
@@ -76,18 +76,18 @@ def test_a_restarted_sweep_goes_on_in_the_same_runs(client: MlflowClient, tmp_pa
     assert len(runs) == 2
     for run in runs.values():
         assert [step for step, _ in steps(client, run)] == [1, 2, 3, 4]
-    other = SweepRecorder(client, "restart", "another", tmp_path / "other.jsonl", tmp_path / "artifacts")
+    other = RunRecorder(client, "restart", "another", tmp_path / "other.jsonl", tmp_path / "artifacts")
     assert other.close()
     assert other.run_id != first.run_id
 
 
-def test_an_epoch_that_is_told_again_is_there_once(client: MlflowClient, tmp_path: Path) -> None:
-    """As a trial does that was killed before anybody knew its checkpoint, in this process or the next."""
-    first = SweepRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+def test_repeated_epoch_is_recorded_once(client: MlflowClient, tmp_path: Path) -> None:
+    """A trial that is killed before its checkpoint is registered repeats epochs, in this process or the next."""
+    first = RunRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 1, range(1, 4))
     first.log("t0", {"selection_dsc": 0.3, "train_loss": 1 / 3}, 3, at_ms=1)
     assert first.close()
-    again = SweepRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again = RunRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(again, 1, range(2, 6))
     again.log("t0", {"other": 7.0}, 2)
     assert again.close()
@@ -96,13 +96,13 @@ def test_an_epoch_that_is_told_again_is_there_once(client: MlflowClient, tmp_pat
     assert steps(client, run, "other") == [(2, 7.0)]
 
 
-def test_a_crash_between_delivery_and_mark_doubles_nothing(client: MlflowClient, tmp_path: Path) -> None:
-    first = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+def test_crash_between_delivery_and_mark_duplicates_nothing(client: MlflowClient, tmp_path: Path) -> None:
+    first = RunRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     record(first, 1, range(1, 4))
     first.finish("t0", "FINISHED")
     assert first.close()
     (tmp_path / "spool.mark").unlink()
-    again = SweepRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again = RunRecorder(client, "doubles", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     assert again.close()
     (run,) = children(client, again).values()
     assert [step for step, _ in steps(client, run)] == [1, 2, 3]
@@ -110,12 +110,12 @@ def test_a_crash_between_delivery_and_mark_doubles_nothing(client: MlflowClient,
 
 
 class Server:
-    """`mlflow server` on a port that stays the same."""
+    """`mlflow server` that can be restarted on the same port."""
 
     def __init__(self, database: Path, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
                          "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]  # fmt: skip
         self._folder = folder
@@ -131,7 +131,7 @@ class Server:
                 start_new_session=True,
                 cwd=self._folder,
             )
-        while not self._answers():
+        while not self._responds():
             assert self._process.poll() is None, (self._folder / "server.log").read_text()
             time.sleep(0.1)
 
@@ -140,7 +140,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
                 return True
@@ -155,12 +155,10 @@ def server(tmp_path: Path, client: MlflowClient, database: Path) -> Iterator[Ser
     server.kill()
 
 
-def test_a_server_that_goes_away_and_comes_back_misses_nothing(
-    server: Server, client: MlflowClient, tmp_path: Path
-) -> None:
+def test_server_outage_loses_no_metrics(server: Server, client: MlflowClient, tmp_path: Path) -> None:
     server.start()
-    over_http = connect_mlflow(f"http://127.0.0.1:{server.port}", tmp_path)
-    recorder = SweepRecorder(over_http, "bridged", "sweep", tmp_path / "spool.jsonl")
+    http_client = connect_mlflow(f"http://127.0.0.1:{server.port}", tmp_path)
+    recorder = RunRecorder(http_client, "outage", "sweep", tmp_path / "spool.jsonl")
     record(recorder, 1, range(1, 3))
     assert recorder.flush(60)
     server.kill()
@@ -179,14 +177,14 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(
 _DRIVER = """
 import sys
 from pathlib import Path
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import RunRecorder, connect_mlflow
 folder = Path(sys.argv[2])
-recorder = SweepRecorder(connect_mlflow(sys.argv[1], folder), sys.argv[5], "sweep", folder / "spool.jsonl")
+recorder = RunRecorder(connect_mlflow(sys.argv[1], folder), sys.argv[5], "sweep", folder / "spool.jsonl")
 recorder.start("t0", {"optimizer.lr": 0.1}, {})
 for epoch in range(1, int(sys.argv[3]) + 1):
     recorder.log("t0", {"train_loss": 1 / epoch}, epoch)
     print(epoch, recorder.flush(float(sys.argv[4])), flush=True)
-recorder.finish_sweep("FINISHED")
+recorder.finish_run("FINISHED")
 print(recorder.close(60), flush=True)
 """
 
@@ -194,14 +192,14 @@ print(recorder.close(60), flush=True)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", ["tracking.after_delivery:3", "tracking.before_delivery:3"])
-def test_server_and_driver_are_killed_and_nothing_is_lost_or_twice(
+def test_killed_server_and_driver_lose_and_duplicate_nothing(
     point: str, server: Server, client: MlflowClient, tmp_path: Path
 ) -> None:
-    def drive(epochs: int, patience_s: float, failpoint: str = "") -> tuple[int, list[str]]:
+    def drive(epochs: int, flush_s: float, failpoint: str = "") -> tuple[int, list[str]]:
         command = [sys.executable, "-c", _DRIVER, f"http://127.0.0.1:{server.port}", str(tmp_path), str(epochs)]
         environment = {**os.environ, "GTVRAY_FAILPOINT": failpoint}
         done = subprocess.run(
-            [*command, str(patience_s), point],
+            [*command, str(flush_s), point],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -211,13 +209,13 @@ def test_server_and_driver_are_killed_and_nothing_is_lost_or_twice(
         return done.returncode, done.stdout.splitlines()
 
     server.start()
-    code, said = drive(5, 100, f"{point}=kill")
+    code, lines = drive(5, 100, f"{point}=kill")
     assert code == -signal.SIGKILL
-    assert "5 True" not in said
+    assert "5 True" not in lines
     server.kill()
     server.start()
-    code, said = drive(5, 100)
-    assert (code, said[-1]) == (0, "True")
+    code, lines = drive(5, 100)
+    assert (code, lines[-1]) == (0, "True")
     experiment = client.get_experiment_by_name(point)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`ray.trial_id` = 't0'")

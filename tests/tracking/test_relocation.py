@@ -1,4 +1,4 @@
-"""A workspace that was moved or copied, with its own MLflow store: what is written lands in it, and nowhere else."""
+"""Workspaces that were moved or copied: all writes go to the workspace itself, and a copy must be adopted first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gtvray.tracking import adopt_workspace, connect_mlflow, experiment_id, find
 from ..stores import open_store
 
 MakeWorkspace = Callable[..., Workspace]
-# Not a path of MLflow's own making: an underscore is a wildcard of LIKE, and quotes end a text of SQL.
+# An underscore is a wildcard of SQL's LIKE, and a quote ends an SQL string.
 NAMES = ["work space", "o'neill #1", 'a_b "c"', "größe [日本]"]
 
 
@@ -28,29 +28,29 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def connect(place: Workspace) -> MlflowClient:
-    return connect_mlflow(place.mlflow_uri, place.artifacts)
+def connect(workspace: Workspace) -> MlflowClient:
+    return connect_mlflow(workspace.mlflow_uri, workspace.artifacts)
 
 
-def use(place: Workspace, text: str) -> str:
-    """Record a run with an artifact, and a model version, as a sweep and a promotion do."""
-    client = connect(place)
-    experiment = experiment_id(client, "gtvray", place.artifacts)
+def use(workspace: Workspace, text: str) -> str:
+    """Record a run with an artifact and a model version, as a sweep and a promotion do; return the run's id."""
+    client = connect(workspace)
+    experiment = experiment_id(client, "gtvray", workspace.artifacts)
     run_id = find_or_create_run(client, experiment, text, {})
-    file = place.root / "note.txt"
+    file = workspace.root / "note.txt"
     file.write_text(text)
     client.log_artifact(run_id, str(file), "notes")
     model = client.create_logged_model(experiment, name="model", source_run_id=run_id)
-    client.log_model_artifacts(model.model_id, str(place.root / "bundle"))
+    client.log_model_artifacts(model.model_id, str(workspace.root / "bundle"))
     client.finalize_logged_model(model.model_id, "READY")
     source = f"models:/{model.model_id}"
     client.create_model_version("model", source=source, run_id=run_id, model_id=model.model_id)
     return run_id
 
 
-def read(place: Workspace, run_id: str, scratch: Path) -> tuple[str, str]:
-    """The run's artifact, and the file of the first model version, as MLflow finds them."""
-    uri = connect(place).tracking_uri
+def read(workspace: Workspace, run_id: str, scratch: Path) -> tuple[str, str]:
+    """Download the run's artifact and the file of the first model version through MLflow; return their texts."""
+    uri = connect(workspace).tracking_uri
     scratch.mkdir()
     note = mlflow.artifacts.download_artifacts(
         run_id=run_id, artifact_path="notes/note.txt", dst_path=str(scratch), tracking_uri=uri
@@ -61,67 +61,67 @@ def read(place: Workspace, run_id: str, scratch: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def make(client: MlflowClient, database: Path, tmp_path: Path) -> MakeWorkspace:
-    """A workspace in use, by its name."""
+    """A factory of workspaces with a database and a registered model."""
 
     def make_workspace(name: str = "original") -> Workspace:
-        place = Workspace(tmp_path / name)
-        (place.root / "bundle").mkdir(parents=True)
-        (place.root / "bundle" / "weights").write_text("weights")
-        # A database is migrated once only: that takes longer than all the rest.
-        shutil.copy(database, place.mlflow_database)
-        with closing(sqlite3.connect(place.mlflow_database)) as connection:
+        workspace = Workspace(tmp_path / name)
+        (workspace.root / "bundle").mkdir(parents=True)
+        (workspace.root / "bundle" / "weights").write_text("weights")
+        # A copy of a migrated database: migrations take longer than the whole test.
+        shutil.copy(database, workspace.mlflow_database)
+        with closing(sqlite3.connect(workspace.mlflow_database)) as connection:
             connection.execute("DELETE FROM experiments WHERE experiment_id > 0")
             connection.commit()
-        connect(place).create_registered_model("model")
-        return place
+        connect(workspace).create_registered_model("model")
+        return workspace
 
     return make_workspace
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_moved_workspace_is_used_where_it_is(name: str, make: MakeWorkspace, tmp_path: Path) -> None:
-    place = make(name)
-    run_id = use(place, "before")
-    moved = Workspace(place.root.rename(tmp_path / f"{name} moved" if name != NAMES[0] else tmp_path / "elsewhere"))
+def test_moved_workspace_is_used_at_its_new_path(name: str, make: MakeWorkspace, tmp_path: Path) -> None:
+    workspace = make(name)
+    run_id = use(workspace, "before")
+    moved = Workspace(workspace.root.rename(tmp_path / f"{name} moved" if name != NAMES[0] else tmp_path / "elsewhere"))
     assert read(moved, run_id, tmp_path / "scratch") == ("before", "weights")
     use(moved, "after")
-    assert not place.root.exists(), "nothing is made at the former place"
+    assert not workspace.root.exists(), "nothing is created at the former path"
     location = Location.read(moved.root)
     assert location is not None
-    assert (location.path, location.earlier) == (moved.root, (place.root,))
+    assert (location.path, location.earlier) == (moved.root, (workspace.root,))
     (backup,) = moved.root.glob("mlflow.db.before-move-*")
     with closing(sqlite3.connect(backup)) as connection:
         (uri,) = connection.execute("SELECT DISTINCT artifact_uri FROM runs WHERE run_uuid = ?", [run_id]).fetchone()
-    assert uri.startswith(place.artifacts.as_uri())
+    assert uri.startswith(workspace.artifacts.as_uri())
 
 
-def test_a_workspace_moved_into_its_former_place_and_back(make: MakeWorkspace, tmp_path: Path) -> None:
-    place = make("runs")
-    run_id = use(place, "before")
-    place.root.rename(tmp_path / "aside")
+def test_workspace_can_move_below_its_former_path_and_back(make: MakeWorkspace, tmp_path: Path) -> None:
+    workspace = make("runs")
+    run_id = use(workspace, "before")
+    workspace.root.rename(tmp_path / "aside")
     (tmp_path / "runs").mkdir()
     inner = Workspace((tmp_path / "aside").rename(tmp_path / "runs" / "inner"))
     assert read(inner, run_id, tmp_path / "one") == ("before", "weights")
     inner.root.rename(tmp_path / "aside")
     (tmp_path / "runs").rmdir()
-    back = Workspace((tmp_path / "aside").rename(place.root))
+    back = Workspace((tmp_path / "aside").rename(workspace.root))
     assert read(back, run_id, tmp_path / "two") == ("before", "weights")
     use(back, "after")
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "one", "two"}
 
 
-def test_a_copy_is_refused_until_it_is_adopted_and_leaves_its_original_alone(
+def test_copy_is_refused_until_it_is_adopted_and_never_changes_its_original(
     make: MakeWorkspace, tmp_path: Path
 ) -> None:
-    place = make()
-    run_id = use(place, "before")
-    copy = Workspace(Path(shutil.copytree(place.root, tmp_path / "the copy", symlinks=True)))
-    before = tree(place.root)
+    workspace = make()
+    run_id = use(workspace, "before")
+    copy = Workspace(Path(shutil.copytree(workspace.root, tmp_path / "the copy", symlinks=True)))
+    before = tree(workspace.root)
     for attempt in (lambda: connect(copy), lambda: copy.lock().__enter__()):
         with pytest.raises(InputError, match="is a copy") as caught:
             attempt()
         assert caught.value.fields["where"] == str(copy.root)
-        assert str(place.root) in caught.value.fields["expected"]
+        assert str(workspace.root) in caught.value.fields["expected"]
         assert f"gtvray workspace adopt --workspace '{copy.root}'" in caught.value.fields["do"]
     adoption = adopt_workspace(copy)
     assert adoption.rewritten > 0
@@ -129,46 +129,46 @@ def test_a_copy_is_refused_until_it_is_adopted_and_leaves_its_original_alone(
     with copy.lock():
         use(copy, "in the copy")
     assert read(copy, run_id, tmp_path / "scratch") == ("before", "weights")
-    assert tree(place.root) == before
+    assert tree(workspace.root) == before
     with closing(sqlite3.connect(copy.mlflow_database)) as connection:
         dump = "\n".join(connection.iterdump())
-    assert place.artifacts.as_uri() not in dump
-    shutil.rmtree(place.root)
+    assert workspace.artifacts.as_uri() not in dump
+    shutil.rmtree(workspace.root)
     assert read(copy, run_id, tmp_path / "again") == ("before", "weights")
-    assert not place.root.exists()
+    assert not workspace.root.exists()
 
 
-def test_a_copy_from_before_there_were_records_is_known_by_its_database(make: MakeWorkspace, tmp_path: Path) -> None:
-    place = make()
-    run_id = use(place, "before")
-    (place.root / LOCATION).unlink()
-    copy = Workspace(Path(shutil.copytree(place.root, tmp_path / "copy")))
+def test_copy_without_a_location_record_is_recognised_by_its_database(make: MakeWorkspace, tmp_path: Path) -> None:
+    workspace = make()
+    run_id = use(workspace, "before")
+    (workspace.root / LOCATION).unlink()
+    copy = Workspace(Path(shutil.copytree(workspace.root, tmp_path / "copy")))
     with copy.lock(), pytest.raises(InputError, match="is a copy"):
         connect(copy)
-    shutil.rmtree(place.root)
+    shutil.rmtree(workspace.root)
     assert read(copy, run_id, tmp_path / "scratch") == ("before", "weights")
     use(copy, "after")
-    assert not place.root.exists()
+    assert not workspace.root.exists()
 
 
-def test_another_path_to_the_same_folder_is_no_copy(make: MakeWorkspace, tmp_path: Path) -> None:
-    place = make()
-    run_id = use(place, "before")
-    before = Location.read(place.root)
-    (tmp_path / "link").symlink_to(place.root)
+def test_another_path_to_the_same_folder_is_not_a_copy(make: MakeWorkspace, tmp_path: Path) -> None:
+    workspace = make()
+    run_id = use(workspace, "before")
+    before = Location.read(workspace.root)
+    (tmp_path / "link").symlink_to(workspace.root)
     assert read(Workspace(tmp_path / "link"), run_id, tmp_path / "scratch") == ("before", "weights")
     assert before is not None
-    assert Location.read(place.root) == before
-    # As by a bind mount: the recorded path is another one, and leads to this very folder.
-    record = json.loads((place.root / LOCATION).read_text())
-    (place.root / LOCATION).write_text(json.dumps({**record, "path": str(tmp_path / "link")}))
-    with place.lock():
-        assert read(place, run_id, tmp_path / "again") == ("before", "weights")
-    assert json.loads((place.root / LOCATION).read_text())["path"] == str(tmp_path / "link")
-    assert list(place.root.glob("mlflow.db.before-move-*")) == []
+    assert Location.read(workspace.root) == before
+    # As by a bind mount: the recorded path differs and leads to the same folder.
+    record = json.loads((workspace.root / LOCATION).read_text())
+    (workspace.root / LOCATION).write_text(json.dumps({**record, "path": str(tmp_path / "link")}))
+    with workspace.lock():
+        assert read(workspace, run_id, tmp_path / "again") == ("before", "weights")
+    assert json.loads((workspace.root / LOCATION).read_text())["path"] == str(tmp_path / "link")
+    assert list(workspace.root.glob("mlflow.db.before-move-*")) == []
 
 
-def test_a_former_place_taken_by_another_workspace_is_no_original(make: MakeWorkspace, tmp_path: Path) -> None:
+def test_another_workspace_at_the_former_path_is_not_the_original(make: MakeWorkspace, tmp_path: Path) -> None:
     first, second = make("first"), make("second")
     run_id = use(first, "one")
     moved = Workspace(first.root.rename(tmp_path / "moved"))
@@ -179,16 +179,16 @@ def test_a_former_place_taken_by_another_workspace_is_no_original(make: MakeWork
     assert (taken.path, taken.earlier) == (first.root, (second.root,))
 
 
-def test_a_store_of_another_workspace_that_is_a_copy_is_refused(make: MakeWorkspace, tmp_path: Path) -> None:
-    """As by tracking.uri: its locations lead to the original as well."""
-    place = make()
-    use(place, "before")
-    copy = Workspace(Path(shutil.copytree(place.root, tmp_path / "copy")))
+def test_store_of_a_copied_workspace_is_refused_from_another_workspace(make: MakeWorkspace, tmp_path: Path) -> None:
+    """As by tracking.uri: its artifact locations still point to the original."""
+    workspace = make()
+    use(workspace, "before")
+    copy = Workspace(Path(shutil.copytree(workspace.root, tmp_path / "copy")))
     with pytest.raises(InputError, match="is a copy"):
         connect_mlflow(copy.mlflow_uri, tmp_path / "mine" / "mlartifacts")
 
 
-def test_a_database_outside_of_any_workspace_gets_no_record(
+def test_database_outside_a_workspace_gets_no_location_record(
     client: MlflowClient, database: Path, tmp_path: Path
 ) -> None:
     path = Path(shutil.copy(database, tmp_path / "shared.db"))
@@ -196,11 +196,11 @@ def test_a_database_outside_of_any_workspace_gets_no_record(
     assert not (tmp_path / LOCATION).exists()
 
 
-def test_a_workspace_that_moved_while_it_is_in_use_is_left_alone(make: MakeWorkspace, tmp_path: Path) -> None:
-    place = make()
-    use(place, "before")
-    with place.lock():
-        moved = Workspace(place.root.rename(tmp_path / "moved"))
+def test_workspace_moved_while_in_use_is_not_changed(make: MakeWorkspace, tmp_path: Path) -> None:
+    workspace = make()
+    use(workspace, "before")
+    with workspace.lock():
+        moved = Workspace(workspace.root.rename(tmp_path / "moved"))
         before = tree(moved.root)
         with pytest.raises(ResourceError, match="another gtvray process"):
             connect(moved)

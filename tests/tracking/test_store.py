@@ -1,4 +1,4 @@
-"""Reaching MLflow, or an error at once that says why not."""
+"""Connections to MLflow fail fast with the reason; runs and experiments are found by any name."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ NAMES = [
 
 
 @pytest.fixture
-def silent_port() -> Iterator[int]:
-    """Taken, but nobody answers: connections are refused."""
+def closed_port() -> Iterator[int]:
+    """A port that is bound but does not listen: connections are refused."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
 
 
 @pytest.mark.timeout(30)
-def test_a_server_that_is_not_there_is_told_of_at_once(silent_port: int, tmp_path: Path) -> None:
+def test_unreachable_server_is_reported_at_once(closed_port: int, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot reach MLflow") as caught:
-        connect_mlflow(f"http://127.0.0.1:{silent_port}", tmp_path)
-    assert str(silent_port) in caught.value.fields["where"]
+        connect_mlflow(f"http://127.0.0.1:{closed_port}", tmp_path)
+    assert str(closed_port) in caught.value.fields["where"]
 
 
-def test_a_uri_of_no_known_kind_is_the_users_mistake(tmp_path: Path) -> None:
+def test_unsupported_uri_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         connect_mlflow("gopher://somewhere", tmp_path)
 
 
-def test_nothing_is_ever_unpickled(client: MlflowClient) -> None:
+def test_unpickling_is_disabled(client: MlflowClient) -> None:
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
 @pytest.mark.parametrize(
     "uri", ["sqlite:///a?b/mlflow.db", "sqlite:///a%20b/mlflow.db", "sqlite://", "sqlite:mlflow.db"]
 )
-def test_a_path_that_the_url_of_a_database_cannot_hold_is_refused(uri: str, tmp_path: Path) -> None:
+def test_path_that_a_database_url_cannot_hold_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the URI of an SQLite database"):
         connect_mlflow(uri, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_found_by_any_key_and_by_no_other(client: MlflowClient, tmp_path: Path) -> None:
+def test_run_is_found_by_its_exact_key_only(client: MlflowClient, tmp_path: Path) -> None:
     experiment = experiment_id(client, "keys", tmp_path / "artifacts")
     made = {name: find_or_create_run(client, experiment, name, {"mlflow.runName": name or "-"}) for name in NAMES}
     assert len(set(made.values())) == len(NAMES)
@@ -76,27 +76,27 @@ def test_a_run_is_found_by_any_key_and_by_no_other(client: MlflowClient, tmp_pat
 
 
 @pytest.mark.parametrize("name", NAMES[:-3])
-def test_an_experiment_may_have_any_name(name: str, client: MlflowClient, tmp_path: Path) -> None:
+def test_experiment_can_have_any_name(name: str, client: MlflowClient, tmp_path: Path) -> None:
     found = experiment_id(client, name, tmp_path / "artifacts")
     assert experiment_id(client, name, tmp_path / "artifacts") == found
 
 
 @pytest.mark.parametrize("name", ["p%20c?q", "#h 'o' \"q\"", "é[b]{x};&"])
-def test_a_workspace_of_any_name_keeps_its_runs(
+def test_artifacts_are_found_in_a_workspace_of_any_name(
     client: MlflowClient, database: Path, tmp_path: Path, name: str
 ) -> None:
-    place = Workspace(tmp_path / name)
-    place.root.mkdir()
+    workspace = Workspace(tmp_path / name)
+    workspace.root.mkdir()
     assert client.search_experiments()
-    shutil.copyfile(database, place.root / "mlflow.db")
+    shutil.copyfile(database, workspace.root / "mlflow.db")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "a.png").write_text("picture")
-    there = open_store(place.root / "mlflow.db", place.artifacts)
-    run = find_or_create_run(there, experiment_id(there, "names", place.artifacts), "key", {})
-    there.log_artifacts(run, str(tmp_path / "report"), "evaluation")
+    own = open_store(workspace.root / "mlflow.db", workspace.artifacts)
+    run = find_or_create_run(own, experiment_id(own, "names", workspace.artifacts), "key", {})
+    own.log_artifacts(run, str(tmp_path / "report"), "evaluation")
     (tmp_path / "back").mkdir()
-    back = Path(there.download_artifacts(run, "evaluation", str(tmp_path / "back")))
+    back = Path(own.download_artifacts(run, "evaluation", str(tmp_path / "back")))
     assert (back / "a.png").read_text() == "picture"
-    # Nothing in a folder of a name that was cut short, encoded or decoded.
+    # Nothing was written to a folder with a truncated, encoded or decoded name.
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "back", "report"])
-    assert sorted(path.name for path in place.root.iterdir()) == ["mlartifacts", "mlflow.db", "workspace.json"]
+    assert sorted(path.name for path in workspace.root.iterdir()) == ["mlartifacts", "mlflow.db", "workspace.json"]

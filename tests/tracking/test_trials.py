@@ -1,4 +1,4 @@
-"""A sweep's own record of its trials."""
+"""The record of trials in a sweep's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_events_are_read_back_per_trial(tmp_path: Path) -> None:
     ]
 
 
-def test_a_repeated_epoch_replaces_the_earlier_one_and_a_restarted_trial_runs_again(tmp_path: Path) -> None:
+def test_repeated_epoch_replaces_the_earlier_one_and_restarted_trial_is_running(tmp_path: Path) -> None:
     record = TrialRecord(tmp_path)
     record.start("a1", {})
     for epoch, dsc in ((1, 0.1), (2, 0.2)):

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import CachedCase
 from gtvray.runtime import Cluster
-from gtvray.tracking import SweepRecorder
+from gtvray.tracking import RunRecorder
 from gtvray.tuning import SweepStatus, run_sweep
 
 pytestmark = [
@@ -28,7 +28,7 @@ def test_two_trials_share_a_gpu(
     local_ray: Cluster, client: MlflowClient, config: Config, cases: list[CachedCase], tmp_path: Path
 ) -> None:
     half = with_dotted(config, {"training.use_gpu": True, "training.gpus_per_worker": 0.5})
-    recorder = SweepRecorder(client, tmp_path.name, "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    recorder = RunRecorder(client, tmp_path.name, "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
     statuses: list[SweepStatus] = []
     sweep = SweepConfig.model_validate(
         {

@@ -16,7 +16,7 @@ from gtvray.config import Config, SweepConfig
 from gtvray.crossval import TrainJob, TrainRequest
 from gtvray.errors import GtvrayError, InputError, ResourceError
 from gtvray.io import Workspace
-from gtvray.tracking import SweepRecorder, connect_mlflow
+from gtvray.tracking import RunRecorder, connect_mlflow
 from gtvray.tuning import SweepJob
 
 SWEEP = SweepConfig.model_validate({"trials": 2, "space": {"optimizer.lr": {"low": 0.001, "high": 0.01}}})
@@ -36,8 +36,8 @@ def workspace(client: MlflowClient, tmp_path: Path) -> Workspace:
     return place
 
 
-def recorded(place: Workspace) -> SweepRecorder:
-    recorder = SweepRecorder(
+def recorded(place: Workspace) -> RunRecorder:
+    recorder = RunRecorder(
         connect_mlflow(place.mlflow_uri, place.artifacts), "gtvray", "one", place.root / "spool.jsonl", place.artifacts
     )
     recorder.start("t0", {}, {})

@@ -14,7 +14,7 @@ from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, ResourceError, TrainingError
 from gtvray.models import Checkpoint
 from gtvray.runtime import Cluster
-from gtvray.tracking import SweepRecorder, read_trials
+from gtvray.tracking import RunRecorder, read_trials
 from gtvray.training import fit
 from gtvray.tuning import SweepResult, SweepStatus, run_sweep
 
@@ -33,7 +33,7 @@ class Sweep:
         self, cluster: Cluster, client: MlflowClient, config: Config, cases: list[CachedCase], folder: Path
     ) -> None:
         self.cluster, self.client, self.config, self.cases, self.folder = cluster, client, config, cases, folder
-        self.recorder = SweepRecorder(client, folder.name, "sweep", folder / "spool.jsonl", folder / "artifacts")
+        self.recorder = RunRecorder(client, folder.name, "sweep", folder / "spool.jsonl", folder / "artifacts")
         self.statuses: list[SweepStatus] = []
 
     def run(self, config: Config | None = None, **sweep: Any) -> SweepResult:
