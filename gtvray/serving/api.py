@@ -60,7 +60,7 @@ class Api:
             redirect_slashes=False,
         )
         app.add_middleware(Guard, token=self._token, origins=self._args.serving.cors_origins)
-        app.add_exception_handler(HTTPException, _answer_http_error)
+        app.add_exception_handler(HTTPException, _http_error_response)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         app.add_api_route("/readyz", self.readyz, methods=["GET"])
         app.add_api_route("/v1/model", self.describe, methods=["GET"])
@@ -182,7 +182,7 @@ def _response_headers(prediction: Prediction, milliseconds: int) -> dict[str, st
     }
 
 
-async def _answer_http_error(request: Request, error: Exception) -> Response:
+async def _http_error_response(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     problem = http_problem(error.status_code, request.state.request_id)
