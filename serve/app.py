@@ -1,4 +1,4 @@
-"""Import target of the Serve config files here; the logic is in gtvray.serving."""
+"""The import target of the Serve config files in this folder; the application is in gtvray.serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gtvray qa`: does a promoted model do on this host, with these versions, what it was promoted for?"""
+"""`gtvray qa`: check that a promoted model reproduces its golden cases on this host with the installed versions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, ModelOption, 
 
 def qa(
     model: ModelOption = "champion",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default those of the promotion.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: as many as at the promotion.")
+    ] = None,
     propose: Annotated[
-        bool, typer.Option("--propose", help="Time every backend on the golden cases as well; nothing is changed.")
+        bool, typer.Option("--propose", help="Also time every backend on the golden cases; changes nothing.")
     ] = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reproduce a promoted model's golden cases here; exit code 1 if a mask is another. Run it after every upgrade.
+    """Reproduce a promoted model's golden cases on this host; run it after every upgrade.
+
+    The exit code is 1 if a mask falls below Dice 0.999, the tolerance for another stack.
 
     Example: gtvray qa --model champion
     """
@@ -33,28 +37,33 @@ def qa(
     from gtvray.io import Workspace
     from gtvray.promotion import time_backends
 
-    place, settings = Workspace(workspace), load_config(config, override or [])
-    bundle = load_bundle(model, place, settings)
-    folder = find_golden(bundle, place, settings)
+    folders, settings = Workspace(workspace), load_config(config, override or [])
+    bundle = load_bundle(model, folders, settings)
+    folder = find_golden(bundle, folders, settings)
     count = threads or golden_threads(folder)
     results = reproduce(folder, Predictor(bundle, threads=count))
     timings = (
         [asdict(timing) | {"alike": timing.alike} for timing in time_backends(bundle, folder, count)] if propose else []
     )
-    ok = all(result.ok for result in results)
-    found = {
+    ok = all(each.ok for each in results)
+    result = {
         "ok": ok,
-        "identical": all(result.identical for result in results),
+        "identical": all(each.identical for each in results),
         "digest": bundle.digest,
         "stack": stack(),
-        "cases": [asdict(result) for result in results],
+        "cases": [asdict(each) for each in results],
         **({"backends": timings} if propose else {}),
         "notice": NOTICE,
     }
-    rows = [{"case": result.case, "dice": f"{result.dice:.5f}", "masks": _word(result.identical)} for result in results]
-    verdict = "reproduced" if ok else f"NOT reproduced: Dice below {REPRODUCED_DICE:g}; do not serve this model here"
-    shown = table(rows, {"case": "case", "dice": "Dice", "masks": "masks"})
-    emit(found, as_json, f"{shown}\n{verdict}\n{_proposal(timings)}{NOTICE}")
+    rows = [
+        {"case": each.case, "dice": f"{each.dice:.5f}", "masks": "identical" if each.identical else "differ"}
+        for each in results
+    ]
+    verdict = (
+        "reproduced" if ok else f"NOT reproduced: Dice below {REPRODUCED_DICE:g}; do not serve this model on this host"
+    )
+    cases = table(rows, {"case": "case", "dice": "Dice", "masks": "masks"})
+    emit(result, as_json, f"{cases}\n{verdict}\n{_proposal(timings)}{NOTICE}")
     if not ok:
         raise typer.Exit(1)
 
@@ -65,11 +74,9 @@ def _proposal(timings: list[dict[str, Any]]) -> str:
     columns = {"backend": "backend", "precision": "precision", "seconds": "s", "worst_dice": "worst Dice"}
     best = timings[0]
     settings = f"inference.backend={best['backend']} inference.precision={best['precision']}"
-    word = (
-        f"the gate may accept the fastest alike: gtvray promote BUNDLE --data DIR {settings}" if best["alike"] else ""
+    advice = (
+        f"fastest with matching masks; the gate decides on it: gtvray promote BUNDLE --data DIR {settings}"
+        if best["alike"]
+        else ""
     )
-    return f"{table(timings, {**columns, 'why_not': 'why not'})}\n{word}\n"
-
-
-def _word(identical: bool) -> str:
-    return "identical" if identical else "differ"
+    return f"{table(timings, {**columns, 'why_not': 'reason not usable'})}\n{advice}\n"

@@ -1,4 +1,4 @@
-"""`gtvray serve`: the champion behind an HTTP endpoint, until Ctrl-C."""
+"""`gtvray serve`: serve a registered model or a bundle over HTTP until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def serve(
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
-    """Serve a model; the bearer token is GTVRAY_TOKEN, or one that is made and printed.
+    """Serve a model over HTTP; clients need the bearer token in GTVRAY_TOKEN, or the generated one that is printed.
 
     Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
     """
@@ -33,17 +33,18 @@ def serve(
 
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
     require_port(base.serving.host, base.serving.port, "--port")
-    place = Workspace(workspace)
-    bundle = load_bundle(model, place, base)
-    versions = {known.digest: known.version for known in open_registry(place, base, writing=False).versions()}
+    folders = Workspace(workspace)
+    bundle = load_bundle(model, folders, base)
+    versions = {known.digest: known.version for known in open_registry(folders, base, writing=False).versions()}
     golden = None
     try:
-        golden = find_golden(bundle, place, base)
+        golden = find_golden(bundle, folders, base)
     except NotFoundError:
-        # A promoted model was proved somewhere, and is to be proved here; a bundle that never was may be tried.
+        # A registered model must reproduce its golden cases here; a bundle that was never promoted has none.
         if bundle.digest in versions:
             raise
-    token = os.environ.get("GTVRAY_TOKEN") or secrets.token_urlsafe(24)
+    given = os.environ.get("GTVRAY_TOKEN")
+    token = given or secrets.token_urlsafe(24)
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
     with progress.live():
         progress.begin("ray", "connecting to Ray")
@@ -55,9 +56,9 @@ def serve(
             )
             try:
                 server.wait_ready()
-                made = "" if os.environ.get("GTVRAY_TOKEN") else f"; bearer token: {token}"
-                unproved = "" if golden else "; no golden cases came with it"
-                typer.echo(f"serving version {version} at {server.url} until Ctrl-C{unproved}{made}", err=True)
+                unchecked = "" if golden else "; masks not checked, as the bundle has no golden cases"
+                generated = "" if given else f"; bearer token: {token}"
+                typer.echo(f"serving version {version} at {server.url} until Ctrl-C{unchecked}{generated}", err=True)
                 Event().wait()
             except KeyboardInterrupt:
                 typer.echo("stopping", err=True)

@@ -1,4 +1,4 @@
-"""Serving: an HTTP front without torch, model replicas that share batches among requests, and the client."""
+"""Serving: an HTTP API without torch, model replicas that share batches among requests, and the HTTP client."""
 
 import lazy_loader
 

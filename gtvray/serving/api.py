@@ -1,4 +1,4 @@
-"""The Api deployment: HTTP, limits and retries. torch is never imported in its process."""
+"""The Api deployment: HTTP routes, limits and retries. Its process never imports torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from starlette.responses import JSONResponse, Response
 
 from gtvray import NOTICE, __version__
 from gtvray.errors import BusyError, DeadlineError, GtvrayError, NotReadyError, ResourceError
-from gtvray.serving.arguments import AppArguments
-from gtvray.serving.auth import read_token
+from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.guard import Guard
-from gtvray.serving.logs import log_event
 from gtvray.serving.model import Prediction
 from gtvray.serving.problems import MEDIA_TYPE, http_problem
-from gtvray.serving.spool import spool_body
+from gtvray.serving.request_log import log_event
+from gtvray.serving.uploads import spool_upload
 
-_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+_REPLICA_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _ATTEMPTS = 3
-_READY_WITHIN_S = 2.0
+_DESCRIBE_TIMEOUT_S = 2.0
 
 
 class Api:
@@ -38,10 +37,10 @@ class Api:
 
     Args:
         args: the application's arguments.
-        model: handle of the Model deployment, or None before anything is promoted.
+        model: handle of the Model deployment, or None if no model has been promoted.
 
     Raises:
-        ConfigError: there is no token.
+        ConfigError: no token is configured.
     """
 
     def __init__(self, args: AppArguments, model: Any) -> None:
@@ -50,18 +49,18 @@ class Api:
         self._pending = 0
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        """The ASGI application; Serve calls this in the replica, after the constructor."""
+        """Build the ASGI application; Serve calls this in the replica, after the constructor."""
         app = FastAPI(
             title="gtvray",
             description=NOTICE,
             version=__version__,
             docs_url=None,
             redoc_url=None,
-            # A client that does not follow a redirect of POST would be left with an empty mask.
+            # A client that does not follow a redirect of POST would store an empty mask.
             redirect_slashes=False,
         )
         app.add_middleware(Guard, token=self._token, origins=self._args.serving.cors_origins)
-        app.add_exception_handler(HTTPException, _answer_http_error)
+        app.add_exception_handler(HTTPException, _http_error_response)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         app.add_api_route("/readyz", self.readyz, methods=["GET"])
         app.add_api_route("/v1/model", self.describe, methods=["GET"])
@@ -69,104 +68,112 @@ class Api:
         return app
 
     async def healthz(self) -> dict[str, str]:
-        """The process answers."""
+        """Liveness probe: the process responds."""
         return {"status": "ok"}
 
     async def readyz(self) -> dict[str, str]:
-        """A warm model answers too, and gives the masks it was promoted for."""
+        """Readiness probe: a model is loaded and reproduces its golden cases."""
         return {"status": "ready", "golden": (await self._describe())["golden"]}
 
     async def describe(self) -> dict[str, Any]:
-        """What is served, and what it is for."""
+        """Describe the served model and its intended use."""
         return {**await self._describe(), "intended_use": NOTICE}
 
     async def predict(self, request: Request) -> Response:
-        """Segment the volume of a NIfTI or NRRD body; the mask comes back as gzipped NIfTI on the volume's own grid."""
+        """Segment a NIfTI or NRRD body; the response is the mask as gzipped NIfTI on the scan's own grid."""
         began, serving = time.monotonic(), self._args.serving
         self._require_model()
         with self._admitted():
             try:
                 async with asyncio.timeout(serving.timeout_s):
-                    with tempfile.TemporaryFile(dir=self._args.spool_dir) as spool:
-                        await spool_body(request, spool, serving.max_upload_mb << 20)
-                        content = await asyncio.to_thread(_into_object_store, spool)
-                    prediction = await self._ask(content, request.state.request_id)
+                    with tempfile.TemporaryFile(dir=self._args.spool_dir) as upload:
+                        await spool_upload(request, upload, serving.max_upload_mb << 20)
+                        content = await asyncio.to_thread(_into_object_store, upload)
+                    prediction = await self._call_model(content, request.state.request_id)
             except TimeoutError:
-                raise DeadlineError("the mask was not ready in time", expected=f"{serving.timeout_s:g} s") from None
+                raise DeadlineError(
+                    "the mask was not ready in time", expected=f"within {serving.timeout_s:g} s"
+                ) from None
         milliseconds = round(1000 * (time.monotonic() - began))
-        return Response(prediction.mask_gz, media_type="application/gzip", headers=_headers(prediction, milliseconds))
+        return Response(
+            prediction.mask_gz, media_type="application/gzip", headers=_response_headers(prediction, milliseconds)
+        )
 
     def _require_model(self) -> Any:
         if self._model is None:
-            raise NotReadyError("nothing is promoted yet", do="promote a model version, then start the server with it")
+            raise NotReadyError(
+                "no model has been promoted yet", do="promote a model version, then start the server with it"
+            )
         return self._model
 
     async def _describe(self) -> dict[str, Any]:
         response = self._require_model().describe.remote()
         try:
-            async with asyncio.timeout(_READY_WITHIN_S):
+            async with asyncio.timeout(_DESCRIBE_TIMEOUT_S):
                 description: dict[str, Any] = await response
-        except (TimeoutError, DeploymentUnavailableError, *_LOST):
+        except (TimeoutError, DeploymentUnavailableError, *_REPLICA_LOST):
             response.cancel()
-            raise NotReadyError("the model is not warm yet", do="ask again in a few seconds") from None
+            raise NotReadyError("the model is still loading", do="retry in a few seconds") from None
         except RayTaskError as error:
-            raise _raised(error) from None
+            raise _cause_of(error) from None
         return description
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         limit = self._args.serving.max_pending
         if self._pending >= limit:
-            raise BusyError("every place is taken", expected=f"fewer than {limit} requests under way", do="try later")
+            raise BusyError(
+                "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
+            )
         self._pending += 1
         try:
             yield
         finally:
             self._pending -= 1
 
-    async def _ask(self, content: Any, request_id: str) -> Prediction:
-        """Have a replica answer; Serve does not retry a request that a dying replica had accepted, so we do."""
+    async def _call_model(self, content: Any, request_id: str) -> Prediction:
+        """Call a replica, with retries: Serve does not retry a request that a dying replica had accepted."""
         for attempt in range(1, _ATTEMPTS + 1):
             response = self._model.predict.remote(content, request_id)
             try:
                 prediction: Prediction = await response
-            except _LOST as error:
+            except _REPLICA_LOST as error:
                 log_event("replica_lost", request_id, logging.WARNING, attempt=attempt, kind=type(error).__name__)
                 await asyncio.sleep(0.2 * attempt)
             except DeploymentUnavailableError:
-                raise ResourceError("the model could not be started", do="look into the server's log") from None
+                raise ResourceError("the model could not be started", do="see the server's log") from None
             except RayTaskError as error:
-                raise _raised(error) from None
+                raise _cause_of(error) from None
             except asyncio.CancelledError:
                 response.cancel()
                 raise
             else:
                 return prediction
-        raise ResourceError("replicas died over this request", found=f"{_ATTEMPTS} in a row")
+        raise ResourceError("every replica that processed this request died", found=f"{_ATTEMPTS} attempts")
 
 
-def _raised(error: RayTaskError) -> Exception:
-    """What a replica raised: an error of ours as it was."""
+def _cause_of(error: RayTaskError) -> Exception:
+    """The exception that a replica raised, unwrapped if it is a GtvrayError."""
     return error.cause if isinstance(error.cause, GtvrayError) else error
 
 
-def _into_object_store(spool: IO[bytes]) -> Any:
-    """A reference to the upload: it crosses nodes, and a retry need not send it again."""
-    spool.seek(0)
-    return ray.put(spool.read())
+def _into_object_store(upload: IO[bytes]) -> Any:
+    """Put an upload into the object store, so that replicas on any node and retries share one copy."""
+    upload.seek(0)
+    return ray.put(upload.read())
 
 
-def _headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:
+def _response_headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:
     coverage = prediction.coverage
     fallback = {"X-Gtvray-Fallback": coverage.fallback} if coverage.fallback else {}
-    unlike = {"X-Gtvray-Out-Of-Domain": "; ".join(prediction.out_of_domain)} if prediction.out_of_domain else {}
+    out_of_domain = {"X-Gtvray-Out-Of-Domain": "; ".join(prediction.out_of_domain)} if prediction.out_of_domain else {}
     return {
         "X-Gtvray-Model-Digest": prediction.digest,
         "X-Gtvray-Model-Version": prediction.version,
         "X-Gtvray-Volume-Ml": f"{prediction.volume_ml:.3f}",
         "X-Gtvray-Mode": coverage.mode,
         **fallback,
-        **unlike,
+        **out_of_domain,
         "X-Gtvray-Patches": str(coverage.patches),
         "X-Gtvray-Patches-Skipped": str(coverage.patches_skipped),
         "X-Gtvray-Volume-Skipped-Share": f"{coverage.volume_skipped_share:.6f}",
@@ -175,7 +182,7 @@ def _headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:
     }
 
 
-async def _answer_http_error(request: Request, error: Exception) -> Response:
+async def _http_error_response(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     problem = http_problem(error.status_code, request.state.request_id)

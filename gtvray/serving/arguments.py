@@ -1,49 +1,76 @@
-"""What a Serve config file tells us, held strictly: Serve's own schema lets unknown keys pass."""
+"""Arguments of the Serve application, its bearer token, and the shipped Serve config file."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import yaml
 from pydantic import Field
 
-from gtvray.config import Section, ServingConfig
+from gtvray.config import Section, ServingConfig, build, nested
+from gtvray.errors import ConfigError, InputError
+from gtvray.io import decode_text, read_text
+
+TOKEN_VARIABLE = "GTVRAY_TOKEN"  # noqa: S105  # the variable's name
 
 
 class AppArguments(Section):
-    """`args` of the application."""
+    """`args` of the application in a Serve config file."""
 
-    bundle: Path | None = Field(None, description="folder of the bundle to serve; none: not ready yet")
-    digest: str | None = Field(None, description="refuse to serve any other bundle than this one")
-    golden: Path | None = Field(None, description="golden cases to reproduce before it is ready; none: ready without")
-    version: str = Field("unversioned", description="the model's version as the registry counts it")
-    token_file: Path | None = Field(None, description="file that holds the bearer token; else GTVRAY_TOKEN")
-    spool_dir: Path | None = Field(None, description="where uploads wait; default: the system's temporary folder")
+    bundle: Path | None = Field(None, description="folder of the bundle to serve; without one, /readyz answers 503")
+    digest: str | None = Field(None, description="digest that the bundle must have; any other bundle is rejected")
+    golden: Path | None = Field(
+        None, description="golden cases that a replica must reproduce to become ready; without them, no check"
+    )
+    version: str = Field("unversioned", description="version of the model in the registry")
+    token_file: Path | None = Field(
+        None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"
+    )
+    spool_dir: Path | None = Field(
+        None, description="folder of the upload spool; default: the system's temporary folder"
+    )
     serving: ServingConfig = ServingConfig()
 
 
-class HttpOptions(Section):
-    """Where Serve listens."""
+def parse_arguments(values: Mapping[str, Any]) -> AppArguments:
+    """Validate `args` of a Serve config file, nested or dotted; Serve's own schema lets unknown keys pass.
 
-    host: str
-    port: int
-    request_timeout_s: float
-
-
-class Application(Section):
-    """The one application of the file."""
-
-    name: Literal["gtvray"]
-    route_prefix: str
-    import_path: Literal["gtvray.deploy.app:build"]
-    logging_config: dict[str, Any]
-    args: AppArguments
+    Raises:
+        ConfigError: an unknown key, a wrong type, or a value out of range.
+    """
+    where = "args of the Serve application"
+    return build(AppArguments, nested(values, where), where)
 
 
-class DeployFile(Section):
-    """A file for `serve deploy`, as far as gtvray uses it."""
+def read_shipped_config() -> dict[str, Any]:
+    """Read `serve/config.yaml`, in the format of `serve deploy`."""
+    source = resources.files("gtvray.deploy") / "config.yaml"
+    config: dict[str, Any] = yaml.safe_load(decode_text(source.read_bytes(), source))
+    return config
 
-    proxy_location: Literal["EveryNode", "HeadOnly"]
-    http_options: HttpOptions
-    logging_config: dict[str, Any]
-    applications: tuple[Application]
+
+def read_token(token_file: Path | None) -> str:
+    """Read the bearer token from a file or, without one, from the environment variable GTVRAY_TOKEN.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no token.
+    """
+    if token_file is None:
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    else:
+        try:
+            token = read_text(token_file).strip()
+        except InputError as error:
+            found = error.fields.get("found", error.what)
+            raise ConfigError("the token file cannot be read", where=token_file, found=found) from error
+    if not token:
+        raise ConfigError(
+            "no token is configured, and the endpoint never runs without one",
+            where=token_file or TOKEN_VARIABLE,
+            do=f"set {TOKEN_VARIABLE}, or name a file in token_file",
+        )
+    return token

@@ -1,13 +1,15 @@
-"""The ASGI layer in Ray Serve's HTTP proxies, before Serve reads a request and after it has answered.
+"""ASGI middleware in Ray Serve's HTTP proxies, applied before Serve reads a request and after it has responded.
 
-Serve's proxy puts a client's request id into its answer and into every log line, acts on some headers of a client, and
-answers in plain text where no replica can. None of this can be changed in a replica. Serve takes middlewares for its
-proxies only by the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which is read on every node that has
-a proxy (`gtvray.runtime.PROXY_CALLBACK`).
+Serve's proxy copies a client's request id into its response and every log line, acts on some request headers, and
+responds in plain text where no replica can. A replica cannot change any of this. Serve takes middlewares for its
+proxies only from the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which must be set on every node
+that runs a proxy (`gtvray.runtime.PROXY_CALLBACK`).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,22 +17,51 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gtvray.errors import BusyError, DeadlineError, FailureError, GtvrayError, ResourceError
-from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
-from gtvray.serving.request_ids import REQUEST_ID_HEADER, request_id_of
-from gtvray.serving.steering import check_steering, without_steering
+from gtvray.errors import BusyError, DeadlineError, GtvrayError, RequestError, ResourceError
+from gtvray.serving.problems import MEDIA_TYPE, http_problem, internal_error, problem_response
+from gtvray.serving.request_log import REQUEST_ID_HEADER, request_id_of
 
-# Says in a request's scope, which travels to the replica, that this layer has seen it. No client can set it.
+# Marks the scope of a request that passed this middleware; the scope travels to the replica, and no client can set it.
 EDGE = "gtvray.edge"
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+# The first lets a request continue, and keep its slot, after its client disconnected; the second sets its time limit.
+_REFUSED = frozenset({"x-request-disconnect-disabled", "x-request-timeout-seconds"})
+# These select a replica, which has no use here as replicas are interchangeable, and Serve would store their values.
+_DROPPED = frozenset(
+    {
+        "serve-multiplexed-model-id",
+        os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("_", "-"),
+    }
+)
+_TRACING = frozenset({"traceparent", "tracestate"})
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve's proxies put around themselves; called by Serve in each of them."""
+    """Return the middlewares of Serve's proxies; Serve calls this in each of them."""
     return [Middleware(Edge)]
 
 
+def check_serve_headers(headers: RawHeaders) -> None:
+    """Reject request headers that control Serve's proxy, or that it cannot decode.
+
+    Raises:
+        RequestError: names the header, never its value.
+    """
+    for name, value in headers:
+        normalised = _normalised(name)
+        if normalised in _REFUSED:
+            raise RequestError(
+                "this request header is not allowed",
+                found=normalised,
+                do="omit it: the server sets the time limit of a request, and cancels it when its client disconnects",
+            )
+        if normalised in _DROPPED and not value.isascii():
+            raise RequestError("a header's value is not ASCII", found=normalised, do="omit the header")
+
+
 class Edge:
-    """Wraps Serve's proxy.
+    """Middleware around Serve's proxy: assigns request ids, filters headers, and converts errors to problem documents.
 
     Args:
         app: the proxy.
@@ -40,43 +71,43 @@ class Edge:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on to Serve, or refuse it."""
+        """Pass one request on to Serve, or reject it."""
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         request_id = request_id_of(Headers(scope=scope).getlist(REQUEST_ID_HEADER))
-        answer = _Answer(scope, receive, send, request_id)
-        gone = False
+        response = _Response(scope, receive, send, request_id)
+        disconnected = False
 
-        async def receive_noting() -> Message:
-            nonlocal gone
+        async def receive_and_watch() -> Message:
+            nonlocal disconnected
             message = await receive()
-            gone = gone or message["type"] == "http.disconnect"
+            disconnected = disconnected or message["type"] == "http.disconnect"
             return message
 
         try:
-            check_steering(scope["headers"])
-            await self._app(_passed_on(scope, request_id), receive_noting, answer.send)
+            check_serve_headers(scope["headers"])
+            await self._app(_forwarded(scope, request_id), receive_and_watch, response.send)
         except Exception as error:
-            if answer.started:
+            if response.started:
                 raise
-            await answer.problem(error)
-        if scope["type"] == "http" and not answer.started and not gone:
-            # Serve sends nothing where a replica was lost; its server would make a bare status 500 of it.
-            await answer.problem(
+            await response.send_error(error)
+        if scope["type"] == "http" and not response.started and not disconnected:
+            # Serve sends nothing where a replica was lost, which its server would turn into an empty status 500.
+            await response.send_error(
                 ResourceError("the request was lost in the server before it was answered", do="send it again")
             )
         return None
 
 
-class _Answer:
-    """What goes back to the client: with the request's id, and with a problem document for each error."""
+class _Response:
+    """Sends the response to a client, with the request id, and with a problem document for each error."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._scope, self._receive, self._send, self._request_id = scope, receive, send, request_id
         self.started = self._replaced = False
 
     async def send(self, message: Message) -> None:
-        """Send a message of Serve's, or a problem document in place of its plain text."""
+        """Forward a message of Serve's, or replace a plain-text error by a problem document."""
         if self._replaced:
             return
         if message["type"] == "http.response.start":
@@ -85,41 +116,55 @@ class _Answer:
                 self._replaced = True
                 await self._respond(_serve_problem(message["status"], self._request_id))
                 return
-        await self._send_marked(message)
+        await self._send_with_id(message)
 
-    async def problem(self, error: Exception) -> None:
-        """Send an error."""
+    async def send_error(self, error: Exception) -> None:
+        """Send an error as a problem document."""
         await self._respond(problem_response(error, self._request_id))
 
     async def _respond(self, response: JSONResponse) -> None:
-        await response(self._scope, self._receive, self._send_marked)
+        await response(self._scope, self._receive, self._send_with_id)
 
-    async def _send_marked(self, message: Message) -> None:
+    async def _send_with_id(self, message: Message) -> None:
         self.started = True
         if message["type"].endswith("http.response.start"):
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", [])]
             message = {**message, "headers": headers}
-            # One header, whatever Serve has added.
+            # Assignment replaces the request ids that Serve added, so that there is exactly one.
             MutableHeaders(raw=headers)[REQUEST_ID_HEADER] = self._request_id
         await self._send(message)
 
 
-def _passed_on(scope: Scope, request_id: str) -> dict[str, Any]:
+def _forwarded(scope: Scope, request_id: str) -> dict[str, Any]:
+    """The scope that Serve's proxy receives."""
     header = REQUEST_ID_HEADER.lower().encode()
-    headers = [(name, value) for name, value in without_steering(scope["headers"]) if name.lower() != header]
+    headers = [(name, value) for name, value in _forwarded_headers(scope["headers"]) if name.lower() != header]
     extensions = {**scope.get("extensions", {}), EDGE: {}}
     return {**scope, "headers": [*headers, (header, request_id.encode())], "extensions": extensions}
 
 
+def _forwarded_headers(headers: RawHeaders) -> Iterator[tuple[bytes, bytes]]:
+    for name, value in headers:
+        normalised = _normalised(name)
+        # Serve decodes these values as UTF-8 unchecked; other bytes would end in an empty status 500.
+        if normalised not in _DROPPED and (normalised not in _TRACING or value.isascii()):
+            yield name, value
+
+
+def _normalised(name: bytes) -> str:
+    """A header's name as Serve compares it: `-` and `_` are equivalent."""
+    return name.decode("latin-1").lower().replace("_", "-")
+
+
 def _serve_problem(status: int, request_id: str) -> JSONResponse:
-    """What Serve itself says in plain text, which may hold a path, as a problem document."""
+    """The problem document that replaces an error text of Serve's, which may contain a path."""
     error: GtvrayError | None = None
     if status == 408:
-        error = DeadlineError("the answer was not ready in time")
+        error = DeadlineError("the response was not ready in time")
     elif status in (429, 503):
-        error = BusyError("the endpoint can take no requests now", do="try again in a few seconds")
+        error = BusyError("the endpoint accepts no requests at the moment", do="retry in a few seconds")
     elif status >= 500:
-        error = FailureError("something went wrong in the server", do="give the operator this answer's instance")
+        error = internal_error()
     if error is not None:
         return problem_response(error, request_id)
     return JSONResponse(http_problem(status, request_id), status, media_type=MEDIA_TYPE)

@@ -1,7 +1,11 @@
-"""The ASGI layer around the application: request ids, the token, CORS, errors as problem documents, a log line."""
+"""ASGI middleware around the application: request ids, bearer token, CORS, problem documents, and request logging.
+
+CORS: https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Sequence
 
@@ -10,36 +14,39 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gtvray.errors import ResourceError
+from gtvray.errors import AuthError, ResourceError
 from gtvray.runtime import PROXY_CALLBACK
-from gtvray.serving.auth import check_token
-from gtvray.serving.cors import add_cors_headers
-from gtvray.serving.edge import EDGE
-from gtvray.serving.logs import log_event
+from gtvray.serving.edge import EDGE, check_serve_headers
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
-from gtvray.serving.request_ids import REQUEST_ID_HEADER, request_id_of
-from gtvray.serving.steering import check_steering
+from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
 
 LIVENESS_PATH = "/healthz"
 OPEN_PATHS = frozenset({LIVENESS_PATH, "/readyz"})
+_CORS_REQUEST_HEADERS = "Authorization, Content-Type, X-Request-ID"
+_CORS_EXPOSED_HEADERS = (
+    "X-Request-ID, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, X-Gtvray-Volume-Ml, "
+    "X-Gtvray-Mode, X-Gtvray-Fallback, X-Gtvray-Patches, X-Gtvray-Patches-Skipped, X-Gtvray-Volume-Skipped-Share, "
+    "X-Gtvray-Out-Of-Domain, X-Gtvray-Milliseconds, X-Gtvray-Notice"
+)
+_CORS_MAX_AGE_S = 600
 
 
 class Guard:
-    """Wraps the application.
+    """Middleware around the application.
 
     Args:
-        app: what it guards.
-        token: what a request outside OPEN_PATHS must bear; OPTIONS needs none, as browsers send none with it.
-        origins: of pages that may call from a browser.
+        app: the application.
+        token: bearer token required outside OPEN_PATHS, except for OPTIONS, with which browsers send no token.
+        origins: origins whose pages may call the endpoint from a browser.
     """
 
     def __init__(self, app: ASGIApp, token: str, origins: Sequence[str] = ()) -> None:
         self._app, self._token, self._origins = app, token, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Process one request."""
         if scope["type"] == "websocket":
-            # Nothing here speaks it; the application would answer without a token and without a document.
+            # There are no WebSocket routes; the application would respond without token and problem document.
             request_id = request_id_of(Headers(scope=scope).getlist(REQUEST_ID_HEADER))
             await JSONResponse(http_problem(404, request_id), 404, media_type=MEDIA_TYPE)(scope, receive, send)
             return
@@ -49,16 +56,16 @@ class Guard:
         began, headers = time.monotonic(), Headers(scope=scope)
         request_id = request_id_of(headers.getlist(REQUEST_ID_HEADER))
         inner = _normalised(scope, request_id)
-        answer = _Answer(scope["method"], headers, self._origins, request_id, send)
+        response = _Response(scope["method"], headers, self._origins, request_id, send)
         try:
             self._check(inner, headers)
-            await self._app(inner, receive, answer.send)
+            await self._app(inner, receive, response.send)
         except ClientDisconnect:
             pass
         except Exception as error:
-            if answer.status:
+            if response.status:
                 raise
-            await problem_response(error, request_id)(scope, receive, answer.send)
+            await problem_response(error, request_id)(scope, receive, response.send)
         finally:
             route = getattr(inner.get("route"), "path", "none")
             log_event(
@@ -66,26 +73,26 @@ class Guard:
                 request_id,
                 method=scope["method"],
                 route=route,
-                status=answer.status or "gone",
+                status=response.status or "disconnected",
                 ms=round(1000 * (time.monotonic() - began)),
             )
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        check_steering(headers.raw)
+        check_serve_headers(headers.raw)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if EDGE not in scope.get("extensions", {}) and path != LIVENESS_PATH:
             name, value = PROXY_CALLBACK
             raise ResourceError(
                 "Ray Serve's HTTP proxy runs without gtvray's middleware",
                 expected=f"{name}={value} in the environment of Ray",
-                do="set it on every node before Ray starts, and start Ray again",
+                do="set it on every node before Ray starts, and restart Ray",
             )
         if path not in OPEN_PATHS and scope["method"] != "OPTIONS":
             check_token(headers.get("authorization"), self._token)
 
 
-class _Answer:
-    """What goes back: the request's id, CORS headers, no body to HEAD, and 204 to OPTIONS."""
+class _Response:
+    """Sends a response with request id and CORS headers, without a body to HEAD, and with status 204 to OPTIONS."""
 
     def __init__(self, method: str, request: Headers, origins: Sequence[str], request_id: str, send: Send) -> None:
         self._method, self._request, self._origins = method, request, origins
@@ -94,18 +101,18 @@ class _Answer:
         self.status = 0
 
     async def send(self, message: Message) -> None:
-        """Pass a message of the application on."""
+        """Forward a message of the application."""
         if message["type"] == "http.response.start":
-            message = self._started(message)
+            message = self._start(message)
         elif message["type"] == "http.response.body" and self._without_body:
             message = {**message, "body": b""}
         await self._send(message)
 
-    def _started(self, message: Message) -> Message:
+    def _start(self, message: Message) -> Message:
         headers = MutableHeaders(raw=list(message.get("headers", [])))
         status = message["status"]
         if "allow" in headers:
-            headers["Allow"] = _allowed(headers["allow"])
+            headers["Allow"] = _allowed_methods(headers["allow"])
             if self._method == "OPTIONS" and status == 405:
                 status, self._without_body = 204, True
                 del headers["content-type"], headers["content-length"]
@@ -115,14 +122,48 @@ class _Answer:
         return {**message, "status": status, "headers": headers.raw}
 
 
-def _allowed(methods: str) -> str:
-    """The methods of a route with those that every route has."""
+def check_token(authorization: str | None, token: str) -> None:
+    """Compare an Authorization header with the token in constant time.
+
+    Raises:
+        AuthError: the token is missing or wrong.
+    """
+    scheme, _, given = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise AuthError("a valid bearer token is required", do="send the header Authorization: Bearer <token>")
+
+
+def add_cors_headers(response: MutableHeaders, request: Headers, origins: Sequence[str]) -> None:
+    """Allow the page that sent a request to read the response, if its origin is one of `origins`.
+
+    Args:
+        response: headers of the response; those to OPTIONS include `Allow`, which lists the methods.
+        request: headers of the request.
+        origins: allowed origins, as scheme://host[:port].
+    """
+    if not origins:
+        return
+    response.add_vary_header("Origin")
+    origin = request.get("origin")
+    if origin is None or origin not in origins:
+        return
+    response["Access-Control-Allow-Origin"] = origin
+    if "access-control-request-method" in request and "allow" in response:
+        response["Access-Control-Allow-Methods"] = response["allow"]
+        response["Access-Control-Allow-Headers"] = _CORS_REQUEST_HEADERS
+        response["Access-Control-Max-Age"] = str(_CORS_MAX_AGE_S)
+    else:
+        response["Access-Control-Expose-Headers"] = _CORS_EXPOSED_HEADERS
+
+
+def _allowed_methods(methods: str) -> str:
+    """The methods of a route, with HEAD for GET, and OPTIONS."""
     names = [name.strip() for name in methods.split(",")]
     return ", ".join(dict.fromkeys([*names, *(["HEAD"] if "GET" in names else []), "OPTIONS"]))
 
 
 def _normalised(scope: Scope, request_id: str) -> Scope:
-    """The request as the routes take it: HEAD like GET, and a trailing slash like none."""
+    """The scope for the routes: HEAD becomes GET, and a trailing slash is removed."""
     path = scope["path"]
     if path.endswith("/") and path.removeprefix(scope.get("root_path", "")) != "/":
         path = path[:-1]

@@ -1,4 +1,7 @@
-"""The Model deployment: a warm bundle, one scheduler and one inference thread in each replica."""
+"""The Model deployment: a bundle, one scheduler and one inference thread per replica.
+
+A replica becomes ready only if it reproduces the golden cases of its model's promotion.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from gtvray.errors import BundleError, NotReadyError
+from gtvray.errors import BundleError, GtvrayError, NotReadyError, NotReproducedError
 from gtvray.io import decode_volume, encode_nifti
 from gtvray.serving.arguments import AppArguments
-from gtvray.serving.golden import check_golden
-from gtvray.serving.logs import log_event
+from gtvray.serving.request_log import log_event
 from gtvray.serving.scheduler import PatchScheduler
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a replica answers: the mask as .nii.gz, and what is to be known about it."""
+    """A replica's result: the mask as .nii.gz, and its metadata."""
 
     mask_gz: bytes
     volume_ml: float
@@ -32,37 +35,65 @@ class Prediction:
     out_of_domain: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class GoldenCheck:
+    """Result of the golden cases on a replica.
+
+    Attributes:
+        outcome: none, the model has no golden cases; identical, every mask is equal voxel for voxel; reproduced, every
+            mask is within the tolerance for another stack; or failed.
+        reason: why it failed, without a path, as /readyz needs no token.
+    """
+
+    outcome: Literal["none", "identical", "reproduced", "failed"]
+    reason: str | None = None
+
+    def require(self) -> None:
+        """Raise if the check failed.
+
+        Raises:
+            NotReproducedError: this replica predicts other masks than those of the promotion.
+        """
+        if self.outcome == "failed":
+            raise NotReproducedError(
+                "the model's golden cases are not reproduced here",
+                expected="the promotion's masks",
+                found=self.reason,
+                do="serve it with the versions listed in golden.json, with which it was promoted, or promote it again",
+            )
+
+
 class Model:
-    """Decodes and prepares in a few threads, infers in one; patches never leave the process.
+    """Decodes and prepares scans in several threads and infers in one; patches never leave the process.
 
     Args:
         args: the application's arguments.
 
     Raises:
-        BundleError: the bundle is damaged, or not the one of `args.digest`.
+        BundleError: the bundle is damaged, or its digest is not `args.digest`.
     """
 
     def __init__(self, args: AppArguments) -> None:
         self._args = args
         self._predictor = _warm_predictor(args)
-        # A replica that fails stays, to say why: Serve would start one that raised again and again.
+        # A failed check does not raise: Serve would restart the replica forever, and the reason would be lost.
         self._golden = check_golden(args.golden, self._predictor)
         self._scheduler = PatchScheduler(self._predictor.forward, self._predictor.batch_size)
-        # A place is a decoded scan in memory; the others wait as bytes.
-        self._places = asyncio.Semaphore(args.serving.scans_in_memory)
+        # Bounds the decoded scans in memory; further requests wait as encoded bytes.
+        self._memory_slots = asyncio.Semaphore(args.serving.scans_in_memory)
         self._threads = ThreadPoolExecutor(args.serving.scans_in_memory, thread_name_prefix="scan")
 
     async def predict(self, content: bytes, request_id: str) -> Prediction:
-        """The mask of a NIfTI or NRRD file.
+        """Predict the mask of a NIfTI or NRRD file.
 
         Raises:
-            InputError: it is not a sound CT.
-            NotReproducedError: no mask of this replica is to be used.
+            InputError: the file is not a valid CT volume.
+            NotReproducedError: this replica failed the golden cases.
         """
         self._golden.require()
         loop, began = asyncio.get_running_loop(), time.monotonic()
         try:
-            async with self._places:
+            async with self._memory_slots:
                 job = await loop.run_in_executor(self._threads, self._begin, content)
                 await self._scheduler.run(job)
                 prediction = await loop.run_in_executor(self._threads, self._finish, job)
@@ -73,25 +104,25 @@ class Model:
         return prediction
 
     async def describe(self) -> dict[str, Any]:
-        """The model in words; an answer means that it is warm and does what it was promoted for.
+        """Describe the model; a replica that returns is ready.
 
         Raises:
-            NotReproducedError: it gives other masks here.
+            NotReproducedError: this replica failed the golden cases.
         """
         self._golden.require()
         bundle = self._predictor.bundle
         return {
             "digest": bundle.digest,
             "version": self._args.version,
-            "golden": self._golden.word,
+            "golden": self._golden.outcome,
             "labels": bundle.labels,
             "preprocessing": bundle.preprocessing.model_dump(mode="json"),
             "inference": bundle.inference.model_dump(mode="json"),
         }
 
     def check_health(self) -> None:
-        """Asked by Serve every few seconds; it replaces a replica that raises."""
-        self._scheduler.check(self._args.serving.timeout_s)
+        """Raise if inference is stalled; Serve calls this periodically and replaces a replica that raises."""
+        self._scheduler.check_progress(self._args.serving.timeout_s)
 
     def _begin(self, content: bytes) -> SegmentationRequest:
         scan = decode_volume(content, "upload", self._args.serving.max_volume_mb << 20)
@@ -109,15 +140,44 @@ class Model:
         )
 
 
+def check_golden(folder: Path | None, predictor: Predictor) -> GoldenCheck:
+    """Run the golden cases once and log the outcome.
+
+    Args:
+        folder: folder of the golden cases; None if the model has none.
+        predictor: warm predictor of the model, with the threads that it serves with.
+    """
+    check = GoldenCheck("none") if folder is None else _run_golden(folder, predictor)
+    log_event("golden", "start", logging.ERROR if check.outcome == "failed" else logging.INFO, result=check.outcome)
+    return check
+
+
+def _run_golden(folder: Path, predictor: Predictor) -> GoldenCheck:
+    from gtvray.evaluation import REPRODUCED_DICE, reproduce
+
+    try:
+        results = reproduce(folder, predictor)
+    except GtvrayError as error:
+        log_event("golden_error", "start", logging.ERROR, kind=type(error).__name__)
+        return GoldenCheck("failed", error.what)
+    failed = [result for result in results if not result.ok]
+    for result in failed:
+        log_event("golden_case", "start", logging.ERROR, case=result.case, dice=f"{result.dice:.5f}")
+    if failed:
+        cases = ", ".join(f"golden case {result.case}: Dice {result.dice:.5f}" for result in failed)
+        return GoldenCheck("failed", f"{cases}; each must reach {REPRODUCED_DICE:g}")
+    return GoldenCheck("identical" if all(result.identical for result in results) else "reproduced")
+
+
 def _warm_predictor(args: AppArguments) -> Predictor:
     from gtvray.inference import Predictor
     from gtvray.models import Bundle
 
     if args.bundle is None:
-        raise NotReadyError("nothing is promoted yet")
+        raise NotReadyError("no model has been promoted yet")
     bundle = Bundle.load(args.bundle)
     if args.digest not in (None, bundle.digest):
-        raise BundleError("another bundle than asked for", where=args.bundle, expected=args.digest, found=bundle.digest)
+        raise BundleError("the bundle has another digest", where=args.bundle, expected=args.digest, found=bundle.digest)
     serving = args.serving
     predictor = Predictor(
         bundle,

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents, there and back."""
+"""Conversion between errors and RFC 9457 problem documents, for the server and the client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from gtvray.errors import BusyError, FailureError, GtvrayError, InputError, NotFoundError, NotReadyError
-from gtvray.serving.logs import LOGGER, log_event
+from gtvray.serving.request_log import LOGGER, log_event
 
 MEDIA_TYPE = "application/problem+json"
 _FIELDS = ("where", "expected", "found", "do")
@@ -18,22 +18,27 @@ _RETRY_AFTER_S = 5
 
 
 def http_problem(status: int, instance: str) -> dict[str, object]:
-    """The document of a plain HTTP error, such as an unknown route."""
+    """The document of an HTTP error that no exception class describes, such as an unknown route."""
     return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "instance": instance}
 
 
+def internal_error() -> FailureError:
+    """The error reported to a client instead of an unexpected exception."""
+    return FailureError("internal server error", do="report the instance of this response to the server's operator")
+
+
 def problem_response(error: Exception, request_id: str) -> JSONResponse:
-    """An error as an answer; an unexpected one is logged, and the answer holds none of its text."""
+    """The response for an error; an unexpected exception is logged, and its text is not sent."""
     if not isinstance(error, GtvrayError):
-        LOGGER.error("event=unforeseen request=%s kind=%s", request_id, type(error).__name__, exc_info=error)
-        error = FailureError("something went wrong in the server", do="give the operator this answer's instance")
+        LOGGER.error("event=unexpected_error request=%s kind=%s", request_id, type(error).__name__, exc_info=error)
+        error = internal_error()
     elif error.http_status >= 500:
         log_event("failed", request_id, logging.WARNING, kind=type(error).__name__)
     return JSONResponse(error.problem(request_id), error.http_status, problem_headers(error), MEDIA_TYPE)
 
 
 def problem_headers(error: GtvrayError) -> dict[str, str]:
-    """Headers that go with an error: how to authenticate, when to come again."""
+    """Response headers that an error requires: how to authenticate, or when to retry."""
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": 'Bearer realm="gtvray"'}
     if isinstance(error, BusyError | NotReadyError):
@@ -42,9 +47,9 @@ def problem_headers(error: GtvrayError) -> dict[str, str]:
 
 
 def error_of(problem: Mapping[str, Any], url: str) -> GtvrayError:
-    """The error that a server's problem document describes; one without a class of ours by its status."""
+    """The error that a server's problem document describes; the status decides the class if the type names none."""
     name = str(problem.get("type", "")).rpartition(":")[2]
-    kind = next((kind for kind in _kinds(GtvrayError) if kind.__name__ == name), None)
+    kind = next((kind for kind in _error_classes(GtvrayError) if kind.__name__ == name), None)
     if kind is None:
         status = problem.get("status")
         kind = NotFoundError if status == HTTPStatus.NOT_FOUND else FailureError
@@ -54,7 +59,7 @@ def error_of(problem: Mapping[str, Any], url: str) -> GtvrayError:
     return kind(str(problem.get("title")), **{"where": f"{url}, request {problem.get('instance')}", **fields})
 
 
-def _kinds(kind: type[GtvrayError]) -> Iterator[type[GtvrayError]]:
+def _error_classes(kind: type[GtvrayError]) -> Iterator[type[GtvrayError]]:
     yield kind
-    for below in kind.__subclasses__():
-        yield from _kinds(below)
+    for subclass in kind.__subclasses__():
+        yield from _error_classes(subclass)

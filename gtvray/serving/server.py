@@ -1,4 +1,4 @@
-"""The endpoint on the Ray cluster this process is connected to."""
+"""Starting and stopping the endpoint on the Ray cluster that this process is connected to."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
-import yaml
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from gtvray.config import ServingConfig, build
+from gtvray.config import ServingConfig
 from gtvray.errors import FailureError, NotReadyError, NotReproducedError, ResourceError
-from gtvray.io import decode_text
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
-from gtvray.serving.arguments import DeployFile
+from gtvray.serving.arguments import read_shipped_config
+from gtvray.serving.client import open_client
 from gtvray.serving.problems import MEDIA_TYPE, error_of
-from gtvray.serving.transport import open_client
 
-_STOP_WITHIN_S = 60.0
+_STOP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,8 @@ class Server:
     """A running endpoint.
 
     Attributes:
-        url: where it listens.
-        name: the Serve application.
+        url: address of the endpoint, as reached from this machine.
+        name: name of the Serve application.
     """
 
     url: str
@@ -46,45 +43,47 @@ class Server:
     _private: Path
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:
-        """Return once a warm model answers, which it does when it has reproduced its golden cases.
+        """Wait until a model is loaded and has reproduced its golden cases.
 
         Raises:
-            NotReproducedError: it has not, and says which.
+            NotReproducedError: a golden case is not reproduced.
             FailureError: the model could not be started.
-            NotReadyError: it takes longer than `timeout_s`.
+            NotReadyError: the model is not ready after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while not self._ready():
             status = serve.status().applications[self.name]
-            said = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+            message = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
             if status.status == ApplicationStatus.DEPLOY_FAILED:
-                raise FailureError("the model could not be started", where=self.url, found=said)
+                raise FailureError("the model could not be started", where=self.url, found=message)
             if time.monotonic() > deadline:
-                raise NotReadyError("the model is not warm", where=self.url, expected=f"{timeout_s:g} s", found=said)
+                raise NotReadyError(
+                    "the model is not ready", where=self.url, expected=f"within {timeout_s:g} s", found=message
+                )
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Take the endpoint down; requests under way are finished first."""
+        """Stop the endpoint after the requests in progress have finished."""
         controller = _controller()
         if controller is not None:
-            # serve.shutdown() lets Ray retry this call on the controller it has just ended, and Ray then prints a
-            # warning on stdout.
+            # serve.shutdown() lets Ray retry this call on the controller that has just exited, and Ray then prints a
+            # warning to stdout.
             with suppress(RayActorError, GetTimeoutError):
-                ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_STOP_WITHIN_S)
+                ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_STOP_TIMEOUT_S)
         serve.shutdown()
         shutil.rmtree(self._private, ignore_errors=True)
 
     def _ready(self) -> bool:
         try:
             with open_client(self.url, timeout_s=5) as client:
-                answer = client.get(f"{self.url}/readyz")
+                response = client.get(f"{self.url}/readyz")
         except httpx.TransportError:
             return False
-        if answer.headers.get("content-type") == MEDIA_TYPE:
-            error = error_of(answer.json(), self.url)
+        if response.headers.get("content-type") == MEDIA_TYPE:
+            error = error_of(response.json(), self.url)
             if isinstance(error, NotReproducedError):
                 raise error
-        return answer.status_code == httpx.codes.OK
+        return response.status_code == httpx.codes.OK
 
 
 def start_server(
@@ -96,63 +95,57 @@ def start_server(
     digest: str | None = None,
     golden: Path | None = None,
 ) -> Server:
-    """Deploy the shipped Serve config with a bundle; returns before the model is warm.
+    """Deploy the shipped Serve config with a bundle; returns before the model is ready.
 
     Args:
-        bundle_dir: the bundle, seen from every node; None starts an endpoint that says it is not ready.
-        settings: host, port, size and limits.
-        token: what clients must bear.
-        version: the model's version as the registry counts it.
-        digest: the bundle's, if another one must be refused.
-        golden: the model's golden cases, seen from every node, to be reproduced before it is ready.
+        bundle_dir: folder of the bundle, readable from every node; None starts an endpoint that is not ready.
+        settings: host, port, replicas and limits.
+        token: bearer token that clients must send.
+        version: version of the model in the registry.
+        digest: digest that the bundle must have; None accepts any.
+        golden: golden cases, readable from every node, that a replica must reproduce to become ready.
 
     Raises:
-        ResourceError: the port is taken, or this Ray cluster already runs Serve.
-        BundleError: no bundle, or no golden cases, there.
+        ResourceError: the port is in use, or this Ray cluster already runs Serve.
+        BundleError: the folder holds no bundle, or no golden cases.
     """
     require_port(settings.host, settings.port, "serving.port")
     _check_no_serve()
-    file = read_deploy_file()
+    config = read_shipped_config()
     private = Path(tempfile.mkdtemp(prefix="gtvray-serve-"))
     try:
-        # A file only its owner can read: arguments show in Ray's dashboard.
+        # The token is passed in a file that only its owner can read, as arguments are shown in Ray's dashboard.
         token_file = private / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(token)
         args = {"bundle": bundle_dir, "digest": digest, "golden": golden, "version": version}
-        _deploy(file, {**args, "token_file": token_file, "serving": settings.model_dump()}, settings)
+        _deploy(config, {**args, "token_file": token_file, "serving": settings.model_dump()}, settings)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
-    return Server(_url(settings.host, settings.port), file.applications[0].name, private)
+    return Server(_url(settings.host, settings.port), config["applications"][0]["name"], private)
 
 
 def _url(host: str, port: int) -> str:
-    """Where this machine reaches a server that listens on `host`."""
+    """The URL at which this machine reaches a server that listens on `host`."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
-def read_deploy_file() -> DeployFile:
-    """The shipped Serve config, `serve/config.yaml`."""
-    source = resources.files("gtvray.deploy") / "config.yaml"
-    return build(DeployFile, yaml.safe_load(decode_text(source.read_bytes(), source)), source)
-
-
-def _deploy(file: DeployFile, args: dict[str, object], settings: ServingConfig) -> None:
-    application = file.applications[0]
+def _deploy(config: dict[str, Any], args: dict[str, object], settings: ServingConfig) -> None:
+    (application,) = config["applications"]
     target = serve.RunTarget(
         build_app(args),
-        name=application.name,
-        route_prefix=application.route_prefix,
-        logging_config=LoggingConfig(**application.logging_config),
+        name=application["name"],
+        route_prefix=application["route_prefix"],
+        logging_config=LoggingConfig(**application["logging_config"]),
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
-        proxy_location=file.proxy_location,
-        # Ours speaks first, with a problem document; Serve's is the backstop.
+        proxy_location=config["proxy_location"],
+        # Longer than the application's own limit, which responds with a problem document; Serve's is a fallback.
         http_options=HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=settings.timeout_s + 30),
-        logging_config=LoggingConfig(**file.logging_config),
+        logging_config=LoggingConfig(**config["logging_config"]),
     )
     serve.run_many([target], wait_for_applications_running=False)
 

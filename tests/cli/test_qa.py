@@ -1,4 +1,4 @@
-"""`gtvray qa` and `gtvray serve` on a host that gives a model's golden cases the masks of its promotion, or others."""
+"""`gtvray qa` and `gtvray serve` on hosts that do and do not reproduce a model's golden cases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def golden(bundle: Bundle, tmp_path: Path) -> Path:
-    """Two golden cases where the workspace has them."""
+    """Two golden cases in the workspace."""
     scans = []
     for level in (40, 60):
         hu = np.full((24, 24, 24), level, np.int16)
@@ -32,18 +32,18 @@ def golden(bundle: Bundle, tmp_path: Path) -> Path:
     return made_golden(tmp_path / "golden" / bundle.digest[:16], bundle, scans)
 
 
-def test_qa_tells_by_its_exit_code(golden: Path, bundle: Bundle, tmp_path: Path) -> None:
-    words = ("qa", "--model", bundle.folder, "--workspace", tmp_path, "--json")
-    done = run(*words)
+def test_qa_exit_code_reports_whether_golden_cases_are_reproduced(golden: Path, bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ("qa", "--model", bundle.folder, "--workspace", tmp_path, "--json")
+    done = run(*arguments)
     assert done.code == 0, done
-    told = done.json()
-    assert (told["ok"], told["identical"], len(told["cases"])) == (True, True, 2)
-    assert told["stack"]["torch"]
+    report = done.json()
+    assert (report["ok"], report["identical"], len(report["cases"])) == (True, True, 2)
+    assert report["stack"]["torch"]
     spoil(golden, 1)
-    failed = run(*words)
+    failed = run(*arguments)
     assert failed.code == 1
-    told = failed.json()
-    assert (told["ok"], [case["identical"] for case in told["cases"]]) == (False, [True, False])
+    report = failed.json()
+    assert (report["ok"], [case["identical"] for case in report["cases"]]) == (False, [True, False])
 
 
 def test_qa_needs_golden_cases(bundle: Bundle, tmp_path: Path) -> None:
@@ -51,12 +51,12 @@ def test_qa_needs_golden_cases(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_serve_ends_where_golden_cases_are_not_reproduced(
+def test_serve_exits_if_golden_cases_are_not_reproduced(
     golden: Path, bundle: Bundle, tmp_path: Path, local_ray: Cluster
 ) -> None:
     spoil(golden, 1)
-    place = ("--workspace", tmp_path, "--port", free_port(), "--address", local_ray.address)
-    error = run("serve", "--model", bundle.folder, *place).error(code=1)
+    options = ("--workspace", tmp_path, "--port", free_port(), "--address", local_ray.address)
+    error = run("serve", "--model", bundle.folder, *options).error(code=1)
     assert "golden cases are not reproduced" in error
     assert "golden case 1: Dice 0." in error
     assert "golden case 0" not in error

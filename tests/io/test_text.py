@@ -11,7 +11,7 @@ import pytest
 from gtvray.config import load_config, load_sweep
 from gtvray.errors import ConfigError, InputError, NotFoundError
 from gtvray.io import append_json_line, decode_text, read_json, read_json_lines, read_text
-from gtvray.serving.auth import read_token
+from gtvray.serving.arguments import read_token
 
 TEXT = 'name: "Müller"\nvalues: [1, 2]\n'
 UTF8: dict[str, bytes] = {

@@ -1,4 +1,4 @@
-"""A tiny bundle, scans to send, and an endpoint."""
+"""Fixtures of the serving tests: a tiny bundle, scans, and endpoints on a local Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 with warnings.catch_warnings():
-    # Serve's own schema uses a deprecated argument of pydantic's Field.
+    # Serve's schema module uses a deprecated argument of pydantic's Field.
     warnings.simplefilter("ignore")
     import ray.serve
 
@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         weights=weights,
         preprocessing=preprocessing,
         network=network,
-        # The probabilities of random weights lie close around one half.
+        # Random weights give probabilities close to one half.
         inference=InferenceConfig(threshold=0.5),
         patch_ijk=PATCH_IJK,
         info={},
@@ -48,16 +48,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def make_scan(shape: tuple[int, int, int], seed: int = 0) -> Volume:
-    """An ellipsoid of noisy tissue in air, spacing 3 mm, as it is read back from a file."""
-    at = np.stack(np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij"))
+    """An ellipsoid of noisy tissue in air with spacing 3 mm, encoded and decoded once as a file would be."""
+    position = np.stack(np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij"))
     tissue = np.random.default_rng(seed).integers(-100, 200, shape)
-    array = np.where((at**2).sum(axis=0) < 1, tissue, -1000).astype(np.int16)
+    array = np.where((position**2).sum(axis=0) < 1, tissue, -1000).astype(np.int16)
     return decode_nifti(encode_nifti(Volume(array, np.diag([3.0, 3.0, 3.0, 1.0])), compress=False))
 
 
 @pytest.fixture(scope="session")
 def large_scan() -> bytes:
-    """Few bytes, and many seconds of work."""
+    """A scan of few bytes that takes many seconds to segment."""
     scan = make_scan((160, 160, 120))
     return encode_nifti(scan.with_array(np.where(scan.array > -1000, 40, -1000).astype(np.int16)), compress=True)
 
@@ -86,7 +86,7 @@ def free_port() -> int:
 
 
 def log_lines(deployment: str, text: str) -> list[str]:
-    """Lines with `text` in the log files of a deployment's replicas."""
+    """Lines that contain `text` in the log files of a deployment's replicas."""
     folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
     files = folder.glob(f"replica_gtvray_{deployment}_*.log")
     return [line for file in files for line in file.read_text().splitlines() if text in line]

@@ -42,17 +42,17 @@ def http(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def check_problem(answer: httpx.Response, status: int, kind: str) -> dict[str, object]:
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict[str, object] = answer.json()
+def check_problem(response: httpx.Response, status: int, kind: str) -> dict[str, object]:
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, object] = response.json()
     assert problem["type"] == kind
     assert problem["status"] == status
-    assert problem["instance"] == answer.headers["X-Request-ID"]
+    assert problem["instance"] == response.headers["X-Request-ID"]
     return problem
 
 
-def test_concurrent_masks_are_the_offline_ones_voxel_for_voxel(server: Server, bundle: Bundle) -> None:
+def test_concurrent_masks_equal_offline_masks(server: Server, bundle: Bundle) -> None:
     scans = [make_scan((40 + 6 * n, 44, 30), seed=n) for n in range(6)]
     offline = Predictor(bundle, threads=1)
     expected = [offline.predict(scan) for scan in scans]
@@ -71,18 +71,18 @@ def test_concurrent_masks_are_the_offline_ones_voxel_for_voxel(server: Server, b
         assert "not a medical device" in result.notice
 
 
-def test_file_is_sent_as_it_is(server: Server, tmp_path: Path) -> None:
+def test_file_is_sent_unchanged(server: Server, tmp_path: Path) -> None:
     scan = make_scan((40, 40, 30))
     write_volume(tmp_path / "scan.nii", scan)
     assert predict_remote(server.url, TOKEN, tmp_path / "scan.nii").mask.same_grid(scan)
 
 
-def test_token_is_asked_for_everywhere_but_at_the_probes(server: Server) -> None:
+def test_token_is_required_everywhere_except_at_the_probes(server: Server) -> None:
     for path, method in (("/v1/predict", "POST"), ("/v1/model", "GET"), ("/openapi.json", "GET"), ("/no", "GET")):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
-            answer = httpx.request(method, server.url + path, headers=headers)
-            check_problem(answer, 401, "urn:gtvray:AuthError")
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+            response = httpx.request(method, server.url + path, headers=headers)
+            check_problem(response, 401, "urn:gtvray:AuthError")
+            assert response.headers["WWW-Authenticate"].startswith("Bearer")
     assert httpx.get(server.url + "/healthz").status_code == 200
     assert httpx.get(server.url + "/readyz").json() == {"status": "ready", "golden": "none"}
     with pytest.raises(AuthError, match="bearer token"):
@@ -98,30 +98,30 @@ def test_model_is_described(http: httpx.Client, bundle: Bundle) -> None:
     assert "Research use only" in described["intended_use"]
 
 
-def test_upload_over_the_limit_is_refused(http: httpx.Client, server: Server) -> None:
+def test_upload_over_the_limit_is_rejected(http: httpx.Client, server: Server) -> None:
     over = os.urandom((1 << 20) + 1)
     check_problem(http.post("/v1/predict", content=over), 413, "urn:gtvray:TooLargeError")
-    # Without a Content-Length the bytes are counted as they come, of what begins as a volume does.
-    begun = [encode_nifti(make_scan((30, 30, 20)), compress=False), *[over[:700_000]] * 2]
-    check_problem(http.post("/v1/predict", content=iter(begun)), 413, "urn:gtvray:TooLargeError")
+    # Without a Content-Length the bytes are counted as they arrive; the body starts like a volume file.
+    chunks = [encode_nifti(make_scan((30, 30, 20)), compress=False), *[over[:700_000]] * 2]
+    check_problem(http.post("/v1/predict", content=iter(chunks)), 413, "urn:gtvray:TooLargeError")
     with pytest.raises(TooLargeError, match="upload is too large"):
         predict_remote(server.url, TOKEN, make_scan((200, 200, 60)))
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "text", "bomb"])
-def test_damaged_upload_is_the_senders_fault(http: httpx.Client, damage: str) -> None:
-    whole = encode_nifti(make_scan((30, 30, 20)), compress=True)
+@pytest.mark.parametrize("damage", ["truncated", "noise", "text", "gzip bomb"])
+def test_damaged_upload_is_a_client_error(http: httpx.Client, damage: str) -> None:
+    valid = encode_nifti(make_scan((30, 30, 20)), compress=True)
     content = {
-        "cut": whole[: len(whole) // 2],
-        "noise": whole[:200] + os.urandom(200) + whole[400:],
+        "truncated": valid[: len(valid) // 2],
+        "noise": valid[:200] + os.urandom(200) + valid[400:],
         "text": b"not a scan",
-        "bomb": gzip.compress(encode_nifti(make_scan((20, 20, 20)), compress=False) + bytes(2 << 20)),
+        "gzip bomb": gzip.compress(encode_nifti(make_scan((20, 20, 20)), compress=False) + bytes(2 << 20)),
     }[damage]
     problem = check_problem(http.post("/v1/predict", content=content), 422, "urn:gtvray:VolumeError")
     assert problem["where"] == "upload"
 
 
-def test_other_misuse_is_told_in_problems(http: httpx.Client, server: Server) -> None:
+def test_other_invalid_requests_are_problems(http: httpx.Client, server: Server) -> None:
     check_problem(http.post("/v1/predict", content=b""), 422, "urn:gtvray:InputError")
     check_problem(http.get("/v1/predict"), 405, "about:blank")
     check_problem(http.get("/nowhere"), 404, "about:blank")
@@ -132,7 +132,7 @@ def test_other_misuse_is_told_in_problems(http: httpx.Client, server: Server) ->
         predict_remote(server.url, TOKEN, Path(__file__))
 
 
-def test_request_id_goes_through_to_both_logs(server: Server, http: httpx.Client) -> None:
+def test_request_id_is_in_the_logs_of_both_deployments(server: Server, http: httpx.Client) -> None:
     request_id = str(uuid.uuid4())
     result = predict_remote(server.url, TOKEN, make_scan((30, 30, 20)), request_id=request_id)
     assert result.request_id == request_id
@@ -140,17 +140,17 @@ def test_request_id_goes_through_to_both_logs(server: Server, http: httpx.Client
     assert f"patches={result.patches}" in wait_for_log("Model", f"event=predicted request={request_id}")
 
 
-def test_unfit_request_id_is_replaced_and_stands_in_no_log(http: httpx.Client) -> None:
-    answer = http.get("/nowhere", headers={"X-Request-ID": "Doe, John", "X-Session-ID": "Doe, Jane"})
-    problem = check_problem(answer, 404, "about:blank")
-    assert answer.headers.get_list("X-Request-ID") == [problem["instance"]]
+def test_invalid_request_id_is_replaced_and_appears_in_no_log(http: httpx.Client) -> None:
+    response = http.get("/nowhere", headers={"X-Request-ID": "Doe, John", "X-Session-ID": "Doe, Jane"})
+    problem = check_problem(response, 404, "about:blank")
+    assert response.headers.get_list("X-Request-ID") == [problem["instance"]]
     assert len(str(problem["instance"])) == 32
     assert "status=404" in wait_for_log("Api", f"event=request request={problem['instance']}")
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     assert not [path for path in logs.rglob("*") if path.is_file() and b"Doe, J" in path.read_bytes()]
 
 
-def test_what_serves_own_proxy_would_act_on_or_stumble_over_is_a_problem(http: httpx.Client) -> None:
+def test_headers_that_control_or_break_serves_proxy_are_rejected(http: httpx.Client) -> None:
     for name in (b"x-request-disconnect-disabled", b"x-request-timeout-seconds"):
         for value in (b"?1", b"0.001", b"\xe9"):
             check_problem(http.get("/readyz", headers=[(name, value)]), 400, "urn:gtvray:RequestError")
@@ -159,7 +159,7 @@ def test_what_serves_own_proxy_would_act_on_or_stumble_over_is_a_problem(http: h
     assert http.get("/readyz", headers=[(b"x-request-id", b"\xe9"), (b"traceparent", b"\xe9")]).status_code == 200
 
 
-def test_head_options_and_a_trailing_slash_through_serve(http: httpx.Client) -> None:
+def test_head_options_and_trailing_slash_through_serve(http: httpx.Client) -> None:
     head = http.head("/readyz")
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "34")
     options = http.options("/v1/predict", headers={"Authorization": ""})
@@ -169,7 +169,7 @@ def test_head_options_and_a_trailing_slash_through_serve(http: httpx.Client) -> 
     check_problem(http.post("/v1/predict", files={"file": scan}), 415, "urn:gtvray:ContentTypeError")
 
 
-def test_nrrd_gets_the_same_mask_on_its_own_grid(server: Server, tmp_path: Path) -> None:
+def test_nrrd_scan_gets_the_same_mask_on_its_own_grid(server: Server, tmp_path: Path) -> None:
     scan = make_scan((36, 34, 30))
     write_volume(tmp_path / "scan.nrrd", scan)
     result = predict_remote(server.url, TOKEN, tmp_path / "scan.nrrd")
@@ -177,7 +177,7 @@ def test_nrrd_gets_the_same_mask_on_its_own_grid(server: Server, tmp_path: Path)
     assert np.array_equal(result.mask.array, predict_remote(server.url, TOKEN, scan).mask.array)
 
 
-def test_no_proxy_of_the_environment_sees_a_scan(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_bypasses_proxies_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(refusing_proxy()) as proxy:
         set_proxy(monkeypatch, proxy.port)
         server.wait_ready(10)
@@ -185,28 +185,28 @@ def test_no_proxy_of_the_environment_sees_a_scan(server: Server, monkeypatch: py
         assert proxy.seen == []
 
 
-def test_api_process_has_no_torch(server: Server) -> None:
+def test_api_process_loads_no_torch(server: Server) -> None:
     loaded = {name: "libtorch" in Path(f"/proc/{pid}/maps").read_text() for name, pid in replicas().items()}
     assert loaded == {"Api": False, "Model": True}
 
 
-def test_client_that_leaves_frees_the_model(server: Server, large_scan: bytes) -> None:
-    leaves = uuid.uuid4().hex
-    headers = {**BEARER, "X-Request-ID": leaves}
+def test_disconnected_client_frees_the_model(server: Server, large_scan: bytes) -> None:
+    request_id = uuid.uuid4().hex
+    headers = {**BEARER, "X-Request-ID": request_id}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/predict", content=large_scan, headers=headers, timeout=httpx.Timeout(20, read=2))
-    wait_for_log("Model", f"event=cancelled request={leaves}")
-    assert not log_lines("Model", f"event=predicted request={leaves}")
-    assert "status=gone" in wait_for_log("Api", f"event=request request={leaves}")
+    wait_for_log("Model", f"event=cancelled request={request_id}")
+    assert not log_lines("Model", f"event=predicted request={request_id}")
+    assert "status=disconnected" in wait_for_log("Api", f"event=request request={request_id}")
 
 
-def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle: Bundle) -> None:
+def test_request_survives_the_loss_of_its_replica(server: Server, bundle: Bundle) -> None:
     scan = make_scan((100, 100, 80))
     killed = threading.Event()
 
     def kill_when_busy() -> None:
         pid = replicas()["Model"]
-        # The request is with the replica once it is past the ingress.
+        # By then the request has passed the ingress and reached the replica.
         time.sleep(1.0)
         os.kill(pid, signal.SIGKILL)
         killed.set()
@@ -214,24 +214,24 @@ def test_replica_killed_during_a_request_costs_time_only(server: Server, bundle:
     killer = threading.Thread(target=kill_when_busy)
     killer.start()
     result = predict_remote(server.url, TOKEN, scan, request_id=str(uuid.uuid4()), timeout_s=100)
-    assert killed.is_set(), "the scan is large enough to be under way when the replica dies"
+    assert killed.is_set(), "the scan is large enough to be in progress when the replica is killed"
     killer.join()
     wait_for_log("Api", f"event=replica_lost request={result.request_id}")
     assert np.array_equal(result.mask.array, Predictor(bundle, threads=1).predict(scan).array)
 
 
 def replicas() -> dict[str, int]:
-    """Process id of each deployment's replica."""
+    """Process id of the replica of each deployment."""
     import ray
     from ray.util.state import list_actors
 
-    # Left alone, this finds "the" cluster of the machine, which need not be ours.
+    # Without an address, list_actors may select another cluster on this machine.
     address = ray.get_runtime_context().gcs_address
     actors = list_actors(address, filters=[("state", "=", "ALIVE")])
     return {a.class_name.rpartition(":")[2]: a.pid for a in actors if a.class_name.startswith("ServeReplica:gtvray:")}
 
 
-def test_second_server_is_refused(server: Server, bundle: Bundle) -> None:
+def test_second_server_is_rejected(server: Server, bundle: Bundle) -> None:
     taken = int(server.url.rpartition(":")[2])
     with pytest.raises(ResourceError, match="port is in use"):
         start_server(bundle.folder, ServingConfig(port=taken), TOKEN)
@@ -239,9 +239,9 @@ def test_second_server_is_refused(server: Server, bundle: Bundle) -> None:
         start_server(bundle.folder, ServingConfig(port=free_port()), TOKEN)
 
 
-def test_mask_header_is_readable_by_others(http: httpx.Client) -> None:
-    answer = http.post("/v1/predict", content=encode_nifti(make_scan((30, 30, 20)), compress=True))
-    assert answer.headers["content-type"] == "application/gzip"
-    assert answer.headers.get_list("X-Request-ID") != []
-    assert len(answer.headers.get_list("X-Request-ID")) == 1
-    assert decode_nifti(gzip.decompress(answer.content)).shape == (30, 30, 20)
+def test_response_is_a_gzipped_nifti_with_one_request_id(http: httpx.Client) -> None:
+    response = http.post("/v1/predict", content=encode_nifti(make_scan((30, 30, 20)), compress=True))
+    assert response.headers["content-type"] == "application/gzip"
+    assert response.headers.get_list("X-Request-ID") != []
+    assert len(response.headers.get_list("X-Request-ID")) == 1
+    assert decode_nifti(gzip.decompress(response.content)).shape == (30, 30, 20)

@@ -1,4 +1,4 @@
-"""A replica answers only where it gives its model's golden cases the masks of the promotion."""
+"""A replica becomes ready only if it reproduces its model's golden cases."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gtvray.inference import Predictor
 from gtvray.io import read_json, read_volume, sha256_of, write_json, write_volume
 from gtvray.models import Bundle
 from gtvray.serving import Server, build_app, predict_remote
-from gtvray.serving.auth import TOKEN_VARIABLE
-from gtvray.serving.golden import check_golden
+from gtvray.serving.arguments import TOKEN_VARIABLE
+from gtvray.serving.model import check_golden
 
 from ..golden_cases import made_golden, spoil
 from .conftest import TOKEN, log_lines, make_scan
@@ -37,7 +37,7 @@ def golden(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.ray
-def test_altered_golden_cases_keep_it_unready_and_it_says_why(
+def test_replica_that_does_not_reproduce_golden_cases_stays_unready_and_reports_them(
     start: Callable[..., Server], bundle: Bundle, golden: Path
 ) -> None:
     spoil(golden, 1)
@@ -51,7 +51,7 @@ def test_altered_golden_cases_keep_it_unready_and_it_says_why(
         problem = answer.json()
         assert problem["type"] == "urn:gtvray:NotReproducedError"
         assert problem["found"] == refused.value.fields["found"]
-        assert "Retry-After" not in answer.headers, "to wait does not help"
+        assert "Retry-After" not in answer.headers, "retrying does not help"
     with pytest.raises(NotReproducedError, match="golden cases are not reproduced"):
         predict_remote(server.url, TOKEN, make_scan((20, 20, 20)))
     assert httpx.get(f"{server.url}/healthz").status_code == 200
@@ -61,7 +61,9 @@ def test_altered_golden_cases_keep_it_unready_and_it_says_why(
 
 
 @pytest.mark.ray
-def test_reproduced_golden_cases_make_it_ready(start: Callable[..., Server], bundle: Bundle, golden: Path) -> None:
+def test_replica_that_reproduces_golden_cases_is_ready(
+    start: Callable[..., Server], bundle: Bundle, golden: Path
+) -> None:
     server = start(bundle, golden=golden)
     assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready", "golden": "identical"}
     assert httpx.get(f"{server.url}/v1/model", headers=BEARER).json()["golden"] == "identical"
@@ -70,7 +72,7 @@ def test_reproduced_golden_cases_make_it_ready(start: Callable[..., Server], bun
     server.stop()
 
 
-def test_masks_as_alike_as_another_stack_must_give_them(bundle: Bundle, golden: Path) -> None:
+def test_masks_within_the_tolerance_pass_as_reproduced(bundle: Bundle, golden: Path) -> None:
     mask = golden / "mask-0.nii.gz"
     promoted = read_volume(mask)
     marked = np.argwhere(promoted.array)
@@ -78,31 +80,31 @@ def test_masks_as_alike_as_another_stack_must_give_them(bundle: Bundle, golden: 
     other = promoted.array.copy()
     other[tuple(marked[0])] = 0
     write_volume(mask, promoted.with_array(other))
-    about = read_json(golden / "golden.json")
-    write_json(golden / "golden.json", {**about, "files": {**about["files"], mask.name: sha256_of(mask)}})
+    index = read_json(golden / "golden.json")
+    write_json(golden / "golden.json", {**index, "files": {**index["files"], mask.name: sha256_of(mask)}})
     check = check_golden(golden, Predictor(bundle, threads=1))
-    assert check.word == "reproduced"
+    assert check.outcome == "reproduced"
     check.require()
 
 
-@pytest.mark.parametrize("fault", ["damaged", "gone", "foreign"])
-def test_golden_cases_that_prove_nothing_are_no_pass_and_tell_no_path(bundle: Bundle, golden: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["damaged", "missing", "other model"])
+def test_invalid_golden_cases_fail_the_check_without_revealing_a_path(bundle: Bundle, golden: Path, fault: str) -> None:
     if fault == "damaged":
         (golden / "scan-0.nii.gz").write_bytes(b"cut")
-    elif fault == "gone":
+    elif fault == "missing":
         (golden / "mask-1.nii.gz").unlink()
     else:
         write_json(golden / "golden.json", {**read_json(golden / "golden.json"), "digest": "0" * 64})
     check = check_golden(golden, Predictor(bundle, threads=1))
-    assert check.word == "failed"
+    assert check.outcome == "failed"
     with pytest.raises(NotReproducedError) as refused:
         check.require()
     assert str(golden.parent) not in str(refused.value)
 
 
-def test_a_wrong_place_is_told_before_anything_starts(
+def test_folder_without_golden_cases_is_rejected_before_deployment(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    with pytest.raises(BundleError, match="no golden cases here"):
+    with pytest.raises(BundleError, match="no golden cases in this folder"):
         build_app({"bundle": bundle.folder, "golden": tmp_path})

@@ -1,4 +1,4 @@
-"""The API in this process, behind the layer that Serve's proxies have: methods, paths, CORS, uploads, errors."""
+"""The API in this process, behind the middleware of Serve's proxies: methods, paths, CORS, uploads, errors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from .test_edge import problem_of
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PAGE = "https://viewer.example.org"
-Ask = Callable[..., httpx.Response]
+Send = Callable[..., httpx.Response]
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> ASGIApp:
-    """The application with a model that no test here gets to."""
+    """The application with a placeholder for the model handle, which no test here calls."""
     token_file = tmp_path_factory.mktemp("guard") / "token"
     token_file.write_text(TOKEN)
     args = AppArguments(token_file=token_file, serving=ServingConfig(cors_origins=(PAGE,), max_upload_mb=1))
@@ -43,12 +43,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> ASGIApp:
 
 
 @pytest.fixture
-def ask(api: ASGIApp) -> Ask:
-    return _asking(Edge(api))
+def send(api: ASGIApp) -> Send:
+    return _sender(Edge(api))
 
 
-def _asking(app: ASGIApp) -> Ask:
-    def ask(method: str, path: str, headers: Any = BEARER, **rest: Any) -> httpx.Response:
+def _sender(app: ASGIApp) -> Send:
+    def send(method: str, path: str, headers: Any = BEARER, **rest: Any) -> httpx.Response:
         async def call() -> httpx.Response:
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -56,54 +56,54 @@ def _asking(app: ASGIApp) -> Ask:
 
         return asyncio.run(call())
 
-    return ask
+    return send
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/openapi.json"])
-def test_head_is_get_without_a_body(path: str, ask: Ask) -> None:
-    got, head = ask("GET", path), ask("HEAD", path)
+def test_head_equals_get_without_a_body(path: str, send: Send) -> None:
+    get, head = send("GET", path), send("HEAD", path)
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-type", "content-length"):
-        assert head.headers[name] == got.headers[name]
-    assert int(head.headers["content-length"]) == len(got.content) > 0
+        assert head.headers[name] == get.headers[name]
+    assert int(head.headers["content-length"]) == len(get.content) > 0
 
 
-def test_head_of_an_error_is_the_errors_head(ask: Ask) -> None:
+def test_head_of_an_error_has_the_errors_status_and_headers(send: Send) -> None:
     for path, headers, status in (("/v1/predict", BEARER, 405), ("/nowhere", BEARER, 404), ("/v1/model", {}, 401)):
-        head = ask("HEAD", path, headers)
+        head = send("HEAD", path, headers)
         assert (head.status_code, head.content) == (status, b"")
         assert head.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("path", ["/healthz/", "/healthz"])
-def test_probes_need_no_token_with_a_slash_or_without(path: str, ask: Ask) -> None:
-    assert ask("GET", path, {}).json() == {"status": "ok"}
+def test_probes_need_no_token_with_or_without_trailing_slash(path: str, send: Send) -> None:
+    assert send("GET", path, {}).json() == {"status": "ok"}
 
 
-def test_a_trailing_slash_makes_no_difference_and_never_a_redirect(ask: Ask) -> None:
-    slash, plain = (ask("POST", path, content=b"not a scan") for path in ("/v1/predict/", "/v1/predict"))
+def test_trailing_slash_is_ignored_without_a_redirect(send: Send) -> None:
+    slash, plain = (send("POST", path, content=b"not a scan") for path in ("/v1/predict/", "/v1/predict"))
     assert problem_of(slash, 422, "urn:gtvray:VolumeError")["title"] == plain.json()["title"]
-    problem_of(ask("POST", "/v1/predict//"), 404, "about:blank")
-    problem_of(ask("GET", "//v1/model"), 404, "about:blank")
-    problem_of(ask("POST", "/v1/predict/", {}), 401, "urn:gtvray:AuthError")
+    problem_of(send("POST", "/v1/predict//"), 404, "about:blank")
+    problem_of(send("GET", "//v1/model"), 404, "about:blank")
+    problem_of(send("POST", "/v1/predict/", {}), 401, "urn:gtvray:AuthError")
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "GET"])
-def test_another_method_is_a_problem_that_names_the_right_ones(method: str, ask: Ask) -> None:
-    answer = ask(method, "/v1/predict")
-    problem_of(answer, 405, "about:blank")
-    assert answer.headers["Allow"] == "POST, OPTIONS"
-    assert ask("POST", "/readyz").headers["Allow"] == "GET, HEAD, OPTIONS"
+def test_unsupported_method_is_a_problem_with_the_allowed_methods(method: str, send: Send) -> None:
+    response = send(method, "/v1/predict")
+    problem_of(response, 405, "about:blank")
+    assert response.headers["Allow"] == "POST, OPTIONS"
+    assert send("POST", "/readyz").headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-def test_options_needs_no_token_and_names_the_methods(ask: Ask) -> None:
-    answer = ask("OPTIONS", "/v1/predict", {})
-    assert (answer.status_code, answer.content) == (204, b"")
-    assert answer.headers["Allow"] == "POST, OPTIONS"
-    assert len(answer.headers.get_list("X-Request-ID")) == 1
-    assert "content-type" not in answer.headers
-    assert not any(name.startswith("access-control") for name in answer.headers)
-    problem_of(ask("OPTIONS", "/nowhere", {}), 404, "about:blank")
+def test_options_needs_no_token_and_returns_the_allowed_methods(send: Send) -> None:
+    response = send("OPTIONS", "/v1/predict", {})
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["Allow"] == "POST, OPTIONS"
+    assert len(response.headers.get_list("X-Request-ID")) == 1
+    assert "content-type" not in response.headers
+    assert not any(name.startswith("access-control") for name in response.headers)
+    problem_of(send("OPTIONS", "/nowhere", {}), 404, "about:blank")
 
 
 def _preflight(origin: str) -> dict[str, str]:
@@ -114,54 +114,54 @@ def _preflight(origin: str) -> dict[str, str]:
     }
 
 
-def test_a_page_of_the_list_may_call(ask: Ask) -> None:
-    allowed = ask("OPTIONS", "/v1/predict", _preflight(PAGE))
+def test_listed_origin_may_call(send: Send) -> None:
+    allowed = send("OPTIONS", "/v1/predict", _preflight(PAGE))
     assert allowed.status_code == 204
     assert allowed.headers["Access-Control-Allow-Origin"] == PAGE
     assert "POST" in allowed.headers["Access-Control-Allow-Methods"]
     assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
     assert allowed.headers["Vary"] == "Origin"
-    for answer in (ask("GET", "/healthz", {"Origin": PAGE}), ask("POST", "/v1/predict", {"Origin": PAGE})):
-        assert answer.headers["Access-Control-Allow-Origin"] == PAGE, "errors too, or a page could not show them"
-        assert "X-Gtvray-Notice" in answer.headers["Access-Control-Expose-Headers"]
+    for response in (send("GET", "/healthz", {"Origin": PAGE}), send("POST", "/v1/predict", {"Origin": PAGE})):
+        assert response.headers["Access-Control-Allow-Origin"] == PAGE, "on errors too, so that a page can show them"
+        assert "X-Gtvray-Notice" in response.headers["Access-Control-Expose-Headers"]
     assert "Access-Control-Allow-Credentials" not in allowed.headers
 
 
 @pytest.mark.parametrize("origin", ["https://other.example.org", "null", PAGE + ".evil.org", PAGE.upper(), "*"])
-def test_another_page_may_not(origin: str, ask: Ask) -> None:
-    for answer in (ask("OPTIONS", "/v1/predict", _preflight(origin)), ask("GET", "/healthz", {"Origin": origin})):
-        assert not any(name.startswith("access-control") for name in answer.headers)
-        assert answer.headers["Vary"] == "Origin"
+def test_unlisted_origin_may_not_call(origin: str, send: Send) -> None:
+    for response in (send("OPTIONS", "/v1/predict", _preflight(origin)), send("GET", "/healthz", {"Origin": origin})):
+        assert not any(name.startswith("access-control") for name in response.headers)
+        assert response.headers["Vary"] == "Origin"
 
 
-def test_by_default_no_page_may(tmp_path: Path) -> None:
+def test_no_origin_may_call_by_default(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     app = asyncio.run(Api(AppArguments(token_file=tmp_path / "token"), None).__serve_build_asgi_app__())
-    answer = _asking(Edge(app))("OPTIONS", "/v1/predict", _preflight(PAGE))
-    assert answer.status_code == 204
-    assert not any(name.startswith("access-control") for name in answer.headers)
+    response = _sender(Edge(app))("OPTIONS", "/v1/predict", _preflight(PAGE))
+    assert response.status_code == 204
+    assert not any(name.startswith("access-control") for name in response.headers)
 
 
 @pytest.mark.parametrize(
     "origin", ["*", "null", PAGE + "/", "viewer.example.org", "https://*.org", "HTTPS://A.org", ""]
 )
-def test_what_is_no_origin_is_refused_in_the_settings(origin: str) -> None:
+def test_invalid_origin_is_rejected_in_the_settings(origin: str) -> None:
     with pytest.raises(ValidationError, match="is not an origin"):
         ServingConfig(cors_origins=(origin,))
     assert ServingConfig(cors_origins=("http://localhost:3000", "https://[::1]:8443")).cors_origins
 
 
-def test_without_the_layer_in_serves_proxies_only_the_liveness_probe_answers(api: ASGIApp) -> None:
-    ask = _asking(api)
-    assert ask("GET", "/healthz", {}).status_code == 200
+def test_only_liveness_responds_without_the_middleware_in_serves_proxies(api: ASGIApp) -> None:
+    send = _sender(api)
+    assert send("GET", "/healthz", {}).status_code == 200
     for method, path in (("GET", "/readyz"), ("POST", "/v1/predict"), ("GET", "/v1/model")):
-        problem = problem_of(ask(method, path), 503, "urn:gtvray:ResourceError")
+        problem = problem_of(send(method, path), 503, "urn:gtvray:ResourceError")
         assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in problem["expected"]
-    refused = ask("GET", "/healthz", {"X-Request-Disconnect-Disabled": "?1"})
+    refused = send("GET", "/healthz", {"X-Request-Disconnect-Disabled": "?1"})
     assert problem_of(refused, 400, "urn:gtvray:RequestError")["found"] == "x-request-disconnect-disabled"
 
 
-def test_a_websocket_is_refused_with_a_problem(api: ASGIApp) -> None:
+def test_websocket_is_rejected_with_a_problem(api: ASGIApp) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -183,7 +183,7 @@ NRRD = encode_nrrd(make_scan((20, 20, 20)))
 
 
 def without_line_breaks(content: bytes) -> bytes:
-    """As `curl -d @FILE` sends it."""
+    """The bytes that `curl -d @FILE` sends."""
     return re.sub(rb"[\0\r\n]", b"", content)
 
 
@@ -198,44 +198,44 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 PART = b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\n'
 TEXT = base64.b64encode(SCAN).decode()
 STRIPPED = "NUL bytes and line breaks"
-# What is sent: status, what the answer says it is, body, further headers.
+# Upload: expected status, text in the `found` field, body, further headers.
 WRONG: dict[str, tuple[int, str | None, bytes, dict[str, str]]] = {
     "multipart without its header": (415, "multipart form", PART + SCAN, {}),
     "curl -d gzip": (422, STRIPPED, without_line_breaks(SCAN), FORM),
     "curl -d NIfTI": (422, STRIPPED, without_line_breaks(PLAIN), FORM),
     "curl -d NRRD": (422, STRIPPED, without_line_breaks(NRRD), FORM),
-    "a form with base64": (415, "form", urlencode({"file": TEXT}).encode(), FORM),
+    "form with base64": (415, "form", urlencode({"file": TEXT}).encode(), FORM),
     "base64 in JSON": (415, "JSON", json.dumps({"file": TEXT}).encode(), {}),
     "base64": (415, "base64 text of a NIfTI-1 file", TEXT.encode(), {}),
     "zip": (415, "a zip archive", zipped(), {}),
     "DICOM": (415, "DICOM", bytes(128) + b"DICM" + bytes(8000), {}),
-    "a picture": (415, "PNG", b"\x89PNG\r\n\x1a\n" + bytes(5000), {}),
-    "a page": (415, "HTML", b"<!DOCTYPE html><html>", {}),
+    "PNG image": (415, "PNG", b"\x89PNG\r\n\x1a\n" + bytes(5000), {}),
+    "HTML page": (415, "HTML", b"<!DOCTYPE html><html>", {}),
     "text": (422, "text", b"not a scan", {}),
     "brotli": (415, None, SCAN, {"Content-Encoding": "br"}),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_an_upload_that_is_no_volume_is_told_what_it_is_and_how_to_send_one(case: str, ask: Ask) -> None:
+def test_invalid_upload_is_identified_and_the_command_to_send_a_volume_is_given(case: str, send: Send) -> None:
     status, found, body, headers = WRONG[case]
     kind = "urn:gtvray:ContentTypeError" if status == 415 else "urn:gtvray:VolumeError"
-    problem = problem_of(ask("POST", "/v1/predict", {**BEARER, **headers}, content=body), status, kind)
+    problem = problem_of(send("POST", "/v1/predict", {**BEARER, **headers}, content=body), status, kind)
     assert found is None or found in problem["found"]
     assert CURL in problem["do"]
     assert "export the volume again" not in problem["do"]
 
 
-def test_no_body_is_told_how_to_send_one(ask: Ask) -> None:
-    assert problem_of(ask("POST", "/v1/predict"), 422, "urn:gtvray:InputError")["do"] == CURL
+def test_missing_body_is_rejected_with_the_command_to_send_one(send: Send) -> None:
+    assert problem_of(send("POST", "/v1/predict"), 422, "urn:gtvray:InputError")["do"] == CURL
 
 
-def test_a_form_is_refused_before_its_body_is_read(api: ASGIApp) -> None:
+def test_form_is_rejected_before_its_body_is_read(api: ASGIApp) -> None:
     async def body() -> Any:
         raise AssertionError("read")
         yield b""
 
     headers = {**BEARER, "Content-Type": "multipart/form-data; boundary=b"}
-    answer = _asking(Edge(api))("POST", "/v1/predict", headers, content=body())
-    problem = problem_of(answer, 415, "urn:gtvray:ContentTypeError")
+    response = _sender(Edge(api))("POST", "/v1/predict", headers, content=body())
+    problem = problem_of(response, 415, "urn:gtvray:ContentTypeError")
     assert (problem["found"], problem["do"]) == ("a multipart form (curl -F)", CURL)

@@ -1,4 +1,4 @@
-"""What a replica knows about a mask reaches the client in headers."""
+"""The metadata of a prediction is transferred to the client in response headers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
-from gtvray.serving.api import _headers
-from gtvray.serving.client import _result
+from gtvray.serving.api import _response_headers
+from gtvray.serving.client import decode_result
 from gtvray.serving.model import Prediction
 
 
 @pytest.mark.parametrize("reasons", [(), ("no airway in the body (air_share 0, usual at least 0.007)", "no skull")])
-def test_out_of_domain_reaches_the_client(reasons: tuple[str, ...]) -> None:
+def test_out_of_domain_reasons_reach_the_client(reasons: tuple[str, ...]) -> None:
     mask = encode_nifti(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4)), compress=True)
     coverage = Coverage("body", None, 3, 1, 0.25)
     prediction = Prediction(mask, 0.0, coverage, "digest", "1", out_of_domain=reasons)
-    headers = _headers(prediction, 5)
+    headers = _response_headers(prediction, 5)
     assert ("X-Gtvray-Out-Of-Domain" in headers) == bool(reasons)
-    result = _result(httpx.Response(200, content=mask, headers={**headers, "X-Request-ID": "r"}), "http://x")
+    result = decode_result(httpx.Response(200, content=mask, headers={**headers, "X-Request-ID": "r"}), "http://x")
     assert result.out_of_domain == reasons
     assert result.coverage == coverage

@@ -1,4 +1,4 @@
-"""A full endpoint, one that is too slow, and one without a model."""
+"""Endpoints at capacity, over the time limit, and without a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def post_until_admitted(url: str, content: bytes) -> httpx.Response:
     return answer
 
 
-def test_full_then_too_slow(start: Callable[..., Server], bundle: Bundle, large_scan: bytes) -> None:
+def test_requests_over_capacity_and_time_limit_are_rejected(
+    start: Callable[..., Server], bundle: Bundle, large_scan: bytes
+) -> None:
     server = start(bundle, max_pending=1, timeout_s=4)
     small = encode_nifti(make_scan((20, 20, 20)), compress=True)
     with ThreadPoolExecutor(1) as pool:
@@ -37,23 +39,23 @@ def test_full_then_too_slow(start: Callable[..., Server], bundle: Bundle, large_
         assert int(full.headers["Retry-After"]) > 0
         with pytest.raises(BusyError):
             predict_remote(server.url, TOKEN, make_scan((20, 20, 20)))
-        assert httpx.get(f"{server.url}/readyz").status_code == 200, "full is not unready"
+        assert httpx.get(f"{server.url}/readyz").status_code == 200, "an endpoint at capacity is still ready"
         assert slow.result().status_code == 504
         assert slow.result().json()["type"] == "urn:gtvray:DeadlineError"
-    assert predict_remote(server.url, TOKEN, make_scan((20, 20, 20))).patches > 0, "its place is free again"
+    assert predict_remote(server.url, TOKEN, make_scan((20, 20, 20))).patches > 0, "its slot is free again"
     with pytest.raises(DeadlineError):
         predict_remote(server.url, TOKEN, make_scan((160, 160, 120)))
     server.stop()
 
 
-def test_without_a_bundle_it_is_up_but_not_ready(start: Callable[..., Server]) -> None:
+def test_endpoint_without_a_bundle_is_alive_but_not_ready(start: Callable[..., Server]) -> None:
     server = start(None)
     with pytest.raises(NotReadyError):
         server.wait_ready(1)
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     answer = httpx.get(f"{server.url}/readyz")
     assert answer.status_code == 503
-    assert answer.json()["title"] == "nothing is promoted yet"
+    assert answer.json()["title"] == "no model has been promoted yet"
     assert "Retry-After" in answer.headers
-    with pytest.raises(NotReadyError, match="nothing is promoted yet"):
+    with pytest.raises(NotReadyError, match="no model has been promoted yet"):
         predict_remote(server.url, TOKEN, make_scan((20, 20, 20)))

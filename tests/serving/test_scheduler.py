@@ -1,4 +1,4 @@
-"""The scheduler deals batches out in turn, keeps order, and lets one job's trouble be its own."""
+"""The patch scheduler: order of patches, fairness, growing jobs, cancellation, and isolation of errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Numbers:
 
 
 class Doubling:
-    """A forward that doubles, keeps what each batch held, and refuses the value 13."""
+    """A forward pass that doubles its input, records every batch, and raises on the value 13."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -52,7 +52,7 @@ class Doubling:
         return np.stack([2 * patch[0] for patch in channels])
 
 
-def test_every_patch_is_answered_in_order() -> None:
+def test_every_patch_is_processed_in_order() -> None:
     forward, jobs = Doubling(), [Numbers(100, 7), Numbers(200, 1), Numbers(300, 4)]
 
     async def run() -> None:
@@ -63,11 +63,11 @@ def test_every_patch_is_answered_in_order() -> None:
     for job in jobs:
         assert job.answers == [(n, 2.0 * (job.first + n)) for n in range(job.count)]
     assert sum(map(len, forward.batches)) == 12
-    assert len(forward.batches) == 4, "no row stays empty while a job has a patch for it"
+    assert len(forward.batches) == 4, "no row stays empty while a job has a patch left"
 
 
 class Growing(Numbers):
-    """A job that knows its later patches only when its first two have been answered, as localised inference does."""
+    """A job whose later patches are known after its first two are processed, as in localised inference."""
 
     def put(self, number: int, logits: NDArray[np.float32]) -> None:
         super().put(number, logits)
@@ -76,7 +76,7 @@ class Growing(Numbers):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-def test_a_job_may_have_more_patches_once_the_first_are_answered(batch_size: int) -> None:
+def test_job_may_grow_after_its_first_patches(batch_size: int) -> None:
     forward, jobs = Doubling(), [Growing(100, 2), Numbers(200, 5), Growing(300, 2)]
 
     async def run() -> None:
@@ -112,7 +112,7 @@ def test_small_job_overtakes_large_one() -> None:
     assert finished == [small, large]
     shared = [batch for batch in forward.batches if min(batch) < 1000]
     assert [len(batch) for batch in shared] == [2, 2, 2]
-    assert all(max(batch) >= 1000 for batch in shared), "the large job goes on beside the small one"
+    assert all(max(batch) >= 1000 for batch in shared), "the large job continues beside the small one"
 
 
 def test_cancelled_job_is_in_no_later_batch() -> None:
@@ -134,7 +134,7 @@ def test_cancelled_job_is_in_no_later_batch() -> None:
     assert len(other.answers) == 5
 
 
-def test_error_fails_only_its_job() -> None:
+def test_forward_error_fails_only_the_job_that_caused_it() -> None:
     forward, bad, good = Doubling(), Numbers(10, 8), Numbers(100, 8)
 
     async def run() -> list[BaseException | None]:
@@ -147,10 +147,10 @@ def test_error_fails_only_its_job() -> None:
     assert good.answers == [(n, 2.0 * (100 + n)) for n in range(8)]
 
 
-def test_job_that_raises_itself_fails_alone() -> None:
+def test_error_in_a_job_fails_only_that_job() -> None:
     class Broken(Numbers):
         def put(self, number: int, logits: NDArray[np.float32]) -> None:
-            raise MemoryError("no room")
+            raise MemoryError("out of memory")
 
     good = Numbers(100, 5)
 
@@ -164,20 +164,20 @@ def test_job_that_raises_itself_fails_alone() -> None:
     assert len(good.answers) == 5
 
 
-def test_check_tells_of_a_batch_that_hangs() -> None:
+def test_stalled_batch_is_detected() -> None:
     forward = Doubling()
 
     async def run() -> None:
         scheduler = PatchScheduler(forward, 2)
-        scheduler.check(0.0)
+        scheduler.check_progress(0.0)
         forward.gate.clear()
         task = asyncio.create_task(scheduler.run(Numbers(0, 1)))
         await asyncio.sleep(0.01)
-        scheduler.check(60.0)
-        with pytest.raises(FailureError, match="does not move on"):
-            scheduler.check(0.0)
+        scheduler.check_progress(60.0)
+        with pytest.raises(FailureError, match="is stalled"):
+            scheduler.check_progress(0.0)
         forward.gate.set()
         await task
-        scheduler.check(0.0)
+        scheduler.check_progress(0.0)
 
     asyncio.run(run())
