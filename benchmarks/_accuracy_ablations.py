@@ -1,4 +1,4 @@
-"""What earned what: variants of the settings, trained on a part of the training cases and judged by another part."""
+"""Ablations: variants of the settings, trained on a part of the training cases and scored on another part."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ Variants = dict[str, dict[str, Any]]
 
 FOLDS, FOLD_SEED = 5, 0
 BASE = "base"
-# Between two settings, and not inside of a value's brackets.
+# A comma between two settings, not one within the brackets of a value.
 _NEXT_SETTING = re.compile(r",(?=[a-z_]+\.[a-z_]+=)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def variants_of(given: Namespace) -> Variants:
-    """Name -> dotted key -> value of every variant that was asked for, the settings as they are first; none if none.
+    """Return name -> dotted key -> value of the requested variants, the unchanged settings first; empty if none.
 
     Raises:
-        InputError: a name that is none, or given twice.
+        InputError: a name is invalid or given twice.
     """
     found = read_yaml(given.ablations) if given.ablations else {}
     for item in given.ablate:
         name, _, settings = item.partition("=")
         pairs = [setting.partition("=") for setting in _NEXT_SETTING.split(settings)]
         if name in found:
-            raise InputError("two variants of one name", found=name)
+            raise InputError("two variants with the same name", found=name)
         found[name] = {key: yaml.safe_load(value) for key, _, value in pairs}
     for name, settings in found.items():
         if not _NAME.fullmatch(str(name)) or name == BASE or not isinstance(settings, dict):
-            expected = f"NAME=key=value, or NAME: {{key: value}} in a file; {BASE} is the settings as they are"
+            expected = f"NAME=key=value, or NAME: {{key: value}} in a file; {BASE} stands for the unchanged settings"
             raise InputError("not a variant", expected=expected, found=f"{name}: {settings}")
     return {BASE: {}, **found} if found else {}
 
 
 def run_ablations(given: Namespace, config: Config, variants: Variants) -> dict[str, Any]:
-    """A row for each variant, seed and fold, beside the settings as they are; each is kept as soon as it is there."""
+    """Run each variant, seed and fold beside the unchanged settings; each row is stored as soon as it is done."""
     data, rows = Cases.open(given.data), []
     for fold, seed in product(given.ablation_folds, given.ablation_seeds):
         base: Table | None = None
@@ -63,7 +63,7 @@ def run_ablations(given: Namespace, config: Config, variants: Variants) -> dict[
 
 
 def row_of(table: Table, base: Table) -> dict[str, Any]:
-    """What a variant came to, and how much that is over the settings as they are, case by case."""
+    """The results of a variant, and its paired difference to the unchanged settings."""
     keys = ("config", "train_s", "train_cpu_s", "train_load", "prepare_s", "steps", "threshold", "versions")
     [training] = table["trainings"]
     scores = {case["case"]: case["dsc"] for case in table["cases"]}
@@ -80,7 +80,7 @@ def row_of(table: Table, base: Table) -> dict[str, Any]:
 
 
 def keep_row(given: Namespace, row: dict[str, Any]) -> None:
-    """Add a row to the table of ablations, in the place of one of the same variant, fold, seed and settings."""
+    """Add a row to the table of ablations; it replaces one of the same variant, fold, seed and settings."""
     file = given.results / "accuracy_ablations.json"
     rows = read_json(file) if file.exists() else []
     same = ("name", "fold", "seed", "settings")

@@ -1,4 +1,4 @@
-"""Ours in the accuracy figure and its ablations: from scans to a bundle to scores, stage by stage."""
+"""gtvray in the accuracy benchmark and its ablations: from scans to a bundle to scores, stage by stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gtvray.datasets import Dataset, Folds, Split, find_patients, index_dataset,
 from gtvray.errors import InputError
 from gtvray.io import sha256_of
 
-# Kept of a budget in minutes for what comes after the epochs: calibration, and epochs slower than the first.
+# Share of a time budget reserved for calibration and for epochs that are slower than the first.
 RESERVE = 0.03
 
 
@@ -26,10 +26,10 @@ class Cases:
     """Cases of a dataset.
 
     Attributes:
-        folder: of the dataset.
-        dataset: its index.
-        digest: of all its files.
-        ids: of the cases that are meant.
+        folder: folder of the dataset.
+        dataset: index of the dataset.
+        digest: digest of all files of the dataset.
+        ids: ids of the selected cases.
     """
 
     folder: Path
@@ -39,18 +39,18 @@ class Cases:
 
     @classmethod
     def open(cls, folder: Path) -> Cases:
-        """All cases of a dataset, their files read for the digest."""
+        """Open all cases of a dataset; their files are read for the digest."""
         dataset = index_dataset(folder)
         ids = tuple(case.case_id for case in dataset.cases)
         return cls(folder.resolve(), dataset, dataset_digest(dataset, ""), ids)
 
     def only(self, ids: tuple[str, ...]) -> Cases:
-        """Some of them."""
+        """Return a subset of the cases."""
         return replace(self, ids=ids)
 
 
 def require_apart(data: Cases, val: Cases) -> None:
-    """Refuse to be judged by what was learned from.
+    """Reject evaluation cases that are training cases too.
 
     Raises:
         InputError: a scan is in both datasets.
@@ -58,11 +58,11 @@ def require_apart(data: Cases, val: Cases) -> None:
     known = {sha256_of(case.image) for case in data.dataset.cases}
     shared = [case.case_id for case in val.dataset.cases if sha256_of(case.image) in known]
     if shared:
-        raise InputError("a scan is in --data and in --val", found=", ".join(shared), do="take it out of one of them")
+        raise InputError("a scan is in --data and in --val", found=", ".join(shared), do="remove it from one of them")
 
 
 def budgeted(config: Config, given: Namespace, seed: int, minutes: float, epochs: int | None) -> Config:
-    """The settings with a seed, a budget and this machine's threads."""
+    """Return the settings with a seed, a budget and the number of threads."""
     budget = {"training.time_budget_s": 0.0 if epochs else 60 * minutes * (1 - RESERVE)}
     counted = {"training.epochs": epochs} if epochs else {}
     workers = {"training.num_workers": 1, "training.cpus_per_worker": given.threads, "training.use_gpu": False}
@@ -70,16 +70,16 @@ def budgeted(config: Config, given: Namespace, seed: int, minutes: float, epochs
 
 
 def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Cases, *, folds: int = 1) -> Table:
-    """Ours from scans to scores.
+    """Run gtvray from scans to scores.
 
     Args:
-        given: what was asked for.
-        name: of the folder, before the digest of what shapes the model.
-        config: with its budget, which is each training's own.
-        data: the cases that may be learned from.
-        judged: those that judge.
-        folds: trainings whose networks are one ensemble, each on all cases but those of its fold; of one, on all but
-            `training.selection_cases` of them.
+        given: command-line arguments.
+        name: prefix of the folder name; the digest of the settings that determine the model follows.
+        config: settings with the budget of each training.
+        data: training cases.
+        judged: evaluation cases.
+        folds: number of trainings that form the ensemble, each on all cases except its fold; with one, on all except
+            `training.selection_cases` cases.
     """
     prepared, cache = preparation(given, config, data)
     shaped = shaping(config)
@@ -123,9 +123,9 @@ def contest(given: Namespace, name: str, config: Config, data: Cases, judged: Ca
 
 
 def members(job: Job, config: Config, data: Cases, tumour_ml: Mapping[str, float], folds: int) -> list[Job]:
-    """The trainings of a contestant: one with all threads, or those of its folds with one thread each, side by side.
+    """Run the trainings of a contestant: one with all threads, or its folds in parallel with one thread each.
 
-    A seed divides the cases as well, and each training has a seed of its own, as with `gtvray train --fold all`.
+    The seed also determines the folds, and each training has its own seed, as with `gtvray train --fold all`.
     """
     count, seed = config.training.selection_cases, config.training.seed
     if folds == 1:
@@ -151,18 +151,18 @@ def members(job: Job, config: Config, data: Cases, tumour_ml: Mapping[str, float
 
 
 def folds_of(tumour_ml: Mapping[str, float], data: Cases, config: Config, count: int, seed: int) -> Folds:
-    """Folds that hang on the cases, their tumours and a seed alone."""
+    """Draw folds that depend only on the cases, their tumours and a seed."""
     patients = find_patients(data.dataset, config.split.patient_pattern)
     return split_folds(Split(data.ids, (), ()), count, seed, tumour_ml, patients)
 
 
 def apart(cases: tuple[str, ...], from_: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of some cases that are not among others."""
+    """Return the cases that are not in another selection."""
     return tuple(case for case in cases if case not in from_)
 
 
 def together(trained: Sequence[Mapping[str, Any]], bundled: Mapping[str, Any], at_once: int) -> dict[str, float]:
-    """Cost of trainings side by side, one as long as the other, and of what makes them a bundle."""
+    """Cost of parallel trainings and of writing their bundle."""
     parts = [*trained, bundled]
     return {
         "seconds": sum(each["seconds"] for each in trained) / min(at_once, len(trained)) + bundled["seconds"],
@@ -172,14 +172,14 @@ def together(trained: Sequence[Mapping[str, Any]], bundled: Mapping[str, Any], a
 
 
 def costs(prepared: Mapping[str, Any], trained: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds, CPU seconds and the machine's load at the end of the three stages that are timed."""
+    """Seconds, CPU seconds and machine load of the three timed stages."""
     stages = {"prepare": prepared, "train": trained, "predict": predicted}
     keys = {"seconds": "s", "cpu_s": "cpu_s", "load": "load"}
     return {f"{stage}_{short}": found[key] for stage, found in stages.items() for key, short in keys.items()}
 
 
 def preparation(given: Namespace, config: Config, data: Cases) -> tuple[dict[str, Any], Path]:
-    """Prepared cases of a dataset: what they took, and their cache; shared by all that prepare alike."""
+    """Prepare the cases of a dataset: cost and cache; shared by all runs with the same preprocessing."""
     shaped = {**shaping(config, ("preprocessing", "cache")), "data": data.digest}
     folder = given.work.resolve() / f"prepared-{digest_of(shaped)}"
     job = Job(
@@ -193,7 +193,7 @@ def preparation(given: Namespace, config: Config, data: Cases) -> tuple[dict[str
 
 
 def evenly(tumour_ml: Mapping[str, float], cases: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """So many cases, from the smallest tumour to the largest: few that are alike would calibrate for their like."""
+    """Pick cases evenly from the smallest tumour to the largest, so that calibration covers all sizes."""
     ranked = sorted(cases, key=lambda case: (tumour_ml[case], case))
     step = len(ranked) / min(count, len(ranked))
     return tuple(ranked[int((number + 0.5) * step)] for number in range(min(count, len(ranked))))

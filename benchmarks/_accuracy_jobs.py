@@ -1,4 +1,4 @@
-"""What a stage of the accuracy figure is told, and how it is run: in a process of its own, once, its result kept."""
+"""Stages of the accuracy benchmark: their input, and running each once in its own process with a stored result."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from gtvray.errors import InputError
 from gtvray.io import read_json, write_json
 
 STAGES = Path(__file__).with_name("_accuracy_stages.py")
-# What shapes a model. Where its cases lie, and where it is tracked and served, does not.
+# The sections that determine a model; paths, tracking and serving do not.
 SHAPING = ("preprocessing", "augmentation", "network", "loss", "optimizer", "training", "inference")
-# Every library that counts threads by itself.
+# Every library that has its own number of threads.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training and the cases that judge it; written as JSON beside the results of its stages.
+    """One training and its evaluation cases; written as JSON beside the results of its stages.
 
     Attributes:
-        data: dataset of the cases to learn from.
+        data: dataset of the training cases.
         threads: CPU threads.
-        folder: for checkpoints, or for the bundle.
-        train, selection: case ids; those of `selection` calibrate, and the first of them compare epochs.
-        members: folders of the trainings whose networks are the bundle's.
-        judged: dataset of the cases to be judged by.
-        cases: their ids.
+        folder: folder for checkpoints or the bundle.
+        train, selection: case ids; `selection` is for calibration, its first cases for comparing epochs.
+        members: folders of the trainings whose networks form the bundle.
+        judged: dataset of the evaluation cases.
+        cases: ids of the evaluation cases.
         masks: folder for the masks.
-        config: everything, as nested sections.
+        config: all settings, as nested sections.
         cache: folder of prepared cases.
     """
 
@@ -59,12 +59,12 @@ class Job:
 
 
 def run_stage(name: str, job: Job, result: Path) -> dict[str, Any]:
-    """What a stage came to; it is run if `result` is not there."""
+    """Return the result of a stage; run it if `result` does not exist."""
     return run_stages(name, {result: job})[0]
 
 
 def run_stages(name: str, jobs: Mapping[Path, Job], at_once: int = 1) -> list[dict[str, Any]]:
-    """The same of several jobs, so many side by side; by the file of their results."""
+    """Run a stage for several jobs in parallel; results by file."""
     commands = {}
     for result, job in jobs.items():
         if not result.exists():
@@ -76,28 +76,28 @@ def run_stages(name: str, jobs: Mapping[Path, Job], at_once: int = 1) -> list[di
     codes = run_children(list(commands.values()), at_once, threads, sys.stderr)
     for result, code in zip(commands, codes, strict=True):
         if code:
-            raise SystemExit(f"stage {name} of {result.parent} ended with {code}; run it again to go on from there")
+            raise SystemExit(f"stage {name} of {result.parent} exited with code {code}; run it again to resume")
     return [dict(read_json(result)) for result in jobs]
 
 
 def run_children(
     commands: Sequence[Sequence[str]], at_once: int, threads: int, said: Any, **variables: str
 ) -> list[int]:
-    """Processes, and those that they start; none of them outlives this one. Returns what they ended with.
+    """Run processes and return their exit codes; they and their descendants end with this process.
 
     Args:
-        commands: what to run.
-        at_once: how many side by side.
-        threads: of each, for every library that counts them by itself.
-        said: the open file that takes their standard output.
-        variables: of their environment.
+        commands: command lines.
+        at_once: number of processes in parallel.
+        threads: threads of each, set for every library.
+        said: open file for their standard output.
+        variables: additional environment variables.
     """
     environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), **variables}
     left, running, codes = dict(enumerate(commands)), dict[int, subprocess.Popen[bytes]](), dict[int, int]()
     try:
         while left or running:
             for number in list(left)[: at_once - len(running)]:
-                # Files stay open in it: should this process be killed, the child holds the lock of `only_one`.
+                # Open files are inherited, so that a child holds the lock of `only_one` if this process is killed.
                 running[number] = subprocess.Popen(
                     left.pop(number), stdout=said, env=environment, start_new_session=True, close_fds=False
                 )
@@ -113,28 +113,28 @@ def run_children(
 
 @contextmanager
 def only_one(work: Path) -> Iterator[None]:
-    """Hold the folder of stages for the length of a `with` block; a second run of the same would spoil both.
+    """Lock the folder of stages during a `with` block, because two runs in it would corrupt each other.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError("another run holds this folder", where=work, do="wait for it, or end it") from error
+            raise InputError("another run is using this folder", where=work, do="wait for it, or stop it") from error
         os.set_inheritable(file.fileno(), True)
         yield
 
 
 def shaping(config: Config, sections: Sequence[str] = SHAPING) -> dict[str, Any]:
-    """The dotted settings that shape a model and differ from the defaults: a setting that came later leaves them so."""
+    """Return the settings that determine a model and differ from the defaults; new settings do not change it."""
     usual = flatten(Config())
     chosen = {key: value for key, value in flatten(config).items() if key.startswith(tuple(f"{s}." for s in sections))}
     return {key: value for key, value in chosen.items() if value != usual[key]}
 
 
 def digest_of(value: Mapping[str, Any]) -> str:
-    """Eight characters that name a mapping."""
+    """Return eight characters of the digest of a mapping."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The peers in the accuracy figure: tables that are kept, or runs that make them."""
+"""Peers of the accuracy benchmark: stored tables, or runs that make them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NNUNET_SCRIPT = Path(__file__).parent / "peers" / "accuracy_nnunet.py"
 
 
 def mean_table(given: Namespace, data: Cases, val: Cases) -> Table:
-    """The mean mask of the training cases."""
+    """The table of the mean position of the training masks."""
     asked = {"train": data.digest, "val": val.digest}
     stored = stored_table(table_file(given.results, MEAN), **asked)
     if stored is not None:
@@ -31,7 +31,7 @@ def mean_table(given: Namespace, data: Cases, val: Cases) -> Table:
 
 
 def nnunet_table(given: Namespace, data: Cases, val: Cases) -> Table | None:
-    """The reduced nnU-Net: its table that is kept, or a run; None if there is neither."""
+    """The table of the reduced nnU-Net, stored or from a run; None without either."""
     asked: dict[str, Any] = {"train": data.digest, "val": val.digest, "steps_per_epoch": given.peer_steps}
     stored = stored_table(table_file(given.results, NNUNET), **asked)
     if stored is not None:
@@ -49,7 +49,7 @@ def nnunet_table(given: Namespace, data: Cases, val: Cases) -> Table | None:
 
 
 def peer_job(given: Namespace, data: Cases, val: Cases, folder: Path, masks: Path) -> Job:
-    """All cases to learn from, all cases to be judged by."""
+    """A job with all training cases and all evaluation cases."""
     return Job(
         data=str(data.folder),
         train=data.ids,
@@ -62,7 +62,7 @@ def peer_job(given: Namespace, data: Cases, val: Cases, folder: Path, masks: Pat
 
 
 def run_nnunet(given: Namespace, job: Job) -> dict[str, Any] | None:
-    """What nnU-Net's own process tells; None if it failed, which leaves its log and costs no other contestant."""
+    """Return the output of the nnU-Net process; None if it failed, which keeps its log and does not stop the others."""
     Path(job.masks).parent.mkdir(parents=True, exist_ok=True)
     log = Path(job.folder) / "log.txt"
     places = [job.data, job.judged, job.folder, job.masks]
@@ -71,13 +71,13 @@ def run_nnunet(given: Namespace, job: Job) -> dict[str, Any] | None:
     with log.open("w") as said:
         [code] = run_children([command], 1, given.threads, said, nnUNet_compile="f", nnUNet_n_proc_DA="1")
     if code:
-        sys.stderr.write(f"nnU-Net ended with {code}\n")
+        sys.stderr.write(f"nnU-Net exited with code {code}\n")
         return None
     return dict(json.loads(log.read_text().splitlines()[-1]))
 
 
 def peer_table(given: Namespace, name: str, job: Job, made: Mapping[str, Any]) -> Table:
-    """A peer's masks scored, its table kept, its look written down."""
+    """Score the masks of a peer, record the look, and store the table."""
     scored = run_stage("score", job, Path(job.masks).parent / "score.json")
     table = {
         "contestant": name,
@@ -90,6 +90,6 @@ def peer_table(given: Namespace, name: str, job: Job, made: Mapping[str, Any]) -
     }
     who = "reduced nnU-Net" if name == NNUNET else "mean position of the training masks"
     record_look(given.ledger, f"{who}, masks", "peer of the accuracy figure", scored["masks_sha256"], table["summary"])
-    # After the look is written down: a table that is there is taken as it is.
+    # Written after the look is recorded, because an existing table is reused without one.
     write_json(table_file(given.results, name), table)
     return {**table, "from": "run"}

@@ -1,4 +1,4 @@
-"""Tables of the accuracy figure's contestants: where they are kept, who looked at `val`, and what follows from them."""
+"""Tables of the accuracy benchmark: storage, the ledger of looks at `val`, and the results derived from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Table = dict[str, Any]
 
 OURS, QUARTER, NNUNET, MEAN = "ours", "ours-quarter", "nnunet", "mean"
 PEERS = (NNUNET, MEAN)
-# What the figure is to reach; `dsc` and `lead` are least values, `hd95_mm` and `minutes` are the largest.
+# Goals of the benchmark; `dsc` and `lead` are minimum values, `hd95_mm` and `minutes` maximum values.
 GOALS = {"dsc": 0.60, "hd95_mm": 30.0, "lead": 0.10, "minutes": 58.0}
 QUARTER_SHARE = 0.25
 SEED, FEWEST = 0, 3
@@ -32,12 +32,12 @@ LEDGER_HEAD = """# Looks at held-out cases
 
 
 def table_file(results: Path, contestant: str, seed: int | None = None) -> Path:
-    """Where a contestant's table is kept."""
+    """Path of the table of a contestant."""
     return results / f"accuracy_{contestant}{'' if seed is None else f'_{seed}'}.json"
 
 
 def stored_table(file: Path, **asked: Any) -> Table | None:
-    """A table that is kept, if it is of what is asked for: its data, its settings."""
+    """Return a stored table if its data and settings are the requested ones."""
     if not file.exists():
         return None
     table: Table = read_json(file)
@@ -57,24 +57,24 @@ def summary_of(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """What ours ran with."""
+    """Versions of the libraries."""
     return {name: metadata.version(name) for name in ("gtvray", "torch", "monai", "numpy")}
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What it ran on."""
+    """Description of the machine."""
     return {"cpus": os.cpu_count(), "threads": threads, "python": platform.python_version()}
 
 
 def record_look(ledger: Path, what: str, why: str, digest: str, summary: Mapping[str, float]) -> None:
-    """Add a row to the ledger for whatever has been scored, once for each digest.
+    """Add a row to the ledger for a scored model or set of masks, once per digest.
 
     Args:
-        ledger: a page with a table of looks, numbered in its last column; made if there is none.
-        what: was scored, up to its digest.
-        why: it was.
-        digest: of the bundle, or of the masks of one who has none.
-        summary: of its scores.
+        ledger: page with a table of looks, numbered in the last column; created if missing.
+        what: what was scored, without the digest.
+        why: purpose.
+        digest: digest of the bundle, or of the masks if there is none.
+        summary: summary of the scores.
     """
     text = ledger.read_text() if ledger.exists() else LEDGER_HEAD
     name = f"`{digest[:12]}`"
@@ -89,10 +89,10 @@ def record_look(ledger: Path, what: str, why: str, digest: str, summary: Mapping
 
 
 def stored_figure(results: Path) -> dict[str, Any]:
-    """The figure from the tables that are kept, nothing run.
+    """Compute the results from the stored tables without running anything.
 
     Raises:
-        InputError: they are of different cases or settings.
+        InputError: the tables have different cases or settings.
     """
     ours, quarter = (
         [read_json(file) for file in sorted(results.glob(f"accuracy_{name}_*.json"))] for name in (OURS, QUARTER)
@@ -105,15 +105,15 @@ def stored_figure(results: Path) -> dict[str, Any]:
 
 
 def figure(ours: Sequence[Table], quarter: Sequence[Table], peers: Mapping[str, Table | None]) -> dict[str, Any]:
-    """What the tables come to; null is what is not there.
+    """Compute the results from tables; missing ones are null.
 
     Args:
-        ours: a table a seed.
-        quarter: the same, trained with a quarter of the budget.
+        ours: a table per seed.
+        quarter: the same for trainings with a quarter of the budget.
         peers: name -> table, or None.
 
     Raises:
-        InputError: tables of different cases, or of different settings.
+        InputError: the tables have different cases or settings.
     """
     there = {name: table for name, table in peers.items() if table is not None}
     for key in ("train", "val"):
@@ -143,19 +143,19 @@ def figure(ours: Sequence[Table], quarter: Sequence[Table], peers: Mapping[str, 
 
 
 def require_alike(tables: Sequence[Table], key: str) -> None:
-    """Refuse tables that differ in what they have in common by right.
+    """Reject tables that differ in a value that must be equal.
 
     Raises:
-        InputError: they differ.
+        InputError: the tables differ.
     """
     found = {str(table[key]) for table in tables}
     if len(found) > 1:
         names = [f"{table['contestant']} {table['seed']}" for table in tables]
-        raise InputError(f"tables of different {key}", found=", ".join(names), do="run the older ones again")
+        raise InputError(f"the tables differ in {key}", found=", ".join(names), do="run the older ones again")
 
 
 def standing(tables: Sequence[Table], peers: Mapping[str, Table]) -> dict[str, Any]:
-    """Ours with one budget: mean over seeds, case by case, and how much that is over each peer."""
+    """Results of gtvray with one budget: means over seeds per case, and paired differences to each peer."""
     if not tables:
         return {"budget": None, "dsc": None, "hd95_mm": None, "minutes": None, "over": {}, "seeds": []}
     dsc, hd95_mm = (mean_over_seeds(tables, key) for key in ("dsc", "hd95_mm"))
@@ -163,7 +163,7 @@ def standing(tables: Sequence[Table], peers: Mapping[str, Table]) -> dict[str, A
         "budget": tables[0]["budget"],
         "dsc": statistics.fmean(dsc.values()),
         "hd95_mm": statistics.fmean(hd95_mm.values()),
-        # The slowest: the budget is every training's own.
+        # The slowest, because the budget applies to each training.
         "minutes": max(table["train_s"] for table in tables) / 60,
         "cpu_minutes": max(table["train_cpu_s"] for table in tables) / 60,
         "prepare_s": max(table["prepare_s"] for table in tables),
@@ -173,20 +173,20 @@ def standing(tables: Sequence[Table], peers: Mapping[str, Table]) -> dict[str, A
 
 
 def mean_over_seeds(tables: Sequence[Table], key: str) -> dict[str, float]:
-    """Case -> mean over seeds."""
+    """Map each case to the mean over seeds."""
     columns = [{case["case"]: case[key] for case in table["cases"]} for table in tables]
     return {name: statistics.fmean(column[name] for column in columns) for name in columns[0]}
 
 
 def over(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float] | None:
-    """Mean paired difference with its 95 % interval; None for fewer cases than an interval can be told of."""
+    """Mean paired difference with its 95 % interval; None for too few cases."""
     if len(theirs) < FEWEST:
         return None
     return asdict(paired_difference([ours[name] for name in theirs], list(theirs.values()), seed=SEED))
 
 
 def goals_met(full: Mapping[str, Any], short: Mapping[str, Any], better: str | None) -> dict[str, bool | None]:
-    """Which of the goals are met; null where it cannot be told, and where a peer is missing nothing is won over it."""
+    """Whether each goal is met; null if it cannot be determined, for example because a peer is missing."""
     whole = full["dsc"] is not None
     every = [short["over"].get(name) for name in PEERS]
     lead = full["over"].get(better) if all(name in full["over"] for name in PEERS) else None
@@ -196,7 +196,7 @@ def goals_met(full: Mapping[str, Any], short: Mapping[str, Any], better: str | N
         "hd95_mm": full["hd95_mm"] <= GOALS["hd95_mm"] if whole else None,
         "lead": lead["low"] >= GOALS["lead"] if lead else None,
         "minutes": full["minutes"] <= GOALS["minutes"] if whole else None,
-        # Better is what its interval says, not its mean alone; and a quarter is one by the clock.
+        # Better means that the interval is above zero, and a quarter is measured in elapsed time.
         "quarter": short["minutes"] <= quarter and all(each["low"] > 0 for each in every if each)
         if all(every)
         else None,
@@ -204,10 +204,10 @@ def goals_met(full: Mapping[str, Any], short: Mapping[str, Any], better: str | N
 
 
 def cpu_share(full: Mapping[str, Any], nnunet: Table | None) -> float | None:
-    """CPU seconds of our longest training over those of nnU-Net's: equal is 1, and less is for us to have spent."""
+    """CPU seconds of the longest training of gtvray divided by those of nnU-Net; below 1 means fewer."""
     return None if nnunet is None or not full["seeds"] else 60 * full["cpu_minutes"] / nnunet["train_cpu_s"]
 
 
 def without_cases(table: Table) -> Table:
-    """A table without its rows, which its file has."""
+    """A table without its rows, which are in its file."""
     return {key: value for key, value in table.items() if key != "cases"}

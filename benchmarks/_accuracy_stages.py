@@ -1,4 +1,4 @@
-"""The stages of the accuracy figure; each run by `accuracy.py` in a process of its own, imports not timed.
+"""Stages of the accuracy benchmark; `accuracy.py` runs each in its own process, imports not timed.
 
 python _accuracy_stages.py STAGE JOB RESULT
 """
@@ -31,13 +31,13 @@ from gtvray.training import (
     training_precision,
 )
 
-# It lies with the peers, who import it in their own environment.
+# This module is among the peers, which import it in their own environment.
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from accuracy_clock import EpochClock, measured
 
 
 def main() -> None:
-    """Run one stage and write what it came to."""
+    """Run one stage and write its result."""
     name, said, result = sys.argv[1:]
     job = Job(**read_json(Path(said)))
     stages = {
@@ -57,7 +57,7 @@ def config_of(job: Job) -> Config:
 
 
 def prepare(job: Job) -> dict[str, Any]:
-    """Every case of the dataset into a cache that was not there: one cut off would tell of less than all."""
+    """Prepare every case into a new cache; a partial cache would give too low a cost."""
     shutil.rmtree(job.cache, ignore_errors=True)
     cases = cached(job, workers=job.threads)
     size = sum(file.stat().st_size for case in cases.values() for file in case.folder.iterdir())
@@ -65,7 +65,7 @@ def prepare(job: Job) -> dict[str, Any]:
 
 
 def cached(job: Job, workers: int = 2) -> dict[str, CachedCase]:
-    """Prepared cases by id."""
+    """Return prepared cases by id."""
     config = config_of(job)
     cache = CaseCache(Path(job.cache), config.preprocessing, config.cache)
     found = cache.prepare_all(index_dataset(Path(job.data)).cases, workers=workers)
@@ -73,7 +73,7 @@ def cached(job: Job, workers: int = 2) -> dict[str, CachedCase]:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """A training from its newest checkpoint to its end; time by epochs, as if it had not been cut."""
+    """Train from the newest checkpoint to the end; time is summed over epochs, as without an interruption."""
     config, folder = config_of(job), Path(job.folder)
     clock = EpochClock(folder / "epochs.json")
     cases = cached(job)
@@ -93,15 +93,15 @@ def train(job: Job) -> dict[str, Any]:
         "selection_cases": len(selection),
         "selection_dsc": last.best_dsc,
         "retries": last.retries,
-        # By itself it is the machine's: bf16 where the processor computes in it, which is several times as fast.
+        # The default depends on the machine: bf16 where the processor supports it, which is several times as fast.
         "precision": str(training_precision(config)).removeprefix("torch."),
-        # Of a path its name: the folders above it are this machine's.
+        # Only the name of a path, because the folders above it are specific to this machine.
         "best": Path(last.best_checkpoint).name,
     }
 
 
 def bundle(job: Job) -> dict[str, Any]:
-    """The networks of trainings as one bundle, its threshold calibrated by what each answers to its own selection."""
+    """Write the networks as one bundle, calibrated on the output of each for its own selection cases."""
     config, cases = config_of(job), cached(job)
     networks, scores = [], []
     for folder in map(Path, job.members):
@@ -132,14 +132,14 @@ def bundle(job: Job) -> dict[str, Any]:
 
 
 def predict(job: Job) -> None:
-    """A mask a case to judge by, as the project's own predictor makes it; all of them, so that their time is one."""
+    """Predict a mask for every evaluation case with gtvray's predictor, in one timed run."""
     bundle = Bundle.load(Path(job.folder) / "bundle")
     predictor = Predictor(bundle, threads=job.threads)
     write_masks(job, predictor.predict)
 
 
 def mean_mask(job: Job) -> dict[str, Any]:
-    """The mean position of the training masks, on each case to judge by."""
+    """Write the mean position of the training masks for every evaluation case."""
     known = index_dataset(Path(job.data)).subset(job.train)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in known)
     write_masks(job, lambda scan, _: baseline.predict(scan))
@@ -147,14 +147,14 @@ def mean_mask(job: Job) -> dict[str, Any]:
 
 
 def write_masks(job: Job, mask_of: Any) -> None:
-    """The answer of a function of scan and file to every case to judge by, each in a file of the case's name."""
+    """Apply a function of scan and file to every evaluation case; the file is named after the case."""
     shutil.rmtree(job.masks, ignore_errors=True)
     for case in index_dataset(Path(job.judged)).subset(job.cases):
         write_volume(Path(job.masks) / f"{case.case_id}.nii.gz", mask_of(read_volume(case.image), case.image))
 
 
 def score(job: Job) -> dict[str, Any]:
-    """The project's own scores of masks in files, whoever made them, on the original grid."""
+    """Score mask files of any contestant on the original grid."""
     rows, digest = [], hashlib.sha256()
     for case in index_dataset(Path(job.judged)).subset(job.cases):
         reference = read_label(case, read_volume(case.image))

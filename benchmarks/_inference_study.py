@@ -1,4 +1,4 @@
-"""The study of `inference.py`: cases and their copies, what localising them costs, and what a model knows of itself."""
+"""The study of `inference.py`: accuracy of localised inference on cases and copies, and quality of uncertainty."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gtvray.io import read_volume
 from gtvray.preprocessing import AIR_HU
 
 AS_IT_IS, NOISY = "as it is", "noisy"
-# Standard deviation of white noise: soft tissue is hard to tell apart, bone and air are not.
+# Standard deviation of white noise that hides soft-tissue contrast, but neither bone nor air.
 NOISE_HU = 400.0
-# About the axes of left-right, front-back and head-feet: a head laid otherwise on the table.
+# Angles about the left-right, front-back and head-feet axes: a differently positioned head.
 TURN_DEG = (8.0, -6.0, 12.0)
 
 
 def bundle_of(folder: Path, **inference: Any) -> Any:
-    """The bundle with other inference settings."""
+    """Return the bundle with other inference settings."""
     from gtvray.models import Bundle
 
     bundle = Bundle.load(folder)
@@ -32,7 +32,7 @@ def bundle_of(folder: Path, **inference: Any) -> Any:
 
 
 def study_cases(given: argparse.Namespace) -> dict[str, Any]:
-    """Localised and body against exhaustive on cases and their copies."""
+    """Compare localised and body with exhaustive on cases and their copies."""
     from gtvray.datasets import index_dataset, read_label
     from gtvray.evaluation import dice
     from gtvray.inference import Predictor
@@ -65,7 +65,7 @@ def study_cases(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def certainty(asked: Any, job: Any, mask: Volume, truth: Volume) -> dict[str, float | None]:
-    """What `--uncertainty` tells of a mask in mode `body`, and whether its voxels that are wrong are those in doubt."""
+    """Measure `--uncertainty` in mode `body`, and whether wrong voxels are the uncertain ones."""
     from gtvray.inference import estimate_uncertainty
     from gtvray.preprocessing import prepare_mask
 
@@ -78,21 +78,21 @@ def certainty(asked: Any, job: Any, mask: Volume, truth: Volume) -> dict[str, fl
     return {
         "doubt": sure.doubt,
         "views_dice": sure.pairwise_dice,
-        # Air is never doubted and never wrong: it would flatter.
+        # Air is never uncertain and never wrong, so it would inflate the result.
         "auroc_entropy": auroc(entropy.array[body], (marked != right)[body]),
         "auroc_entropy_marked": auroc(entropy.array[marked], ~right[marked]),
     }
 
 
 def auroc(values: NDArray[np.float32], wrong: NDArray[np.bool_]) -> float | None:
-    """How often a wrong voxel has a larger value than one that is right; None without either."""
+    """Probability that a wrong voxel has a larger value than a correct one; None without either."""
     exact = values.astype(np.float64)
     bad, good = exact[wrong], exact[~wrong]
     return float(stats.mannwhitneyu(bad, good).statistic / (bad.size * good.size)) if bad.size and good.size else None
 
 
 def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:
-    """The case, and what may become of it on its way to us."""
+    """Return the case and altered copies that occur in practice."""
     n = scan.shape
     wide = Box((-20, -9, -4), (n[0] + 5, n[1] + 30, n[2] + 11))
     part = Box((n[0] // 8, 0, n[2] // 6), (n[0], n[1] - n[1] // 10, n[2]))
@@ -111,13 +111,13 @@ def copies(scan: Volume, label: Volume) -> dict[str, tuple[Volume, Volume]]:
 
 
 def noisy(scan: Volume) -> Volume:
-    """The scan with white noise, always the same, within 12 bits."""
+    """Add reproducible white noise to a scan, within 12 bits."""
     noise = np.random.default_rng(0).normal(0, NOISE_HU, scan.shape)
     return scan.with_array(np.clip(scan.array + noise, AIR_HU, 3071).astype(scan.array.dtype))
 
 
 def rotated(volume: Volume, outside: float, *, order: int) -> Volume:
-    """The volume turned by `TURN_DEG` about its middle and resampled on the same grid."""
+    """Rotate a volume by `TURN_DEG` about its centre, resampled on the same grid."""
     spacing = np.array(volume.spacing_mm)
     turn = Rotation.from_euler("xyz", TURN_DEG, degrees=True).as_matrix() * spacing / spacing[:, None]
     middle = (np.array(volume.shape) - 1) / 2
@@ -134,7 +134,7 @@ def tuple_of(volumes: Any) -> tuple[Volume, Volume]:
 
 
 def tumours_touched(label: Volume, mask: Volume) -> int:
-    """Components of the label that a mask touches."""
+    """Return the components of the label that a mask touches."""
     import cc3d
 
     parts = cc3d.connected_components(np.ascontiguousarray(label.array > 0), connectivity=26)
@@ -142,7 +142,7 @@ def tumours_touched(label: Volume, mask: Volume) -> int:
 
 
 def study_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What localising costs in quality, and how much of it so many cases could have hidden."""
+    """Loss of quality by localised inference, with the upper bound that this number of cases allows."""
     cases = {row["case"] for row in rows}
     missed = {row["case"] for row in rows if row["missed"] > 0 and row["copy"] == AS_IT_IS}
     bound = stats.beta.ppf(0.95, len(missed) + 1, len(cases) - len(missed)) if len(missed) < len(cases) else 1.0
@@ -166,7 +166,7 @@ def study_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def doubt_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How what is known without the truth goes with DSC in mode `body`: from case to case, voxel to voxel, by noise."""
+    """Relation of uncertainty and DSC in mode `body`: across cases, across voxels, and with noise."""
     plain, noise = ({row["case"]: row for row in rows if row["copy"] == copy} for copy in (AS_IT_IS, NOISY))
     found: dict[str, Any] = {}
     for name in ("doubt", "views_dice"):

@@ -1,8 +1,8 @@
-"""`gtvray data check` and `describe` on full-size cases: seconds a case and peak memory. There is no peer.
+"""`gtvray data check` and `describe` on full-size cases: seconds per case and peak memory. There is no peer.
 
-The cases are phantoms magnified to 512 x 512 x 124 voxels, with scanner-like noise, so that gzip works as hard as on a
-real scan. Each verb runs in a process of its own; start-up is in its time. The check must find the one scan that was
-put there twice, in another orientation and data type (`found`), or the figures count for nothing.
+The cases are phantoms magnified to 512 x 512 x 124 voxels, with scanner-like noise, so that gzip has as much work as on
+a real scan. Each command runs in its own process; start-up is included in its time. The results are valid only if the
+check finds the one scan that is there twice, in another orientation and data type (`found`).
 
     python benchmarks/checking.py --json [--cases 6]
 """
@@ -31,9 +31,9 @@ VERBS = {"check": ["check", "{data}", "--json"], "describe": ["describe", "{data
 
 
 def main() -> None:
-    """Write the cases, run both verbs, print one JSON line."""
+    """Write the cases, run both commands, print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
     parser.add_argument("--cases", type=int, default=6)
     given = parser.parse_args()
     result: dict[str, object] = {"cases": given.cases, "shape": SHAPE, "gtvray": metadata.version("gtvray")}
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write_case(folder: Path, number: int) -> None:
-    """A magnified phantom."""
+    """Write a magnified phantom."""
     ct, label = (volume.reoriented("LPS") for volume in make_phantom(number, seed=0))
     affine = ct.affine.copy()
     affine[:3, :3] *= np.array(ct.shape) / SHAPE
@@ -64,7 +64,7 @@ def write_case(folder: Path, number: int) -> None:
 
 
 def write_again(folder: Path, copy: Path) -> None:
-    """The same case in other axes, the scan as float."""
+    """Write the same case with other axes, the scan as float."""
     from gtvray.io import read_volume
 
     for name in ("data", "label"):
@@ -74,12 +74,12 @@ def write_again(folder: Path, copy: Path) -> None:
 
 
 def run(words: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak memory in MB and output of a verb of `gtvray data`."""
+    """Return seconds, peak memory in MB and output of a `gtvray data` command."""
     begun = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "gtvray", "data", *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     printed = process.stdout.read()
-    # Of this child alone, where RUSAGE_CHILDREN is of all there were.
+    # The usage of this child alone; RUSAGE_CHILDREN covers all children.
     _, _, used = os.wait4(process.pid, 0)
     process.returncode = 0
     return time.perf_counter() - begun, used.ru_maxrss / 1024, printed

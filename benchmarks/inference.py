@@ -1,31 +1,32 @@
-"""One planning CT from file to mask: ours in every mode and backend, MONAI's usual chain, and nnU-Net's predictor.
+"""One planning CT from file to mask: gtvray in every mode and backend, MONAI's usual pipeline, nnU-Net's predictor.
 
-The scan is a phantom on StructSeg's grid (512 x 512 x 124 at 1.14 x 1.14 x 3 mm, with noise), or a real one given by
---scan. All contestants have the same weights: those of --model, or random ones of a small network; --large takes random
-ones of nnU-Net's size (31 million parameters, patch 192 x 192 x 32), for timing alone: no mask of it is compared. Each
-runs in a process of its own, imports not timed. `cold` is the network's setting up and the first scan, `warm` the same
-scan again; with --once, the peers and mode exhaustive take the scan once, and that is both. The model is one network
-without the mirror image, which the peers do not have. nnU-Net runs without flips, in the Python that --nnunet-python
-names; without it, what it would tell is null.
+The scan is a phantom on the StructSeg grid (512 x 512 x 124 at 1.14 x 1.14 x 3 mm, with noise), or a real one given by
+--scan. All contestants have the same weights: those of --model, or random ones of a small network; --large uses random
+weights of a network of nnU-Net's size (31 million parameters, patch 192 x 192 x 32) for timing only: its masks are not
+compared. Each contestant runs in its own process, imports not timed. `cold` is the setup of the network and the first
+scan, `warm` the same scan again; with --once, the peers and mode exhaustive process the scan once, which counts as
+both. The model is one network without mirror averaging, which the peers do not have. nnU-Net runs without flips, with
+the Python of --nnunet-python; without that option its results are null.
 
-Equal output: `dice_to_monai` and `dice_to_nnunet` are between our exhaustive mask and that of the peer's sliding
-window with Gaussian weights on the same prepared grid of the whole scan, brought back in our way, with
-`inference.sliding_window` set to the peer's; `dice_to_nnunet_fp32` is the same with nnU-Net's sums over patches in
-single precision, where it has half. They place and weigh patches differently, and `dice_between_peers` tells how much
-that is. The peers' own chains resample onto grids that differ from ours by up to a voxel; `dice_file_to_file` tells
-how far that takes their masks from ours.
+Equal output: `dice_to_monai` and `dice_to_nnunet` compare gtvray's exhaustive mask with that of the peer's sliding
+window with Gaussian weights on the same prepared grid of the full scan, both restored by gtvray, with
+`inference.sliding_window` set to the peer's rule; `dice_to_nnunet_fp32` is the same with nnU-Net's sums over patches in
+single instead of half precision. Peers position and weight patches differently; `dice_between_peers` measures the
+effect. The peers' own pipelines resample to grids that differ from gtvray's by up to a voxel; `dice_file_to_file`
+measures how much their masks differ from gtvray's for that reason.
 
-With --cases, a folder of cases with masks, localised inference is held against exhaustive, and exhaustive against
-`body`, on each of them and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated, noisy.
-`missed` counts tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound (of
-Clopper and Pearson) that the cases, without their copies, allow for. `rank_correlation_doubt` and
-`rank_correlation_views_dice` are Spearman's, over the cases, of the DSC with the doubt and with how far two views,
-one mirrored, agree: what `gtvray predict --uncertainty` tells. `auroc_entropy` is how well a voxel's entropy tells
-wrong voxels of the body about the mask from right ones, mean over the cases, and `auroc_entropy_marked` within the
-mask; `noise` is how DSC and doubt change when the same scan comes with noise.
+With --cases, a folder of cases with masks, localised inference is compared with exhaustive, and exhaustive with
+`body`, on each case and on copies: padded with air, cropped at a side, mirrored, with other axes, rotated, noisy.
+`missed` counts tumours that exhaustive touches and localised does not; `miss_rate_below` is the 95 % upper bound
+(Clopper-Pearson) for the number of cases without copies. `rank_correlation_doubt` and
+`rank_correlation_views_dice` are Spearman correlations, over the cases, of the DSC with the uncertainty score and with
+the agreement of two views, one of them mirrored, as reported by `gtvray predict --uncertainty`. `auroc_entropy` is the
+area under the curve with which voxel entropy separates wrong from correct voxels of the body around the mask, mean over
+the cases, and `auroc_entropy_marked` the same within the mask; `noise` is the change of DSC and uncertainty when noise
+is added to the same scan.
 
-`floor_ratio` is the time of the network over that of its multiplications at the speed of a large matrix product here,
-of the fastest contestant in mode body that computes in fp32, as that product does.
+`floor_ratio` is the time of the network divided by the time of its multiplications at the speed of a large matrix
+product on this machine, for the fastest contestant in mode body that computes in fp32, as that product does.
 
     python benchmarks/inference.py --json [--model BUNDLE] [--large] [--scan FILE] [--cases DIR]
         [--nnunet-python /path/to/its/bin/python]
@@ -68,12 +69,12 @@ OURS = {
 PEERS = ("monai", "nnunet")
 LARGE = (32, 64, 128, 256, 320, 320)
 LARGE_PATCH, LARGE_SPACING_MM = (192, 192, 32), (1.14, 1.14, 3.0)
-# Their sliding windows alone, on our grid; nnU-Net's also with its sums in single precision.
+# Only the sliding windows of the peers, on gtvray's grid; nnU-Net's also with sums in single precision.
 SAME_GRID = {"monai": "monai-inferer", "nnunet": "nnunet-inferer", "nnunet_fp32": "nnunet-inferer-fp32"}
 
 
 def main() -> None:
-    """Run everything and print one JSON line; with --run, be one contestant."""
+    """Run all contestants and print one JSON line; with --run, run as one contestant."""
     given = arguments()
     if given.run:
         print(json.dumps(contestant(given)))
@@ -109,28 +110,28 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
-    parser.add_argument("--model", type=Path, help="a bundle's folder; random weights otherwise")
-    parser.add_argument("--large", action="store_true", help="random weights of nnU-Net's size")
-    parser.add_argument("--once", action="store_true", help="one scan for the peers and for mode exhaustive")
-    parser.add_argument("--scan", type=Path, help="a CT; a phantom otherwise")
-    parser.add_argument("--cases", type=Path, help="a dataset with masks, for localised against exhaustive")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--model", type=Path, help="bundle folder; default: random weights")
+    parser.add_argument("--large", action="store_true", help="random weights of a network of nnU-Net's size")
+    parser.add_argument("--once", action="store_true", help="run the peers and mode exhaustive once")
+    parser.add_argument("--scan", type=Path, help="a CT; default: a phantom")
+    parser.add_argument("--cases", type=Path, help="dataset with masks, to compare localised with exhaustive")
     parser.add_argument("--most", type=int, default=40, help="of them")
-    parser.add_argument("--copied", type=int, default=40, help="of these, those whose copies are looked at as well")
-    parser.add_argument("--only", help="contestants of ours, with commas")
+    parser.add_argument("--copied", type=int, default=40, help="number of cases whose copies are evaluated too")
+    parser.add_argument("--only", help="configurations of gtvray, separated by commas")
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-repeats", type=int, default=1, help="of these, which take minutes")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="repetitions of these, which take minutes")
     for name in ("--run", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def child(name: str, given: argparse.Namespace, scan: Path, model: Path, out: Path) -> dict[str, Any]:
-    """One contestant in a process of its own; an error is told and not hidden."""
+    """Run one contestant in its own process; errors are reported."""
     command = [sys.executable, __file__, "--run", name, "--scan", str(scan), "--model", str(model), "--out", str(out)]
     command += [*(part for name in ("threads", "most", "copied") for part in (f"--{name}", str(getattr(given, name))))]
     command += [f"--{name}" for name in ("large", "once") if getattr(given, name)]
@@ -140,13 +141,13 @@ def child(name: str, given: argparse.Namespace, scan: Path, model: Path, out: Pa
     if name in (SAME_GRID["nnunet"], SAME_GRID["nnunet_fp32"]):
         way = "grid" if name == SAME_GRID["nnunet"] else "grid-fp32"
         found = nnunet_child(name, given, job, [way, job / "channels.npy", job / "probability.npy"])
-        # Of the two processes, nnU-Net's is the one to be told of; the other makes the mask.
+        # Of the two processes, only that of nnU-Net is reported; the other makes the mask.
         return found if "failed" in found else {**ended(name, command), **found}
     return ended(name, command)
 
 
 def nnunet_child(name: str, given: argparse.Namespace, job: Path, what: list[Any]) -> dict[str, Any]:
-    """nnU-Net in its own environment, with as many processes and threads as the others have."""
+    """Run nnU-Net in its own environment, with the same number of processes and threads as the others."""
     script = Path(__file__).parent / "peers" / "inference_nnunet.py"
     command = [given.nnunet_python, script, job, given.threads, *what]
     folders = {f"nnUNet_{key}": str(job) for key in ("raw", "preprocessed", "results")}
@@ -154,7 +155,7 @@ def nnunet_child(name: str, given: argparse.Namespace, job: Path, what: list[Any
 
 
 def ended(name: str, command: list[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a process printed last, once it has ended."""
+    """Return the last line that a process printed."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **(environment or {})}
     )
@@ -162,7 +163,7 @@ def ended(name: str, command: list[str], environment: Mapping[str, str] | None =
 
 
 def contestant(given: argparse.Namespace) -> dict[str, Any]:
-    """What a child does."""
+    """Run as one contestant."""
     import torch
 
     torch.set_num_threads(given.threads)
@@ -173,7 +174,7 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
         return floor(given.model)
     if given.run == "study":
         return study_cases(given)
-    # What needs torch or MONAI is not loaded by the parent, whose largest size Linux counts as its children's.
+    # The parent does not load torch or MONAI, because Linux counts its peak memory as that of its children.
     from peers import inference_monai, nnunet_job
 
     runs = {
@@ -188,7 +189,7 @@ def contestant(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_random(folder: Path, *, large: bool) -> dict[str, Any]:
-    """A bundle with random weights."""
+    """Write a bundle with random weights."""
     import torch
 
     from gtvray.models import build_network, weights_of, write_bundle
@@ -211,7 +212,7 @@ def write_random(folder: Path, *, large: bool) -> dict[str, Any]:
 
 
 def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Our path from file to file, twice."""
+    """Run gtvray from file to file, twice."""
     from gtvray.inference import LocalCases, Predictor
 
     mode, backend, precision = OURS[given.run]
@@ -238,7 +239,7 @@ def run_ours(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def floor(model: Path) -> dict[str, Any]:
-    """Multiply-adds of one patch, and how fast this machine does them in a large matrix product."""
+    """Multiply-adds of one patch, and their rate in a large matrix product on this machine."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -256,7 +257,7 @@ def floor(model: Path) -> dict[str, Any]:
 
 
 def dice_of_files(one: Path, other: Path) -> float:
-    """Of two masks on one grid."""
+    """Dice of two masks on one grid."""
     from gtvray.datasets import read_binary
     from gtvray.evaluation import dice
 
@@ -270,7 +271,7 @@ def report(
     study: dict[str, Any] | None,
     speed: dict[str, Any],
 ) -> dict[str, Any]:
-    """The figures, with everything they come from; null is what was not run."""
+    """Results and raw measurements; null for what was not run."""
     sound = {name: found for name, found in runs.items() if not any("failed" in run for run in found)}
     cold, warm = (
         {name: statistics.median(run[key] for run in found) for name, found in sound.items()}
@@ -320,12 +321,12 @@ def report(
 
 
 def told(run: dict[str, Any]) -> dict[str, Any]:
-    """What a run says, without where its mask lay."""
+    """Return the measurements of a run without the path of its mask."""
     return {key: value for key, value in run.items() if key != "mask"}
 
 
 def same_grid_dice(ours: dict[str, Path], same: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Of each peer's mask to ours with its sliding window on the same grid, the lower one, and of the peers' masks."""
+    """Dice of each peer's mask with gtvray's on the same grid, the lower one, and of the two peers."""
     masks = {peer: Path(run["mask"]) for peer, run in same.items() if "failed" not in run}
     found = {
         peer: round(dice_of_files(ours[peer.partition("_")[0]], mask), 5)
@@ -341,7 +342,7 @@ def same_grid_dice(ours: dict[str, Path], same: dict[str, dict[str, Any]]) -> di
 
 
 def floor_figures(bodies: dict[str, list[dict[str, Any]]], speed: dict[str, Any]) -> dict[str, Any]:
-    """The network's time over that of its multiplications, of the fastest contestant in fp32."""
+    """Time of the network divided by that of its multiplications, for the fastest contestant in fp32."""
     seconds = {
         name: statistics.median(run["stages_s"]["network"] for run in found)
         for name, found in bodies.items()
@@ -355,7 +356,7 @@ def floor_figures(bodies: dict[str, list[dict[str, Any]]], speed: dict[str, Any]
 
 
 def facts(given: argparse.Namespace, scan: Path) -> dict[str, Any]:
-    """What was measured, with what, and where."""
+    """Input, versions and machine."""
     return {
         "scan_sha256": sha256_of(scan),
         "large": given.large,
@@ -367,7 +368,7 @@ def facts(given: argparse.Namespace, scan: Path) -> dict[str, Any]:
 
 
 def version(name: str) -> str | None:
-    """Of an installed package."""
+    """Version of an installed package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

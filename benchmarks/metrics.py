@@ -1,10 +1,10 @@
-"""Scoring masks: ours against MONAI's own calls, on the same masks, in one process with one thread.
+"""Scoring masks: gtvray and MONAI on the same masks, in one process with one thread.
 
-Both give DSC, HD95, ASSD and NSD at 1, 2 and 5 mm on the full grid. Masks: irregular tumours on StructSeg's grid
+Both compute DSC, HD95, ASSD and NSD at 1, 2 and 5 mm on the full grid. Masks: irregular tumours on the StructSeg grid
 (512 x 512 x 124 at 1.14 x 1.14 x 3 mm) and, with --data, the labels of a dataset; the prediction is the reference
-moved, partly eroded, with a small island. `ratio_monai` is MONAI's seconds divided by ours over all masks, the least
-of the repetitions of each, which take turns; it is null if any value differs by more than 1e-4, as a ratio between
-unequal outputs is none. `load` is the machine's mean load before and after: above `cpus`, other work ran beside.
+shifted, partly eroded, with a small island. `ratio_monai` is the seconds of MONAI divided by those of gtvray over all
+masks, each the minimum of alternating repetitions; it is null if any value differs by more than 1e-4, because a ratio
+of unequal outputs has no meaning. `load` is the mean load before and after: above `cpus`, other work was running.
 
     python benchmarks/metrics.py --json [--data DIR]
 """
@@ -40,8 +40,8 @@ TOLERANCE = 1e-4
 def main() -> None:
     """Score every pair with both and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
-    parser.add_argument("--data", type=Path, help="a dataset whose labels are scored as well")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--data", type=Path, help="dataset whose labels are scored too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -80,18 +80,18 @@ def main() -> None:
 
 
 def digest(values: list[list[float]]) -> str:
-    """sha256 of the values to six digits after the point, so that the last bits of a sum do not change it."""
+    """sha256 of the values rounded to six decimals, so that rounding of sums does not change it."""
     return hashlib.sha256(json.dumps(np.round(values, 6).tolist()).encode()).hexdigest()
 
 
 def ours(reference: Volume, prediction: Volume) -> list[float]:
-    """Our scores; added path length and tumour counts are in the time, too."""
+    """Scores of gtvray; the time includes added path length and tumour counts."""
     score = score_case("case", reference, prediction)
     return [score.dsc, score.hd95_mm, score.assd_mm, score.nsd_1mm, score.nsd_2mm, score.nsd_5mm]
 
 
 def monais(reference: Volume, prediction: Volume) -> list[float]:
-    """MONAI's, as its documentation has them called: one-hot, background left out."""
+    """Scores of MONAI, called as documented: one-hot, without background."""
     y, y_pred = (one_hot(volume) for volume in (reference, prediction))
     spacing = list(reference.spacing_mm)
     return [
@@ -106,13 +106,13 @@ def monais(reference: Volume, prediction: Volume) -> list[float]:
 
 
 def one_hot(volume: Volume) -> torch.Tensor:
-    """Background and tumour as float channels, (1, 2, i, j, k)."""
+    """Return background and tumour as float channels, (1, 2, i, j, k)."""
     mask = volume.array != 0
     return torch.from_numpy(np.stack([~mask, mask])[None].astype(np.float32))
 
 
 def phantom(seed: int) -> Volume:
-    """An irregular tumour of some 30 ml near the middle of StructSeg's grid."""
+    """Make an irregular tumour of about 30 ml near the centre of the StructSeg grid."""
     rng = np.random.default_rng(seed)
     size = (44, 44, 18)
     offset = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in size], indexing="ij"))
@@ -125,7 +125,7 @@ def phantom(seed: int) -> Volume:
 
 
 def prediction_of(reference: Volume) -> Volume:
-    """The reference moved by two voxels, without every fifth slice, with an island of a few voxels."""
+    """Shift the reference by two voxels, remove every fifth slice, and add an island of a few voxels."""
     mask = np.roll(reference.array != 0, (2, -1, 1), axis=(0, 1, 2))
     mask[:, :, ::5] = False
     i, j, k = np.argwhere(reference.array != 0)[0]

@@ -1,17 +1,18 @@
-"""Augmented patches a second on one core: ours, nnU-Net's loader and MONAI's, from the same prepared voxels.
+"""Augmented patches per second on one core: the loaders of gtvray, nnU-Net and MONAI, from the same prepared voxels.
 
-Each contestant runs in a process of its own with one thread and reads its own cache: ours from our case cache (int16
-HU), nnU-Net from its blosc2 files, MONAI from PersistentDataset (both float32, scaled to our window). All use nnU-Net's
-default 3-D transforms with its probabilities and ranges, and a third of patches about the tumour; runs take turns.
+Each contestant runs in its own process with one thread and reads its own cache: gtvray its case cache (int16
+HU), nnU-Net its blosc2 files, MONAI a PersistentDataset (both float32, scaled to the same window). All use nnU-Net's
+default 3-D transforms with its probabilities and ranges, and a third of patches at the tumour; runs alternate.
 
-Equal output: whole loaders, and each transform alone on one patch, are compared by the distributions over patches of
-mean, deviation, quantiles and share of foreground: the largest difference between the same quantiles (10 to 90 %) of
-the two, 1 being the window. nnU-Net's drawn parameters are compared with ours in the same way, and its probabilities
-must be ours. Known differences, in the loaders alone: we interpolate HU and then apply the window, peers the window's
-values; nnU-Net puts zeros where a turned patch leaves the region it read, we read on; we jitter patches about the
-tumour. MONAI's transforms differ more: zoom and exponents are drawn evenly over their range, and blur brings zeros in.
+Equal output: loaders as a unit, and each transform alone on one patch, are compared by the distributions over patches
+of mean, deviation, quantiles and share of foreground: the largest difference between the same quantiles (10 to 90 %) of
+the two, in units of the window. Parameters drawn by nnU-Net are compared in the same way, and its probabilities
+must be equal. Known differences, in the loaders only: gtvray interpolates HU and then applies the window, the peers
+interpolate values of the window; nnU-Net fills with zeros where a rotated patch leaves the region that it read, gtvray
+reads further; gtvray jitters patches at the tumour. MONAI's transforms differ more: zoom and exponents are drawn
+uniformly over their range, and blur introduces zeros.
 
-`growth` is our rate with many cases over that with few; a case is a folder of its own with hard links to a real one.
+`growth` is gtvray's rate with many cases divided by that with few; a case is a folder of hard links to a real one.
 
     python benchmarks/patches.py --json [--data DATASET] [--nnunet-python /path/to/its/bin/python]
 """
@@ -47,8 +48,8 @@ PREPROCESSING = PreprocessingConfig()
 AUGMENTATION = AugmentationConfig(strength=1.0, flip_front_back=0.5, flip_up_down=0.5)
 INTENSITIES = ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"), "1")
-# Largest differences taken for chance and for what is known to differ. Parameters count in deviations of what is drawn,
-# the rest in windows.
+# Largest differences attributed to chance and known differences: parameters in standard deviations of the draws,
+# the rest in units of the window.
 LIMITS = {
     "nnunet": {"transforms": 0.06, "loaders": 0.08, "parameters": 0.25},
     "monai": {"transforms": 0.25, "loaders": 0.12},
@@ -58,15 +59,15 @@ UNTOLD = ("json", "run", "nnunet_python")
 
 
 def main() -> None:
-    """Run everything and print one JSON line; with --run, be one of ours."""
+    """Run all contestants and print one JSON line; with --run, run as one of gtvray."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
-    parser.add_argument("--data", type=Path, help="a dataset; phantoms if not given")
-    parser.add_argument("--cases", type=int, default=12, help="how many of its cases")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--data", type=Path, help="dataset; default: phantoms")
+    parser.add_argument("--cases", type=int, default=12, help="number of its cases")
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=150, help="timed batches a repetition")
+    parser.add_argument("--batches", type=int, default=150, help="timed batches per repetition")
     parser.add_argument("--singles", type=int, default=300, help="draws of each transform alone")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--few", type=int, default=50)
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def prepare(work: Path, given: argparse.Namespace) -> None:
-    """Our cache, and the same voxels in the forms that peers start from; one reference patch."""
+    """Write gtvray's cache, the same voxels in the formats of the peers, and one reference patch."""
     source = given.data
     if source is None:
         source = work / "phantoms"
@@ -106,7 +107,7 @@ def prepare(work: Path, given: argparse.Namespace) -> None:
         for name, array in (("image", image), ("mask", mask)):
             write_volume(work / "nifti" / f"{n:03d}_{name}.nii.gz", Volume(array, np.array(case.meta["affine"])))
         if case is largest:
-            # About the tumour, in air wide enough for every contestant's region.
+            # At the tumour, surrounded by enough air for the region of every contestant.
             wide, labels = np.pad(hu, given.patch, constant_values=AIR_HU), np.pad(mask, given.patch)
             centre = np.rint(case.foreground_ijk().mean(axis=0)).astype(int) + given.patch
             np.savez(
@@ -121,7 +122,7 @@ def prepare(work: Path, given: argparse.Namespace) -> None:
 
 
 def contest(name: str, work: Path, given: argparse.Namespace, singles: int) -> dict[str, Any]:
-    """One contestant, one process, one thread."""
+    """Run one contestant in one process with one thread."""
     figures = [str(value) for value in (given.patch, given.batch, given.batches, singles)]
     peers = Path(__file__).parent / "peers"
     if name in ("ours", "growth"):
@@ -138,7 +139,7 @@ def contest(name: str, work: Path, given: argparse.Namespace, singles: int) -> d
 
 
 def run_ours(work: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Our sampler; with --many, few cases against many."""
+    """Run gtvray's sampler; with --many, compare few cases with many."""
     import torch
 
     torch.set_num_threads(1)
@@ -148,7 +149,7 @@ def run_ours(work: Path, given: argparse.Namespace) -> dict[str, Any]:
     ]
     if given.many:
         folders = {count: linked(cases, work / f"linked-{count}", count) for count in (given.few, given.many)}
-        # In turns, so that what else the machine does weighs on both alike.
+        # Alternating, so that other load on the machine affects both alike.
         turns = [{count: rate(many, given)["seconds"] for count, many in folders.items()} for _ in range(3)]
         return {"seconds": {count: [turn[count] for turn in turns] for count in folders}}
     result = rate(cases, given)
@@ -156,7 +157,7 @@ def run_ours(work: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def rate(cases: list[CachedCase], given: argparse.Namespace) -> dict[str, Any]:
-    """The sampler's rate and its patches' figures."""
+    """Rate of the sampler and statistics of its patches."""
     training = TrainingConfig(patch_ijk=(given.patch,) * 3, foreground_share=0.33, batch_size=given.batch)
     sampler = PatchSampler(cases, training, PREPROCESSING, AUGMENTATION)
     first = iter(range(0, 10**9, given.batch))
@@ -169,7 +170,7 @@ def rate(cases: list[CachedCase], given: argparse.Namespace) -> dict[str, Any]:
 
 
 def linked(cases: list[CachedCase], folder: Path, count: int) -> list[CachedCase]:
-    """So many cases, each a folder of its own."""
+    """Make a number of cases, each in its own folder."""
     made = []
     for n in range(count):
         case, place = cases[n % len(cases)], folder / f"{n:05d}"
@@ -182,7 +183,7 @@ def linked(cases: list[CachedCase], folder: Path, count: int) -> list[CachedCase
 
 
 def alone(work: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Each transform by itself, certain to happen, on the reference patch: its figures and its parameters."""
+    """Apply each transform alone, with probability 1, to the reference patch: statistics and parameters."""
     import torch
 
     from gtvray.data.patches.augmentation import change_intensities
@@ -193,7 +194,7 @@ def alone(work: Path, given: argparse.Namespace) -> dict[str, Any]:
     start = case["centre"] - given.patch // 2
     box = Box(tuple(start.tolist()), tuple((start + given.patch).tolist()))
     image, mask = torch.from_numpy(case["image"][box.slices])[None], case["mask"][box.slices]
-    # As the peers: no more of the scan than nnU-Net reads, nothing around it, and the window's values.
+    # As in the peers: only the region that nnU-Net reads, nothing around it, and values of the window.
     wide = wide_of(given.patch)
     around = case["centre"] - wide // 2
     region = tuple(slice(a, a + wide) for a in around.tolist())
@@ -218,7 +219,7 @@ def alone(work: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def drawn_values(name: str, draw: Draw) -> list[float]:
-    """What was drawn for one transform, as nnU-Net's script gives it."""
+    """Return the parameters drawn for one transform, in the format of nnU-Net's script."""
     if name == "spatial":
         span = float(np.mean(draw.span_ijk or 1))
         matrix = draw.matrix((1, 1, 1)) / span
@@ -228,7 +229,7 @@ def drawn_values(name: str, draw: Draw) -> list[float]:
 
 
 def report(runs: dict[str, Any], growth: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
-    """The figures, with everything they come from."""
+    """Results and raw measurements."""
     rates = {name: statistics.median(run["patches"] / run["seconds"] for run in many) for name, many in runs.items()}
     seconds = {count: [s for run in growth for s in run["seconds"][str(count)]] for count in (given.few, given.many)}
     figures = ("patches", "seconds", "cpu_s", "way", "ways", "versions")
@@ -249,7 +250,7 @@ def report(runs: dict[str, Any], growth: list[dict[str, Any]], given: argparse.N
             name: [{key: run[key] for key in figures if key in run} for run in many] for name, many in runs.items()
         },
         "growth_seconds": seconds,
-        # Of a path its name: the folders above it are this machine's.
+        # Only the name of a path, because the folders above it are specific to this machine.
         "settings": {
             key: str(getattr(value, "name", value)) for key, value in vars(given).items() if key not in UNTOLD
         },
@@ -259,7 +260,7 @@ def report(runs: dict[str, Any], growth: list[dict[str, Any]], given: argparse.N
 
 
 def compare(ours: list[dict[str, Any]], peers: list[dict[str, Any]], limits: dict[str, float]) -> dict[str, Any]:
-    """Whether a peer's patches are ours in distribution, and by how much they are not."""
+    """Whether a peer's patches have the same distribution as gtvray's, and the differences."""
     one, other = ours[0], peers[0]
     found: dict[str, Any] = {
         "loaders": dict(zip(FIGURES, difference(all_rows(ours), all_rows(peers)), strict=True)),
@@ -286,7 +287,7 @@ def compare(ours: list[dict[str, Any]], peers: list[dict[str, Any]], limits: dic
 
 
 def all_rows(runs: list[dict[str, Any]]) -> list[list[float]]:
-    """The figures of all repetitions' patches."""
+    """Return the statistics of the patches of all repetitions."""
     return [row for run in runs for row in run["rows"]]
 
 

@@ -1,16 +1,16 @@
-"""One planning CT from its file to a prepared case on disk: ours, nnU-Net's preprocessor and MONAI's usual chain.
+"""One planning CT from its file to a prepared case on disk: gtvray, nnU-Net's preprocessor, MONAI's usual pipeline.
 
 The case is 512 x 512 x 124 voxels at 1.14 x 1.14 x 3 mm: a phantom magnified until it fills the field of view (so that
-cropping wins no more than on a scan with shoulders), or a real case given by --data, brought to that grid. Scanner-like
-noise is added to both, which smooth voxels would lack.
+cropping saves no more than on a scan with shoulders), or a real case given by --data, resampled to that grid.
+Scanner-like noise is added to both, because smooth voxels would compress too well.
 
-Each contestant runs in a process of its own, imports not timed, and writes the case as it does for training: our cache,
-nnU-Net's .b2nd files, MONAI's PersistentDataset. Against nnU-Net we interpolate with cubic splines, against MONAI
-linearly, both without antialiasing, as they do.
+Each contestant runs in its own process, imports not timed, and writes the case as it does for training: gtvray's cache,
+nnU-Net's .b2nd files, MONAI's PersistentDataset. gtvray uses cubic splines against nnU-Net and linear interpolation
+against MONAI, both without antialiasing, as the peers do.
 
-Equal output: peers choose grids that differ from ours by up to a voxel, so our resampler is asked for exactly the
-peer's voxel centres, through the same code as in `prepare`; `hu_rmse_body` is the larger of the two root mean squares.
-That the case in our cache is what that code gives on our own grid is checked apart (`cache_is_path`).
+Equal output: peers choose grids that differ from gtvray's by up to a voxel, so gtvray resamples to exactly the peer's
+voxel centres, through the same code as in `prepare`; `hu_rmse_body` is the larger of the two root mean squares.
+`cache_is_path` states whether the cached case equals the output of that code on gtvray's own grid.
 
     python benchmarks/preparing.py --json [--data CASE] [--nnunet-python /path/to/its/bin/python]
 """
@@ -47,10 +47,10 @@ PEERS = {"nnunet": "cubic", "monai": "linear"}
 
 
 def main() -> None:
-    """Run everything and print one JSON line; with --run, be one contestant."""
+    """Run all contestants and print one JSON line; with --run, run as one contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
-    parser.add_argument("--data", type=Path, help="a case folder with data.nii.gz and label.nii.gz")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--data", type=Path, help="case folder with data.nii.gz and label.nii.gz")
     parser.add_argument("--spacing-mm", default="1.0,1.0,2.5", help="target spacing i,j,k")
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     parser.add_argument("--repeats", type=int, default=3)
@@ -68,7 +68,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         case = Path(scratch) / "set" / "1"
-        # In a process of its own too: Linux counts a parent's largest size as its child's.
+        # Also in its own process, because Linux counts the peak memory of a parent as that of its child.
         source = ["--data", str(given.data)] if given.data else []
         subprocess.run([sys.executable, __file__, "--run", "case", "--case", str(case), *source], check=True)
         runs = {
@@ -86,7 +86,7 @@ def make_case(folder: Path, source: Path | None) -> None:
         from gtvray.datasets.phantoms import make_phantom
 
         scan, mask = make_phantom(0, 0)
-        # Magnified: the phantom's own field of view becomes the whole of ours.
+        # Magnified so that the phantom fills the field of view.
         wide = np.multiply(SHAPE, SPACING_MM) / scan.shape
         scan, mask = (
             Volume(volume.reoriented("LPS").array, np.diag([*-wide[:2], wide[2], 1.0])) for volume in (scan, mask)
@@ -105,7 +105,7 @@ def make_case(folder: Path, source: Path | None) -> None:
 
 
 def contest(name: str, case: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """One contestant, one process."""
+    """Run one contestant in one process."""
     out.mkdir()
     if name == "nnunet":
         script = Path(__file__).parent / "peers" / "preparing_nnunet.py"
@@ -118,12 +118,12 @@ def contest(name: str, case: Path, out: Path, given: argparse.Namespace) -> dict
 
 
 def settings(spacing_mm: tuple[float, ...], interpolation: str) -> PreprocessingConfig:
-    """Ours, doing what the peer does."""
+    """Run gtvray with the peer's interpolation."""
     return PreprocessingConfig(spacing_mm=spacing_mm, antialias=False, interpolation=interpolation)
 
 
 def run_ours(case: Path, out: Path, spacing_mm: tuple[float, ...], interpolation: str) -> dict[str, Any]:
-    """Our path, into our cache."""
+    """Prepare into gtvray's cache."""
     from gtvray.data import CaseCache
     from gtvray.datasets import index_dataset
 
@@ -147,7 +147,7 @@ def run_ours(case: Path, out: Path, spacing_mm: tuple[float, ...], interpolation
 
 
 def run_monai(case: Path, out: Path, spacing_mm: tuple[float, ...], _: str) -> dict[str, Any]:
-    """MONAI's usual chain, into its PersistentDataset."""
+    """Prepare with MONAI's usual pipeline into its PersistentDataset."""
     from monai import transforms
     from monai.data import PersistentDataset
 
@@ -184,7 +184,7 @@ def _body(image: Any) -> Any:
 
 
 def report(runs: dict[str, list[dict[str, Any]]], case: Path, spacing_mm: tuple[float, ...]) -> dict[str, Any]:
-    """The figures, with everything they come from."""
+    """Results and raw measurements."""
     scan = read_volume(case / "data.nii.gz")
     middle = {name: statistics.median(run["seconds"] for run in found) for name, found in runs.items()}
     peak = {name: max(run["peak_mb"] for run in found) for name, found in runs.items()}
@@ -211,7 +211,7 @@ def report(runs: dict[str, list[dict[str, Any]]], case: Path, spacing_mm: tuple[
 
 
 def rmse_body(scan: Volume, peer: str, run: dict[str, Any]) -> float:
-    """Root mean square difference in HU to a peer's result at the peer's voxel centres, where the peer has tissue."""
+    """Root mean square difference in HU to a peer at the peer's voxel centres, where the peer has tissue."""
     theirs = np.load(Path(run["out"]) / "hu.npy", mmap_mode="r")
     affine = np.asarray(run["affine"]) if "affine" in run else _edge_aligned(scan, theirs.shape)
     order = 3 if PEERS[peer] == "cubic" else 1
@@ -221,7 +221,7 @@ def rmse_body(scan: Volume, peer: str, run: dict[str, Any]) -> float:
 
 
 def _edge_aligned(scan: Volume, shape: tuple[int, ...]) -> np.ndarray:
-    """The grid of nnU-Net's resize: the same outer edges, divided into other voxels."""
+    """The grid of nnU-Net's resize: the same outer edges with other voxels."""
     step = np.asarray(scan.shape) / np.asarray(shape)
     into = np.diag([*step, 1.0])
     into[:3, 3] = (step - 1) / 2
@@ -229,7 +229,7 @@ def _edge_aligned(scan: Volume, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cache_is_path(scan: Volume, interpolation: str, run: dict[str, Any], spacing_mm: tuple[float, ...]) -> bool:
-    """Whether the case in our cache is what preparing gives."""
+    """Whether the cached case equals the output of preparing."""
     from gtvray.preprocessing import prepare
 
     hu = prepare(scan, settings(spacing_mm, interpolation)).hu

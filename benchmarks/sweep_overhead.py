@@ -1,8 +1,8 @@
-"""What a trial costs beside its training: our trials against the plain nested pattern, in one run.
+"""Overhead of a trial beyond its training: gtvray's trials and the nested pattern, in one run.
 
-The nested pattern is the one in Ray's own examples: Tune's function trainable starts a TorchTrainer of one worker.
-Both run the same `fit` on the same cases, one trial at a time; a trial's added seconds are the sweep's wall-clock less
-the seconds that its epochs report. Equal output: the last training loss of every trial is the same to the last bit.
+The nested pattern is that of Ray's examples: a function trainable of Tune starts a TorchTrainer with one worker.
+Both run the same `fit` on the same cases, one trial at a time; the overhead of a trial is the elapsed time of the sweep
+minus the seconds that its epochs report. Equal output: the last training loss of every trial is equal bit for bit.
 
     python benchmarks/sweep_overhead.py --json
 """
@@ -42,9 +42,9 @@ SETTINGS = [
 
 
 def main() -> None:
-    """Run everything and print one JSON line."""
+    """Run both and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
     parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as scratch, connect(cpus=2) as cluster:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def report(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figures, with everything they come from."""
+    """Results and raw measurements."""
     added = {name: run["wall_s"] - run["busy_s"] for name, run in runs.items()}
     losses = {round(loss, 6) for name in ("many", "nested") for loss in runs[name]["losses"]}
     return {
@@ -84,7 +84,7 @@ def report(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def ours(config: Config, cases: list[CachedCase], trials: int, cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """A sweep of equal trials, one at a time."""
+    """Run a sweep of equal trials, one at a time."""
     from gtvray.tuning import run_sweep
 
     place = Workspace(folder)
@@ -109,7 +109,7 @@ def ours(config: Config, cases: list[CachedCase], trials: int, cluster: Cluster,
 
 
 def nested(config: Config, cases: list[CachedCase], trials: int, folder: Path) -> dict[str, Any]:
-    """The same trainings, each a TorchTrainer of one worker inside a function trainable."""
+    """Run the same trainings, each as a TorchTrainer with one worker inside a function trainable."""
     import ray.train
     from ray import tune
     from ray.train.torch import TorchTrainer

@@ -1,25 +1,25 @@
-"""Training steps a second: our loop against nnU-Net's own with the same network, patch and batch; and Ray Train's cost.
+"""Training steps per second of gtvray and nnU-Net with the same network, patch and batch; and the cost of Ray Train.
 
-Each contestant runs in a process of its own, all with the same number of threads, and contestants take turns: nnU-Net's
-`run_training` with its loader in a process beside it, our `fit`, and our `fit_distributed` with one worker. All learn
-from the same cases, each as its own preprocessing left them at one spacing, with SGD and Nesterov momentum, Dice and
-cross-entropy, and nnU-Net's augmentation at its probabilities. An epoch warms up and one counts. Validation, selection
-and start-up are in no figure; what else each loop does between steps is, with us the averaged weights and the
-checkpoint that is written meanwhile. `data_wait_share` is the largest of our repetitions.
+Each contestant runs in its own process, all with the same number of threads, and contestants alternate: nnU-Net's
+`run_training` with its loader in a second process, gtvray's `fit`, and `fit_distributed` with one worker. All train
+on the same cases, each with its own preprocessing at one spacing, with SGD and Nesterov momentum, Dice and
+cross-entropy, and nnU-Net's augmentation at its probabilities. One epoch warms up and one is measured. Validation,
+selection and start-up are not measured; everything else that a loop does between steps is, in gtvray the averaged
+weights and the checkpoint that is written meanwhile. `data_wait_share` is the largest of gtvray's repetitions.
 
-nnU-Net trains in fp32 only on a CPU: `ratio_same_precision` holds our fp32 against it and `ratio_best` our bf16, both
-with our default of one patch a forward pass. `ratios` also has both patches in one (`-whole`). nnU-Net runs as its
-documentation says, with memory from the C library's defaults; much of its time in fp32 is the kernel's, for blocks of
-32 MB and more that it takes anew in every step. Our loop keeps such blocks, which is part of what is compared. On a
-processor that does not compute in bf16, --fp32 leaves out what would only be emulated.
+nnU-Net trains only in fp32 on a CPU: `ratio_same_precision` compares gtvray's fp32 with it and `ratio_best` gtvray's
+bf16, both with gtvray's default of one patch per forward pass. `ratios` also has both patches in one pass (`-whole`).
+nnU-Net runs as documented, with the memory defaults of the C library; much of its time in fp32 is spent in the kernel
+for blocks of 32 MB and more that are allocated again in every step. gtvray keeps such blocks, which is part of the
+comparison. On a processor without bf16, --fp32 omits runs that would only be emulated.
 
-Equal work: parameters and operations of a step of both networks, and `max_abs_difference` of their logits, nnU-Net's
-network having been given our weights. Its two classes through softmax are our one through a sigmoid. Equal output of
-Ray Train: the loss is that of the bare loop to the last bit.
+Equal work: parameters and operations of a step of both networks, and `max_abs_difference` of their logits with the same
+weights. nnU-Net's two classes with softmax correspond to gtvray's one with a sigmoid. Equal output of Ray Train: the
+loss equals that of the bare loop bit for bit.
 
-`ray_train_cost_share` compares, in bf16, whole epochs as the caller sees them: from report to report. Some of what Ray
-Train costs is spent once an epoch, at its report; eight steps are a short one, so --ray measures this alone, with more.
-There `ray_workers_cost_share` is the same for several workers that share threads and batch evenly, as many as can.
+`ray_train_cost_share` compares, in bf16, full epochs as the caller sees them, from report to report. Part of the cost
+of Ray Train occurs once per epoch, at the report; eight steps are a short epoch, so --ray measures only this, with more
+steps. `ray_workers_cost_share` is the same for as many workers as can share threads and batch evenly.
 
     python benchmarks/training.py --json [--fp32] [--data DATASET] [--nnunet-python /path/to/its/bin/python]
     python benchmarks/training.py --json --ray --steps 24 [--data DATASET]
@@ -62,7 +62,7 @@ SETTINGS = (
     "training.foreground_share=0.33",
     "training.epochs=2",
     "loss.kind=dice_ce",
-    # Those of nnU-Net's trainer.
+    # The values of nnU-Net's trainer.
     "optimizer.kind=sgd",
     "optimizer.lr=0.01",
     "optimizer.momentum=0.99",
@@ -73,18 +73,18 @@ SETTINGS = (
     "augmentation.flip_front_back=0.5",
     "augmentation.flip_up_down=0.5",
 )
-# Precision, and patches in a forward pass.
+# Precision, and patches per forward pass.
 OURS = {"fp32": ("fp32", "auto"), "bf16": ("bf16", "auto"), "fp32-whole": ("fp32", None), "bf16-whole": ("bf16", None)}
 RAY, RAY_WORKERS, BARE = "bf16-ray-train", "bf16-ray-train-workers", "bf16"
 PEER, PEER_WARMUP = "nnunet", 3
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Logits are about one; what remains is the order of sums.
+# Logits are of the order of one; the remaining difference comes from the order of summation.
 SAME_LOGITS, SAME_COST, SAME_LOSS = 1e-3, 0.01, 1e-3
 UNTOLD = ("json", "run", "work", "nnunet_python")
 
 
 def main() -> None:
-    """Run everything and print one JSON line; with --run, be one of ours."""
+    """Run all contestants and print one JSON line; with --run, run as one of gtvray."""
     given = arguments()
     if given.run:
         print(json.dumps(contestant(given.run, given)))
@@ -104,18 +104,18 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
-    parser.add_argument("--data", type=Path, help="a dataset; phantoms if not given")
-    parser.add_argument("--cases", type=int, default=8, help="how many of its cases to learn from")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--data", type=Path, help="dataset; default: phantoms")
+    parser.add_argument("--cases", type=int, default=8, help="number of training cases")
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET"))
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--ray", action="store_true", help="Ray Train's cost alone, for which more steps can be afforded")
-    part.add_argument("--fp32", action="store_true", help="nothing in bf16, and so nothing of Ray Train's cost")
+    part.add_argument("--ray", action="store_true", help="measure only the cost of Ray Train, with more steps")
+    part.add_argument("--fp32", action="store_true", help="omit bf16, and with it the cost of Ray Train")
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps a repetition")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps per repetition")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
     for name, kind in (("--run", str), ("--work", Path)):
@@ -124,7 +124,7 @@ def arguments() -> argparse.Namespace:
 
 
 def select_cases(given: argparse.Namespace) -> None:
-    """The cases to learn from, and one patch of another to select by, so that selecting takes no time."""
+    """Return the training cases, and one patch of another case for selection, which then takes no time."""
     source = given.data
     if source is None:
         source = given.work / "phantoms"
@@ -145,7 +145,7 @@ def select_cases(given: argparse.Namespace) -> None:
 
 
 def equal_work(given: argparse.Namespace) -> dict[str, Any]:
-    """Prepare the cases on both sides, and compare the two networks."""
+    """Prepare the cases for both, and compare the two networks."""
     found = {"ours": run_ours("network", given), "peer": None, "same": None}
     if given.nnunet_python is None or given.ray:
         return found
@@ -154,31 +154,31 @@ def equal_work(given: argparse.Namespace) -> dict[str, Any]:
     peer = call_peer(given, "network", str(given.work / "weights.npz"))
     ratios = {key: peer[key] / found["ours"][key] for key in ("parameters", "flops")}
     same = all(abs(ratio - 1) <= SAME_COST for ratio in ratios.values())
-    # Ours is a sum over samples as well.
+    # gtvray's loss is averaged over samples too.
     same = same and peer["max_abs_difference"] <= SAME_LOGITS and not prepared["batch_dice"]
     return {**found, "peer": {**peer, **prepared}, "ratios": ratios, "same": same}
 
 
 def run_ours(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """One of ours in a process of its own."""
+    """Run one contestant of gtvray in its own process."""
     figures = [f"--{key}={getattr(given, key)}" for key in ("work", "patch", "batch", "steps", "threads")]
     return child([sys.executable, __file__, "--run", name, *figures], given.threads)
 
 
 def run_peer(given: argparse.Namespace) -> dict[str, Any]:
-    """nnU-Net in a process of its own."""
+    """Run nnU-Net in its own process."""
     return call_peer(given, "train", str(PEER_WARMUP), str(given.steps))
 
 
 def call_peer(given: argparse.Namespace, stage: str, *words: str) -> dict[str, Any]:
-    """A stage of nnU-Net's in its environment, set as for a machine with few cores."""
+    """Run a stage of nnU-Net in its environment, with the settings for a machine with few cores."""
     script = Path(__file__).parent / "peers" / "training_nnunet.py"
     command = [str(given.nnunet_python), str(script), stage, str(given.work), *words]
     return child(command, given.threads, nnUNet_compile="f", nnUNet_n_proc_DA="1")
 
 
 def child(command: list[str], threads: int, **variables: str) -> dict[str, Any]:
-    """What a contestant prints last, and how long it lived."""
+    """Return the last line that a contestant printed, and its elapsed time."""
     began = time.perf_counter()
     environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), **variables}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -186,7 +186,7 @@ def child(command: list[str], threads: int, **variables: str) -> dict[str, Any]:
 
 
 def contestant(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """What a child of ours does."""
+    """Run as a contestant of gtvray."""
     precision, micro = OURS.get(name, OURS[BARE])
     workers = math.gcd(given.threads, given.batch) if name == RAY_WORKERS else 1
     config = load_config(
@@ -214,7 +214,7 @@ def contestant(name: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def fit_bare(config: Config, train: list[CachedCase], selection: list[CachedCase], folder: Path) -> dict[str, Any]:
-    """Our loop in this process."""
+    """Run gtvray's loop in this process."""
     import torch
 
     from gtvray.training import fit
@@ -223,7 +223,7 @@ def fit_bare(config: Config, train: list[CachedCase], selection: list[CachedCase
 
 
 def fit_ray(config: Config, train: list[CachedCase], selection: list[CachedCase], folder: Path) -> dict[str, Any]:
-    """The same in workers of Ray Train, on a cluster of its own."""
+    """Run the same in workers of Ray Train, on a separate cluster."""
     from gtvray.runtime import connect
     from gtvray.training import fit_distributed
 
@@ -232,7 +232,7 @@ def fit_ray(config: Config, train: list[CachedCase], selection: list[CachedCase]
 
 
 def second_epoch(config: Config, reports: Any) -> dict[str, Any]:
-    """Figures of the second epoch: its steps alone, and all of it as the caller sees it."""
+    """Measurements of the second epoch: its steps alone, and the full epoch as the caller sees it."""
     told, seconds = [], []
     for each in reports:
         told.append(each)
@@ -248,7 +248,7 @@ def second_epoch(config: Config, reports: Any) -> dict[str, Any]:
 
 
 def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
-    """Our network's weights and its answer to random patches, for the peer; and what a step of it costs."""
+    """Write the weights and the logits for random patches for the peer, and count the operations of a step."""
     import torch
 
     from gtvray.models import build_network
@@ -259,7 +259,7 @@ def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
     patches = torch.rand(given.batch, preprocessing.channels, *patch_ijk)
     cost = step_cost(network, patches)
     with torch.no_grad():
-        # Norms begin as one and zero, which would hide one in the place of another.
+        # Norms are initialised with one and zero, which would hide a permutation.
         for name, parameter in network.named_parameters():
             if "norm" in name:
                 parameter.add_(torch.rand_like(parameter), alpha=0.5)
@@ -270,7 +270,7 @@ def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def same_loss(runs: dict[str, list[dict[str, Any]]], name: str, within: float) -> bool | None:
-    """Whether a contestant's losses and the bare loop's differ by no more than a share; None if one did not run."""
+    """Whether the losses of a contestant and of the bare loop agree within a share; None if one did not run."""
     if name not in runs or BARE not in runs:
         return None
     losses = [run["train_loss"] for run in (*runs[BARE], *runs[name])]
@@ -278,7 +278,7 @@ def same_loss(runs: dict[str, list[dict[str, Any]]], name: str, within: float) -
 
 
 def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """The figures, with everything they come from."""
+    """Results and raw measurements."""
     rates = {name: statistics.median(run["steps"] / run["seconds"] for run in many) for name, many in runs.items()}
     compared = [name for name in (BARE, RAY, RAY_WORKERS) if name in runs]
     whole = {name: statistics.median(run["whole_s"] for run in runs[name]) for name in compared}
@@ -298,7 +298,7 @@ def report(runs: dict[str, list[dict[str, Any]]], equal: dict[str, Any], given: 
         "ray_workers_same_loss": same_loss(runs, RAY_WORKERS, SAME_LOSS),
         "raw": runs,
         "settings": {
-            # Of a path its name: the folders above it are this machine's.
+            # Only the name of a path, because the folders above it are specific to this machine.
             **{key: str(getattr(value, "name", value)) for key, value in vars(given).items() if key not in UNTOLD},
             "spacing_mm": SPACING_MM,
             "ours": SETTINGS,

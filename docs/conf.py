@@ -29,6 +29,8 @@ html_theme_options = {"sidebar_hide_name": False}
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+# Two packages have a public class `Finding`; autodoc links annotations of dataclass fields by the bare name.
+suppress_warnings = ["ref.python"]
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

@@ -61,6 +61,27 @@ def _references(cell: str) -> list[tuple[str, str]]:
     return re.findall(r"`([\w/]+\.py)::([\w.]+)`", cell)
 
 
+# Results and limits that several documents state, with the documents that must agree.
+STATED = {
+    "0.563": ("README.md", "docs/benchmarks.md"),
+    "0.462": ("README.md", "docs/benchmarks.md"),
+    "0.525 to 0.602": ("README.md", "docs/benchmarks.md"),
+    "0.604": ("docs/benchmarks.md", "benchmarks/LEDGER.md"),
+    "0.584": ("docs/benchmarks.md", "benchmarks/LEDGER.md"),
+    "0.87": ("README.md", "docs/benchmarks.md"),
+    "0.63": ("README.md", "docs/benchmarks.md"),
+    "1.6 s": ("README.md", "docs/benchmarks.md"),
+    "264": ("README.md", "docs/benchmarks.md"),
+    "-0.05": ("docs/benchmarks.md", "docs/hazards.md", "docs/guide-serving.md"),
+    "42 real cases": ("docs/benchmarks.md", "docs/hazards.md", "docs/guide-serving.md"),
+    "-0.67": ("docs/benchmarks.md", "docs/hazards.md"),
+    "network namespaces": ("README.md", "docs/guide-cluster.md"),
+    "set by hand": ("README.md", "docs/guide-cluster.md"),
+}
+# Statements that were true once.
+RETIRED = (r"rank correlation\s+of \+0\.15", r"a sweep that is stopped is not resumed", r"only one-node clusters")
+
+
 def _hazards() -> list[list[str]]:
     lines = (REPOSITORY / "docs" / "hazards.md").read_text().splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| H\d", line)]
@@ -157,6 +178,45 @@ def test_settings_and_errors_named_in_a_document_exist(path: Path) -> None:
     assert sorted(key for key in keys if key not in known_keys()) == []
     raised = re.findall(r"`(\w+Error)`", text)
     assert [name for name in raised if not hasattr(errors, name)] == []
+
+
+def _plain(name: str) -> str:
+    return " ".join((REPOSITORY / name).read_text().split())
+
+
+@pytest.mark.parametrize("statement", STATED)
+def test_documents_agree_on_a_result(statement: str) -> None:
+    stated = re.compile(rf"(?<![\d.]){re.escape(statement)}(?!\d)")
+    assert [name for name in STATED[statement] if not stated.search(_plain(name))] == []
+
+
+def test_ratios_in_the_benchmarks_follow_from_the_seconds_in_the_readme() -> None:
+    """README gives seconds for gtvray and its peers, and the benchmarks give the ratio of the unrounded values."""
+    ours, peers = re.search(r"OpenVINO bf16 \| ([\d.]+) s \| nnU-Net and MONAI (\d+) s", _plain("README.md")).groups()  # type: ignore[union-attr]
+    row = re.search(
+        r"OpenVINO bf16 \| 1\.6 s \| ([\d.]+) s: (\d+) times \| ([\d.]+) s: (\d+) times", _plain("docs/benchmarks.md")
+    )
+    assert row is not None
+    assert [round(float(row[n])) for n in (1, 3)] == [int(peers)] * 2
+    assert row[2] == row[4] == "66"
+    assert int(peers) / (float(ours) + 0.05) <= int(row[2]) <= int(peers) / (float(ours) - 0.05)
+
+
+def test_number_of_looks_is_that_of_the_ledger() -> None:
+    looks = re.findall(r"\| (\d+) \|$", (REPOSITORY / "benchmarks" / "LEDGER.md").read_text(), re.MULTILINE)
+    assert looks == [str(number) for number in range(1, 12)]
+    assert "scored eleven times" in _plain("docs/benchmarks.md")
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=_name)
+def test_retired_statements_are_gone(path: Path) -> None:
+    text = " ".join(path.read_text().split())
+    assert [pattern for pattern in RETIRED if re.search(pattern, text, re.IGNORECASE)] == []
+
+
+def test_examples_give_settings_as_key_value() -> None:
+    calls = [str(parameter.values[0]) for parameter in _examples()]
+    assert [call for call in calls if {"-s", "--set"} & set(shlex.split(call, comments=True))] == []
 
 
 def test_the_layers_drawn_are_the_contract() -> None:

@@ -1,6 +1,6 @@
-"""What a contestant of the accuracy figure costs: seconds and CPU seconds, also of a training that was cut off.
+"""Cost of a contestant of the accuracy benchmark in seconds and CPU seconds, also of an interrupted training.
 
-In both environments, so nothing but the standard library is imported.
+Used in both environments, so only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def measured(stage: Callable[..., dict[str, Any] | None], *given: Any) -> dict[str, Any]:
-    """What a stage returns, with its seconds and CPU seconds unless it tells its own; and the machine's mean load."""
+    """Return the result of a stage with its seconds and CPU seconds, unless it measures its own, and the mean load."""
     began, used = time.perf_counter(), cpu_s()
     told = stage(*given) or {}
     spent = {"seconds": time.perf_counter() - began, "cpu_s": cpu_s() - used}
@@ -25,18 +25,18 @@ def measured(stage: Callable[..., dict[str, Any] | None], *given: Any) -> dict[s
 
 
 def cpu_s() -> float:
-    """CPU seconds of this process and of its children, those that run and those that have ended."""
+    """CPU seconds of this process and of its running and ended children."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in usage) + _running_children_s()
 
 
 def _running_children_s() -> float:
-    """Of all processes below this one: the kernel counts a child for its parent only once it has ended."""
+    """CPU seconds of running descendants, which the kernel adds to their parent only when they have ended."""
     ticks: dict[int, int] = {}
     parent: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # The name, in brackets, may hold anything; the fields after it are numbers.
+            # The name in parentheses may contain anything; the fields after it are numbers.
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -51,11 +51,11 @@ def _running_children_s() -> float:
 
 
 class EpochClock:
-    """Seconds and CPU seconds of a training by epoch, kept in a file, so that one cut off tells what it costs uncut.
+    """Seconds and CPU seconds per epoch, in a file, so that an interrupted training reports its cost without a break.
 
     Args:
-        file: where they are kept. An epoch that is there already is not counted again: it is done a second time, or
-            told of again.
+        file: where they are stored. An epoch that is stored already is not counted again, because it is repeated or
+            reported again.
     """
 
     def __init__(self, file: Path) -> None:
@@ -64,11 +64,11 @@ class EpochClock:
         self._mark()
 
     def epoch(self, number: int, at_least_s: float = 0.0) -> None:
-        """An epoch has ended.
+        """Record the end of an epoch.
 
         Args:
-            number: of the epoch.
-            at_least_s: seconds it took by another count; of one whose end was not written down before a cut.
+            number: number of the epoch.
+            at_least_s: seconds by another measurement, for an epoch whose end was not recorded before an interruption.
         """
         if str(number) not in self._spent:
             self._spent[str(number)] = [max(at_least_s, time.perf_counter() - self._began), cpu_s() - self._used]
@@ -78,7 +78,7 @@ class EpochClock:
         self._mark()
 
     def total(self) -> dict[str, float]:
-        """All epochs, and what came after the last."""
+        """Return the sum of all epochs and of the time after the last."""
         seconds, used = (sum(column) for column in zip(*self._spent.values(), strict=True))
         return {
             "seconds": seconds + time.perf_counter() - self._began,

@@ -1,10 +1,10 @@
-"""A reduced nnU-Net trained and run, in nnU-Net's environment; prints one JSON line.
+"""Train and run a reduced nnU-Net in nnU-Net's environment; prints one JSON line.
 
-Its own planner, preprocessing, trainer (five epochs of 250 steps), augmentation and predictor. Reduced is the network's
-configuration, since the one it plans by itself is out of reach of two CPU cores: patch 64 x 64 x 64, batch 2, five
-stages of 16 to 256 channels. Trains on every case of DATA ("fold all"), writes a mask a scan of VAL to OUT, without
-flips at test time. Nothing of gtvray is imported. It goes on where it was stopped, by epochs; STEPS other than 250 are
-for trying it out.
+Planner, preprocessing, trainer (five epochs of 250 steps), augmentation and predictor are nnU-Net's. The network is
+reduced, because the one that nnU-Net plans is too large for two CPU cores: patch 64 x 64 x 64, batch 2, five
+stages of 16 to 256 channels. It trains on every case of DATA ("fold all") and writes a mask per scan of VAL to OUT,
+without flips at test time. gtvray is not imported. An interrupted run resumes after its last epoch; use STEPS other
+than 250 for tests only.
 
     nnUNet_compile=f nnUNet_n_proc_DA=1 python accuracy_nnunet.py DATA VAL WORK OUT [STEPS]
 """
@@ -33,13 +33,13 @@ PREDICTOR = "nnunetv2.inference.predict_from_raw_data"
 
 
 def main() -> None:
-    """Every stage that is not done yet; seconds and CPU seconds of each are kept, those of predicting beside OUT."""
+    """Run every stage that is not done yet and store its seconds and CPU seconds, those of prediction beside OUT."""
     data, val, work, out = (Path(given).resolve() for given in sys.argv[1:5])
     steps = int(sys.argv[5]) if sys.argv[5:] else STEPS
     for key in ("raw", "preprocessed", "results"):
         (work / key).mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{key}"] = str(work / key)
-    # Not part of any stage's time.
+    # Not included in the time of any stage.
     for module in (PLANNING, TRAINER, PREDICTOR):
         import_module(module)
     done = {
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def kept(file: Path, stage: Callable[..., dict[str, Any] | None], *given: Any) -> dict[str, Any]:
-    """What a stage came to, which is run if no file tells."""
+    """Return the result of a stage; run it if there is no file with it."""
     if not file.exists():
         found = json.dumps(measured(stage, *given))
         whole = file.with_suffix(".partial")
@@ -62,12 +62,12 @@ def kept(file: Path, stage: Callable[..., dict[str, Any] | None], *given: Any) -
 
 
 def cores() -> int:
-    """Processes or threads for whatever can use several."""
+    """Number of processes or threads."""
     return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
 def prepare(data: Path, work: Path) -> None:
-    """Its layout, its plan with the reduced network, its preprocessing."""
+    """Write nnU-Net's layout and plan with the reduced network, and preprocess."""
     planning = import_module(PLANNING)
     raw = work / "raw" / NAME
     link(data, raw / "imagesTr", "_0000", "data.nii.gz")
@@ -90,7 +90,7 @@ def prepare(data: Path, work: Path) -> None:
 
 
 def link(cases: Path, folder: Path, suffix: str, file: str) -> None:
-    """One link a case, and nothing else in the folder."""
+    """Fill a folder with one link per case and nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for case in sorted(path for path in cases.iterdir() if path.is_dir()):
@@ -98,7 +98,7 @@ def link(cases: Path, folder: Path, suffix: str, file: str) -> None:
 
 
 def train(work: Path, steps: int) -> dict[str, Any]:
-    """Its trainer, with a checkpoint an epoch."""
+    """Run nnU-Net's trainer with a checkpoint per epoch."""
     import torch
 
     folder, results = work / "preprocessed" / NAME, work / "results" / NAME / MODEL / "fold_all"
@@ -124,9 +124,9 @@ def train(work: Path, steps: int) -> dict[str, Any]:
 
 
 def watch(trainer: Any, clock: EpochClock) -> None:
-    """Have a trainer's epochs timed, and its checkpoints appear whole: a cut while one is written must not lose all.
+    """Time the epochs of a trainer, and write its checkpoints atomically, so that an interruption does not lose all.
 
-    By its methods on the object: it writes the name of its class into the model, which a subclass would change.
+    The methods of the object are replaced, because a subclass would change the class name in the model.
     """
     end, save = trainer.on_epoch_end, trainer.save_checkpoint
 
@@ -142,7 +142,7 @@ def watch(trainer: Any, clock: EpochClock) -> None:
 
 
 def predict(val: Path, work: Path, out: Path) -> dict[str, Any]:
-    """A mask a case, from the last weights; all of them, so that their time is one."""
+    """Predict a mask for every case with the last weights, in one timed run."""
     import torch
 
     torch.set_num_threads(cores())

@@ -1,7 +1,7 @@
-"""MONAI as a contestant of `inference.py`, in our own environment and with the bundle's network; prints nothing itself.
+"""MONAI as a contestant of `inference.py`, in gtvray's environment and with the network of the bundle; prints nothing.
 
-From file to file it is MONAI's usual chain. On the same grid its sliding window stands between our preparing and our
-way back, so that what differs is the sliding window alone.
+From file to file it is MONAI's usual pipeline. On the same grid its sliding window replaces gtvray's, between the same
+preparation and restoration, so that only the sliding windows differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gtvray.preprocessing import prepare, restore_mask, to_channels
 
 
 def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's usual chain from file to file, twice, or once."""
+    """Run MONAI's usual pipeline from file to file, twice or once."""
     import torch
     from monai import transforms
 
@@ -42,7 +42,7 @@ def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
         image = chain(str(given.scan))
         with torch.inference_mode():
             logits = inferer(torch.cat([window(image) for window in windows])[None], network)[0, :1]
-        # Taken back through the resampling and the axes, as Invertd does it, linearly.
+        # Resampling and reorientation are inverted linearly, as by Invertd.
         probability = chain.inverse(
             type(image)(torch.sigmoid(logits), meta=image.meta, applied_operations=image.applied_operations)
         )
@@ -54,7 +54,7 @@ def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """MONAI's inferer on our prepared grid of the whole scan."""
+    """Run MONAI's inferer on gtvray's prepared grid of the full scan."""
     import torch
 
     bundle = Bundle.load(given.model)
@@ -69,18 +69,18 @@ def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def sole_network(bundle: Bundle) -> Any:
-    """The network of a bundle that is no ensemble: the peers are given one.
+    """Return the network of a bundle, which must not be an ensemble.
 
     Raises:
-        ValueError: it has several.
+        ValueError: it has several networks.
     """
     if bundle.members != 1:
-        raise ValueError(f"{bundle.folder}: an ensemble of {bundle.members}, where the peers are given one network")
+        raise ValueError(f"{bundle.folder}: an ensemble of {bundle.members} networks, but the peers need one")
     return bundle.build_network()
 
 
 def sliding_window(bundle: Bundle) -> Any:
-    """MONAI's inferer with the bundle's patch, batch and overlap, and Gaussian weights."""
+    """Make MONAI's inferer with the bundle's patch, batch and overlap, and Gaussian weights."""
     from monai.inferers import SlidingWindowInferer
 
     settings = bundle.inference
@@ -88,10 +88,10 @@ def sliding_window(bundle: Bundle) -> Any:
 
 
 class Counted:
-    """A network that counts the patches it is given.
+    """A network that counts its input patches.
 
     Attributes:
-        patches: how many so far.
+        patches: number of patches so far.
     """
 
     def __init__(self, network: Callable[[Any], Any]) -> None:

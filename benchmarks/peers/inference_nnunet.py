@@ -1,9 +1,9 @@
-"""nnU-Net's predictor on one scan, run in nnU-Net's environment; prints one JSON line. Nothing of gtvray is imported.
+"""nnU-Net's predictor on one scan, run in nnU-Net's environment; prints one JSON line. gtvray is not imported.
 
-Its own reader, preprocessing, sliding window and export, without flips, about the networks that `nnunet_job.py` left
-in the folder JOB. "file" goes from the scan's file to the mask's, twice. "grid" runs its sliding window alone on an
-array that was prepared elsewhere, and leaves the probabilities beside it; "grid-fp32" does so with its sums over
-patches in single precision, where nnU-Net has half.
+Reader, preprocessing, sliding window and export are nnU-Net's, without flips, with the networks that `nnunet_job.py`
+wrote to the folder JOB. "file" processes the file of the scan to that of the mask, twice. "grid" runs only the sliding
+window on an array that was prepared elsewhere and writes the probabilities beside it; "grid-fp32" does so with sums
+over patches in single instead of nnU-Net's half precision.
 
     nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS file SCAN OUT
     nnUNet_def_n_proc=2 python inference_nnunet.py JOB THREADS grid|grid-fp32 CHANNELS OUT
@@ -29,10 +29,10 @@ DATASET = {"labels": {"background": 0, "GTV": 1}, "channel_names": {"0": "CT"}, 
 
 
 class Counted(torch.nn.Module):
-    """A network that counts the patches it is given.
+    """A network that counts its input patches.
 
     Attributes:
-        patches: how many so far.
+        patches: number of patches so far.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -46,7 +46,7 @@ class Counted(torch.nn.Module):
 
 
 def plans(job: dict[str, Any]) -> PlansManager:
-    """What nnU-Net's planner writes for a CT; its normalisation is given the window, so that it gives 0 to 1."""
+    """Return the plan of nnU-Net for a CT; its normalisation scales the window to 0 to 1."""
     resampling = "resample_data_or_seg_to_shape"
     orders = {"data": 3, "seg": 1, "probabilities": 1}
     names = {f"resampling_fn_{kind}": resampling for kind in orders}
@@ -83,7 +83,7 @@ def plans(job: dict[str, Any]) -> PlansManager:
 
 
 def warm_predictor(folder: Path) -> tuple[nnUNetPredictor, Counted, int]:
-    """The predictor with the network of a job, and how many windows that wants of the scan."""
+    """Make the predictor with the network of a job, and return the number of windows that it needs."""
     job = json.loads((folder / "job.json").read_text())
     device = torch.device(os.environ.get("GTVRAY_BENCH_DEVICE", "cpu"))
     network = Counted(torch.jit.load(folder / "network.pt", map_location="cpu").eval().to(device))
@@ -104,7 +104,7 @@ def warm_predictor(folder: Path) -> tuple[nnUNetPredictor, Counted, int]:
 
 
 def file_to_file(folder: Path, scan: str, out: str) -> dict[str, Any]:
-    """All of it, as often as the job says; a window is a channel, and nnU-Net reads a file for each."""
+    """Run from file to file as often as the job states; nnU-Net reads one file per window."""
     began, seconds = time.perf_counter(), []
     times = json.loads((folder / "job.json").read_text())["times"]
     predictor, network, windows = warm_predictor(folder)
@@ -116,7 +116,7 @@ def file_to_file(folder: Path, scan: str, out: str) -> dict[str, Any]:
 
 
 def same_grid(folder: Path, channels: str, out: str) -> dict[str, Any]:
-    """The sliding window alone: channels (c, i, j, k) to the tumour's probabilities (i, j, k)."""
+    """Run only the sliding window: channels (c, i, j, k) to tumour probabilities (i, j, k)."""
     predictor, network, _ = warm_predictor(folder)
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(np.load(channels)))
     np.save(out, predictor.label_manager.apply_inference_nonlin(logits)[1].numpy())
@@ -124,13 +124,13 @@ def same_grid(folder: Path, channels: str, out: str) -> dict[str, Any]:
 
 
 def same_grid_fp32(folder: Path, channels: str, out: str) -> dict[str, Any]:
-    """The same, its sums in single precision: rounded to half, a sum of eight weighted logits is off by thousandths."""
+    """Do the same with sums in single precision; in half, a sum of eight weighted logits has errors of some 0.001."""
     torch.half = torch.float32
     return same_grid(folder, channels, out)
 
 
 def main() -> None:
-    """What was asked for."""
+    """Parse the command line."""
     folder, threads, what, source, out = sys.argv[1:6]
     torch.set_num_threads(int(threads))
     ways = {"file": file_to_file, "grid": same_grid, "grid-fp32": same_grid_fp32}

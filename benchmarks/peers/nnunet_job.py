@@ -1,8 +1,8 @@
-"""What `inference_nnunet.py` is given, and the way back from it; in our environment.
+"""Input of `inference_nnunet.py`, and restoration of its output; in gtvray's environment.
 
-nnU-Net leaves a scan's axes as SimpleITK reads them, (z, y, x) of the file, where ours are turned to RAS. From file to
-file the network is therefore exported with the turning in it: a patch comes as the file lies and goes back so. Its one
-logit stands beside a zero, since nnU-Net takes the larger of two, less what makes that the bundle's threshold.
+nnU-Net keeps the axes of a scan as SimpleITK reads them, (z, y, x) of the file, while gtvray reorients to RAS.
+From file to file the network is therefore exported with the reorientation: patches have the axes of the file.
+Its one logit is paired with zero, since nnU-Net takes the larger of two, and is shifted by the bundle's threshold.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gtvray.preprocessing import prepare, restore_mask, to_channels
 
 @dataclass(frozen=True)
 class Lie:
-    """How a file's array (z, y, x) lies to the upright (i, j, k).
+    """Relation of the array (z, y, x) of a file to the RAS axes (i, j, k).
 
     Attributes:
-        order: the file's axis that is i, j, k.
-        flipped: the file's axes that run the other way.
+        order: axis of the file for i, j, k.
+        flipped: axes of the file with the opposite direction.
     """
 
     order: tuple[int, ...]
@@ -38,14 +38,14 @@ class Lie:
 
     @classmethod
     def of(cls, affine: Any) -> Lie:
-        """By a scan's affine."""
+        """Derive it from the affine of a scan."""
         turn = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
         order = [2 - int(np.flatnonzero(turn[:, 0] == axis)[0]) for axis in range(3)]
         return cls(tuple(order), tuple(2 - axis for axis in range(3) if turn[axis, 1] < 0))
 
     @property
     def back(self) -> tuple[int, ...]:
-        """The upright axis that is z, y, x."""
+        """The RAS axis for z, y, x."""
         return tuple(self.order.index(axis) for axis in range(3))
 
 
@@ -53,12 +53,12 @@ UPRIGHT = Lie((0, 1, 2), ())
 
 
 class AsTheFileLies(torch.nn.Module):
-    """A network of upright patches, given (b, c, z, y, x); its answer (b, 2, z, y, x) is zero and the logit.
+    """A network of RAS patches that takes (b, c, z, y, x) and returns zero and the logit as (b, 2, z, y, x).
 
     Args:
-        network: as the bundle has it.
-        lie: of the file.
-        threshold: the probability at which the logit is told as 0.
+        network: network of the bundle.
+        lie: axes of the file.
+        threshold: probability at which the returned logit is 0.
     """
 
     def __init__(self, network: torch.nn.Module, lie: Lie, threshold: float) -> None:
@@ -76,11 +76,11 @@ class AsTheFileLies(torch.nn.Module):
 
 
 def write_job(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The network and its settings, for the file and for our prepared grid of the whole scan; that grid's values."""
+    """Write the network and its settings for the file and for gtvray's prepared grid, and the values on that grid."""
     bundle, scan = Bundle.load(given.model), read_volume(given.scan)
     times = 1 if given.once else 2
     write_network(folder / "file", bundle, Lie.of(scan.affine), bundle.inference.threshold, times)
-    # Here our own way back has the threshold.
+    # Here the threshold is applied by gtvray's restoration.
     write_network(folder / "grid", bundle, UPRIGHT, 0.5, 1)
     prepared = prepare(scan, bundle.preprocessing, full_extent=True)
     channels = to_channels(prepared.hu.array, bundle.preprocessing.windows_hu, prepared.mirrored)
@@ -89,7 +89,7 @@ def write_job(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float, times: int) -> None:
-    """The network as TorchScript, and what nnU-Net's plans need, by the axes of the file."""
+    """Write the network as TorchScript, and the values for nnU-Net's plans, with the axes of the file."""
     folder.mkdir(parents=True)
     patch = [bundle.patch_ijk[axis] for axis in lie.back]
     example = torch.zeros((1, bundle.preprocessing.channels, *patch))
@@ -107,7 +107,7 @@ def write_network(folder: Path, bundle: Bundle, lie: Lie, threshold: float, time
 
 
 def restore_job(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Our way back from nnU-Net's probabilities, which it left in the folder of the job."""
+    """Restore the mask from nnU-Net's probabilities in the folder of the job."""
     bundle = Bundle.load(given.model)
     prepared = prepare(read_volume(given.scan), bundle.preprocessing, full_extent=True)
     probability = np.load(out.parent / "job" / "probability.npy")

@@ -1,4 +1,4 @@
-"""What patches are compared by; numpy alone, since every contestant's environment has it."""
+"""Statistics by which patches are compared; only numpy, which the environment of every contestant has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def wide_of(patch: int) -> int:
-    """What nnU-Net reads for a patch that may be turned by 30 degrees about each axis."""
+    """Size that nnU-Net reads for a patch that may be rotated by 30 degrees about each axis."""
     return int(patch * (np.cos(np.pi / 6) + np.sin(np.pi / 6)) / 0.85)
 
 
 def describe(image: NDArray[Any], mask: NDArray[Any]) -> list[float]:
-    """Figures of one patch, its intensities cut to 0..1 as ours are; in the order of FIGURES."""
+    """Statistics of one patch, intensities clipped to 0..1, in the order of FIGURES."""
     cut = np.clip(image, 0, 1)
     return [
         float(cut.mean()),
@@ -30,11 +30,11 @@ def describe(image: NDArray[Any], mask: NDArray[Any]) -> list[float]:
 
 
 def timed(batch: Callable[[], tuple[Any, Any]], batches: int) -> dict[str, Any]:
-    """Draw batches against the clock, then as many again for their figures.
+    """Time a number of batches, then draw as many again for their statistics.
 
     Args:
-        batch: gives images (b, 1, i, j, k) and masks of the same shape.
-        batches: how many.
+        batch: returns images (b, 1, i, j, k) and masks of the same shape.
+        batches: number of batches.
     """
     for _ in range(max(4, batches // 4)):
         batch()
@@ -49,6 +49,6 @@ def timed(batch: Callable[[], tuple[Any, Any]], batches: int) -> dict[str, Any]:
 
 
 def difference(one: Any, other: Any) -> list[float]:
-    """Largest difference between the same quantiles of two samples, for each column of their rows."""
+    """Largest difference between the same quantiles of two samples, per column."""
     gaps = np.quantile(one, _QUANTILES, axis=0) - np.quantile(other, _QUANTILES, axis=0)
     return np.round(np.abs(gaps).max(axis=0), 4).reshape(-1).tolist()

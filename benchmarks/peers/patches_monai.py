@@ -1,8 +1,8 @@
 """MONAI's usual loader on prepared cases: PersistentDataset, random dictionary transforms, DataLoader.
 
-The transforms are the nearest that MONAI has to those of nnU-Net, with its probabilities and ranges. Rotation and zoom
-come after a crop as large as nnU-Net's, so that no corner is empty. MONAI can put off resampling and do it at once
-(lazy); both ways are measured, and the faster counts.
+The transforms are those of MONAI that are closest to nnU-Net's, with its probabilities and ranges. Rotation and zoom
+follow a crop as large as nnU-Net's, so that no corner is empty. MONAI can defer resampling and do it once (lazy);
+both variants are measured, and the faster one is reported.
 
     python patches_monai.py WORK PATCH BATCH BATCHES SINGLES
 """
@@ -30,7 +30,7 @@ ANGLE = np.pi / 6
 
 
 def main(work: Path, patch: int, batch: int, batches: int, singles: int) -> None:
-    """Rate and figures of the loader, both ways; then figures of each transform alone, `singles` draws."""
+    """Measure the loader in both variants, then each transform alone with `singles` draws."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     ways = {name: rate(work, patch, batch, batches, lazy) for name, lazy in (("eager", False), ("lazy", True))}
@@ -43,7 +43,7 @@ def main(work: Path, patch: int, batch: int, batches: int, singles: int) -> None
 
 
 def spatial(patch: int, prob: float) -> list[Any]:
-    """Rotation, zoom and the cut to the patch."""
+    """Rotation, zoom and the crop to the patch."""
     modes = ("bilinear", "nearest")
     turn = {"range_x": ANGLE, "range_y": ANGLE, "range_z": ANGLE, "padding_mode": "zeros"}
     return [
@@ -56,7 +56,7 @@ def spatial(patch: int, prob: float) -> list[Any]:
 
 
 def intensity(prob: dict[str, float]) -> dict[str, Any]:
-    """The changes of intensity, in nnU-Net's order."""
+    """Intensity transforms, in nnU-Net's order."""
     sigma, gamma = (0.5, 1.0), (0.7, 1.5)
     bend = {"gamma": gamma, "retain_stats": True}
     return {
@@ -82,7 +82,7 @@ PROBABILITIES = {
 
 
 def rate(work: Path, patch: int, batch: int, batches: int, lazy: bool) -> dict[str, Any]:
-    """The loader's rate and its patches' figures."""
+    """Rate of the loader and statistics of its patches."""
     wide = (wide_of(patch),) * 3
     crop = mt.RandCropByPosNegLabeld(KEYS, "mask", wide, pos=0.33, neg=0.67, num_samples=1, allow_smaller=True)
     flips = [mt.RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(3)]
@@ -115,7 +115,7 @@ def rate(work: Path, patch: int, batch: int, batches: int, lazy: bool) -> dict[s
 
 
 def alone(work: Path, patch: int, draws: int) -> dict[str, Any]:
-    """Each transform by itself, certain to happen, on one patch."""
+    """Apply each transform alone, with probability 1, to one patch."""
     case = np.load(work / "reference.npz")
     size = (wide_of(patch),) * 3
     box = tuple(slice(int(c) - n // 2, int(c) - n // 2 + n) for c, n in zip(case["centre"], size, strict=True))

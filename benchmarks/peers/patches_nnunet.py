@@ -1,7 +1,7 @@
 """nnU-Net's own loader on prepared cases, run in nnU-Net's environment; prints one JSON line.
 
-Its dataset (blosc2), its nnUNetDataLoader and the transforms of its default trainer for an isotropic 3-D patch, in one
-process with one thread. Nothing of gtvray is imported.
+It uses nnU-Net's dataset (blosc2), nnUNetDataLoader and the transforms of the default trainer for an isotropic 3-D
+patch, in one process with one thread. gtvray is not imported.
 
     python patches_nnunet.py WORK PATCH BATCH BATCHES SINGLES
 """
@@ -30,8 +30,8 @@ NAMES = ("spatial", "noise", "blur", "brightness", "contrast", "low_resolution",
 
 
 def main(work: Path, patch: int, batch: int, batches: int, singles: int) -> None:
-    """Rate and figures of the loader; then figures of each transform alone, `singles` draws."""
-    np.random.seed(0)  # noqa: NPY002  what nnU-Net draws from
+    """Measure rate and statistics of the loader, then statistics of each transform alone, `singles` draws."""
+    np.random.seed(0)  # noqa: NPY002  the generator that nnU-Net uses
     torch.manual_seed(0)
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
@@ -63,7 +63,7 @@ def main(work: Path, patch: int, batch: int, batches: int, singles: int) -> None
 
 
 def dataset(work: Path, size: tuple[int, ...]) -> nnUNetDatasetBlosc2:
-    """The prepared cases as nnU-Net keeps them: float32 and class locations, in its chunks."""
+    """Store the prepared cases as nnU-Net does: float32 and class locations, in its chunks."""
     folder = work / "nnunet"
     if not folder.exists():
         folder.mkdir()
@@ -88,7 +88,7 @@ def dataset(work: Path, size: tuple[int, ...]) -> nnUNetDatasetBlosc2:
 
 
 def alone(transforms: Any, work: Path, initial: tuple[int, ...], draws: int) -> dict[str, Any]:
-    """Each transform by itself, certain to happen, on one patch: its figures, its parameters, its probability."""
+    """Apply each transform alone, with probability 1, to one patch: statistics, parameters, probability."""
     case = np.load(work / "reference.npz")
     box = tuple(slice(int(c) - n // 2, int(c) - n // 2 + n) for c, n in zip(case["centre"], initial, strict=True))
     inner = tuple(slice((n - p) // 2, (n - p) // 2 + p) for n, p in zip(initial, case["patch"], strict=True))
@@ -114,7 +114,7 @@ def alone(transforms: Any, work: Path, initial: tuple[int, ...], draws: int) -> 
 
 
 def drawn(name: str, found: dict[str, Any]) -> list[float]:
-    """What a transform drew, as numbers."""
+    """Return the parameters that a transform drew, as numbers."""
     if name == "spatial":
         affine = found["affine"]
         span = np.linalg.det(affine) ** (1 / 3)

@@ -1,7 +1,7 @@
 """nnU-Net's own preprocessor on one case, run in nnU-Net's environment; prints one JSON line.
 
-Its CT normalization is given mean 0, deviation 1 and the scanner's whole range, so that its output is HU and the work
-is the same. Nothing of gtvray is imported.
+The CT normalisation has mean 0, deviation 1 and the full range of the scanner, so that the output is in HU and the
+work is the same. gtvray is not imported.
 
     python preparing_nnunet.py CASE OUT SPACING_MM
 """
@@ -23,7 +23,7 @@ AIR_HU, TOP_HU = -1024.0, 3071.0
 
 
 def plans(spacing_zyx_mm: list[float]) -> PlansManager:
-    """What nnU-Net's planner writes for a CT, at a spacing of our choice."""
+    """Return the plan of nnU-Net for a CT at a given spacing."""
     resampling = "resample_data_or_seg_to_shape"
     return PlansManager(
         {
@@ -54,7 +54,7 @@ def plans(spacing_zyx_mm: list[float]) -> PlansManager:
 
 
 def main() -> None:
-    """Prepare, time, and leave the result as HU (i, j, k) beside nnU-Net's own files."""
+    """Prepare the case, time it, and write the result as HU (i, j, k) beside nnU-Net's own files."""
     case, out = Path(sys.argv[1]), Path(sys.argv[2])
     manager = plans([float(value) for value in sys.argv[3].split(",")][::-1])
     configuration = manager.get_configuration("3d_fullres")

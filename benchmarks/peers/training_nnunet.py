@@ -1,16 +1,16 @@
 """nnU-Net's own trainer, run in nnU-Net's environment; prints one JSON line.
 
-Its planner, its preprocessing, its `run_training` with its loader in one background process, its losses, SGD and
-schedule. Two things are set in its plan: the spacing, and the network, which has no bias before a normalisation, so
-that it is the one it is held against, parameter for parameter. Its trainer without deep supervision is one of its own.
-On a CPU it trains in single precision only, and never compiles: `train_step` uses autocast on CUDA devices alone.
-Nothing of gtvray is imported.
+Planner, preprocessing, `run_training` with its loader in one background process, losses, SGD and schedule are
+nnU-Net's. Two values of its plan are set: the spacing, and the network, which has no bias before a normalisation, so
+that it equals gtvray's parameter by parameter. The trainer without deep supervision is one of nnU-Net's.
+On a CPU it trains in single precision only and never compiles: `train_step` uses autocast on CUDA devices only.
+gtvray is not imported.
 
     nnUNet_compile=f nnUNet_n_proc_DA=1 python training_nnunet.py prepare WORK SPACING PATCH BATCH
     nnUNet_compile=f nnUNet_n_proc_DA=1 python training_nnunet.py network WORK WEIGHTS
     nnUNet_compile=f nnUNet_n_proc_DA=1 python training_nnunet.py train WORK WARMUP STEPS
 
-WORK has the cases, `cases/<case>/data.nii.gz` and `label.nii.gz`. The environment decides the number of threads.
+WORK has the cases, `cases/<case>/data.nii.gz` and `label.nii.gz`. The environment determines the number of threads.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def prepare(work: Path, spacing_ijk_mm: list[float], patch: int | list[int], batch: int) -> dict[str, Any]:
-    """Its layout, its plan with our spacing, patch (i, j, k), batch and network, its preprocessing."""
+    """Write nnU-Net's layout and plan with the given spacing, patch, batch and network, and preprocess."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
     raw = work / "nnunet" / "raw" / NAME
@@ -70,7 +70,7 @@ def prepare(work: Path, spacing_ijk_mm: list[float], patch: int | list[int], bat
     plans["configurations"][CONFIGURATION] = {
         **planned,
         "data_identifier": CONFIGURATION,
-        # Its axes are those of SimpleITK, the other way round.
+        # nnU-Net has the axes of SimpleITK, in reverse order.
         "spacing": spacing_ijk_mm[::-1],
         "patch_size": [patch] * 3 if isinstance(patch, int) else patch[::-1],
         "batch_size": batch,
@@ -82,7 +82,7 @@ def prepare(work: Path, spacing_ijk_mm: list[float], patch: int | list[int], bat
 
 
 def architecture(planned: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The planned network with stages of our widths, and other settings of it changed."""
+    """Return the planned network with the given widths and changed settings."""
     stages = len(FEATURES)
     settings = {
         **planned["arch_kwargs"],
@@ -98,7 +98,7 @@ def architecture(planned: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def trainer(work: Path, kind: Any, device: str = "cpu") -> Any:
-    """A trainer of a class of its own or ours, on all cases."""
+    """Make a trainer of the given class on all cases."""
     import torch
 
     folder = work / "nnunet" / "preprocessed" / NAME
@@ -108,10 +108,10 @@ def trainer(work: Path, kind: Any, device: str = "cpu") -> Any:
 
 
 def network(work: Path, weights: Path) -> dict[str, Any]:
-    """What its network answers with the weights of another, and what a step of it costs.
+    """Compare the logits of nnU-Net's network with the weights of another, and count the operations of a step.
 
     Args:
-        work: the folder.
+        work: working folder.
         weights: an npz file with the other network's parameters as `by_kind` names them, and its `patches` and
             `logits`.
     """
@@ -131,7 +131,7 @@ def network(work: Path, weights: Path) -> dict[str, Any]:
     assert set(own) == others, sorted(set(own) ^ others)
     with torch.no_grad():
         for name, parameter in own.items():
-            # Two logits through softmax are their difference through a sigmoid: zero for the background.
+            # Softmax of two logits equals the sigmoid of their difference, so the background logit is zero.
             parameter[:-1].zero_() if name.startswith("head") else None
             target = parameter[-1:] if name.startswith("head") else parameter
             target.copy_(torch.from_numpy(given[name]))
@@ -141,7 +141,7 @@ def network(work: Path, weights: Path) -> dict[str, Any]:
 
 
 def step_cost(network: Any, patches: Any) -> dict[str, int]:
-    """Parameters that take part, and floating point operations of a forward and a backward pass."""
+    """Count the parameters used, and the floating-point operations of a forward and a backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -151,10 +151,10 @@ def step_cost(network: Any, patches: Any) -> dict[str, int]:
 
 
 def by_kind(parameters: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The parameters of either U-Net under names that both have: kind, and number in the order of layers.
+    """Return the parameters of a U-Net under names that both projects share: kind, and number in the order of layers.
 
     Args:
-        parameters: their names in the network, and themselves.
+        parameters: parameters by their names in the network.
     """
     found: dict[str, Any] = {}
     counts: dict[str, int] = {}
@@ -167,7 +167,7 @@ def by_kind(parameters: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def train(work: Path, warmup: int, steps: int) -> dict[str, Any]:
-    """Its training loop: an epoch to warm up, then one that counts."""
+    """Run nnU-Net's training loop: one epoch to warm up, then one that is measured."""
     from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
         nnUNetTrainerNoDeepSupervision,
     )
@@ -175,7 +175,7 @@ def train(work: Path, warmup: int, steps: int) -> dict[str, Any]:
     lengths, seconds, losses = (warmup, steps), [], []
 
     class Timed(nnUNetTrainerNoDeepSupervision):  # type: ignore[misc]  # another environment's
-        """Takes the time of the training steps of each epoch; validates on one batch."""
+        """Times the training steps of each epoch; validates on one batch."""
 
         def on_train_epoch_start(self) -> None:
             super().on_train_epoch_start()
