@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/run
 	$(BIN)/gtvray demo $(ARGS)
 
+# Two processes: tests that start Ray run in one of them, the others in both.
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup $(ARGS)
 
 test-all: .venv/dev
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

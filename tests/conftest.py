@@ -23,6 +23,13 @@ settings.load_profile("gtvray")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all tests that start Ray in one process, one after the other, so that they share a cluster."""
+    for item in items:
+        if item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real volumes, kept beside the repository and never in it."""
