@@ -1,6 +1,6 @@
-"""The main job from end to end: scans, sweep, MLflow, promotion, Ray Serve, masks over HTTP.
+"""The full pipeline: scans, sweep, MLflow, promotion, Ray Serve, masks over HTTP.
 
-Every stage is a few calls of the rooms below; what it proves is that they fit together.
+It demonstrates that the parts work together.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gtvray.promotion import Evidence
     from gtvray.registry import ModelVersion, Registry
 
-# Seconds a stage takes on two cores, to tell the time left before it has been seen.
+# Expected seconds of each stage on two cores, for the estimate of the time left.
 STAGES = {
     "data": 5,
     "prepare": 5,
@@ -52,7 +52,7 @@ _NEED_BYTES = 2_000_000_000
 _CLIENTS = 4
 _OVERLAY_FIELD_MM = 160.0
 
-# Told the endpoint's URL and token; returns when it is to end.
+# Called with URL and token of the endpoint; returns when the endpoint shall stop.
 Hold = Callable[[str, str], None]
 
 
@@ -94,11 +94,11 @@ class DemoResult:
 
 
 class Demo:
-    """One run of the demo; `run` is the whole of it, `result` what there is so far.
+    """One run of the demo; `run` executes it, `result` contains the results so far.
 
     Args:
         options: what the user chose.
-        show: told of progress.
+        show: receives progress.
     """
 
     def __init__(self, options: DemoOptions, show: ProgressReporter) -> None:

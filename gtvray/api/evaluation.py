@@ -69,21 +69,21 @@ def evaluate(
     from gtvray.datasets import Ledger, index_dataset
     from gtvray.reports import Study, check_study
 
-    place, settings = as_workspace(workspace), as_config(config)
+    folders, settings = as_workspace(workspace), as_config(config)
     # A copied workspace is refused before its cases are scored: the report would go to its original.
-    place.locate()
-    bundles = name_models({name: load_bundle(name, place, settings) for name in dict.fromkeys(models)})
+    folders.locate()
+    bundles = name_models({name: load_bundle(name, folders, settings) for name in dict.fromkeys(models)})
     dataset = index_dataset(Path(data))
     digests = "-".join(bundle.digest[:12] for bundle in bundles.values())
-    folder = Path(out) if out is not None else place.reports / f"evaluate-{digests}"
+    folder = Path(out) if out is not None else folders.reports / f"evaluate-{digests}"
     # In its own folder of the workspace, an earlier report of the same models is replaced.
     overwrite = overwrite or out is None
     check_study(dataset, bundles.values(), folder, overwrite=overwrite)
     digest = dataset_digest(dataset, settings.split.patient_pattern)
     study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
-    outcome, report = _score(dataset, study, baseline, threads, Ledger(place.ledger), show=show)
+    outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
     try:
-        return Evaluation(outcome, report, send_report(report, workspace=place, config=settings))
+        return Evaluation(outcome, report, send_report(report, workspace=folders, config=settings))
     except GtvrayError as error:
         # The result is not lost because MLflow is unreachable.
         return Evaluation(outcome, report, None, error)
@@ -103,10 +103,10 @@ def send_report(
     from gtvray.reports import record_report
     from gtvray.tracking import connect_mlflow
 
-    place, settings = as_workspace(workspace), as_config(config)
-    uri = settings.tracking.uri or place.mlflow_uri
-    artifacts = place.artifacts if uri.startswith("sqlite") else None
-    return record_report(connect_mlflow(uri, place.artifacts), settings.tracking.experiment, Path(report), artifacts)
+    folders, settings = as_workspace(workspace), as_config(config)
+    uri = settings.tracking.uri or folders.mlflow_uri
+    artifacts = folders.artifacts if uri.startswith("sqlite") else None
+    return record_report(connect_mlflow(uri, folders.artifacts), settings.tracking.experiment, Path(report), artifacts)
 
 
 def _score(

@@ -77,15 +77,15 @@ def train(
     """
     from gtvray.crossval import TrainJob, TrainRequest
 
-    place = as_workspace(workspace)
+    folders = as_workspace(workspace)
     if (data is None) == (resume is None):
         raise InputError("a training needs data, or the name of one to resume", expected="one of the two")
     request = None if data is None else TrainRequest(as_config(config), Path(data), fold, folds)
-    with place.lock():
+    with folders.lock():
         if request is None:
-            job = TrainJob.resumed(str(resume), place, show, on_folds)
+            job = TrainJob.resumed(str(resume), folders, show, on_folds)
         else:
-            job = TrainJob(request, place, _run_name(f"train-{_short_name(Path(name))}"), show, on_folds)
+            job = TrainJob(request, folders, _run_name(f"train-{_short_name(Path(name))}"), show, on_folds)
         project, planned = job.open()
         on_plan(job.plan(project))
         show.begin("ray", "connecting to Ray")
@@ -120,16 +120,16 @@ def sweep(
         TrainingError: no trial completed an epoch.
     """
     spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
-    settings, place = as_config(config), as_workspace(workspace)
+    settings, folders = as_config(config), as_workspace(workspace)
     # Invalid settings are refused before Ray and torch are loaded.
     from gtvray.reports import record_trials_page, write_trials_page
     from gtvray.tuning import SweepJob
 
     name = resume or _run_name("sweep" if isinstance(space, SweepConfig) else _short_name(Path(space)))
-    with place.lock():
-        job = SweepJob(spec, settings, place, name, show)
+    with folders.lock():
+        job = SweepJob(spec, settings, folders, name, show)
         if resume is not None:
-            job.require_begun()
+            job.require_started()
         project = job.open(Path(data))
         show.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
@@ -137,9 +137,9 @@ def sweep(
                 outcome = job.run(project, cluster)
             except BaseException:
                 # An unfinished sweep has a page too, with the reasons of failed trials.
-                write_trials_page(place.sweeps / name, name)
+                write_trials_page(folders.sweeps / name, name)
                 raise
-        page, sent = record_trials_page(place.sweeps / name, name, job.record.client, outcome.sweep_run_id)
+        page, sent = record_trials_page(folders.sweeps / name, name, job.record.client, outcome.sweep_run_id)
     return SweepRun(name, outcome, page, sent)
 
 

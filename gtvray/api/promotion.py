@@ -68,12 +68,12 @@ def promote(
     from gtvray.promotion import DecisionLog, gather_evidence, require_champion, with_inference
     from gtvray.promotion import promote as decide
 
-    place, settings = as_workspace(workspace), as_config(config)
+    folders, settings = as_workspace(workspace), as_config(config)
     candidate = Bundle.load(Path(bundle))
-    with place.lock():
+    with folders.lock():
         located = Bundle.load(Path(locator)) if locator is not None else None
-        candidate = with_inference(candidate, dict(inference or {}), place.bundles, located)
-        registry, log = open_registry(place, settings), DecisionLog(place.decisions)
+        candidate = with_inference(candidate, dict(inference or {}), folders.bundles, located)
+        registry, log = open_registry(folders, settings), DecisionLog(folders.decisions)
         run_id = candidate.info["mlflow_run"]
         # What would be refused after scoring held-out cases is refused before it.
         require_champion(registry, log)
@@ -82,15 +82,15 @@ def promote(
         # With another split, held-out cases could be ones that it was trained on.
         trained_with = with_dotted(settings, candidate.info["config"], bundle)
         dataset = index_dataset(Path(data))
-        project = open_project(dataset, trained_with, cache=place.cache, splits=place.splits, report=show.advance)
+        project = open_project(dataset, trained_with, cache=folders.cache, splits=folders.splits, report=show.advance)
         _require_training_data(candidate, project, Path(data))
         show.begin("evaluate", f"{len(project.held_out)} held-out cases")
-        golden = place.golden_of(candidate.digest)
+        golden = folders.golden_of(candidate.digest)
         evidence, _ = gather_evidence(
             candidate,
             project,
-            masks=place.reports / f"promote-{candidate.digest[:12]}" / "masks",
-            ledger=Ledger(place.ledger),
+            masks=folders.reports / f"promote-{candidate.digest[:12]}" / "masks",
+            ledger=Ledger(folders.ledger),
             threads=_replica_threads(settings),
             golden=golden,
             report=show.advance,
@@ -119,11 +119,11 @@ def rollback(
     from gtvray.promotion import restore as as_decided
     from gtvray.promotion import rollback as to_previous
 
-    place = as_workspace(workspace)
-    log = DecisionLog(place.decisions)
-    with place.lock():
-        registry = open_registry(place, config)
-        return as_decided(registry, log, place.bundles, place.golden) if restore else to_previous(registry, log)
+    folders = as_workspace(workspace)
+    log = DecisionLog(folders.decisions)
+    with folders.lock():
+        registry = open_registry(folders, config)
+        return as_decided(registry, log, folders.bundles, folders.golden) if restore else to_previous(registry, log)
 
 
 def _require_training_data(candidate: Bundle, project: Project, data: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line; a file a verb, each loading what it needs when it runs."""
+"""The command line: one module per command, which imports what it needs when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What verbs share: options, progress on stderr, results on stdout."""
+"""Shared parts of the commands: options, progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", help="Folder that everything is written to.", envvar="GTVRAY_WORKSPACE")
-]
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for all output.", envvar="GTVRAY_WORKSPACE")]
 WORKSPACE = Path("gtvray-runs")
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 
 def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
-    """With --json, what a library prints goes to stderr until the verb ends: Ray prints when a worker dies."""
+    """With --json, redirect the output of libraries to stderr until the command ends: Ray prints when a worker dies."""
     if as_json:
-        # The root's context is always closed; a verb's is not when an option after this one is wrong.
+        # The root context is always closed; that of a command is not if a later option is invalid.
         context.find_root().with_resource(_stdout_for_results())
     return as_json
 
 
 @contextmanager
 def _stdout_for_results() -> Iterator[None]:
-    """Only `emit` writes on stdout for the length of a `with` block."""
+    """Let only `emit` write to stdout within a `with` block."""
     token = _stdout.set(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -45,31 +43,31 @@ def _stdout_for_results() -> Iterator[None]:
 
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", callback=_keep_stdout),
+    typer.Option("--json", help="Print one JSON object on stdout, and nothing else.", callback=_keep_stdout),
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="A running Ray cluster, host:port or auto; one is started otherwise.")
+    str | None, typer.Option("--address", help="Running Ray cluster, host:port or auto; by default one is started.")
 ]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundle's folder, a version, or champion.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder of a bundle, a version, or champion.")]
 OverwriteOption = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace earlier outputs of gtvray that are unchanged; never anything else."),
+    typer.Option("--overwrite", help="Replace unmodified earlier output of gtvray; never anything else."),
 ]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="A setting; the same as KEY=VALUE after the other arguments."
+        "--set", "-s", metavar="KEY=VALUE", help="A setting; equivalent to KEY=VALUE after the other arguments."
     ),
 ]
 
 
 class Progress:
-    """Stages on stderr: a live line on a terminal, a line a stage elsewhere, nothing beside JSON elsewhere.
+    """Progress by stage on stderr: a live line on a terminal, otherwise one line per stage, or none with `--json`.
 
     Args:
-        expected_s: seconds a stage is expected to take, in order; tells the time left.
-        quiet: `--json` was given.
+        expected_s: stage -> expected seconds, in order, for the estimate of the time left.
+        quiet: whether `--json` was given.
     """
 
     def __init__(self, expected_s: Mapping[str, float], quiet: bool) -> None:
@@ -80,8 +78,8 @@ class Progress:
         self._status: Any = None
 
     def begin(self, stage: str, detail: str) -> None:
-        """A stage begins."""
-        # Ray, once connected, has put its own handler in the place of ours.
+        """Start a stage."""
+        # Connecting to Ray replaces the signal handler.
         take_sigterm()
         if self._stage:
             self._expected_s.pop(self._stage, None)
@@ -94,15 +92,15 @@ class Progress:
             sys.stderr.write(f"{stage}: {detail} ({self._left(0.0)})\n")
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
-        """The present stage is this far."""
+        """Report progress within the stage."""
         if self._terminal and not self._silent:
             share = done / total if total else 0.0
-            said = detail or f"{done:g}/{total:g}"
-            self._update(f"  {said}", share)
+            text = detail or f"{done:g}/{total:g}"
+            self._update(f"  {text}", share)
 
     @contextmanager
     def live(self) -> Iterator[Progress]:
-        """Keep the line on the screen for the length of a `with` block."""
+        """Display the line within a `with` block."""
         if self._terminal:
             from rich.console import Console
 
@@ -112,14 +110,14 @@ class Progress:
         else:
             yield self
 
-    def _update(self, said: str, share: float = 0.0) -> None:
+    def _update(self, text: str, share: float = 0.0) -> None:
         if self._status is not None:
-            self._status.update(f"[bold]{self._stage}[/]  {self._detail}{said}  [dim]{self._left(share)}[/]")
+            self._status.update(f"[bold]{self._stage}[/]  {self._detail}{text}  [dim]{self._left(share)}[/]")
 
     def _left(self, share: float) -> str:
         elapsed = time.monotonic() - self._began
         expected = self._expected_s.get(self._stage, 0.0)
-        # What has been seen of a stage tells more than what was expected, once some of it has been seen.
+        # Observed progress gives a better estimate than the expectation, once there is some.
         present = elapsed * (1 - share) / share if share > 0.05 else max(0.0, expected - elapsed)
         later = list(self._expected_s)
         rest = later[later.index(self._stage) + 1 :] if self._stage in later else []
@@ -128,20 +126,20 @@ class Progress:
 
 
 def take_sigterm() -> None:
-    """Let SIGTERM do what Ctrl-C does."""
+    """Handle SIGTERM like Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:
-    """Print a result: JSON, or text for people."""
+    """Print a result as JSON or as text."""
     typer.echo(json.dumps(value, default=str) if as_json else text, file=_stdout.get())
 
 
 def shell_command(*words: object) -> str:
-    """Format a command line that can be pasted into a shell, whatever its paths are called.
+    """Format a command line that can be pasted into a shell, whatever characters its paths have.
 
     Args:
-        words: program, options and values; a `Path` with a leading dash gets `./` before it, lest it be an option.
+        words: program, options and values; a `Path` with a leading dash is prefixed with `./`, so it is no option.
     """
     return shlex.join(
         f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words
@@ -162,7 +160,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that stdout is; None if it is not one."""
+    """Return the width of the terminal in columns; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

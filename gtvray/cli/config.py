@@ -91,20 +91,20 @@ def plan(
     from gtvray.io import Workspace, check_outputs
     from gtvray.training import describe_plan, plan_training
 
-    place, settings = Workspace(workspace), load_config(config, override or [])
+    folders, settings = Workspace(workspace), load_config(config, override or [])
     if out is not None:
         check_outputs([out], inputs=[config] if config is not None else [], overwrite=overwrite)
     dataset = index_dataset(data)
     progress = Progress({"prepare": len(dataset.cases) * 0.5}, as_json)
-    with progress.live(), place.lock():
+    with progress.live(), folders.lock():
         progress.begin("prepare", dataset.title)
-        project = open_project(dataset, settings, cache=place.cache, splits=place.splits, report=progress.advance)
+        project = open_project(dataset, settings, cache=folders.cache, splits=folders.splits, report=progress.advance)
         planned = plan_training(project.fingerprint, _worker_memory_bytes(settings), settings)
-    told = describe_plan(planned)
+    text = describe_plan(planned)
     if out is not None:
         _write(out, planned.given(), overwrite)
-        told += f"\nsettings: {out}"
-    emit({**planned.as_dict(), "file": str(out) if out else None}, as_json, told)
+        text += f"\nsettings: {out}"
+    emit({**planned.as_dict(), "file": str(out) if out else None}, as_json, text)
 
 
 def _worker_memory_bytes(config: Config) -> int:

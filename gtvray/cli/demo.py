@@ -92,7 +92,7 @@ def _text(result: DemoResult, workspace: Path) -> str:
             _evidence(result),
             f"champion: version {result.promotion['version']}; every served mask equals the offline one",
             f"pictures:\n{pictures}\n  {result.overlay}",
-            "go on with:",
+            "next steps:",
             f"  {shell_command('gtvray', 'serve', '--workspace', workspace)}",
             f"  {shell_command('gtvray', 'predict', 'SCAN.nii.gz', '-o', 'MASK.nii.gz', '--workspace', workspace)}",
             f"  MLFLOW_DISABLE_TELEMETRY=true {mlflow}",

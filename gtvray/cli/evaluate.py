@@ -56,11 +56,11 @@ def evaluate(
     from gtvray.errors import InputError
     from gtvray.io import Workspace
 
-    place, settings = Workspace(workspace), load_config(config, override or [])
+    folders, settings = Workspace(workspace), load_config(config, override or [])
     if (data is None) == (send is None):
         raise InputError("evaluate scores a dataset, or sends a report", expected="--data or --send, and not both")
     if send is not None:
-        runs = api.send_report(send, workspace=place, config=settings)
+        runs = api.send_report(send, workspace=folders, config=settings)
         emit({"mlflow": runs}, as_json, _runs_text(runs))
         return
     assert data is not None
@@ -73,12 +73,12 @@ def evaluate(
             out=out,
             overwrite=overwrite,
             threads=threads,
-            workspace=place,
+            workspace=folders,
             config=settings,
             show=progress,
         )
     found = {**result.outcome.as_dict(), "report": str(result.report), "mlflow": result.runs}
-    lines = [_text(result.outcome), *result.outcome.warnings, f"report: {result.report}", _sent_text(result, place)]
+    lines = [_text(result.outcome), *result.outcome.warnings, f"report: {result.report}", _sent_text(result, folders)]
     emit(found, as_json, "\n".join([*lines, NOTICE]))
 
 
@@ -97,10 +97,10 @@ def _runs_text(runs: dict[str, str]) -> str:
     return "\n".join(f"{name}: MLflow run {run}" for name, run in runs.items())
 
 
-def _sent_text(result: Evaluation, place: Workspace) -> str:
+def _sent_text(result: Evaluation, folders: Workspace) -> str:
     error = result.failure
     if error is None:
         return _runs_text(result.runs or {})
-    again = shell_command("gtvray", "evaluate", "--send", result.report, "--workspace", place.root)
+    again = shell_command("gtvray", "evaluate", "--send", result.report, "--workspace", folders.root)
     reason = "; ".join(error.fields[name] for name in ("found", "do") if name in error.fields)
     return f"not in MLflow: {error.what} ({reason}); send it later: {again}"

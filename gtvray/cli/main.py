@@ -1,4 +1,4 @@
-"""Entry: verbs, and the one place where an error becomes lines and an exit code."""
+"""Entry point: the commands, and the conversion of errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ app.command("submit", cls=SettingsCommand, context_settings={"ignore_unknown_opt
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong use or input."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong use or input."""
     take_sigterm()
     code = 0
     try:
         use_token()
         _run(sys.argv[1:])
-    except typer.Exit as leave:
-        code = leave.exit_code
+    except typer.Exit as request:
+        code = request.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail(FailureError("interrupted", do="run it again; what was finished is kept"))
+        code = _fail(FailureError("interrupted", do="run it again; completed work is kept"))
     except GtvrayError as error:
         code = _fail(error)
     except typer.TyperException as error:
@@ -69,9 +69,9 @@ def main() -> None:
         code = _fail(_of_system(error))
     except UnicodeEncodeError as error:
         code = _fail(_of_name(error))
-    except Exception as error:  # noqa: BLE001  # the last net: a stack trace helps nobody who runs a sweep
+    except Exception as error:  # noqa: BLE001  # users get a message instead of a stack trace
         code = _fail(_unexpected(error))
-    # Ray and MLflow leave threads that have nothing more to say.
+    # Threads of Ray and MLflow may still run; their output is not needed.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -79,23 +79,23 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    # Typer's own way in would make an exit code of Ctrl-C, and say nothing.
+    # Typer's own entry point would turn Ctrl-C into an exit code without a message.
     command = typer.main.get_command(app)
     with command.make_context("gtvray", arguments) as context:
         command.invoke(context)
 
 
 def _misused(error: typer.TyperException) -> int:
-    said = error.format_message()
-    if said.startswith("Usage:"):
-        # No verb was given; then the message is the help.
-        sys.stderr.write(f"{said}\n")
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        # Without a command the message is the help.
+        sys.stderr.write(f"{message}\n")
         return InputError.exit_code
-    return _fail(InputError(said, do="see --help"))
+    return _fail(InputError(message, do="see --help"))
 
 
 def _fail(error: GtvrayError) -> int:
-    # After "--" stand the options of another command, as in `gtvray submit`.
+    # Options after "--" belong to another command, as in `gtvray submit`.
     if "--json" in takewhile(lambda argument: argument != "--", sys.argv):
         sys.stdout.write(json.dumps({"error": error.problem()}) + "\n")
     sys.stderr.write(f"error: {error}\n")
@@ -106,22 +106,22 @@ def _of_system(error: OSError) -> GtvrayError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("the disk is full", where=error.filename, do="free some space and run it again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        do = "name another with --workspace or GTVRAY_WORKSPACE if it lies there; `gtvray doctor` lists what to set"
+        do = "set another folder with --workspace or GTVRAY_WORKSPACE; `gtvray doctor` lists what to set"
         return InputError("not permitted", where=error.filename, found=error.strerror, do=do)
-    # As Python's tempfile and matplotlib say it.
+    # The wording of Python's tempfile and of matplotlib.
     if "temporary directory" in str(error):
         return no_temp_folder()
     return _unexpected(error)
 
 
 def _of_name(error: UnicodeEncodeError) -> GtvrayError:
-    # Python decodes bytes of a file name that it cannot read to surrogates, which no file can hold.
+    # Python decodes undecodable bytes of file names to surrogates, which cannot be encoded.
     if not any("\ud800" <= character <= "\udfff" for character in error.object[error.start : error.end]):
         return _unexpected(error)
     return InputError(
         "the name of a file or folder cannot be read in this locale",
         found=ascii(error.object[:200]),
-        do="set LC_ALL=C.UTF-8, and leave PYTHONUTF8 unset; rename what is not named in UTF-8",
+        do="set LC_ALL=C.UTF-8 and unset PYTHONUTF8; rename files whose names are not UTF-8",
     )
 
 
@@ -130,17 +130,17 @@ def _unexpected(error: Exception) -> GtvrayError:
         raise error
     lines = str(error).strip().splitlines() or [""]
     found = f"{type(error).__name__}: {lines[0]}"
-    # As SQLite and safetensors say it, whose errors are no OSError.
+    # SQLite and safetensors report these without an OSError.
     if "database is locked" in str(error):
         return ResourceError(
             "the MLflow database is locked by another program",
             found=found,
-            do="wait until that program has finished, or close it, and run this again; leave the database where it is",
+            do="wait until that program has finished, or close it, and run this again; do not move the database",
         )
     if "disk is full" in found or os.strerror(errno.ENOSPC) in found:
         return ResourceError("the disk is full", found=found, do="free some space and run it again")
     return FailureError(
-        "something unforeseen went wrong",
+        "unexpected error",
         found=found,
-        do="run it again with GTVRAY_DEBUG=1 and report what it prints",
+        do="run it again with GTVRAY_DEBUG=1 and report the output",
     )

@@ -52,7 +52,7 @@ def predict(
     model: ModelOption = "champion",
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Run every patch, whatever the model does.")] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Tell how sure the model is; entropy goes beside each mask.")
+        bool, typer.Option("--uncertainty", help="Estimate uncertainty; write the entropy beside each mask.")
     ] = False,
     report: Annotated[
         bool,
@@ -81,13 +81,13 @@ def predict(
     from gtvray.errors import InputError
     from gtvray.io import Workspace
 
-    place = Workspace(workspace)
+    folders = Workspace(workspace)
     if server and exhaustive:
         raise InputError(
-            "an endpoint looks at a scan as its model does", found="--server and --exhaustive", do="drop one"
+            "an endpoint uses the inference mode of its model", found="--server and --exhaustive", do="drop one"
         )
     if server and uncertainty:
-        raise InputError("an endpoint does not tell uncertainty", found="--server and --uncertainty", do="drop one")
+        raise InputError("an endpoint does not report uncertainty", found="--server and --uncertainty", do="drop one")
     files = plan_files(
         inputs,
         out,
@@ -95,12 +95,12 @@ def predict(
         uncertainty=uncertainty,
         overwrite=overwrite,
         read=[config] if config is not None else [],
-        closed=[place.bundles, *([Path(model)] if Path(model).is_dir() else [])],
+        closed=[folders.bundles, *([Path(model)] if Path(model).is_dir() else [])],
     )
     if server:
         outcomes = _remote(files.masks, server, token, overwrite)
     else:
-        loaded = load_model(model, workspace=place, config=load_config(config, override or []), threads=threads)
+        loaded = load_model(model, workspace=folders, config=load_config(config, override or []), threads=threads)
         outcomes = _local(files.masks, loaded.exhaustive() if exhaustive else loaded, uncertainty, overwrite)
     rows = _rows(outcomes, files.names, as_json)
     if report:

@@ -1,4 +1,4 @@
-"""`gtvray sweep`: a search over trainings, to a bundle."""
+"""`gtvray sweep`: a hyperparameter search that ends in a bundle."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from gtvray.cli.common import (
 
 
 def sweep(
-    space: Annotated[Path, typer.Argument(help="A search space, such as tune_configs/demo.yaml.")],
-    data: Annotated[Path, typer.Option(help="A folder in StructSeg's layout.")],
+    space: Annotated[Path, typer.Argument(help="Search space, such as tune_configs/demo.yaml.")],
+    data: Annotated[Path, typer.Option(help="Dataset with masks.")],
     address: AddressOption = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     resume: Annotated[
-        str | None, typer.Option(help="Name of a sweep that was cut off; it goes on, with what it was begun with.")
+        str | None, typer.Option(help="Name of an interrupted sweep to resume with the same arguments.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search, record every trial in MLflow, and write the best as a bundle.
+    """Search over trainings, record every trial in MLflow, and write the bundle of the best one.
 
     Example: gtvray sweep tune_configs/demo.yaml --data Naso_GTV
 
-    A sweep whose process was killed goes on with the same command and --resume NAME; its name is shown when it begins.
+    To resume an interrupted sweep, run the same command with --resume NAME. The name is printed at the start.
     """
     from gtvray import api
     from gtvray.config import load_config, load_sweep

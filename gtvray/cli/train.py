@@ -39,7 +39,7 @@ def train(
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="How many folds the cases are divided into.")] = 5,
     resume: Annotated[
-        str | None, typer.Option(help="Name of a training to go on with; it has its settings and data.")
+        str | None, typer.Option(help="Name of an interrupted training to resume with its own settings and data.")
     ] = None,
     address: AddressOption = None,
     workspace: WorkspaceOption = WORKSPACE,
@@ -70,7 +70,7 @@ def train(
             workspace=workspace,
             address=address,
             show=progress,
-            on_plan=lambda plan: progress.tell(_plan_text(plan)),
+            on_plan=lambda plan: progress.print(_plan_text(plan)),
             on_folds=progress.folds,
         )
     found = _found(outcome)
@@ -96,8 +96,8 @@ class FoldProgress(Progress):
         total = sum(status.epochs for status in statuses)
         self.advance(done, total, f"{done} of {total} epochs")
 
-    def tell(self, text: str) -> None:
-        """Lines that stay."""
+    def print(self, text: str) -> None:
+        """Print lines above the live display."""
         if self._terminal and self._status is not None:
             self._status.print(text)
         elif not self._silent:
@@ -218,7 +218,7 @@ def _found(outcome: TrainOutcome) -> dict[str, Any]:
 
 
 def outcome_text(outcome: TrainOutcome, workspace: Path) -> str:
-    """The worst cases, the folds beside their baselines, and how to go on."""
+    """Format the worst cases, the folds beside their baselines, and the next command."""
     validation, bundle = outcome.validation, outcome.bundle
     cases = sorted(validation.rows(), key=lambda row: row["dsc"])
     shown = cases[:_WORST_SHOWN]
@@ -245,9 +245,9 @@ def _resume_command(outcome: TrainOutcome, workspace: Path) -> str:
 
 
 def _folds_table(validation: CrossValidation) -> str:
-    told = validation.as_dict()
+    scores = validation.as_dict()
     rows = []
-    for name, each in [*((fold["fold"], fold) for fold in told["folds"]), ("all", told["all"])]:
+    for name, each in [*((fold["fold"], fold) for fold in scores["folds"]), ("all", scores["all"])]:
         row = {"fold": name, "cases": each["summary"]["cases"]}
         for who in ("summary", "baseline"):
             for metric in ("dsc", "hd95_mm"):

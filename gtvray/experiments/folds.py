@@ -108,8 +108,8 @@ def train_folds(folds: Sequence[Fold], plan: ResourcePlan, watch: FoldListener) 
     try:
         while waiting or running:
             while waiting and len(running) < plan.concurrent:
-                begun = _Running(waiting.popleft(), plan, watch)
-                running[begun.next()] = begun
+                started = _Running(waiting.popleft(), plan, watch)
+                running[started.next()] = started
             ready, _ = ray.wait(list(running), timeout=_POLL_S)
             for answer in ready:
                 fold = running.pop(answer)

@@ -99,7 +99,7 @@ class SweepJob:
         check_plan(config, project.train, project.selection)
         return project
 
-    def require_begun(self) -> None:
+    def require_started(self) -> None:
         """Refuse to resume a sweep that was never started.
 
         Raises:

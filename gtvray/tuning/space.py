@@ -47,7 +47,7 @@ def build_searcher(sweep: SweepConfig, concurrent: int) -> Searcher | BasicVaria
         return BasicVariantGenerator(
             points_to_evaluate=start or None, random_state=sweep.seed, max_concurrent=concurrent
         )
-    # Optuna logs to the terminal unless told otherwise.
+    # By default Optuna logs to the terminal.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(points_to_evaluate=start or None, seed=sweep.seed)
 

@@ -80,7 +80,7 @@ def test_a_terminal_shows_a_line_a_fold(monkeypatch: pytest.MonkeyPatch, capsys:
     progress = FoldProgress({"train": 10.0}, quiet=True)
     with progress.live():
         progress.begin("train", "train-x")
-        progress.tell("patch: 48 [given]")
+        progress.print("patch: 48 [given]")
         progress.folds([status("fold-0", 5, "its process died [OOM]"), status("fold-1", 0)])
     told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "5 of 40 epochs" in told
@@ -104,7 +104,7 @@ def test_no_terminal_and_json_are_told_nothing(capsys: pytest.CaptureFixture[str
     progress = FoldProgress({"train": 10.0}, quiet=True)
     with progress.live():
         progress.begin("train", "train-x")
-        progress.tell("patch: 48 [given]")
+        progress.print("patch: 48 [given]")
         progress.folds([status("fold-0", 5)])
     assert capsys.readouterr().err == ""
 
