@@ -54,7 +54,7 @@ class DecisionLog:
     def lease(self) -> Iterator[None]:
         """Hold the exclusive right to change the champion; other processes wait."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._path.with_suffix(".lease")):
+        with FileLock(self._path.with_suffix(".lease"), fallback_to_soft=False):
             yield
 
     def append(self, decision: Decision) -> Decision:
