@@ -54,7 +54,7 @@ def bench(tmp_path: Path, phantoms: Path) -> Bench:
     return Bench(tmp_path, phantoms)
 
 
-def test_ablations_are_rows_that_are_kept_and_not_run_again(bench: Bench) -> None:
+def test_finished_ablations_are_not_repeated(bench: Bench) -> None:
     asked = ("--ablation-epochs=1", "--ablate=plain=augmentation.strength=0,optimizer.lr=0.01")
     base, plain = bench.run(*asked)["ablations"]
     assert (base["name"], base["over_base"], base["overrides"]) == ("base", None, {})
@@ -69,7 +69,7 @@ def test_ablations_are_rows_that_are_kept_and_not_run_again(bench: Bench) -> Non
     assert not bench.ledger.exists()
 
 
-def test_the_figure_is_of_tables_that_say_who_looked(bench: Bench, tmp_path: Path) -> None:
+def test_accuracy_tables_name_their_ledger_entries(bench: Bench, tmp_path: Path) -> None:
     write_phantoms(tmp_path / "val", count=4, seed=5)
     asked = (f"--val={tmp_path / 'val'}", "--epochs=4", "--seeds=0", "--folds=2")
     found = bench.run(*asked)

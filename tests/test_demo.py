@@ -180,12 +180,12 @@ def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) 
 def test_evaluate_ranks_models_and_the_baseline(
     second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path
 ) -> None:
-    told = run(
+    output = run(
         *["evaluate", "--data", phantoms, "--model", "champion", "--model", "1", "--baseline", phantoms],
         *["--workspace", workspace, "--out", tmp_path / "out", "--json"],
     )
-    assert told.code == 0, told
-    found = told.json()
+    assert output.code == 0, output
+    found = output.json()
     champion, first = found["models"]
     assert champion["digest"] == _champion(workspace)["digest"] != first["digest"]
     for model in (champion, first):
@@ -204,7 +204,9 @@ def test_evaluate_ranks_models_and_the_baseline(
     assert set(found["mlflow"]) == {"champion", "1"}
 
 
-def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspace: Path, scan: Path) -> None:
+def test_keep_serving_ends_cleanly_and_rollback_restores_the_previous_model(
+    second: Endpoint, workspace: Path, scan: Path
+) -> None:
     second.process.interrupt()
     ended = second.process.end()
     assert ended.code == 0, ended
@@ -216,7 +218,7 @@ def test_keep_serving_ends_well_and_rollback_goes_back(second: Endpoint, workspa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_serve_answers_as_offline_until_it_is_told_to_end(
+def test_serve_equals_offline_until_it_is_stopped(
     number: signal.Signals, first: dict[str, Any], workspace: Path, scan: Path, local_ray: Cluster, tmp_path: Path
 ) -> None:
     port, here, there = free_port(), tmp_path / "here.nii.gz", tmp_path / "there.nii.gz"

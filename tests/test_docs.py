@@ -106,18 +106,18 @@ def test_hazards_are_numbered_without_a_gap() -> None:
 
 
 @pytest.mark.parametrize("name", BUILD.PAGES)
-def test_the_reference_is_what_the_code_says(name: str) -> None:
+def test_reference_is_up_to_date(name: str) -> None:
     assert (BUILD.REFERENCE / name).read_text() == BUILD.PAGES[name](), "stale: run `make docs`"
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_is_documented(verb: str) -> None:
+def test_every_command_is_documented(verb: str) -> None:
     assert f"## gtvray {verb}\n" in (BUILD.REFERENCE / "commands.md").read_text()
     assert "Example: " in VERBS[verb].help
     assert [option.name for option in VERBS[verb].params if not option.help] == []
 
 
-def test_every_setting_has_a_meaning() -> None:
+def test_every_setting_is_described() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", (BUILD.REFERENCE / "settings.md").read_text(), re.MULTILINE)
     assert set(known_keys()) <= {key for key, _ in rows}
     assert [key for key, about in rows if not about.strip()] == []
@@ -138,7 +138,7 @@ def _examples() -> list[Any]:
 
 
 @pytest.mark.parametrize("call", _examples())
-def test_a_documented_call_is_understood(call: str) -> None:
+def test_documented_call_is_valid(call: str) -> None:
     words = shlex.split(call, comments=True)[1:]
     verb = max((each for each in VERBS if words[: len(each.split())] == each.split()), key=len, default=None)
     assert verb is not None, "no such verb"
@@ -152,11 +152,11 @@ def test_a_documented_call_is_understood(call: str) -> None:
     for key in re.findall(r"(?:^| )([a-z_]+(?:\.[a-z_]+)+)=", call):
         assert key in known_keys()
     if "--" in rest:
-        test_a_documented_call_is_understood("gtvray " + shlex.join(rest[rest.index("--") + 1 :]))
+        test_documented_call_is_valid("gtvray " + shlex.join(rest[rest.index("--") + 1 :]))
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=_name)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_resolve(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     dead = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert dead == []
@@ -219,7 +219,7 @@ def test_examples_give_settings_as_key_value() -> None:
     assert [call for call in calls if {"-s", "--set"} & set(shlex.split(call, comments=True))] == []
 
 
-def test_the_layers_drawn_are_the_contract() -> None:
+def test_documented_layers_match_the_contract() -> None:
     (contract,) = PROJECT["tool"]["importlinter"]["contracts"]
     layers = [layer.replace("gtvray.", "") for layer in contract["layers"]]
     assert f"```text\n{chr(10).join(layers)}\n```" in (REPOSITORY / "ARCHITECTURE.md").read_text()

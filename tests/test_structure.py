@@ -38,7 +38,7 @@ def _every_module(*rooms: str) -> str:
     return "\n".join(f"import {name}" for name in names)
 
 
-def test_a_room_imports_lower_rows_only() -> None:
+def test_packages_import_lower_layers_only() -> None:
     """The contract is in pyproject.toml."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
@@ -46,25 +46,25 @@ def test_a_room_imports_lower_rows_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["gtvray", "gtvray.config", "gtvray.data", "gtvray.preprocessing"])
-def test_a_light_door_loads_nothing_heavy(name: str) -> None:
+def test_light_packages_load_nothing_heavy(name: str) -> None:
     # Patches are changed in torch; all else that the data room holds must do without.
     names = f"[each for each in dir({name}) if each != 'PatchSampler']"
     assert _loaded(f"import {name}\n[getattr({name}, each) for each in {names}]") == []
 
 
-def test_every_door_can_be_opened_without_what_lies_behind() -> None:
+def test_packages_import_lazily() -> None:
     assert _loaded("\n".join(f"import gtvray.{room}" for room in ROOMS if room != "cli")) == []
 
 
-def test_low_rooms_load_neither_torch_nor_ray_in_any_module() -> None:
+def test_low_layers_load_neither_torch_nor_ray() -> None:
     assert _loaded(_every_module("geometry", "io", "config")) == []
 
 
-def test_a_case_on_its_way_needs_no_torch() -> None:
+def test_preparing_a_request_needs_no_torch() -> None:
     assert _loaded("from gtvray.inference import SegmentationRequest, patch_starts") == []
 
 
-def test_asking_what_is_registered_needs_no_torch() -> None:
+def test_listing_models_needs_no_torch() -> None:
     assert _loaded("from gtvray.registry import Registry\nfrom gtvray.models import Bundle, verify_digest") == []
 
 
@@ -75,7 +75,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert _loaded(run) == []
 
 
-def test_a_room_has_one_door_that_lists_what_it_holds() -> None:
+def test_packages_list_their_public_names() -> None:
     rooms = [room for room in ROOMS if room != "cli"]
     assert [room for room in rooms if not (PACKAGE / room / "__init__.pyi").is_file()] == []
     opened = "".join(
@@ -98,7 +98,7 @@ def test_text_files_are_read_in_one_place() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
-def test_a_module_can_be_read_in_one_go(module: Path) -> None:
+def test_modules_are_short_and_documented(module: Path) -> None:
     text = module.read_text()
     assert len(text.splitlines()) <= 450
     assert text.lstrip().startswith(('"""', 'r"""')), "a module says first what it is for"

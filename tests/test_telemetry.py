@@ -75,7 +75,7 @@ def packets_of(folder: Path, *command: object) -> list[str]:
     return sorted(set(log.read_text().splitlines()))
 
 
-def test_what_leaves_the_machine_is_seen(tmp_path: Path) -> None:
+def test_recorder_sees_connections(tmp_path: Path) -> None:
     code = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('169.254.169.254', 80))"
     )
@@ -148,7 +148,7 @@ gtvray predict "$scan" -o local.nii.gz --model "$bundle" --workspace runs
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_the_main_job_contacts_nobody(tmp_path: Path, phantoms: Path) -> None:
+def test_pipeline_contacts_nobody(tmp_path: Path, phantoms: Path) -> None:
     (tmp_path / "one.yaml").write_text(ONE_TRIAL_SWEEP)
     setting = f"PYTHON={sys.executable}", f"DATA={phantoms}"
     assert packets_of(tmp_path, "env", *setting, "bash", "-m", "-c", _MAIN_JOB) == []

@@ -7,6 +7,7 @@ Run it once per schema version and commit the folder. Folders of earlier schemas
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from gtvray.models.bundle import SCHEMA_VERSION
@@ -15,4 +16,4 @@ from ..bundles import random_bundle
 
 if __name__ == "__main__":
     folder = Path(__file__).parent / f"bundle-schema-{SCHEMA_VERSION}"
-    print(random_bundle(folder, seed=4).digest)
+    sys.stdout.write(f"{random_bundle(folder, seed=4).digest}\n")

@@ -17,7 +17,7 @@ from gtvray.training import fit
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_a_lost_machine_costs_nothing_but_time(
+def test_training_survives_a_lost_machine(
     config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
 ) -> None:
     cases = {

@@ -16,7 +16,7 @@ SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trial
 
 
 @pytest.mark.parametrize("nth", [2, 5])
-def test_a_killed_sweep_goes_on(nth: int, phantoms: Path, tmp_path: Path) -> None:
+def test_killed_sweep_resumes(nth: int, phantoms: Path, tmp_path: Path) -> None:
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json"]
@@ -44,7 +44,7 @@ def test_a_killed_sweep_goes_on(nth: int, phantoms: Path, tmp_path: Path) -> Non
     assert partial_files(workspace) == []
 
 
-def test_what_was_never_begun_or_was_another_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:
+def test_unknown_or_different_sweep_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(TINY_SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace]
@@ -56,7 +56,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("searcher", ["random", "optuna"])
-def test_a_killed_sweep_goes_on_after_its_workspace_was_moved(searcher: str, phantoms: Path, tmp_path: Path) -> None:
+def test_killed_sweep_resumes_in_a_moved_workspace(searcher: str, phantoms: Path, tmp_path: Path) -> None:
     """Killed in its second trial: one has ended, one goes on, one is begun after the move."""
     space, workspace, moved = tmp_path / "o'neill.yaml", tmp_path / "workspace", tmp_path / "moved here"
     space.write_text(SWEEP.replace("searcher: random", f"searcher: {searcher}"))
@@ -81,7 +81,7 @@ def test_a_killed_sweep_goes_on_after_its_workspace_was_moved(searcher: str, pha
     assert client.list_artifacts(found["run"], "bundle")
 
 
-def test_a_killed_training_goes_on_after_its_workspace_was_moved(phantoms: Path, tmp_path: Path) -> None:
+def test_killed_training_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: Path) -> None:
     """Its data lie within the workspace, and move with it."""
     workspace, moved = tmp_path / "workspace", tmp_path / "moved here"
     settings = ["preprocessing.spacing_mm=[8, 8, 8]", "network.features=[8, 16, 16]", "training.patch_ijk=[24, 24, 24]",
@@ -102,7 +102,7 @@ def test_a_killed_training_goes_on_after_its_workspace_was_moved(phantoms: Path,
     assert [each.path for each in client.list_artifacts(finished.json()["run"], "bundle")]
 
 
-def test_a_sweep_goes_on_in_an_adopted_copy_and_leaves_the_original_alone(phantoms: Path, tmp_path: Path) -> None:
+def test_sweep_resumes_in_an_adopted_copy_without_touching_the_original(phantoms: Path, tmp_path: Path) -> None:
     space, workspace, copy = tmp_path / "tiny.yaml", tmp_path / "workspace", tmp_path / "copy"
     space.write_text(SWEEP)
     command = ["sweep", space, "--data", phantoms, "--json"]

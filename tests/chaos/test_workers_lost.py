@@ -89,7 +89,7 @@ def assert_nothing_left() -> None:
         ("training.before_step@0:8=raise", "failpoint training.before_step@0:8=raise"),
     ],
 )
-def test_a_worker_that_is_lost_costs_nothing_but_time(
+def test_training_survives_a_lost_worker(
     fault: str,
     told: str,
     armed: Callable[[str], Path],
@@ -110,7 +110,7 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(
     assert_nothing_left()
 
 
-def test_a_worker_that_hangs_costs_nothing_but_time(
+def test_training_survives_a_hanging_worker(
     armed: Callable[[str], Path],
     pair: Config,
     train: list[CachedCase],
@@ -128,7 +128,7 @@ def test_a_worker_that_hangs_costs_nothing_but_time(
     assert_nothing_left()
 
 
-def test_a_controller_that_is_killed_costs_nothing_but_time(
+def test_training_survives_a_killed_controller(
     pair: Config,
     train: list[CachedCase],
     selection: list[CachedCase],
@@ -146,7 +146,7 @@ def test_a_controller_that_is_killed_costs_nothing_but_time(
     assert_nothing_left()
 
 
-def test_a_full_disk_in_a_worker_is_said_at_once(
+def test_full_disk_in_a_worker_ends_the_training(
     armed: Callable[[str], Path],
     local_ray: Cluster,
     pair: Config,
@@ -160,7 +160,7 @@ def test_a_full_disk_in_a_worker_is_said_at_once(
     assert_nothing_left()
 
 
-def test_workers_that_are_lost_too_often_end_the_training(
+def test_training_ends_after_too_many_lost_workers(
     armed: Callable[[str], Path],
     local_ray: Cluster,
     pair: Config,

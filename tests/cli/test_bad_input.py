@@ -75,7 +75,7 @@ def faulty(request: pytest.FixtureRequest, tmp_path: Path, phantoms: Path) -> tu
     return folder, str(tmp_path / named)
 
 
-def test_bad_data_never_reaches_the_cluster(faulty: tuple[Path, str], tmp_path: Path) -> None:
+def test_invalid_data_is_refused_before_the_cluster_is_started(faulty: tuple[Path, str], tmp_path: Path) -> None:
     folder, named = faulty
     refused = call("demo", "--data", folder, "--workspace", tmp_path / "workspace", "--port", free_port())
     assert named in refused.error(code=2)
@@ -83,22 +83,22 @@ def test_bad_data_never_reaches_the_cluster(faulty: tuple[Path, str], tmp_path: 
     assert not partial_files(tmp_path)
 
 
-def test_bad_data_is_found_by_the_check(faulty: tuple[Path, str]) -> None:
+def test_check_reports_invalid_data(faulty: tuple[Path, str]) -> None:
     folder, named = faulty
     checked = call("data", "check", folder, "--json")
     assert checked.code == 2, checked
     assert "Traceback" not in checked.stderr
-    told = checked.json()
-    if "error" in told:
-        assert named in told["error"]["where"]
+    result = checked.json()
+    if "error" in result:
+        assert named in result["error"]["where"]
     else:
         case, _, file = named.removeprefix(f"{folder}/").partition("/")
-        messages = [row["message"] for row in told["findings"] if row["case_id"] == case]
+        messages = [row["message"] for row in result["findings"] if row["case_id"] == case]
         assert len(messages) == 1
         assert file in messages[0]
 
 
-def test_too_few_cases(phantoms: Path, tmp_path: Path) -> None:
+def test_too_few_cases_are_refused(phantoms: Path, tmp_path: Path) -> None:
     for name in ("1", "2"):
         shutil.copytree(phantoms / name, tmp_path / "data" / name)
     refused = call("demo", "--data", tmp_path / "data", "--workspace", tmp_path / "w", "--port", free_port(), "--json")
@@ -109,7 +109,7 @@ def test_too_few_cases(phantoms: Path, tmp_path: Path) -> None:
     assert error["do"] in said
 
 
-def test_sound_data_pass_the_check(phantoms: Path) -> None:
+def test_valid_data_passes_the_check(phantoms: Path) -> None:
     checked = call("data", "check", phantoms, "--json")
     assert checked.code == 0
     # Phantoms' fields of view are cut, as some real ones are; that is told, and no error.
@@ -131,7 +131,7 @@ def test_sound_data_pass_the_check(phantoms: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(options: list[str], names: list[str], phantoms: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("training: {epoch: 3}\n")
     options = [option.format(file=file) for option in options]
@@ -142,7 +142,7 @@ def test_bad_settings(options: list[str], names: list[str], phantoms: Path, tmp_
     assert "ray:" not in refused.stderr
 
 
-def test_settings_that_do_not_go_together(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
+def test_inconsistent_settings_are_refused(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
     odd = ["-s", "training.batch_size=3", "-s", "training.num_workers=2"]
     base = ["--data", phantoms, "--workspace", tmp_path / "workspace"]
     refused = call("sweep", tiny_sweep, *base, *odd)
@@ -150,7 +150,7 @@ def test_settings_that_do_not_go_together(phantoms: Path, tiny_sweep: Path, tmp_
     assert "ray:" not in refused.stderr
 
 
-def test_an_unknown_key_of_a_sweep_file(phantoms: Path, tmp_path: Path) -> None:
+def test_unknown_key_of_a_sweep_file_is_refused(phantoms: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(TINY_SWEEP.replace("optimizer.lr", "optimizer.learning"))
     error = call("sweep", file, "--data", phantoms, "--workspace", tmp_path / "workspace").error(code=2)
@@ -159,7 +159,7 @@ def test_an_unknown_key_of_a_sweep_file(phantoms: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "workspace").exists()
 
 
-def test_a_port_in_use(phantoms: Path, tmp_path: Path) -> None:
+def test_port_in_use_is_refused(phantoms: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = call("demo", "--data", phantoms, "--workspace", tmp_path / "workspace", "--port", port)
@@ -169,7 +169,7 @@ def test_a_port_in_use(phantoms: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "workspace").exists()
 
 
-def test_ray_and_mlflow_that_do_not_answer(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
+def test_unreachable_ray_and_mlflow_are_reported(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
     dead = f"127.0.0.1:{free_port()}"
     base = ["demo", "--data", phantoms, "--workspace", tmp_path, "--port", free_port(), "--sweep", tiny_sweep]
     no_ray = run(*base, "--address", dead).error(code=1)
@@ -187,15 +187,15 @@ def test_ray_and_mlflow_that_do_not_answer(phantoms: Path, tiny_sweep: Path, tmp
 def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which nothing has been trained; it has its tracking store, which takes seconds to make."""
     workspace = tmp_path_factory.mktemp("new") / "workspace"
-    told = call("models", "--workspace", workspace, "--json")
-    assert (told.code, told.json()) == (0, [])
+    result = call("models", "--workspace", workspace, "--json")
+    assert (result.code, result.json()) == (0, [])
     return workspace
 
 
 @pytest.mark.parametrize(
     "words", ["rollback", "predict {scan} -o {out}", "evaluate --data {data}", "serve --port {port}"]
 )
-def test_nothing_is_promoted_yet(words: str, new_workspace: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_missing_champion_is_reported(words: str, new_workspace: Path, phantoms: Path, tmp_path: Path) -> None:
     out = tmp_path / "mask.nii.gz"
     filled = words.format(scan=phantoms / "1" / "data.nii.gz", out=out, data=phantoms, port=free_port())
     error = call(*filled.split(), "--workspace", new_workspace).error(code=1)
@@ -204,7 +204,7 @@ def test_nothing_is_promoted_yet(words: str, new_workspace: Path, phantoms: Path
     assert not out.exists()
 
 
-def test_an_endpoint_that_does_not_answer(phantoms: Path, tmp_path: Path) -> None:
+def test_unreachable_endpoint_is_reported(phantoms: Path, tmp_path: Path) -> None:
     url, mask = f"http://127.0.0.1:{free_port()}", tmp_path / "mask.nii.gz"
     assert url in call("predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url).error(code=1)
     assert not mask.exists()
@@ -238,7 +238,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_the_demo_wants_room_on_the_disk(disk: Disk, phantoms: Path) -> None:
+def test_demo_requires_disk_space(disk: Disk, phantoms: Path) -> None:
     disk.resize("1g")
     refused = run("demo", "--data", phantoms, "--workspace", disk.place, "--port", free_port())
     error = refused.error(code=1)
@@ -247,7 +247,7 @@ def test_the_demo_wants_room_on_the_disk(disk: Disk, phantoms: Path) -> None:
     assert refused.stderr.startswith("error: "), "no stage had begun"
 
 
-def test_no_room_for_the_tracking_store(disk: Disk) -> None:
+def test_full_disk_at_the_tracking_store(disk: Disk) -> None:
     error = run("models", "--workspace", disk.place).error(code=1)
     assert "disk is full" in error
     assert "do: free some space" in error
@@ -255,7 +255,7 @@ def test_no_room_for_the_tracking_store(disk: Disk) -> None:
     assert run("models", "--workspace", disk.place).code == 0
 
 
-def test_no_room_for_the_cases(disk: Disk, phantoms: Path, tmp_path: Path) -> None:
+def test_full_disk_at_the_cache(disk: Disk, phantoms: Path, tmp_path: Path) -> None:
     disk.resize("4m")
     fine = tmp_path / "fine.yaml"
     fine.write_text(TINY_SWEEP.replace("[8.0, 8.0, 8.0]", "[1.5, 1.5, 1.5]"))
@@ -268,7 +268,7 @@ def test_no_room_for_the_cases(disk: Disk, phantoms: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.ray
-def test_the_disk_fills_up_in_a_sweep(disk: Disk, phantoms: Path, tiny_sweep: Path, local_ray: Cluster) -> None:
+def test_full_disk_during_a_sweep(disk: Disk, phantoms: Path, tiny_sweep: Path, local_ray: Cluster) -> None:
     disk.resize("64m")
     sweep = Running("sweep", tiny_sweep, "--data", phantoms, "--workspace", disk.place, "--address", local_ray.address)
     sweep.wait_for("sweep: ")
@@ -280,7 +280,7 @@ def test_the_disk_fills_up_in_a_sweep(disk: Disk, phantoms: Path, tiny_sweep: Pa
     assert partial_files(disk.place) == []
 
 
-def test_no_room_for_phantoms(disk: Disk) -> None:
+def test_full_disk_at_the_phantoms(disk: Disk) -> None:
     disk.resize("1500k")
     error = run("data", "phantom", disk.place / "phantoms", "--count", "8").error(code=1)
     assert "disk is full" in error

@@ -31,7 +31,7 @@ def command(*words: object, cwd: Path, **changes: str) -> subprocess.CompletedPr
     ("words", "home"),
     [("--version", None), ("--version", "/"), ("--version", "closed"), ("--help", None), ("config show", "closed")],
 )
-def test_what_needs_no_home_asks_for_none(tmp_path: Path, words: str, home: str | None) -> None:
+def test_light_commands_need_no_home(tmp_path: Path, words: str, home: str | None) -> None:
     (tmp_path / "closed").mkdir(mode=0o000)
     changes = {} if home is None else {"HOME": str(tmp_path / home)}
     done = command(*words.split(), cwd=tmp_path, TMPDIR=str(tmp_path / "none"), **changes)
@@ -41,7 +41,7 @@ def test_what_needs_no_home_asks_for_none(tmp_path: Path, words: str, home: str 
         assert done.stdout == f"{__version__}\n"
 
 
-def test_a_workspace_that_cannot_be_written_to_is_said_with_what_to_do(tmp_path: Path, phantoms: Path) -> None:
+def test_unwritable_workspace_is_reported_with_a_remedy(tmp_path: Path, phantoms: Path) -> None:
     read_only = tmp_path / "read-only"
     read_only.mkdir(mode=0o555)
     done = command("data", "prepare", phantoms, cwd=read_only)
@@ -49,7 +49,7 @@ def test_a_workspace_that_cannot_be_written_to_is_said_with_what_to_do(tmp_path:
     assert "--workspace" in done.stderr
 
 
-def test_a_name_that_the_locale_cannot_hold_is_said_with_what_to_do(tmp_path: Path, phantoms: Path) -> None:
+def test_name_outside_the_locale_is_reported_with_a_remedy(tmp_path: Path, phantoms: Path) -> None:
     shutil.copytree(phantoms, tmp_path / "Übung")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = command("data", "prepare", tmp_path / "Übung", cwd=tmp_path, **ascii_only)
@@ -59,7 +59,7 @@ def test_a_name_that_the_locale_cannot_hold_is_said_with_what_to_do(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_main_job_runs_for_a_nameless_user_with_a_long_temporary_folder(tmp_path: Path, phantoms: Path) -> None:
+def test_pipeline_runs_for_a_user_without_a_name_and_a_long_temporary_folder(tmp_path: Path, phantoms: Path) -> None:
     scratch = tmp_path / ("x" * 120)
     scratch.mkdir()
     sweep = tmp_path / "one.yaml"

@@ -31,7 +31,7 @@ def dataset(tmp_path: Path) -> Path:
 def test_cases_are_prepared_once(tmp_path: Path, dataset: Path) -> None:
     arguments = ("data", "prepare", dataset, "--workspace", tmp_path / "runs", "--json")
     first, second = run(*arguments).json(), run(*arguments).json()
-    assert [(told["cases"], told["made"], told["found"], told["evicted"]) for told in (first, second)] == [
+    assert [(result["cases"], result["made"], result["found"], result["evicted"]) for result in (first, second)] == [
         (2, 2, 0, 0),
         (2, 0, 2, 0),
     ]
@@ -49,7 +49,7 @@ def test_cases_are_prepared_once(tmp_path: Path, dataset: Path) -> None:
     assert last["cache_bytes"] <= other["cache_bytes"]
 
 
-def test_a_bound_below_what_one_run_needs_is_refused(tmp_path: Path, dataset: Path) -> None:
-    told = run("data", "prepare", dataset, "--workspace", tmp_path / "runs", "-s", "cache.max_gb=0.000001")
-    assert "cache.max_gb" in told.error(1)
+def test_cache_limit_below_one_run_is_refused(tmp_path: Path, dataset: Path) -> None:
+    result = run("data", "prepare", dataset, "--workspace", tmp_path / "runs", "-s", "cache.max_gb=0.000001")
+    assert "cache.max_gb" in result.error(1)
     assert partial_files(tmp_path / "runs") == []

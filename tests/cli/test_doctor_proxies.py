@@ -18,7 +18,7 @@ def test_a_proxy_is_shown_without_its_password(monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in str(row)
 
 
-def test_no_proxy_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_proxy_there_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_proxies(monkeypatch)
     monkeypatch.setenv("NO_PROXY", "example.org")
     assert _proxies() == []

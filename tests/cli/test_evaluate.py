@@ -25,13 +25,13 @@ def few(phantoms: Path, tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
-def test_mlflow_being_away_costs_nothing(few: Path, tmp_path: Path) -> None:
+def test_evaluation_survives_an_unreachable_mlflow(few: Path, tmp_path: Path) -> None:
     bundle = random_bundle(tmp_path / "model", 1)
     nowhere = f"tracking.uri=http://127.0.0.1:{free_port()}"
     places = ("-o", tmp_path / "out", "--workspace", tmp_path / "runs")
-    told = run("evaluate", "--data", few, "-m", bundle.folder, "-s", nowhere, *places, "--json")
-    assert told.code == 0, told
-    found: dict[str, Any] = told.json()
+    result = run("evaluate", "--data", few, "-m", bundle.folder, "-s", nowhere, *places, "--json")
+    assert result.code == 0, result
+    found: dict[str, Any] = result.json()
     assert found["mlflow"] is None
     report = Path(found["report"])
     assert report == tmp_path / "out" / "report"
@@ -42,15 +42,15 @@ def test_mlflow_being_away_costs_nothing(few: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_report_is_sent_later(few: Path, tmp_path: Path) -> None:
+def test_report_can_be_sent_later(few: Path, tmp_path: Path) -> None:
     study = Study(index_dataset(few), "data-1", {"model": random_bundle(tmp_path / "model", 1)}, tmp_path / "out")
     study.score("model", 1, threads=1)
     _, report = study.write()
-    told = run("evaluate", "--send", report, "--workspace", tmp_path / "runs", "--json")
-    assert told.code == 0, told
-    assert list(told.json()["mlflow"]) == ["model"]
+    result = run("evaluate", "--send", report, "--workspace", tmp_path / "runs", "--json")
+    assert result.code == 0, result
+    assert list(result.json()["mlflow"]) == ["model"]
 
 
 @pytest.mark.parametrize("words", [[], ["--data", "here", "--send", "there"]])
-def test_either_data_or_a_report(words: list[str], tmp_path: Path) -> None:
+def test_data_and_report_exclude_each_other(words: list[str], tmp_path: Path) -> None:
     assert "--data or --send" in run("evaluate", *words, "--workspace", tmp_path).error(code=2)

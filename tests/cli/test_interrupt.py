@@ -98,7 +98,9 @@ def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cases_that_vanish_during_a_sweep(phantoms: Path, one_trial: Path, tmp_path: Path, local_ray: Cluster) -> None:
+def test_cases_removed_during_a_sweep_are_reported(
+    phantoms: Path, one_trial: Path, tmp_path: Path, local_ray: Cluster
+) -> None:
     sweep = Running("sweep", one_trial, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
     sweep.wait_for("sweep: ")
     shutil.rmtree(tmp_path / "cache")

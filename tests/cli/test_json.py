@@ -39,14 +39,14 @@ LIBRARY = "Build Dependencies"
 
 @pytest.mark.parametrize("words", [["verb"], ["group", "verb"]])
 @pytest.mark.parametrize("fail", [[], ["--fail"]])
-def test_what_a_library_prints_goes_to_stderr(words: list[str], fail: list[str]) -> None:
+def test_library_output_is_redirected_to_stderr(words: list[str], fail: list[str]) -> None:
     done = CliRunner().invoke(app, [*words, "--json", *fail])
     assert isinstance(done.exception, InputError) == bool(fail)
     assert json.loads(done.stdout) == {"count": 1}
     assert done.stderr.count(LIBRARY) == 2
 
 
-def test_without_it_nothing_is_moved() -> None:
+def test_without_json_nothing_is_redirected() -> None:
     done = CliRunner().invoke(app, ["verb"])
     assert done.stdout.count(LIBRARY) == 2
     assert "1 counted" in done.stdout
@@ -54,7 +54,7 @@ def test_without_it_nothing_is_moved() -> None:
 
 
 @pytest.mark.parametrize("words", [["--fail"], ["--count", "many"]])
-def test_stdout_is_what_it_was_after_an_error(words: list[str]) -> None:
+def test_stdout_is_restored_after_an_error(words: list[str]) -> None:
     before = sys.stdout
     with pytest.raises((InputError, typer.TyperException)):
         app(["verb", "--json", *words], standalone_mode=False)

@@ -63,7 +63,7 @@ def _contents(*folders: Path) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize("server", [False, True])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_scan_is_never_replaced_by_its_mask(scans: Path, tmp_path: Path, server: bool, overwrite: bool) -> None:
+def test_scan_is_never_replaced_by_its_mask(scans: Path, tmp_path: Path, server: bool, overwrite: bool) -> None:
     before = _contents(tmp_path)
     # Neither the model nor the endpoint exists: outputs are checked before either is asked for.
     where = ["--server", "http://127.0.0.1:9"] if server else ["-m", "no-such-version"]
@@ -113,7 +113,7 @@ def test_an_ending_in_capitals_is_the_same_format(scans: Path, tmp_path: Path, b
     assert list(files.masks.values()) == [tmp_path / "m" / "SCAN.nii.gz"]
 
 
-def test_a_folder_of_scans_is_predicted_and_what_is_none_is_listed(
+def test_folder_of_scans_is_predicted_and_other_files_are_listed(
     scans: Path, tmp_path: Path, bundle: Bundle, ball: tuple[Volume, Volume]
 ) -> None:
     out = tmp_path / "masks"

@@ -42,19 +42,19 @@ def _scans(folder: Path, phantoms: Path, names: str) -> Path:
     return folder
 
 
-def test_a_bad_scan_does_not_stop_the_others(bundle: Bundle, phantoms: Path, tmp_path: Path) -> None:
+def test_invalid_scan_does_not_stop_the_others(bundle: Bundle, phantoms: Path, tmp_path: Path) -> None:
     from gtvray.inference import Predictor
 
     scans, out = _scans(tmp_path / "scans", phantoms, "123"), tmp_path / "masks"
     (scans / "2" / "data.nii.gz").write_bytes(b"not a scan")
     finished = run("predict", scans, "-o", out, "-m", bundle.folder, "--report", "--json")
     assert finished.code == 1
-    told = finished.json()
-    assert [row["scan"] for row in told["masks"]] == ["1", "3"]
-    assert [(row["scan"], row["error"]["status"]) for row in told["failed"]] == [("2", 422)]
+    result = finished.json()
+    assert [row["scan"] for row in result["masks"]] == ["1", "3"]
+    assert [(row["scan"], row["error"]["status"]) for row in result["failed"]] == [("2", 422)]
     assert sorted(path.name for path in out.iterdir()) == ["1.nii.gz", "3.nii.gz", "report.html", "report.json"]
 
-    scan, row = read_volume(scans / "3" / "data.nii.gz"), told["masks"][1]
+    scan, row = read_volume(scans / "3" / "data.nii.gz"), result["masks"][1]
     mask = read_volume(out / "3.nii.gz")
     assert mask.same_grid(scan)
     np.testing.assert_array_equal(mask.array, Predictor(bundle, threads=1).predict(scan).array)
@@ -79,7 +79,7 @@ def test_exhaustive_runs_every_patch(bundle: Bundle, phantoms: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_whole_masks_or_none(bundle: Bundle, phantoms: Path, tmp_path: Path) -> None:
+def test_interrupt_leaves_complete_masks_only(bundle: Bundle, phantoms: Path, tmp_path: Path) -> None:
     scans, out = _scans(tmp_path / "scans", phantoms, "123456"), tmp_path / "masks"
     running = Running("predict", scans, "-o", out, "-m", bundle.folder)
     running.wait_for("predict: ")
@@ -90,7 +90,7 @@ def test_ctrl_c_leaves_whole_masks_or_none(bundle: Bundle, phantoms: Path, tmp_p
         assert read_volume(mask).same_grid(read_volume(scans / mask.name.removesuffix(".nii.gz") / "data.nii.gz"))
 
 
-def test_an_endpoint_looks_at_scans_as_its_model_does(phantoms: Path, tmp_path: Path) -> None:
+def test_endpoint_uses_the_inference_mode_of_its_model(phantoms: Path, tmp_path: Path) -> None:
     words = (
         "predict",
         phantoms / "1" / "data.nii.gz",

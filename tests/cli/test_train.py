@@ -60,7 +60,7 @@ def epochs_of(workspace: Path, fold: str) -> list[tuple[int, float]]:
         (("{settings}", "--resume", "train-never"), "has its settings"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(
+def test_invalid_training_is_refused(
     words: tuple[str, ...], said: str, phantoms: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     workspace = tmp_path_factory.getbasetemp() / "refused"
@@ -74,7 +74,7 @@ def status(fold: str, epoch: int, note: str = "") -> FoldStatus:
     return FoldStatus(fold, "training" if epoch else "waiting", epoch, 20, *figures, 605.0 if epoch else None, note)
 
 
-def test_a_terminal_shows_a_line_a_fold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_a_line_per_fold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = FoldProgress({"train": 10.0}, quiet=True)
@@ -82,9 +82,9 @@ def test_a_terminal_shows_a_line_a_fold(monkeypatch: pytest.MonkeyPatch, capsys:
         progress.begin("train", "train-x")
         progress.print("patch: 48 [given]")
         progress.folds([status("fold-0", 5, "its process died [OOM]"), status("fold-1", 0)])
-    told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    assert "5 of 40 epochs" in told
-    assert "patch: 48 [given]" in told
+    result = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "5 of 40 epochs" in result
+    assert "patch: 48 [given]" in result
     for words in (
         "fold-0",
         "5/20",
@@ -97,10 +97,10 @@ def test_a_terminal_shows_a_line_a_fold(monkeypatch: pytest.MonkeyPatch, capsys:
         "fold-1",
         "0/20",
     ):
-        assert words in told
+        assert words in result
 
 
-def test_no_terminal_and_json_are_told_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_displayed_without_a_terminal_or_with_json(capsys: pytest.CaptureFixture[str]) -> None:
     progress = FoldProgress({"train": 10.0}, quiet=True)
     with progress.live():
         progress.begin("train", "train-x")
@@ -145,9 +145,7 @@ def test_folds_become_an_ensemble(undisturbed: tuple[Path, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_an_ensemble_goes_through_the_gate_by_cases_no_fold_has_seen(
-    phantoms: Path, undisturbed: tuple[Path, Any]
-) -> None:
+def test_ensemble_is_gated_on_held_out_cases(phantoms: Path, undisturbed: tuple[Path, Any]) -> None:
     workspace, done = undisturbed
     words = ("promote", done["bundle"], "--data", phantoms, "--workspace", workspace, "--json")
     promoted = run(*words, *OPEN_GATE).json()
@@ -161,7 +159,7 @@ def test_an_ensemble_goes_through_the_gate_by_cases_no_fold_has_seen(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_killed_training_goes_on_to_the_same_end(
+def test_killed_training_resumes_to_the_same_result(
     count: int, base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
     place = ("--workspace", tmp_path)
@@ -176,7 +174,7 @@ def test_a_killed_training_goes_on_to_the_same_end(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_killed_fold_goes_on_in_another_process(
+def test_killed_fold_resumes_in_another_process(
     base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
     once = tmp_path / "once"
@@ -190,7 +188,7 @@ def test_a_killed_fold_goes_on_in_another_process(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_fold_that_fails_is_told_and_made_good_by_resuming(
+def test_failed_fold_is_reported_and_completed_by_resuming(
     base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
     once = tmp_path / "once"
@@ -198,10 +196,10 @@ def test_a_fold_that_fails_is_told_and_made_good_by_resuming(
     point = {"GTVRAY_FAILPOINT": "training.before_step:3=enospc", "GTVRAY_FAILPOINT_ONCE": str(once)}
     failed = run(*base, "--workspace", tmp_path, **point)
     assert failed.code == 1
-    told = failed.json()
-    assert (told["ok"], told["members"], len(told["failed"])) == (False, 1, 1)
-    (fold,) = told["failed"]
+    result = failed.json()
+    assert (result["ok"], result["members"], len(result["failed"])) == (False, 1, 1)
+    (fold,) = result["failed"]
     assert f"error: {fold} failed: " in failed.stderr
-    assert f"--resume {told['name']}" in failed.stderr
-    done = run("train", "--resume", told["name"], "--workspace", tmp_path, "--json").json()
+    assert f"--resume {result['name']}" in failed.stderr
+    done = run("train", "--resume", result["name"], "--workspace", tmp_path, "--json").json()
     _same(tmp_path, done, undisturbed)

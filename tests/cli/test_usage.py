@@ -24,19 +24,19 @@ VERBS = [
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    told = call(*verb.split(), "--help")
-    assert told.code == 0
-    assert "Example: " in told.stdout
-    assert f"gtvray {verb}" in told.stdout.partition("Example: ")[2]
-    assert not told.stderr
+def test_every_command_has_help_with_an_example(verb: str) -> None:
+    result = call(*verb.split(), "--help")
+    assert result.code == 0
+    assert "Example: " in result.stdout
+    assert f"gtvray {verb}" in result.stdout.partition("Example: ")[2]
+    assert not result.stderr
 
 
 @pytest.mark.parametrize("words", ["", *GROUPS])
-def test_without_a_verb_the_help_is_shown_and_the_exit_code_is_of_wrong_use(words: str) -> None:
-    told = call(*words.split())
-    assert (told.code, told.stdout) == (2, "")
-    assert told.stderr.startswith("Usage: gtvray")
+def test_without_a_command_the_help_is_shown_with_exit_code_2(words: str) -> None:
+    result = call(*words.split())
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: gtvray")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_version() -> None:
     assert run("--version").stdout == f"{__version__}\n"
 
 
-def test_config_shows_every_key_as_it_would_be(tmp_path: Path) -> None:
+def test_config_show_lists_every_key_with_its_value(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("serving: {port: 8123}\n")
     shown = call("config", "show", "--config", file, "-s", "optimizer.lr=3e-4", "--json").json()
@@ -101,7 +101,7 @@ def test_config_schema() -> None:
     assert [row.split()[0] for row in rows] == known_keys()
 
 
-def test_config_plan_writes_what_it_tells(phantoms: Path, tmp_path: Path) -> None:
+def test_config_plan_writes_the_printed_settings(phantoms: Path, tmp_path: Path) -> None:
     file = tmp_path / "planned.yaml"
     planned = call(
         "config",
@@ -131,11 +131,11 @@ def test_config_diff(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_doctor_finds_what_there_is_and_what_is_missing(tmp_path: Path) -> None:
+def test_doctor_reports_versions_and_failures(tmp_path: Path) -> None:
     dead = f"127.0.0.1:{free_port()}"
-    told = run("doctor", "--workspace", tmp_path, "--port", free_port(), "--address", dead, "--json")
-    assert told.code == 1
-    report = told.json()
+    result = run("doctor", "--workspace", tmp_path, "--port", free_port(), "--address", dead, "--json")
+    assert result.code == 1
+    report = result.json()
     checks = {row["check"]: row for row in report["checks"]}
     assert [name for name, row in checks.items() if not row["ok"]] == ["ray"]
     assert dead in checks["ray"]["found"]
@@ -145,8 +145,8 @@ def test_doctor_finds_what_there_is_and_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_sound_machine_passes_the_doctor(tmp_path: Path) -> None:
-    told = run("doctor", "--workspace", tmp_path / "new", "--port", free_port())
-    assert told.code == 0, told
-    assert "BAD" not in told.stdout
+def test_doctor_passes_on_a_working_machine(tmp_path: Path) -> None:
+    result = run("doctor", "--workspace", tmp_path / "new", "--port", free_port())
+    assert result.code == 0, result
+    assert "BAD" not in result.stdout
     assert not (tmp_path / "new").exists()

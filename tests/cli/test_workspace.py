@@ -44,7 +44,7 @@ def test_a_copy_is_adopted_by_the_command_that_the_error_names(tmp_path: Path) -
     assert (original / LOCATION).read_bytes() == before
 
 
-def test_a_record_that_cannot_be_read_is_told_of_and_written_anew(tmp_path: Path) -> None:
+def test_damaged_workspace_record_is_reported_and_rewritten(tmp_path: Path) -> None:
     with Workspace(tmp_path).lock():
         pass
     for content in ("", "{}", "[1]", '{"id": "x", "path": 3, "earlier": []}'):

@@ -81,7 +81,7 @@ def test_unknown_key_is_refused_with_the_nearest(tmp_path: Path, written: str, m
         assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_a_word_like_no_key_points_to_the_list() -> None:
+def test_unrecognisable_key_refers_to_the_schema() -> None:
     with pytest.raises(ConfigError) as caught:
         check_key("zzzzqqq", "here")
     assert "config schema" in caught.value.fields["do"]
@@ -156,7 +156,7 @@ def test_a_value_out_of_range_or_of_another_type_is_refused(key: str, value: Any
         ("tracking.experiment=a=b", "a=b"), ("tracking.experiment='3e-4'", "3e-4"), ("network.kind=residual_unet",) * 2,
     ],
 )  # fmt: skip
-def test_overrides_mean_what_people_mean(text: str, value: Any) -> None:
+def test_settings_are_parsed_as_intended(text: str, value: Any) -> None:
     value = value.partition("=")[2] if value == text else value
     assert flatten(load_config(None, [text]))[text.partition("=")[0]] == value
 
@@ -174,13 +174,13 @@ def test_a_file_then_overrides_and_the_last_one_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("override", ["optimizer.lr", "optimizer.lr 3", "optimizer=3", "optimizer.lr=[", "=3", ""])
-def test_an_override_of_no_sense_is_refused(override: str) -> None:
+def test_malformed_setting_is_refused(override: str) -> None:
     with pytest.raises(ConfigError):
         load_config(None, [override])
 
 
 @pytest.mark.parametrize("text", ["optimizer:\n", "optimizer: 3\n", "optimizer: [1]\n"])
-def test_an_override_into_a_section_that_is_none(tmp_path: Path, text: str) -> None:
+def test_setting_below_a_value_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cfg.yaml"
     path.write_text(text)
     for overrides in ([], ["optimizer.lr=0.1"]):
@@ -189,13 +189,13 @@ def test_an_override_into_a_section_that_is_none(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize("content", [b"- a\n", b"text", b"a: [", b"\xff\xfe\x00", b"", b"1: 2\n"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_without_a_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cfg.yaml").write_bytes(content)
     with pytest.raises(ConfigError):
         load_config(tmp_path / "cfg.yaml")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(NotFoundError):
             load_config(path)
@@ -203,7 +203,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", get_args(NetworkConfig.model_fields["kind"].annotation))
 @pytest.mark.parametrize("size", get_args(NetworkConfig.model_fields["size"].annotation))
-def test_every_network_on_offer_has_a_builder(kind: Any, size: Any) -> None:
+def test_every_network_choice_has_a_builder(kind: Any, size: Any) -> None:
     import torch
 
     from gtvray.models import build_network
@@ -214,7 +214,7 @@ def test_every_network_on_offer_has_a_builder(kind: Any, size: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(LossConfig.model_fields["kind"].annotation))
-def test_every_loss_on_offer_has_a_builder(kind: Any) -> None:
+def test_every_loss_choice_has_a_builder(kind: Any) -> None:
     import torch
 
     from gtvray.models import build_loss

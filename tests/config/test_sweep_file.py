@@ -20,7 +20,7 @@ def _load(tmp_path: Path, **content: Any) -> Any:
     return load_sweep(path)
 
 
-def test_a_sound_sweep(tmp_path: Path) -> None:
+def test_valid_sweep_is_loaded(tmp_path: Path) -> None:
     space = {
         "optimizer.lr": LR,
         "network.size": {"choice": ["tiny", "small"]},
@@ -57,7 +57,7 @@ def test_a_sound_sweep(tmp_path: Path) -> None:
         ({"space": {"optimizer.lr": {**LR, "logg": True}}}, "optimizer.lr"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_a_sweep_is_named(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+def test_faults_of_a_sweep_are_named(tmp_path: Path, content: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _load(tmp_path, **content)
     assert said in str(caught.value)
@@ -85,7 +85,7 @@ def test_no_such_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "demo_data", "head_neck_6mm"])
-def test_shipped_sweeps_are_sound(name: str) -> None:
+def test_shipped_sweeps_are_valid(name: str) -> None:
     shipped = Path(__file__).resolve().parents[2] / "tune_configs"
     assert {file.stem for file in shipped.glob("*.yaml")} >= {name}
     assert load_sweep(shipped / f"{name}.yaml").trials >= 4

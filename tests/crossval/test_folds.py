@@ -63,7 +63,7 @@ def record(client: MlflowClient, tmp_path: Path) -> Iterator[Record]:
     assert record.recorder.close(60)
 
 
-def test_every_case_is_judged_once_by_a_network_that_has_not_seen_it(project: Project, tmp_path: Path) -> None:
+def test_every_case_is_scored_once_out_of_fold(project: Project, tmp_path: Path) -> None:
     config = with_dotted(Config(), {"training.seed": 7})
     folds = plan_folds(project, config, project.folds(COUNT, 0), None, tmp_path)
     assert [fold.name for fold in folds] == ["fold-0", "fold-1", "fold-2"]
@@ -110,7 +110,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     assert record.epochs("fold-1") == [(1, expected[0]), (2, expected[1])]
 
 
-def test_no_case_has_a_say_in_how_its_own_mask_is_made(config: Config) -> None:
+def test_no_case_calibrates_its_own_mask(config: Config) -> None:
     """Two folds want the low threshold, the third a high one: it is judged by what the others want."""
     scores = [np.zeros((2, 20)) for _ in range(3)]
     for of_fold, setting in zip(scores, (2, 2, 18), strict=True):
@@ -123,7 +123,7 @@ def test_no_case_has_a_say_in_how_its_own_mask_is_made(config: Config) -> None:
 
 
 @pytest.mark.ray
-def test_a_damaged_checkpoint_is_told_of(local_ray: Cluster, project: Project, config: Config, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_reported(local_ray: Cluster, project: Project, config: Config, tmp_path: Path) -> None:
     (fold,) = plan_folds(project, config, None, None, tmp_path)
     Checkpoint({}, {"epoch": 1}).save(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "state.safetensors").unlink()

@@ -35,7 +35,7 @@ def make_job(config: Config, data: Path, folder: Path, **request: Any) -> TrainJ
 
 
 @pytest.mark.ray
-def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
+def test_folds_are_scored_like_an_evaluation_and_bundled(
     local_ray: Cluster, phantoms: Path, config: Config, tmp_path: Path
 ) -> None:
     job = make_job(config, phantoms, tmp_path, fold="all", folds=2)
@@ -66,9 +66,9 @@ def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
     assert bundle.info["training_data"]["digest"] == project.fingerprint.digest
     assert bundle.info["mlflow_run"] == outcome.run_id
 
-    told = outcome_text(outcome, tmp_path)
-    assert f"promote it: gtvray promote {bundle.folder} --data {phantoms}" in told
-    assert ["all", str(len(rows))] in [line.split()[:2] for line in told.splitlines()]
+    result = outcome_text(outcome, tmp_path)
+    assert f"promote it: gtvray promote {bundle.folder} --data {phantoms}" in result
+    assert ["all", str(len(rows))] in [line.split()[:2] for line in result.splitlines()]
 
     run = job.record.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["gtvray.digest"]) == ("FINISHED", bundle.digest)
@@ -81,7 +81,7 @@ def test_folds_are_judged_as_every_evaluation_judges_and_bundled(
     assert all(f"| {row['case']} |" in (job.folder / "scores.md").read_text() for row in rows)
 
 
-def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, config: Config, tmp_path: Path) -> None:
+def test_training_resumes_with_its_own_settings_and_data_only(phantoms: Path, config: Config, tmp_path: Path) -> None:
     job = make_job(config, phantoms, tmp_path, fold=1, folds=3)
     project, folds = job.open()
     assert [fold.name for fold in folds] == ["fold-1"]
@@ -99,7 +99,7 @@ def test_a_training_goes_on_with_its_own_settings_and_data_only(phantoms: Path, 
         TrainJob.resumed("train-test", job.workspace, job.show, job.report)
 
 
-def test_a_sweep_does_not_give_its_trials_times(phantoms: Path, config: Config, tmp_path: Path) -> None:
+def test_trials_have_no_time_budget(phantoms: Path, config: Config, tmp_path: Path) -> None:
     sweep = SweepConfig.model_validate({"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}})
     budgeted = with_dotted(config, {"training.time_budget_s": 60.0})
     with pytest.raises(ConfigError, match="no time budget of its own"):

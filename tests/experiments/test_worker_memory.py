@@ -22,7 +22,7 @@ def test_a_local_cpu_training_has_this_machines_memory() -> None:
     assert worker_memory_bytes(CPU, LOCAL) == device_bytes(CPU)
 
 
-def test_a_cluster_without_a_gpu_is_refused_before_a_worker_is_waited_for() -> None:
+def test_cluster_without_a_gpu_is_refused_before_waiting_for_a_worker() -> None:
     for cluster in (LOCAL, Cluster("10.0.0.1:1", is_local=False, cpus=64, gpus=0)):
         with pytest.raises(ResourceError, match="does not fit on this cluster") as caught:
             worker_memory_bytes(GPU, cluster)
@@ -32,7 +32,7 @@ def test_a_cluster_without_a_gpu_is_refused_before_a_worker_is_waited_for() -> N
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_worker_of_a_joined_cluster_is_asked(local_ray: Cluster) -> None:
+def test_memory_is_read_on_a_worker_of_a_joined_cluster(local_ray: Cluster) -> None:
     joined = Cluster(local_ray.address, is_local=False, cpus=local_ray.cpus, gpus=local_ray.gpus)
     assert worker_memory_bytes(CPU, joined) == device_bytes(CPU)
 

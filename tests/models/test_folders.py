@@ -113,9 +113,9 @@ def test_a_bundle_can_be_read_by_the_user_who_serves_it(bundle: Bundle) -> None:
     code += "try: verify_digest(pathlib.Path(sys.argv[1]))\nexcept InputError as error: print(error)"
     (bundle.folder / "weights-0.safetensors").chmod(0o000)
     command = [*as_nameless_user(), sys.executable, "-c", code, str(bundle.folder)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "cannot be read" in told
-    assert f"chmod -R a+rX {bundle.folder}" in told
+    result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "cannot be read" in result
+    assert f"chmod -R a+rX {bundle.folder}" in result
 
 
 def test_weights_of_another_network_are_rejected(tmp_path: Path, network: torch.nn.Module) -> None:

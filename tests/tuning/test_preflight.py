@@ -73,7 +73,7 @@ def newer(place: Workspace, client: MlflowClient) -> None:
         (newer, ResourceError, "newer MLflow"),
     ],
 )
-def test_it_is_refused_before_a_case_is_prepared(
+def test_deleted_experiment_is_refused_before_preparing(
     kind: str, spoil: Spoil, error: type[GtvrayError], what: str, workspace: Workspace, phantoms: Path
 ) -> None:
     spoil(workspace, connect_mlflow(workspace.mlflow_uri, workspace.artifacts))

@@ -49,7 +49,7 @@ def begun(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["random", "optuna"])
-def test_new_trials_go_where_the_folder_was_moved_to(kind: str, tmp_path: Path) -> None:
+def test_new_trials_use_the_moved_folder(kind: str, tmp_path: Path) -> None:
     former, moved = tmp_path / "sweep", tmp_path / "sweep moved"
     former.mkdir()
     assert begun(former, kind) == str(former)
@@ -65,7 +65,7 @@ def test_new_trials_go_where_the_folder_was_moved_to(kind: str, tmp_path: Path) 
     assert not former.exists()
 
 
-def test_a_state_that_cannot_follow_is_refused_with_both_places(tmp_path: Path) -> None:
+def test_state_that_cannot_be_relocated_is_refused_with_both_paths(tmp_path: Path) -> None:
     former, moved = tmp_path / "sweep", tmp_path / "moved"
     former.mkdir()
     begun(former, "random")
@@ -81,7 +81,7 @@ def test_a_state_that_cannot_follow_is_refused_with_both_places(tmp_path: Path) 
     assert state.read_bytes() == before
 
 
-def test_a_state_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+def test_unreadable_state_is_reported(tmp_path: Path) -> None:
     (tmp_path / "search_gen_state-1.json").write_bytes(b"\x80\x04cno.such.module\nThing\n.")
     with pytest.raises(TrainingError, match="cannot be read"):
         relocate_search_state(tmp_path)

@@ -13,7 +13,7 @@ from gtvray.tuning.resume import remember_sweep, restored_tuner
 SWEEP = SweepConfig.model_validate({"trials": 2, "space": {"optimizer.lr": {"low": 0.001, "high": 0.01}}})
 
 
-def test_the_same_sweep_may_go_on_and_another_may_not(tmp_path: Path) -> None:
+def test_only_the_same_sweep_can_be_resumed(tmp_path: Path) -> None:
     config = Config()
     remember_sweep(tmp_path, SWEEP, config, "d1")
     remember_sweep(tmp_path, SWEEP, config, "d1")
@@ -28,7 +28,7 @@ def test_the_same_sweep_may_go_on_and_another_may_not(tmp_path: Path) -> None:
         assert caught.value.fields["where"].endswith(f", {key}")
 
 
-def test_a_damaged_record_of_tune_is_no_new_beginning(tmp_path: Path) -> None:
+def test_damaged_tune_state_does_not_start_a_new_sweep(tmp_path: Path) -> None:
     assert restored_tuner(tmp_path, None, SWEEP, None) is None  # type: ignore[arg-type]
     (tmp_path / "tuner.pkl").write_bytes(b"")
     (tmp_path / "experiment_state-2026-01-01_00-00-00.json").write_text('{"trial_data": [')

@@ -34,7 +34,7 @@ POINT: dict[str, Any] = {
 }
 
 
-def test_a_point_survives_the_way_there_and_back() -> None:
+def test_point_round_trip() -> None:
     carried = encode(POINT, SPACE)
     assert all(isinstance(value, (str, int, float)) for value in carried.values()), "Optuna takes scalars only"
     back = decode({**carried, "of another's": 1}, SPACE)
@@ -42,7 +42,7 @@ def test_a_point_survives_the_way_there_and_back() -> None:
     assert {key: type(value) for key, value in back.items()} == {key: type(value) for key, value in POINT.items()}
 
 
-def test_every_draw_is_a_config() -> None:
+def test_every_sample_is_a_valid_config() -> None:
     domains, drawn = tune_space(SPACE), []
     for _ in range(200):
         point = decode({key: domain.sample() for key, domain in domains.items()}, SPACE)
@@ -67,7 +67,7 @@ def test_start_points_come_first_and_the_seed_decides_the_rest() -> None:
     assert first[1:] != proposals(4)[1:]
 
 
-def test_the_scheduler_keeps_to_the_training(config: Config) -> None:
+def test_scheduler_is_bounded_by_the_training(config: Config) -> None:
     sweep = SweepConfig(space={"optimizer.lr": SPACE["optimizer.lr"]})
     assert isinstance(build_scheduler(sweep, config), AsyncHyperBandScheduler)
     none = sweep.model_copy(update={"scheduler": sweep.scheduler.model_copy(update={"kind": "none"})})

@@ -69,7 +69,7 @@ def sweep(local_ray: Cluster, client: MlflowClient, config: Config, cases: list[
     return Sweep(local_ray, client, config, cases, tmp_path)
 
 
-def test_a_sweep_is_recorded_whole(sweep: Sweep, tmp_path: Path) -> None:
+def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
     result = sweep.run(trials=3, max_concurrent=1, scheduler={"kind": "none"}, start=[START])
     assert (len(result.trials), result.failed) == (3, 0)
     assert [trial.best_dsc for trial in result.trials] == sorted((t.best_dsc for t in result.trials), reverse=True)
@@ -95,8 +95,8 @@ def test_a_sweep_is_recorded_whole(sweep: Sweep, tmp_path: Path) -> None:
     # An actor that has been another trial before trains as a fresh process would.
     last = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[-1].trial)
     alone = list(fit(result.config_of(last), sweep.cases[:4], sweep.cases[4:], tmp_path / "alone"))
-    told = [value for _, value in sweep.history(runs[last.trial_id], "train_loss")]
-    assert told == pytest.approx([report.train_loss for report in alone], rel=1e-5)
+    output = [value for _, value in sweep.history(runs[last.trial_id], "train_loss")]
+    assert output == pytest.approx([report.train_loss for report in alone], rel=1e-5)
 
 
 def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
@@ -134,7 +134,7 @@ def test_a_trial_of_two_workers(sweep: Sweep) -> None:
     assert [step for step, _ in sweep.history(sweep.children[trial.trial_id], "train_loss")] == [1, 2]
 
 
-def test_a_sweep_of_which_every_trial_fails_says_why(sweep: Sweep) -> None:
+def test_sweep_without_a_successful_trial_reports_the_reason(sweep: Sweep) -> None:
     sweep.cases = [CachedCase(case.case_id, case.folder / "gone", case.meta) for case in sweep.cases]
     with pytest.raises(TrainingError, match="no trial completed an epoch") as caught:
         sweep.run(trials=2)
@@ -147,7 +147,7 @@ def test_a_sweep_of_which_every_trial_fails_says_why(sweep: Sweep) -> None:
         assert trial.notes[0].startswith("restarted after: ")
 
 
-def test_what_cannot_work_is_refused_before_any_trial(sweep: Sweep) -> None:
+def test_invalid_sweep_is_refused_before_any_trial(sweep: Sweep) -> None:
     with pytest.raises(ConfigError):
         sweep.run(base={"training.patch_ijk": [8, 8, 8]}, space={"optimizer.lr": {"low": 0.1, "high": 0.2}})
     with pytest.raises(ResourceError):
