@@ -57,7 +57,7 @@ def epochs_of(workspace: Path, fold: str) -> list[tuple[int, float]]:
         (("{settings}", "--data", "{data}", "--fold", "5"), "no such fold"),
         (("{settings}", "optimizer.lrr=1", "--data", "{data}"), "did you mean optimizer.lr"),
         (("--resume", "../../etc"), "no such training"),
-        (("{settings}", "--resume", "train-never"), "has its settings"),
+        (("{settings}", "--resume", "train-never"), "has its own settings"),
     ],
 )
 def test_invalid_training_is_refused(
