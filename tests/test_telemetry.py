@@ -135,12 +135,13 @@ gtvray() { "$PYTHON" -m gtvray "$@"; }
 gtvray sweep one.yaml --data "$DATA" --workspace runs
 bundle=$(ls -d runs/bundles/*)
 gtvray evaluate --data "$DATA" --model "$bundle" --workspace runs
-GTVRAY_TOKEN=secret gtvray serve --model "$bundle" --workspace runs --port 18000 2>serve.log &
-until grep -q "until Ctrl-C" serve.log; do kill -0 $! && sleep 0.5; done
+export GTVRAY_TOKEN=secret
+"$PYTHON" -m gtvray serve --model "$bundle" --workspace runs --port 18000 2>serve.log &
+server=$!
+trap 'kill $server || true' EXIT
+until grep -q "until Ctrl-C" serve.log; do kill -0 $server && sleep 0.5; done
 scan=$(find "$DATA" -name data.nii.gz | head -1)
-GTVRAY_TOKEN=secret gtvray predict "$scan" -o served.nii.gz --server http://127.0.0.1:18000
-kill -INT -- -$!
-wait $! || true
+gtvray predict "$scan" -o served.nii.gz --server http://127.0.0.1:18000
 gtvray predict "$scan" -o local.nii.gz --model "$bundle" --workspace runs
 """
 
@@ -151,5 +152,5 @@ gtvray predict "$scan" -o local.nii.gz --model "$bundle" --workspace runs
 def test_pipeline_contacts_nobody(tmp_path: Path, phantoms: Path) -> None:
     (tmp_path / "one.yaml").write_text(ONE_TRIAL_SWEEP)
     setting = f"PYTHON={sys.executable}", f"DATA={phantoms}"
-    assert packets_of(tmp_path, "env", *setting, "bash", "-m", "-c", _MAIN_JOB) == []
+    assert packets_of(tmp_path, "env", *setting, "bash", "-c", _MAIN_JOB) == []
     assert (tmp_path / "served.nii.gz").read_bytes() == (tmp_path / "local.nii.gz").read_bytes()
