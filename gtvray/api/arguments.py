@@ -9,7 +9,6 @@ from typing import Any
 
 from gtvray.config import Config, load_config, with_dotted
 from gtvray.io import Workspace
-from gtvray.runtime import ProgressReporter
 
 ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str] | None
 PathLike = str | os.PathLike[str]
@@ -33,16 +32,3 @@ def as_config(config: ConfigLike) -> Config:
 def as_workspace(workspace: Workspace | PathLike) -> Workspace:
     """Return a workspace, given itself or its folder."""
     return workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
-
-
-class _Silent:
-    """Progress that is not shown."""
-
-    def begin(self, stage: str, detail: str) -> None:
-        """Ignore the start of a stage."""
-
-    def advance(self, done: float, total: float, detail: str = "") -> None:
-        """Ignore progress within a stage."""
-
-
-SILENT: ProgressReporter = _Silent()

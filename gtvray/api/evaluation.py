@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtvray.api.arguments import SILENT, WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.models import load_bundle, name_models
 from gtvray.errors import GtvrayError
 from gtvray.io import Workspace, read_volume
-from gtvray.runtime import ProgressReporter
+from gtvray.runtime import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.datasets import Dataset, Ledger

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gtvray.api.arguments import SILENT, WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.config import SweepConfig, load_sweep
 from gtvray.errors import InputError
 from gtvray.io import Workspace
-from gtvray.runtime import ProgressReporter, connect
+from gtvray.runtime import SILENT, ProgressReporter, connect
 
 if TYPE_CHECKING:
     from gtvray.crossval import FoldStatus, TrainOutcome

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtvray.api.arguments import SILENT, WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.models import open_registry
 from gtvray.config import Config, with_dotted
 from gtvray.errors import InputError
 from gtvray.io import Workspace
-from gtvray.runtime import ProgressReporter
+from gtvray.runtime import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.data import Project

@@ -7,6 +7,7 @@ from .host import port_is_free as port_is_free
 from .host import require_port as require_port
 from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
+from .progress import SILENT as SILENT
 from .progress import ProgressReporter as ProgressReporter
 from .proxies import bypass_proxies as bypass_proxies
 from .proxies import is_own_host as is_own_host

@@ -13,3 +13,16 @@ class ProgressReporter(Protocol):
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Report that `done` of `total` units of the current stage are complete."""
+
+
+class _Silent:
+    """Progress that is not shown."""
+
+    def begin(self, stage: str, detail: str) -> None:
+        """Ignore the start of a stage."""
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        """Ignore progress within a stage."""
+
+
+SILENT: ProgressReporter = _Silent()
