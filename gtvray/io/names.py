@@ -102,5 +102,5 @@ def require_printable_path(path: Path) -> None:
         raise InputError(
             "path has control characters or bytes that are not UTF-8",
             where=ascii(str(path)),
-            do="rename it, or choose another name",
+            do="rename it, or choose another name; if the name is UTF-8, set LC_ALL=C.UTF-8",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def ensure_token() -> None:
                 found=error,
                 do="set HOME to a writable folder, or RAY_AUTH_TOKEN to a long secret",
             ) from error
-    use_token()
+    # An imported Ray has read the mode already; set now, only the processes that it starts would require the token.
+    if "ray" not in sys.modules:
+        use_token()
 
 
 def _create(path: Path) -> None:

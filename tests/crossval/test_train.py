@@ -95,14 +95,14 @@ def test_training_resumes_with_its_own_settings_and_data_only(phantoms: Path, co
     with pytest.raises(InputError, match="not those that the training was started with"):
         TrainJob.resumed("train-test", job.workspace, job.show, job.report).open()
     write_json(path, {**read_json(path), "schema_version": 99})
-    with pytest.raises(InputError, match="another gtvray"):
+    with pytest.raises(InputError, match="another version of gtvray"):
         TrainJob.resumed("train-test", job.workspace, job.show, job.report)
 
 
 def test_trials_have_no_time_budget(phantoms: Path, config: Config, tmp_path: Path) -> None:
     sweep = SweepConfig.model_validate({"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}})
     budgeted = with_dotted(config, {"training.time_budget_s": 60.0})
-    with pytest.raises(ConfigError, match="no time budget of its own"):
+    with pytest.raises(ConfigError, match="no time budget of their own"):
         SweepJob(sweep, budgeted, Workspace(tmp_path), "sweep", FoldProgress({}, quiet=True)).open(phantoms)
 
 

@@ -194,7 +194,7 @@ def test_derived_bundle_has_the_given_locator(tmp_path: Path) -> None:
     assert derived.locator.digest == locator.digest
     assert derived.inference.mode == "localised"
     # It is kept when another setting changes.
-    with pytest.raises(ConfigError, match="asks a locator"):
+    with pytest.raises(ConfigError, match="used by localised inference only"):
         with_inference(plain, {"mode": "body"}, tmp_path / "out", locator)
     kept = with_inference(derived, {"threshold": 0.3}, tmp_path / "out")
     assert kept.locator is not None
