@@ -23,8 +23,7 @@ def use_token() -> None:
     path = _token_path()
     if os.path.isfile(path):
         _restrict(path)
-        if os.environ.get("RAY_AUTH_TOKEN_PATH") is None and path != _default_path():
-            os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+        _export_path(path)
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         return
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -51,9 +50,16 @@ def ensure_token() -> None:
                 found=error,
                 do="set HOME to a writable folder, or RAY_AUTH_TOKEN to a long secret",
             ) from error
-    # An imported Ray has read the mode already; set now, only the processes that it starts would require the token.
-    if "ray" not in sys.modules:
+    if "ray" in sys.modules:
+        # Ray has read the mode already; set now, only the processes that it starts would require the token.
+        _export_path(path)
+    else:
         use_token()
+
+
+def _export_path(path: Path) -> None:
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") is None and path != _default_path():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
 def _create(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    # As in a process that has not imported Ray yet.
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
     return tmp_path
 
 
@@ -35,6 +38,13 @@ def test_new_token_is_readable_only_by_its_owner(home: Path) -> None:
     ensure_token()
     assert token.read_text() == first
     assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+
+
+def test_mode_is_not_changed_after_ray_was_imported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    ensure_token()
+    assert mode(home / ".ray" / "auth_token") == 0o600
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 def test_token_permissions_are_corrected(home: Path) -> None:
