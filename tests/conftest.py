@@ -23,6 +23,8 @@ settings.load_profile("gtvray")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+# Before the hook of pytest-xdist, which reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run all tests that start Ray in one process, one after the other, so that they share a cluster."""
     for item in items:

@@ -15,6 +15,9 @@ from ..bundles import random_bundle
 from ..golden_cases import made_golden, spoil
 from .command import free_port, run
 
+# One process pays for the bundle that these tests share.
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:

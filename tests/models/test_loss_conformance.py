@@ -180,6 +180,8 @@ def _relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(one - other) / torch.linalg.vector_norm(other))
 
 
+# One process pays for the workers that these tests share.
+@pytest.mark.xdist_group("loss_workers")
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @every_loss

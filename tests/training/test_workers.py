@@ -19,7 +19,8 @@ from gtvray.runtime import Cluster
 from gtvray.training import fit, fit_distributed
 
 # Raised by Ray Data when Ray Train imports it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")
+# One process pays for the workers that these tests share.
+pytestmark = [pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"), pytest.mark.xdist_group("ray")]
 
 Curve = list[list[float]]
 # Each loss, and a network whose coarser heads have losses of their own.
