@@ -18,8 +18,7 @@ from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster
 from gtvray.training import fit, fit_distributed
 
-# Raised by Ray Data when Ray Train imports it.
-# One process pays for the workers that these tests share.
+# One process pays for the workers that these tests share. The warning is raised by Ray Data when Ray Train imports it.
 pytestmark = [pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"), pytest.mark.xdist_group("ray")]
 
 Curve = list[list[float]]
