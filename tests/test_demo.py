@@ -138,6 +138,7 @@ def test_the_champion_is_the_bundle_of_the_best_trial(first: dict[str, Any], mlf
     assert mlflow.get_run(champion.run_id).data.tags["ray.trial_id"] == best["trial_id"]
 
 
+@pytest.mark.slow
 def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
     base: list[object], one_trial: list[object], first: dict[str, Any], workspace: Path, local_ray: Cluster
 ) -> None:
@@ -152,12 +153,14 @@ def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
     assert len(last["evidence"]["candidate"]) == len(last["evidence"]["baseline"]) == 3
 
 
+@pytest.mark.slow
 def test_a_second_demo_promotes_its_own_model(second: Endpoint, workspace: Path) -> None:
     versions = run("models", "--workspace", workspace, "--json").json()
     assert {row["version"]: row["aliases"] for row in versions} == {"1": [], "2": ["champion"]}
     assert len({row["digest"] for row in versions}) == 2
 
 
+@pytest.mark.slow
 def test_the_endpoint_and_the_command_line_give_the_same_mask(
     second: Endpoint, workspace: Path, scan: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +173,7 @@ def test_the_endpoint_and_the_command_line_give_the_same_mask(
     assert mine["mask"] == str(here)
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) -> None:
     mask = tmp_path / "mask.nii.gz"
     refused = run("predict", scan, "-o", mask, "--server", second.url, GTVRAY_TOKEN="wrong")
@@ -177,6 +181,7 @@ def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) 
     assert not mask.exists()
 
 
+@pytest.mark.slow
 def test_evaluate_ranks_models_and_the_baseline(
     second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +209,7 @@ def test_evaluate_ranks_models_and_the_baseline(
     assert set(found["mlflow"]) == {"champion", "1"}
 
 
+@pytest.mark.slow
 def test_keep_serving_ends_cleanly_and_rollback_restores_the_previous_model(
     second: Endpoint, workspace: Path, scan: Path
 ) -> None:

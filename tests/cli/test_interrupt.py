@@ -53,7 +53,7 @@ def test_interrupted_with_a_cluster_of_its_own(stage: str, number: signal.Signal
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
-        ("serve", signal.SIGINT),
+        pytest.param("serve", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("evaluate", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("sweep", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("promote", signal.SIGTERM, marks=pytest.mark.slow),
