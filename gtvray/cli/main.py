@@ -137,7 +137,7 @@ def _unexpected(error: Exception) -> GtvrayError:
             found=found,
             do="wait until that program has finished, or close it, and run this again; do not move the database",
         )
-    if "disk is full" in found or os.strerror(errno.ENOSPC) in found:
+    if any(text in str(error) for text in ("disk is full", os.strerror(errno.ENOSPC))):
         return ResourceError("the disk is full", found=found, do="free some space and run it again")
     return FailureError(
         "unexpected error",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
 _POLL_S = 1.0
+# Agents of a new cluster register within seconds.
+_AGENT_WAIT_S = 30.0
+_RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def submit(
@@ -44,9 +49,9 @@ def submit(
     bypass_proxies(address)
     proxy = proxy_for(address)
     try:
-        client = JobSubmissionClient(address)
-        entry = [sys.executable, "-m", "gtvray", *command]
-        job = client.submit_job(entrypoint=shlex.join(entry), metadata={"gtvray.verb": command[0]})
+        with _without_ray_addresses():
+            client = JobSubmissionClient(address)
+        job = _submit(client, [sys.executable, "-m", "gtvray", *command])
     except AuthenticationError as error:
         raise AuthError("the Ray cluster requires a token", where=address, do=TOKEN_ADVICE) from error
     except (OSError, RuntimeError) as error:
@@ -61,6 +66,28 @@ def submit(
     if wait and status != JobStatus.SUCCEEDED:
         raise FailureError("job did not succeed", where=job, found=status.value, do=f"ray job logs {job}")
     emit({"job": job, "status": str(status.value)}, as_json, f"job {job}")
+
+
+@contextmanager
+def _without_ray_addresses() -> Iterator[None]:
+    """Hide Ray's address variables, which its client prefers to the address that it is given."""
+    hidden = {name: os.environ.pop(name) for name in _RAY_ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _submit(client: JobSubmissionClient, command: list[str]) -> str:
+    """Submit a job; retry while the agents of a cluster that has just started are not ready."""
+    deadline = time.monotonic() + _AGENT_WAIT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=shlex.join(command), metadata={"gtvray.verb": command[3]}))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _follow(client: JobSubmissionClient, job: str, *, streaming: bool) -> JobStatus:

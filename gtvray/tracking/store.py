@@ -60,6 +60,8 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It logs the stack trace of errors that are also raised.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     database = database_path(uri) if parsed.scheme.startswith("sqlite") else None
     if database is not None:
         _relocate(database, artifacts, writing)

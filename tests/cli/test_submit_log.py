@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -67,3 +68,14 @@ def test_log_is_polled_without_the_stream(dashboard: str, capsys: pytest.Capture
     assert caught.value.fields["found"] == "FAILED"
     assert capsys.readouterr().err.endswith("one\ntwo\nthree\n")
     assert _Dashboard.polls == ["RUNNING", "RUNNING", "FAILED"]
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_given_address_is_used_despite_rays_variables(
+    dashboard: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(FailureError, match="job did not succeed"):
+        submit_module.submit(["data"], address=dashboard)
+    assert os.environ[name] == "http://127.0.0.1:9"
