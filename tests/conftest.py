@@ -26,10 +26,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Before the hook of pytest-xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that start Ray in one process, one after the other, so that they share a cluster."""
+    """Run all tests that start Ray in one process, one after the other, so that they share a cluster.
+
+    They take up to 70 s beside the tests of the other process, and twice that on a slow machine.
+    """
     for item in items:
         if item.get_closest_marker("ray") is not None:
             item.add_marker(pytest.mark.xdist_group("ray"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(240))
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def one_trial(workspace: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def first(base: list[object]) -> dict[str, Any]:
     """What the first demo says, on a cluster of its own."""
-    finished = run(*base, *OPEN_GATE, "--port", free_port(), "--json", within_s=115)
+    finished = run(*base, *OPEN_GATE, "--port", free_port(), "--json")
     assert (finished.code, finished.stderr) == (0, "")
     return dict(finished.json())
 
@@ -71,7 +71,7 @@ def second(
     port = free_port()
     keep = ("--keep-serving", "--address", local_ray.address)
     running = Running(*base, *one_trial, *OPEN_GATE, "--port", port, *keep)
-    said = running.wait_for("bearer token: ", within_s=110)
+    said = running.wait_for("bearer token: ")
     yield Endpoint(f"http://127.0.0.1:{port}", said.rpartition("bearer token: ")[2].split()[0], running)
     running.interrupt()
     running.end()

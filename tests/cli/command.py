@@ -91,7 +91,7 @@ class Running:
         for reader in self._readers:
             reader.start()
 
-    def wait_for(self, text: str, stream: str = "stderr", within_s: float = 105) -> str:
+    def wait_for(self, text: str, stream: str = "stderr", within_s: float = 220) -> str:
         """All that a stream holds, once it holds a text."""
         with self._news:
             if not self._news.wait_for(lambda: text in self._said[stream] or not self._alive(), within_s):
@@ -105,7 +105,7 @@ class Running:
         if self._process.poll() is None:
             (os.killpg if number == signal.SIGINT else os.kill)(self._process.pid, number)
 
-    def end(self, within_s: float = 100) -> Finished:
+    def end(self, within_s: float = 220) -> Finished:
         """Wait for the end."""
         try:
             code = self._process.wait(within_s)
@@ -150,7 +150,7 @@ class Running:
             self._news.notify_all()
 
 
-def run(*arguments: object, within_s: float = 100, **environment: str) -> Finished:
+def run(*arguments: object, within_s: float = 220, **environment: str) -> Finished:
     """Run a verb to its end; nothing it started outlives it."""
     running = Running(*arguments, **environment)
     finished = running.end(within_s)
