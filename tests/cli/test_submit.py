@@ -1,4 +1,8 @@
-"""Commands submitted as jobs to a Ray cluster."""
+"""Commands submitted as jobs to a Ray cluster.
+
+Jobs are part of the long set: after other clusters have run on the machine, the dashboard sometimes reports no agent that
+takes jobs. `test_submit_log.py` tests the command against a stand-in for the dashboard.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ def submit(dashboard: str, *words: object) -> Finished:
     return run("submit", "--address", dashboard, *words)
 
 
+@pytest.mark.slow
 def test_successful_job(dashboard: str, phantoms: Path) -> None:
     done = submit(dashboard, "--json", "--", "data", "check", phantoms, "--json")
     assert done.code == 0, done
@@ -32,6 +37,7 @@ def test_successful_job(dashboard: str, phantoms: Path) -> None:
     assert done.stderr.count('"findings": [') == 1, "the log is streamed once"
 
 
+@pytest.mark.slow
 def test_failed_job_is_reported(dashboard: str, phantoms: Path, tmp_path: Path) -> None:
     for name in ("1", "2"):
         shutil.copytree(phantoms / name, tmp_path / "data" / name)
@@ -52,6 +58,7 @@ def test_submitted_sweep_uses_its_cluster(
     assert len(list((tmp_path / "bundles").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_no_wait_returns_the_job(dashboard: str, phantoms: Path) -> None:
     done = submit(dashboard, "--no-wait", "--json", "--", "data", "check", phantoms)
     assert done.code == 0, done
