@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common import NNUNET_TRAINER
 from _inference_study import bundle_of
 
 from gtvray.config import Config, InferenceConfig, load_config
@@ -30,24 +31,7 @@ TINY_FEATURES = (4, 8, 8)
 TINY_PATCHES = {"cube": ((16, 16, 16), (8.0, 8.0, 8.0)), "flat": ((24, 24, 8), (6.0, 6.0, 9.0))}
 STEPS, TINY_STEPS, BATCH = 40, 2, 2
 MODES = ("off", "on", "graphs")
-SETTINGS = (
-    "network.kind=unet",
-    "training.epochs=2",
-    "training.selection_cases=1",
-    "training.foreground_share=0.33",
-    "loss.kind=dice_ce",
-    # Those of nnU-Net's trainer.
-    "optimizer.kind=sgd",
-    "optimizer.lr=0.01",
-    "optimizer.momentum=0.99",
-    "optimizer.weight_decay=3e-5",
-    "optimizer.warmup_share=0",
-    "optimizer.clip_norm=12",
-    "augmentation.strength=1",
-    "augmentation.flip_front_back=0.5",
-    "augmentation.flip_up_down=0.5",
-    "inference.overlap=0",
-)
+SETTINGS = (*NNUNET_TRAINER, "training.selection_cases=1", "inference.overlap=0")
 
 
 def run_part(given: argparse.Namespace) -> None:
@@ -239,7 +223,9 @@ def inference(given: argparse.Namespace) -> None:
             torch.cuda.reset_peak_memory_stats()
         began, seconds = time.perf_counter(), []
         bundle = bundle_of(given.work / "model", mode=mode, backend="torch", precision=name, keep_largest=False)
-        cases = LocalCases(Predictor(bundle, threads=given.threads, device=str(device())), lambda _: out)
+        cases = LocalCases(
+            Predictor(bundle, threads=given.threads, device=str(device())), lambda _: out, overwrite=True
+        )
         for _ in range(3):
             found = cases.store(scan, cases.run(cases.load(scan)))
             seconds.append(time.perf_counter() - began)

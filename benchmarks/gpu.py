@@ -35,10 +35,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from _common import version
 
 PART_S, WHOLE_S = 120.0, 480.0
 # Started with less time than this left, a part would be cut off before its first result.
@@ -182,14 +183,6 @@ def report(parts: dict[str, dict[str, Any]], facts: dict[str, Any]) -> dict[str,
 def ratio(over: float | None, under: float | None) -> float | None:
     """A quotient of two figures that may be missing."""
     return round(over / under, 3) if over and under else None
-
-
-def version(name: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from _common import version
 from _inference_study import bundle_of, study_cases, study_figures
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
@@ -365,14 +365,6 @@ def facts(given: argparse.Namespace, scan: Path) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("gtvray", "torch", "monai", "openvino", "numpy")},
         "machine": {"cpus": os.cpu_count(), "threads": given.threads, "python": platform.python_version()},
     }
-
-
-def version(name: str) -> str | None:
-    """Version of an installed package."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _common import NNUNET_TRAINER
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from training_nnunet import FEATURES, STRIDES, by_kind, step_cost
@@ -55,23 +56,10 @@ from gtvray.io import read_volume, write_volume
 
 SPACING_MM = (4.0, 4.0, 3.0)
 SETTINGS = (
+    *NNUNET_TRAINER,
     f"preprocessing.spacing_mm={list(SPACING_MM)}",
-    "network.kind=unet",
     f"network.features={list(FEATURES)}",
     f"network.strides={STRIDES}",
-    "training.foreground_share=0.33",
-    "training.epochs=2",
-    "loss.kind=dice_ce",
-    # The values of nnU-Net's trainer.
-    "optimizer.kind=sgd",
-    "optimizer.lr=0.01",
-    "optimizer.momentum=0.99",
-    "optimizer.weight_decay=3e-5",
-    "optimizer.warmup_share=0",
-    "optimizer.clip_norm=12",
-    "augmentation.strength=1",
-    "augmentation.flip_front_back=0.5",
-    "augmentation.flip_up_down=0.5",
 )
 # Precision, and patches per forward pass.
 OURS = {"fp32": ("fp32", "auto"), "bf16": ("bf16", "auto"), "fp32-whole": ("fp32", None), "bf16-whole": ("bf16", None)}
