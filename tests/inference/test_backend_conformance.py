@@ -11,20 +11,19 @@ import pytest
 import torch
 from scipy.special import expit
 
-from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from gtvray.config import InferenceConfig
 from gtvray.errors import ConfigError, ResourceError
 from gtvray.geometry import Volume
 from gtvray.inference import ConversionStore, Predictor
 from gtvray.inference.backends.registry import BACKENDS, open_backends
 from gtvray.inference.backends.torch import TorchBackend
-from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.models import Bundle
 
 NAMES = get_args(InferenceConfig.model_fields["backend"].annotation)
 PRECISIONS = get_args(InferenceConfig.model_fields["precision"].annotation)
 # Largest difference of a probability from torch in fp32.
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.06, "fp16": 0.02}
 PATCH_IJK = (16, 16, 16)
-NETWORK = NetworkConfig(features=(8, 8, 16))
 
 # Precisions that no backend offers on a CPU.
 REFUSED = ("fp16",)
@@ -36,39 +35,6 @@ every_precision = pytest.mark.parametrize(
 every_refused_precision = pytest.mark.parametrize(("name", "precision"), list(product(NAMES, REFUSED)))
 
 Make = Callable[..., Bundle]
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Write a bundle whose logits vary enough to be compared."""
-    folder = tmp_path_factory.mktemp("bundles")
-
-    def bundle(patch_ijk: tuple[int, int, int] = PATCH_IJK, members: int = 1, **inference: Any) -> Bundle:
-        weights = []
-        for seed in range(members):
-            torch.manual_seed(seed)
-            network = build_network(NETWORK, 1, (4.0, 4.0, 4.0), patch_ijk)
-            with torch.no_grad():
-                for parameter in network.parameters():
-                    parameter.mul_(1.5)
-            weights.append(weights_of(network))
-        return write_bundle(
-            folder / f"{patch_ijk}-{members}-{inference}".replace(" ", ""),
-            weights=weights,
-            preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
-            network=NETWORK,
-            inference=InferenceConfig(**{"batch_size": 3, **inference}),
-            patch_ijk=patch_ijk,
-            info={},
-        )
-
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ConversionStore:
-    """Shared by the module, so that each network is converted once."""
-    return ConversionStore(tmp_path_factory.mktemp("conversions"))
 
 
 def _predictor(bundle: Bundle, store: ConversionStore, threads: int = 1) -> Predictor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,50 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from gtvray.config import Config, InferenceConfig, NetworkConfig, PreprocessingConfig, with_dotted
+from gtvray.config import Config, with_dotted
 from gtvray.errors import ConfigError, FailureError, ResourceError
 from gtvray.inference import ConversionStore, Predictor
 from gtvray.inference.backends import openvino as backend
 from gtvray.inference.backends.store import Converted, default_store
-from gtvray.models import Bundle, build_network, weights_of, write_bundle
+from gtvray.models import Bundle
 
 PATCH = (16, 16, 16)
-NETWORK = NetworkConfig(features=(8, 8, 16))
 needs_openvino = pytest.mark.skipif(
     not any((Path(entry) / "openvino").is_dir() for entry in sys.path), reason="openvino is not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    folder = tmp_path_factory.mktemp("bundles")
-
-    def bundle(members: int = 1, **inference: Any) -> Bundle:
-        weights = []
-        for seed in range(members):
-            torch.manual_seed(seed)
-            network = build_network(NETWORK, 1, (4.0, 4.0, 4.0), PATCH)
-            with torch.no_grad():
-                for parameter in network.parameters():
-                    parameter.mul_(1.5)
-            weights.append(weights_of(network))
-        return write_bundle(
-            folder / f"{members}-{inference}".replace(" ", ""),
-            weights=weights,
-            preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0)),
-            network=NETWORK,
-            inference=InferenceConfig(**{"batch_size": 3, **inference}),
-            patch_ijk=PATCH,
-            info={},
-        )
-
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ConversionStore:
-    """Shared by the module, so that each network is converted once."""
-    return ConversionStore(tmp_path_factory.mktemp("conversions"))
 
 
 def _patches(count: int) -> list[np.ndarray]:

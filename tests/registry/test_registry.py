@@ -25,6 +25,15 @@ def bundle(make_bundle: Callable[[int], Bundle]) -> Bundle:
     return make_bundle(0)
 
 
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    """A folder of golden cases, of which the registry reads only the names and bytes."""
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    (folder / "golden.json").write_text("{}\n")
+    return folder
+
+
 def test_fetched_bundle_is_the_registered_one(registry: Registry, bundle: Bundle, run_id: str) -> None:
     version = registry.register(bundle, run_id)
     assert (version.version, version.digest, version.run_id, version.aliases) == ("1", bundle.digest, run_id, ())
@@ -84,11 +93,9 @@ def test_tampered_bundle_in_the_workspace_is_refused(registry: Registry, bundle:
 
 
 def test_golden_cases_are_stored_with_a_version(
-    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path
+    registry: Registry, bundle: Bundle, run_id: str, golden: Path, tmp_path: Path
 ) -> None:
-    golden, fetched = tmp_path / "golden", tmp_path / "fetched"
-    golden.mkdir()
-    (golden / "golden.json").write_text("{}\n")
+    fetched = tmp_path / "fetched"
     version = registry.register(bundle, run_id)
     with pytest.raises(NotFoundError, match="no golden cases"):
         registry.fetch_golden(version, fetched)
@@ -98,10 +105,9 @@ def test_golden_cases_are_stored_with_a_version(
     assert [(file.name, file.read_text()) for file in fetched.iterdir()] == [("golden.json", "{}\n")]
 
 
-def test_unreadable_golden_cases_are_an_error(registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path) -> None:
-    golden = tmp_path / "golden"
-    golden.mkdir()
-    (golden / "golden.json").write_text("{}\n")
+def test_unreadable_golden_cases_are_an_error(
+    registry: Registry, bundle: Bundle, run_id: str, golden: Path, tmp_path: Path
+) -> None:
     version = registry.register(bundle, run_id)
     registry.add_golden(version, golden)
     (stored,) = (tmp_path / "artifacts").rglob("golden.json")
@@ -114,12 +120,9 @@ def test_unreadable_golden_cases_are_an_error(registry: Registry, bundle: Bundle
 
 @pytest.mark.parametrize("lost", ["golden", "all artifacts"])
 def test_missing_files_of_golden_cases_are_an_error(
-    registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path, lost: str
+    registry: Registry, bundle: Bundle, run_id: str, golden: Path, tmp_path: Path, lost: str
 ) -> None:
     """As in a workspace copied without them: an endpoint must not start without verifying its model."""
-    golden = tmp_path / "golden"
-    golden.mkdir()
-    (golden / "golden.json").write_text("{}\n")
     version = registry.register(bundle, run_id)
     registry.add_golden(version, golden)
     (stored,) = (tmp_path / "artifacts").rglob("golden")
@@ -130,11 +133,8 @@ def test_missing_files_of_golden_cases_are_an_error(
 
 
 def test_missing_artifact_folder_is_an_error_for_versions_without_a_golden_tag(
-    registry: Registry, client: MlflowClient, bundle: Bundle, run_id: str, tmp_path: Path
+    registry: Registry, client: MlflowClient, bundle: Bundle, run_id: str, golden: Path, tmp_path: Path
 ) -> None:
-    golden = tmp_path / "golden"
-    golden.mkdir()
-    (golden / "golden.json").write_text("{}\n")
     version = registry.register(bundle, run_id)
     registry.add_golden(version, golden)
     client.delete_model_version_tag(f"model-{tmp_path.name}", version.version, "gtvray.golden")
@@ -143,10 +143,9 @@ def test_missing_artifact_folder_is_an_error_for_versions_without_a_golden_tag(
         registry.fetch_golden(version, tmp_path / "fetched")
 
 
-def test_replaced_golden_cases_are_refused(registry: Registry, bundle: Bundle, run_id: str, tmp_path: Path) -> None:
-    golden = tmp_path / "golden"
-    golden.mkdir()
-    (golden / "golden.json").write_text("{}\n")
+def test_replaced_golden_cases_are_refused(
+    registry: Registry, bundle: Bundle, run_id: str, golden: Path, tmp_path: Path
+) -> None:
     version = registry.register(bundle, run_id)
     registry.add_golden(version, golden)
     (stored,) = (tmp_path / "artifacts").rglob("golden.json")
