@@ -12,7 +12,7 @@ test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup $(ARGS)
 
 test-all: .venv/dev
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" --hypothesis-profile=random $(ARGS)
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)

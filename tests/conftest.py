@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 # A job that a shell put into the background ignores Ctrl-C, and so would every process the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("gtvray", deadline=None)
+# How long an example takes says more about the machine than about the code. `make test` draws the same examples
+# every time, so that a change is judged by what it changed; `make test-all` draws new ones.
+settings.register_profile("gtvray", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
 settings.load_profile("gtvray")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
