@@ -21,7 +21,7 @@ from gtvray import NOTICE
 from gtvray.config import Config, load_sweep
 from gtvray.data import Project
 from gtvray.datasets import Case, Ledger, read_binary, read_label, write_phantoms
-from gtvray.errors import FailureError
+from gtvray.errors import FailureError, GateRefusedError
 from gtvray.evaluation import ScoredCase, summarise
 from gtvray.io import Workspace, atomic_path, read_volume, write_json
 from gtvray.reports import render_overlay, scores_table
@@ -29,10 +29,9 @@ from gtvray.runtime import ProgressReporter, connect, require_port
 from gtvray.tuning import SweepJob, SweepOutcome
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
-    from gtvray.promotion import Evidence
-    from gtvray.registry import ModelVersion, Registry
+    from gtvray.models import Bundle
+    from gtvray.promotion import Evidence, Gathered
+    from gtvray.registry import DecisionLog, ModelVersion, Registry
 
 # Expected seconds of each stage on two cores, for the estimate of the time left.
 STAGES = {
@@ -113,7 +112,7 @@ class Demo:
 
         Raises:
             InputError: the data or the settings are wrong.
-            GateRefusedError: the model is no better than the baseline.
+            GateRefusedError: the model is no better than the baseline, and there is no earlier champion.
             FailureError: a stage failed.
         """
         name = "demo.yaml" if self._options.data is None else "demo_data.yaml"
@@ -126,15 +125,16 @@ class Demo:
             job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
             project = self._data(job)
             self._show.begin("mlflow", job.record.uri)
-            client = job.record.client
-            self._require_promotable(client)
+            registry, log, champion = self._champion()
             self._show.begin("ray", "connecting to Ray")
             with connect(self._options.address) as cluster:
                 with self._timed("sweep"):
                     outcome = job.run(project, cluster)
                 self._record_sweep(job, outcome)
-                evidence, scored = self._evaluate(outcome, project)
-                self._serve(*self._promote(client, outcome, evidence), scored)
+                gathered = self._evaluate(outcome, project, registry.fetch(champion) if champion is not None else None)
+                version = self._promote(registry, log, outcome, gathered.evidence)
+                served = gathered.candidate if version.digest == outcome.bundle.digest else gathered.champion
+                self._serve(registry, version, served)
         write_json(self._reports / "result.json", asdict(self.result))
         return self.result
 
@@ -167,23 +167,21 @@ class Demo:
         }
         self.result.tracking = {"uri": job.record.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
 
-    def _evaluate(self, outcome: SweepOutcome, project: Project) -> tuple[Evidence, list[ScoredCase]]:
+    def _evaluate(self, outcome: SweepOutcome, project: Project, champion: Bundle | None) -> Gathered:
         from gtvray.promotion import gather_evidence
 
         with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their own grids"):
-            ledger = Ledger(self._workspace.ledger)
-            masks = self._reports / "masks"
-            advance = self._show.advance
-            golden = self._workspace.golden_of(outcome.bundle.digest)
-            evidence, scored = gather_evidence(
+            gathered = gather_evidence(
                 outcome.bundle,
                 project,
-                masks=masks,
-                ledger=ledger,
+                masks=self._reports / "masks",
+                ledger=Ledger(self._workspace.ledger),
                 threads=self._threads(),
-                golden=golden,
-                report=advance,
+                champion=champion,
+                golden=self._workspace.golden_of(outcome.bundle.digest),
+                report=self._show.advance,
             )
+            evidence, scored = gathered.evidence, gathered.candidate
             by_dsc = sorted(scored, key=lambda entry: entry.score.dsc)
             worst, median = by_dsc[0], by_dsc[len(by_dsc) // 2]
             for name, entry in (("worst", worst), ("median", median)):
@@ -193,37 +191,46 @@ class Demo:
             with atomic_path(self._reports / "scores.md") as temporary:
                 temporary.write_text(scores_table(evidence.candidate))
         self.result.summary = {"model": summarise(evidence.candidate), "baseline": summarise(evidence.baseline)}
-        return evidence, scored
+        return gathered
 
-    def _require_promotable(self, client: MlflowClient) -> None:
-        """Refuse a registry that promotion would refuse at the end."""
-        from gtvray.promotion import DecisionLog, require_champion
-        from gtvray.registry import Registry
+    def _champion(self) -> tuple[Registry, DecisionLog, ModelVersion | None]:
+        """Open the registry and return the champion; refuse a registry that promotion would refuse at the end."""
+        from gtvray.api import open_decisions, open_registry
+        from gtvray.promotion import require_champion
 
-        registry = Registry(client, self._config.tracking.model_name, self._workspace.bundles)
-        require_champion(registry, DecisionLog(self._workspace.decisions))
+        registry = open_registry(self._workspace, self._config)
+        log = open_decisions(self._workspace, self._config, show=self._show)
+        return registry, log, require_champion(registry, log)
 
-    def _promote(
-        self, client: MlflowClient, outcome: SweepOutcome, evidence: Evidence
-    ) -> tuple[Registry, ModelVersion]:
-        from gtvray.promotion import DecisionLog, promote
-        from gtvray.registry import Registry
+    def _promote(self, registry: Registry, log: DecisionLog, outcome: SweepOutcome, evidence: Evidence) -> ModelVersion:
+        """Let the gate decide; an earlier champion stays if the new model is not better."""
+        from gtvray.promotion import judge, promote
 
-        registry = Registry(client, self._config.tracking.model_name, self._workspace.bundles)
+        bundle, config = outcome.bundle, self._config.promotion
         with self._stage("promote", "through the gate"):
-            log = DecisionLog(self._workspace.decisions)
-            config = self._config.promotion
-            version, judgement = promote(
-                outcome.bundle,
-                outcome.run_id,
-                evidence,
-                config=config,
-                registry=registry,
-                log=log,
-                golden=self._workspace.golden_of(outcome.bundle.digest),
-            )
-        self.result.promotion = {"alias": "champion", "version": version.version, **asdict(judgement)}
-        return registry, version
+            try:
+                version, judgement, record = promote(
+                    bundle,
+                    outcome.run_id,
+                    evidence,
+                    config=config,
+                    registry=registry,
+                    log=log,
+                    records=self._workspace.decisions,
+                    golden=self._workspace.golden_of(bundle.digest),
+                )
+            except GateRefusedError as refusal:
+                if not evidence.champion_digest:
+                    raise
+                version, judgement, record = registry.champion(), judge(evidence, config), None
+                self._show.begin("promote", f"refused, the champion stays: {refusal.fields['found']}")
+        self.result.promotion = {
+            "alias": "champion",
+            "version": version.version,
+            "record": record and str(record),
+            **asdict(judgement),
+        }
+        return version
 
     def _serve(self, registry: Registry, version: ModelVersion, scored: Sequence[ScoredCase]) -> None:
         from gtvray.serving import start_server

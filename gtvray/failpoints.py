@@ -36,6 +36,10 @@ POINTS: dict[str, str] = {
     "checkpoint.write": "half of the files of a checkpoint are written, under a temporary name",
     "checkpoint.written": "a checkpoint is complete; older ones are not yet removed",
     "tuning.after_report": "the driver has recorded an epoch of a trial; Ray Tune has not yet continued",
+    "promotion.registered": "a candidate is registered with its golden cases; no decision is recorded",
+    "decision.recorded": "a decision is in the log without its record; the champion has not changed",
+    "promotion.recorded": "a decision is complete in the log; the champion has not changed",
+    "promotion.moved": "the champion has changed; its decision is not yet marked as completed",
     "tracking.before_delivery": "metrics are queued on disk; not yet sent to MLflow",
     "tracking.after_delivery": "MLflow has the metrics; the queue position is not yet advanced",
 }

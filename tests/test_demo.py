@@ -140,24 +140,25 @@ def test_the_champion_is_the_bundle_of_the_best_trial(first: dict[str, Any], mlf
 
 @pytest.mark.slow
 def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
-    base: list[object], one_trial: list[object], first: dict[str, Any], workspace: Path, local_ray: Cluster
+    base: list[object], one_trial: list[object], local_ray: Cluster, tmp_path: Path
 ) -> None:
-    before = run("models", "--workspace", workspace, "--json").json()
-    refused = run(*base, *one_trial, "--port", free_port(), "--address", local_ray.address)
+    words = [*base[:-1], tmp_path, *one_trial]
+    refused = run(*words, "--port", free_port(), "--address", local_ray.address)
     assert "lower bound" in refused.error(code=1)
     for name in ("model", "baseline"):
         assert f"{name}: mean DSC" in refused.stderr
-    assert run("models", "--workspace", workspace, "--json").json() == before
-    last = json.loads((workspace / "decisions.jsonl").read_text().splitlines()[-1])
-    assert last["kind"] == "refused"
-    assert len(last["evidence"]["candidate"]) == len(last["evidence"]["baseline"]) == 3
+    assert run("models", "--workspace", tmp_path, "--json").json() == []
+    (record,) = (tmp_path / "decisions").glob("*-refused/decision.json")
+    evidence = json.loads(record.read_text())["evidence"]
+    assert len(evidence["candidate"]) == len(evidence["baseline"]) == 3
 
 
 @pytest.mark.slow
-def test_a_second_demo_promotes_its_own_model(second: Endpoint, workspace: Path) -> None:
-    versions = run("models", "--workspace", workspace, "--json").json()
-    assert {row["version"]: row["aliases"] for row in versions} == {"1": [], "2": ["champion"]}
-    assert len({row["digest"] for row in versions}) == 2
+def test_the_champion_stays_when_the_model_of_a_second_demo_is_not_better(second: Endpoint, workspace: Path) -> None:
+    (version,) = run("models", "--workspace", workspace, "--json").json()
+    assert (version["version"], version["aliases"]) == ("1", ["champion"])
+    (record,) = (workspace / "decisions").glob("*-refused/decision.json")
+    assert json.loads(record.read_text())["evidence"]["champion_digest"] == version["digest"]
 
 
 @pytest.mark.slow
@@ -186,39 +187,47 @@ def test_evaluate_ranks_models_and_the_baseline(
     second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     output = run(
-        *["evaluate", "--data", phantoms, "--model", "champion", "--model", "1", "--baseline", phantoms],
+        *["evaluate", "--data", phantoms, "--model", "champion", "--model", _bundle(workspace), "--baseline", phantoms],
         *["--workspace", workspace, "--out", tmp_path / "out", "--json"],
     )
     assert output.code == 0, output
     found = output.json()
-    champion, first = found["models"]
-    assert champion["digest"] == _champion(workspace)["digest"] != first["digest"]
-    for model in (champion, first):
+    name = _bundle(workspace).name
+    champion, other = found["models"]
+    assert champion["digest"] == _champion(workspace)["digest"] != other["digest"]
+    for model in (champion, other):
         masks = tmp_path / "out" / "masks" / model["digest"][:12]
         assert len(model["cases"]) == len(list(masks.iterdir())) == model["summary"]["cases"] == 12
-    assert {ranked["name"] for ranked in found["ranking"]} == {"champion", "1", "mean position"}
+    assert {ranked["name"] for ranked in found["ranking"]} == {"champion", name, "mean position"}
     assert [(pair["model"], pair["other"]) for pair in found["differences"] if pair["metric"] == "dsc"] == [
-        ("champion", "1"),
+        ("champion", name),
         ("champion", "mean position"),
-        ("1", "mean position"),
+        (name, "mean position"),
     ]
     assert len(found["pictures"]) == 6
     report = Path(found["report"])
     assert all((report / picture).read_bytes().startswith(b"\x89PNG") for picture in found["pictures"])
     assert "rank by DSC" in (report / "scores.md").read_text()
-    assert set(found["mlflow"]) == {"champion", "1"}
+    assert set(found["mlflow"]) == {"champion", name}
 
 
 @pytest.mark.slow
 def test_keep_serving_ends_cleanly_and_rollback_restores_the_previous_model(
-    second: Endpoint, workspace: Path, scan: Path
+    second: Endpoint, workspace: Path, phantoms: Path
 ) -> None:
     second.process.interrupt()
     ended = second.process.end()
     assert ended.code == 0, ended
-    assert "champion: version 2" in ended.stdout
+    assert "the gate refused the new model" in ended.stdout
+    assert "champion: version 1" in ended.stdout
     assert second.process.strays() == []
 
+    words = ["promote", _bundle(workspace), "--data", phantoms, "--workspace", workspace]
+    plan = run(*words, "--dry-run", "--json").json()
+    assert (plan["champion"], plan["cases"], plan["looks"]) == ("1", 3, 2)
+    forced = run(*words, "--override-gate", "a test of rollback", "--by", "Ada", "--json").json()
+    assert (forced["version"], forced["overridden"]) == ("2", True)
+    assert _champion(workspace)["by"] == "Ada"
     assert run("rollback", "--workspace", workspace, "--json").json()["version"] == "1"
     assert _champion(workspace)["version"] == "1"
 
@@ -259,6 +268,11 @@ def test_promote_refuses_other_data_than_the_bundle_was_trained_on(
         (other / case.name).symlink_to(case)
     refused = run("promote", first["sweep"]["bundle"], "--data", other, "--workspace", workspace, *OPEN_GATE)
     assert "trained on other data" in refused.error(code=2)
+
+
+def _bundle(workspace: Path) -> Path:
+    """The bundle of the second demo."""
+    return max((workspace / "bundles").glob("demo-*"), key=lambda folder: folder.stat().st_mtime)
 
 
 def _champion(workspace: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
-from gtvray.api.models import load_bundle, name_models
+from gtvray.api.models import name_models
+from gtvray.api.registry import load_bundle
 from gtvray.errors import GtvrayError
 from gtvray.io import Workspace, read_volume
 from gtvray.runtime import SILENT, ProgressReporter

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
-from gtvray.errors import InputError, NotFoundError
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_workspace
+from gtvray.api.registry import load_bundle
+from gtvray.errors import InputError
 from gtvray.io import Workspace, check_outputs, read_volume
 from gtvray.models import Bundle
 
 if TYPE_CHECKING:
     from gtvray.geometry import Volume
     from gtvray.inference import Predictor, SegmentedCase
-    from gtvray.registry import Registry
 
 
 def load_model(
@@ -106,57 +106,6 @@ class Model:
         check_outputs(outputs, inputs=[source], overwrite=overwrite)
         cases = LocalCases(self.predictor, lambda _: target, uncertainty=uncertainty, overwrite=overwrite)
         return cases.store(source, cases.run(cases.load(source)))
-
-
-def open_registry(workspace: Workspace, config: ConfigLike = None, *, writing: bool = True) -> Registry:
-    """Open the model registry of a workspace.
-
-    Args:
-        workspace: folder with the registry, unless `tracking.uri` names another store.
-        config: settings; only `tracking.*` matters.
-        writing: False opens a store that cannot be written to.
-
-    Raises:
-        ResourceError: MLflow does not answer.
-    """
-    from gtvray.registry import Registry
-    from gtvray.tracking import connect_mlflow
-
-    tracking = as_config(config).tracking
-    client = connect_mlflow(tracking.uri or workspace.mlflow_uri, workspace.artifacts, writing=writing)
-    return Registry(client, tracking.model_name, workspace.bundles)
-
-
-def load_bundle(model: str, workspace: Workspace, config: ConfigLike = None) -> Bundle:
-    """Load and verify a bundle by its folder, its registered version, or as `champion`.
-
-    Raises:
-        as `load_model`.
-    """
-    from gtvray.registry import CHAMPION
-
-    if Path(model).is_dir():
-        return Bundle.load(Path(model))
-    registry = open_registry(workspace, config, writing=False)
-    return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
-
-
-def find_golden(bundle: Bundle, workspace: Workspace, config: ConfigLike = None) -> Path:
-    """Return the folder of a model's golden cases, fetched from the registry if it is not in the workspace.
-
-    Raises:
-        NotFoundError: the model has no golden cases.
-        BundleError: the golden cases cannot be reached, or differ from those of the promotion.
-    """
-    folder = workspace.golden_of(bundle.digest)
-    if folder.exists():
-        return folder
-    registry = open_registry(workspace, config, writing=False)
-    version = next((known for known in registry.versions() if known.digest == bundle.digest), None)
-    if version is None:
-        raise NotFoundError("no golden cases of this bundle", where=folder, do="name a promoted version, or champion")
-    registry.fetch_golden(version, folder)
-    return folder
 
 
 def name_models(bundles: dict[str, Bundle]) -> dict[str, Bundle]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
-from gtvray.api.models import open_registry
+from gtvray.api.registry import find_bundle, open_decisions, open_registry
 from gtvray.config import Config, with_dotted
 from gtvray.errors import InputError
 from gtvray.io import Workspace
@@ -17,8 +17,29 @@ from gtvray.runtime import SILENT, ProgressReporter
 if TYPE_CHECKING:
     from gtvray.data import Project
     from gtvray.models import Bundle
-    from gtvray.promotion import Judgement
-    from gtvray.registry import ModelVersion
+    from gtvray.promotion import Gain, Judgement, Request
+    from gtvray.registry import DecisionLog, ModelVersion, Registry
+
+
+@dataclass(frozen=True)
+class PromotionPlan:
+    """What the gate will test, stated before anything is scored.
+
+    Attributes:
+        champion: version that the candidate is compared with; None before the first promotion.
+        cases: number of held-out cases.
+        min_cases: number that is required.
+        looks: number of models scored on any of these cases, the candidate included.
+        level: two-sided confidence level of the comparison with the champion.
+        detectable: DSC gain over the champion that is shown with a power of 80 %, at the assumed spread of differences.
+    """
+
+    champion: str | None
+    cases: int
+    min_cases: int
+    looks: int
+    level: float
+    detectable: float
 
 
 @dataclass(frozen=True)
@@ -29,11 +50,13 @@ class Promotion:
         version: the registered version that is now `champion`.
         digest: of its bundle.
         judgement: what the gate found.
+        record: folder with the record of the decision.
     """
 
     version: ModelVersion
     digest: str
     judgement: Judgement
+    record: Path
 
 
 def promote(
@@ -42,88 +65,250 @@ def promote(
     *,
     locator: PathLike | None = None,
     inference: Mapping[str, Any] | None = None,
+    gain: Gain | None = None,
+    override: str = "",
+    by: str | None = None,
     workspace: Workspace | PathLike = WORKSPACE,
     config: ConfigLike = None,
     show: ProgressReporter = SILENT,
+    on_plan: Callable[[PromotionPlan], None] = lambda _: None,
 ) -> Promotion:
     """Score a bundle on the held-out cases of its data, and make it the champion if the gate accepts it.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, a registered version, or the sweep, training or MLflow run that made it.
         data: dataset that it was trained on.
         locator: bundle of a coarser model that locates the tumour, for `inference.mode=localised`.
         inference: inference settings to change, such as {"backend": "openvino"}; the result is a bundle of its own.
-        workspace: folder with registry, ledger and decisions.
+        gain: `latency`, `memory` or `retired-data`: what the candidate gains, if it need not be better than the
+            champion, only not worse by `promotion.noninferiority_margin`.
+        override: reason for promoting a candidate that the gate refuses; recorded and shown with the model.
+        by: name of the person; by default GTVRAY_WHO or the account's name.
+        workspace: folder with ledger and records, and with the registry unless `tracking.uri` names another.
         config: settings; `promotion.*`, `serving.cpus_per_replica` and `tracking.*` matter.
         show: receives progress.
+        on_plan: called with what the gate will test, before anything is scored.
 
     Raises:
         GateRefusedError: the gate refuses the bundle; the evidence is recorded.
-        InputError: the data are not those of the bundle, or the champion was changed from outside.
+        InputError: the data are not those of the bundle, the champion was trained on held-out cases, or it was changed
+            from outside.
         BundleError: the bundle is damaged.
     """
-    from gtvray.data import open_project
-    from gtvray.datasets import Ledger, index_dataset
-    from gtvray.models import Bundle
-    from gtvray.promotion import DecisionLog, gather_evidence, require_champion, with_inference
+    from gtvray.promotion import Request
     from gtvray.promotion import promote as decide
 
     folders, settings = as_workspace(workspace), as_config(config)
-    candidate = Bundle.load(Path(bundle))
     with folders.lock():
-        located = Bundle.load(Path(locator)) if locator is not None else None
-        candidate = with_inference(candidate, dict(inference or {}), folders.bundles, located)
-        registry, log = open_registry(folders, settings), DecisionLog(folders.decisions)
-        run_id = candidate.info["mlflow_run"]
-        # What would be refused after scoring held-out cases is refused before it.
-        require_champion(registry, log)
-        registry.require_run(run_id)
-        show.begin("prepare", "finding the split the bundle was trained with")
-        # With another split, held-out cases could be ones that it was trained on.
-        trained_with = with_dotted(settings, candidate.info["config"], bundle)
-        dataset = index_dataset(Path(data))
-        project = open_project(dataset, trained_with, cache=folders.cache, splits=folders.splits, report=show.advance)
-        _require_training_data(candidate, project, Path(data))
-        show.begin("evaluate", f"{len(project.held_out)} held-out cases")
-        golden = folders.golden_of(candidate.digest)
-        evidence, _ = gather_evidence(
-            candidate,
-            project,
-            masks=folders.reports / f"promote-{candidate.digest[:12]}" / "masks",
-            ledger=Ledger(folders.ledger),
-            threads=_replica_threads(settings),
-            golden=golden,
-            report=show.advance,
+        candidacy = _Candidacy(
+            bundle, Path(data), folders, settings, locator=locator, inference=inference or {}, by=by, show=show
         )
-        version, judgement = decide(
-            candidate, run_id, evidence, config=settings.promotion, registry=registry, log=log, golden=golden
-        )
-    return Promotion(version, candidate.digest, judgement)
+        request = Request(candidacy.log.by, gain, override)
+        on_plan(candidacy.plan())
+        return candidacy.decide(request, decide, show)
+
+
+def plan_promotion(
+    bundle: PathLike,
+    data: PathLike,
+    *,
+    locator: PathLike | None = None,
+    inference: Mapping[str, Any] | None = None,
+    workspace: Workspace | PathLike = WORKSPACE,
+    config: ConfigLike = None,
+    show: ProgressReporter = SILENT,
+) -> PromotionPlan:
+    """Check everything that `promote` checks before scoring, and return what the gate would test.
+
+    No held-out case is scored, and no look is recorded. Arguments and errors are those of `promote`.
+    """
+    folders, settings = as_workspace(workspace), as_config(config)
+    with folders.lock():
+        return _Candidacy(
+            bundle, Path(data), folders, settings, locator=locator, inference=inference or {}, by=None, show=show
+        ).plan()
 
 
 def rollback(
-    *, restore: bool = False, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+    *,
+    restore: bool = False,
+    by: str | None = None,
+    workspace: Workspace | PathLike = WORKSPACE,
+    config: ConfigLike = None,
 ) -> ModelVersion:
     """Make the previous champion the champion again.
 
     Args:
         restore: instead, undo a change of the champion that was made in MLflow.
-        workspace: folder with registry and decisions.
+        by: name of the person; by default GTVRAY_WHO or the account's name.
+        workspace: folder with the registry, unless `tracking.uri` names another.
         config: settings; only `tracking.*` matters.
 
     Raises:
         NotReadyError: there is no previous champion.
         BundleError: its bundle is damaged.
     """
-    from gtvray.promotion import DecisionLog
     from gtvray.promotion import restore as as_decided
     from gtvray.promotion import rollback as to_previous
 
     folders = as_workspace(workspace)
-    log = DecisionLog(folders.decisions)
-    with folders.lock():
-        registry = open_registry(folders, config)
-        return as_decided(registry, log, folders.bundles, folders.golden) if restore else to_previous(registry, log)
+    registry, log = open_registry(folders, config), open_decisions(folders, config, by=by)
+    return as_decided(registry, log, folders.bundles, folders.golden) if restore else to_previous(registry, log)
+
+
+def adopt_champion(
+    version: str,
+    reason: str,
+    *,
+    by: str | None = None,
+    workspace: Workspace | PathLike = WORKSPACE,
+    config: ConfigLike = None,
+) -> ModelVersion:
+    """Accept a champion that was set in MLflow without the gate.
+
+    Args:
+        version: the version that `champion` points to, as a confirmation.
+        reason: why it may be served; recorded.
+        by: name of the person; by default GTVRAY_WHO or the account's name.
+        workspace: folder with the registry, unless `tracking.uri` names another.
+        config: settings; only `tracking.*` matters.
+
+    Raises:
+        InputError: `champion` points to another version, or no reason is given.
+        BundleError: the bundle is damaged.
+    """
+    from gtvray.promotion import adopt
+
+    if not reason.strip():
+        raise InputError("adopting a model without evidence needs a reason", do="state why it may be served")
+    folders = as_workspace(workspace)
+    return adopt(open_registry(folders, config), open_decisions(folders, config, by=by), version, reason)
+
+
+class _Candidacy:
+    """A candidate with everything that can be checked before held-out cases are scored.
+
+    Args:
+        model: folder, version, or run of the bundle.
+        data: dataset that it was trained on.
+        folders: the workspace.
+        settings: settings of gate, replica and tracking.
+        locator, inference: changes of the bundle.
+        by: name of the person.
+        show: receives progress.
+    """
+
+    def __init__(
+        self,
+        model: PathLike,
+        data: Path,
+        folders: Workspace,
+        settings: Config,
+        *,
+        locator: PathLike | None,
+        inference: Mapping[str, Any],
+        by: str | None,
+        show: ProgressReporter,
+    ) -> None:
+        from gtvray.data import open_project
+        from gtvray.datasets import Ledger, index_dataset
+        from gtvray.models import Bundle
+        from gtvray.promotion import require_champion, require_untouched, with_inference
+
+        self._folders, self._settings = folders, settings
+        self.registry: Registry = open_registry(folders, settings)
+        self.log: DecisionLog = open_decisions(folders, settings, by=by, show=show)
+        located = Bundle.load(Path(locator)) if locator is not None else None
+        original = find_bundle(str(model), folders, self.registry)
+        self.bundle: Bundle = with_inference(original, dict(inference), folders.bundles, located)
+        # What would be refused after scoring held-out cases is refused before it.
+        self._version = require_champion(self.registry, self.log)
+        self._run_id = str(self.bundle.info["mlflow_run"])
+        self.registry.require_run(self._run_id)
+        self._champion = None if self._version is None else self.registry.fetch(self._version)
+        if self._version is not None and self._version.digest == self.bundle.digest:
+            raise InputError(
+                "this bundle is the champion already",
+                where=self.bundle.folder,
+                found=f"version {self._version.version}",
+                do="nothing needs to be done",
+            )
+        show.begin("prepare", "finding the split the bundle was trained with")
+        # With another split, held-out cases could be ones that it was trained on.
+        trained_with = with_dotted(settings, self.bundle.info["config"], str(model))
+        dataset = index_dataset(data)
+        self._project: Project = open_project(
+            dataset, trained_with, cache=folders.cache, splits=folders.splits, report=show.advance
+        )
+        self._ledger = Ledger(folders.ledger)
+        _require_training_data(self.bundle, self._project, data)
+        require_untouched(self.bundle, self._champion, self._project)
+
+    @property
+    def _known(self) -> set[str]:
+        """Digests of the models that any workspace on this MLflow has scored on these cases."""
+        return {decision.digest for decision in self.log.decisions() if decision.cases == self._cases}
+
+    @property
+    def _cases(self) -> str:
+        from gtvray.promotion import cases_digest
+
+        return cases_digest([case.image for case in self._project.held_out])
+
+    def plan(self) -> PromotionPlan:
+        """State what the gate will test."""
+        from gtvray.promotion import expected_detectable, level_at
+
+        config, project = self._settings.promotion, self._project
+        scans = [case.image for case in project.held_out]
+        looks = self._ledger.count(
+            self.bundle.digest, project.split.held_out, project.fingerprint.digest, scans, known=self._known
+        )
+        return PromotionPlan(
+            champion=None if self._version is None else self._version.version,
+            cases=len(scans),
+            min_cases=config.min_cases,
+            looks=looks,
+            level=level_at(looks, config.false_promotion_rate),
+            detectable=expected_detectable(max(2, len(scans)), looks, config),
+        )
+
+    def decide(
+        self,
+        request: Request,
+        promote: Callable[..., tuple[ModelVersion, Judgement, Path]],
+        show: ProgressReporter,
+    ) -> Promotion:
+        """Score the held-out cases and let the gate decide."""
+        from gtvray.promotion import gather_evidence
+
+        folders, digest = self._folders, self.bundle.digest
+        models = 1 if self._champion is None else 2
+        show.begin("evaluate", f"{len(self._project.held_out)} held-out cases, {models} models")
+        golden = folders.golden_of(digest)
+        gathered = gather_evidence(
+            self.bundle,
+            self._project,
+            masks=folders.reports / f"promote-{digest[:12]}" / "masks",
+            ledger=self._ledger,
+            threads=_replica_threads(self._settings),
+            champion=self._champion,
+            known=self._known,
+            golden=golden,
+            report=show.advance,
+        )
+        version, judgement, record = promote(
+            self.bundle,
+            self._run_id,
+            gathered.evidence,
+            config=self._settings.promotion,
+            registry=self.registry,
+            log=self.log,
+            records=folders.decisions,
+            request=request,
+            golden=golden,
+        )
+        return Promotion(version, digest, judgement, record)
 
 
 def _require_training_data(candidate: Bundle, project: Project, data: Path) -> None:

@@ -98,6 +98,15 @@ class Progress:
             text = detail or f"{done:g}/{total:g}"
             self._update(f"  {text}", share)
 
+    def note(self, text: str) -> None:
+        """Print lines that stay on the screen above the progress."""
+        if self._silent:
+            return
+        if self._status is not None:
+            self._status.console.print(text, markup=False, highlight=False)
+        else:
+            sys.stderr.write(f"{text}\n")
+
     @contextmanager
     def live(self) -> Iterator[Progress]:
         """Display the line within a `with` block."""

@@ -90,6 +90,8 @@ def _text(result: DemoResult, workspace: Path) -> str:
             table(result.cases, _COLUMNS),
             "",
             _evidence(result),
+            *([] if result.promotion["accepted"] else ["the gate refused the new model; the earlier champion stays:"]),
+            *(f"- {reason}" for reason in result.promotion["reasons"]),
             f"champion: version {result.promotion['version']}; every served mask equals the offline one",
             f"pictures:\n{pictures}\n  {result.overlay}",
             "next steps:",

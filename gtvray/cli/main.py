@@ -12,7 +12,22 @@ from itertools import takewhile
 import typer
 
 from gtvray import __version__
-from gtvray.cli import config, data, demo, doctor, evaluate, models, predict, qa, serve, submit, sweep, train, workspace
+from gtvray.cli import (
+    config,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    models,
+    predict,
+    promote,
+    qa,
+    serve,
+    submit,
+    sweep,
+    train,
+    workspace,
+)
 from gtvray.cli.common import take_sigterm
 from gtvray.cli.settings import SettingsCommand
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
@@ -34,9 +49,9 @@ app.command("train", cls=SettingsCommand)(train.train)
 app.command("sweep", cls=SettingsCommand)(sweep.sweep)
 app.command("evaluate", cls=SettingsCommand)(evaluate.evaluate)
 app.command("qa", cls=SettingsCommand)(qa.qa)
-app.command("promote", cls=SettingsCommand)(models.promote)
-app.command("rollback", cls=SettingsCommand)(models.rollback)
-app.command("models", cls=SettingsCommand)(models.models)
+app.command("promote", cls=SettingsCommand)(promote.promote)
+app.command("rollback", cls=SettingsCommand)(promote.rollback)
+app.add_typer(models.app, name="models")
 app.command("serve", cls=SettingsCommand)(serve.serve)
 app.command("predict", cls=SettingsCommand)(predict.predict)
 app.add_typer(workspace.app, name="workspace")

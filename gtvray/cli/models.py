@@ -1,4 +1,4 @@
-"""`gtvray promote | rollback | models`."""
+"""`gtvray models`: registered versions."""
 
 from __future__ import annotations
 
@@ -8,90 +8,190 @@ from typing import Annotated
 
 import typer
 
-from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, Progress, SetOption, WorkspaceOption, emit, table
+from gtvray.cli.common import WORKSPACE, ConfigOption, JsonOption, SetOption, WorkspaceOption, emit, table
+from gtvray.cli.promote import ByOption
+from gtvray.cli.settings import ListGroup, SettingsCommand
+
+app = typer.Typer(
+    cls=ListGroup,
+    help="Registered versions: list, show, compare, export, import, adopt and repair. Example: gtvray models",
+)
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why it may be served without evidence; recorded.")]
+VersionArgument = Annotated[str, typer.Argument(help="A version, champion, or the run that made it.")]
 
 
-def promote(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, as printed by `gtvray sweep`.")],
-    data: Annotated[Path, typer.Option(help="Dataset the bundle was trained on; the gate scores its held-out cases.")],
-    locator: Annotated[
-        Path | None, typer.Option(help="Bundle of the same data on a coarser grid, which localises the tumour.")
-    ] = None,
+@app.command("list", cls=SettingsCommand)
+def list_(
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a bundle the champion if it passes the promotion gate.
-
-    With inference.KEY=VALUE or --locator (for inference.mode=localised) a new bundle with the same networks and these
-    inference settings is scored and promoted.
-
-    Example: gtvray promote gtvray-runs/bundles/NAME --data Naso_GTV
-    """
-    from gtvray import api
-    from gtvray.config import flatten, load_config
-
-    base = load_config(config, override or [])
-    asked = [item.partition("=")[0] for item in override or [] if item.startswith("inference.")]
-    progress = Progress({"prepare": 10, "evaluate": 30}, as_json)
-    with progress.live():
-        promoted = api.promote(
-            bundle,
-            data,
-            locator=locator,
-            inference={key.removeprefix("inference."): flatten(base)[key] for key in asked},
-            workspace=workspace,
-            config=base,
-            show=progress,
-        )
-    version, judgement = promoted.version, promoted.judgement
-    found = {"version": version.version, "digest": promoted.digest, **asdict(judgement)}
-    gain = judgement.difference
-    over = f", DSC {gain.mean:+.3f} over the baseline (from {gain.low:+.3f})" if gain else ""
-    emit(found, as_json, f"version {version.version} is champion{over}")
-
-
-def rollback(
-    restore: Annotated[
-        bool,
-        typer.Option("--restore", help="Restore the last decided champion after a change made in MLflow."),
-    ] = False,
-    workspace: WorkspaceOption = WORKSPACE,
-    config: ConfigOption = None,
-    override: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make the previous champion the champion again.
-
-    With --restore the champion of the last decision is restored instead: the alias is set to it, and if its version was
-    deleted in MLflow, the bundle is registered again.
-
-    Example: gtvray rollback
-    """
-    from gtvray import api
-    from gtvray.config import load_config
-
-    version = api.rollback(restore=restore, workspace=workspace, config=load_config(config, override or []))
-    emit(asdict(version), as_json, f"version {version.version} is champion again")
-
-
-def models(
-    workspace: WorkspaceOption = WORKSPACE,
-    config: ConfigOption = None,
-    override: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the registered versions.
+    """List the registered versions with the last decision about each.
 
     Example: gtvray models
     """
-    from gtvray.api import open_registry
+    from gtvray.api import open_decisions, open_registry
     from gtvray.config import load_config
     from gtvray.io import Workspace
 
-    versions = open_registry(Workspace(workspace), load_config(config, override or []), writing=False).versions()
-    rows = [{**asdict(version), "aliases": ", ".join(version.aliases)} for version in versions]
-    columns = {"version": "version", "aliases": "aliases", "digest": "digest", "run_id": "MLflow run"}
-    text = table(rows, columns) if rows else "no model is registered"
-    emit([asdict(version) for version in versions], as_json, text)
+    folders, settings = Workspace(workspace), load_config(config, override or [])
+    versions = open_registry(folders, settings, writing=False).versions()
+    last = {decision.digest: decision for decision in open_decisions(folders, settings, writing=False).decisions()}
+    rows = []
+    for version in versions:
+        decision = last.get(version.digest)
+        rows.append(
+            {
+                **asdict(version),
+                "decision": decision.kind if decision is not None else None,
+                "by": decision.by if decision is not None else None,
+                "at": decision.at if decision is not None else None,
+            }
+        )
+    columns = {
+        "version": "version",
+        "aliases": "aliases",
+        "decision": "last decision",
+        "by": "by",
+        "at": "at",
+        "digest": "digest",
+        "run_id": "MLflow run",
+    }
+    shown = [{**row, "aliases": ", ".join(row["aliases"])} for row in rows]
+    emit(rows, as_json, table(shown, columns) if rows else "no model is registered")
+
+
+@app.command("show", cls=SettingsCommand)
+def show(
+    model: VersionArgument = "champion",
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a version: its settings, data and decisions.
+
+    Example: gtvray models show 3
+    """
+    from gtvray.api import show_version
+    from gtvray.config import load_config
+
+    details = show_version(model, workspace=workspace, config=load_config(config, override or []))
+    version, bundle = details.version, details.bundle
+    data = bundle.info.get("training_data", {})
+    facts = {
+        "version": version.version,
+        "aliases": ", ".join(version.aliases),
+        "digest": version.digest,
+        "MLflow run": version.run_id,
+        "training data": f"{data.get('cases')} cases, fingerprint {str(data.get('digest'))[:16]}",
+        "licence of the data": data.get("licence", "not stated"),
+        "network": f"{bundle.network.kind}, {bundle.members} averaged",
+        "inference": f"{bundle.inference.backend}, {bundle.inference.precision}, {bundle.inference.mode}",
+    }
+    text = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    rows = [asdict(decision) for decision in details.decisions]
+    columns = {"number": "decision", "kind": "kind", "by": "by", "at": "at", "reason": "reason", "state": "state"}
+    emit(details.as_dict(), as_json, f"{text}\n\n{table(rows, columns)}" if rows else text)
+
+
+@app.command("diff", cls=SettingsCommand)
+def diff(
+    one: VersionArgument,
+    other: VersionArgument = "champion",
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two versions: settings, data and metrics that differ.
+
+    Example: gtvray models diff 3 champion
+    """
+    from gtvray.api import diff_versions
+    from gtvray.config import load_config
+
+    found = diff_versions(one, other, workspace=workspace, config=load_config(config, override or []))
+    rows = [{"key": key, "one": left, "other": right} for key, (left, right) in found.items()]
+    emit(found, as_json, table(rows, {"key": "key", "one": one, "other": other}) if rows else "no difference")
+
+
+@app.command("export", cls=SettingsCommand)
+def export(
+    model: VersionArgument,
+    folder: Annotated[Path, typer.Argument(help="New folder for bundle, golden cases and decision records.")],
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version to a folder that another site can serve or import.
+
+    Example: gtvray models export champion site-b && gtvray serve --model site-b/bundle
+    """
+    from gtvray.api import export_version
+    from gtvray.config import load_config
+
+    target = export_version(model, folder, workspace=workspace, config=load_config(config, override or []))
+    emit({"folder": str(target)}, as_json, f"exported to {target}")
+
+
+@app.command("import", cls=SettingsCommand)
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `gtvray models export`.")],
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a version that another site exported; `gtvray promote VERSION` can make it the champion.
+
+    Example: gtvray models import site-a
+    """
+    from gtvray.api import import_version
+    from gtvray.config import load_config
+
+    version = import_version(folder, workspace=workspace, config=load_config(config, override or []))
+    emit(asdict(version), as_json, f"registered as version {version.version}")
+
+
+@app.command("adopt", cls=SettingsCommand)
+def adopt(
+    version: Annotated[str, typer.Argument(help="The version that champion points to, as a confirmation.")],
+    reason: ReasonOption,
+    by: ByOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accept a champion that was set in MLflow without the gate.
+
+    Example: gtvray models adopt 3 --reason "validated at site A" --by "A. Lovelace"
+    """
+    from gtvray.api import adopt_champion
+    from gtvray.config import load_config
+
+    settings = load_config(config, override or [])
+    adopted = adopt_champion(version, reason, by=by, workspace=workspace, config=settings)
+    emit(asdict(adopted), as_json, f"version {adopted.version} is champion by decision")
+
+
+@app.command("repair", cls=SettingsCommand)
+def repair(
+    by: ByOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Complete what a crash left unfinished, and restore the champion of the last decision.
+
+    Example: gtvray models repair
+    """
+    from gtvray.api import rollback
+    from gtvray.config import load_config
+
+    version = rollback(restore=True, by=by, workspace=workspace, config=load_config(config, override or []))
+    emit(asdict(version), as_json, f"version {version.version} is champion")

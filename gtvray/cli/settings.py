@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from gtvray.config import is_setting
 
@@ -48,3 +48,13 @@ class SettingsCommand(TyperCommand):
                 yield from ("--set", word)
             else:
                 yield word
+
+
+class ListGroup(TyperGroup):
+    """A group of commands that runs its command `list` if none is named: `gtvray models --json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert `list` before options that are not of the group."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)

@@ -25,6 +25,25 @@ class TrackingConfig(Section):
 class PromotionConfig(Section):
     """Requirements on a candidate's held-out scores."""
 
+    false_promotion_rate: float = Field(
+        0.05,
+        gt=0,
+        le=0.2,
+        description="probability that any of all promotions judged by the same held-out cases is of a model that is "
+        "not better than its champion",
+    )
+    noninferiority_margin: float = Field(
+        0.02, gt=0, le=0.2, description="loss of mean DSC that a promotion for a named gain may not reach"
+    )
+    max_hd95_increase_mm: float = Field(
+        3.0, ge=0, description="increase of the mean HD95 over the champion's above which a candidate is refused"
+    )
+    min_case_dsc: float = Field(
+        0.1, ge=0, le=1, description="DSC that a candidate must reach in every held-out case in which the champion does"
+    )
+    max_seconds: float | None = Field(None, gt=0, description="maximum time of the largest held-out scan")
+    max_peak_mb: float | None = Field(None, gt=0, description="maximum memory of a process that predicts that scan")
+
     min_difference_low: float = Field(
         0.0, ge=-1, le=1, description="minimum of the lower confidence bound of the paired DSC gain over the baseline"
     )

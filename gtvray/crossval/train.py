@@ -274,7 +274,7 @@ class TrainJob:
             inference=validation.inference,
             patch_ijk=config.training.patch_ijk,
             info={
-                "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
+                "training_data": project.provenance(),
                 "folds": [
                     {"fold": each.fold, "seed": each.seed, "epoch": each.epoch, "cases": len(each.cases)}
                     for each in validation.folds

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gtvray.config import Config, SplitConfig
 from gtvray.data.cache.cases import CaseCache
@@ -44,6 +45,15 @@ class Project:
     def held_out(self) -> tuple[Case, ...]:
         """The unprepared cases that no choice may be based on."""
         return self.dataset.subset(self.split.held_out)
+
+    def provenance(self) -> dict[str, Any]:
+        """Describe the training data for a bundle; promotion compares the scans with its held-out ones.
+
+        Returns:
+            the fingerprint, the data's licence, and the sha256 of each scan that was trained on or used for a choice.
+        """
+        used = sorted(case.meta["image_sha256"] for case in (*self.train, *self.selection))
+        return {**self.fingerprint.as_dict(), "licence": self.dataset.licence, "scans": used}
 
     def folds(self, count: int, seed: int) -> Folds:
         """Training and selection cases in folds for cross-validation; stored beside the split and reused.

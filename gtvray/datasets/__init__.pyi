@@ -30,6 +30,7 @@ from .layouts.transfer import Transferred as Transferred
 from .layouts.transfer import transfer as transfer
 from .ledger import Ledger as Ledger
 from .ledger import looks_warning as looks_warning
+from .ledger import who as who
 from .phantom_folder import write_phantoms as write_phantoms
 from .splits import Split as Split
 from .splits import split_cases as split_cases

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,14 @@ class Ledger:
         self._path = path
 
     def record(
-        self, purpose: str, subject: str, case_ids: tuple[str, ...], data: str, scans: Sequence[Path] = ()
+        self,
+        purpose: str,
+        subject: str,
+        case_ids: tuple[str, ...],
+        data: str,
+        scans: Sequence[Path] = (),
+        *,
+        known: Collection[str] = (),
     ) -> int:
         """Record a look; on disk when this returns. Several processes may record at once.
 
@@ -43,21 +50,35 @@ class Ledger:
             case_ids: the cases it was scored on.
             data: fingerprint of the dataset.
             scans: files of these cases; their digests identify the same scans in another folder.
+            known: subjects that other ledgers are known to have recorded for these cases.
 
         Returns:
             the number of different subjects scored on any of these cases so far, for any purpose.
         """
         look = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "who": _who(),
+            "who": who(),
             "purpose": purpose,
-            "subject": subject,
-            "data": data,
-            "cases": sorted(case_ids),
-            "scans": sorted(map(sha256_of, scans)),
+            **_look(subject, case_ids, data, scans),
         }
         append_json_line(self._path, look)
-        return len({entry["subject"] for entry in self.looks() if _overlap(entry, look)})
+        return self._count(look, known)
+
+    def count(
+        self,
+        subject: str,
+        case_ids: tuple[str, ...],
+        data: str,
+        scans: Sequence[Path] = (),
+        *,
+        known: Collection[str] = (),
+    ) -> int:
+        """Return what `record` would return, without recording anything."""
+        return self._count(_look(subject, case_ids, data, scans), known)
+
+    def _count(self, look: dict[str, Any], known: Collection[str]) -> int:
+        subjects = {entry["subject"] for entry in self.looks() if _overlap(entry, look)}
+        return len({look["subject"], *known, *subjects})
 
     def looks(self) -> list[dict[str, Any]]:
         """Return every look; invalid lines, such as a crash may leave, are skipped."""
@@ -81,6 +102,10 @@ def looks_warning(looks: int) -> str | None:
     return None
 
 
+def _look(subject: str, case_ids: tuple[str, ...], data: str, scans: Sequence[Path]) -> dict[str, Any]:
+    return {"subject": subject, "data": data, "cases": sorted(case_ids), "scans": sorted(map(sha256_of, scans))}
+
+
 def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     if set(one.get("scans", ())) & set(other.get("scans", ())):
         return True
@@ -88,7 +113,7 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["data"] == other["data"] and bool(set(one["cases"]) & set(other["cases"]))
 
 
-def _who() -> str:
+def who() -> str:
     """Return the name in GTVRAY_WHO, or that of the account."""
     try:
         return (os.environ.get(WHO) or getpass.getuser())[:100]

@@ -7,6 +7,7 @@ from .contours import added_path_length_mm as added_path_length_mm
 from .contours import count_tumours as count_tumours
 from .golden import REPRODUCED_DICE as REPRODUCED_DICE
 from .golden import Reproduced as Reproduced
+from .golden import golden_digest as golden_digest
 from .golden import golden_threads as golden_threads
 from .golden import reproduce as reproduce
 from .golden import stack as stack
@@ -29,7 +30,9 @@ from .statistics import Interval as Interval
 from .statistics import PairedDifference as PairedDifference
 from .statistics import aggregated_dsc as aggregated_dsc
 from .statistics import bootstrap_mean_interval as bootstrap_mean_interval
+from .statistics import detectable_difference as detectable_difference
 from .statistics import paired_difference as paired_difference
+from .statistics import signed_rank_p as signed_rank_p
 from .statistics import smallest_difference as smallest_difference
 from .strata import Stratum as Stratum
 from .strata import stratify as stratify

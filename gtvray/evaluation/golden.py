@@ -82,6 +82,15 @@ def golden_threads(folder: Path) -> int:
     return int(_read_index(folder)["threads"])
 
 
+def golden_digest(folder: Path) -> str:
+    """Digest of the bundle that golden cases belong to.
+
+    Raises:
+        BundleError: they are damaged.
+    """
+    return str(_read_index(folder)["digest"])
+
+
 def reproduce(folder: Path, predictor: Predictor) -> list[Reproduced]:
     """Predict every golden case on this host and compare the masks.
 

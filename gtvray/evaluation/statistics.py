@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
+from scipy.stats import wilcoxon
 
 from gtvray.errors import InputError
 from gtvray.evaluation.metrics import CaseScore
@@ -34,19 +35,29 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of candidate minus baseline over the same `n` cases, with its 95 % interval."""
+    """Mean of candidate minus baseline over the same `n` cases, with its two-sided interval at `level`."""
 
     mean: float
     low: float
     high: float
     n: int
+    level: float = 0.95
 
 
-def bootstrap_mean_interval(values: Sequence[float], *, seed: int, level: float = 0.95) -> Interval:
+def bootstrap_mean_interval(
+    values: Sequence[float], *, seed: int, level: float = 0.95, cautious: bool = False
+) -> Interval:
     """Compute the mean of per-case values with its percentile-bootstrap interval (10,000 resamples of the cases).
 
     Below ten cases that interval is too narrow; each end is then the wider one of the bootstrap interval and
     Student's t interval.
+
+    Args:
+        values: one value per case.
+        seed: of the resampling.
+        level: two-sided confidence level.
+        cautious: take the wider one for any number of cases, for decisions: with 10 to 50 cases the bootstrap alone
+            declared equal models different in up to 6.8 % instead of 2.5 % of draws, the wider one in up to 3.8 %.
 
     Raises:
         InputError: fewer than three values, one that is not finite, or a level outside 0 to 1.
@@ -57,16 +68,18 @@ def bootstrap_mean_interval(values: Sequence[float], *, seed: int, level: float 
     tail = (1 - level) / 2
     low, high = (float(end) for end in np.quantile(_resampled_means(cases, seed), (tail, 1 - tail)))
     mean = float(cases.mean())
-    if cases.size < _FEW_CASES:
+    if cautious or cases.size < _FEW_CASES:
         reach = float(stdtrit(cases.size - 1, 1 - tail) * cases.std(ddof=1) / np.sqrt(cases.size))
         low, high = min(low, mean - reach), max(high, mean + reach)
     return Interval(mean=mean, low=low, high=high, n=cases.size, level=level)
 
 
-def paired_difference(candidate: Sequence[float], baseline: Sequence[float], *, seed: int) -> PairedDifference:
-    """Compute the mean of `candidate` minus `baseline`, case by case in the same order, with its 95 % interval.
+def paired_difference(
+    candidate: Sequence[float], baseline: Sequence[float], *, seed: int, level: float = 0.95, cautious: bool = False
+) -> PairedDifference:
+    """Compute the mean of `candidate` minus `baseline`, case by case in the same order, with its interval.
 
-    Cases are resampled as pairs; below ten cases the interval is at least as wide as Student's t interval.
+    Cases are resampled as pairs; `level` and `cautious` are those of `bootstrap_mean_interval`.
 
     Raises:
         InputError: numbers of cases differ, there are fewer than three, or a value is not finite.
@@ -79,8 +92,8 @@ def paired_difference(candidate: Sequence[float], baseline: Sequence[float], *, 
             do="score both models on the same cases",
         )
     differences = _checked(candidate) - _checked(baseline)
-    interval = bootstrap_mean_interval(differences.tolist(), seed=seed)
-    return PairedDifference(mean=interval.mean, low=interval.low, high=interval.high, n=interval.n)
+    interval = bootstrap_mean_interval(differences.tolist(), seed=seed, level=level, cautious=cautious)
+    return PairedDifference(interval.mean, interval.low, interval.high, interval.n, level)
 
 
 def smallest_difference(differences: Sequence[float]) -> float:
@@ -93,8 +106,27 @@ def smallest_difference(differences: Sequence[float]) -> float:
         InputError: there are fewer than three cases, or a value is not finite.
     """
     cases = _checked(differences)
-    reach = float(stdtrit(cases.size - 1, 0.975) + stdtrit(cases.size - 1, 0.80))
-    return reach * float(cases.std(ddof=1)) / float(np.sqrt(cases.size))
+    return detectable_difference(float(cases.std(ddof=1)), cases.size)
+
+
+def detectable_difference(deviation: float, cases: int, level: float = 0.95) -> float:
+    """Mean paired difference that a t test at a two-sided `level` shows with a power of 80 %.
+
+    Args:
+        deviation: standard deviation of the paired differences.
+        cases: number of cases, at least two.
+        level: two-sided confidence level of the test.
+    """
+    reach = float(stdtrit(cases - 1, (1 + level) / 2) + stdtrit(cases - 1, 0.80))
+    return reach * deviation / float(np.sqrt(cases))
+
+
+def signed_rank_p(candidate: Sequence[float], baseline: Sequence[float]) -> float:
+    """One-sided p value of the Wilcoxon signed-rank test that `candidate` exceeds `baseline`; 1 if no case differs."""
+    differences = _checked(candidate) - _checked(baseline)
+    if not differences.any():
+        return 1.0
+    return float(wilcoxon(differences, alternative="greater").pvalue)
 
 
 def aggregated_dsc(scores: Sequence[CaseScore]) -> float:

@@ -85,8 +85,8 @@ class Workspace:
 
     @property
     def decisions(self) -> Path:
-        """Record of every decision of the promotion gate."""
-        return self.root / "decisions.jsonl"
+        """Records of the promotion gate's decisions; the log is in MLflow."""
+        return self.root / "decisions"
 
     @property
     def mlflow_database(self) -> Path:

@@ -1,28 +1,37 @@
-"""Evidence for the gate: scores of candidate and baseline on held-out cases, and the output of a fresh process.
-
-`python -m gtvray.promotion.evidence BUNDLE THREADS` is that process: it prints a digest of the bundle's output.
-"""
+"""Evidence for the gate: scores of candidate, champion and baseline on held-out cases, and a fresh process."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from gtvray.data import Project
 from gtvray.datasets import Ledger, read_label
+from gtvray.errors import InputError
 from gtvray.evaluation import MeanPositionBaseline, ScoredCase, check_masks, score_cases, write_golden
 from gtvray.inference import Predictor
-from gtvray.io import read_volume
+from gtvray.io import read_volume, sha256_of
 from gtvray.models import Bundle
+from gtvray.promotion.fresh import TIMEOUT_S, run_fresh
 from gtvray.promotion.gate import Evidence
 
-_TIMEOUT_S = 110
+
+@dataclass(frozen=True)
+class Gathered:
+    """Evidence with the scored cases behind it.
+
+    Attributes:
+        evidence: the input of the gate.
+        candidate: held-out cases with the candidate's scores and masks.
+        champion: the same of the champion; empty if there is none.
+    """
+
+    evidence: Evidence
+    candidate: list[ScoredCase]
+    champion: list[ScoredCase]
 
 
 def gather_evidence(
@@ -32,64 +41,108 @@ def gather_evidence(
     masks: Path,
     ledger: Ledger,
     threads: int,
+    champion: Bundle | None = None,
+    known: Collection[str] = (),
     golden: Path | None = None,
     report: Callable[[int, int], None] | None = None,
-) -> tuple[Evidence, list[ScoredCase]]:
+) -> Gathered:
     """Score a bundle on the held-out cases; the ledger counts the scoring.
 
     Args:
         bundle: the candidate.
         project: the data it was trained on.
-        masks: folder for the predicted masks.
+        masks: folder for the predicted masks; those of the champion go to `champion` in it.
         ledger: counts the models scored on held-out cases.
         threads: CPU threads, as many as a serving replica has.
+        champion: the promoted bundle, scored on the same cases.
+        known: digests of models that other workspaces are known to have scored on these cases.
         golden: folder for golden cases, which are cut from the held-out cases.
         report: called with (done, all) after each case.
 
     Raises:
-        InputError: the masks' folder holds other files than earlier masks; nothing is scored or counted then.
+        InputError: a model was trained on a held-out case or chosen by it, or the masks' folder holds other files than
+            earlier masks; nothing is scored or counted then.
     """
-    check_masks(project.held_out, [masks], closed=[bundle.folder])
+    require_untouched(bundle, champion, project)
+    cases, of_champion = project.held_out, masks / "champion"
+    folders = [masks] if champion is None else [masks, of_champion]
+    check_masks(cases, folders, closed=[bundle.folder])
     digest = project.fingerprint.digest
-    scans = [case.image for case in project.held_out]
-    looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest, scans)
+    scans = [case.image for case in cases]
+    looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest, scans, known=known)
     trained_on = project.dataset.subset(project.split.train)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in trained_on)
+    total = len(cases) * len(folders)
+    report = report or (lambda _done, _all: None)
     predictor = Predictor(bundle, threads=threads)
     predictor.warm()
-    scored = score_cases(predictor, project.held_out, masks, baseline, report)
+    scored = score_cases(predictor, cases, masks, baseline, lambda done, _: report(done, total))
     if golden is not None:
         write_golden(golden, predictor, scored, threads)
+    del predictor
+    reference: list[ScoredCase] = []
+    if champion is not None:
+        other = Predictor(champion, threads=threads)
+        other.warm()
+        reference = score_cases(other, cases, of_champion, None, lambda done, _: report(len(cases) + done, total))
+    largest = max(scans, key=lambda scan: scan.stat().st_size)
+    timeout_s = TIMEOUT_S + sum(entry.milliseconds for entry in (*scored, *reference)) / 100
+    fresh = run_fresh(bundle, threads, golden=golden, scan=largest, timeout_s=timeout_s)
+    other_run = None if champion is None else run_fresh(champion, threads, scan=largest, timeout_s=timeout_s)
     evidence = Evidence(
         digest=bundle.digest,
         data=digest,
         candidate=tuple(entry.score for entry in scored),
         baseline=tuple(entry.baseline for entry in scored if entry.baseline is not None),
-        loads_fresh=reproduces_in_fresh_process(bundle, threads),
+        loads_fresh=fresh.same,
         looks=looks,
+        cases=cases_digest(scans),
+        champion_digest=champion.digest if champion is not None else "",
+        champion=tuple(entry.score for entry in reference),
+        golden=fresh.golden,
+        cost=fresh.cost,
+        champion_cost=None if other_run is None else other_run.cost,
     )
-    return evidence, scored
+    return Gathered(evidence, scored, reference)
 
 
-def reproduces_in_fresh_process(bundle: Bundle, threads: int) -> bool:
-    """Check that a fresh process loads the bundle and computes bit-identical logits for a fixed patch."""
-    command = [sys.executable, "-m", "gtvray.promotion.evidence", str(bundle.folder), str(threads)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-        output = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.SubprocessError, json.JSONDecodeError, IndexError):
-        return False
-    return bool(output == _output_digest(bundle.folder, threads))
+def cases_digest(scans: Collection[Path]) -> str:
+    """Digest of a set of scans by their content: the same for the same files in any folder."""
+    return hashlib.sha256("\n".join(sorted(map(sha256_of, scans))).encode()).hexdigest()
 
 
-def _output_digest(folder: Path, threads: int) -> dict[str, str]:
-    """Load a bundle and return its digest and the sha256 of its logits for a patch of fixed noise."""
-    predictor = Predictor(Bundle.load(folder), threads=threads)
-    channels = predictor.bundle.preprocessing.channels
-    patch = np.random.default_rng(0).random((channels, *predictor.bundle.patch_ijk), dtype=np.float32)
-    logits = predictor.forward([patch])
-    return {"digest": predictor.bundle.digest, "logits": hashlib.sha256(logits.tobytes()).hexdigest()}
+def require_untouched(candidate: Bundle, champion: Bundle | None, project: Project) -> None:
+    """Refuse held-out cases that a model was trained on or chosen by.
+
+    Args:
+        candidate: the candidate.
+        champion: the champion, if there is one.
+        project: the data with the held-out cases.
+
+    Raises:
+        InputError: at least one held-out case was, or it cannot be excluded.
+    """
+    held_out = {sha256_of(case.image): case.case_id for case in project.held_out}
+    judged = {"candidate": candidate} | ({} if champion is None else {"champion": champion})
+    for name, bundle in judged.items():
+        for model in (bundle, *([bundle.locator] if bundle.locator else [])):
+            trained_on = model.info.get("training_data", {})
+            scans = trained_on.get("scans")
+            same_data = trained_on.get("digest") == project.fingerprint.digest
+            if scans is None and same_data and _split_of(model) == _split_of(candidate):
+                # Bundles of earlier versions do not list their scans.
+                continue
+            known = sorted(held_out[scan] for scan in scans or () if scan in held_out)
+            if known or scans is None:
+                raise InputError(
+                    f"the {name} cannot be judged by these held-out cases",
+                    expected="cases that it was neither trained on nor chosen by",
+                    found=f"{len(known)} of {len(held_out)} were: {', '.join(known[:5])}"
+                    if known
+                    else "a model whose training cases are not recorded",
+                    do="train the candidate with the champion's split (`split.*`), or on data with new held-out cases",
+                )
 
 
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_output_digest(Path(sys.argv[1]), int(sys.argv[2]))) + "\n")
+def _split_of(bundle: Bundle) -> dict[str, Any]:
+    return {key: value for key, value in bundle.info.get("config", {}).items() if key.startswith("split.")}

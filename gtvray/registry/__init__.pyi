@@ -1,3 +1,9 @@
+from .decisions import RECORD as RECORD
+from .decisions import Decision as Decision
+from .decisions import DecisionLog as DecisionLog
+from .lease import Holder as Holder
+from .lease import Lease as Lease
+from .lease import hold_lease as hold_lease
 from .registry import CHAMPION as CHAMPION
 from .registry import ModelVersion as ModelVersion
 from .registry import Registry as Registry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,11 +59,25 @@ class Registry:
     def __init__(self, client: MlflowClient, name: str, bundles: Path) -> None:
         self._client, self._name, self._bundles = client, name, bundles
 
+    @property
+    def name(self) -> str:
+        """Name of the registered model."""
+        return self._name
+
+    @property
+    def workspace(self) -> Path:
+        """The workspace that bundles are downloaded to."""
+        return self._bundles.parent
+
     def register(self, bundle: Bundle, run_id: str) -> ModelVersion:
         """Register a bundle as a version; a registered bundle keeps its version."""
-        for known in self.versions():
-            if known.digest == bundle.digest:
-                return known
+        import mlflow
+
+        known = self.find(bundle.digest)
+        if known is not None:
+            return known
+        # MLflow resolves `models:/` in its global store, which another client may have changed.
+        mlflow.set_tracking_uri(self._client.tracking_uri)
         experiment = self._client.get_run(run_id).info.experiment_id
         model = self._client.create_logged_model(experiment, name=self._name, source_run_id=run_id)
         self._client.log_model_artifacts(model.model_id, str(bundle.folder))
@@ -105,6 +120,15 @@ class Registry:
         found = self._all_versions(None if name is None else f"name = {name}")
         versions = [self._version(str(entry.version)) for entry in found if entry.name == self._name]
         return sorted(versions, key=lambda version: int(version.version))
+
+    def find(self, digest: str) -> ModelVersion | None:
+        """Return the version of a bundle by its digest; None if it is not registered."""
+        return next((version for version in self.versions() if version.digest == digest), None)
+
+    def describe(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Add tags to a version, such as the licence of its training data."""
+        for name, value in tags.items():
+            self._client.set_model_version_tag(self._name, version.version, name, value)
 
     def champion(self) -> ModelVersion:
         """Return the promoted version.
@@ -151,6 +175,13 @@ class Registry:
             BundleError: the bundle is not the one registered.
             ResourceError: its files cannot be read from MLflow's artifact store.
         """
+        if not version.digest:
+            raise BundleError(
+                "this version was not registered by gtvray",
+                where=f"version {version.version}",
+                expected=f"the tag {_DIGEST_TAG}",
+                do="promote the bundle with gtvray",
+            )
         folder = self._bundles / version.digest[:16]
         if not folder.exists():
             self._download(version, folder)

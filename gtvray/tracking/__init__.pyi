@@ -1,4 +1,5 @@
 from .lookup import filter_text as filter_text
+from .lookup import require_experiment as require_experiment
 from .lookup import require_recordable as require_recordable
 from .lookup import require_run_kept as require_run_kept
 from .queue import MetricQueue as MetricQueue

@@ -41,7 +41,7 @@ def export_best(
     config = result.config_of(best)
     run_id = recorder.trial_run_id(best.trial_id)
     info = {
-        "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
+        "training_data": project.provenance(),
         "domain": domain_ranges(project.train),
         "mlflow_run": run_id,
         "config": flatten(config),

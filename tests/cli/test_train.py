@@ -150,7 +150,8 @@ def test_ensemble_is_gated_on_held_out_cases(phantoms: Path, undisturbed: tuple[
     words = ("promote", done["bundle"], "--data", phantoms, "--workspace", workspace, "--json")
     promoted = run(*words, *OPEN_GATE).json()
     assert (promoted["version"], promoted["digest"], promoted["accepted"]) == ("1", done["digest"], True)
-    decision = json.loads((workspace / "decisions.jsonl").read_text())
+    (file,) = (workspace / "decisions").glob("*-promoted/decision.json")
+    decision = json.loads(file.read_text())
     held_out = {score["case_id"] for score in decision["evidence"]["candidate"]}
     assert len(held_out) == 3
     assert not held_out & {row["case"] for row in done["cases"]}

@@ -4,41 +4,95 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from gtvray.config import Config, PromotionConfig, with_dotted
-from gtvray.data import open_project
+import pytest
+
+from gtvray.config import Config, PreprocessingConfig, PromotionConfig, with_dotted
+from gtvray.data import Project, open_project
 from gtvray.datasets import Ledger, index_dataset
+from gtvray.errors import InputError
+from gtvray.io import sha256_of
 from gtvray.models import Bundle
-from gtvray.promotion import gather_evidence, judge, reproduces_in_fresh_process
+from gtvray.promotion import gather_evidence, judge, require_untouched, run_fresh
+
+from ..bundles import random_bundle
 
 
 def test_fresh_process_does_not_reproduce_a_changed_bundle(make_bundle: Callable[[int], Bundle]) -> None:
     bundle = make_bundle(0)
     weights = bundle.folder / "weights-0.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert not reproduces_in_fresh_process(bundle, threads=1)
+    assert not run_fresh(bundle, threads=1).same
 
 
-def test_evidence_covers_held_out_cases_and_every_scoring_is_counted(
-    phantoms: Path, make_bundle: Callable[[int], Bundle], tmp_path: Path
-) -> None:
-    bundle = make_bundle(0)
-    config = with_dotted(Config(preprocessing=bundle.preprocessing), {"split.held_out_share": 0.25})
-    project = open_project(index_dataset(phantoms), config, cache=tmp_path / "cache", splits=tmp_path / "splits")
+@pytest.fixture
+def project(phantoms: Path, tmp_path: Path) -> Project:
+    preprocessing = PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0))
+    config = with_dotted(Config(preprocessing=preprocessing), {"split.held_out_share": 0.25})
+    return open_project(index_dataset(phantoms), config, cache=tmp_path / "cache", splits=tmp_path / "splits")
+
+
+def _bundle(tmp_path: Path, seed: int, project: Project, **changes: Any) -> Bundle:
+    info = {"training_data": {**project.provenance(), **changes}, "config": {"split.seed": 0}}
+    return random_bundle(tmp_path / f"bundle-{seed}-{len(changes)}", seed, info)
+
+
+def test_evidence_covers_held_out_cases_and_every_scoring_is_counted(project: Project, tmp_path: Path) -> None:
+    bundle, champion = _bundle(tmp_path, 0, project), _bundle(tmp_path, 1, project)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     digest = project.fingerprint.digest
     ledger.record("promotion", "an earlier model", project.split.held_out, digest)
     reported: list[tuple[int, int]] = []
-    evidence, scored = gather_evidence(
-        bundle, project, masks=tmp_path / "masks", ledger=ledger, threads=1, report=lambda *at: reported.append(at)
+    gathered = gather_evidence(
+        bundle,
+        project,
+        masks=tmp_path / "masks",
+        ledger=ledger,
+        threads=1,
+        champion=champion,
+        known=["a model of another workspace", "an earlier model"],
+        golden=tmp_path / "golden",
+        report=lambda *at: reported.append(at),
     )
-    assert (evidence.digest, evidence.data, evidence.looks, evidence.loads_fresh) == (bundle.digest, digest, 2, True)
+    evidence = gathered.evidence
+    assert (evidence.digest, evidence.data, evidence.looks, evidence.loads_fresh) == (bundle.digest, digest, 3, True)
+    assert (evidence.golden, evidence.champion_digest) == (True, champion.digest)
     held_out = list(project.split.held_out)
-    assert [score.case_id for score in evidence.candidate] == [score.case_id for score in evidence.baseline] == held_out
-    assert [entry.mask.is_file() for entry in scored] == [True] * len(held_out)
-    assert reported == [(n, len(held_out)) for n in range(1, len(held_out) + 1)]
+    for scores in (evidence.candidate, evidence.baseline, evidence.champion):
+        assert [score.case_id for score in scores] == held_out
+    assert [entry.mask.is_file() for entry in (*gathered.candidate, *gathered.champion)] == [True] * 2 * len(held_out)
+    assert reported == [(n, 2 * len(held_out)) for n in range(1, 2 * len(held_out) + 1)]
+    for cost in (evidence.cost, evidence.champion_cost):
+        assert cost is not None
+        assert cost.seconds > 0
+        assert 100 < cost.peak_mb < 5000
     looks = ledger.looks()
     assert (looks[-1]["subject"], looks[-1]["cases"]) == (bundle.digest, sorted(held_out))
     judgement = judge(evidence, PromotionConfig())
     assert not judgement.accepted, "random weights do not beat the mean position"
     assert ledger.record("promotion", bundle.digest, project.split.held_out, digest) == 2, "a model counts once"
+
+
+def test_model_that_has_seen_a_held_out_case_is_not_judged_by_it(project: Project, tmp_path: Path) -> None:
+    candidate = _bundle(tmp_path, 0, project)
+    seen = sha256_of(project.held_out[0].image)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for name, models in {
+        "candidate": (_bundle(tmp_path, 0, project, scans=[seen]), None),
+        "champion": (candidate, _bundle(tmp_path, 1, project, scans=[seen])),
+    }.items():
+        with pytest.raises(InputError, match=f"{name} cannot be judged") as caught:
+            gather_evidence(models[0], project, masks=tmp_path, ledger=ledger, threads=1, champion=models[1])
+        assert caught.value.fields["found"].endswith(f"were: {project.held_out[0].case_id}")
+    assert ledger.looks() == [], "nothing was scored"
+
+
+def test_model_without_recorded_scans_needs_the_same_data_and_split(project: Project, tmp_path: Path) -> None:
+    """Bundles of earlier versions have no list of scans."""
+    candidate = _bundle(tmp_path, 0, project)
+    require_untouched(candidate, _bundle(tmp_path, 1, project, scans=None), project)
+    other = _bundle(tmp_path, 1, project, scans=None, digest="other data")
+    with pytest.raises(InputError, match="champion cannot be judged") as caught:
+        require_untouched(candidate, other, project)
+    assert "not recorded" in caught.value.fields["found"]

@@ -12,48 +12,13 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from gtvray.cli.main import app
-from gtvray.config import PromotionConfig
 from gtvray.errors import InputError, NotFoundError, NotReadyError
 from gtvray.io import Workspace
-from gtvray.models import Bundle
-from gtvray.promotion import DecisionLog, Evidence, promote, require_champion, restore, rollback
-from gtvray.registry import Registry
+from gtvray.promotion import Evidence, require_champion
 from gtvray.tracking import connect_mlflow
 
 from ..bundles import random_bundle
-
-
-class Promotions:
-    """The registry and decision log of a workspace."""
-
-    def __init__(self, client: MlflowClient, root: Path, run_id: str, evidence: Callable[..., Evidence]) -> None:
-        self.name = f"model-{root.name}".replace("'", "")
-        self.root, self.run_id, self._evidence = root, run_id, evidence
-        self.registry = Registry(client, self.name, root / "bundles")
-        self.log = DecisionLog(root / "decisions.jsonl")
-
-    def promote(self, seed: int) -> Bundle:
-        bundle = random_bundle(self.root / f"made-{seed}", seed, {"mlflow_run": self.run_id, "config": {}})
-        golden = self.root / "golden" / bundle.digest[:16]
-        golden.mkdir(parents=True)
-        (golden / "golden.json").write_text(f'{{"digest": "{bundle.digest}"}}')
-        settings = PromotionConfig()
-        evidence = self._evidence(bundle.digest)
-        promote(bundle, self.run_id, evidence, config=settings, registry=self.registry, log=self.log, golden=golden)
-        return bundle
-
-    def restore(self) -> str:
-        return restore(self.registry, self.log, self.root / "bundles", self.root / "golden").version
-
-    def refused(self) -> InputError:
-        with pytest.raises(InputError, match="changed outside the gate") as caught:
-            require_champion(self.registry, self.log)
-        return caught.value
-
-
-@pytest.fixture
-def promotions(client: MlflowClient, tmp_path: Path, run_id: str, make_evidence: Callable[..., Evidence]) -> Promotions:
-    return Promotions(client, tmp_path, run_id, make_evidence)
+from .conftest import Promotions
 
 
 def test_moved_or_removed_alias_is_restored(promotions: Promotions, client: MlflowClient) -> None:
@@ -68,27 +33,32 @@ def test_moved_or_removed_alias_is_restored(promotions: Promotions, client: Mlfl
     client.delete_registered_model_alias(promotions.name, "champion")
     assert promotions.refused().fields["found"] == "the alias champion was removed"
     assert promotions.restore() == "2"
-    assert require_champion(promotions.registry, promotions.log) == "2"
+    champion = require_champion(promotions.registry, promotions.log)
+    assert champion is not None
+    assert champion.version == "2"
     assert promotions.restore() == "2", "a second restore changes nothing"
     kinds = [decision.kind for decision in promotions.log.decisions()]
     assert kinds == ["promoted", "promoted", "restored", "restored"]
-    assert rollback(promotions.registry, promotions.log).version == "1"
+    assert promotions.rollback() == "1"
 
 
 def test_deleted_champion_is_registered_again_with_its_golden_cases(
     promotions: Promotions, client: MlflowClient, tmp_path: Path
 ) -> None:
     promotions.promote(0)
-    bundle = promotions.promote(1)
+    promotions.promote(1)
+    bundle = promotions.bundle(1)
     client.delete_model_version(promotions.name, "2")
     assert "the version was deleted in MLflow" in promotions.refused().fields["found"]
     version = promotions.restore()
     assert version == "3"
-    assert require_champion(promotions.registry, promotions.log) == "3"
+    champion = require_champion(promotions.registry, promotions.log)
+    assert champion is not None
+    assert champion.version == "3"
     assert promotions.registry.champion().digest == bundle.digest
     promotions.registry.fetch_golden(promotions.registry.champion(), tmp_path / "fetched")
     assert bundle.digest in (tmp_path / "fetched" / "golden.json").read_text()
-    assert rollback(promotions.registry, promotions.log).version == "1"
+    assert promotions.rollback() == "1"
 
 
 def test_deleted_model_is_registered_again_and_reused_numbers_are_not_trusted(
@@ -96,13 +66,14 @@ def test_deleted_model_is_registered_again_and_reused_numbers_are_not_trusted(
 ) -> None:
     """MLflow reuses the version numbers of a deleted model."""
     promotions.promote(0)
-    bundle = promotions.promote(1)
+    promotions.promote(1)
+    bundle = promotions.bundle(1)
     client.delete_registered_model(promotions.name)
     assert "its registered model was deleted as well" in promotions.refused().fields["found"]
     assert promotions.restore() == "1"
     assert promotions.registry.champion().digest == bundle.digest
-    with pytest.raises(NotReadyError, match="no previous champion"):
-        rollback(promotions.registry, promotions.log)
+    with pytest.raises(NotFoundError, match="was deleted in MLflow"):
+        promotions.rollback()
 
 
 def test_another_bundle_under_the_champions_number_is_detected(promotions: Promotions, client: MlflowClient) -> None:
@@ -121,7 +92,7 @@ def test_rollback_to_a_deleted_version_is_refused(promotions: Promotions, client
     promotions.promote(1)
     client.delete_model_version(promotions.name, "1")
     with pytest.raises(NotFoundError, match="was deleted in MLflow"):
-        rollback(promotions.registry, promotions.log)
+        promotions.rollback()
     assert promotions.registry.champion().version == "2"
 
 
@@ -151,7 +122,8 @@ def test_changed_champion_is_refused_before_held_out_cases_are_scored(
     own = connect_mlflow(workspace.mlflow_uri, workspace.artifacts)
     experiment = own.create_experiment("own", artifact_location=workspace.artifacts.as_uri())
     promotions = Promotions(own, workspace.root, str(own.create_run(experiment).info.run_id), make_evidence)
-    bundle = promotions.promote(0)
+    promotions.promote(0)
+    bundle = promotions.bundle(1)
     own.delete_model_version(promotions.name, "1")
     settings = ["--workspace", str(workspace.root), "-s", f"tracking.model_name={promotions.name}"]
 

@@ -1,230 +1,322 @@
-"""Promotion and rollback: only through the gate, recorded in the log, safe against changes outside and crashes."""
+"""Promotion and rollback: only through the gate, recorded in MLflow, safe against changes outside and crashes."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from gtvray.config import PromotionConfig
 from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
-from gtvray.models import Bundle
-from gtvray.promotion import DecisionLog, Evidence, promote, rollback
-from gtvray.registry import Registry
+from gtvray.failpoints import arm
+from gtvray.promotion import Request, adopt, require_champion
+from gtvray.registry import DecisionLog, Registry
+
+from .conftest import Promotions
 
 
-@dataclass
-class Promotions:
-    """A registry with its decision log, and promotion of bundles by number."""
-
-    registry: Registry
-    log: DecisionLog
-    make_bundle: Callable[[int], Bundle]
-    make_evidence: Callable[..., Evidence]
-    run_id: str
-
-    def promote(self, bundle: Bundle | int, evidence: Evidence | None = None) -> str:
-        bundle = self.make_bundle(bundle) if isinstance(bundle, int) else bundle
-        evidence = evidence or self.make_evidence(bundle.digest)
-        config = PromotionConfig()
-        version, _ = promote(bundle, self.run_id, evidence, config=config, registry=self.registry, log=self.log)
-        return version.version
-
-    @property
-    def changes(self) -> list[tuple[str, str | None, str | None]]:
-        return [(decision.kind, decision.previous, decision.version) for decision in self.log.decisions()]
-
-
-@pytest.fixture
-def promotions(
-    client: MlflowClient,
-    make_bundle: Callable[[int], Bundle],
-    make_evidence: Callable[..., Evidence],
-    run_id: str,
-    tmp_path: Path,
-) -> Promotions:
-    registry = Registry(client, f"model-{tmp_path.name}", tmp_path / "bundles")
-    return Promotions(registry, DecisionLog(tmp_path / "log" / "decisions.jsonl"), make_bundle, make_evidence, run_id)
-
-
-def test_first_and_second_promotion(promotions: Promotions) -> None:
-    assert promotions.promote(0) == "1" == promotions.registry.champion().version
-    assert promotions.promote(1) == "2" == promotions.registry.champion().version
+def test_first_and_second_promotion(promotions: Promotions, tmp_path: Path) -> None:
+    assert promotions.promote(0) == "1" == promotions.champion
+    assert promotions.promote(1) == "2" == promotions.champion
     assert promotions.changes == [("promoted", None, "1"), ("promoted", "1", "2")]
     first = promotions.log.decisions()[0]
-    assert first.digest == promotions.make_bundle(0).digest
-    assert first.evidence["candidate"][0]["dsc"] == 0.8
-    assert first.evidence["difference"]["n"] == 3
+    assert (first.digest, first.by, first.state, first.cases) == (
+        promotions.bundle(0).digest,
+        "Ada",
+        "completed",
+        "cases-1",
+    )
     assert first.at.endswith("+00:00")
+    record = json.loads(promotions.log.download_record(first, tmp_path / "downloaded").read_text())
+    assert record["evidence"]["candidate"][0]["dsc"] == 0.8
+    assert record["judgement"]["difference"]["n"] == 3
+    assert record["schema"] == 1
+    tags = promotions.client.get_model_version(promotions.name, "1").tags
+    assert tags["gtvray.rule"] == "baseline"
+    assert tags["gtvray.licence"] == "not stated"
 
 
-def test_refusal_is_recorded_and_keeps_the_champion(promotions: Promotions) -> None:
+def test_changed_record_is_detected(promotions: Promotions, tmp_path: Path) -> None:
     promotions.promote(0)
-    worse = promotions.make_bundle(1)
-    evidence = promotions.make_evidence(worse.digest, candidate=(0.1, 0.1, 0.0), loads_fresh=False)
+    decision = promotions.log.decisions()[0]
+    changed = tmp_path / "decision.json"
+    changed.write_text("{}")
+    promotions.client.log_artifact(decision.run_id, str(changed))
+    with pytest.raises(Exception, match="record of this decision cannot be used"):
+        promotions.log.download_record(decision, tmp_path / "downloaded")
+
+
+def test_refusal_is_recorded_and_keeps_the_champion(promotions: Promotions, tmp_path: Path) -> None:
+    promotions.promote(0)
+    evidence = promotions.evidence(1, candidate=(0.1, 0.1, 0.0), champion=(0.2, 0.2, 0.3), loads_fresh=False)
     with pytest.raises(GateRefusedError) as caught:
-        promotions.promote(worse, evidence)
+        promotions.promote(1, evidence)
     assert "must exceed" in caught.value.fields["found"]
     assert "fresh process" in caught.value.fields["found"]
     assert [version.version for version in promotions.registry.versions()] == ["1"]
-    assert promotions.registry.champion().version == "1"
+    assert promotions.champion == "1"
     refused = promotions.log.decisions()[-1]
-    assert (refused.kind, refused.digest, refused.version, refused.previous) == ("refused", worse.digest, None, "1")
-    assert refused.evidence["candidate"][2]["missed"]
-    assert len(refused.evidence["reasons"]) == 2
+    digest = promotions.bundle(1).digest
+    assert (refused.kind, refused.digest, refused.version, refused.previous) == ("refused", digest, None, "1")
+    page = (tmp_path / "decisions" / f"{refused.number:04d}-refused" / "decision.md").read_text()
+    assert page.startswith(f"# Refused: model {digest[:12]}")
+    assert "missed" in page
     assert promotions.promote(2) == "2", "a refusal does not block later promotions"
+
+
+def test_named_person_can_override_the_gate_but_not_its_integrity_checks(
+    promotions: Promotions, tmp_path: Path
+) -> None:
+    promotions.promote(0)
+    worse, request = {"candidate": (0.3, 0.2, 0.25)}, Request("Ada", override="needed for a study")
+    broken = promotions.evidence(1, **worse, loads_fresh=False)
+    with pytest.raises(GateRefusedError):
+        promotions.promote(1, broken, request)
+    assert promotions.promote(1, promotions.evidence(1, **worse), request) == "2"
+    decision = promotions.log.decisions()[-1]
+    assert (decision.kind, decision.by, decision.reason) == ("promoted", "Ada", "needed for a study")
+    assert promotions.client.get_model_version(promotions.name, "2").tags["gtvray.overridden"] == "true"
+    page = tmp_path / "decisions" / f"{decision.number:04d}-promoted" / "decision.md"
+    assert "Ada promoted it nevertheless: needed for a study" in page.read_text()
 
 
 def test_evidence_of_another_bundle_is_refused(promotions: Promotions) -> None:
     with pytest.raises(InputError, match="belongs to another bundle"):
-        promotions.promote(promotions.make_bundle(0), promotions.make_evidence(promotions.make_bundle(1).digest))
+        promotions.promote(0, promotions.evidence(1))
     assert promotions.log.decisions() == []
     assert promotions.registry.versions() == []
 
 
+def test_evidence_against_an_earlier_champion_is_refused(promotions: Promotions) -> None:
+    """Two candidates were scored at the same time: the second one was never compared with the first."""
+    early = promotions.evidence(1)
+    promotions.promote(0)
+    with pytest.raises(InputError, match="champion has changed since"):
+        promotions.promote(1, early)
+    assert promotions.champion == "1"
+    assert promotions.promote(1) == "2"
+
+
 def test_bundle_changed_since_it_was_scored_is_refused(promotions: Promotions) -> None:
-    bundle, other = promotions.make_bundle(0), promotions.make_bundle(1)
+    evidence, bundle = promotions.evidence(0), promotions.bundle(0)
+    weights = bundle.folder / "weights-0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(BundleError):
+        promotions.promote(0, evidence)
     shutil.rmtree(bundle.folder)
-    shutil.copytree(other.folder, bundle.folder)
-    with pytest.raises(BundleError):
-        promotions.promote(bundle)
-    (bundle.folder / "bundle.json").write_text("{}")
-    with pytest.raises(BundleError):
-        promotions.promote(bundle)
+    shutil.copytree(promotions.bundle(1).folder, bundle.folder)
+    with pytest.raises(InputError):
+        promotions.promote(0, evidence)
     assert promotions.registry.versions() == []
 
 
-def test_repeated_rollback_alternates_between_two_champions(promotions: Promotions) -> None:
+def test_repeated_rollback_leads_down_the_history(promotions: Promotions) -> None:
     with pytest.raises(NotReadyError, match="no previous champion"):
-        rollback(promotions.registry, promotions.log)
-    promotions.promote(0)
+        promotions.rollback()
+    for seed in range(3):
+        promotions.promote(seed)
+    for expected in ("2", "1"):
+        assert promotions.rollback() == expected == promotions.champion
     with pytest.raises(NotReadyError, match="no previous champion"):
-        rollback(promotions.registry, promotions.log)
-    promotions.promote(1)
-    promotions.promote(2)
-    for expected in ("2", "3", "2"):
-        assert (
-            rollback(promotions.registry, promotions.log).version == expected == promotions.registry.champion().version
-        )
-    assert promotions.changes[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "3"), ("rolled_back", "3", "2")]
-    assert promotions.log.decisions()[-1].digest == promotions.make_bundle(1).digest
+        promotions.rollback()
+    assert promotions.changes[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "1")]
     assert promotions.promote(3) == "4"
-    assert rollback(promotions.registry, promotions.log).version == "2"
+    assert promotions.rollback() == "1", "versions that were rolled back are not in the history"
 
 
 def test_promoting_the_champion_again_keeps_its_predecessor(promotions: Promotions) -> None:
     promotions.promote(0)
     assert promotions.promote(1) == promotions.promote(1) == "2"
-    assert rollback(promotions.registry, promotions.log).version == "1"
+    assert promotions.rollback() == "1"
 
 
 def test_former_champion_can_be_promoted_again(promotions: Promotions) -> None:
-    for number, version in ((0, "1"), (1, "2"), (0, "1")):
-        assert promotions.promote(number) == version
+    for seed, version in ((0, "1"), (1, "2"), (0, "1")):
+        assert promotions.promote(seed) == version
     assert promotions.changes[-1] == ("promoted", "2", "1")
-    assert rollback(promotions.registry, promotions.log).version == "2"
+    assert promotions.rollback() == "2"
+    assert promotions.rollback() == "1"
 
 
 def test_rollback_to_a_damaged_bundle_keeps_the_champion(promotions: Promotions, tmp_path: Path) -> None:
     promotions.promote(0)
     promotions.promote(1)
-    for fetched in (tmp_path / "bundles").glob(f"{promotions.make_bundle(0).digest[:16]}/weights-0.safetensors"):
+    for fetched in (tmp_path / "bundles").glob(f"{promotions.bundle(0).digest[:16]}/weights-0.safetensors"):
         fetched.write_bytes(b"")
     with pytest.raises(BundleError):
-        rollback(promotions.registry, promotions.log)
-    assert promotions.registry.champion().version == "2"
+        promotions.rollback()
+    assert promotions.champion == "2"
     assert len(promotions.changes) == 2
 
 
 @pytest.mark.parametrize("change", ["alias moved", "alias removed"])
-def test_alias_changed_outside_the_gate_is_detected(
-    promotions: Promotions, client: MlflowClient, tmp_path: Path, change: str
-) -> None:
+def test_alias_changed_outside_the_gate_is_detected(promotions: Promotions, change: str) -> None:
     promotions.promote(0)
     promotions.promote(1)
-    name = f"model-{tmp_path.name}"
     if change == "alias removed":
-        client.delete_registered_model_alias(name, "champion")
+        promotions.client.delete_registered_model_alias(promotions.name, "champion")
     else:
-        client.set_registered_model_alias(name, "champion", "1")
+        promotions.client.set_registered_model_alias(promotions.name, "champion", "1")
     with pytest.raises(InputError, match="outside the gate") as caught:
         promotions.promote(2)
     assert caught.value.fields["expected"].startswith("version 2, bundle ")
     with pytest.raises(InputError, match="outside the gate"):
-        rollback(promotions.registry, promotions.log)
+        promotions.rollback()
     assert len(promotions.changes) == 2
-    client.set_registered_model_alias(name, "champion", "2")
+    promotions.client.set_registered_model_alias(promotions.name, "champion", "2")
     assert promotions.promote(2) == "3"
 
 
-def test_champion_without_a_decision_is_detected(promotions: Promotions) -> None:
-    version = promotions.registry.register(promotions.make_bundle(0), promotions.run_id)
+def test_champion_without_a_decision_is_detected_and_can_be_adopted(promotions: Promotions) -> None:
+    version = promotions.registry.register(promotions.bundle(0), promotions.run_id)
     promotions.registry.point_champion(version.version)
-    with pytest.raises(InputError, match="outside the gate") as caught:
-        promotions.promote(1)
-    assert caught.value.fields["expected"] == "no champion"
-
-
-def test_truncated_decision_is_ignored(promotions: Promotions, tmp_path: Path) -> None:
-    promotions.promote(0)
-    with (tmp_path / "log" / "decisions.jsonl").open("a") as file:
-        file.write('{"kind": "promo')
+    error = promotions.refused()
+    assert error.fields["expected"] == "no champion"
+    assert "gtvray models adopt 1" in error.fields["do"]
+    with pytest.raises(InputError, match="not the champion"):
+        adopt(promotions.registry, promotions.log, "2", "validated elsewhere")
+    assert adopt(promotions.registry, promotions.log, "1", "validated elsewhere").version == "1"
+    decision = promotions.log.current()
+    assert decision is not None
+    assert (decision.kind, decision.by, decision.reason) == ("adopted", "Ada", "validated elsewhere")
     assert promotions.promote(1) == "2"
-    assert promotions.changes == [("promoted", None, "1"), ("promoted", "1", "2")]
+    assert promotions.rollback() == "1"
+
+
+def test_second_workspace_sees_the_same_champion_and_history(promotions: Promotions, tmp_path: Path) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    other = Promotions(promotions.client, tmp_path, promotions.run_id, promotions.make_evidence)
+    other.registry = Registry(promotions.client, promotions.name, tmp_path / "second" / "bundles")
+    assert require_champion(other.registry, other.log) == promotions.registry.champion()
+    assert other.promote(2) == "3"
+    assert promotions.rollback() == "2"
+    assert other.rollback() == "1"
+
+
+def test_decision_whose_run_was_deleted_still_counts(promotions: Promotions) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    for decision in promotions.log.decisions():
+        promotions.client.delete_run(decision.run_id)
+    assert promotions.promote(2) == "3"
+    assert promotions.rollback() == "2"
+
+
+@pytest.mark.parametrize(
+    ("action", "step"),
+    [
+        ("promote", "promotion.registered"),
+        ("promote", "decision.recorded"),
+        ("promote", "promotion.recorded"),
+        ("promote", "promotion.moved"),
+        ("rollback", "promotion.recorded"),
+        ("rollback", "promotion.moved"),
+    ],
+)
+def test_failure_at_any_step_leaves_one_champion_with_a_decision(
+    promotions: Promotions, action: str, step: str
+) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    arm(f"{step}=raise")
+    try:
+        with pytest.raises(RuntimeError, match="failpoint"):
+            promotions.promote(2) if action == "promote" else promotions.rollback()
+    finally:
+        arm("")
+    moved = "3" if action == "promote" else "1"
+    champion = require_champion(promotions.registry, promotions.log)
+    assert champion is not None
+    assert champion.version == (moved if step == "promotion.moved" else "2")
+    assert promotions.registry.fetch(champion).digest == champion.digest
+    # The next command completes or undoes what was left.
+    assert promotions.promote(3) == ("4" if action == "promote" else "3")
+    states = {decision.state for decision in promotions.log.decisions()}
+    undone = step in ("decision.recorded", "promotion.recorded")
+    assert states == ({"completed", "undone"} if undone else {"completed"})
+    assert promotions.rollback() == champion.version
 
 
 _PROMOTER = """
 import json, pathlib, sys, time
-from gtvray.config import PromotionConfig
-from gtvray.evaluation import CaseScore
-from gtvray.models import Bundle
-from gtvray.promotion import DecisionLog, Evidence, promote
-from gtvray.registry import Registry
+from gtvray.errors import InputError
+from tests.promotion.conftest import Promotions, make_evidence
 from gtvray.tracking import connect_mlflow
 job = json.loads(sys.argv[1])
-folder = pathlib.Path(job["folder"])
-registry = Registry(connect_mlflow(job["uri"], folder), job["name"], folder / "bundles")
-bundle, log = Bundle.load(pathlib.Path(job["bundle"])), DecisionLog(folder / "decisions.jsonl")
-rest = [5., 2., .5, .6, .9, 1., 9., 9., 100., 1, 0, 0, False]
-good, bad = (tuple(CaseScore(str(n), (1., 1., 3.), dsc, *rest) for n in range(3)) for dsc in (.8, .1))
-evidence = Evidence(bundle.digest, "d", good, bad, True, 1)
-(folder / f"ready-{bundle.folder.name}").touch()
-while len(list(folder.glob("ready-*"))) < 2: time.sleep(0.01)
-for _ in range(3):
-    promote(bundle, job["run_id"], evidence, config=PromotionConfig(), registry=registry, log=log)
+root = pathlib.Path(job["root"])
+root.mkdir()
+made = Promotions(connect_mlflow(job["uri"], root), root, job["run_id"], make_evidence.__wrapped__())
+made.name = job["name"]
+made.registry._name = made.log._model = job["name"]
+made.bundle(job["seed"])
+(root.parent / f"ready-{job['seed']}").touch()
+while len(list(root.parent.glob("ready-*"))) < job["count"]: time.sleep(0.01)
+done = 0
+while done < job["times"]:
+    try:
+        made.promote(job["seed"])
+        done += 1
+    except InputError as error:
+        assert "has changed since" in str(error), error
 """
 
 
-def test_concurrent_promotions_of_two_processes_are_serialised(
-    client: MlflowClient, make_bundle: Callable[[int], Bundle], run_id: str, tmp_path: Path
+def _start(client: MlflowClient, tmp_path: Path, run_id: str, environment: dict[str, str], **job: object):
+    text = json.dumps({"uri": client.tracking_uri, "name": f"model-{tmp_path.name}", "run_id": run_id, **job})
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROMOTER, text],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), **environment},
+    )
+
+
+def test_concurrent_promotions_of_two_workspaces_are_serialised(
+    client: MlflowClient, run_id: str, tmp_path: Path
 ) -> None:
-    name = f"model-{tmp_path.name}"
-    started = []
-    for number in range(2):
-        job = {"uri": client.tracking_uri, "name": name, "run_id": run_id, "folder": str(tmp_path),
-               "bundle": str(make_bundle(number).folder)}  # fmt: skip
-        command = [sys.executable, "-c", _PROMOTER, json.dumps(job)]
-        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    started = [
+        _start(client, tmp_path, run_id, {}, root=str(tmp_path / f"host-{seed}"), seed=seed, count=2, times=3)
+        for seed in range(2)
+    ]
     try:
         for process in started:
-            assert process.wait(90) == 0, process.communicate()[1]
+            assert process.wait(100) == 0, process.communicate()[1]
     finally:
         for process in started:
             process.kill()
             process.communicate()
-    registry = Registry(client, name, tmp_path / "bundles")
-    decisions = DecisionLog(tmp_path / "decisions.jsonl").decisions()
+    name = f"model-{tmp_path.name}"
+    registry, decisions = Registry(client, name, tmp_path / "bundles"), DecisionLog(client, name, None, "").decisions()
     assert len(decisions) == 6
+    assert len({decision.number for decision in decisions}) == 6
     assert len(registry.versions()) == 2
     assert registry.champion().version == decisions[-1].version
     for before, after in itertools.pairwise(decisions):
-        # Either the champion replaced the one before, or it was promoted again.
-        assert after.previous == (before.previous if after.version == before.version else before.version)
+        assert after.previous == before.version
+
+
+def test_promotion_killed_after_the_change_is_completed_by_the_next(
+    client: MlflowClient, promotions: Promotions, run_id: str, tmp_path: Path
+) -> None:
+    """The lease of the killed process is taken over at once, since it ran on this host."""
+    promotions.promote(0)
+    environment = {"GTVRAY_FAILPOINT": "promotion.moved=kill"}
+    root = str(tmp_path / "killed")
+    process = _start(client, tmp_path, run_id, environment, root=root, seed=1, count=1, times=1)
+    assert process.wait(100) == -9, process.communicate()[1]
+    process.communicate()
+    assert [decision.state for decision in promotions.log.decisions()] == ["completed", "intended"]
+    assert promotions.champion == "2"
+    assert promotions.rollback() == "1"
+    assert [decision.state for decision in promotions.log.decisions()] == ["completed"] * 3

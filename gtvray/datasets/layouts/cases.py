@@ -59,6 +59,18 @@ class Dataset:
         """Number of cases and structure, as in `50 cases of GTV`."""
         return f"{len(self.cases)} cases of {self.structure}" + (f" ({self.remark})" if self.remark else "")
 
+    @property
+    def licence(self) -> str:
+        """The licence that the dataset's metadata or the first line of its licence file state."""
+        stated = self.about.get("licence") or self.about.get("license")
+        if stated:
+            return str(stated)
+        for file in sorted(self.root.glob("LICEN[SC]E*")):
+            lines = file.read_text(errors="replace").strip().splitlines() if file.is_file() else []
+            if lines:
+                return lines[0].strip("# ")[:200]
+        return "not stated"
+
     def subset(self, case_ids: tuple[str, ...]) -> tuple[Case, ...]:
         """Return the cases with these ids, in the order of the ids."""
         by_id = {case.case_id: case for case in self.cases}

@@ -1,0 +1,193 @@
+"""Registered versions: what is known of them, how two differ, and moving one to another site."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.api.registry import find_bundle, open_decisions, open_registry
+from gtvray.config import flatten
+from gtvray.errors import BundleError, NotFoundError
+from gtvray.io import Workspace, atomic_dir, check_outputs
+
+if TYPE_CHECKING:
+    from gtvray.models import Bundle
+    from gtvray.registry import Decision, ModelVersion
+
+BUNDLE, GOLDEN, RECORD = "bundle", "golden", "record"
+
+
+@dataclass(frozen=True)
+class VersionDetails:
+    """A registered version with its bundle and decisions.
+
+    Attributes:
+        version: the version.
+        bundle: its bundle.
+        decisions: the decisions about it, oldest first.
+    """
+
+    version: ModelVersion
+    bundle: Bundle
+    decisions: tuple[Decision, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        bundle = self.bundle
+        return {
+            **asdict(self.version),
+            "network": bundle.network.model_dump(mode="json"),
+            "preprocessing": bundle.preprocessing.model_dump(mode="json"),
+            "inference": bundle.inference.model_dump(mode="json"),
+            "members": bundle.members,
+            "locator": bundle.locator.digest if bundle.locator is not None else None,
+            "info": bundle.info,
+            "decisions": [asdict(decision) for decision in self.decisions],
+        }
+
+
+def show_version(
+    model: str = "champion", *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+) -> VersionDetails:
+    """Return what is known of a registered version.
+
+    Args:
+        model: a version, `champion`, or the run that made it.
+        workspace: folder with the registry, unless `tracking.uri` names another.
+        config: settings; only `tracking.*` matters.
+
+    Raises:
+        NotFoundError: it is not registered.
+        NotReadyError: nothing has been promoted yet.
+        BundleError: its bundle is damaged.
+    """
+    folders = as_workspace(workspace)
+    registry, log = open_registry(folders, config), open_decisions(folders, config)
+    bundle = find_bundle(model, folders, registry)
+    version = registry.find(bundle.digest)
+    if version is None:
+        raise NotFoundError("this bundle is not registered", found=bundle.digest, do="promote it")
+    decisions = tuple(decision for decision in log.decisions() if decision.digest == bundle.digest)
+    return VersionDetails(version, bundle, decisions)
+
+
+def diff_versions(
+    one: str, other: str, *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+) -> dict[str, tuple[Any, Any]]:
+    """Compare two registered versions.
+
+    Args:
+        one, other: as in `show_version`.
+        workspace: folder with the registry, unless `tracking.uri` names another.
+        config: settings; only `tracking.*` matters.
+
+    Returns:
+        dotted key -> both values, for every entry that differs; None where a version has no such entry.
+    """
+    left, right = (_flat(show_version(model, workspace=workspace, config=config)) for model in (one, other))
+    keys = dict.fromkeys([*left, *right])
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def export_version(
+    model: str, folder: PathLike, *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+) -> Path:
+    """Write a registered version to a folder that another site can serve: bundle, golden cases and decision records.
+
+    Args:
+        model: as in `show_version`.
+        folder: a folder that does not exist yet.
+        workspace: folder with the registry, unless `tracking.uri` names another.
+        config: settings; only `tracking.*` matters.
+
+    Returns:
+        the folder.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    folders, target = as_workspace(workspace), Path(folder)
+    check_outputs([target], folders=[target])
+    details = show_version(model, workspace=folders, config=config)
+    registry, log = open_registry(folders, config), open_decisions(folders, config)
+    golden = folders.golden_of(details.version.digest)
+    if details.version.golden:
+        registry.fetch_golden(details.version, golden)
+    with atomic_dir(target) as temporary:
+        shutil.copytree(details.bundle.folder, temporary / BUNDLE)
+        if golden.exists():
+            shutil.copytree(golden, temporary / GOLDEN)
+        for decision in details.decisions:
+            if decision.evidence:
+                record = temporary / RECORD / f"{decision.number:04d}-{decision.kind}"
+                record.mkdir(parents=True)
+                log.download_record(decision, record)
+    return target
+
+
+def import_version(
+    folder: PathLike, *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+) -> ModelVersion:
+    """Register a version that another site exported; it becomes champion by `promote` like any other.
+
+    Args:
+        folder: the exported folder.
+        workspace: folder with the registry, unless `tracking.uri` names another.
+        config: settings; `tracking.*` matters.
+
+    Raises:
+        BundleError: the folder holds no intact bundle, or the golden cases of another model.
+    """
+    from gtvray.evaluation import golden_digest
+    from gtvray.models import Bundle
+    from gtvray.tracking import connect_mlflow, experiment_id, find_or_create_run
+
+    source, folders, tracking = Path(folder), as_workspace(workspace), as_config(config).tracking
+    bundle, golden = Bundle.load(source / BUNDLE), source / GOLDEN
+    if golden.exists() and golden_digest(golden) != bundle.digest:
+        raise BundleError(
+            "the golden cases belong to another model",
+            where=golden,
+            expected=bundle.digest,
+            found=golden_digest(golden),
+            do="export the version again",
+        )
+    registry = open_registry(folders, config)
+    known = registry.find(bundle.digest)
+    if known is not None:
+        return known
+    uri = tracking.uri or folders.mlflow_uri
+    client = connect_mlflow(uri, folders.artifacts)
+    experiment = experiment_id(client, tracking.experiment, folders.artifacts if uri.startswith("sqlite") else None)
+    tags = {"mlflow.runName": f"import {bundle.digest[:12]}", "gtvray.digest": bundle.digest}
+    run_id = find_or_create_run(client, experiment, f"import/{bundle.digest}", tags)
+    client.set_terminated(run_id)
+    version = registry.register(bundle, run_id)
+    if golden.exists():
+        registry.add_golden(version, golden)
+    data: Mapping[str, Any] = bundle.info.get("training_data", {})
+    registry.describe(version, {"gtvray.imported": "true", "gtvray.licence": str(data.get("licence", "not stated"))})
+    return version
+
+
+def _flat(details: VersionDetails) -> dict[str, Any]:
+    bundle = details.bundle
+    data = bundle.info.get("training_data", {})
+    return {
+        "digest": bundle.digest,
+        "members": bundle.members,
+        "patch_ijk": bundle.patch_ijk,
+        "locator": bundle.locator.digest if bundle.locator is not None else None,
+        "data.digest": data.get("digest"),
+        "data.licence": data.get("licence"),
+        "mlflow_run": bundle.info.get("mlflow_run"),
+        **{f"metrics.{name}": value for name, value in bundle.info.get("metrics", {}).items()},
+        **bundle.info.get("config", {}),
+        **{f"preprocessing.{name}": value for name, value in flatten(bundle.preprocessing).items()},
+        **{f"network.{name}": value for name, value in flatten(bundle.network).items()},
+        **{f"inference.{name}": value for name, value in flatten(bundle.inference).items()},
+    }

@@ -1,0 +1,169 @@
+"""The record of a decision: JSON with all evidence, and a document to be filed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from gtvray import NOTICE, __version__
+from gtvray.config import PromotionConfig
+from gtvray.evaluation import CaseScore, PairedDifference, stack
+from gtvray.io import Table, write_json
+from gtvray.models import Bundle
+from gtvray.promotion.card import model_card
+from gtvray.promotion.document import Document, Section
+from gtvray.promotion.gate import Evidence, Judgement, Request
+from gtvray.registry import RECORD, Decision
+
+SCHEMA_VERSION = 1
+_ROLE = (
+    "The cases are held out: locked since the split was made, used neither for training nor for any choice. Their "
+    "scores judge these models. Out-of-fold scores judge a training procedure and are not used here."
+)
+_OUTCOMES = {"promoted": "Promoted", "refused": "Refused"}
+_RULES = {
+    "baseline": "first promotion: better than the baseline",
+    "superiority": "better than the champion",
+    "non-inferiority": "not worse than the champion by the margin, for a named gain",
+}
+
+
+def write_record(
+    folder: Path,
+    decision: Decision,
+    bundle: Bundle,
+    *,
+    evidence: Evidence,
+    judgement: Judgement,
+    request: Request,
+    config: PromotionConfig,
+) -> None:
+    """Write the record of a decision of the gate, and the model card of a promoted model.
+
+    Args:
+        folder: existing folder; gets `decision.json`, `.md` and `.html`, and `card.md` and `.html`.
+        decision: the decision, not yet in the log.
+        bundle: the candidate.
+        evidence: what the gate was given.
+        judgement: what it found.
+        request: how the promotion was asked for.
+        config: thresholds of the gate.
+    """
+    record = {
+        "schema": SCHEMA_VERSION,
+        "kind": decision.kind,
+        "digest": decision.digest,
+        "version": decision.version,
+        "previous": decision.previous,
+        "request": asdict(request),
+        "cases_role": _ROLE,
+        "thresholds": config.model_dump(mode="json"),
+        "candidate": {name: bundle.info.get(name) for name in ("training_data", "mlflow_run", "derived_from")},
+        "evidence": asdict(evidence),
+        "judgement": asdict(judgement),
+        "gtvray": __version__,
+        "stack": stack(),
+        "notice": NOTICE,
+    }
+    write_json(folder / RECORD, record)
+    _document(decision, bundle, evidence, judgement, request).write(folder, "decision")
+    if decision.kind == "promoted":
+        model_card(bundle, evidence, judgement, request).write(folder, "card")
+
+
+def _document(
+    decision: Decision, bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request
+) -> Document:
+    overridden = f"The gate refused this model. {request.by} promoted it nevertheless: {request.override}"
+    return Document(
+        title=f"{_OUTCOMES[decision.kind]}: model {decision.digest[:12]}",
+        lead=[overridden] if judgement.overridden else [],
+        sections=[
+            Section(
+                "Models and cases", [_ROLE], table=Table(("", ""), list(_facts(bundle, evidence, judgement, request)))
+            ),
+            *([Section("Reasons for refusal", points=judgement.reasons)] if judgement.reasons else []),
+            *([Section("Limits of the evidence", points=judgement.warnings)] if judgement.warnings else []),
+            Section(
+                "Paired differences",
+                list(_tests(judgement)),
+                table=Table(("candidate minus", "mean", "low", "high", "level"), list(_differences(judgement))),
+            ),
+            Section("Guards", table=Table(("guard", "met", "found"), list(_guards(evidence, judgement)))),
+            Section("Largest scan", table=Table(("model", "time (s)", "memory (MB)", "host"), list(_costs(evidence)))),
+            Section("Cases, the greatest loss first", table=_cases(evidence)),
+        ],
+    )
+
+
+def _facts(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request) -> Iterator[tuple[str, str]]:
+    data, inference = bundle.info.get("training_data", {}), bundle.inference
+    yield "candidate", f"bundle {evidence.digest}"
+    yield "champion", f"bundle {evidence.champion_digest}" if evidence.champion_digest else "none"
+    yield "requested by", request.by
+    yield "rule", _RULES[judgement.rule]
+    yield "named gain", request.gain or "none"
+    yield "training data", f"fingerprint {evidence.data}; licence: {data.get('licence', 'not stated')}"
+    yield "held-out cases", f"{len(evidence.candidate)}, digest {evidence.cases[:16]}"
+    yield "models scored on them", f"{evidence.looks}, this one included"
+    yield "inference", f"{inference.backend}, {inference.precision}, {inference.mode}"
+
+
+def _tests(judgement: Judgement) -> Iterator[str]:
+    if judgement.signed_rank_p is not None:
+        p = judgement.signed_rank_p
+        yield f"Wilcoxon signed-rank test that the candidate's DSC exceeds the champion's, one-sided: p = {p:.3g}."
+    if judgement.detectable is not None:
+        yield f"These cases show a mean difference of {judgement.detectable:.3f} in DSC with a power of 80 %."
+
+
+def _differences(judgement: Judgement) -> Iterator[tuple[str, ...]]:
+    rows: tuple[tuple[str, PairedDifference | None, str], ...] = (
+        ("champion, DSC", judgement.over_champion, "+.3f"),
+        ("champion, HD95 (mm)", judgement.hd95_over_champion, "+.1f"),
+        ("baseline, DSC", judgement.difference, "+.3f"),
+    )
+    for name, found, digits in rows:
+        if found is not None:
+            values = (format(value, digits) for value in (found.mean, found.low, found.high))
+            yield name, *values, f"{100 * found.level:.4g} %"
+
+
+def _guards(evidence: Evidence, judgement: Judgement) -> Iterator[tuple[str, str, str]]:
+    yield "a fresh process loads the bundle and computes the same", _met(evidence.loads_fresh), ""
+    yield "a fresh process reproduces the golden cases", _met(evidence.golden), ""
+    for guard in judgement.guards:
+        yield guard.name, _met(guard.passed), guard.found
+
+
+def _costs(evidence: Evidence) -> Iterator[tuple[str, str, str, str]]:
+    for name, cost in (("candidate", evidence.cost), ("champion", evidence.champion_cost)):
+        if cost is not None:
+            yield name, f"{cost.seconds:.2f}", f"{cost.peak_mb:.0f}", cost.host
+
+
+def _cases(evidence: Evidence) -> Table:
+    champion: Sequence[CaseScore | None] = evidence.champion or [None] * len(evidence.candidate)
+    rows = sorted(
+        zip(evidence.candidate, champion, evidence.baseline, strict=True),
+        key=lambda row: row[0].dsc - (row[1] or row[2]).dsc,
+    )
+    return Table(
+        ("case", "DSC", "champion", "baseline", "HD95 (mm)", "champion HD95 (mm)"),
+        [
+            (
+                one.case_id,
+                f"{one.dsc:.3f}",
+                f"{other.dsc:.3f}" if other else None,
+                f"{base.dsc:.3f}",
+                f"{one.hd95_mm:.1f}",
+                f"{other.hd95_mm:.1f}" if other else None,
+            )
+            for one, other, base in rows
+        ],
+    )
+
+
+def _met(passed: bool | None) -> str:
+    return "not measured" if passed is None else "yes" if passed else "no"

@@ -1,0 +1,102 @@
+"""Rollback to an earlier champion, and repair or adoption of a champion that was changed outside the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gtvray.errors import InputError, NotFoundError, NotReadyError
+from gtvray.promotion.champion import find_champion, register_again, require_champion, settle_unfinished
+from gtvray.promotion.service import change_champion
+from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
+
+
+def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
+    """Make the previous champion the champion again; repeated rollbacks lead further back.
+
+    Raises:
+        NotReadyError: there is no previous champion.
+        NotFoundError: its version was deleted.
+        InputError: the champion was changed outside the gate.
+        BundleError: its bundle is damaged.
+    """
+    with log.lease() as lease:
+        settle_unfinished(registry, log)
+        champion = require_champion(registry, log)
+        champions = log.champions()
+        if champion is None or len(champions) < 2:
+            raise NotReadyError("there is no previous champion", do="`gtvray models` lists the registered versions")
+        previous = champions[-2]
+        version = registry.find(previous.digest)
+        if version is None:
+            raise NotFoundError(
+                "the previous champion's version was deleted in MLflow",
+                expected=f"version {previous.version}, bundle {previous.digest}",
+                found=", ".join(known.version for known in registry.versions()) or "no versions",
+                do="promote another bundle; the champion is unchanged",
+            )
+        decision = Decision("rolled_back", version.digest, version.version, champion.version)
+        change_champion(registry, log, lease, version, decision=decision)
+    return version
+
+
+def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -> ModelVersion:
+    """Restore the champion of the last decision after a change outside the gate or a crash.
+
+    A deleted version is registered again, under a new number, from the bundle in the workspace.
+
+    Args:
+        registry: the registry that was changed.
+        log: log of decisions.
+        bundles: the workspace's folder of fetched bundles, by digest.
+        golden: the workspace's folder of golden cases, by digest.
+
+    Raises:
+        NotReadyError: the log has no promotion.
+        NotFoundError: the version was deleted and its bundle is not in the workspace, or its run does not exist.
+        InputError: its run was deleted.
+        BundleError: the bundle is not the one that was decided on.
+    """
+    with log.lease() as lease:
+        settle_unfinished(registry, log)
+        current = log.current()
+        if current is None:
+            raise NotReadyError("no champion to restore: nothing was promoted", where=registry.name)
+        version = registry.find(current.digest)
+        if version is None:
+            version = register_again(registry, current.digest, bundles / current.digest[:16], golden)
+        champion = find_champion(registry)
+        if champion is not None and champion.version == version.version:
+            return version
+        reason = f"restored version {current.version} after a change outside the gate"
+        previous = champion.version if champion is not None else None
+        decision = Decision("restored", current.digest, version.version, previous, reason=reason)
+        change_champion(registry, log, lease, version, decision=decision)
+    return version
+
+
+def adopt(registry: Registry, log: DecisionLog, version: str, reason: str) -> ModelVersion:
+    """Accept a champion that was set in MLflow: a named person takes the place of the gate's evidence.
+
+    Args:
+        registry: the registry.
+        log: log of decisions, whose `by` names the person.
+        version: the version that the alias points to, as a confirmation.
+        reason: why it may be served.
+
+    Raises:
+        NotReadyError: there is no champion.
+        InputError: the alias points to another version, or a decision made it champion.
+        BundleError: the bundle is damaged, or was not registered by gtvray.
+    """
+    with log.lease() as lease:
+        settle_unfinished(registry, log)
+        champion = registry.champion()
+        if champion.version != version:
+            raise InputError("not the champion", expected=f"version {champion.version}", found=f"version {version}")
+        current = log.current()
+        if current is not None and current.digest == champion.digest:
+            raise InputError("a decision made this version champion already", found=f"decision {current.number}")
+        previous = current.version if current is not None else None
+        decision = Decision("adopted", champion.digest, champion.version, previous, reason=reason)
+        change_champion(registry, log, lease, champion, decision=decision)
+    return champion
