@@ -96,7 +96,7 @@ def find_bundle(model: str, workspace: Workspace, registry: Registry) -> Bundle:
         where=workspace.bundles,
         found=model,
         expected="folder of a bundle, registered version, or name or MLflow run of a sweep or training",
-        do="`gtvray models` lists the registered versions",
+        do="`gtvray models list` lists the registered versions",
     )
 
 

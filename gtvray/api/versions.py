@@ -81,7 +81,8 @@ def diff_versions(
     """Compare two registered versions.
 
     Args:
-        one, other: as in `show_version`.
+        one: as in `show_version`.
+        other: the same.
         workspace: folder with the registry, unless `tracking.uri` names another.
         config: settings; only `tracking.*` matters.
 

@@ -154,6 +154,9 @@ def _unexpected(error: Exception) -> GtvrayError:
         )
     if any(text in str(error) for text in ("disk is full", os.strerror(errno.ENOSPC))):
         return ResourceError("the disk is full", found=found, do="free some space and run it again")
+    if type(error).__module__.partition(".")[0] == "mlflow":
+        do = "check that MLflow answers and tracking.uri is right, then run it again; completed work is kept"
+        return ResourceError("MLflow failed", found=found, do=do)
     return FailureError(
         "unexpected error",
         found=found,

@@ -14,7 +14,7 @@ from gtvray.cli.settings import ListGroup, SettingsCommand
 
 app = typer.Typer(
     cls=ListGroup,
-    help="Registered versions: list, show, compare, export, import, adopt and repair. Example: gtvray models",
+    help="Registered versions: list, show, compare, export, import, adopt and repair.",
 )
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why it may be served without evidence; recorded.")]
 VersionArgument = Annotated[str, typer.Argument(help="A version, champion, or the run that made it.")]
@@ -29,7 +29,7 @@ def list_(
 ) -> None:
     """List the registered versions with the last decision about each.
 
-    Example: gtvray models
+    Example: gtvray models list
     """
     from gtvray.api import open_decisions, open_registry
     from gtvray.config import load_config
@@ -128,7 +128,7 @@ def export(
 ) -> None:
     """Write a version to a folder that another site can serve or import.
 
-    Example: gtvray models export champion site-b && gtvray serve --model site-b/bundle
+    Example: gtvray models export champion site-b
     """
     from gtvray.api import export_version
     from gtvray.config import load_config

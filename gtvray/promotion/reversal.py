@@ -24,7 +24,9 @@ def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
         champion = require_champion(registry, log)
         champions = log.champions()
         if champion is None or len(champions) < 2:
-            raise NotReadyError("there is no previous champion", do="`gtvray models` lists the registered versions")
+            raise NotReadyError(
+                "there is no previous champion", do="`gtvray models list` shows the registered versions"
+            )
         previous = champions[-2]
         version = registry.find(previous.digest)
         if version is None:

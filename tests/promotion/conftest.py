@@ -106,12 +106,15 @@ class Promotions:
         changes = {"champion_digest": champion.digest if champion is not None else "", **changes}
         return self.make_evidence(self.bundle(seed).digest, **changes)
 
-    def promote(self, seed: int, evidence: Evidence | None = None, request: Request | None = None) -> str:
+    def promote(
+        self, seed: int, evidence: Evidence | None = None, request: Request | None = None, *, keep_golden: bool = False
+    ) -> str:
         """Promote a bundle with golden cases and return its version."""
         bundle = self.bundle(seed)
         golden = self.root / "golden" / bundle.digest[:16]
-        golden.mkdir(parents=True, exist_ok=True)
-        (golden / "golden.json").write_text(f'{{"digest": "{bundle.digest}"}}')
+        if not keep_golden:
+            golden.mkdir(parents=True, exist_ok=True)
+            (golden / "golden.json").write_text(f'{{"digest": "{bundle.digest}"}}')
         version, _, _ = promote(
             bundle,
             self.run_id,

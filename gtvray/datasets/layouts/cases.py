@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from gtvray.datasets.layouts import LayoutName
-from gtvray.errors import DataError, GeometryError
+from gtvray.errors import DataError, GeometryError, InputError
 from gtvray.geometry import Volume, furthest_corner_mm
-from gtvray.io import Labels, canonical_name, format_distinct, is_printable_name, read_labels
+from gtvray.io import Labels, canonical_name, format_distinct, is_printable_name, read_labels, read_text
 
 # Endings of scans and masks; the content decides the format. Not .nhdr: its voxels are in another file, which the
 # digest of the header would not cover.
@@ -66,7 +66,11 @@ class Dataset:
         if stated:
             return str(stated)
         for file in sorted(self.root.glob("LICEN[SC]E*")):
-            lines = file.read_text(errors="replace").strip().splitlines() if file.is_file() else []
+            try:
+                lines = read_text(file).strip().splitlines()
+            except InputError:
+                # A folder, or another encoding: the licence is information only.
+                continue
             if lines:
                 return lines[0].strip("# ")[:200]
         return "not stated"
