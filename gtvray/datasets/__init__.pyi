@@ -31,5 +31,6 @@ from .layouts.transfer import transfer as transfer
 from .ledger import Ledger as Ledger
 from .ledger import looks_warning as looks_warning
 from .phantom_folder import write_phantoms as write_phantoms
+from .phantoms import make_phantom as make_phantom
 from .splits import Split as Split
 from .splits import split_cases as split_cases
