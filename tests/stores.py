@@ -1,7 +1,14 @@
-"""Tracking stores that tests open in their own process."""
+"""Tracking stores that tests open in their own process, or serve from another one."""
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -17,3 +24,43 @@ def open_store(database: Path, artifacts: Path) -> MlflowClient:
         # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
         warnings.simplefilter("ignore")
         return connect_mlflow(sqlite_uri(database), artifacts)
+
+
+class MlflowServer:
+    """`mlflow server` that can be restarted on the same port."""
+
+    def __init__(self, database: Path, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                         "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]  # fmt: skip
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+                cwd=self._folder,
+            )
+        while not self._responds():
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _responds(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return True
+        except OSError:
+            return False

@@ -30,15 +30,11 @@ class SweepRun:
 
     Attributes:
         name: of the sweep, for `resume`.
-        outcome: trials, bundle of the best trial and MLflow runs.
-        page: HTML page of the trials; None if no trial was recorded.
-        page_sent: whether the page is in MLflow.
+        outcome: trials, bundle of the best trial, MLflow runs and the HTML page of the trials.
     """
 
     name: str
     outcome: SweepOutcome
-    page: Path | None
-    page_sent: bool
 
 
 def train(
@@ -122,7 +118,6 @@ def sweep(
     spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
     settings, folders = as_config(config), as_workspace(workspace)
     # Invalid settings are refused before Ray and torch are loaded.
-    from gtvray.reports import record_trials_page, write_trials_page
     from gtvray.tuning import SweepJob
 
     name = resume or _run_name("sweep" if isinstance(space, SweepConfig) else _short_name(Path(space)))
@@ -133,14 +128,8 @@ def sweep(
         project = job.open(Path(data))
         show.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
-            try:
-                outcome = job.run(project, cluster)
-            except BaseException:
-                # An unfinished sweep has a page too, with the reasons of failed trials.
-                write_trials_page(folders.sweeps / name, name)
-                raise
-        page, sent = record_trials_page(folders.sweeps / name, name, job.record.client, outcome.sweep_run_id)
-    return SweepRun(name, outcome, page, sent)
+            outcome = job.run(project, cluster)
+    return SweepRun(name, outcome)
 
 
 def _run_name(base: str) -> str:

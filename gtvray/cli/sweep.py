@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from gtvray.cli.common import (
     shell_command,
     table,
 )
+from gtvray.cli.recorded import tracking_found, tracking_lines
 
 
 def sweep(
@@ -54,16 +55,17 @@ def sweep(
             address=address,
             show=progress,
         )
-    outcome, page = run.outcome, run.page
+    outcome, page = run.outcome, run.outcome.page
     rows = [
         {"trial": trial.trial_id, "epochs": trial.epochs, "dsc": trial.best_dsc, **trial.point}
         for trial in outcome.result.trials
     ]
     columns = {"trial": "trial", "epochs": "epochs", "dsc": "best DSC", **{key: key for key in spec.space}}
-    found = {"bundle": str(outcome.bundle.folder), "digest": outcome.bundle.digest, "run": outcome.run_id}
-    go_on = shell_command("gtvray", "promote", outcome.bundle.folder, "--data", data, "--workspace", workspace)
-    curves = f"learning curves: {page or 'none recorded'}"
-    if page and not run.page_sent:
-        curves += " (not in MLflow, which did not answer)"
-    text = f"{table(rows, columns)}\n\n{curves}\nbundle: {found['bundle']}\npromote it: {go_on}"
-    emit({"ok": True, "trials": rows, **found, "page": str(page) if page else None}, as_json, text)
+    bundle = outcome.bundle
+    found: dict[str, Any] = {"bundle": str(bundle.folder), "digest": bundle.digest, "run": outcome.run_id}
+    go_on = shell_command("gtvray", "promote", bundle.folder, "--data", data, "--workspace", workspace)
+    again = shell_command("gtvray", "sweep", space, "--data", data, "--workspace", workspace, "--resume", run.name)
+    lines = [table(rows, columns), "", f"learning curves: {page or 'none recorded'}", f"bundle: {found['bundle']}"]
+    lines += [*tracking_lines(outcome.delivered, outcome.refused, again), f"promote it: {go_on}"]
+    found |= {"page": str(page) if page else None, **tracking_found(outcome.delivered, outcome.refused)}
+    emit({"ok": True, "trials": rows, **found}, as_json, "\n".join(lines))

@@ -22,6 +22,7 @@ from gtvray.cli.common import (
     shell_command,
     table,
 )
+from gtvray.cli.recorded import tracking_found, tracking_lines
 
 if TYPE_CHECKING:
     from gtvray.crossval import CrossValidation, FoldStatus, TrainOutcome
@@ -210,7 +211,7 @@ def _found(outcome: TrainOutcome) -> dict[str, Any]:
         "threshold": outcome.bundle.inference.threshold,
         "keep_largest": outcome.bundle.inference.keep_largest,
         "run": outcome.run_id,
-        "mlflow_has_everything": outcome.delivered,
+        **tracking_found(outcome.delivered, outcome.refused),
         **outcome.validation.as_dict(),
         "failed": outcome.failures,
         "notice": NOTICE,
@@ -235,8 +236,7 @@ def outcome_text(outcome: TrainOutcome, workspace: Path) -> str:
         f"bundle: {bundle.folder} ({bundle.members} networks, threshold {bundle.inference.threshold:.2f})",
         f"promote it: {promote}",
     ]
-    if not outcome.delivered:
-        lines.append(f"MLflow was away; the rest goes there with {_resume_command(outcome, workspace)}")
+    lines += tracking_lines(outcome.delivered, outcome.refused, _resume_command(outcome, workspace))
     return "\n".join([*lines, NOTICE])
 
 

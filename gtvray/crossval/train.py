@@ -15,7 +15,7 @@ from gtvray.errors import InputError, NotFoundError, TrainingError
 from gtvray.experiments import ExperimentRecord, open_data, versions
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import Cluster, ProgressReporter, plan_trials
-from gtvray.tracking import RunRecorder
+from gtvray.tracking import Refused, RunRecorder
 
 if TYPE_CHECKING:
     from gtvray.crossval.progress import FoldProgress, FoldStatus
@@ -96,7 +96,8 @@ class TrainOutcome:
         bundle: bundle with the network of every trained fold.
         failures: fold -> reason of its failure.
         run_id: parent run in MLflow.
-        delivered: whether MLflow has everything; the rest stays queued in the folder of the training.
+        delivered: whether MLflow has everything that it accepts; the rest stays queued in the folder of the training.
+        refused: what MLflow refused permanently, such as entries of a fold whose run was deleted.
     """
 
     name: str
@@ -107,6 +108,7 @@ class TrainOutcome:
     failures: dict[str, str]
     run_id: str
     delivered: bool
+    refused: list[Refused]
 
 
 @dataclass
@@ -234,6 +236,7 @@ class TrainJob:
             progress.failures,
             recorder.run_id,
             record.delivered,
+            record.refused,
         )
 
     def _folds(self, project: Project) -> Folds | None:

@@ -32,5 +32,6 @@ from .ledger import Ledger as Ledger
 from .ledger import looks_warning as looks_warning
 from .ledger import who as who
 from .phantom_folder import write_phantoms as write_phantoms
+from .phantoms import make_phantom as make_phantom
 from .splits import Split as Split
 from .splits import split_cases as split_cases

@@ -1,10 +1,12 @@
-"""Golden cases: crops of held-out scans with the promoted model's masks, which another host must reproduce.
+"""Golden cases: parts of held-out scans with the promoted model's masks, which another host must reproduce.
 
-A crop is the scan around the mask on the scan's own grid, so that preprocessing, network and restoring all run again
-and no complete head leaves the machine. Names and ids of cases are not stored.
+A part is a ball inside the body around the mask, on the scan's own grid (`gtvray.evaluation.interior`), so that
+preprocessing, network and restoring all run again, and neither face nor skin leaves the machine. The mask is that of
+the part, not of the full scan. Names and ids of cases are not stored. Earlier versions stored the scan within 50 mm of
+the mask, which can show a face; such golden cases are still read.
 
 golden.json             the model's digest, threads and package versions it ran with, sha256 of each file
-scan-0.nii.gz ...       crops of scans
+scan-0.nii.gz ...       parts of scans
 mask-0.nii.gz ...       their masks
 """
 
@@ -19,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gtvray.datasets import read_binary
+from gtvray.datasets import make_phantom, read_binary
 from gtvray.errors import BundleError, DataError, InputError
+from gtvray.evaluation.interior import keep_interior
 from gtvray.evaluation.metrics import dice
 from gtvray.evaluation.scoring import ScoredCase
-from gtvray.geometry import Box, Volume
+from gtvray.geometry import Volume
 from gtvray.io import atomic_dir, read_json, read_volume, sha256_of, write_json, write_volume
 
 if TYPE_CHECKING:
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
 REPRODUCED_DICE = 0.999
 _CASES = 3
-_MARGIN_MM = 50.0
+# Scans tried for masks that are not empty, beyond the first ones.
+_TRIES = 12
 _GOLDEN = "golden.json"
 _PACKAGES = ("gtvray", "torch", "numpy", "openvino")
 
@@ -59,7 +63,8 @@ class Reproduced:
 def write_golden(folder: Path, predictor: Predictor, scored: Sequence[ScoredCase], threads: int) -> None:
     """Write golden cases of the scored cases with the largest, the median and the smallest predicted mask.
 
-    Empty masks are used only if all of them are empty.
+    Other cases are used for those whose interior has an empty mask; empty masks only if there are no others. If no scan
+    has an interior that can be stored, a phantom is used.
 
     Args:
         folder: their folder, written atomically.
@@ -68,9 +73,8 @@ def write_golden(folder: Path, predictor: Predictor, scored: Sequence[ScoredCase
         threads: CPU threads it ran with.
     """
     with atomic_dir(folder) as temporary:
-        for number, entry in enumerate(_select_cases(scored)):
-            crop, mask = _crop_case(predictor, read_volume(entry.case.image), read_binary(entry.mask))
-            write_volume(temporary / f"scan-{number}.nii.gz", crop)
+        for number, (scan, mask) in enumerate(_golden_cases(predictor, scored)):
+            write_volume(temporary / f"scan-{number}.nii.gz", scan)
             write_volume(temporary / f"mask-{number}.nii.gz", mask)
         files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
         index = {"digest": predictor.bundle.digest, "threads": threads, "stack": stack(), "files": files}
@@ -145,24 +149,31 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _select_cases(scored: Sequence[ScoredCase]) -> list[ScoredCase]:
-    by_volume = sorted(scored, key=lambda entry: -int(np.count_nonzero(read_binary(entry.mask).array)))
-    nonempty = [entry for entry in by_volume if read_binary(entry.mask).array.any()] or by_volume
-    positions = dict.fromkeys((0, len(nonempty) // 2, len(nonempty) - 1))
-    return [nonempty[position] for position in positions][:_CASES]
-
-
-def _crop_case(predictor: Predictor, scan: Volume, mask: Volume) -> tuple[Volume, Volume]:
-    """The scan around its mask, and the model's mask of that crop.
-
-    The full scan and its mask if nothing was predicted, or if preprocessing rejects the crop for holding no air.
-    """
-    box = Box.around(mask.array)
-    if box is not None:
-        i, j, k = (round(_MARGIN_MM / spacing) for spacing in scan.spacing_mm)
-        crop = scan.cropped(box.grown((i, j, k), scan.shape))
+def _golden_cases(predictor: Predictor, scored: Sequence[ScoredCase]) -> list[tuple[Volume, Volume]]:
+    """Parts of scans and the model's masks of them."""
+    found: list[tuple[Volume, Volume]] = []
+    empty: list[tuple[Volume, Volume]] = []
+    for entry in _by_preference(scored)[: _CASES + _TRIES]:
+        if len(found) == _CASES:
+            break
         try:
-            return crop, predictor.predict(crop)
+            scan = keep_interior(read_volume(entry.case.image), read_binary(entry.mask).array)
+            mask = predictor.predict(scan)
         except DataError:
-            pass
-    return scan, mask
+            # Too small, or without the air that preprocessing requires.
+            continue
+        (found if mask.array.any() else empty).append((scan, mask))
+    kept = (found + empty)[:_CASES]
+    if not kept:
+        phantom, _ = make_phantom(0, seed=0)
+        kept = [(phantom, predictor.predict(phantom))]
+    return kept
+
+
+def _by_preference(scored: Sequence[ScoredCase]) -> list[ScoredCase]:
+    """The cases with the largest, the median and the smallest mask, then the others; those with empty masks last."""
+    volumes = [int(np.count_nonzero(read_binary(entry.mask).array)) for entry in scored]
+    order = sorted(range(len(scored)), key=lambda number: -volumes[number])
+    nonempty = [number for number in order if volumes[number]] or order
+    first = dict.fromkeys(nonempty[position] for position in (0, len(nonempty) // 2, len(nonempty) - 1))
+    return [scored[number] for number in dict.fromkeys([*first, *order])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Literal
 from gtvray.config import TrackingConfig
 from gtvray.errors import GtvrayError
 from gtvray.io import Workspace
-from gtvray.tracking import RunRecorder, connect_mlflow, require_recordable
+from gtvray.tracking import (
+    QUEUE_FILE,
+    Refused,
+    RunRecorder,
+    connect_mlflow,
+    mlflow_errors,
+    require_recordable,
+    summarise_rejections,
+)
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-# The name that earlier versions gave the file of the metric queue.
-_QUEUE = "spool.jsonl"
 
 
 @dataclass
@@ -29,12 +35,15 @@ class OpenRecord:
     Attributes:
         recorder: writes the runs.
         status: MLflow status that the parent run ends with.
-        delivered: after the end, whether MLflow has everything; the rest stays queued in the experiment's folder.
+        delivered: after the end, whether MLflow has everything that it accepts; the rest stays queued in the
+            experiment's folder.
+        refused: after the end, what MLflow refused permanently.
     """
 
     recorder: RunRecorder
     status: Status = "KILLED"
     delivered: bool = False
+    refused: list[Refused] = field(default_factory=list)
 
 
 class ExperimentRecord:
@@ -72,17 +81,24 @@ class ExperimentRecord:
             InputError: a deleted experiment or run, with the command that restores it.
             ResourceError: MLflow does not answer.
         """
-        require_recordable(self.client, self._tracking.experiment, self._name)
+        with mlflow_errors(self.uri):
+            require_recordable(self.client, self._tracking.experiment, self._name)
 
     @contextmanager
     def open(self) -> Iterator[OpenRecord]:
         """Open the parent run for a `with` block, and end it with the status that the block sets.
 
-        A `GtvrayError` sets FAILED. Any other exception leaves KILLED.
+        A `GtvrayError` sets FAILED. Any other exception leaves KILLED. Once the record is open, MLflow being away
+        raises nothing.
+
+        Raises:
+            InputError: the experiment or a run was deleted in MLflow.
+            ResourceError: MLflow does not answer when the record is opened.
         """
         artifacts = self._workspace.artifacts if self.uri.startswith("sqlite") else None
-        queue = self._folder / _QUEUE
-        record = OpenRecord(RunRecorder(self.client, self._tracking.experiment, self._name, queue, artifacts))
+        queue = self._folder / QUEUE_FILE
+        with mlflow_errors(self.uri):
+            record = OpenRecord(RunRecorder(self.client, self._tracking.experiment, self._name, queue, artifacts))
         try:
             yield record
         except GtvrayError:
@@ -91,3 +107,4 @@ class ExperimentRecord:
         finally:
             record.recorder.finish_run(record.status)
             record.delivered = record.recorder.close()
+            record.refused = summarise_rejections(record.recorder.rejections)

@@ -6,5 +6,4 @@ from .tables import case_table as case_table
 from .tables import difference_table as difference_table
 from .tables import ranking_table as ranking_table
 from .tables import scores_table as scores_table
-from .trials import record_trials_page as record_trials_page
 from .trials import write_trials_page as write_trials_page

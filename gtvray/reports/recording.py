@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtvray.errors import InputError, ResourceError
+from gtvray.errors import InputError
 from gtvray.evaluation.metrics import METRICS
 from gtvray.io import read_json
 from gtvray.reports.study import SCORES
-from gtvray.tracking import experiment_id, find_or_create_run
+from gtvray.tracking import experiment_id, find_or_create_run, mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -37,8 +37,6 @@ def record_report(client: MlflowClient, experiment: str, report: Path, artifacts
         InputError: the folder holds no report.
         ResourceError: MLflow did not accept the report.
     """
-    from mlflow.exceptions import MlflowException
-
     content = read_json(report / SCORES)
     try:
         at_ms = int(datetime.fromisoformat(content["at"]).timestamp() * 1000)
@@ -50,16 +48,9 @@ def record_report(client: MlflowClient, experiment: str, report: Path, artifacts
             found=repr(error),
             do="name the folder `report` that `gtvray evaluate` wrote",
         ) from error
-    try:
+    with mlflow_errors(client.tracking_uri, do="send the report later with `gtvray evaluate --send`"):
         experiment_of_runs = experiment_id(client, experiment, artifacts)
         return {name: _send(client, experiment_of_runs, report, *of_model) for name, of_model in models.items()}
-    except (MlflowException, OSError) as error:
-        raise ResourceError(
-            "MLflow did not accept the report",
-            where=report,
-            found=error,
-            do="send it again with `gtvray evaluate --send`",
-        ) from error
 
 
 def _send(client: MlflowClient, experiment: str, report: Path, tags: Mapping[str, str], metrics: list[Metric]) -> str:

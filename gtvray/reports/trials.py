@@ -4,43 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gtvray import NOTICE
 from gtvray.io import Picture, Table, atomic_path, render_page
 from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
-from gtvray.tracking import Trial, read_trials
+from gtvray.tracking import QUEUE_FILE, Refused, Trial, read_rejections, read_trials, summarise_rejections
 from gtvray.tracking.trials import FAILED
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
 PAGE = "trials.html"
-
-
-def record_trials_page(folder: Path, name: str, client: MlflowClient, run_id: str) -> tuple[Path | None, bool]:
-    """Write the page of a sweep into its folder and send it to its MLflow run.
-
-    Args:
-        folder: the sweep's folder, which holds the record of its trials.
-        name: name of the sweep.
-        client: client of the tracking store.
-        run_id: the sweep's run.
-
-    Returns:
-        the page, or None if no trial has started; and whether MLflow accepted it.
-    """
-    from mlflow.exceptions import MlflowException
-
-    page = write_trials_page(folder, name)
-    if page is None:
-        return None, False
-    try:
-        client.log_artifact(run_id, str(page), "report")
-    except (MlflowException, OSError):
-        # The page itself is on disk; MLflow being away must not cost the sweep.
-        return page, False
-    return page, True
 
 
 def write_trials_page(folder: Path, name: str) -> Path | None:
@@ -50,16 +21,18 @@ def write_trials_page(folder: Path, name: str) -> Path | None:
         return None
     page = folder / PAGE
     with atomic_path(page) as temporary:
-        temporary.write_text(trials_page(name, trials), encoding="utf-8")
+        refused = summarise_rejections(read_rejections(folder / QUEUE_FILE))
+        temporary.write_text(trials_page(name, trials, refused), encoding="utf-8")
     return page
 
 
-def trials_page(name: str, trials: Sequence[Trial]) -> str:
+def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] = ()) -> str:
     """Render the page of a sweep.
 
     Args:
         name: name of the sweep.
         trials: its trials; those without an epoch appear in the tables only.
+        refused: what MLflow refused permanently.
     """
     trained = sorted((trial for trial in trials if trial.curve("selection_dsc")), key=lambda each: -best_dsc(each))
     untrained = [trial for trial in trials if not trial.curve("selection_dsc")]
@@ -79,6 +52,7 @@ def trials_page(name: str, trials: Sequence[Trial]) -> str:
         charts=list(_charts(trained, keys)) if trained else [],
         trials=_trial_table([*trained, *untrained], keys),
         failures=_failure_table(trials),
+        refused=Table(("trial", "entries", "reason"), [(each.trial, each.entries, each.reason) for each in refused]),
     )
 
 

@@ -1,9 +1,15 @@
+from .faults import mlflow_errors as mlflow_errors
 from .lookup import filter_text as filter_text
 from .lookup import require_experiment as require_experiment
 from .lookup import require_recordable as require_recordable
 from .lookup import require_run_kept as require_run_kept
+from .queue import QUEUE_FILE as QUEUE_FILE
 from .queue import MetricQueue as MetricQueue
 from .recorder import RunRecorder as RunRecorder
+from .rejected import Refused as Refused
+from .rejected import Rejection as Rejection
+from .rejected import read_rejections as read_rejections
+from .rejected import summarise_rejections as summarise_rejections
 from .relocation import Adoption as Adoption
 from .relocation import adopt_workspace as adopt_workspace
 from .store import connect_mlflow as connect_mlflow

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-KEY_TAG = "gtvray.key"
+KEY_TAG, TRIAL_TAG = "gtvray.key", "ray.trial_id"
 # MLflow filters have no escape for a quote or a backslash within a string.
 _SAFE = re.compile(r"[\w /.:+-]*", re.ASCII)
 _MAX_RESULTS = 1000
@@ -46,6 +46,25 @@ def find_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
     # Some databases compare case-insensitively.
     exact = [run for run in runs if run.data.tags.get(KEY_TAG) == text]
     return min(exact, key=_deleted, default=None)
+
+
+def trials_of(client: MlflowClient, experiment: str, parent: str) -> set[str]:
+    """Return the ids of the trials that have a run, deleted or not, below a parent run.
+
+    Args:
+        client: client of the store.
+        experiment: the experiment's id.
+        parent: id of the parent run.
+    """
+    from mlflow.entities import ViewType
+
+    children, token, trials = f"tags.`mlflow.parentRunId` = '{parent}'", None, set()
+    while True:
+        page = client.search_runs([experiment], children, ViewType.ALL, max_results=_MAX_RESULTS, page_token=token)
+        trials |= {run.data.tags[TRIAL_TAG] for run in page if TRIAL_TAG in run.data.tags}
+        token = page.token
+        if not token:
+            return trials
 
 
 def require_experiment(client: MlflowClient, name: str) -> None:
@@ -109,7 +128,7 @@ def require_recordable(client: MlflowClient, experiment: str, name: str | None =
 
 def _require_none_deleted(client: MlflowClient, experiment: str, name: str, deleted: Iterable[Run]) -> None:
     for run in deleted:
-        trial = run.data.tags.get("ray.trial_id")
+        trial = run.data.tags.get(TRIAL_TAG)
         # A newer run of the trial may have replaced the deleted one.
         current = find_run(client, experiment, f"{name}/{trial}") if trial is not None else None
         if current is not None:

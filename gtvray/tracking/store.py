@@ -48,6 +48,8 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
             _require_connection(f"{uri}, through the proxy {without_credentials(proxy)}", *proxy_endpoint(proxy))
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Its client prints links to runs on stdout, where `--json` has one line.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # The metric queue retries deliveries; MLflow's own retries would block the caller for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -1,9 +1,8 @@
-"""Export the best trial of a sweep as a bundle, also to its MLflow run."""
+"""Export the best trial of a sweep as a bundle, also to its MLflow run when MLflow answers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gtvray.config import flatten
 from gtvray.data import Project
@@ -13,26 +12,20 @@ from gtvray.tracking import RunRecorder
 from gtvray.training import domain_ranges, export_bundle
 from gtvray.tuning.sweep import SweepResult
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
+def export_best(result: SweepResult, project: Project, folder: Path, recorder: RunRecorder) -> tuple[Bundle, str]:
+    """Write the bundle of the best trial and queue it for the run of the trial.
 
-def export_best(
-    result: SweepResult, project: Project, folder: Path, recorder: RunRecorder, client: MlflowClient
-) -> tuple[Bundle, str]:
-    """Write the bundle of the best trial and log it to the run of the trial.
-
-    The checkpoint is selected by a task on the connected cluster.
+    The checkpoint is selected by a task on the connected cluster. MLflow need not answer.
 
     Args:
         result: result of the sweep.
         project: data of the sweep.
         folder: folder of the bundle.
-        recorder: recorder of the sweep, with its queue delivered.
-        client: client of the tracking store.
+        recorder: recorder of the sweep.
 
     Returns:
-        the bundle, and the MLflow run of the trial.
+        the bundle, and the MLflow run of the trial; that of the sweep if the trial's is not known.
 
     Raises:
         TrainingError: the best checkpoint of the trial is damaged.
@@ -49,6 +42,6 @@ def export_best(
     # Scoring two checkpoints on all selection cases needs the resources of a worker, not of the driver.
     [(kept, scores)] = on_cluster(keep, [(best.best_checkpoint, config, project.selection)], config, lambda _: None)
     bundle = export_bundle(kept, scores, config, folder, info)
-    client.log_artifacts(run_id, str(bundle.folder), "bundle")
-    client.set_tag(run_id, "gtvray.digest", bundle.digest)
+    recorder.attach(best.trial_id, bundle.folder, "bundle")
+    recorder.describe({}, {"gtvray.digest": bundle.digest}, best.trial_id)
     return bundle, run_id

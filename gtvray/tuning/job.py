@@ -18,6 +18,7 @@ from gtvray.runtime import Cluster, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
+    from gtvray.tracking import Refused
     from gtvray.tuning.sweep import SweepResult
     from gtvray.tuning.watch import SweepStatus
 
@@ -29,9 +30,11 @@ class SweepOutcome:
     Attributes:
         result: trials.
         bundle: bundle of the best trial.
-        run_id: MLflow run of the best trial.
+        run_id: MLflow run of the best trial; that of the sweep if MLflow was away or has no such run.
         sweep_run_id: MLflow run of the sweep.
-        delivered: whether MLflow has everything; the rest stays queued in the folder of the sweep.
+        delivered: whether MLflow has everything that it accepts; the rest stays queued in the folder of the sweep.
+        refused: what MLflow refused permanently, such as entries of a trial whose run was deleted.
+        page: HTML page of the trials; None if no trial was recorded.
     """
 
     result: SweepResult
@@ -39,6 +42,8 @@ class SweepOutcome:
     run_id: str
     sweep_run_id: str
     delivered: bool
+    refused: list[Refused]
+    page: Path | None
 
 
 @dataclass
@@ -118,6 +123,7 @@ class SweepJob:
             and those of `run_sweep`.
         """
         # Ray and torch take seconds to load; invalid data are reported before.
+        from gtvray.reports import write_trials_page
         from gtvray.tuning.export import export_best
         from gtvray.tuning.resume import remember_sweep
         from gtvray.tuning.sweep import run_sweep
@@ -126,22 +132,32 @@ class SweepJob:
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
         remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest)
         with self.record.open() as record:
-            result = run_sweep(
-                self.sweep,
-                self.config,
-                project.train,
-                project.selection,
-                cluster=cluster,
-                recorder=record.recorder,
-                folder=self.folder,
-                tags={"gtvray.data": project.fingerprint.digest, **versions()},
-                report=self._report,
-            )
-            record.recorder.flush()
-            target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
-            bundle, run_id = export_best(result, project, target, record.recorder, self.record.client)
-            record.status = "FINISHED"
-        return SweepOutcome(result, bundle, run_id, record.recorder.run_id, record.delivered)
+            try:
+                result = run_sweep(
+                    self.sweep,
+                    self.config,
+                    project.train,
+                    project.selection,
+                    cluster=cluster,
+                    recorder=record.recorder,
+                    folder=self.folder,
+                    tags={"gtvray.data": project.fingerprint.digest, **versions()},
+                    report=self._report,
+                )
+                # The run of the best trial is known then, unless MLflow is away.
+                record.recorder.flush()
+                target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
+                bundle, run_id = export_best(result, project, target, record.recorder)
+                record.status = "FINISHED"
+            finally:
+                # An unfinished sweep has a page too, with the reasons of failed trials.
+                page = write_trials_page(self.folder, self.name)
+                if page is not None:
+                    record.recorder.attach(None, page, "report")
+        if record.refused:
+            write_trials_page(self.folder, self.name)
+        parent = record.recorder.run_id
+        return SweepOutcome(result, bundle, run_id, parent, record.delivered, record.refused, page)
 
     def _report(self, status: SweepStatus) -> None:
         trials = self.sweep.trials

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
-from gtvray.reports import record_trials_page, write_trials_page
+from gtvray.reports import write_trials_page
 from gtvray.reports.trial_charts import front_chart, parallel_chart
 from gtvray.reports.trials import best_dsc, searched_keys
 from gtvray.tracking import TrialRecord, read_trials
@@ -46,13 +46,8 @@ def test_each_epoch_counts_once(folder: Path) -> None:
     assert searched_keys([first]) == []
 
 
-def test_page_has_every_trial_with_the_best_first_and_is_sent_to_the_run(client: MlflowClient, folder: Path) -> None:
-    experiment = client.create_experiment(str(folder), artifact_location=(folder / "artifacts").as_uri())
-    run = str(client.create_run(experiment).info.run_id)
-    path, sent = record_trials_page(folder, NAME, client, run)
-    assert (path, sent) == (folder / "trials.html", True)
-    assert [entry.path for entry in client.list_artifacts(run, "report")] == ["report/trials.html"]
-    text = path.read_text()
+def test_page_has_every_trial_with_the_best_first(folder: Path) -> None:
+    text = _page(folder)
     page = assert_self_contained(text)
     assert "<b>" not in text
     heads = page.rows[0]
@@ -76,11 +71,11 @@ def test_page_has_every_trial_with_the_best_first_and_is_sent_to_the_run(client:
     ]
 
 
-def test_page_needs_no_mlflow(client: MlflowClient, folder: Path) -> None:
-    path, sent = record_trials_page(folder, NAME, client, "no such run")
-    assert path is not None
-    assert not sent
-    assert assert_self_contained(path.read_text()).rows == assert_self_contained(_page(folder)).rows
+def test_page_has_what_mlflow_refused(folder: Path) -> None:
+    lines = [{"reason": "the run was <deleted>", "entry": {"trial": "a1", "step": n}} for n in range(3)]
+    (folder / "spool.rejected.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = assert_self_contained(_page(folder))
+    assert page.rows[-2:] == [["trial", "entries", "reason"], ["a1", "3", "the run was <deleted>"]]
 
 
 def test_page_of_trials_without_an_epoch_has_their_reasons_and_no_charts(tmp_path: Path) -> None:

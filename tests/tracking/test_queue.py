@@ -11,24 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from gtvray.tracking import MetricQueue
+from gtvray.failpoints import arm
+from gtvray.tracking import MetricQueue, Rejection, read_rejections
 
 Entry = dict[str, object]
 
 
 class Store:
-    """A consumer that raises while it is `down`, and then sets `refused`."""
+    """A consumer that raises while it is `down`, and then sets `refused`; it never accepts the numbers in `bad`."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.down = threading.Event()
         self.refused = threading.Event()
+        self.bad: set[object] = set()
 
-    def deliver(self, entries: list[Entry]) -> None:
+    def deliver(self, entries: list[Entry]) -> list[Rejection]:
         if self.down.is_set():
             self.refused.set()
             raise ConnectionError("server is down")
-        self.entries += entries
+        self.entries += [entry for entry in entries if entry["n"] not in self.bad]
+        return [Rejection(entry, f"{entry['n']} is bad") for entry in entries if entry["n"] in self.bad]
 
 
 @pytest.fixture
@@ -82,6 +85,53 @@ def test_undelivered_entries_are_delivered_by_the_next_process(tmp_path: Path, s
     again.put({"n": 2})
     assert again.close(20)
     assert numbers(store) == [0, 1, 2]
+
+
+def test_entries_that_are_never_accepted_are_set_aside_and_sent_again_on_request(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "spool.jsonl"
+    store.bad = {0, 120, 121}
+    queue = MetricQueue(path, store.deliver)
+    for n in range(250):
+        queue.put({"n": n})
+    assert queue.close(20)
+    accepted = [n for n in range(250) if n not in store.bad]
+    assert numbers(store) == accepted
+    expected = [Rejection({"n": n}, f"{n} is bad") for n in (0, 120, 121)]
+    assert read_rejections(path) == expected
+    assert MetricQueue(path, store.deliver).close(20)
+    assert (numbers(store), read_rejections(path)) == (accepted, expected), "a further process sends nothing by itself"
+    # One of them can be accepted now; the others are set aside once, although they are delivered a second time.
+    store.bad.remove(120)
+    assert MetricQueue(path, store.deliver, again=True).close(20)
+    assert numbers(store)[len(accepted) :] == [n for n in range(250) if n not in store.bad]
+    assert read_rejections(path) == [expected[0], expected[2]]
+
+
+@pytest.mark.parametrize("point", ["tracking.before_delivery", "tracking.after_delivery"])
+def test_crash_before_the_mark_sets_an_entry_aside_once(tmp_path: Path, store: Store, point: str) -> None:
+    store.bad = {1}
+    arm(f"{point}=raise")
+    queue = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
+    for n in range(3):
+        queue.put({"n": n})
+    assert queue.close(20)
+    assert sorted(set(map(str, numbers(store)))) == ["0", "2"]
+    assert len(read_rejections(tmp_path / "spool.jsonl")) == 1
+
+
+def test_damaged_lines_and_marks_stop_nothing(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "spool.jsonl"
+    path.write_bytes(b'{"n": 0}\n\0\0\0\n{"n": \xff\n[3]\n\n{"n": 1}\n')
+    queue = MetricQueue(path, store.deliver)
+    queue.put({"n": 2})
+    assert queue.close(20)
+    assert numbers(store) == [0, 1, 2]
+    assert [rejection.entry["line"] for rejection in read_rejections(path)] == ['{"n": \ufffd', "[3]"]
+    for mark in ("", "none", "999999"):
+        path.with_suffix(".mark").write_text(mark)
+        store.entries.clear()
+        assert MetricQueue(path, store.deliver).close(20)
+        assert numbers(store) == [0, 1, 2], mark
 
 
 def test_entry_is_on_disk_when_put_returns(tmp_path: Path, store: Store) -> None:

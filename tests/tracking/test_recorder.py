@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +14,8 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from gtvray.tracking import RunRecorder, connect_mlflow
+
+from ..stores import MlflowServer
 
 PARAMS = {"optimizer.lr": 0.003, "training.patch_ijk": [16, 16, 16], "loss.kind": "dice_ce"}
 
@@ -109,55 +108,16 @@ def test_crash_between_delivery_and_mark_duplicates_nothing(client: MlflowClient
     assert run.info.status == "FINISHED"
 
 
-class Server:
-    """`mlflow server` that can be restarted on the same port."""
-
-    def __init__(self, database: Path, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                         "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]  # fmt: skip
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                start_new_session=True,
-                cwd=self._folder,
-            )
-        while not self._responds():
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def _responds(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                return True
-        except OSError:
-            return False
-
-
 @pytest.fixture
-def server(tmp_path: Path, client: MlflowClient, database: Path) -> Iterator[Server]:
-    server = Server(database, tmp_path)
+def server(tmp_path: Path, client: MlflowClient, database: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(database, tmp_path)
     yield server
     server.kill()
 
 
-def test_server_outage_loses_no_metrics(server: Server, client: MlflowClient, tmp_path: Path) -> None:
+def test_server_outage_loses_no_metrics(server: MlflowServer, client: MlflowClient, tmp_path: Path) -> None:
     server.start()
-    http_client = connect_mlflow(f"http://127.0.0.1:{server.port}", tmp_path)
+    http_client = connect_mlflow(server.uri, tmp_path)
     recorder = RunRecorder(http_client, "outage", "sweep", tmp_path / "spool.jsonl")
     record(recorder, 1, range(1, 3))
     assert recorder.flush(60)
@@ -193,10 +153,10 @@ print(recorder.close(60), flush=True)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", ["tracking.after_delivery:3", "tracking.before_delivery:3"])
 def test_killed_server_and_driver_lose_and_duplicate_nothing(
-    point: str, server: Server, client: MlflowClient, tmp_path: Path
+    point: str, server: MlflowServer, client: MlflowClient, tmp_path: Path
 ) -> None:
     def drive(epochs: int, flush_s: float, failpoint: str = "") -> tuple[int, list[str]]:
-        command = [sys.executable, "-c", _DRIVER, f"http://127.0.0.1:{server.port}", str(tmp_path), str(epochs)]
+        command = [sys.executable, "-c", _DRIVER, server.uri, str(tmp_path), str(epochs)]
         environment = {**os.environ, "GTVRAY_FAILPOINT": failpoint}
         done = subprocess.run(
             [*command, str(flush_s), point],
