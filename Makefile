@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-gpu lint format bench docs clean
+.PHONY: demo test test-all test-gpu lint format bench docs sbom audit clean
 
 demo: .venv/run
 	$(BIN)/gtvray demo $(ARGS)
@@ -34,6 +34,19 @@ docs: .venv/docs
 	$(BIN)/python docs/build.py
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+# The packages of .venv, as CycloneDX JSON.
+sbom: .venv/run
+	rm -rf build/sbom && $(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet --disable-pip-version-check -c constraints.txt cyclonedx-bom
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(BIN)/python
+	@echo "build/sbom.json"
+
+# Known vulnerabilities of the pinned versions; needs access to an advisory service.
+audit:
+	rm -rf build/audit && $(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache gtvray-runs

@@ -27,15 +27,21 @@ def open_store(database: Path, artifacts: Path) -> MlflowClient:
 
 
 class MlflowServer:
-    """`mlflow server` that can be restarted on the same port."""
+    """`mlflow server` that can be restarted on the same port.
 
-    def __init__(self, database: Path, folder: Path) -> None:
+    Args:
+        backend: SQLite database, or the URI of another one.
+        folder: for its log and artifacts.
+    """
+
+    def __init__(self, backend: Path | str, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
+        uri = backend if isinstance(backend, str) else f"sqlite:///{backend}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                         "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]  # fmt: skip
+                         "--workers", "1", "--backend-store-uri", uri]  # fmt: skip
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
