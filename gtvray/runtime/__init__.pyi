@@ -1,10 +1,14 @@
 from .cluster import PROXY_CALLBACK as PROXY_CALLBACK
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
+from .groups import remove_groups_of as remove_groups_of
+from .groups import remove_orphaned_groups as remove_orphaned_groups
 from .host import Finding as Finding
 from .host import examine_host as examine_host
 from .host import port_is_free as port_is_free
 from .host import require_port as require_port
+from .interfaces import bind_to_interface as bind_to_interface
+from .interfaces import interface_of as interface_of
 from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
 from .progress import SILENT as SILENT

@@ -6,7 +6,9 @@ import logging
 import re
 import shutil
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +17,8 @@ from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
 
 _KEPT_NEWEST = 2
+# NFS clients look for new entries of a folder at least once a minute.
+_VISIBLE_S, _VISIBLE_POLL_S = 90.0, 0.5
 _NAME = re.compile(r"epoch-(\d+)")
 # Left by a killed writer: see `gtvray.io.atomic_dir`.
 _LEFTOVERS = (".partial-*", ".retired-*")
@@ -24,6 +28,57 @@ _log = logging.getLogger(__name__)
 def checkpoint_path(folder: Path, epoch: int) -> Path:
     """The folder of an epoch's checkpoint."""
     return folder / f"epoch-{epoch:05d}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins, decided once and handed to all of its workers.
+
+    On shared storage a worker may see an older list of files than another, and would begin at another epoch.
+
+    Attributes:
+        checkpoint: folder to resume from; None begins with random weights.
+        has_best: whether the checkpoint of the best epoch so far is in the training's folder.
+        damaged: names of newer checkpoints that were skipped.
+    """
+
+    checkpoint: Path | None
+    has_best: bool = False
+    damaged: tuple[str, ...] = ()
+
+    def load(self) -> Checkpoint | None:
+        """Read the checkpoint, waiting until this machine sees it.
+
+        Raises:
+            TrainingError: it is damaged, or does not appear.
+        """
+        if self.checkpoint is None:
+            return None
+        deadline = time.monotonic() + _VISIBLE_S
+        while not self.checkpoint.is_dir() and time.monotonic() < deadline:
+            time.sleep(_VISIBLE_POLL_S)
+        return Checkpoint.load(self.checkpoint)
+
+
+def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Checkpoint | None]:
+    """Decide where a training begins.
+
+    Args:
+        folder: of its checkpoints.
+        resume: a checkpoint to begin from; without it the newest sound one in `folder`, if any.
+
+    Returns:
+        the decision, and the checkpoint.
+
+    Raises:
+        TrainingError: `resume`, or every checkpoint of the folder, is damaged.
+    """
+    found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
+    if found is None:
+        return Start(None), None
+    path = resume if resume is not None else checkpoint_path(folder, int(found.meta["epoch"]))
+    has_best = checkpoint_path(folder, int(found.meta["best_epoch"])).is_dir()
+    return Start(path, has_best, tuple(damaged)), found
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
