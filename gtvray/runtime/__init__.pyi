@@ -11,6 +11,8 @@ from .interfaces import bind_to_interface as bind_to_interface
 from .interfaces import interface_of as interface_of
 from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
+from .nodes import NodeAnswer as NodeAnswer
+from .nodes import ask_every_node as ask_every_node
 from .progress import SILENT as SILENT
 from .progress import ProgressReporter as ProgressReporter
 from .proxies import bypass_proxies as bypass_proxies
@@ -19,9 +21,15 @@ from .proxies import proxy_endpoint as proxy_endpoint
 from .proxies import proxy_for as proxy_for
 from .proxies import proxy_settings as proxy_settings
 from .proxies import without_credentials as without_credentials
+from .resources import Needs as Needs
+from .resources import Node as Node
 from .resources import ResourcePlan as ResourcePlan
 from .resources import plan_trials as plan_trials
+from .resources import worker_needs as worker_needs
 from .temporary import no_temp_folder as no_temp_folder
 from .tokens import TOKEN_ADVICE as TOKEN_ADVICE
 from .tokens import use_token as use_token
 from .usage import without_usage_module as without_usage_module
+from .waiting import reserved as reserved
+from .waiting import shown_waiting as shown_waiting
+from .waiting import waiting_reason as waiting_reason

@@ -17,7 +17,7 @@ def remove_groups_of(actor_id: str) -> None:
     Args:
         actor_id: hexadecimal id of the actor.
     """
-    for group in _groups():
+    for group in placement_groups():
         if group.creator_actor_id.hex() == actor_id:
             _remove(group)
 
@@ -28,7 +28,7 @@ def remove_orphaned_groups() -> int:
 
     job = ray.get_runtime_context().get_job_id()
     # Groups that the driver itself or a task created have an id of zeros or ones.
-    created = [group for group in _groups() if group.creator_job_id.hex() == job and not group.is_detached]
+    created = [group for group in placement_groups() if group.creator_job_id.hex() == job and not group.is_detached]
     orphaned = [
         group
         for group in created
@@ -39,8 +39,8 @@ def remove_orphaned_groups() -> int:
     return len(orphaned)
 
 
-def _groups() -> list[Any]:
-    """Rows of the table of placement groups that have not been removed."""
+def placement_groups() -> list[Any]:
+    """Rows of Ray's table of placement groups that have not been removed, of all jobs."""
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData as Row
 

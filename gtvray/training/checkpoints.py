@@ -15,6 +15,7 @@ from types import TracebackType
 from gtvray.errors import GtvrayError, InputError, ResourceError, TrainingError
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
+from gtvray.training.fence import Fence
 
 _KEPT_NEWEST = 2
 # NFS clients look for new entries of a folder at least once a minute.
@@ -118,14 +119,18 @@ class CheckpointWriter:
     Raises:
         InputError: the folder cannot be written to.
         ResourceError: the disk is full.
+
+    A writer that was created later for the same folder takes it over: this one then raises TrainingError.
     """
 
     def __init__(self, folder: Path, *, active: bool) -> None:
-        self._folder, self._active = folder, active
+        self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._fence: Fence | None = None
         if active:
             _require_writable(folder)
+            self._fence = Fence(folder)
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -152,8 +157,8 @@ class CheckpointWriter:
             best: the epoch whose checkpoint is kept beside the newest.
         """
         self.wait()
-        if self._active:
-            self._pending = self._thread.submit(self._write, checkpoint, epoch, best)
+        if self._fence is not None:
+            self._pending = self._thread.submit(self._write, self._fence, checkpoint, epoch, best)
 
     def wait(self) -> None:
         """Wait until the checkpoint is on disk.
@@ -165,7 +170,8 @@ class CheckpointWriter:
         if pending is not None:
             pending.result()
 
-    def _write(self, checkpoint: Checkpoint, epoch: int, best: int) -> None:
+    def _write(self, fence: Fence, checkpoint: Checkpoint, epoch: int, best: int) -> None:
+        fence.require_mine()
         try:
             checkpoint.save(checkpoint_path(self._folder, epoch))
         except ResourceError as error:
@@ -177,6 +183,7 @@ class CheckpointWriter:
                 do="free some space and run it again: it resumes from that checkpoint",
             ) from error
         failpoint("checkpoint.written")
+        fence.require_mine()
         _keep(self._folder, best)
 
 

@@ -10,6 +10,7 @@ which registers before it creates one, because a group may fail before any worke
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from gtvray.config import Config
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import variables
-from gtvray.runtime import bind_to_interface, remove_groups_of, remove_orphaned_groups
+from gtvray.runtime import bind_to_interface, remove_groups_of, remove_orphaned_groups, worker_needs
 from gtvray.training.execution import gpus_per_worker
 from gtvray.training.fit import EpochReport, fit
 from gtvray.training.lost import Lost, lost
 from gtvray.training.mailbox import Job, start_mailbox
+from gtvray.training.memory import host_bytes
 
 # The mailbox answers as soon as there is a report; without one, the driver asks again after this time.
 _POLL_S = 2.0
@@ -38,8 +40,8 @@ _POLL_S = 2.0
 _ORPHANS_S = 10.0
 _STOP_DEADLINE_S = 60.0
 _CONTROLLER_S = 15.0
-# Ray's default is unlimited; a group that fails to start twice will not start.
-_CONTROLLER_FAILURES = 1
+# Ray's default is unlimited. A group that fails to start is started again by `fit_distributed`, which counts.
+_CONTROLLER_FAILURES = 0
 
 
 class GroupLostError(Exception):
@@ -84,7 +86,7 @@ class _Group:
     """One group of workers, started for its first job."""
 
     def __init__(self, job: Job) -> None:
-        self._needs = _resources(job.config)
+        self._resources, self._bytes = _resources(job.config), host_bytes(job.config)
         self._mailbox = start_mailbox()
         ray.get(self._mailbox.give.remote(job))
         self._outcome: dict[str, BaseException] = {}
@@ -96,7 +98,8 @@ class _Group:
 
     def accepts(self, job: Job) -> bool:
         """Give the group another job; False if it has ended or has other resources."""
-        if self._ended.is_set() or self._needs != _resources(job.config) or variables():
+        fits = self._resources == _resources(job.config) and self._bytes >= host_bytes(job.config)
+        if self._ended.is_set() or not fits or variables():
             return False
         self._done = False
         return bool(ray.get(self._mailbox.give.remote(job)))
@@ -161,8 +164,7 @@ class _Group:
 def _resources(config: Config) -> tuple[Any, ...]:
     """What two trainings must have in common to use the same group of workers."""
     training = config.training
-    per_worker = (training.cpus_per_worker, gpus_per_worker(config))
-    return training.num_workers, per_worker, training.use_gpu, training.collective_timeout_s
+    return training.num_workers, training.cpus_per_worker, gpus_per_worker(config), training.collective_timeout_s
 
 
 class _Registration(ControllerCallback):  # type: ignore[misc]  # Ray ships no types
@@ -183,7 +185,9 @@ class _Binding(WorkerCallback):  # type: ignore[misc]
 
 
 def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threading.Event) -> None:
-    training, gpus = job.config.training, gpus_per_worker(job.config)
+    training = job.config.training
+    # Read by Ray Train's controller. After its default of 60 s it would begin to wait again, without end or reason.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(training.resources_wait_s)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"mailbox": mailbox},
@@ -194,7 +198,7 @@ def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threa
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=training.use_gpu,
-            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+            resources_per_worker=worker_needs(training, host_bytes(job.config)).as_bundle(),
         ),
         run_config=RunConfig(
             name=f"{job.folder.name}-{time.time_ns():x}",

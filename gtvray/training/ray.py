@@ -62,7 +62,8 @@ def fit_distributed(
                         notes = []
                 return
             except GroupLostError as error:
-                if failures == config.training.max_failures:
+                # To wait once more would exceed the stated limit.
+                if failures == config.training.max_failures or error.why.is_resources:
                     raise lost_error(error.why, config, last) from error
                 notes.append(f"workers restarted after epoch {last}: {error.why.reason}")
                 _log.warning("%s", notes[-1])

@@ -136,6 +136,7 @@ class SweepJob:
                 folder=self.folder,
                 tags={"gtvray.data": project.fingerprint.digest, **versions()},
                 report=self._report,
+                show=self.show,
             )
             record.recorder.flush()
             target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"

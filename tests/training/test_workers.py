@@ -142,7 +142,8 @@ def groups_created() -> int:
     """Number of placement groups of two workers since the cluster was started."""
     from ray.util.placement_group import placement_group_table
 
-    return sum(list(group["bundles"].values()) == [{"CPU": 1.0}] * 2 for group in placement_group_table().values())
+    groups = placement_group_table().values()
+    return sum([bundle.get("CPU") for bundle in group["bundles"].values()] == [1.0, 1.0] for group in groups)
 
 
 def assert_nothing_left() -> None:
