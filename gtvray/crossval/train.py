@@ -12,7 +12,7 @@ from gtvray.config import Config, build, flatten
 from gtvray.data import Project
 from gtvray.datasets import Finding, Folds
 from gtvray.errors import InputError, NotFoundError, TrainingError
-from gtvray.experiments import ExperimentRecord, open_data, versions
+from gtvray.experiments import ExperimentRecord, open_data, require_storage, versions
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import Cluster, ProgressReporter
 from gtvray.tracking import RunRecorder
@@ -214,6 +214,7 @@ class TrainJob:
         from gtvray.runtime import shown_waiting
         from gtvray.training import check_memory
 
+        require_storage(cluster, self.workspace.root, self.request.data)
         plan = plan_on(cluster, self.request.config)
         check_memory(self.request.config, worker_memory_bytes(self.request.config, cluster, self.show))
         self.request.save(self.folder, project.fingerprint.digest)

@@ -9,6 +9,9 @@ from .host import port_is_free as port_is_free
 from .host import require_port as require_port
 from .interfaces import bind_to_interface as bind_to_interface
 from .interfaces import interface_of as interface_of
+from .jobs import VERSION_VARIABLE as VERSION_VARIABLE
+from .jobs import Jobs as Jobs
+from .jobs import JobState as JobState
 from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
 from .nodes import NodeAnswer as NodeAnswer
