@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +23,6 @@ settings.register_profile("random", deadline=None)
 settings.load_profile("gtvray")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Ray's job agent listens on this port; `ray.init` cannot change it.
-_RAY_AGENT_PORT = 52365
-_AGENT_GONE_S = 80.0
 
 
 # Before the hook of pytest-xdist, which reads the marks.
@@ -74,19 +69,5 @@ def local_ray() -> Iterator[Cluster]:
     """The session's Ray cluster, two CPUs."""
     from gtvray.runtime import connect
 
-    # Without this port the cluster accepts no jobs. The agent of a killed driver holds it for a minute.
-    deadline = time.monotonic() + _AGENT_GONE_S
-    while not _port_is_free(_RAY_AGENT_PORT) and time.monotonic() < deadline:
-        time.sleep(0.5)
     with connect(cpus=2) as cluster:
         yield cluster
-
-
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

@@ -89,7 +89,14 @@ def test_packages_list_their_public_names() -> None:
 def test_text_files_are_read_in_one_place() -> None:
     """What people edit on other systems comes with byte-order marks and other encodings: gtvray/io/text.py knows."""
     # Files of the kernel: /proc and the limits of a cgroup.
-    exempt = {"cli/doctor.py", "registry/lease.py", "runtime/host.py", "runtime/limits.py", "tracking/database.py"}
+    exempt = {
+        "cli/doctor.py",
+        "registry/lease.py",
+        "runtime/host.py",
+        "runtime/interfaces.py",
+        "runtime/limits.py",
+        "tracking/database.py",
+    }
     ways = re.compile(r"\.read_text\(|(?<![\w.])(?<!def )open\(|\.open\(\"r\"|json\.load\(|np\.loadtxt|read_csv")
     found = {str(module.relative_to(PACKAGE)) for module in MODULES if ways.search(module.read_text())}
     assert found <= exempt

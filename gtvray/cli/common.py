@@ -75,6 +75,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._silent = quiet and not self._terminal
         self._stage, self._detail, self._began = "", "", time.monotonic()
+        self._waiting: str | None = None
         self._status: Any = None
 
     def begin(self, stage: str, detail: str) -> None:
@@ -107,6 +108,15 @@ class Progress:
         else:
             sys.stderr.write(f"{text}\n")
 
+    def waiting(self, reason: str | None) -> None:
+        """Show what the stage waits for instead of an estimate; without a terminal, a line for each new reason."""
+        changed, self._waiting = reason != self._waiting, reason
+        if self._terminal and not self._silent:
+            if changed:
+                self._update("")
+        elif changed and reason is not None and not self._silent:
+            sys.stderr.write(f"{self._stage}: {reason}\n")
+
     @contextmanager
     def live(self) -> Iterator[Progress]:
         """Display the line within a `with` block."""
@@ -124,6 +134,8 @@ class Progress:
             self._status.update(f"[bold]{self._stage}[/]  {self._detail}{text}  [dim]{self._left(share)}[/]")
 
     def _left(self, share: float) -> str:
+        if self._waiting is not None:
+            return self._waiting
         elapsed = time.monotonic() - self._began
         expected = self._expected_s.get(self._stage, 0.0)
         # Observed progress gives a better estimate than the expectation, once there is some.

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gtvray import __version__
 from gtvray.cli.common import WORKSPACE, AddressOption, JsonOption, WorkspaceOption, emit, table
 from gtvray.errors import GtvrayError
 
 if TYPE_CHECKING:
     from gtvray.runtime import Finding
 
-_PACKAGES = ("gtvray", "ray", "torch", "monai", "mlflow", "optuna", "numpy", "nibabel", "pydantic")
+_PACKAGES = ("ray", "torch", "monai", "mlflow", "optuna", "numpy", "nibabel", "pydantic")
 
 
 def doctor(
@@ -23,18 +24,30 @@ def doctor(
     address: AddressOption = None,
     tracking: Annotated[str | None, typer.Option(help="An MLflow tracking URI to check.")] = None,
     port: Annotated[int, typer.Option(help="The port of the endpoint.")] = 8000,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check what every node of the cluster sees.")] = False,
+    data: Annotated[Path | None, typer.Option(help="With --cluster: a dataset that every node must see.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check versions, devices, user, folders, limits, ports, Ray and MLflow; the exit code is 1 if a check fails.
 
     A check marked "note" passed, and its advice is optional.
 
+    With --cluster, the nodes of the cluster at --address, or of RAY_ADDRESS, are checked instead of this machine:
+    versions, workspace, --data and --tracking.
+
     Example: gtvray doctor --json
     """
     from gtvray.runtime import examine_host
 
+    if cluster:
+        _report(_nodes(address, workspace, data, tracking), as_json)
+        return
     host = [_host_row(found) for found in examine_host(workspace)]
     checks = [_versions(), _devices(), *host, _port(port), *_proxies(), _ray(address), _mlflow(tracking)]
+    _report(checks, as_json)
+
+
+def _report(checks: list[dict[str, Any]], as_json: bool) -> None:
     columns = {"check": "check", "state": "state", "found": "found"}
     advice = [f"{row['check']}: {row['do']}" for row in checks if row["do"]]
     text = "\n".join([table(checks, columns), *([""] if advice else []), *advice])
@@ -63,7 +76,7 @@ def _failed(check: str, error: GtvrayError) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, Any]:
-    versions: dict[str, str] = {"python": platform.python_version()}
+    versions: dict[str, str] = {"python": platform.python_version(), "gtvray": __version__}
     missing = []
     for name in _PACKAGES:
         try:
@@ -112,6 +125,28 @@ def _ray(address: str | None) -> dict[str, Any]:
             return _row("ray", True, f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; {kind}")
     except GtvrayError as error:
         return _failed("ray", error)
+
+
+def _nodes(address: str | None, workspace: Path, data: Path | None, tracking: str | None) -> list[dict[str, Any]]:
+    """A row for each node."""
+    from gtvray.runtime import connect
+
+    with connect(address) as cluster:
+        from gtvray.experiments import examine_nodes
+
+        reports = examine_nodes(workspace, [data] if data else [], tracking)
+        advice = "mount the storage at the same path, or correct the versions, on this node"
+        return [
+            _row(
+                report.node,
+                not report.problems,
+                "; ".join(report.problems)
+                or ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+                advice if report.problems and not cluster.is_local else None,
+                versions=report.versions,
+            )
+            for report in reports
+        ]
 
 
 def _mlflow(uri: str | None) -> dict[str, Any]:

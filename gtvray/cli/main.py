@@ -31,7 +31,7 @@ from gtvray.cli import (
 from gtvray.cli.common import take_sigterm
 from gtvray.cli.settings import SettingsCommand
 from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
-from gtvray.runtime import no_temp_folder, use_token
+from gtvray.runtime import VERSION_VARIABLE, no_temp_folder, use_token
 
 app = typer.Typer(
     name="gtvray",
@@ -55,7 +55,7 @@ app.add_typer(models.app, name="models")
 app.command("serve", cls=SettingsCommand)(serve.serve)
 app.command("predict", cls=SettingsCommand)(predict.predict)
 app.add_typer(workspace.app, name="workspace")
-app.command("submit", cls=SettingsCommand, context_settings={"ignore_unknown_options": True})(submit.submit)
+app.add_typer(submit.app, name="submit")
 
 
 @app.callback(invoke_without_command=True)
@@ -71,6 +71,7 @@ def main() -> None:
     code = 0
     try:
         use_token()
+        _require_submitted_version()
         _run(sys.argv[1:])
     except typer.Exit as request:
         code = request.exit_code
@@ -98,6 +99,18 @@ def _run(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
     with command.make_context("gtvray", arguments) as context:
         command.invoke(context)
+
+
+def _require_submitted_version() -> None:
+    """Refuse to run a submitted job with another version than the one that it was submitted with."""
+    submitted = os.environ.get(VERSION_VARIABLE, __version__)
+    if submitted != __version__:
+        raise InputError(
+            "the cluster has another version of gtvray",
+            expected=f"{submitted}, as where the job was submitted",
+            found=__version__,
+            do="submit without --installed, so that the code travels, or install the same version",
+        )
 
 
 def _misused(error: typer.TyperException) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
 from threading import Event
 from typing import Annotated
 
@@ -16,11 +17,16 @@ def serve(
     model: ModelOption = "champion",
     address: AddressOption = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token, readable on every node of the cluster.")
+    ] = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
     """Serve a model over HTTP; clients need the bearer token in GTVRAY_TOKEN, or the generated one that is printed.
+
+    On a cluster of several nodes each node needs the token: in --token-file, or in GTVRAY_TOKEN before `ray start`.
 
     Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
     """
@@ -28,8 +34,9 @@ def serve(
     from gtvray.config import load_config
     from gtvray.errors import NotFoundError
     from gtvray.io import Workspace
-    from gtvray.runtime import PROXY_CALLBACK, connect, require_port
+    from gtvray.runtime import connect, require_port
     from gtvray.serving import start_server
+    from gtvray.serving.arguments import read_token
 
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
     require_port(base.serving.host, base.serving.port, "--port")
@@ -43,16 +50,22 @@ def serve(
         # A registered model must reproduce its golden cases here; a bundle that was never promoted has none.
         if bundle.digest in versions:
             raise
-    given = os.environ.get("GTVRAY_TOKEN")
+    given = read_token(token_file) if token_file else os.environ.get("GTVRAY_TOKEN")
     token = given or secrets.token_urlsafe(24)
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
     with progress.live():
         progress.begin("ray", "connecting to Ray")
-        with connect(address, worker_env=dict([PROXY_CALLBACK])):
+        with connect(address):
             progress.begin("serve", "starting the endpoint")
             version = versions.get(bundle.digest, "unregistered")
             server = start_server(
-                bundle.folder, base.serving, token, version=version, digest=bundle.digest, golden=golden
+                bundle.folder.resolve(),
+                base.serving,
+                token,
+                version=version,
+                digest=bundle.digest,
+                golden=golden,
+                token_file=token_file and token_file.resolve(),
             )
             try:
                 server.wait_ready()

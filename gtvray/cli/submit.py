@@ -1,122 +1,183 @@
-"""`gtvray submit -- COMMAND ...`: run a command as a job on a running cluster."""
+"""`gtvray submit`: run a command as a job on a running cluster, and look after jobs."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shlex
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from gtvray.cli.common import JsonOption, emit
+from gtvray.cli.common import JsonOption, emit, table
+from gtvray.cli.settings import SettingsCommand
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from gtvray.runtime import Jobs, JobState
 
-_POLL_S = 1.0
-# Agents of a new cluster register within seconds.
-_AGENT_WAIT_S = 30.0
-_RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_DEFAULT = "run"
 
 
+class _RunByDefault(TyperGroup):
+    """A group whose command `run` need not be named: `gtvray submit -- COMMAND`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the name of the command unless one is named."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_RunByDefault, help="Run a command as a job on a Ray cluster.", no_args_is_help=True)
+DashboardOption = Annotated[
+    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Cluster's dashboard.")
+]
+_DASHBOARD = "http://127.0.0.1:8265"
+_JobArgument = Annotated[str, typer.Argument(help="Id of a job.")]
+
+
+@app.command(_DEFAULT, cls=SettingsCommand, context_settings={"ignore_unknown_options": True})
 def submit(
     command: Annotated[list[str], typer.Argument(help="The command and its options, after --.")],
-    address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
-    ] = "http://127.0.0.1:8265",
+    address: DashboardOption = _DASHBOARD,
     wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends.")] = True,
+    installed: Annotated[bool, typer.Option(help="Use the gtvray that is installed on the cluster.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a command on a Ray cluster through Ray Jobs; the exit code is 0 if the job succeeded.
 
-    The job runs on the head node with the Python of this environment, so paths must exist there. Ray sets RAY_ADDRESS
-    in the job to the address of the cluster.
+    The code of this gtvray and the settings files in the command travel with the job; data and results do not: their
+    paths, relative to this folder, must be those of storage that the cluster shares. The job goes on without this
+    machine. Ray sets RAY_ADDRESS in the job to the address of the cluster.
 
-    Example: gtvray submit --address http://head:8265 -- sweep demo.yaml --data /data/Naso_GTV
+    The word "run" may be left out: gtvray submit -- COMMAND.
+
+    Example: gtvray submit run --address http://head:8265 -- sweep demo.yaml --data /data/Naso_GTV
     """
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from gtvray.runtime import Jobs
 
-    from gtvray.errors import AuthError, FailureError, ResourceError
-    from gtvray.runtime import TOKEN_ADVICE, bypass_proxies, proxy_for, without_credentials
-
-    # Ray's client uses the proxies of the environment even for a dashboard on this machine.
-    bypass_proxies(address)
-    proxy = proxy_for(address)
-    try:
-        with _without_ray_addresses():
-            client = JobSubmissionClient(address)
-        job = _submit(client, [sys.executable, "-m", "gtvray", *command])
-    except AuthenticationError as error:
-        raise AuthError("the Ray cluster requires a token", where=address, do=TOKEN_ADVICE) from error
-    except (OSError, RuntimeError) as error:
-        raise ResourceError(
-            "cannot submit a job to a Ray cluster",
-            where=f"{address}, through the proxy {without_credentials(proxy)}" if proxy else address,
-            found=str(error).strip().splitlines()[0],
-            do="start a cluster with `ray start --head`, or correct --address"
-            + (", or add its host to NO_PROXY" if proxy else ""),
-        ) from error
-    status = _follow(client, job, streaming=proxy is None) if wait else client.get_job_status(job)
-    if wait and status != JobStatus.SUCCEEDED:
-        raise FailureError("job did not succeed", where=job, found=status.value, do=f"ray job logs {job}")
-    emit({"job": job, "status": str(status.value)}, as_json, f"job {job}")
+    jobs = Jobs(address)
+    job = jobs.submit(command, installed=installed)
+    _conclude(jobs, job, _follow(jobs, job, address) if wait else None, as_json)
 
 
-@contextmanager
-def _without_ray_addresses() -> Iterator[None]:
-    """Hide Ray's address variables, which its client prefers to the address that it is given."""
-    hidden = {name: os.environ.pop(name) for name in _RAY_ADDRESSES if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+@app.command("list", cls=SettingsCommand)
+def list_jobs(address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
+    """List the jobs of a cluster, the newest first.
+
+    Example: gtvray submit list --address http://head:8265
+    """
+    from gtvray.runtime import Jobs
+
+    rows = [_row(state) for state in Jobs(address).states()]
+    columns = {"job": "job", "status": "status", "began": "began", "command": "command"}
+    emit(rows, as_json, table(rows, columns) if rows else "no jobs")
 
 
-def _submit(client: JobSubmissionClient, command: list[str]) -> str:
-    """Submit a job; retry while the agents of a cluster that has just started are not ready."""
-    deadline = time.monotonic() + _AGENT_WAIT_S
+@app.command("status", cls=SettingsCommand)
+def status(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
+    """State of a job.
+
+    Example: gtvray submit status raysubmit_dM3xqgn2Jc --address http://head:8265
+    """
+    from gtvray.runtime import Jobs
+
+    row = _row(Jobs(address).state(job))
+    emit(row, as_json, "\n".join(f"{name}: {value}" for name, value in row.items() if value))
+
+
+@app.command("logs", cls=SettingsCommand)
+def logs(
+    job: _JobArgument,
+    address: DashboardOption = _DASHBOARD,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print the log of a job.
+
+    Example: gtvray submit logs raysubmit_dM3xqgn2Jc --follow
+    """
+    from gtvray.runtime import Jobs
+
+    jobs = Jobs(address)
+    if follow:
+        _follow(jobs, job, address)
+    else:
+        typer.echo(jobs.log(job), nl=False)
+
+
+@app.command("stop", cls=SettingsCommand)
+def stop(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
+    """Stop a job as Ctrl-C would; what it has completed is kept, and --resume continues it.
+
+    Example: gtvray submit stop raysubmit_dM3xqgn2Jc
+    """
+    from gtvray.runtime import Jobs
+
+    jobs = Jobs(address)
+    jobs.stop(job)
+    state = jobs.state(job)
+    emit({"job": job, "status": state.status}, as_json, f"job {job} was asked to stop")
+
+
+@app.command("wait", cls=SettingsCommand)
+def wait_for(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
+    """Follow a job until it ends; the exit code is 0 if it succeeded.
+
+    Example: gtvray submit wait raysubmit_dM3xqgn2Jc
+    """
+    from gtvray.runtime import Jobs
+
+    jobs = Jobs(address)
+    _conclude(jobs, job, _follow(jobs, job, address), as_json)
+
+
+def _conclude(jobs: Jobs, job: str, final: JobState | None, as_json: bool) -> None:
+    """Report a job that has ended, or one that was submitted or left to itself."""
+    from gtvray.errors import FailureError
+
+    state = jobs.state(job) if final is None else final
+    if final is not None and final.status != "SUCCEEDED":
+        raise FailureError("job did not succeed", where=job, found=final.status, do=f"gtvray submit logs {job}")
+    emit({"job": job, "status": state.status}, as_json, f"job {job}")
+
+
+def _follow(jobs: Jobs, job: str, address: str) -> JobState | None:
+    """Copy the log of a job to stderr until the job ends; None if the user leaves it to itself."""
     while True:
         try:
-            return str(client.submit_job(entrypoint=shlex.join(command), metadata={"gtvray.verb": command[3]}))
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(_POLL_S)
+            return jobs.follow(job, lambda text: typer.echo(text, nl=False, err=True))
+        except KeyboardInterrupt:
+            answer = _ask(job, address)
+        if answer == "d":
+            return None
+        if answer == "s":
+            jobs.stop(job)
 
 
-def _follow(client: JobSubmissionClient, job: str, *, streaming: bool) -> JobStatus:
-    """Copy the log of a job to stderr until the job ends; returns its final status.
+def _ask(job: str, address: str) -> str:
+    """After Ctrl-C: whether to leave the job, stop it or follow it on.
 
-    Args:
-        client: client of the cluster.
-        job: id of the job.
-        streaming: receive the log over a WebSocket, which Ray's client cannot open through a proxy.
+    Raises:
+        FailureError: there is no terminal to ask on.
     """
-    from aiohttp import ClientError
+    from gtvray.errors import FailureError
 
-    shown = 0
+    where = f"--address {address}"
+    if not sys.stdin.isatty():
+        raise FailureError(
+            "no longer following the job, which goes on",
+            where=job,
+            do=f"gtvray submit wait {job} {where}, or gtvray submit stop {job} {where}",
+        )
+    typer.echo(f"\njob {job} goes on without this command", err=True)
+    answer = typer.prompt("d: leave it running, s: stop it, f: follow it further", default="d", err=True)
+    return str(answer).strip().lower()[:1]
 
-    async def stream() -> None:
-        nonlocal shown
-        async for text in client.tail_job_logs(job):
-            typer.echo(text, nl=False, err=True)
-            shown += len(text)
 
-    if streaming:
-        # An interrupted stream is not a failure of the job: the rest of the log is polled below.
-        with suppress(ClientError, OSError, RuntimeError):
-            asyncio.run(stream())
-    while True:
-        status = client.get_job_status(job)
-        log = client.get_job_logs(job)
-        typer.echo(log[shown:], nl=False, err=True)
-        shown = len(log)
-        if status.is_terminal():
-            return status
-        time.sleep(_POLL_S)
+def _row(state: JobState) -> dict[str, Any]:
+    moments = {"began": state.began_s, "ended": state.ended_s}
+    texts = {
+        name: datetime.fromtimestamp(at_s).astimezone().isoformat(" ", "seconds") if at_s else None
+        for name, at_s in moments.items()
+    }
+    return {"job": state.job, "status": state.status, **texts, "command": state.command, "message": state.message}

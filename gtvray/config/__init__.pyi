@@ -20,6 +20,7 @@ from .section import build as build
 from .section import describe_keys as describe_keys
 from .section import flatten as flatten
 from .section import nested as nested
+from .shaping import shaping as shaping
 from .sweep import Choice as Choice
 from .sweep import Range as Range
 from .sweep import SchedulerConfig as SchedulerConfig

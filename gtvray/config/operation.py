@@ -58,6 +58,9 @@ class ServingConfig(Section):
     model_replicas: int = Field(1, ge=1, le=1024, description="number of model replicas")
     cpus_per_replica: float = Field(1.0, gt=0, description="CPUs of a model replica, also its thread count")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of a model replica")
+    memory_gb_per_replica: float = Field(
+        1.0, ge=0, description="memory that Ray reserves for a model replica on its node; 0: none"
+    )
     max_upload_mb: int = Field(256, ge=1, le=4096, description="maximum size of a request body")
     max_volume_mb: int = Field(1024, ge=1, le=4096, description="maximum size of a decompressed volume")
     max_pending: int = Field(

@@ -111,6 +111,12 @@ class TrainingConfig(Section):
     collective_timeout_s: int = Field(
         600, ge=5, le=86_400, description="seconds after which a worker that others wait for counts as hung"
     )
+    resources_wait_s: int = Field(
+        1800,
+        ge=1,
+        le=604_800,
+        description="longest wait for the resources of the workers, such as for nodes that an autoscaler starts",
+    )
     seed: int = Field(0, ge=0, description="seed of initial weights, sampling and augmentation")
 
     @field_validator("compile", mode="before")

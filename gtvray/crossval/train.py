@@ -12,9 +12,9 @@ from gtvray.config import Config, build, flatten
 from gtvray.data import Project
 from gtvray.datasets import Finding, Folds
 from gtvray.errors import InputError, NotFoundError, TrainingError
-from gtvray.experiments import ExperimentRecord, open_data, versions
+from gtvray.experiments import ExperimentRecord, open_data, require_storage, versions
 from gtvray.io import Workspace, read_json, write_json
-from gtvray.runtime import Cluster, ProgressReporter, plan_trials
+from gtvray.runtime import Cluster, ProgressReporter
 from gtvray.tracking import Refused, RunRecorder
 
 if TYPE_CHECKING:
@@ -212,11 +212,13 @@ class TrainJob:
         """
         from gtvray.crossval.progress import FoldProgress
         from gtvray.experiments.folds import train_folds
-        from gtvray.experiments.tasks import worker_memory_bytes
+        from gtvray.experiments.tasks import plan_on, worker_memory_bytes
+        from gtvray.runtime import shown_waiting
         from gtvray.training import check_memory
 
-        plan = plan_trials(self.request.config.training, cluster.cpus, cluster.gpus, None)
-        check_memory(self.request.config, worker_memory_bytes(self.request.config, cluster))
+        require_storage(cluster, self.workspace.root, self.request.data)
+        plan = plan_on(cluster, self.request.config)
+        check_memory(self.request.config, worker_memory_bytes(self.request.config, cluster, self.show))
         self.request.save(self.folder, project.fingerprint.digest)
         tags = {"gtvray.data": project.fingerprint.digest, **versions()}
         with self.record.open() as record:
@@ -225,7 +227,8 @@ class TrainJob:
             progress = FoldProgress(folds, recorder, tags, self.report)
             at_once = min(len(folds), plan.concurrent)
             self.show.begin("train", f"{self.name}: {len(folds)} trainings, {at_once} at once")
-            train_folds(folds, plan, progress)
+            with shown_waiting(self.show):
+                train_folds(folds, plan, progress)
             outcome = self._conclude(project, progress, recorder)
             record.status = "FAILED" if progress.failures else "FINISHED"
         return TrainOutcome(

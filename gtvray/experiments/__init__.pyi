@@ -5,5 +5,8 @@ from .folds import plan_folds as plan_folds
 from .folds import train_folds as train_folds
 from .record import ExperimentRecord as ExperimentRecord
 from .record import OpenRecord as OpenRecord
+from .storage import NodeReport as NodeReport
+from .storage import examine_nodes as examine_nodes
+from .storage import require_storage as require_storage
 from .tasks import keep as keep
 from .tasks import on_cluster as on_cluster

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from gtvray import __version__
 from gtvray.config import Config
 from gtvray.data import Project, open_project
 from gtvray.datasets import Finding, index_dataset, require_sound
@@ -51,4 +52,8 @@ def open_data(
 
 def versions() -> dict[str, str]:
     """Return the versions of the main packages, as tags of a run."""
-    return {f"version.{name}": metadata.version(name) for name in ("gtvray", "ray", "torch", "monai", "numpy")}
+    return {
+        # The code of a submitted job need not be installed.
+        "version.gtvray": __version__,
+        **{f"version.{name}": metadata.version(name) for name in ("ray", "torch", "monai", "numpy")},
+    }

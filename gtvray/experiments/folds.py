@@ -19,7 +19,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase, Project
 from gtvray.datasets import Case, Folds
 from gtvray.errors import GtvrayError
-from gtvray.runtime import ResourcePlan
+from gtvray.runtime import Needs, ResourcePlan
 from gtvray.training import EpochReport, fit, fit_distributed
 
 ALONE = "train"
@@ -159,8 +159,9 @@ class _Running:
 
     def _start(self) -> Any:
         # Several workers reserve their own resources; their driver only waits.
-        cpus, gpus = (self._plan.cpus_per_trial, self._plan.gpus_per_trial) if self._alone else (0, 0)
-        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_FoldActor)
+        needs = self._plan.needs if self._alone else Needs(0)
+        options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "memory": needs.memory_bytes or None}
+        actor = ray.remote(**options, max_restarts=0)(_FoldActor)
         return actor.remote(self._fold, self._watch.last(self._fold))
 
     def _replace(self, reason: str) -> bool:

@@ -10,14 +10,19 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from gtvray.errors import AuthError, ResourceError
-from gtvray.runtime.limits import memory_limit_bytes, usable_cpus, usable_memory_bytes
+from gtvray.errors import AuthError, InputError, ResourceError
+from gtvray.failpoints import ONCE_VARIABLE as FAILPOINTS_ONCE
+from gtvray.failpoints import VARIABLE as FAILPOINTS
+from gtvray.runtime.agent import free_agent_port
+from gtvray.runtime.environment import TELEMETRY_OFF
+from gtvray.runtime.limits import usable_cpus, usable_memory_bytes
 from gtvray.runtime.proxies import bypass_proxies
+from gtvray.runtime.resources import Node, read_growth, read_nodes
 from gtvray.runtime.temporary import ray_temp_folder
 from gtvray.runtime.tokens import TOKEN_ADVICE, ensure_token
 from gtvray.runtime.usage import without_usage_module
@@ -51,20 +56,28 @@ class Cluster:
     Attributes:
         address: host:port of its global control service (GCS).
         is_local: whether it was started by this process and ends with it.
-        cpus: total number of CPUs.
-        gpus: total number of GPUs.
+        nodes: nodes that are there.
+        growth: nodes that an autoscaler can start, with those that it has started.
     """
 
     address: str
     is_local: bool
-    cpus: float
-    gpus: float
+    nodes: tuple[Node, ...]
+    growth: tuple[Node, ...] = ()
+
+    @property
+    def cpus(self) -> float:
+        """Total number of CPUs."""
+        return sum(node.cpus * node.count for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Total number of GPUs."""
+        return sum(node.gpus * node.count for node in self.nodes)
 
 
 @contextmanager
-def connect(
-    address: str | None = None, *, cpus: int | None = None, worker_env: Mapping[str, str] | None = None
-) -> Iterator[Cluster]:
+def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
     """Connect to a running cluster, or start a local one, for the duration of a `with` block.
 
     Args:
@@ -72,10 +85,10 @@ def connect(
             in a job, and otherwise starts a local cluster. If the cluster requires a token, call `use_token` before
             Ray is imported.
         cpus: CPUs of a local cluster; None for all that this process may use.
-        worker_env: environment variables of worker processes on a running cluster.
 
     Raises:
         AuthError: the cluster requires a token.
+        InputError: the address is that of Ray Client or of the dashboard.
         ResourceError: the cluster does not respond, or none can be started.
     """
     for name, value in _ENVIRONMENT.items():
@@ -83,14 +96,15 @@ def connect(
     bypass_proxies()
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto"):
+        _require_gcs_address(str(address))
         _require_response(str(address))
     # Before the import of Ray, which reads the variables set here.
-    options = _remote_options(str(address), worker_env) if address else _local_options(cpus)
+    options = _remote_options(str(address)) if address else _local_options(cpus)
     import ray
     from ray.exceptions import AuthenticationError
 
     try:
-        with without_usage_module():
+        with without_usage_module(), free_agent_port():
             context = ray.init(**options)
     except AuthenticationError as error:
         raise AuthError("the Ray cluster requires a token", where=address, do=TOKEN_ADVICE) from error
@@ -106,8 +120,7 @@ def connect(
         gcs = str(context.address_info["gcs_address"])
         # Code that connects without an address must find this cluster, even if others run on this machine.
         os.environ["RAY_ADDRESS"] = gcs
-        total = ray.cluster_resources()
-        yield Cluster(gcs, address is None, float(total.get("CPU", 0)), float(total.get("GPU", 0)))
+        yield Cluster(gcs, address is None, read_nodes(ray.nodes()), read_growth())
     finally:
         if before is None:
             os.environ.pop("RAY_ADDRESS", None)
@@ -130,13 +143,13 @@ def _local_options(cpus: int | None) -> dict[str, Any]:
         # Ray uses the CPUs and memory of the host if the limits are not set on the root control group.
         "num_cpus": usable_cpus() if cpus is None else cpus,
         "object_store_memory": store,
+        # By default what is free now, so that a busy moment would count for the whole run.
+        "_memory": memory - store,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
         "_temp_dir": folder,
     }
-    if memory_limit_bytes() is not None:
-        options["_memory"] = memory - store
     if not os.path.isdir(_SHARED_MEMORY) or shutil.disk_usage(_SHARED_MEMORY).free < store:
         # Slower, but required with Docker's default of 64 MB; Ray does not start without /dev/shm.
         os.makedirs(folder, exist_ok=True)
@@ -144,16 +157,40 @@ def _local_options(cpus: int | None) -> dict[str, Any]:
     return options
 
 
-def _remote_options(address: str, worker_env: Mapping[str, str] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-    if worker_env:
-        options["runtime_env"] = {"env_vars": dict(worker_env)}
-    return options
+def _remote_options(address: str) -> dict[str, Any]:
+    """Options to join a cluster, whose processes have the environment of the shell that started it, not of this one."""
+    names = (*_ENVIRONMENT, *TELEMETRY_OFF, FAILPOINTS, FAILPOINTS_ONCE)
+    # In a submitted job Ray would refuse variables that the job has too. They are equal: this process has them from it.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    return {
+        "address": address,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in names if name in os.environ}},
+    }
+
+
+def _require_gcs_address(address: str) -> None:
+    """Refuse addresses of other services of a cluster: Ray Client runs no Tune, Train or Serve of ours."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return
+    host = rest.rpartition(":")[0] or rest
+    if scheme == "ray":
+        what, dashboard = "gtvray does not connect through Ray Client", f"http://{host}:8265"
+    else:
+        what, dashboard = "this is the address of a dashboard, not of a cluster's control store", address
+    raise InputError(
+        what,
+        where=address,
+        expected="host:port of the control store, such as head:6379, reached from a node of the cluster",
+        do=f"run the command on the cluster: gtvray submit --address {dashboard} -- COMMAND",
+    )
 
 
 def _require_response(address: str) -> None:
     """Check with a TCP connection that the cluster responds, because Ray retries for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=5):
             return

@@ -14,6 +14,9 @@ class ProgressReporter(Protocol):
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Report that `done` of `total` units of the current stage are complete."""
 
+    def waiting(self, reason: str | None) -> None:
+        """Report that the stage waits for something, and for what; None when it no longer does."""
+
 
 class _Silent:
     """Progress that is not shown."""
@@ -23,6 +26,9 @@ class _Silent:
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Ignore progress within a stage."""
+
+    def waiting(self, reason: str | None) -> None:
+        """Ignore a wait."""
 
 
 SILENT: ProgressReporter = _Silent()

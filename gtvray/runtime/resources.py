@@ -1,48 +1,190 @@
-"""Number of concurrent trials on a cluster."""
+"""Resources of a cluster's nodes, and the number of trainings that run on them at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from gtvray.config import TrainingConfig
 from gtvray.errors import ResourceError
 
+# Shares such as 0.1 are not exact in binary.
+_ROUNDING = 1e-9
+# For a group of nodes without an upper limit.
+_UNLIMITED = 10_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """Total resources of a node, or of each node of a group that an autoscaler can start.
+
+    Attributes:
+        cpus, gpus: numbers.
+        memory_bytes: Ray's memory resource; None if it is not known.
+        count: number of such nodes.
+    """
+
+    cpus: float
+    gpus: float
+    memory_bytes: float | None = None
+    count: int = 1
+
+    def holds(self, needs: Needs) -> int:
+        """Number of workers that fit on one such node."""
+        fit = _UNLIMITED
+        if needs.cpus:
+            fit = int(self.cpus / needs.cpus + _ROUNDING)
+        if needs.gpus:
+            # A worker with a share of a GPU uses one GPU only, so what is left of several does not add up.
+            fit = min(fit, int(self.gpus + _ROUNDING) * int(1 / needs.gpus + _ROUNDING))
+        if needs.memory_bytes and self.memory_bytes is not None:
+            fit = min(fit, int(self.memory_bytes / needs.memory_bytes))
+        return fit
+
+    def as_text(self) -> str:
+        """The node in one phrase."""
+        memory = "" if self.memory_bytes is None else f", {self.memory_bytes / 1e9:.1f} GB"
+        return f"{self.count} x ({self.cpus:g} CPUs, {self.gpus:g} GPUs{memory})"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Resources of one worker of a training; all of them are on one node."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory_bytes: int = 0
+
+    def as_bundle(self) -> dict[str, float]:
+        """As a bundle of a Ray placement group."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_bytes)}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    def as_text(self) -> str:
+        """The resources in one phrase."""
+        return resources_text(self.as_bundle())
+
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """Number of concurrent trials and the resources of each."""
+    """Number of concurrent trainings, and what each needs.
+
+    Attributes:
+        concurrent: trainings at once.
+        workers: workers of a training.
+        needs: of one worker.
+        fits_now: whether a training fits on the nodes that are there; otherwise an autoscaler has to start some.
+    """
 
     concurrent: int
-    cpus_per_trial: float
-    gpus_per_trial: float
+    workers: int
+    needs: Needs
+    fits_now: bool = True
 
 
-def plan_trials(training: TrainingConfig, cpus: float, gpus: float, wanted: int | None) -> ResourcePlan:
-    """Determine how many trials run concurrently.
+def worker_needs(training: TrainingConfig, memory_bytes: int) -> Needs:
+    """The resources of one worker.
+
+    Args:
+        training: settings.
+        memory_bytes: memory that a worker takes on its host; 0 reserves none.
+    """
+    return Needs(training.cpus_per_worker, training.gpus_per_worker if training.use_gpu else 0.0, memory_bytes)
+
+
+def plan_trials(
+    training: TrainingConfig,
+    nodes: Iterable[Node],
+    wanted: int | None,
+    *,
+    memory_bytes: int = 0,
+    growth: Iterable[Node] = (),
+) -> ResourcePlan:
+    """Determine how many trainings run concurrently: each worker must fit on one node.
 
     The number is limited here, because Tune does not account for the workers that a trial starts through Ray Train.
 
     Args:
         training: training settings of a trial.
-        cpus: CPUs of the cluster.
-        gpus: GPUs of the cluster.
+        nodes: nodes of the cluster.
         wanted: maximum number of concurrent trials; None for as many as fit.
+        memory_bytes: memory that a worker takes on its host; 0 reserves none.
+        growth: nodes that an autoscaler can start, with those that it has started.
 
     Raises:
-        ResourceError: the cluster is too small for one trial.
+        ResourceError: a trial fits neither on the cluster nor on what an autoscaler can make of it.
     """
-    need_cpus = float(training.num_workers * training.cpus_per_worker)
-    need_gpus = float(training.num_workers * training.gpus_per_worker if training.use_gpu else 0)
-    fit = int(cpus // need_cpus)
-    if need_gpus:
-        # Shares such as 0.1 are not exact in binary.
-        fit = min(fit, int(gpus / need_gpus + 1e-9))
+    needs = worker_needs(training, memory_bytes)
+    now, later = list(nodes), list(growth)
+    present, possible = (sum(node.holds(needs) * node.count for node in group) for group in (now, later))
+    fit = max(present, possible) // training.num_workers
     if fit < 1:
         raise ResourceError(
             "a trial does not fit on this cluster",
-            expected=f"{need_cpus:g} CPUs and {need_gpus:g} GPUs",
-            found=f"{cpus:g} CPUs and {gpus:g} GPUs",
-            do="lower training.num_workers or training.cpus_per_worker"
-            + (", or set training.use_gpu=false" if need_gpus > gpus else ""),
+            expected=f"{training.num_workers} x ({needs.as_text()}), each on one node",
+            found=_found(now, later),
+            do=_remedy(needs, [*now, *later]),
         )
-    return ResourcePlan(min(fit, wanted or fit), need_cpus, need_gpus)
+    return ResourcePlan(min(fit, wanted or fit), training.num_workers, needs, present >= training.num_workers)
+
+
+def resources_text(amounts: dict[str, float]) -> str:
+    """Amounts of Ray resources in one phrase, such as "2 CPUs, 1 GPUs, 3.1 GB"."""
+    words = []
+    for name, amount in amounts.items():
+        if name == "memory":
+            words.append(f"{amount / 1e9:.1f} GB")
+        elif name in ("CPU", "GPU"):
+            words.append(f"{amount:g} {name}s")
+        else:
+            words.append(f"{amount:g} {name}")
+    return ", ".join(words)
+
+
+def read_nodes(table: Iterable[dict[str, Any]]) -> tuple[Node, ...]:
+    """Living nodes of `ray.nodes()`, equal ones counted together."""
+    counts: dict[tuple[float, float, float | None], int] = {}
+    for row in table:
+        if row["Alive"]:
+            resources = row["Resources"]
+            key = (resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory"))
+            counts[key] = counts.get(key, 0) + 1
+    return tuple(Node(*key, count=count) for key, count in counts.items())
+
+
+def read_growth() -> tuple[Node, ...]:
+    """Groups of nodes that an autoscaler can start on the connected cluster; empty without an autoscaler."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None:
+        return ()
+    groups = []
+    for group in config.node_group_configs:
+        resources, most = dict(group.resources), group.max_count
+        memory = resources.get("memory")
+        node = (float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), float(memory) if memory else None)
+        groups.append(Node(*node, count=_UNLIMITED if most < 0 else most))
+    return tuple(group for group in groups if group.count)
+
+
+def _found(now: list[Node], later: list[Node]) -> str:
+    found = " and ".join(node.as_text() for node in now) or "no node"
+    if later:
+        found += "; the autoscaler can have " + " and ".join(node.as_text() for node in later)
+    return found
+
+
+def _remedy(needs: Needs, nodes: list[Node]) -> str:
+    """The settings that keep a worker from every node, or the number of workers."""
+    if any(node.holds(needs) for node in nodes):
+        return "lower training.num_workers, or add nodes"
+    ways = []
+    if needs.gpus and not any(node.gpus for node in nodes):
+        ways.append("set training.use_gpu=false")
+    if all(node.cpus < needs.cpus for node in nodes):
+        ways.append("lower training.cpus_per_worker")
+    if needs.memory_bytes and all((node.memory_bytes or needs.memory_bytes) < needs.memory_bytes for node in nodes):
+        ways.append("lower training.patch_ijk, training.batch_size or network.size, which take memory")
+    return ", or ".join([*ways, "add a larger node"])

@@ -63,7 +63,11 @@ def _model(args: AppArguments) -> Any:
         name="Model",
         num_replicas=serving.model_replicas,
         max_ongoing_requests=serving.max_pending + _SPARE_REQUESTS,
-        ray_actor_options={"num_cpus": serving.cpus_per_replica, "num_gpus": serving.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": serving.cpus_per_replica,
+            "num_gpus": serving.gpus_per_replica,
+            "memory": serving.memory_gb_per_replica * 1e9,
+        },
         **_lifecycle_options(args),
     )
 

@@ -24,6 +24,7 @@ from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import read_shipped_config
 from gtvray.serving.client import open_client
+from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 
 _STOP_TIMEOUT_S = 60.0
@@ -94,6 +95,7 @@ def start_server(
     *,
     digest: str | None = None,
     golden: Path | None = None,
+    token_file: Path | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is ready.
 
@@ -104,8 +106,11 @@ def start_server(
         version: version of the model in the registry.
         digest: digest that the bundle must have; None accepts any.
         golden: golden cases, readable from every node, that a replica must reproduce to become ready.
+        token_file: file that holds the token on every node. Without it, a cluster of one node gets one, and the
+            nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
 
     Raises:
+        ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
         ResourceError: the port is in use, or this Ray cluster already runs Serve.
         BundleError: the folder holds no bundle, or no golden cases.
     """
@@ -114,10 +119,13 @@ def start_server(
     config = read_shipped_config()
     private = Path(tempfile.mkdtemp(prefix="gtvray-serve-"))
     try:
-        # The token is passed in a file that only its owner can read, as arguments are shown in Ray's dashboard.
-        token_file = private / "token"
-        token_file.touch(mode=0o600)
-        token_file.write_text(token)
+        if sum(row["Alive"] for row in ray.nodes()) > 1:
+            require_on_every_node(token, token_file, [folder for folder in (bundle_dir, golden) if folder])
+        elif token_file is None:
+            # The token is passed in a file that only its owner can read, as arguments are shown in Ray's dashboard.
+            token_file = private / "token"
+            token_file.touch(mode=0o600)
+            token_file.write_text(token)
         args = {"bundle": bundle_dir, "digest": digest, "golden": golden, "version": version}
         _deploy(config, {**args, "token_file": token_file, "serving": settings.model_dump()}, settings)
     except BaseException:

@@ -11,8 +11,10 @@ from .export import kept_checkpoint as kept_checkpoint
 from .fit import EPOCH_METRICS as EPOCH_METRICS
 from .fit import EpochReport as EpochReport
 from .fit import fit as fit
+from .group import Workers as Workers
 from .memory import check_memory as check_memory
 from .memory import device_bytes as device_bytes
+from .memory import host_bytes as host_bytes
 from .plan import check_plan as check_plan
 from .ray import fit_distributed as fit_distributed
 from .selection import best_setting as best_setting

@@ -6,15 +6,20 @@ import logging
 import re
 import shutil
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from gtvray.errors import GtvrayError, InputError, ResourceError, TrainingError
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
+from gtvray.training.fence import Fence
 
 _KEPT_NEWEST = 2
+# NFS clients look for new entries of a folder at least once a minute.
+_VISIBLE_S, _VISIBLE_POLL_S = 90.0, 0.5
 _NAME = re.compile(r"epoch-(\d+)")
 # Left by a killed writer: see `gtvray.io.atomic_dir`.
 _LEFTOVERS = (".partial-*", ".retired-*")
@@ -24,6 +29,57 @@ _log = logging.getLogger(__name__)
 def checkpoint_path(folder: Path, epoch: int) -> Path:
     """The folder of an epoch's checkpoint."""
     return folder / f"epoch-{epoch:05d}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins, decided once and handed to all of its workers.
+
+    On shared storage a worker may see an older list of files than another, and would begin at another epoch.
+
+    Attributes:
+        checkpoint: folder to resume from; None begins with random weights.
+        has_best: whether the checkpoint of the best epoch so far is in the training's folder.
+        damaged: names of newer checkpoints that were skipped.
+    """
+
+    checkpoint: Path | None
+    has_best: bool = False
+    damaged: tuple[str, ...] = ()
+
+    def load(self) -> Checkpoint | None:
+        """Read the checkpoint, waiting until this machine sees it.
+
+        Raises:
+            TrainingError: it is damaged, or does not appear.
+        """
+        if self.checkpoint is None:
+            return None
+        deadline = time.monotonic() + _VISIBLE_S
+        while not self.checkpoint.is_dir() and time.monotonic() < deadline:
+            time.sleep(_VISIBLE_POLL_S)
+        return Checkpoint.load(self.checkpoint)
+
+
+def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Checkpoint | None]:
+    """Decide where a training begins.
+
+    Args:
+        folder: of its checkpoints.
+        resume: a checkpoint to begin from; without it the newest sound one in `folder`, if any.
+
+    Returns:
+        the decision, and the checkpoint.
+
+    Raises:
+        TrainingError: `resume`, or every checkpoint of the folder, is damaged.
+    """
+    found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
+    if found is None:
+        return Start(None), None
+    path = resume if resume is not None else checkpoint_path(folder, int(found.meta["epoch"]))
+    has_best = checkpoint_path(folder, int(found.meta["best_epoch"])).is_dir()
+    return Start(path, has_best, tuple(damaged)), found
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -63,14 +119,18 @@ class CheckpointWriter:
     Raises:
         InputError: the folder cannot be written to.
         ResourceError: the disk is full.
+
+    A writer that was created later for the same folder takes it over: this one then raises TrainingError.
     """
 
     def __init__(self, folder: Path, *, active: bool) -> None:
-        self._folder, self._active = folder, active
+        self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._fence: Fence | None = None
         if active:
             _require_writable(folder)
+            self._fence = Fence(folder)
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -97,8 +157,8 @@ class CheckpointWriter:
             best: the epoch whose checkpoint is kept beside the newest.
         """
         self.wait()
-        if self._active:
-            self._pending = self._thread.submit(self._write, checkpoint, epoch, best)
+        if self._fence is not None:
+            self._pending = self._thread.submit(self._write, self._fence, checkpoint, epoch, best)
 
     def wait(self) -> None:
         """Wait until the checkpoint is on disk.
@@ -110,7 +170,8 @@ class CheckpointWriter:
         if pending is not None:
             pending.result()
 
-    def _write(self, checkpoint: Checkpoint, epoch: int, best: int) -> None:
+    def _write(self, fence: Fence, checkpoint: Checkpoint, epoch: int, best: int) -> None:
+        fence.require_mine()
         try:
             checkpoint.save(checkpoint_path(self._folder, epoch))
         except ResourceError as error:
@@ -122,6 +183,7 @@ class CheckpointWriter:
                 do="free some space and run it again: it resumes from that checkpoint",
             ) from error
         failpoint("checkpoint.written")
+        fence.require_mine()
         _keep(self._folder, best)
 
 

@@ -19,8 +19,7 @@ import torch
 from gtvray.config import Config
 from gtvray.data import CachedCase, PatchSampler
 from gtvray.failpoints import failpoint
-from gtvray.models import Checkpoint
-from gtvray.training.checkpoints import CheckpointWriter, checkpoint_path, newest_checkpoint
+from gtvray.training.checkpoints import CheckpointWriter, Start, checkpoint_path, decide_start
 from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import freed_memory_kept
 from gtvray.training.execution import mean_over_workers, numeric_settings, rank, training_device, training_precision
@@ -93,6 +92,7 @@ def fit(
     folder: Path,
     *,
     resume: Path | None = None,
+    start: Start | None = None,
     known_epoch: int | None = None,
 ) -> Iterator[EpochReport]:
     """Train, one report an epoch.
@@ -103,6 +103,7 @@ def fit(
         selection: prepared cases that compare epochs and trials.
         folder: for checkpoints; shared by all workers.
         resume: a checkpoint to resume from; without it the newest sound one in `folder`, if any.
+        start: where to begin, decided for all workers; instead of `resume`.
         known_epoch: the last epoch whose report the caller has; reports of later epochs that the checkpoint holds are
             yielded again. None is the checkpoint's own epoch.
 
@@ -122,7 +123,7 @@ def fit(
         stack.enter_context(memory_errors(config))
         stack.enter_context(numeric_settings(config, device))
         state = TrainingState.build(config)
-        notes = _restore(state, folder, resume)
+        notes = _restore(state, folder, resume, start)
         for entry in state.history[state.epoch if known_epoch is None else known_epoch :]:
             yield _report(entry, folder, state.best_epoch)
         if device.type == "cuda":
@@ -153,14 +154,17 @@ def fit(
             yield _report(entry, folder, state.best_epoch)
 
 
-def _restore(state: TrainingState, folder: Path, resume: Path | None) -> list[str]:
+def _restore(state: TrainingState, folder: Path, resume: Path | None, start: Start | None) -> list[str]:
     """Restore the state from a checkpoint, if there is one; returns notes for the next report."""
-    start, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
-    if start is not None:
-        state.restore(start)
-        if not checkpoint_path(folder, state.best_epoch).is_dir():
+    if start is None:
+        start, checkpoint = decide_start(folder, resume)
+    else:
+        checkpoint = start.load()
+    if checkpoint is not None:
+        state.restore(checkpoint)
+        if not start.has_best:
             state.forget_best()
-    return [f"damaged checkpoint {name} skipped, resumed from epoch {state.epoch}" for name in damaged]
+    return [f"damaged checkpoint {name} skipped, resumed from epoch {state.epoch}" for name in start.damaged]
 
 
 def _log_gpu(config: Config, device: torch.device) -> None:

@@ -29,10 +29,12 @@ class Lost:
     Attributes:
         reason: one line.
         is_memory: Ray ended a worker because its machine was running out of memory.
+        is_resources: the workers were never started, for lack of free CPUs, GPUs or memory.
     """
 
     reason: str
     is_memory: bool = False
+    is_resources: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class _Kind:
     classes: tuple[type[BaseException], ...] = ()
     messages: tuple[str, ...] = ()
     is_memory: bool = False
+    is_resources: bool = False
 
     def describes(self, error: BaseException) -> bool:
         """Whether the error is of this kind."""
@@ -57,6 +60,11 @@ _KINDS = (
     _Kind(
         "its process died: it crashed or was killed, possibly by the kernel for lack of memory",
         (RayActorError, WorkerCrashedError),
+    ),
+    _Kind(
+        "the cluster had no free resources for its workers within training.resources_wait_s",
+        messages=("startup timed out",),
+        is_resources=True,
     ),
     _Kind("another worker did not answer within training.collective_timeout_s", messages=("timed out",)),
     _Kind(
@@ -78,7 +86,8 @@ def lost(error: BaseException) -> Lost:
     weight, rank = min(found)
     who = f"worker {rank}" if rank != _CONTROLLER else "the training's controller"
     if weight < len(_KINDS):
-        return Lost(f"{who}: {_KINDS[weight].reason}", _KINDS[weight].is_memory)
+        kind = _KINDS[weight]
+        return Lost(f"{who}: {kind.reason}", kind.is_memory, kind.is_resources)
     lines = str(failures[rank]).strip().splitlines()
     return Lost(f"{who}: {lines[-1].strip() if lines else type(error).__name__}")
 
@@ -99,6 +108,13 @@ def lost_error(why: Lost, config: Config, epoch: int) -> FailureError:
             where=where,
             found=f"{why.reason}; training.batch_size={training.batch_size}",
             do="lower training.batch_size, training.patch_ijk or training.cpus_per_worker, or use more machines",
+        )
+    if why.is_resources:
+        return ResourceError(
+            "the cluster had no free resources for a training",
+            where=f"{training.num_workers} workers, after epoch {epoch}",
+            found=why.reason,
+            do="see `ray status` for what uses the cluster, or raise training.resources_wait_s",
         )
     return TrainingError(
         "training on several workers failed",

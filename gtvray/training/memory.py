@@ -22,6 +22,8 @@ _OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4}
 _WORKING_SHARE_CPU, _WORKING_SHARE_GPU = 3.0, 2.0
 # Python, torch and its kernels' code; on a GPU the CUDA context.
 _PROCESS_BYTES = 700 << 20
+# The same on the host, with CUDA's libraries and buffers of patches.
+_GPU_PROCESS_BYTES = 3 << 30
 
 
 def training_bytes(config: Config) -> int:
@@ -39,6 +41,21 @@ def training_bytes(config: Config) -> int:
     activations = cost.activation_bytes_per_patch_fp32 * held * working_share
     fixed = cost.parameters * (_PARAMETER_BYTES + _OPTIMIZER_BYTES[config.optimizer.kind])
     return int(activations) + fixed + _PROCESS_BYTES
+
+
+def host_bytes(config: Config) -> int:
+    """Estimate the memory that one worker takes on its machine, which it reserves as a Ray resource.
+
+    On a CPU this is `training_bytes`. With a GPU it is a process with the CUDA libraries, and two copies of the
+    training's state: the checkpoint of the epoch before, and the one that is being written.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    if not config.training.use_gpu:
+        return training_bytes(config)
+    state = planned_cost(config).parameters * (4 + 4 + _OPTIMIZER_BYTES[config.optimizer.kind])
+    return _GPU_PROCESS_BYTES + 2 * state
 
 
 def device_bytes(config: Config) -> int:

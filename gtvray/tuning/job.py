@@ -12,7 +12,7 @@ from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Project
 from gtvray.datasets import Finding
 from gtvray.errors import ConfigError, NotFoundError
-from gtvray.experiments import ExperimentRecord, open_data, versions
+from gtvray.experiments import ExperimentRecord, open_data, require_storage, versions
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, ProgressReporter
 
@@ -128,6 +128,7 @@ class SweepJob:
         from gtvray.tuning.resume import remember_sweep
         from gtvray.tuning.sweep import run_sweep
 
+        require_storage(cluster, self.workspace.root, project.dataset.root)
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
         remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest)
@@ -143,6 +144,7 @@ class SweepJob:
                     folder=self.folder,
                     tags={"gtvray.data": project.fingerprint.digest, **versions()},
                     report=self._report,
+                    show=self.show,
                 )
                 # The run of the best trial is known then, unless MLflow is away.
                 record.recorder.flush()

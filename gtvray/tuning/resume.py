@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune import Tuner
 
-from gtvray.config import Config, SweepConfig, flatten
+from gtvray.config import Config, SweepConfig, flatten, shaping
 from gtvray.errors import InputError, TrainingError
 from gtvray.io import read_json, write_json
 from gtvray.tuning.relocation import relocate_search_state
@@ -36,8 +36,8 @@ def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint
     if not (folder / _REQUEST).exists():
         write_json(folder / _REQUEST, request)
         return
-    stored = read_json(folder / _REQUEST)
-    for part, value in request.items():
+    stored = _shaping(read_json(folder / _REQUEST))
+    for part, value in _shaping(request).items():
         different = _first_difference(stored.get(part), value, part)
         if different is not None:
             key, before, now = different
@@ -48,6 +48,13 @@ def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint
                 found=now,
                 do="resume it with its own search space, settings and data, or start a new sweep",
             )
+
+
+def _shaping(request: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that shapes the result: not where it is recorded, nor the size of the cluster."""
+    sweep = {name: value for name, value in request["sweep"].items() if name != "max_concurrent"}
+    sweep["base"] = shaping(sweep["base"])
+    return {"data": request["data"], "sweep": sweep, "config": shaping(request["config"])}
 
 
 def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Watcher) -> Tuner | None:

@@ -17,10 +17,11 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Res
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
-from gtvray.experiments.tasks import worker_memory_bytes
-from gtvray.runtime import Cluster, plan_trials
+from gtvray.experiments.tasks import plan_on, worker_memory_bytes
+from gtvray.runtime import SILENT, Cluster, ProgressReporter, shown_waiting
 from gtvray.tracking import RunRecorder, TrialRecord
 from gtvray.training import check_memory, check_plan
+from gtvray.tuning.memory import largest_host_bytes
 from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
 from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
@@ -85,6 +86,7 @@ def run_sweep(
     folder: Path,
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,
+    show: ProgressReporter = SILENT,
 ) -> SweepResult:
     """Run a sweep on the connected cluster, or resume the one in the folder.
 
@@ -98,6 +100,7 @@ def run_sweep(
         folder: contains checkpoints and Tune's own files.
         tags: tags of the run of every trial.
         report: called after every epoch.
+        show: receives what the sweep waits for.
 
     Raises:
         ConfigError, DataError: the settings are inconsistent with each other or with the data.
@@ -106,15 +109,15 @@ def run_sweep(
     """
     base = with_dotted(config, sweep.base, "base")
     check_plan(base, train, selection)
-    plan = plan_trials(base.training, cluster.cpus, cluster.gpus, sweep.max_concurrent)
-    check_memory(base, worker_memory_bytes(base, cluster))
+    plan = plan_on(cluster, base, sweep.max_concurrent, largest_host_bytes(base, sweep.space))
+    check_memory(base, worker_memory_bytes(base, cluster, show))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
     context = TrialContext(base, dict(sweep.space), train, selection, folder / "trials")
     alone = base.training.num_workers == 1
-    bundle = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial} if alone else {"memory": _DRIVER_BYTES}
+    bundle = plan.needs.as_bundle() if alone else {"memory": _DRIVER_BYTES}
     trainable = tune.with_resources(
         tune.with_parameters(SegmentationTrial, context=context),
-        PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}]),
+        PlacementGroupFactory([bundle]),
     )
     watcher = Watcher(
         TrialRecord(folder),
@@ -142,7 +145,8 @@ def run_sweep(
     # Tune prints its own tables despite verbose=0.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        grid = tuner.fit()
+        with shown_waiting(show):
+            grid = tuner.fit()
     return _result(grid, sweep, base, context.folder)
 
 

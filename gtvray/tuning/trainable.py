@@ -15,7 +15,7 @@ from ray import tune
 
 from gtvray.config import Choice, Config, Range, with_dotted
 from gtvray.data import CachedCase
-from gtvray.training import EpochReport, fit, fit_distributed
+from gtvray.training import EpochReport, Workers, fit, fit_distributed
 from gtvray.tuning.space import decode
 
 
@@ -44,6 +44,7 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         """Set up the actor; called once."""
         self._context = context
         self._epochs: Iterator[EpochReport] | None = None
+        self._workers = Workers()
         self._point = config
         self._resume: Path | None = None
         # The last epoch reported to Tune; None means the last epoch of the checkpoint to resume from.
@@ -83,6 +84,7 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
     def cleanup(self) -> None:
         """Release resources before the actor ends."""
         self._close()
+        self._workers.end()
 
     def _config(self) -> Config:
         return with_dotted(self._context.config, decode(self._point, self._context.space), "trial")
@@ -91,11 +93,13 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         return self._context.folder / str(self.trial_id)
 
     def _begin(self, config: Config) -> Iterator[EpochReport]:
-        run = fit if config.training.num_workers == 1 else fit_distributed
         # The last report is always repeated: Tune may have been killed before it ended the trial.
         known = None if self._known_epoch is None else min(self._known_epoch, config.training.epochs - 1)
-        return run(
-            config, self._context.train, self._context.selection, self._folder(), resume=self._resume, known_epoch=known
+        cases = (self._context.train, self._context.selection)
+        if config.training.num_workers == 1:
+            return fit(config, *cases, self._folder(), resume=self._resume, known_epoch=known)
+        return fit_distributed(
+            config, *cases, self._folder(), resume=self._resume, known_epoch=known, workers=self._workers
         )
 
     def _close(self) -> None:

@@ -1,9 +1,4 @@
-"""Commands submitted as jobs to a Ray cluster.
-
-Jobs are part of the long set: after other clusters have run on the machine, the dashboard sometimes
-reports no agent that takes jobs. `test_submit_log.py` tests the command against a stand-in for the
-dashboard.
-"""
+"""Commands submitted as jobs to a Ray cluster; `test_submit_log.py` tests against a stand-in for the dashboard."""
 
 from __future__ import annotations
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 
 import pytest
 
-from gtvray.cli import submit as submit_module
-from gtvray.errors import FailureError
+from gtvray.cli.submit import submit
+from gtvray.errors import FailureError, InputError
+from gtvray.runtime import jobs
+
+from .command import call
 
 # One per poll: status and complete log so far.
 STATES = [("RUNNING", "one\n"), ("RUNNING", "one\ntwo\n"), ("FAILED", "one\ntwo\nthree\n")]
@@ -21,9 +26,15 @@ class _Dashboard(BaseHTTPRequestHandler):
     """The part of Ray's dashboard that `gtvray submit` uses, without the log stream."""
 
     polls: list[str]
+    ray_version = "2.60.0"
+    stopped = False
 
     def do_POST(self) -> None:
-        self._send({"job_id": "j", "submission_id": "j"})
+        if self.path.endswith("/stop"):
+            type(self).stopped = True
+            self._send({"stopped": True})
+        else:
+            self._send({"job_id": "j", "submission_id": "j"})
 
     def do_GET(self) -> None:
         status, log = STATES[min(len(self.polls), len(STATES) - 1)]
@@ -32,8 +43,13 @@ class _Dashboard(BaseHTTPRequestHandler):
         elif self.path.endswith("/logs"):
             self.polls.append(status)
             self._send({"logs": log})
+        elif self.path.endswith("/jobs/"):
+            known = {"type": "SUBMISSION", "submission_id": "j", "status": "RUNNING", "entrypoint": "x"}
+            self._send([{**known, "start_time": 1, "metadata": {"gtvray.command": "data check here"}}])
+        elif self.path.endswith("/gone"):
+            self.send_error(404)
         elif self.path.endswith("/version"):
-            self._send({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+            self._send({"version": "4", "ray_version": self.ray_version, "ray_commit": "", "session_name": ""})
         else:
             self._send({"type": "SUBMISSION", "submission_id": "j", "status": status, "entrypoint": "x"})
 
@@ -50,8 +66,8 @@ class _Dashboard(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(submit_module, "_POLL_S", 0.01)
-    _Dashboard.polls = []
+    monkeypatch.setattr(jobs, "_POLL_S", 0.01)
+    _Dashboard.polls, _Dashboard.stopped = [], False
     with ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard) as server:
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -64,7 +80,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 def test_log_is_polled_without_the_stream(dashboard: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FailureError, match="job did not succeed") as caught:
-        submit_module.submit(["data"], address=dashboard)
+        submit(["data"], address=dashboard, installed=True)
     assert caught.value.fields["found"] == "FAILED"
     assert capsys.readouterr().err.endswith("one\ntwo\nthree\n")
     assert _Dashboard.polls == ["RUNNING", "RUNNING", "FAILED"]
@@ -77,5 +93,63 @@ def test_given_address_is_used_despite_rays_variables(
 ) -> None:
     monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(FailureError, match="job did not succeed"):
-        submit_module.submit(["data"], address=dashboard)
+        submit(["data"], address=dashboard, installed=True)
     assert os.environ[name] == "http://127.0.0.1:9"
+
+
+def test_another_version_of_ray_is_refused(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Dashboard, "ray_version", "2.40.0")
+    with pytest.raises(InputError, match="another version of Ray") as caught:
+        submit(["data"], address=dashboard, installed=True)
+    assert caught.value.fields["found"] == "Ray 2.40.0"
+
+
+def test_jobs_are_listed_shown_and_stopped(dashboard: str) -> None:
+    listed = call("submit", "list", "--address", dashboard, "--json")
+    assert [(row["job"], row["status"], row["command"]) for row in listed.json()] == [
+        ("j", "RUNNING", "data check here")
+    ]
+    assert "status: RUNNING" in call("submit", "status", "j", "--address", dashboard).stdout
+    assert call("submit", "stop", "j", "--address", dashboard).code == 0
+    assert _Dashboard.stopped
+    assert call("submit", "logs", "j", "--address", dashboard).stdout == "one\n"
+    assert "no such job" in call("submit", "status", "gone", "--address", dashboard).error(code=2)
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("answer", "stopped"), [("d", False), ("s", True)])
+def test_ctrl_c_asks_what_becomes_of_the_job(
+    answer: str,
+    stopped: bool,
+    dashboard: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupt(monkeypatch)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda *words, **options: answer)
+    with nullcontext() if answer == "d" else pytest.raises(FailureError, match="job did not succeed"):
+        submit(["data"], address=dashboard, installed=True)
+    assert _Dashboard.stopped == stopped
+    assert "job j goes on without this command" in capsys.readouterr().err
+
+
+def test_ctrl_c_without_a_terminal_says_that_the_job_goes_on(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(FailureError, match="goes on") as caught:
+        submit(["data"], address=dashboard, installed=True)
+    assert f"gtvray submit wait j --address {dashboard}" in caught.value.fields["do"]
+    assert f"gtvray submit stop j --address {dashboard}" in caught.value.fields["do"]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise KeyboardInterrupt once, when the job's log is followed."""
+    follow, left = jobs.Jobs.follow, [KeyboardInterrupt]
+
+    def interrupted(self: jobs.Jobs, *arguments: Any) -> Any:
+        if left:
+            raise left.pop()
+        return follow(self, *arguments)
+
+    monkeypatch.setattr(jobs.Jobs, "follow", interrupted)

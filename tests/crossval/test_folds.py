@@ -20,7 +20,7 @@ from gtvray.datasets import index_dataset
 from gtvray.errors import TrainingError
 from gtvray.experiments import Fold, plan_folds, train_folds
 from gtvray.models import Checkpoint
-from gtvray.runtime import Cluster, ResourcePlan
+from gtvray.runtime import Cluster, Needs, ResourcePlan
 from gtvray.tracking import RunRecorder
 from gtvray.training import fit
 
@@ -91,7 +91,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     broken, sound, _ = plan_folds(project, config, project.folds(COUNT, 0), None, tmp_path / "run")
     broken = replace(broken, train=[replace(case, folder=tmp_path / "gone") for case in broken.train])
     board = record.progress([broken, sound])
-    train_folds([broken, sound], ResourcePlan(2, 1, 0), board)
+    train_folds([broken, sound], ResourcePlan(2, 1, Needs(1)), board)
 
     assert [fold.name for fold in board.trained()] == ["fold-1"]
     assert "missing from the cache" in board.failures["fold-0"]

@@ -11,11 +11,11 @@ from gtvray.cli.config import _worker_memory_bytes
 from gtvray.config import load_config
 from gtvray.errors import ResourceError
 from gtvray.experiments.tasks import worker_memory_bytes
-from gtvray.runtime import Cluster
+from gtvray.runtime import Cluster, Node
 from gtvray.training import device_bytes
 
 CPU, GPU = load_config(), load_config(overrides=["training.use_gpu=true"])
-LOCAL = Cluster("127.0.0.1:1", is_local=True, cpus=2, gpus=0)
+LOCAL = Cluster("127.0.0.1:1", True, (Node(2, 0),))
 
 
 def test_a_local_cpu_training_has_this_machines_memory() -> None:
@@ -23,17 +23,17 @@ def test_a_local_cpu_training_has_this_machines_memory() -> None:
 
 
 def test_cluster_without_a_gpu_is_refused_before_waiting_for_a_worker() -> None:
-    for cluster in (LOCAL, Cluster("10.0.0.1:1", is_local=False, cpus=64, gpus=0)):
+    for cluster in (LOCAL, Cluster("10.0.0.1:1", False, (Node(64, 0),))):
         with pytest.raises(ResourceError, match="does not fit on this cluster") as caught:
             worker_memory_bytes(GPU, cluster)
-        assert caught.value.fields["found"].endswith("0 GPUs")
+        assert "0 GPUs" in caught.value.fields["found"]
         assert "training.use_gpu=false" in caught.value.fields["do"]
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_memory_is_read_on_a_worker_of_a_joined_cluster(local_ray: Cluster) -> None:
-    joined = Cluster(local_ray.address, is_local=False, cpus=local_ray.cpus, gpus=local_ray.gpus)
+    joined = Cluster(local_ray.address, False, local_ray.nodes)
     assert worker_memory_bytes(CPU, joined) == device_bytes(CPU)
 
 

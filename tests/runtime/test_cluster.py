@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gtvray.errors import ResourceError
+from gtvray.errors import InputError, ResourceError
 from gtvray.runtime import connect
 
 # Prints the address of its cluster and keeps it running until stdin is closed.
@@ -26,6 +26,9 @@ with connect(sys.argv[1] or None, cpus=1 if not sys.argv[1] else None) as cluste
     import ray
     assert os.environ["RAY_ADDRESS"] == cluster.address
     two = ray.get(ray.remote(lambda: 1 + 1).remote())
+    if not cluster.is_local:
+        # The worker's variables, although the cluster was started without them.
+        assert ray.get(ray.remote(lambda: os.environ["RAY_AIR_NEW_OUTPUT"]).remote()) == "1"
     session = ray._private.worker._global_node.get_session_dir_path()
     print(cluster.address, cluster.is_local, cluster.cpus, two, session, flush=True)
     sys.stdin.read()
@@ -34,9 +37,9 @@ assert "RAY_ADDRESS" not in os.environ
 
 
 @contextmanager
-def holding(address: str = "") -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def holding(address: str = "", **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Run a process inside `connect`; yields the process and the words that it printed."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     command = [sys.executable, "-c", _HOLDER, address]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as holder:
@@ -71,7 +74,7 @@ def test_only_a_started_cluster_ends_with_its_block() -> None:
     with holding() as (holder, (address, is_local, cpus, two, session)):
         assert (is_local, cpus, two) == ("True", "1.0", "2")
         assert any("raylet" in line for line in processes_of(session))
-        with holding(address) as (guest, (joined, guest_is_local, *_)):
+        with holding(address, RAY_AIR_NEW_OUTPUT="1") as (guest, (joined, guest_is_local, *_)):
             assert (joined, guest_is_local) == (address, "False")
             guest.communicate()
             assert guest.returncode == 0
@@ -93,7 +96,7 @@ def test_killed_driver_leaves_no_cluster() -> None:
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nowhere", "host.invalid:6379"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "nowhere", "host.invalid:6379"])
 def test_unreachable_address_is_reported_at_once(address: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -102,3 +105,20 @@ def test_unreachable_address_is_reported_at_once(address: str) -> None:
             pass
     assert caught.value.fields["where"] == address
     assert len(str(caught.value).splitlines()) <= 5
+
+
+@pytest.mark.parametrize(("address", "dashboard"), [
+    ("ray://head:10001", "http://head:8265"),
+    ("http://head:8265", "http://head:8265"),
+])  # fmt: skip
+def test_addresses_of_other_services_are_refused_by_name(address: str, dashboard: str) -> None:
+    with pytest.raises(InputError) as caught, connect(address):
+        pass
+    assert caught.value.fields["where"] == address
+    assert f"gtvray submit --address {dashboard} --" in caught.value.fields["do"]
+
+
+def test_ray_address_is_refused_like_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(InputError, match="Ray Client"), connect():
+        pass

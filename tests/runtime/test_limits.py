@@ -89,7 +89,6 @@ def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPa
 def test_local_cluster_respects_the_limits(starting: pytest.MonkeyPatch) -> None:
     starting.setattr(cluster, "usable_cpus", lambda: 3)
     starting.setattr(cluster, "usable_memory_bytes", lambda: GB)
-    starting.setattr(cluster, "memory_limit_bytes", lambda: GB)
     options = cluster._local_options(None)
     assert (options["num_cpus"], options["object_store_memory"]) == (3, GB // 4)
     assert options["_memory"] + options["object_store_memory"] == GB

@@ -68,7 +68,7 @@ def test_mlflow_and_ray_dashboard_on_this_machine_bypass_the_proxy(
     with pytest.raises(ResourceError, match="cannot reach MLflow") as mlflow:
         connect_mlflow(url, tmp_path)
     with pytest.raises(AuthError, match="requires a token") as ray:
-        submit(["data"], address=url, wait=False)
+        submit(["data"], address=url, wait=False, installed=True)
     assert proxy.seen == []
     assert any("mlflow" in line for line in local.seen)
     assert any("/api/version" in line for line in local.seen)
@@ -89,7 +89,7 @@ def test_error_of_a_refusing_proxy_names_the_proxy(proxy: Recorder, tmp_path: Pa
     with pytest.raises(ResourceError, match="cannot reach MLflow") as mlflow:
         connect_mlflow("http://mlflow.invalid:5000", tmp_path)
     with pytest.raises(ResourceError, match="cannot submit a job to a Ray cluster") as ray:
-        submit(["data"], address="http://head.invalid:8265", wait=False)
+        submit(["data"], address="http://head.invalid:8265", wait=False, installed=True)
     for error in (refused.value, tunnel.value, mlflow.value, ray.value):
         assert f"127.0.0.1:{proxy.port}" in error.fields["where"]
         assert "secret" not in str(error)

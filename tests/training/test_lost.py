@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from gtvray.config import Config, with_dotted
 from gtvray.errors import FailureError, ResourceError, TrainingError
@@ -38,6 +38,15 @@ def test_the_cause_outranks_its_consequences(failures: dict[int, Exception], sai
     found = lost(WorkerGroupError("Training failed", failures))
     assert found.reason.startswith(said)
     assert found.is_memory == is_memory
+
+
+def test_workers_that_never_started_for_lack_of_resources_are_told_apart() -> None:
+    late = WorkerGroupStartupTimeoutError(num_workers=2)
+    found = lost(ControllerError(late))
+    assert found.is_resources
+    error = lost_error(found, with_dotted(Config(), {"training.num_workers": 2}), 0)
+    assert isinstance(error, ResourceError)
+    assert "training.resources_wait_s" in error.fields["found"]
 
 
 def test_a_lost_controller_is_named() -> None:

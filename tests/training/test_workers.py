@@ -16,7 +16,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster
-from gtvray.training import fit, fit_distributed
+from gtvray.training import Workers, fit, fit_distributed
 
 # One process pays for the workers that these tests share. The warning is raised by Ray Data when Ray Train imports it.
 pytestmark = [pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"), pytest.mark.xdist_group("ray")]
@@ -95,7 +95,15 @@ def test_ray_train_has_the_loss_curve_of_one_worker(
 ) -> None:
     alone = curve(fit(pair, train, selection, tmp_path / "alone"))
     two = with_dotted(pair, {"training.num_workers": 2})
-    reports = list(fit_distributed(two, train, selection, tmp_path / "two"))
+    before, workers = groups_created(), Workers()
+    # The second training is that of the next trial: its settings differ, and it uses the workers of the first.
+    stopped = with_dotted(two, {"training.seed": 7, "training.epochs": 100})
+    unfinished = fit_distributed(stopped, train, selection, tmp_path / "stopped", workers=workers)
+    assert next(unfinished).epoch == 1
+    unfinished.close()
+    reports = list(fit_distributed(two, train, selection, tmp_path / "two", workers=workers))
+    workers.end()
+    assert groups_created() == before + 1
     assert [report.epoch for report in reports] == [1, 2]
     assert_alike(curve(reports), alone)
     assert Path(reports[-1].checkpoint).parent == tmp_path / "two"
@@ -128,6 +136,14 @@ def test_an_error_in_a_worker_is_raised_as_on_one(
         list(fit_distributed(absurd, train, selection, tmp_path))
     assert len(str(caught.value).splitlines()) <= 5
     assert_nothing_left()
+
+
+def groups_created() -> int:
+    """Number of placement groups of two workers since the cluster was started."""
+    from ray.util.placement_group import placement_group_table
+
+    groups = placement_group_table().values()
+    return sum([bundle.get("CPU") for bundle in group["bundles"].values()] == [1.0, 1.0] for group in groups)
 
 
 def assert_nothing_left() -> None:

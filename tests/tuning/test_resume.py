@@ -17,6 +17,10 @@ def test_only_the_same_sweep_can_be_resumed(tmp_path: Path) -> None:
     config = Config()
     remember_sweep(tmp_path, SWEEP, config, "d1")
     remember_sweep(tmp_path, SWEEP, config, "d1")
+    # Another tracking server, port or size of the cluster does not change the result.
+    elsewhere = {"tracking.uri": "http://mlflow:5000", "serving.port": 9000, "training.cpus_per_worker": 4}
+    wider = SWEEP.model_copy(update={"max_concurrent": 7})
+    remember_sweep(tmp_path, wider, with_dotted(config, elsewhere), "d1")
     others = {
         "config.training.seed": (SWEEP, with_dotted(config, {"training.seed": 7}), "d1"),
         "sweep.trials": (SWEEP.model_copy(update={"trials": 3}), config, "d1"),

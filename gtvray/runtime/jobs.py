@@ -1,0 +1,235 @@
+"""Commands of gtvray as jobs of a Ray cluster, which go on without this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gtvray.errors import AuthError, InputError, NotFoundError, ResourceError
+from gtvray.runtime.package import check_size, locate_words, package_code
+from gtvray.runtime.proxies import bypass_proxies, proxy_for, without_credentials
+from gtvray.runtime.tokens import TOKEN_ADVICE
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+# The job's process compares it with its own version.
+VERSION_VARIABLE = "GTVRAY_SUBMITTED_VERSION"
+WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
+_POLL_S = 1.0
+# Agents of a new cluster register within seconds.
+_AGENT_WAIT_S = 30.0
+_RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# The Python of this environment if the head has it at the same path, otherwise the head's own.
+_ENTRYPOINT = 'python={python}; [ -x "$python" ] || python=python3; exec "$python" -m gtvray {command}'
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job.
+
+    Attributes:
+        job: its id.
+        status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        command: the command, as it was submitted.
+        began_s, ended_s: seconds since 1970; None if it has not.
+        message: Ray's remark on the status.
+    """
+
+    job: str
+    status: str
+    command: str
+    began_s: float | None
+    ended_s: float | None
+    message: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+class Jobs:
+    """Jobs of a cluster.
+
+    Args:
+        address: URL of the cluster's dashboard.
+
+    Raises:
+        AuthError: the cluster requires a token.
+        InputError: the cluster runs another version of Ray.
+        ResourceError: it does not answer.
+    """
+
+    def __init__(self, address: str) -> None:
+        # Ray's client uses the proxies of the environment even for a dashboard on this machine.
+        bypass_proxies(address)
+        self._address, self._proxy = address, proxy_for(address)
+        with self._errors(), _without_ray_addresses():
+            from ray.job_submission import JobSubmissionClient
+
+            self._client: JobSubmissionClient = JobSubmissionClient(address)
+            self._require_same_ray()
+
+    def submit(self, command: Sequence[str], *, installed: bool) -> str:
+        """Submit a command of gtvray; returns the id of the job.
+
+        Args:
+            command: name and arguments; relative paths are those of this machine.
+            installed: run the gtvray that is installed on the cluster; otherwise this one's code travels.
+
+        Raises:
+            TooLargeError: the code is too large.
+            AuthError, ResourceError: as for the constructor.
+        """
+        with tempfile.TemporaryDirectory(prefix="gtvray-job-") as scratch:
+            folder = None if installed else Path(scratch)
+            if folder is not None:
+                package_code(folder)
+            words = locate_words(command, folder)
+            if folder is not None:
+                check_size(folder)
+            with self._errors():
+                return self._submit(words, _runtime_env(folder), shlex.join(command))
+
+    def state(self, job: str) -> JobState:
+        """State of a job.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        with self._errors(job):
+            return _state(self._client.get_job_info(job))
+
+    def states(self) -> list[JobState]:
+        """All submitted jobs, the newest first."""
+        with self._errors():
+            found = [_state(job) for job in self._client.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: -(job.began_s or 0))
+
+    def stop(self, job: str) -> None:
+        """Ask a job to stop, as Ctrl-C would, and end it after some seconds."""
+        with self._errors(job):
+            self._client.stop_job(job)
+
+    def log(self, job: str) -> str:
+        """The log of a job so far."""
+        with self._errors(job):
+            return str(self._client.get_job_logs(job))
+
+    def follow(self, job: str, show: Callable[[str], None]) -> JobState:
+        """Pass the log of a job on until the job ends; returns its final state."""
+        from aiohttp import ClientError
+
+        shown = 0
+
+        async def stream() -> None:
+            nonlocal shown
+            async for text in self._client.tail_job_logs(job):
+                show(text)
+                shown += len(text)
+
+        # Ray's client cannot open a WebSocket through a proxy.
+        if self._proxy is None:
+            # An interrupted stream is not a failure of the job: the rest of the log is polled below.
+            with suppress(ClientError, OSError, RuntimeError):
+                asyncio.run(stream())
+        while True:
+            state = self.state(job)
+            log = self.log(job)
+            show(log[shown:])
+            shown = len(log)
+            if state.is_over:
+                return state
+            time.sleep(_POLL_S)
+
+    def _submit(self, words: list[str], runtime_env: dict[str, object], command: str) -> str:
+        """Submit; retry while the agents of a cluster that has just started are not ready."""
+        entrypoint = _ENTRYPOINT.format(python=shlex.quote(sys.executable), command=shlex.join(words))
+        deadline = time.monotonic() + _AGENT_WAIT_S
+        while True:
+            try:
+                metadata = {"gtvray.command": command}
+                return str(self._client.submit_job(entrypoint=entrypoint, metadata=metadata, runtime_env=runtime_env))
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
+
+    def _require_same_ray(self) -> None:
+        import ray
+
+        # The public `get_version` returns the version of the API, which hardly ever changes.
+        theirs = self._client._do_request("GET", "/api/version").json().get("ray_version")
+        if theirs != ray.__version__:
+            raise InputError(
+                "the cluster runs another version of Ray",
+                where=self._address,
+                expected=f"Ray {ray.__version__}, as here",
+                found=f"Ray {theirs}",
+                do=f"submit from an environment with ray=={theirs}, or start the cluster with this one",
+            )
+
+    @contextmanager
+    def _errors(self, job: str | None = None) -> Iterator[None]:
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise AuthError("the Ray cluster requires a token", where=self._address, do=TOKEN_ADVICE) from error
+        except (OSError, RuntimeError) as error:
+            found = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if job is not None and ("404" in found or "does not exist" in str(error)):
+                raise NotFoundError(
+                    "no such job", where=self._address, found=job, do="see `gtvray submit list`"
+                ) from error
+            proxy = self._proxy
+            raise ResourceError(
+                "cannot submit a job to a Ray cluster" if job is None else "the Ray cluster does not answer",
+                where=f"{self._address}, through the proxy {without_credentials(proxy)}" if proxy else self._address,
+                found=found,
+                do="start a cluster with `ray start --head`, or correct --address"
+                + (", or add its host to NO_PROXY" if proxy else ""),
+            ) from error
+
+
+def _runtime_env(folder: Path | None) -> dict[str, object]:
+    from gtvray import __version__
+
+    # Results would otherwise be written to the job's working directory, which Ray removes.
+    workspace = os.path.abspath(os.environ.get(WORKSPACE_VARIABLE) or "gtvray-runs")
+    variables = {WORKSPACE_VARIABLE: workspace, VERSION_VARIABLE: __version__}
+    return {"env_vars": variables, **({"working_dir": str(folder)} if folder is not None else {})}
+
+
+def _state(details: object) -> JobState:
+    job = details.submission_id, details.status.value  # type: ignore[attr-defined]
+    metadata = getattr(details, "metadata", None) or {}
+    began, ended = (getattr(details, name, None) for name in ("start_time", "end_time"))
+    return JobState(
+        *job,
+        metadata.get("gtvray.command") or details.entrypoint,  # type: ignore[attr-defined]
+        began / 1000 if began else None,
+        ended / 1000 if ended else None,
+        getattr(details, "message", None) or "",
+    )
+
+
+@contextmanager
+def _without_ray_addresses() -> Iterator[None]:
+    """Hide Ray's address variables, which its client prefers to the address that it is given."""
+    hidden = {name: os.environ.pop(name) for name in _RAY_ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

@@ -1,0 +1,86 @@
+"""A folder with gtvray's code, and the settings files of a command, that travels to a cluster with a job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from gtvray.errors import TooLargeError
+
+# Ray's own limit is 100 MiB, which it reports without naming what is large.
+LIMIT_BYTES = 20 << 20
+_LARGEST_NAMED = 3
+# Subpackages whose folders lie elsewhere in the source tree.
+_SHIPPED = ("deploy", "tune_configs")
+_SETTINGS = (".yaml", ".yml")
+# Options whose value is a path, whether it exists or not.
+_PATH_OPTIONS = ("--workspace", "--data", "--out", "-o", "--baseline", "--golden", "--token-file")
+
+
+def package_code(target: Path) -> None:
+    """Copy the code of this installation of gtvray to a folder, without anything else that lies beside it.
+
+    Args:
+        target: an empty folder.
+    """
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *_SHIPPED)
+    shutil.copytree(Path(__file__).resolve().parent.parent, target / "gtvray", ignore=ignored)
+    for name in _SHIPPED:
+        source = Path(str(resources.files(f"gtvray.{name}") / ""))
+        shutil.copytree(source, target / "gtvray" / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def locate_words(words: Sequence[str], target: Path | None) -> list[str]:
+    """Make the paths in a command mean on the cluster what they mean here.
+
+    Settings files that are here travel with the job. Other relative paths become absolute: data and results are on
+    storage that the cluster has at the same path.
+
+    Args:
+        words: a command and its arguments.
+        target: folder that travels with the job and is its working directory; None if nothing travels.
+    """
+    located: list[str] = []
+    for number, word in enumerate(words):
+        option, separator, value = word.partition("=")
+        if separator and option.startswith("-"):
+            is_path = option in _PATH_OPTIONS
+            located.append(f"{option}={_located(value, is_path, target, number)}")
+        elif word.startswith("-"):
+            located.append(word)
+        else:
+            is_path = bool(number) and words[number - 1] in _PATH_OPTIONS
+            located.append(_located(word, is_path, target, number))
+    return located
+
+
+def check_size(target: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+    """Refuse a folder that is too large to travel.
+
+    Raises:
+        TooLargeError: names the largest files.
+    """
+    sizes = {file: file.stat().st_size for file in target.rglob("*") if file.is_file()}
+    if sum(sizes.values()) > limit_bytes:
+        largest = sorted(sizes, key=lambda file: -sizes[file])[:_LARGEST_NAMED]
+        named = ", ".join(f"{file.relative_to(target)} {sizes[file] / 1e6:.1f} MB" for file in largest)
+        raise TooLargeError(
+            "the code and settings files of the job are too large",
+            expected=f"at most {limit_bytes / 1e6:.0f} MB",
+            found=f"{sum(sizes.values()) / 1e6:.1f} MB; largest: {named}",
+            do="move them out of the package, or install gtvray on the cluster and pass --installed",
+        )
+
+
+def _located(word: str, is_path: bool, target: Path | None, number: int) -> str:
+    path = Path(word)
+    if target is not None and path.suffix in _SETTINGS and path.is_file():
+        # The name stays: a sweep is named after its file.
+        travelling = Path("settings") / str(number) / path.name
+        (target / travelling).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / travelling)
+        return str(travelling)
+    return os.path.abspath(word) if is_path or path.exists() else word

@@ -1,0 +1,49 @@
+"""What every node needs before the endpoint is deployed on a cluster: the token, the bundle and its golden cases."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from gtvray.errors import ConfigError
+from gtvray.runtime import ask_every_node
+from gtvray.serving.arguments import TOKEN_VARIABLE, read_token
+
+
+def require_on_every_node(token: str, token_file: Path | None, folders: list[Path]) -> None:
+    """Check that replicas and the API can start on any node.
+
+    Args:
+        token: bearer token that clients must send.
+        token_file: file with it on every node; None for the environment variable GTVRAY_TOKEN of every node.
+        folders: bundle and golden cases.
+
+    Raises:
+        ConfigError: a node lacks something, or has another token; names the node.
+    """
+    answers = ask_every_node(missing_on_node, _digest(token), token_file, folders)
+    lacking = [(answer.node, answer.failure or answer.value) for answer in answers if answer.failure or answer.value]
+    if lacking:
+        source = f"the file {token_file}" if token_file else f"{TOKEN_VARIABLE} in the environment of `ray start`"
+        raise ConfigError(
+            "the endpoint cannot run on every node of the cluster",
+            where=", ".join(node for node, _ in lacking),
+            expected=f"the token in {source}, and {', '.join(map(str, folders))}, on every node",
+            found="; ".join(f"{node}: {found}" for node, found in lacking),
+            do="use storage that every node has at the same path, and pass --token-file",
+        )
+
+
+def missing_on_node(token_digest: str, token_file: Path | None, folders: list[Path]) -> str | None:
+    """What this node lacks in one line; None if nothing."""
+    lacking = [f"{folder} is not there" for folder in folders if not folder.is_dir()]
+    try:
+        if _digest(read_token(token_file)) != token_digest:
+            lacking.append("it has another token")
+    except ConfigError as error:
+        lacking.append(error.what)
+    return ", ".join(lacking) or None
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

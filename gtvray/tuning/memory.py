@@ -1,0 +1,32 @@
+"""Memory of the largest trial of a sweep: Ray reserves the same amount for all."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from gtvray.config import Choice, Config, Range, with_dotted
+from gtvray.errors import ConfigError
+from gtvray.training import host_bytes
+
+
+def largest_host_bytes(base: Config, space: dict[str, Range | Choice]) -> int:
+    """Estimate the memory that the largest trial takes on its host.
+
+    Memory grows with every key that it depends on, so the keys are maximised one after the other.
+
+    Args:
+        base: settings before the point of a trial is applied.
+        space: the search space.
+
+    Raises:
+        ConfigError: there is no network for the base settings.
+    """
+    largest, most = base, host_bytes(base)
+    for key, domain in space.items():
+        for value in domain.corners():
+            # Corners that do not go together are no trial.
+            with suppress(ConfigError):
+                changed = with_dotted(largest, {key: value})
+                if (needed := host_bytes(changed)) > most:
+                    largest, most = changed, needed
+    return most

@@ -1,0 +1,107 @@
+"""Planning and waiting on simulated nodes: `python simulated.py FILE` writes what it found.
+
+A process of its own, since a test session is connected to another cluster. The nodes are raylets of one machine, and
+their GPUs exist in Ray's books only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster as Simulated
+
+from gtvray.config import load_config
+from gtvray.errors import GtvrayError
+from gtvray.experiments.tasks import plan_on, worker_memory_bytes
+from gtvray.runtime import Needs, connect, reserved, shown_waiting
+
+GPU = load_config(overrides=["training.use_gpu=true"])
+SIX = load_config(overrides=["training.cpus_per_worker=6"])
+WAITS = load_config(overrides=["training.cpus_per_worker=3", "training.resources_wait_s=4"])
+
+
+class Recorder:
+    """Keeps the reasons of waits with the seconds after which they came."""
+
+    def __init__(self) -> None:
+        self.began, self.reasons = time.monotonic(), [(0.0, "")]
+
+    def begin(self, stage: str, detail: str) -> None: ...
+
+    def advance(self, done: float, total: float, detail: str = "") -> None: ...
+
+    def waiting(self, reason: str | None) -> None:
+        if reason is not None and reason != self.reasons[-1][1]:
+            self.reasons.append((time.monotonic() - self.began, reason))
+
+
+def main(file: Path) -> None:
+    simulated = Simulated(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(4):
+        simulated.add_node(num_cpus=2, memory=8_000_000_000)
+    simulated.wait_for_nodes()
+    found: dict[str, Any] = {}
+    with connect(simulated.address) as cluster:
+        found["nodes"] = [(node.cpus, node.gpus, node.count) for node in cluster.nodes]
+        found["concurrent"] = plan_on(cluster, load_config()).concurrent
+        found["six"] = failure(lambda: plan_on(cluster, SIX))
+        found["no_gpu"] = failure(lambda: plan_on(cluster, GPU))
+    autoscaled(simulated.address, 3)
+    with connect(simulated.address) as cluster:
+        plan = plan_on(cluster, WAITS)
+        found["growing"] = (plan.concurrent, plan.fits_now)
+        recorder = Recorder()
+        found["waited"] = failure(lambda: worker_memory_bytes(WAITS, cluster, recorder))
+        found["reasons"] = recorder.reasons[1:]
+        recorder, came = Recorder(), threading.Event()
+        waiter = threading.Thread(target=wait_for_node, args=(plan.needs, recorder, came))
+        waiter.start()
+        while len(recorder.reasons) == 1:
+            time.sleep(0.2)
+        simulated.add_node(num_cpus=4, memory=8_000_000_000)
+        waiter.join()
+        found["came"] = came.is_set()
+        simulated.add_node(num_cpus=4, num_gpus=1, memory=16_000_000_000)
+        simulated.wait_for_nodes()
+    with connect(simulated.address) as cluster:
+        # The node's GPU is simulated, so torch on the worker, not the driver, finds none.
+        found["asked"] = failure(lambda: worker_memory_bytes(GPU, cluster))
+    simulated.shutdown()
+    file.write_text(json.dumps(found))
+
+
+def wait_for_node(needs: Needs, recorder: Recorder, came: threading.Event) -> None:
+    with shown_waiting(recorder), reserved(needs, 1, 60, recorder.waiting):
+        came.set()
+
+
+def failure(call: Any) -> str:
+    try:
+        return f"no error: {call()}"
+    except GtvrayError as error:
+        return str(error)
+
+
+def autoscaled(address: str, nodes: int) -> None:
+    """Leave in Ray's store what an autoscaler leaves there: groups of nodes that it can start."""
+    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    config = ClusterConfig()
+    group = config.node_group_configs.add()
+    group.name, group.max_count = "workers", nodes
+    group.resources.update({"CPU": 4, "memory": 8_000_000_000})
+    with connect(address):
+        _internal_kv_put(
+            GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, config.SerializeToString(), namespace=GCS_AUTOSCALER_STATE_NAMESPACE
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

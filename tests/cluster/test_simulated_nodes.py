@@ -1,0 +1,48 @@
+"""Trainings are planned by node, what fits nowhere is refused, and what waits says for what."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file = tmp_path_factory.mktemp("simulated") / "found.json"
+    script = str(Path(__file__).with_name("simulated.py"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, script, str(file)], env=environment, timeout=280, check=True)
+    return json.loads(file.read_text())
+
+
+def test_a_worker_must_fit_on_one_node(found: Any) -> None:
+    assert sorted(found["nodes"]) == [[0, 0, 1], [2, 0, 4]]
+    assert found["concurrent"] == 8
+    assert "does not fit on this cluster" in found["six"]
+    assert "6 CPUs" in found["six"]
+    assert "4 x (2 CPUs, 0 GPUs, 8.0 GB)" in found["six"]
+    assert "training.use_gpu=false" in found["no_gpu"]
+
+
+def test_an_autoscaler_is_waited_for_with_a_limit(found: Any) -> None:
+    assert found["growing"] == [3, False]
+    assert found["waited"].startswith("the cluster had no free resources for a training")
+    assert "within 4 s (training.resources_wait_s)" in found["waited"]
+    (first_s, reason), *_ = found["reasons"]
+    assert first_s < 10
+    assert "waiting for 1 x (3 CPUs" in reason
+    assert "8 of 8 CPUs" in reason
+    assert found["came"]
+
+
+def test_the_device_is_asked_of_a_worker(found: Any) -> None:
+    """The driver's node has no CPU and no GPU."""
+    assert found["asked"].startswith("torch sees no CUDA device")
