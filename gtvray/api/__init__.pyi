@@ -16,6 +16,7 @@ from .registry import find_golden as find_golden
 from .registry import load_bundle as load_bundle
 from .registry import open_decisions as open_decisions
 from .registry import open_registry as open_registry
+from .serving import Endpoint as Endpoint
 from .versions import VersionDetails as VersionDetails
 from .versions import diff_versions as diff_versions
 from .versions import export_version as export_version

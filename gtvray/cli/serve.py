@@ -30,26 +30,14 @@ def serve(
 
     Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
     """
-    from gtvray.api import find_golden, load_bundle, open_registry
+    from gtvray.api import Endpoint
     from gtvray.config import load_config
-    from gtvray.errors import NotFoundError
-    from gtvray.io import Workspace
     from gtvray.runtime import connect, require_port
-    from gtvray.serving import start_server
     from gtvray.serving.arguments import read_token
 
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
     require_port(base.serving.host, base.serving.port, "--port")
-    folders = Workspace(workspace)
-    bundle = load_bundle(model, folders, base)
-    versions = {known.digest: known.version for known in open_registry(folders, base, writing=False).versions()}
-    golden = None
-    try:
-        golden = find_golden(bundle, folders, base)
-    except NotFoundError:
-        # A registered model must reproduce its golden cases here; a bundle that was never promoted has none.
-        if bundle.digest in versions:
-            raise
+    endpoint = Endpoint(model, workspace=workspace, config=base)
     given = read_token(token_file) if token_file else os.environ.get("GTVRAY_TOKEN")
     token = given or secrets.token_urlsafe(24)
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
@@ -57,21 +45,13 @@ def serve(
         progress.begin("ray", "connecting to Ray")
         with connect(address):
             progress.begin("serve", "starting the endpoint")
-            version = versions.get(bundle.digest, "unregistered")
-            server = start_server(
-                bundle.folder.resolve(),
-                base.serving,
-                token,
-                version=version,
-                digest=bundle.digest,
-                golden=golden,
-                token_file=token_file and token_file.resolve(),
-            )
+            server = endpoint.start(token, token_file)
             try:
                 server.wait_ready()
-                unchecked = "" if golden else "; masks not checked, as the bundle has no golden cases"
+                unchecked = "" if endpoint.golden else "; masks not checked, as the bundle has no golden cases"
                 generated = "" if given else f"; bearer token: {token}"
-                typer.echo(f"serving version {version} at {server.url} until Ctrl-C{unchecked}{generated}", err=True)
+                served = f"version {endpoint.version}{' and every later champion' if endpoint.follows else ''}"
+                typer.echo(f"serving {served} at {server.url} until Ctrl-C{unchecked}{generated}", err=True)
                 Event().wait()
             except KeyboardInterrupt:
                 typer.echo("stopping", err=True)

@@ -61,6 +61,11 @@ class ServingConfig(Section):
     memory_gb_per_replica: float = Field(
         1.0, ge=0, description="memory that Ray reserves for a model replica on its node; 0: none"
     )
+    follow_s: float = Field(5.0, ge=0.1, description="seconds between two looks at which version is champion")
+    interrupt_to_swap: bool = Field(
+        False,
+        description="stop the served version first where two versions do not fit; otherwise such a swap is refused",
+    )
     max_upload_mb: int = Field(256, ge=1, le=4096, description="maximum size of a request body")
     max_volume_mb: int = Field(1024, ge=1, le=4096, description="maximum size of a decompressed volume")
     max_pending: int = Field(

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import ray
 from fastapi import FastAPI
+from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.exceptions import HTTPException
@@ -19,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gtvray import NOTICE, __version__
-from gtvray.errors import BusyError, DeadlineError, GtvrayError, NotReadyError, ResourceError
+from gtvray.errors import BusyError, DeadlineError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.guard import Guard
 from gtvray.serving.model import Prediction
+from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, http_problem
 from gtvray.serving.request_log import log_event
 from gtvray.serving.uploads import spool_upload
@@ -45,8 +48,11 @@ class Api:
 
     def __init__(self, args: AppArguments, model: Any) -> None:
         self._args, self._model = args, model
+        self._pointer = Pointer(args.versions) if args.versions is not None else None
         self._token = read_token(args.token_file)
         self._pending = 0
+        # Serve application of a version -> requests that were admitted while it was served.
+        self._pinned: Counter[str] = Counter()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Build the ASGI application; Serve calls this in the replica, after the constructor."""
@@ -64,6 +70,7 @@ class Api:
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         app.add_api_route("/readyz", self.readyz, methods=["GET"])
         app.add_api_route("/v1/model", self.describe, methods=["GET"])
+        app.add_api_route("/v1/models", self.models, methods=["GET"])
         app.add_api_route("/v1/predict", self.predict, methods=["POST"], response_class=Response)
         return app
 
@@ -79,17 +86,28 @@ class Api:
         """Describe the served model and its intended use."""
         return {**await self._describe(), "intended_use": NOTICE}
 
+    async def models(self) -> dict[str, Any]:
+        """List the served version, the one being loaded, and those that were rejected with their reasons."""
+        if self._pointer is not None:
+            return {**self._pointer.read().as_dict(), "intended_use": NOTICE}
+        described = await self._describe()
+        current = {"version": described["version"], "digest": described["digest"]}
+        return {**Versions().as_dict(), "current": current, "intended_use": NOTICE}
+
+    async def in_use(self, app: str) -> int:
+        """Number of requests in progress that belong to a version; called by the version manager."""
+        return self._pinned[app]
+
     async def predict(self, request: Request) -> Response:
         """Segment a NIfTI or NRRD body; the response is the mask as gzipped NIfTI on the scan's own grid."""
         began, serving = time.monotonic(), self._args.serving
-        self._require_model()
-        with self._admitted():
+        with self._admitted() as model:
             try:
                 async with asyncio.timeout(serving.timeout_s):
                     with tempfile.TemporaryFile(dir=self._args.spool_dir) as upload:
                         await spool_upload(request, upload, serving.max_upload_mb << 20)
                         content = await asyncio.to_thread(_into_object_store, upload)
-                    prediction = await self._call_model(content, request.state.request_id)
+                    prediction = await self._call_model(model, content, request.state.request_id)
             except TimeoutError:
                 raise DeadlineError(
                     "the mask was not ready in time", expected=f"within {serving.timeout_s:g} s"
@@ -99,15 +117,30 @@ class Api:
             prediction.mask_gz, media_type="application/gzip", headers=_response_headers(prediction, milliseconds)
         )
 
-    def _require_model(self) -> Any:
-        if self._model is None:
-            raise NotReadyError(
-                "no model has been promoted yet", do="promote a model version, then start the server with it"
+    def _require_model(self) -> tuple[str, Any]:
+        """Return the Serve application and the handle of the version that is served now."""
+        if self._pointer is None:
+            if self._model is None:
+                raise _not_promoted()
+            return "", self._model
+        versions = self._pointer.read()
+        if versions.current is not None:
+            app = versions.current.app
+            return app, serve.get_deployment_handle("Model", app_name=app)
+        if versions.loading is not None:
+            raise NotReadyError("the model is still loading", do="retry in a few seconds")
+        if versions.rejected:
+            found = versions.rejected[-1]
+            raise NotReproducedError(
+                "the champion cannot be served here", found=f"version {found.version}: {found.reason}"
             )
-        return self._model
+        if versions.problem:
+            raise NotReadyError("no model is served", found=versions.problem, do="see the server's log")
+        raise _not_promoted()
 
     async def _describe(self) -> dict[str, Any]:
-        response = self._require_model().describe.remote()
+        _, model = self._require_model()
+        response = model.describe.remote()
         try:
             async with asyncio.timeout(_DESCRIBE_TIMEOUT_S):
                 description: dict[str, Any] = await response
@@ -119,22 +152,26 @@ class Api:
         return description
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self) -> Iterator[Any]:
+        """Admit a request; it stays with the version that is served now."""
+        app, model = self._require_model()
         limit = self._args.serving.max_pending
         if self._pending >= limit:
             raise BusyError(
                 "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
             )
         self._pending += 1
+        self._pinned[app] += 1
         try:
-            yield
+            yield model
         finally:
             self._pending -= 1
+            self._pinned[app] -= 1
 
-    async def _call_model(self, content: Any, request_id: str) -> Prediction:
+    async def _call_model(self, model: Any, content: Any, request_id: str) -> Prediction:
         """Call a replica, with retries: Serve does not retry a request that a dying replica had accepted."""
         for attempt in range(1, _ATTEMPTS + 1):
-            response = self._model.predict.remote(content, request_id)
+            response = model.predict.remote(content, request_id)
             try:
                 prediction: Prediction = await response
             except _REPLICA_LOST as error:
@@ -150,6 +187,10 @@ class Api:
             else:
                 return prediction
         raise ResourceError("every replica that processed this request died", found=f"{_ATTEMPTS} attempts")
+
+
+def _not_promoted() -> NotReadyError:
+    return NotReadyError("no model has been promoted yet", do="promote a model: `gtvray promote`")
 
 
 def _cause_of(error: RayTaskError) -> Exception:

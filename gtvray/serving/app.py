@@ -31,8 +31,19 @@ def build_app(args: Mapping[str, Any]) -> Any:
     """
     arguments = parse_arguments(args)
     read_token(arguments.token_file)
-    if arguments.bundle is None:
+    if arguments.bundle is None or arguments.versions is not None:
         return _api(arguments).bind(arguments, None)
+    return _api(arguments).bind(arguments, build_model_app(arguments))
+
+
+def build_model_app(arguments: AppArguments) -> Any:
+    """Build the application of one version, without HTTP routes.
+
+    Raises:
+        BundleError: the folder holds no bundle, or no golden cases.
+    """
+    if arguments.bundle is None:
+        raise BundleError("no bundle to serve", do="name a bundle's folder")
     if not (arguments.bundle / "manifest.json").is_file():
         raise BundleError(
             "no bundle in this folder", where=arguments.bundle, do="name a bundle's folder that every node can read"
@@ -41,7 +52,7 @@ def build_app(args: Mapping[str, Any]) -> Any:
         raise BundleError(
             "no golden cases in this folder", where=arguments.golden, do="name their folder, readable from every node"
         )
-    return _api(arguments).bind(arguments, _model(arguments).bind(arguments))
+    return _model(arguments).bind(arguments)
 
 
 def _api(args: AppArguments) -> Any:

@@ -27,6 +27,9 @@ class AppArguments(Section):
         None, description="golden cases that a replica must reproduce to become ready; without them, no check"
     )
     version: str = Field("unversioned", description="version of the model in the registry")
+    versions: Path | None = Field(
+        None, description="file that names the served version, written by `gtvray serve`; replaces bundle"
+    )
     token_file: Path | None = Field(
         None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"
     )

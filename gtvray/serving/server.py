@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,39 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from gtvray.config import ServingConfig
 from gtvray.errors import FailureError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
-from gtvray.serving.arguments import read_shipped_config
+from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
 from gtvray.serving.client import open_client
 from gtvray.serving.nodes import require_on_every_node
+from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, error_of
+from gtvray.serving.versions import Candidate, VersionManager
 
 _STOP_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Follow:
+    """How an endpoint follows a champion.
+
+    Attributes:
+        find: returns the champion, fetched and verified; None before the first promotion.
+        versions: file for the served version, readable from every node.
+        on_reject: called with a version that could not be served, and the reason.
+    """
+
+    find: Callable[[], Candidate | None]
+    versions: Path
+    on_reject: Callable[[Candidate, str], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,7 @@ class Server:
     url: str
     name: str
     _private: Path
+    _manager: VersionManager | None = None
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until a model is loaded and has reproduced its golden cases.
@@ -55,6 +76,8 @@ class Server:
         while not self._ready():
             status = serve.status().applications[self.name]
             message = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+            if self._manager is not None:
+                self._manager.require_hopeful()
             if status.status == ApplicationStatus.DEPLOY_FAILED:
                 raise FailureError("the model could not be started", where=self.url, found=message)
             if time.monotonic() > deadline:
@@ -65,6 +88,8 @@ class Server:
 
     def stop(self) -> None:
         """Stop the endpoint after the requests in progress have finished."""
+        if self._manager is not None:
+            self._manager.stop()
         controller = _controller()
         if controller is not None:
             # serve.shutdown() lets Ray retry this call on the controller that has just exited, and Ray then prints a
@@ -96,6 +121,7 @@ def start_server(
     digest: str | None = None,
     golden: Path | None = None,
     token_file: Path | None = None,
+    follow: Follow | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is ready.
 
@@ -108,6 +134,7 @@ def start_server(
         golden: golden cases, readable from every node, that a replica must reproduce to become ready.
         token_file: file that holds the token on every node. Without it, a cluster of one node gets one, and the
             nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
+        follow: serve the champion that this finds, and every later one without a restart, instead of a bundle.
 
     Raises:
         ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
@@ -126,12 +153,38 @@ def start_server(
             token_file = private / "token"
             token_file.touch(mode=0o600)
             token_file.write_text(token)
-        args = {"bundle": bundle_dir, "digest": digest, "golden": golden, "version": version}
-        _deploy(config, {**args, "token_file": token_file, "serving": settings.model_dump()}, settings)
+        args: dict[str, object] = {
+            "bundle": bundle_dir,
+            "digest": digest,
+            "golden": golden,
+            "version": version,
+            "versions": follow.versions if follow is not None else None,
+            "token_file": token_file,
+            "serving": settings.model_dump(),
+        }
+        if follow is not None:
+            follow.versions.parent.mkdir(parents=True, exist_ok=True)
+            Pointer(follow.versions).write(Versions())
+        _deploy(config, args, settings)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
-    return Server(_url(settings.host, settings.port), config["applications"][0]["name"], private)
+    name = config["applications"][0]["name"]
+    manager = _manage(parse_arguments(args), name, follow) if follow is not None else None
+    return Server(_url(settings.host, settings.port), name, private, manager)
+
+
+def _manage(args: AppArguments, name: str, follow: Follow) -> VersionManager:
+    def in_use(app: str) -> int:
+        """Ask the API; one that does not answer works on nothing any more."""
+        try:
+            return int(serve.get_app_handle(name).in_use.remote(app).result(timeout_s=_ANSWER_TIMEOUT_S))
+        except (RayError, RayServeException, TimeoutError):
+            return 0
+
+    manager = VersionManager(args, Pointer(follow.versions), in_use, follow.on_reject)
+    manager.follow(follow.find, args.serving.follow_s)
+    return manager
 
 
 def _url(host: str, port: int) -> str:

@@ -1,0 +1,116 @@
+"""The HTTP endpoint of a model, which follows the champion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.api.registry import find_golden, load_bundle, open_decisions, open_registry
+from gtvray.errors import NotFoundError, ResourceError
+from gtvray.io import Workspace
+
+if TYPE_CHECKING:
+    from gtvray.registry import DecisionLog, Registry
+    from gtvray.serving import Candidate, Follow, Server
+
+
+class Endpoint:
+    """An endpoint whose model has been found and verified, before Ray is needed.
+
+    Args:
+        model: `champion`, which is followed: after a promotion or rollback the new champion is served without a
+            restart; or a folder or version, which is served until the endpoint stops.
+        workspace: folder with the registry, unless `tracking.uri` names another.
+        config: settings; `serving.*` and `tracking.*` matter.
+
+    Attributes:
+        version: version of the model in the registry, or `unregistered`.
+        golden: folder of its golden cases; None if it has none.
+        follows: whether later champions are served.
+
+    Raises:
+        NotReadyError: nothing has been promoted yet.
+        NotFoundError: there is no such version, or a registered one has no golden cases.
+        InputError: the champion was changed outside the gate.
+        BundleError: the bundle is damaged.
+    """
+
+    def __init__(
+        self, model: str = "champion", *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+    ) -> None:
+        from gtvray.promotion import require_champion
+        from gtvray.registry import CHAMPION
+
+        self._workspace, self._config = as_workspace(workspace), as_config(config)
+        self._bundle = load_bundle(model, self._workspace, self._config)
+        self.follows = model == CHAMPION
+        if self.follows:
+            require_champion(*self._registry())
+        registry = open_registry(self._workspace, self._config, writing=False)
+        registered = registry.find(self._bundle.digest)
+        self.version = registered.version if registered is not None else "unregistered"
+        self.golden: Path | None = None
+        try:
+            self.golden = find_golden(self._bundle, self._workspace, self._config)
+        except NotFoundError:
+            # A registered model must reproduce its golden cases here; a bundle that was never promoted has none.
+            if registered is not None:
+                raise
+
+    def start(self, token: str, token_file: PathLike | None = None) -> Server:
+        """Deploy it on the Ray cluster that this process is connected to; returns before it is ready.
+
+        Args:
+            token: bearer token that clients must send.
+            token_file: file with it on every node of a cluster.
+
+        Raises:
+            ResourceError: the port is in use, or this Ray cluster already runs Serve.
+            ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
+        """
+        from gtvray.serving import start_server
+
+        settings = self._config.serving
+        file = Path(token_file).resolve() if token_file is not None else None
+        if self.follows:
+            return start_server(None, settings, token, token_file=file, follow=self._follow())
+        return start_server(
+            self._bundle.folder.resolve(),
+            settings,
+            token,
+            self.version,
+            digest=self._bundle.digest,
+            golden=self.golden,
+            token_file=file,
+        )
+
+    def _registry(self) -> tuple[Registry, DecisionLog]:
+        return open_registry(self._workspace, self._config), open_decisions(self._workspace, self._config)
+
+    def _follow(self) -> Follow:
+        from mlflow.exceptions import MlflowException
+
+        from gtvray.promotion import require_champion
+        from gtvray.serving import Candidate, Follow
+
+        folders, (registry, log) = self._workspace, self._registry()
+
+        def find() -> Candidate | None:
+            try:
+                champion = require_champion(registry, log)
+                if champion is None:
+                    return None
+                bundle, golden = registry.fetch(champion), folders.golden_of(champion.digest)
+                registry.fetch_golden(champion, golden)
+            except MlflowException as error:
+                found = str(error).partition("\n")[0]
+                raise ResourceError("cannot reach MLflow", where=self._config.tracking.uri, found=found) from error
+            return Candidate(champion.version, bundle.digest, bundle.folder.resolve(), golden.resolve())
+
+        def reject(candidate: Candidate, reason: str) -> None:
+            version = registry.find(candidate.digest)
+            if version is not None:
+                registry.describe(version, {"gtvray.rejected": reason})
+
+        return Follow(find, folders.root.resolve() / "serving" / f"{self._config.serving.port}.json", reject)
