@@ -64,6 +64,7 @@ def evaluate(
     Raises:
         InputError: data, model or output folder cannot be used.
         DataError: a case cannot be used; nothing is reported then, since the other cases alone would be misleading.
+        ResourceError: another process writes the report.
     """
     from gtvray.data import dataset_digest
     from gtvray.datasets import Ledger, index_dataset
@@ -71,17 +72,18 @@ def evaluate(
 
     folders, settings = as_workspace(workspace), as_config(config)
     # A copied workspace is refused before its cases are scored: the report would go to its original.
-    folders.locate()
-    bundles = name_models({name: load_bundle(name, folders, settings) for name in dict.fromkeys(models)})
-    dataset = index_dataset(Path(data))
-    digests = "-".join(bundle.digest[:12] for bundle in bundles.values())
-    folder = Path(out) if out is not None else folders.reports / f"evaluate-{digests}"
-    # In its own folder of the workspace, an earlier report of the same models is replaced.
-    overwrite = overwrite or out is None
-    check_study(dataset, bundles.values(), folder, overwrite=overwrite)
-    digest = dataset_digest(dataset, settings.split.patient_pattern)
-    study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
-    outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
+    with folders.lock():
+        bundles = name_models({name: load_bundle(name, folders, settings) for name in dict.fromkeys(models)})
+        dataset = index_dataset(Path(data))
+        digests = "-".join(bundle.digest[:12] for bundle in bundles.values())
+        folder = Path(out) if out is not None else folders.reports / f"evaluate-{digests}"
+        # In its own folder of the workspace, an earlier report of the same models is replaced.
+        overwrite = overwrite or out is None
+        with folders.own(folder):
+            check_study(dataset, bundles.values(), folder, overwrite=overwrite)
+            digest = dataset_digest(dataset, settings.split.patient_pattern)
+            study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
+            outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
     try:
         return Evaluation(outcome, report, send_report(report, workspace=folders, config=settings))
     except GtvrayError as error:

@@ -70,7 +70,7 @@ def promote(
 
     folders, settings = as_workspace(workspace), as_config(config)
     candidate = Bundle.load(Path(bundle))
-    with folders.lock():
+    with folders.lock(folders.decisions):
         located = Bundle.load(Path(locator)) if locator is not None else None
         candidate = with_inference(candidate, dict(inference or {}), folders.bundles, located)
         registry, log = open_registry(folders, settings), DecisionLog(folders.decisions)
@@ -121,7 +121,7 @@ def rollback(
 
     folders = as_workspace(workspace)
     log = DecisionLog(folders.decisions)
-    with folders.lock():
+    with folders.lock(folders.decisions):
         registry = open_registry(folders, config)
         return as_decided(registry, log, folders.bundles, folders.golden) if restore else to_previous(registry, log)
 
