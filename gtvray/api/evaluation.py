@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,18 +73,21 @@ def evaluate(
 
     folders, settings = as_workspace(workspace), as_config(config)
     # A copied workspace is refused before its cases are scored: the report would go to its original.
-    with folders.lock():
-        bundles = name_models({name: load_bundle(name, folders, settings) for name in dict.fromkeys(models)})
-        dataset = index_dataset(Path(data))
-        digests = "-".join(bundle.digest[:12] for bundle in bundles.values())
-        folder = Path(out) if out is not None else folders.reports / f"evaluate-{digests}"
-        # In its own folder of the workspace, an earlier report of the same models is replaced.
-        overwrite = overwrite or out is None
-        with folders.own(folder):
-            check_study(dataset, bundles.values(), folder, overwrite=overwrite)
-            digest = dataset_digest(dataset, settings.split.patient_pattern)
-            study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
-            outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
+    folders.locate()
+    bundles = name_models({name: load_bundle(name, folders, settings) for name in dict.fromkeys(models)})
+    dataset = index_dataset(Path(data))
+    digests = "-".join(bundle.digest[:12] for bundle in bundles.values())
+    folder = Path(out) if out is not None else folders.reports / f"evaluate-{digests}"
+    # In its own folder of the workspace, an earlier report of the same models is replaced.
+    overwrite = overwrite or out is None
+    require_output = partial(check_study, dataset, bundles.values(), folder, overwrite=overwrite)
+    require_output()
+    with folders.lock(folder):
+        # Another process may have written it before the lock was free.
+        require_output()
+        digest = dataset_digest(dataset, settings.split.patient_pattern)
+        study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
+        outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
     try:
         return Evaluation(outcome, report, send_report(report, workspace=folders, config=settings))
     except GtvrayError as error:
