@@ -121,8 +121,9 @@ class Demo:
         serving = self._config.serving
         # What would fail at the end is looked at first.
         require_port(serving.host, serving.port, "--port")
-        with self._workspace.lock(_NEED_BYTES):
-            job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
+        job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
+        written = [job.folder, self._workspace.decisions, *([] if self._options.data else [self._workspace.phantoms])]
+        with self._workspace.lock(*written, need_bytes=_NEED_BYTES):
             project = self._data(job)
             self._show.begin("mlflow", job.record.uri)
             registry, log, champion = self._champion()

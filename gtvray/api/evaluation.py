@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ def evaluate(
     Raises:
         InputError: data, model or output folder cannot be used.
         DataError: a case cannot be used; nothing is reported then, since the other cases alone would be misleading.
+        ResourceError: another process writes the report.
     """
     from gtvray.data import dataset_digest
     from gtvray.datasets import Ledger, index_dataset
@@ -79,10 +81,14 @@ def evaluate(
     folder = Path(out) if out is not None else folders.reports / f"evaluate-{digests}"
     # In its own folder of the workspace, an earlier report of the same models is replaced.
     overwrite = overwrite or out is None
-    check_study(dataset, bundles.values(), folder, overwrite=overwrite)
-    digest = dataset_digest(dataset, settings.split.patient_pattern)
-    study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
-    outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
+    require_output = partial(check_study, dataset, bundles.values(), folder, overwrite=overwrite)
+    require_output()
+    with folders.lock(folder):
+        # Another process may have written it before the lock was free.
+        require_output()
+        digest = dataset_digest(dataset, settings.split.patient_pattern)
+        study = Study(dataset, digest, bundles, folder, overwrite=overwrite)
+        outcome, report = _score(dataset, study, baseline, threads, Ledger(folders.ledger), show=show)
     try:
         return Evaluation(outcome, report, send_report(report, workspace=folders, config=settings))
     except GtvrayError as error:

@@ -68,7 +68,7 @@ def train(
 
     Raises:
         InputError: the data or settings cannot be used.
-        ResourceError: the training does not fit on the cluster, or MLflow does not answer.
+        ResourceError: the training does not fit on the cluster, another process runs it, or MLflow does not answer.
         TrainingError: every fold failed.
     """
     from gtvray.crossval import TrainJob, TrainRequest
@@ -77,11 +77,12 @@ def train(
     if (data is None) == (resume is None):
         raise InputError("a training needs data, or the name of one to resume", expected="one of the two")
     request = None if data is None else TrainRequest(as_config(config), Path(data), fold, folds)
-    with folders.lock():
+    run = resume or _run_name(f"train-{_short_name(Path(name))}")
+    with folders.lock(folders.trainings / run):
         if request is None:
-            job = TrainJob.resumed(str(resume), folders, show, on_folds)
+            job = TrainJob.resumed(run, folders, show, on_folds)
         else:
-            job = TrainJob(request, folders, _run_name(f"train-{_short_name(Path(name))}"), show, on_folds)
+            job = TrainJob(request, folders, run, show, on_folds)
         project, planned = job.open()
         on_plan(job.plan(project))
         show.begin("ray", "connecting to Ray")
@@ -112,7 +113,7 @@ def sweep(
 
     Raises:
         InputError: the data or settings cannot be used, or the sweep to resume is another one.
-        ResourceError: a trial does not fit on the cluster, or MLflow does not answer.
+        ResourceError: a trial does not fit on the cluster, another process runs the sweep, or MLflow does not answer.
         TrainingError: no trial completed an epoch.
     """
     spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
@@ -121,7 +122,7 @@ def sweep(
     from gtvray.tuning import SweepJob
 
     name = resume or _run_name("sweep" if isinstance(space, SweepConfig) else _short_name(Path(space)))
-    with folders.lock():
+    with folders.lock(folders.sweeps / name):
         job = SweepJob(spec, settings, folders, name, show)
         if resume is not None:
             job.require_started()

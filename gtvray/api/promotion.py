@@ -99,7 +99,7 @@ def promote(
     from gtvray.promotion import promote as decide
 
     folders, settings = as_workspace(workspace), as_config(config)
-    with folders.lock():
+    with folders.lock(folders.decisions):
         candidacy = _Candidacy(
             bundle, Path(data), folders, settings, locator=locator, inference=inference or {}, by=by, show=show
         )
@@ -123,7 +123,7 @@ def plan_promotion(
     No held-out case is scored, and no look is recorded. Arguments and errors are those of `promote`.
     """
     folders, settings = as_workspace(workspace), as_config(config)
-    with folders.lock():
+    with folders.lock(folders.decisions):
         return _Candidacy(
             bundle, Path(data), folders, settings, locator=locator, inference=inference or {}, by=None, show=show
         ).plan()

@@ -10,6 +10,7 @@ from typing import Any
 
 from gtvray.errors import InputError
 from gtvray.io.atomic import atomic_path
+from gtvray.io.locks import flock
 from gtvray.io.text import decode_text, read_text
 
 
@@ -34,13 +35,17 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append an object as one line and flush it to disk; safe with concurrent writers."""
+    """Append an object as one line and flush it to disk; safe with concurrent writers.
+
+    Raises:
+        ResourceError: the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         # O_APPEND alone does not separate writers on every file system. The lock is on the handle that writes, not on a
-        # lock file beside it (filelock), so that the file can be copied alone and a killed writer releases it.
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        # lock file beside it, so that the file can be copied alone and a killed writer releases it.
+        flock(handle, fcntl.LOCK_EX, path)
         size = os.fstat(handle).st_size
         # A line truncated by a crash must not merge with this one.
         start = "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""

@@ -1,27 +1,33 @@
-"""The workspace: the folder for everything that gtvray writes, locked by one writer at a time."""
+"""The workspace: the folder for everything that gtvray writes, with a lock for each sweep, training or report.
+
+Commands write to a workspace side by side. Each holds `.lock` shared, and the locks in `.locks/` of what it writes
+exclusively; what changes the workspace as a whole, such as its adoption, holds `.lock` exclusively.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gtvray.errors import InputError, ResourceError
+from gtvray.errors import ResourceError
 from gtvray.io.location import Location, current_location
+from gtvray.io.locks import exclusive_lock, open_lock, owner_of, try_lock
 from gtvray.io.names import require_printable_path
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
+_LOCK, _LOCKS = ".lock", ".locks"
 _LEFTOVERS = (".partial-*", ".retired-*")
+# Others hold the workspace exclusively while they record its location, or adopt it.
+_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths under one root, and the lock for writing there.
+    """Paths under one root, and the locks for writing there.
 
     Raises:
         InputError: the root has control characters or bytes that are not UTF-8.
@@ -125,79 +131,109 @@ class Workspace:
         return path if location is None else location.follow(path)
 
     @contextmanager
-    def lock(self, need_bytes: int = 0) -> Iterator[None]:
-        """Lock the workspace for writing, and remove temporary files of killed writers.
+    def lock(self, *objects: Path, need_bytes: int = 0) -> Iterator[None]:
+        """Write to the workspace within a `with` block, beside other commands that write other objects.
+
+        Temporary files of killed writers are removed from the objects, and from the shared folders if no other command
+        uses the workspace.
 
         Args:
+            objects: folders or files that this command alone writes, such as that of a sweep.
             need_bytes: required free disk space.
 
         Raises:
             InputError: the folder is not writable, or is a copy of another workspace.
-            ResourceError: another process holds the lock, or disk space is insufficient.
+            ResourceError: another process writes one of the objects or changes the workspace, the disk space is
+                insufficient, or the file system has no locks.
         """
         current_location(self.root)
-        with self.hold():
-            free = shutil.disk_usage(self.root).free
-            if free < need_bytes:
-                raise ResourceError(
-                    "disk space is insufficient",
-                    where=self.root.resolve(),
-                    expected=f"{need_bytes / 1e9:.1f} GB free",
-                    found=f"{free / 1e9:.1f} GB",
-                    do="free some space or choose another workspace",
-                )
-            # A database without a record predates the record: its own paths state where it was created.
-            if self.locate(held=True) is None and not self.mlflow_database.exists():
-                Location.new(self.root).write()
-            self._clear_leftovers()
+        path = self.root / _LOCK
+        with open_lock(path) as handle:
+            self._require_space(need_bytes)
+            if try_lock(handle, fcntl.LOCK_EX, path):
+                # A database without a record predates the record: its own paths state where it was created.
+                if self.locate(held=True) is None and not self.mlflow_database.exists():
+                    Location.new(self.root).write()
+                self._clear_shared()
+            if not try_lock(handle, fcntl.LOCK_SH, path, _WAIT_S):
+                raise self._in_use()
+            self.locate()
+            with self.own(*objects):
+                yield
+
+    @contextmanager
+    def own(self, *objects: Path) -> Iterator[None]:
+        """Exclude other processes from writing objects within a `with` block of `lock`.
+
+        Args:
+            objects: folders or files, inside the workspace or elsewhere.
+
+        Raises:
+            ResourceError: another process writes one of them; the error names it.
+        """
+        with ExitStack() as stack:
+            # In one order, so that of two processes one gets all of them.
+            for each in sorted(set(objects)):
+                stack.enter_context(exclusive_lock(self._lock_of(each), each))
+            # A folder elsewhere may hold files of other programs.
+            _clear(each for each in objects if each.resolve().is_relative_to(self.root))
             yield
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Lock the workspace for writing, without checks of its state.
+        """Exclude every other process from the workspace within a `with` block, without checks of its state.
 
         Raises:
             InputError: the folder is not writable.
-            ResourceError: another process holds the lock.
+            ResourceError: another process uses the workspace, or the file system has no locks.
         """
-        lock = self._acquire()
-        try:
+        path = self.root / _LOCK
+        with open_lock(path) as handle:
+            if not try_lock(handle, fcntl.LOCK_EX, path):
+                raise self._in_use()
             yield
-        finally:
-            lock.release()
 
-    def _acquire(self) -> FileLock:
-        # Imported here, because most commands that only read a workspace take no lock.
-        from filelock import FileLock, Timeout
+    def _lock_of(self, path: Path) -> Path:
+        resolved = path.resolve()
+        if resolved != self.root and resolved.is_relative_to(self.root):
+            relative = resolved.relative_to(self.root)
+            return self.root / _LOCKS / relative.parent / f"{relative.name}.lock"
+        name = hashlib.sha256(str(resolved).encode()).hexdigest()[:32]
+        return self.root / _LOCKS / "elsewhere" / f"{name}.lock"
 
-        # A soft lock, the fallback on file systems without flock, would outlive a killed process.
-        lock = FileLock(self.root / ".lock", fallback_to_soft=False)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-        except Timeout as error:
+    def _in_use(self) -> ResourceError:
+        owners = map(owner_of, sorted((self.root / _LOCKS).rglob("*.lock")))
+        return ResourceError(
+            "another gtvray process is using this workspace",
+            where=self.root,
+            found="; ".join(dict.fromkeys(owner for owner in owners if owner)) or None,
+            do="wait for it to end, or choose another workspace",
+        )
+
+    def _require_space(self, need_bytes: int) -> None:
+        free = shutil.disk_usage(self.root).free
+        if free < need_bytes:
             raise ResourceError(
-                "another gtvray process is using this workspace",
-                where=self.root,
-                do="wait for it to end, or choose another workspace",
-            ) from error
-        except OSError as error:
-            raise InputError(
-                "workspace is not writable",
-                where=self.root,
-                found=error.strerror,
-                do="choose a writable folder with --workspace or GTVRAY_WORKSPACE",
-            ) from error
-        return lock
+                "disk space is insufficient",
+                where=self.root.resolve(),
+                expected=f"{need_bytes / 1e9:.1f} GB free",
+                found=f"{free / 1e9:.1f} GB",
+                do="free some space or choose another workspace",
+            )
 
-    def _clear_leftovers(self) -> None:
+    def _clear_shared(self) -> None:
+        """Remove temporary files of killed writers everywhere; no other command uses the workspace."""
         own = (self.root, self.cache, self.splits, self.phantoms, self.bundles, self.golden, self.reports)
         # Sweeps and trainings also write beside their checkpoints.
         runs = (folder for kind in (self.sweeps, self.trainings) for folder in (kind, *kind.glob("*/")))
-        for folder in (*own, *runs):
-            for pattern in _LEFTOVERS:
-                for leftover in folder.glob(pattern):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        _clear((*own, *runs))
+
+
+def _clear(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        for pattern in _LEFTOVERS:
+            for leftover in folder.glob(pattern):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def sqlite_uri(path: Path) -> str:

@@ -100,8 +100,13 @@ def explain_database_error(path: Path, message: str) -> GtvrayError | None:
 def _create(path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    with atomic_path(path) as temporary:
-        MlflowClient(f"{_URL}{temporary.resolve()}").search_experiments(max_results=1)
+    try:
+        with atomic_path(path, may_replace=lambda: False) as temporary:
+            MlflowClient(f"{_URL}{temporary.resolve()}").search_experiments(max_results=1)
+    except InputError:
+        # Another process has created it in the meantime, and may have recorded a run already.
+        if not path.exists():
+            raise
 
 
 def _require_content(path: Path) -> None:

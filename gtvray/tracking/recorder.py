@@ -61,7 +61,8 @@ class RunRecorder:
         self._logged = {_identity(entry) for entry in earlier if "metrics" in entry}
         # Trials that an earlier process left running end with the parent run, unless they are resumed.
         for entry in earlier:
-            if entry["trial"] is not None:
+            # Tags and files, such as those of the best trial, follow its end and do not start it again.
+            if entry["trial"] is not None and (entry.get("params") or "metrics" in entry):
                 self._open.add(entry["trial"])
             if "status" in entry:
                 self._open.discard(entry["trial"])

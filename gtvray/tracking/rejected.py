@@ -52,7 +52,8 @@ class Refused:
 
     def __str__(self) -> str:
         run = "the parent run" if self.trial is None else f"trial {self.trial}"
-        return f"MLflow refused {self.entries} entries of {run}: {self.reason}"
+        count = f"{self.entries} {'entry' if self.entries == 1 else 'entries'}"
+        return f"MLflow refused {count} of {run}: {self.reason}"
 
 
 class RejectedFile:

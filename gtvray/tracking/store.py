@@ -100,12 +100,21 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
     Raises:
         InputError: the experiment was deleted in MLflow.
     """
+    from mlflow.exceptions import MlflowException
+
     require_experiment(client, name)
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     location = artifacts.resolve().as_uri() if artifacts is not None else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        # Another process has created it in the meantime.
+        found = client.get_experiment_by_name(name)
+        if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(found.experiment_id)
 
 
 def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Mapping[str, str]) -> str:

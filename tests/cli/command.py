@@ -91,6 +91,11 @@ class Running:
         for reader in self._readers:
             reader.start()
 
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
     def wait_for(self, text: str, stream: str = "stderr", within_s: float = 220) -> str:
         """All that a stream holds, once it holds a text."""
         with self._news:

@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from gtvray import api
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.crossval import TrainJob, TrainRequest
+from gtvray.errors import ResourceError
 from gtvray.io import Workspace
 from gtvray.models import Bundle
 from gtvray.reports import Study
@@ -108,6 +109,9 @@ def test_sweep_ends_with_table_page_and_bundle_although_the_server_died(
     assert client.get_run(trial).data.params["optimizer.lr"]
     assert stored(client, trial) == {"bundle"}
     assert stored(client, outcome.sweep_run_id) == {"report"}
+    server.kill()
+    with pytest.raises(ResourceError, match="MLflow does not answer"), again.record.open():
+        pytest.fail("a record needs MLflow when it is opened")
 
 
 @pytest.mark.ray

@@ -80,6 +80,22 @@ def test_restarted_sweep_continues_the_same_runs(client: MlflowClient, tmp_path:
     assert other.run_id != first.run_id
 
 
+def test_trial_that_ended_keeps_its_status_when_a_later_process_is_killed(client: MlflowClient, tmp_path: Path) -> None:
+    first = RunRecorder(client, "ended", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    record(first, 2, range(1, 2))
+    first.finish("t0", "FINISHED")
+    # As the bundle of the best trial is recorded.
+    first.describe({}, {"gtvray.digest": "abc"}, "t0")
+    first.attach("t0", tmp_path / "spool.jsonl", "bundle")
+    assert first.close()
+    again = RunRecorder(client, "ended", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")
+    again.finish_run("KILLED")
+    assert again.close()
+    statuses = {trial: run.info.status for trial, run in children(client, again).items()}
+    assert statuses == {"t0": "FINISHED", "t1": "KILLED"}
+    assert client.get_run(first.trial_run_id("t0")).data.tags["gtvray.digest"] == "abc"
+
+
 def test_repeated_epoch_is_recorded_once(client: MlflowClient, tmp_path: Path) -> None:
     """A trial that is killed before its checkpoint is registered repeats epochs, in this process or the next."""
     first = RunRecorder(client, "again", "sweep", tmp_path / "spool.jsonl", tmp_path / "artifacts")

@@ -25,7 +25,7 @@ from typing import Any
 from isal import isal_zlib
 
 from gtvray.errors import InputError, ResourceError
-from gtvray.io import read_json, read_text, write_json
+from gtvray.io import flock, read_json, read_text, write_json
 
 META = "meta.json"
 # A folder with neither file is nobody's entry: somebody else may keep something in the folder, and it is not evicted.
@@ -123,7 +123,7 @@ class EntryStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, kind)
+            flock(handle, kind, self._folder)
             yield
         finally:
             os.close(handle)
@@ -150,7 +150,7 @@ class EntryStore:
     def _open_lease(self) -> int:
         (self._folder / _LEASES).mkdir(exist_ok=True)
         handle, _ = tempfile.mkstemp(dir=self._folder / _LEASES)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        flock(handle, fcntl.LOCK_EX, self._folder)
         return handle
 
     def _leased(self) -> set[str]:
@@ -159,7 +159,7 @@ class EntryStore:
         for file in (self._folder / _LEASES).glob("*"):
             handle = os.open(file, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, file)
                 file.unlink()
             except BlockingIOError:
                 keys.update(read_text(file).split())
