@@ -99,9 +99,12 @@ def sweep(
     *,
     config: ConfigLike = None,
     resume: str | None = None,
+    extend: int = 0,
+    base_name: str | None = None,
     workspace: Workspace | PathLike = WORKSPACE,
     address: str | None = None,
     show: ProgressReporter = SILENT,
+    on_start: Callable[[str], None] = lambda _: None,
 ) -> SweepRun:
     """Search over trainings and write the bundle of the best trial.
 
@@ -109,10 +112,14 @@ def sweep(
         space: a search space, or its YAML file.
         data: dataset with masks.
         config: settings where the search space states nothing.
-        resume: name of an interrupted sweep, which continues with the settings it was started with.
+        resume: name of an earlier sweep, which continues with the settings it was started with. One that is finished
+            is returned as it is.
+        extend: number of further trials of the sweep to resume.
+        base_name: first part of the name of a new sweep; by default that of the file.
         workspace: folder for all output.
         address: running Ray cluster; by default one is started on this machine.
         show: receives progress.
+        on_start: called with the name of the sweep once it can be resumed, before a cluster is touched.
 
     Raises:
         InputError: the data or settings cannot be used, or the sweep to resume is another one.
@@ -125,12 +132,20 @@ def sweep(
     from gtvray.reports import record_trials_page, write_trials_page
     from gtvray.tuning import SweepJob
 
-    name = resume or _run_name("sweep" if isinstance(space, SweepConfig) else _short_name(Path(space)))
+    if extend and resume is None:
+        raise InputError("only an earlier sweep can be extended", do="name it with --resume")
+    base = Path(base_name or ("sweep" if isinstance(space, SweepConfig) else Path(space).stem))
+    name = resume or _run_name(_short_name(base))
     with folders.lock():
-        job = SweepJob(spec, settings, folders, name, show)
+        job = SweepJob(spec, settings, folders, name, show, extend)
         if resume is not None:
             job.require_started()
         project = job.open(Path(data))
+        finished = job.finished(project)
+        on_start(name)
+        if finished is not None:
+            page = write_trials_page(folders.sweeps / name, name)
+            return SweepRun(name, finished, page, page_sent=True)
         show.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
             try:

@@ -10,12 +10,13 @@ from gtvray import NOTICE
 from gtvray.io import Picture, Table, atomic_path, render_page
 from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
 from gtvray.tracking import Trial, read_trials
-from gtvray.tracking.trials import FAILED
+from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PAGE = "trials.html"
+STATES = (COMPLETED, STOPPED, OUT_OF_BUDGET, FAILED, RUNNING, PLANNED)
 
 
 def record_trials_page(folder: Path, name: str, client: MlflowClient, run_id: str) -> tuple[Path | None, bool]:
@@ -61,12 +62,14 @@ def trials_page(name: str, trials: Sequence[Trial]) -> str:
         name: name of the sweep.
         trials: its trials; those without an epoch appear in the tables only.
     """
-    trained = sorted((trial for trial in trials if trial.curve("selection_dsc")), key=lambda each: -best_dsc(each))
+    with_epochs = [trial for trial in trials if trial.curve("selection_dsc")]
+    # As in the ranking of the sweep, a failed trial is behind all others.
+    trained = sorted(with_epochs, key=lambda each: (each.state == FAILED, -best_dsc(each)))
     untrained = [trial for trial in trials if not trial.curve("selection_dsc")]
     keys = searched_keys(trials)
     facts: list[tuple[str, object]] = [
         ("trials", len(trials)),
-        ("failed", sum(trial.state == FAILED for trial in trials)),
+        *((state, number) for state in STATES if (number := sum(trial.state == state for trial in trials))),
     ]
     if trained:
         facts += [("best trial", trained[0].trial_id), ("best DSC", f"{best_dsc(trained[0]):.4f}")]
@@ -109,17 +112,18 @@ def _trial_table(trials: Sequence[Trial], keys: Sequence[str]) -> Table:
             f"{best_dsc(trial):.4f}" if trial.curve("selection_dsc") else None,
             len(trial.epochs),
             f"{_seconds(trial):.0f}",
-            trial.state,
+            trial.origin,
+            trial.ending,
             *(_setting(trial, key) for key in keys),
         )
         for trial in trials
     ]
-    return Table(("trial", "best DSC", "epochs", "seconds", "state", *keys), rows)
+    return Table(("trial", "best DSC", "epochs", "seconds", "origin", "ending", *keys), rows)
 
 
 def _failure_table(trials: Sequence[Trial]) -> Table:
     rows = [(trial.trial_id, "recovered", note) for trial in trials for note in trial.notes]
-    rows += [(trial.trial_id, FAILED, trial.reason) for trial in trials if trial.reason]
+    rows += [(trial.trial_id, FAILED, trial.reason or "") for trial in trials if trial.state == FAILED]
     return Table(("trial", "outcome", "reason"), rows)
 
 

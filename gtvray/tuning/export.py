@@ -11,7 +11,7 @@ from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.models import Bundle
 from gtvray.tracking import RunRecorder
 from gtvray.training import domain_ranges, export_bundle
-from gtvray.tuning.sweep import SweepResult
+from gtvray.tuning.result import SweepResult
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

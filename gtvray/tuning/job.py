@@ -18,7 +18,8 @@ from gtvray.runtime import Cluster, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
-    from gtvray.tuning.sweep import SweepResult
+    from gtvray.tracking import RunRecorder
+    from gtvray.tuning.result import SweepResult
     from gtvray.tuning.watch import SweepStatus
 
 
@@ -51,6 +52,7 @@ class SweepJob:
         workspace: locked by the caller.
         name: name of folder and run.
         show: receives progress.
+        extend: number of trials beyond those of the stored sweep.
         warnings: findings of the data check.
     """
 
@@ -59,7 +61,9 @@ class SweepJob:
     workspace: Workspace
     name: str
     show: ProgressReporter
+    extend: int = 0
     warnings: list[Finding] = field(default_factory=list)
+    _remembered: bool = field(default=False, init=False)
 
     @property
     def folder(self) -> Path:
@@ -95,8 +99,10 @@ class SweepJob:
         )
         # This loads torch: after the check of the data, and before a cluster is touched.
         from gtvray.training import check_plan
+        from gtvray.tuning.space import Space, check_corners
 
-        check_plan(config, project.train, project.selection)
+        space = Space(self.sweep.space, config)
+        check_corners(space, config, lambda settings: check_plan(settings, project.train, project.selection))
         return project
 
     def require_started(self) -> None:
@@ -110,6 +116,30 @@ class SweepJob:
                 "no such sweep", where=self.workspace.sweeps, found=self.name, do="pass the name of a sweep to --resume"
             )
 
+    def finished(self, project: Project) -> SweepOutcome | None:
+        """Return the stored outcome of a sweep that running it would not change; None if there is something to run.
+
+        The request of the sweep is stored in its folder first, or compared with the stored one.
+
+        Raises:
+            InputError: the folder contains another sweep.
+        """
+        from gtvray.models import Bundle
+        from gtvray.tracking import TrialRecord
+        from gtvray.tuning.result import rank
+        from gtvray.tuning.resume import read_result, remember_sweep
+
+        if not self._remembered:
+            self.sweep = remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest, self.extend)
+            self._remembered = True
+        stored, record = read_result(self.folder), TrialRecord(self.folder)
+        if stored is None or not stored.finished(self.sweep, record.elapsed_s):
+            return None
+        base = with_dotted(self.config, self.sweep.base, "base")
+        result = rank(record.trials.values(), self.trials_folder, base, stored.ranking)
+        bundle = Bundle.load(self.workspace.bundles / stored.bundle)
+        return SweepOutcome(result, bundle, stored.run_id, stored.sweep_run_id, delivered=True)
+
     def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
         """Run the trials, or resume them, and write the bundle of the best trial.
 
@@ -118,13 +148,13 @@ class SweepJob:
             and those of `run_sweep`.
         """
         # Ray and torch take seconds to load; invalid data are reported before.
-        from gtvray.tuning.export import export_best
-        from gtvray.tuning.resume import remember_sweep
         from gtvray.tuning.sweep import run_sweep
 
+        finished = self.finished(project)
+        if finished is not None:
+            return finished
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
-        remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest)
         with self.record.open() as record:
             result = run_sweep(
                 self.sweep,
@@ -138,13 +168,58 @@ class SweepJob:
                 report=self._report,
             )
             record.recorder.flush()
-            target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
-            bundle, run_id = export_best(result, project, target, record.recorder, self.record.client)
+            bundle, run_id = self._export(result, project, record.recorder)
             record.status = "FINISHED"
         return SweepOutcome(result, bundle, run_id, record.recorder.run_id, record.delivered)
 
+    @property
+    def trials_folder(self) -> Path:
+        """Folder with a folder of checkpoints per trial."""
+        return self.folder / "trials"
+
+    def _export(self, result: SweepResult, project: Project, recorder: RunRecorder) -> tuple[Bundle, str]:
+        """Write the bundle of the best trial, store the result, and remove the checkpoints of the others."""
+        from gtvray.models import Bundle
+        from gtvray.tuning.export import export_best
+        from gtvray.tuning.result import remove_losers
+        from gtvray.tuning.resume import StoredResult, read_result, write_result
+
+        best, stored = result.best, read_result(self.folder)
+        target = self.workspace.bundles / f"{self.name}-{best.trial_id}"
+        if stored is not None and stored.bundle == target.name and best.best_dsc == stored.ranking[best.trial_id][0]:
+            # The sweep was extended, and the further trials are no better.
+            bundle, run_id = Bundle.load(target), stored.run_id
+        else:
+            bundle, run_id = export_best(result, project, target, recorder, self.record.client)
+        recorder.log(None, {"best_dsc": best.best_dsc, "failed_trials": float(result.failed)}, len(result.ended))
+        recorder.describe({}, {"gtvray.best_trial": best.trial_id, "gtvray.best_run": run_id})
+        unfinished = result.unfinished
+        write_result(
+            self.folder,
+            StoredResult(
+                best=best.trial_id,
+                bundle=target.name,
+                run_id=run_id,
+                sweep_run_id=recorder.run_id,
+                ranking={trial.trial_id: (trial.best_dsc, trial.best_epoch) for trial in result.trials},
+                complete=not unfinished and not self._spent,
+            ),
+        )
+        remove_losers(result, self.trials_folder)
+        return bundle, run_id
+
+    @property
+    def _spent(self) -> bool:
+        """Whether the time budget is spent before all trials have started."""
+        from gtvray.tracking import TrialRecord
+
+        record, budget_s = TrialRecord(self.folder), self.sweep.time_budget_s
+        return budget_s is not None and record.elapsed_s >= budget_s and len(record.trials) < self.sweep.trials
+
     def _report(self, status: SweepStatus) -> None:
-        trials = self.sweep.trials
-        progress = f"trial {status.started}/{trials}, epoch {status.epoch}/{status.epochs}"
-        done = max(status.ended / trials, status.elapsed_s / (self.sweep.time_budget_s or float("inf")))
-        self.show.advance(min(done, 1.0), 1, f"{progress}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")
+        trials, budget_s = self.sweep.trials, self.sweep.time_budget_s
+        done = max(status.ended / trials, status.elapsed_s / budget_s if budget_s else 0.0)
+        text = f"trial {status.started}/{trials}, {status.trial} epoch {status.epoch}/{status.epochs}"
+        if status.event != "epoch":
+            text = f"{status.trial} {status.event}; {status.ended}/{trials} trials ended"
+        self.show.advance(min(done, 1.0), 1, f"{text}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")

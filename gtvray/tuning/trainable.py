@@ -13,10 +13,9 @@ from typing import Any
 
 from ray import tune
 
-from gtvray.config import Choice, Config, Range, with_dotted
+from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.training import EpochReport, fit, fit_distributed
-from gtvray.tuning.space import decode
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,11 @@ class TrialContext:
 
     Attributes:
         config: settings before the point of a trial is applied.
-        space: the search space.
         train, selection: prepared cases.
         folder: contains a folder per trial, named by its id, with its checkpoints.
     """
 
     config: Config
-    space: dict[str, Range | Choice]
     train: list[CachedCase]
     selection: list[CachedCase]
     folder: Path
@@ -46,7 +43,8 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         self._epochs: Iterator[EpochReport] | None = None
         self._point = config
         self._resume: Path | None = None
-        # The last epoch reported to Tune; None means the last epoch of the checkpoint to resume from.
+        # The last epoch reported to this process; earlier ones that a checkpoint has are reported again, so that
+        # nothing depends on what was heard of them. None means the last epoch of the checkpoint to resume from.
         self._known_epoch: int | None = 0
 
     def step(self) -> dict[str, Any]:
@@ -85,7 +83,7 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         self._close()
 
     def _config(self) -> Config:
-        return with_dotted(self._context.config, decode(self._point, self._context.space), "trial")
+        return with_dotted(self._context.config, self._point, "trial")
 
     def _folder(self) -> Path:
         return self._context.folder / str(self.trial_id)

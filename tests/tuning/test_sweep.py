@@ -71,6 +71,7 @@ def sweep(local_ray: Cluster, client: MlflowClient, config: Config, cases: list[
 
 def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
     result = sweep.run(trials=3, max_concurrent=1, scheduler={"kind": "none"}, start=[START])
+    assert sorted(trial.trial_id for trial in result.trials) == ["t0", "t1", "t2"]
     assert (len(result.trials), result.failed) == (3, 0)
     assert [trial.best_dsc for trial in result.trials] == sorted((t.best_dsc for t in result.trials), reverse=True)
     runs, recorded = sweep.children, {trial.trial_id: trial for trial in read_trials(sweep.folder)}
@@ -80,18 +81,25 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
         run = runs[trial.trial_id]
         assert run.data.params == {key: str(value) for key, value in trial.point.items()}
         assert (run.info.status, run.data.tags["gtvray.data"]) == ("FINISHED", "d1")
+        assert (run.data.tags["gtvray.ending"], run.data.tags["gtvray.origin"]) == ("completed", trial.origin)
         for name in ("train_loss", "selection_dsc", "lr", "seconds"):
             assert [step for step, _ in sweep.history(run, name)] == [1, 2]
         assert max(value for _, value in sweep.history(run, "selection_dsc")) == trial.best_dsc
         assert Checkpoint.load(trial.best_checkpoint).meta["network"]["features"] == [4, 8, 8]
-        assert (recorded[trial.trial_id].settings, recorded[trial.trial_id].state) == (trial.point, "finished")
+        assert (recorded[trial.trial_id].settings, recorded[trial.trial_id].state) == (trial.point, "completed")
         assert recorded[trial.trial_id].curve("selection_dsc") == sweep.history(run, "selection_dsc")
         assert result.config_of(trial).training.patch_ijk == tuple(trial.point["training.patch_ijk"])
-    assert [(status.started, status.ended, status.epoch, status.epochs) for status in sweep.statuses] == [
-        (started, started - 1, epoch, 2) for started in (1, 2, 3) for epoch in (1, 2)
+    assert [(status.trial, status.started, status.ended, status.epoch, status.event) for status in sweep.statuses] == [
+        (f"t{number}", number + 1, number + (event != "epoch"), epoch, event)
+        for number in range(3)
+        for epoch, event in ((1, "epoch"), (2, "epoch"), (2, "completed"))
     ]
-    first = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[0].trial)
-    assert first.point == START
+    by_id = {trial.trial_id: trial for trial in result.trials}
+    assert [by_id[name].origin for name in ("t0", "t1", "t2")] == ["default", "given", "start"]
+    assert by_id["t1"].point == START
+    # The default patch is larger than every case, and no choice of the space.
+    assert by_id["t0"].point == {"optimizer.lr": 0.002, "training.patch_ijk": [16, 16, 16]}
+    assert not (sweep.folder / "tune").exists(), "Tune's own state is not needed any more"
     # An actor that has been another trial before trains as a fresh process would.
     last = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[-1].trial)
     alone = list(fit(result.config_of(last), sweep.cases[:4], sweep.cases[4:], tmp_path / "alone"))
@@ -100,37 +108,38 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
-    """The first two learn; the others, with no learning rate to speak of, cannot keep up."""
-    rates = [0.02, 0.01, 1e-9, 1e-10]
+    """The default settings and the first rate learn; with no learning rate to speak of, the others cannot keep up."""
+    rates = [0.02, 1e-9, 1e-10]
     longer = with_dotted(sweep.config, {"training.epochs": 8, "training.steps_per_epoch": 4})
     result = sweep.run(
         longer,
         trials=4,
         searcher="random",
         max_concurrent=1,
-        space={"optimizer.lr": Choice(choice=rates).model_dump()},
+        space={"optimizer.lr": Choice(choice=[0.002, *rates]).model_dump()},
         start=[{"optimizer.lr": rate} for rate in rates],
         scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
     )
-    assert {status.started - status.ended for status in sweep.statuses} == {1}, "one trial at a time"
-    order = list(dict.fromkeys(status.trial for status in sweep.statuses))
-    by_id = {trial.trial_id: trial for trial in result.trials}
-    assert [by_id[trial].point["optimizer.lr"] for trial in order] == rates, "start points come first, in order"
-    epochs = sorted(trial.epochs for trial in result.trials)
-    assert len(epochs) == 4
-    assert epochs[0] == 2
-    assert epochs[-1] == 8
-    for trial in result.trials:
+    assert {status.started - status.ended for status in sweep.statuses} == {0, 1}, "one trial at a time"
+    assert [trial.settings["optimizer.lr"] for trial in result.ended] == [0.002, *rates], "in the order they are given"
+    stopped = [trial for trial in result.ended if trial.state == "stopped"]
+    assert {trial.trial_id for trial in stopped} >= {"t3"}
+    for trial in stopped:
+        rung = {2: 1, 4: 2}[len(trial.epochs)]
+        assert trial.ending == f"stopped at rung {rung} (epoch {len(trial.epochs)})"
+    assert result.best.epochs == 8
+    for trial in result.ended:
         run = sweep.children[trial.trial_id]
-        assert [step for step, _ in sweep.history(run, "train_loss")] == list(range(1, trial.epochs + 1))
-        assert run.info.status == "FINISHED"
+        assert [step for step, _ in sweep.history(run, "train_loss")] == list(range(1, len(trial.epochs) + 1))
+        assert run.info.status == ("FINISHED" if trial.state == "completed" else "KILLED")
+        assert run.data.tags["gtvray.ending"] == trial.ending
 
 
 def test_a_trial_of_two_workers(sweep: Sweep) -> None:
     two = with_dotted(sweep.config, {"training.num_workers": 2})
     result = sweep.run(two, trials=1, scheduler={"kind": "none"}, start=[START])
     (trial,) = result.trials
-    assert (trial.epochs, trial.point) == (2, START)
+    assert (trial.epochs, trial.origin) == (2, "default")
     assert [step for step, _ in sweep.history(sweep.children[trial.trial_id], "train_loss")] == [1, 2]
 
 

@@ -1,0 +1,40 @@
+"""When a sweep stops before its last trial: its time budget, and further rules of the sweep file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import Stopper
+
+from gtvray.config import SweepConfig
+from gtvray.tracking import TrialRecord
+from gtvray.tracking.trials import OUT_OF_BUDGET
+
+
+class SweepStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
+    """Stops a sweep.
+
+    Args:
+        sweep: settings of the sweep.
+        record: record of the sweep, which counts the time of earlier sessions too.
+
+    Attributes:
+        state: state of the trials that are stopped.
+        reason: why, once the sweep is stopped.
+    """
+
+    def __init__(self, sweep: SweepConfig, record: TrialRecord) -> None:
+        self._sweep, self._record = sweep, record
+        self.state: str = OUT_OF_BUDGET
+        self.reason: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return False: single trials are stopped by the scheduler."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the sweep stops now."""
+        budget_s = self._sweep.time_budget_s
+        if self.reason is None and budget_s is not None and self._record.elapsed_s >= budget_s:
+            self.reason = f"the time budget of {budget_s:g} s is spent"
+        return self.reason is not None
