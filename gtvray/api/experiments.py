@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gtvray.crossval import FoldStatus, TrainOutcome
     from gtvray.training import Plan
     from gtvray.tuning import SweepOutcome
+    from gtvray.tuning.describe import SweepDescription
 
 # A file system accepts names of 255 bytes; names of bundles and temporary files are longer than that of the run.
 _NAME_BYTES = 100
@@ -156,6 +157,39 @@ def sweep(
                 raise
         page, sent = record_trials_page(folders.sweeps / name, name, job.record.client, outcome.sweep_run_id)
     return SweepRun(name, outcome, page, sent)
+
+
+def describe_sweep(
+    space: SweepConfig | PathLike,
+    data: PathLike | None = None,
+    *,
+    config: ConfigLike = None,
+    workspace: Workspace | PathLike = WORKSPACE,
+    show: ProgressReporter = SILENT,
+) -> SweepDescription:
+    """Describe a sweep without running it.
+
+    Args:
+        space: a search space, or its YAML file.
+        data: dataset with masks, which is prepared and checked against every corner of the space; without it the
+            settings alone are checked.
+        config: settings where the search space states nothing.
+        workspace: contains the cache of prepared cases.
+        show: receives progress.
+
+    Raises:
+        InputError: the data or settings cannot be used.
+    """
+    from gtvray.tuning import SweepJob
+    from gtvray.tuning.describe import describe_sweep as describe
+
+    spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
+    settings, folders = as_config(config), as_workspace(workspace)
+    if data is None:
+        return describe(spec, settings)
+    with folders.lock():
+        job = SweepJob(spec, settings, folders, _run_name("dry"), show)
+        return job.describe(job.open(Path(data)))
 
 
 def _run_name(base: str) -> str:

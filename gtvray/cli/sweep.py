@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def sweep(
     space: Annotated[Path, typer.Argument(help="Search space, such as tune_configs/demo.yaml.")],
-    data: Annotated[Path, typer.Option(help="Dataset with masks.")],
+    data: Annotated[Path | None, typer.Option(help="Dataset with masks; optional with --describe.")] = None,
     address: AddressOption = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
@@ -40,6 +41,10 @@ def sweep(
     budget: Annotated[
         str | None, typer.Option(help="Time budget, such as 90s, 45m or 2h, instead of that of the file.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Prepare and check the data, print what would run, and stop.")
+    ] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Print what would run from the settings alone.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search over trainings, record every trial in MLflow, and write the bundle of the best one.
@@ -51,18 +56,30 @@ def sweep(
     """
     from gtvray import api
     from gtvray.config import load_config, load_sweep
+    from gtvray.errors import InputError
 
     spec = load_sweep(space)
     if budget is not None:
         spec = spec.model_copy(update={"time_budget_s": seconds_of(budget)})
+    settings = load_config(config, override or [])
+    if data is None and not describe:
+        raise InputError("a sweep needs data", do="name a dataset with --data")
     progress = Progress({"data": 10, "prepare": 20, "ray": 8, "sweep": spec.time_budget_s or 0}, as_json)
+    if describe or dry_run:
+        with progress.live():
+            found = api.describe_sweep(
+                spec, None if describe else data, config=settings, workspace=workspace, show=progress
+            )
+        emit(asdict(found) | {"ok": True}, as_json, found.text())
+        return
+    assert data is not None
     session = _Session(space, data, workspace, config, override or [], address)
     try:
         with progress.live():
             run = api.sweep(
                 spec,
                 data,
-                config=load_config(config, override or []),
+                config=settings,
                 resume=resume,
                 extend=extend,
                 base_name=space.stem,

@@ -30,6 +30,16 @@ _PLANNED_ONCE = (
     "training.use_gpu",
     "training.gpus_per_worker",
 )
+# Keys that a training may continue with after they have changed.
+_MUTABLE = (
+    "augmentation.",
+    "loss.",
+    "optimizer.lr",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "training.foreground_share",
+)
 # Trials are compared on the same cases, marked at the same threshold.
 _JUDGES = ("training.selection_cases", "inference.")
 
@@ -37,19 +47,28 @@ _JUDGES = ("training.selection_cases", "inference.")
 class SchedulerConfig(Section):
     """Early stopping of trials."""
 
-    kind: Literal["asha", "none"] = Field("asha", description="asynchronous successive halving, or none")
-    grace_epochs: int = Field(2, ge=1, description="epochs that every trial runs before it can be stopped")
+    kind: Literal["asha", "hyperband", "median", "pasha", "top_k", "pbt", "none"] = Field(
+        "asha",
+        description="asha: successive halving, asynchronous; hyperband: several brackets of it; median: stop a trial "
+        "below the median of the others; pasha: halving whose rungs grow only while the ranking changes; top_k: all "
+        "trials to grace_epochs, then the best `keep` to the end; pbt: population-based training, where trials take "
+        "over weights and changed settings of better ones every grace_epochs; none: every trial to the end",
+    )
+    grace_epochs: int = Field(
+        2, ge=1, description="epochs that every trial runs before it can be stopped; the interval of pbt"
+    )
     reduction_factor: int = Field(3, ge=2, description="one in this many trials continues at each rung")
+    keep: int = Field(3, ge=1, description="number of trials that top_k trains to the end")
 
     def rungs(self, epochs: int) -> list[int]:
         """Return the epochs at which a trial of `epochs` epochs may be stopped, in order."""
-        if self.kind == "none":
+        if self.kind in ("none", "pbt"):
             return []
-        found, rung = [], min(self.grace_epochs, epochs)
+        found, rung = [], self.grace_epochs
         while rung < epochs:
             found.append(rung)
             rung *= self.reduction_factor
-        return found
+        return found[:1] if self.kind == "top_k" else found
 
 
 class SweepConfig(Section):
@@ -66,6 +85,10 @@ class SweepConfig(Section):
     scheduler: SchedulerConfig = SchedulerConfig()
     time_budget_s: float | None = Field(
         None, gt=0, description="no new epoch is started after this time; the time before a resume counts"
+    )
+    target: float | None = Field(None, gt=0, le=1, description="stop once a trial has this selection DSC")
+    plateau: int | None = Field(
+        None, ge=1, description="stop once this many trials in a row have ended without a better one"
     )
     base: dict[str, Any] = Field(default_factory=dict, description="settings of every trial, nested or dotted")
     space: dict[str, SpaceEntry] = Field(description="dotted keys that are searched", min_length=1)
@@ -123,6 +146,14 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
             expected="a setting of a single trial: " + ", ".join(prefix.rstrip(".") for prefix in _SEARCHABLE),
             found=key,
             do="set it under base: data and workers are planned once per sweep",
+        )
+    if sweep.scheduler.kind == "pbt" and (not key.startswith(_MUTABLE) or sweep.space[key].when):
+        raise ConfigError(
+            "this key cannot change during a training",
+            where=path,
+            expected="with scheduler.kind pbt, without conditions: " + ", ".join(each.rstrip(".") for each in _MUTABLE),
+            found=key,
+            do="set it under base, or take another scheduler",
         )
     if key in sweep.base:
         raise ConfigError("a key is both fixed and searched", where=path, found=key, do="keep one of the two")

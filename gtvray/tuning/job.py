@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Project
@@ -19,6 +19,7 @@ from gtvray.runtime import Cluster, ProgressReporter
 if TYPE_CHECKING:
     from gtvray.models import Bundle
     from gtvray.tracking import RunRecorder
+    from gtvray.tuning.describe import SweepDescription
     from gtvray.tuning.result import SweepResult
     from gtvray.tuning.watch import SweepStatus
 
@@ -98,12 +99,23 @@ class SweepJob:
             data, config, self.workspace, self.show, make=make, before_preparing=self.record.require_recordable
         )
         # This loads torch: after the check of the data, and before a cluster is touched.
+        self._check(project)
+        return project
+
+    def describe(self, project: Project) -> SweepDescription:
+        """Describe the sweep as it would run on the data."""
+        from gtvray.tuning.describe import describe_sweep
+
+        return describe_sweep(self.sweep, self.config, self._check(project))
+
+    def _check(self, project: Project) -> dict[str, Any]:
+        """Check the training of every corner of the space; return the point of the first trial."""
         from gtvray.training import check_plan
         from gtvray.tuning.space import Space, check_corners
 
+        config = with_dotted(self.config, self.sweep.base, "base")
         space = Space(self.sweep.space, config)
-        check_corners(space, config, lambda settings: check_plan(settings, project.train, project.selection))
-        return project
+        return check_corners(space, config, lambda settings: check_plan(settings, project.train, project.selection))
 
     def require_started(self) -> None:
         """Refuse to resume a sweep that was never started.

@@ -29,6 +29,7 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
         concurrent: maximum number of trials that are pending or running.
         failures: how often a trial is restarted after a failure.
         stopping: returns whether no further trial is to be created.
+        reserved: returns the number of paused trials that are to continue before new ones start.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
         concurrent: int,
         failures: int,
         stopping: Callable[[], bool] = lambda: False,
+        reserved: Callable[[], int] = lambda: 0,
     ) -> None:
         self._searcher, self._record = searcher, record
         self._queue, self._trials = list(unfinished), trials
-        self._concurrent, self._failures, self._stopping = concurrent, failures, stopping
+        self._concurrent, self._failures = concurrent, failures
+        self._stopping, self._reserved = stopping, reserved
         self._metric = METRIC
         self._spec: dict[str, Any] = {}
         self._created: list[Trial] = []
@@ -61,7 +64,7 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
     def next_trial(self) -> Trial | None:
         """Return a new trial; None if there is none, or if no more may run now."""
         active = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._created)
-        if self.is_finished() or active >= self._concurrent:
+        if self.is_finished() or active + self._reserved() >= self._concurrent:
             return None
         if self._queue:
             return self._create(self._queue.pop(0))

@@ -1,4 +1,4 @@
-"""When a sweep stops before its last trial: its time budget, and further rules of the sweep file."""
+"""When a sweep stops before its last trial: its time budget is spent, its target reached, or nothing better found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from ray.tune import Stopper
 
 from gtvray.config import SweepConfig
 from gtvray.tracking import TrialRecord
-from gtvray.tracking.trials import OUT_OF_BUDGET
+from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
+from gtvray.tuning.searchers.base import value_of
 
 
 class SweepStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
@@ -34,7 +35,31 @@ class SweepStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
 
     def stop_all(self) -> bool:
         """Return whether the sweep stops now."""
-        budget_s = self._sweep.time_budget_s
-        if self.reason is None and budget_s is not None and self._record.elapsed_s >= budget_s:
-            self.reason = f"the time budget of {budget_s:g} s is spent"
+        if self.reason is None:
+            self.reason = self._found() or self._spent()
         return self.reason is not None
+
+    def _spent(self) -> str | None:
+        budget_s = self._sweep.time_budget_s
+        if budget_s is None or self._record.elapsed_s < budget_s:
+            return None
+        self.state = OUT_OF_BUDGET
+        return f"the time budget of {budget_s:g} s is spent"
+
+    def _found(self) -> str | None:
+        """Return why no better trial is looked for."""
+        self.state = STOPPED
+        if self._sweep.target is None and self._sweep.plateau is None:
+            return None
+        values = {name: value_of(trial) for name, trial in self._record.trials.items()}
+        known = {name: value for name, value in values.items() if value is not None}
+        if not known:
+            return None
+        best = max(known, key=lambda name: known[name])
+        if self._sweep.target is not None and known[best] >= self._sweep.target:
+            return f"{best} has reached the target of {self._sweep.target:g}"
+        later = list(self._record.trials.values())[list(self._record.trials).index(best) + 1 :]
+        ended = sum(trial.ended for trial in later)
+        if self._sweep.plateau is not None and ended >= self._sweep.plateau:
+            return f"{ended} trials after {best} were no better"
+        return None

@@ -16,6 +16,7 @@ from ray.tune import CheckpointConfig, PlacementGroupFactory
 
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
 from gtvray.data import CachedCase
+from gtvray.errors import ResourceError
 from gtvray.experiments.tasks import worker_memory_bytes
 from gtvray.failpoints import failpoint
 from gtvray.runtime import Cluster, plan_trials
@@ -23,7 +24,7 @@ from gtvray.tracking import RunRecorder, TrialRecord
 from gtvray.training import check_memory, check_plan
 from gtvray.tuning.result import SweepResult, rank
 from gtvray.tuning.resume import read_result, unfinished_trials
-from gtvray.tuning.schedulers.registry import build_scheduler
+from gtvray.tuning.schedulers.registry import Setting, build_scheduler
 from gtvray.tuning.search import SweepSearch
 from gtvray.tuning.searchers.registry import build_searcher
 from gtvray.tuning.space import Space, check_corners
@@ -72,6 +73,7 @@ def run_sweep(
     space = Space(sweep.space, base)
     default = check_corners(space, base, lambda settings: check_plan(settings, train, selection))
     plan = plan_trials(base.training, cluster.cpus, cluster.gpus, sweep.max_concurrent)
+    _require_population(sweep, base, plan.concurrent)
     memory = worker_memory_bytes(base, cluster)
     check_corners(space, base, lambda settings: check_memory(settings, memory))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
@@ -79,7 +81,8 @@ def run_sweep(
     unfinished = unfinished_trials(record.trials, sweep, record.elapsed_s)
     record.begin_session()
     epochs, stopper = base.training.epochs, SweepStopper(sweep, record)
-    context = TrialContext(base, train, selection, folder / TRIALS_FOLDER)
+    population = sweep.scheduler.kind == "pbt"
+    context = TrialContext(base, train, selection, folder / TRIALS_FOLDER, pin=population)
     alone = base.training.num_workers == 1
     bundle = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial} if alone else {"memory": _DRIVER_BYTES}
     watcher = Watcher(
@@ -91,14 +94,22 @@ def run_sweep(
         stopper=stopper,
         report=report,
     )
+
+    def exhausted() -> bool:
+        return search.is_finished()
+
+    setting = Setting(sweep, space, epochs, record, exhausted)
+    scheduler = build_scheduler(setting, unfinished)
     search = SweepSearch(
         build_searcher(sweep, space, default),
         record,
         unfinished=unfinished,
         trials=sweep.trials,
-        concurrent=plan.concurrent,
+        # Trials of a population take turns, so all of them exist at once.
+        concurrent=sweep.trials if population else plan.concurrent,
         failures=_TRIAL_FAILURES,
         stopping=stopper.stop_all,
+        reserved=lambda: scheduler.reserved,
     )
     if not search.is_finished():
         with _quiet(), _pending_trials(plan.concurrent), _own_folder(folder / _TUNE_FOLDER):
@@ -110,7 +121,7 @@ def run_sweep(
                 name=_TUNE_FOLDER,
                 storage_path=str(folder.resolve()),
                 search_alg=search,
-                scheduler=build_scheduler(sweep, space, epochs, record, unfinished),
+                scheduler=scheduler,
                 stop=stopper,
                 callbacks=[watcher],
                 checkpoint_config=CheckpointConfig(),
@@ -121,6 +132,18 @@ def run_sweep(
     failpoint("tuning.before_result")
     stored = read_result(folder)
     return rank(record.trials.values(), context.folder, base, stored.ranking if stored else None)
+
+
+def _require_population(sweep: SweepConfig, base: Config, concurrent: int) -> None:
+    """Refuse a population that Tune could not let take turns: it does not count the workers that a trial starts."""
+    if sweep.scheduler.kind == "pbt" and base.training.num_workers > 1 and sweep.trials > concurrent:
+        raise ResourceError(
+            "the population does not fit on this cluster at once",
+            where="trials",
+            expected=f"at most {concurrent} with {base.training.num_workers} workers each",
+            found=sweep.trials,
+            do="lower trials, or set training.num_workers=1: then trials take turns",
+        )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from ray import tune
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.training import EpochReport, fit, fit_distributed
+from gtvray.tuning.pins import pin_checkpoint, take_over
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class TrialContext:
         config: settings before the point of a trial is applied.
         train, selection: prepared cases.
         folder: contains a folder per trial, named by its id, with its checkpoints.
+        pin: whether checkpoints that are handed to other trials are kept for them.
     """
 
     config: Config
     train: list[CachedCase]
     selection: list[CachedCase]
     folder: Path
+    pin: bool = False
 
 
 class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -42,10 +45,9 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         self._context = context
         self._epochs: Iterator[EpochReport] | None = None
         self._point = config
-        self._resume: Path | None = None
-        # The last epoch reported to this process; earlier ones that a checkpoint has are reported again, so that
-        # nothing depends on what was heard of them. None means the last epoch of the checkpoint to resume from.
-        self._known_epoch: int | None = 0
+        # The last epoch reported to this process; later ones that a checkpoint has are reported again, so that
+        # nothing depends on what was heard of them.
+        self._known_epoch = 0
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
@@ -57,25 +59,25 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         return {**report.as_dict(), "done": report.epoch >= config.training.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Return a pointer to the folder of the trial, which contains the checkpoints.
+        """Return a pointer to an epoch of the trial, whose checkpoint is pinned if other trials may take it over.
 
         It names the trial instead of a path, so that it stays valid after the workspace was moved.
         """
+        if self._context.pin and self._known_epoch:
+            pin_checkpoint(self._folder(), self._known_epoch)
         return {"trial": str(self.trial_id), "known_epoch": self._known_epoch}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume from an earlier state of this trial, or from another trial."""
+        """Resume from an earlier state of this trial, or take over the pinned checkpoint of another trial."""
         self._close()
-        trial = checkpoint["trial"]
         self._known_epoch = checkpoint["known_epoch"]
-        if trial != str(self.trial_id):
-            newest = sorted((self._context.folder / trial).glob("epoch-*"))
-            self._resume, self._known_epoch = newest[-1] if newest else None, None
+        if checkpoint["trial"] != str(self.trial_id):
+            take_over(self._context.folder / checkpoint["trial"], self._folder(), checkpoint["known_epoch"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Switch to another trial in the same process."""
         self._close()
-        self._point, self._resume, self._known_epoch = new_config, None, 0
+        self._point, self._known_epoch = new_config, 0
         return True
 
     def cleanup(self) -> None:
@@ -91,10 +93,8 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
     def _begin(self, config: Config) -> Iterator[EpochReport]:
         run = fit if config.training.num_workers == 1 else fit_distributed
         # The last report is always repeated: Tune may have been killed before it ended the trial.
-        known = None if self._known_epoch is None else min(self._known_epoch, config.training.epochs - 1)
-        return run(
-            config, self._context.train, self._context.selection, self._folder(), resume=self._resume, known_epoch=known
-        )
+        known = min(self._known_epoch, config.training.epochs - 1)
+        return run(config, self._context.train, self._context.selection, self._folder(), known_epoch=known)
 
     def _close(self) -> None:
         # Closing the generator stops its reader thread, or its workers.

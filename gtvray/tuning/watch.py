@@ -78,9 +78,11 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record the trial's settings."""
         recorded = self._record.trials[trial.trial_id]
+        # Params of a run cannot change; settings that the scheduler has changed are logged as metrics.
+        params = {} if recorded.exploits else recorded.settings
         self._record.start(trial.trial_id)
         self._recorder.start(
-            trial.trial_id, recorded.settings, {**self._tags, "gtvray.origin": recorded.origin, "gtvray.ending": ""}
+            trial.trial_id, params, {**self._tags, "gtvray.origin": recorded.origin, "gtvray.ending": ""}
         )
         failpoint("tuning.after_start")
 
@@ -95,13 +97,19 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
             return
         metrics = {metric: result[metric] for metric in EPOCH_METRICS}
         self._record.epoch(name, epoch, metrics)
-        self._recorder.log(name, metrics, epoch)
+        self._recorder.log(name, metrics | self._changed(name), epoch)
         if result["notes"]:
             note = f"epoch {epoch}: {result['notes']}"
             self._record.note(name, note)
             self._recorder.note(name, note)
         failpoint("tuning.after_report")
         self._send(name, "epoch")
+
+    def _changed(self, name: str) -> dict[str, float]:
+        """Return the numbers among changed settings: params of a run cannot change, so they are logged as metrics."""
+        trial = self._record.trials[name]
+        numbers = {key: value for key, value in trial.settings.items() if isinstance(value, int | float)}
+        return {f"settings.{key}": float(value) for key, value in numbers.items()} if trial.exploits else {}
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record that the trial ended, at its last epoch or earlier by the scheduler."""

@@ -19,7 +19,7 @@ DROPOUT = {"low": 0.0, "high": 0.5, "when": {"network.kind": "residual_unet"}}
 
 def _load(tmp_path: Path, **content: Any) -> Any:
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return load_sweep(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,46 @@ def test_invalid_sweep_is_refused_before_any_trial(sweep: Sweep) -> None:
     with pytest.raises(ResourceError):
         sweep.run(base={"training.cpus_per_worker": 64})
     assert sweep.children == {}
+
+
+@pytest.mark.slow
+def test_top_k_pauses_trials_and_continues_the_best(sweep: Sweep) -> None:
+    longer = with_dotted(sweep.config, {"training.epochs": 4})
+    scheduler = {"kind": "top_k", "grace_epochs": 1, "keep": 1}
+    result = sweep.run(longer, trials=4, max_concurrent=2, scheduler=scheduler)
+    assert sorted(len(trial.epochs) for trial in result.ended) == [1, 1, 1, 4]
+    assert sorted(trial.state for trial in result.ended) == ["completed", "stopped", "stopped", "stopped"]
+    first = {trial.trial_id: trial.curve("selection_dsc")[0][1] for trial in result.ended}
+    (kept,) = [trial for trial in result.ended if trial.state == "completed"]
+    assert first[kept.trial_id] == max(first.values())
+    assert {trial.ending for trial in result.ended if trial != kept} == {"stopped at rung 1 (epoch 1)"}
+    for trial in result.ended:
+        history = sweep.history(sweep.children[trial.trial_id], "train_loss")
+        assert [step for step, _ in history] == list(range(1, len(trial.epochs) + 1))
+
+
+@pytest.mark.slow
+def test_pbt_exploits_real_checkpoints(sweep: Sweep) -> None:
+    """Trials with next to no learning rate take over the weights of the one that learns, with a changed rate."""
+    longer = with_dotted(sweep.config, {"training.epochs": 6, "training.steps_per_epoch": 8, "optimizer.lr": 0.02})
+    result = sweep.run(
+        longer,
+        trials=3,
+        searcher="random",
+        space={"optimizer.lr": {"low": 1e-9, "high": 0.05, "log": True}},
+        start=[{"optimizer.lr": 1e-9}, {"optimizer.lr": 1e-8}],
+        scheduler={"kind": "pbt", "grace_epochs": 2},
+    )
+    exploits = [(trial, *change) for trial in result.ended for change in trial.exploits]
+    assert exploits, "no trial took over another"
+    for trial, _, settings, text in exploits:
+        source = re.fullmatch(r"epoch (\d+) of (t\d), with optimizer.lr=.*", text)
+        assert source is not None
+        assert source[2] != trial.trial_id
+        assert 1e-9 <= settings["optimizer.lr"] <= 0.05
+        run = sweep.children[trial.trial_id]
+        assert "settings.optimizer.lr" in run.data.metrics, "a changed setting is a metric"
+    assert all(trial.state == "completed" for trial in result.ended)
+    # The weights of the best are those of its checkpoint, whatever trial they come from.
+    meta = Checkpoint.load(result.best.best_checkpoint).meta
+    assert meta["best_dsc"] == pytest.approx(result.best.best_dsc)

@@ -19,7 +19,8 @@ from gtvray.tuning.searchers.base import METRIC, best_so_far
 class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no types
     """Passes each epoch of each trial to a scheduler once, those of the record first.
 
-    A trial's value after an epoch is that of its best epoch so far.
+    A trial's value after an epoch is that of its best epoch so far, or of the epoch if the scheduler has `uses_latest`.
+    One with `judges_again` gets the epochs of trials that continue from those trials themselves.
 
     Args:
         scheduler: decides.
@@ -35,6 +36,11 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
         self._known: dict[str, int] = {}
         self._best: dict[str, float] = {}
 
+    @property
+    def reserved(self) -> int:
+        """Number of paused trials that new ones leave their place."""
+        return int(getattr(self._scheduler, "reserved", 0))
+
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Accept that metric and mode are known already."""
         return metric is None and mode is None
@@ -43,7 +49,7 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
         """Add a trial, with its epochs of the record; before the first, the trials that have ended."""
         self._replay_ended(tune_controller)
         self._scheduler.on_trial_add(tune_controller, trial)
-        if trial.trial_id not in self._known:
+        if not getattr(self._scheduler, "judges_again", False):
             self._replay(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -57,7 +63,8 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
         if epoch <= self._known.get(name, 0):
             return str(TrialScheduler.CONTINUE)
         self._known[name] = epoch
-        return str(self._scheduler.on_trial_result(tune_controller, trial, {**result, METRIC: self._best[name]}))
+        value = result[METRIC] if getattr(self._scheduler, "uses_latest", False) else self._best[name]
+        return str(self._scheduler.on_trial_result(tune_controller, trial, {**result, METRIC: value}))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Pass on that a trial has ended."""
