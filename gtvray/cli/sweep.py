@@ -152,7 +152,7 @@ def _print(run: SweepRun, keys: Any, data: Path, workspace: Path, session: _Sess
     outcome, page, result = run.outcome, run.page, run.outcome.result
     rows = trial_rows(run)
     columns = {"trial": "trial", "origin": "origin", "epochs": "epochs", "dsc": "best DSC", "ending": "ending"}
-    found = {
+    found: dict[str, Any] = {
         "name": run.name,
         "best": result.best.trial_id,
         "bundle": str(outcome.bundle.folder),
@@ -171,6 +171,13 @@ def _print(run: SweepRun, keys: Any, data: Path, workspace: Path, session: _Sess
     if result.unfinished:
         lines.append(f"the time budget stopped {len(result.unfinished)} trials; with --budget they continue")
     promote = shell_command("gtvray", "promote", outcome.bundle.folder, "--data", data, "--workspace", workspace)
+    confirmation = outcome.confirmation
+    if confirmation is not None:
+        found["against_default"] = {"verdict": confirmation.verdict, "text": confirmation.text}
+        lines.append(confirmation.text)
+    if outcome.default_bundle is not None:
+        found["default_bundle"] = str(outcome.default_bundle)
+        lines.append(f"bundle of the default settings: {outcome.default_bundle}")
     lines += [f"bundle: {found['bundle']} (of {result.best.trial_id})", f"promote it: {promote}"]
     lines.append(f"sweep: {run.name}; resume or extend it: {session.command}")
     text = "\n".join(lines)

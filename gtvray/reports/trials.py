@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtvray import NOTICE
-from gtvray.io import Picture, Table, atomic_path, render_page
+from gtvray.config import Config, flatten
+from gtvray.io import Picture, Table, atomic_path, read_json, render_page
 from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
 from gtvray.tracking import Trial, read_trials
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
@@ -51,16 +54,17 @@ def write_trials_page(folder: Path, name: str) -> Path | None:
         return None
     page = folder / PAGE
     with atomic_path(page) as temporary:
-        temporary.write_text(trials_page(name, trials), encoding="utf-8")
+        temporary.write_text(trials_page(name, trials, folder), encoding="utf-8")
     return page
 
 
-def trials_page(name: str, trials: Sequence[Trial]) -> str:
+def trials_page(name: str, trials: Sequence[Trial], folder: Path | None = None) -> str:
     """Render the page of a sweep.
 
     Args:
         name: name of the sweep.
         trials: its trials; those without an epoch appear in the tables only.
+        folder: the sweep's folder, for what is known at its end.
     """
     with_epochs = [trial for trial in trials if trial.curve("selection_dsc")]
     # As in the ranking of the sweep, a failed trial is behind all others.
@@ -82,7 +86,35 @@ def trials_page(name: str, trials: Sequence[Trial]) -> str:
         charts=list(_charts(trained, keys)) if trained else [],
         trials=_trial_table([*trained, *untrained], keys),
         failures=_failure_table(trials),
+        confirmation=_read(folder, "confirmation.json"),
+        importances=_importance_table(_read(folder, "importances.json")),
+        command=_command(trained[0], _read(folder, "sweep.json")) if trained else "",
     )
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    """Read a file of the sweep's folder that is there once the sweep has ended."""
+    return dict(read_json(folder / name)) if folder is not None and (folder / name).exists() else {}
+
+
+def _importance_table(stored: Mapping[str, Any]) -> Table:
+    caption = f"PED-ANOVA over {stored.get('trials', 0)} completed trials; below some thirty, read it with caution."
+    rows = [(key, f"{value:.2f}") for key, value in stored.get("importances", {}).items()]
+    return Table(("setting", "importance"), rows, caption)
+
+
+def _command(best: Trial, request: Mapping[str, Any]) -> str:
+    """Return the command that trains with the settings of a trial; those that are the default are left out."""
+    if not request:
+        return ""
+    default = flatten(Config())
+    settings = {**request["config"], **request["sweep"]["base"], **best.settings}
+    words = [
+        f"{key}={json.dumps(value) if isinstance(value, list) else value}"
+        for key, value in settings.items()
+        if value != default.get(key)
+    ]
+    return shlex.join(["gtvray", "train", *words, "--data", "DATA"])
 
 
 def best_dsc(trial: Trial) -> float:

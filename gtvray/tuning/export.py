@@ -1,4 +1,4 @@
-"""Export the best trial of a sweep as a bundle, also to its MLflow run."""
+"""Export trials of a sweep as bundles, the best also to its MLflow run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.models import Bundle
 from gtvray.tracking import RunRecorder
 from gtvray.training import domain_ranges, export_bundle
-from gtvray.tuning.result import SweepResult
+from gtvray.tuning.result import SweepResult, TrialResult
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -21,8 +21,6 @@ def export_best(
     result: SweepResult, project: Project, folder: Path, recorder: RunRecorder, client: MlflowClient
 ) -> tuple[Bundle, str]:
     """Write the bundle of the best trial and log it to the run of the trial.
-
-    The checkpoint is selected by a task on the connected cluster.
 
     Args:
         result: result of the sweep.
@@ -37,9 +35,23 @@ def export_best(
     Raises:
         TrainingError: the best checkpoint of the trial is damaged.
     """
-    best = result.best
-    config = result.config_of(best)
-    run_id = recorder.trial_run_id(best.trial_id)
+    bundle, run_id = export_trial(result.best, result, project, folder, recorder)
+    client.log_artifacts(run_id, str(bundle.folder), "bundle")
+    client.set_tag(run_id, "gtvray.digest", bundle.digest)
+    return bundle, run_id
+
+
+def export_trial(
+    trial: TrialResult, result: SweepResult, project: Project, folder: Path, recorder: RunRecorder
+) -> tuple[Bundle, str]:
+    """Write the bundle of a trial.
+
+    The checkpoint is selected by a task on the connected cluster.
+
+    Args, Returns, Raises:
+        as `export_best`, of this trial.
+    """
+    config, run_id = result.config_of(trial), recorder.trial_run_id(trial.trial_id)
     info = {
         "training_data": {**project.fingerprint.as_dict(), "licence": "as the owner of the data has it"},
         "domain": domain_ranges(project.train),
@@ -47,8 +59,5 @@ def export_best(
         "config": flatten(config),
     }
     # Scoring two checkpoints on all selection cases needs the resources of a worker, not of the driver.
-    [(kept, scores)] = on_cluster(keep, [(best.best_checkpoint, config, project.selection)], config, lambda _: None)
-    bundle = export_bundle(kept, scores, config, folder, info)
-    client.log_artifacts(run_id, str(bundle.folder), "bundle")
-    client.set_tag(run_id, "gtvray.digest", bundle.digest)
-    return bundle, run_id
+    [(kept, scores)] = on_cluster(keep, [(trial.best_checkpoint, config, project.selection)], config, lambda _: None)
+    return export_bundle(kept, scores, config, folder, info), run_id

@@ -19,6 +19,7 @@ from gtvray.runtime import Cluster, ProgressReporter
 if TYPE_CHECKING:
     from gtvray.models import Bundle
     from gtvray.tracking import RunRecorder
+    from gtvray.tuning.confirm import Confirmation
     from gtvray.tuning.describe import SweepDescription
     from gtvray.tuning.result import SweepResult
     from gtvray.tuning.watch import SweepStatus
@@ -34,6 +35,8 @@ class SweepOutcome:
         run_id: MLflow run of the best trial.
         sweep_run_id: MLflow run of the sweep.
         delivered: whether MLflow has everything; the rest stays queued in the folder of the sweep.
+        confirmation: the best trial against the default settings.
+        default_bundle: folder of the bundle of the default settings, if the best is not better.
     """
 
     result: SweepResult
@@ -41,6 +44,8 @@ class SweepOutcome:
     run_id: str
     sweep_run_id: str
     delivered: bool
+    confirmation: Confirmation | None = None
+    default_bundle: Path | None = None
 
 
 @dataclass
@@ -150,7 +155,7 @@ class SweepJob:
         base = with_dotted(self.config, self.sweep.base, "base")
         result = rank(record.trials.values(), self.trials_folder, base, stored.ranking)
         bundle = Bundle.load(self.workspace.bundles / stored.bundle)
-        return SweepOutcome(result, bundle, stored.run_id, stored.sweep_run_id, delivered=True)
+        return self._outcome(result, bundle, stored.run_id, stored.sweep_run_id, delivered=True)
 
     def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
         """Run the trials, or resume them, and write the bundle of the best trial.
@@ -160,6 +165,7 @@ class SweepJob:
             and those of `run_sweep`.
         """
         # Ray and torch take seconds to load; invalid data are reported before.
+        from gtvray.tuning.confirm import FEWEST_CASES
         from gtvray.tuning.sweep import run_sweep
 
         finished = self.finished(project)
@@ -178,11 +184,32 @@ class SweepJob:
                 folder=self.folder,
                 tags={"gtvray.data": project.fingerprint.digest, **versions()},
                 report=self._report,
+                finish_default=len(project.split.held_out) >= FEWEST_CASES,
             )
             record.recorder.flush()
             bundle, run_id = self._export(result, project, record.recorder)
             record.status = "FINISHED"
-        return SweepOutcome(result, bundle, run_id, record.recorder.run_id, record.delivered)
+        return self._outcome(result, bundle, run_id, record.recorder.run_id, record.delivered)
+
+    def _outcome(
+        self, result: SweepResult, bundle: Bundle, run_id: str, sweep_run_id: str, delivered: bool
+    ) -> SweepOutcome:
+        from gtvray.tuning.confirm import Confirmation
+
+        default = self._default_bundle
+        return SweepOutcome(
+            result,
+            bundle,
+            run_id,
+            sweep_run_id,
+            delivered,
+            Confirmation.load(self.folder),
+            default if default.is_dir() else None,
+        )
+
+    @property
+    def _default_bundle(self) -> Path:
+        return self.workspace.bundles / f"{self.name}-default"
 
     @property
     def trials_folder(self) -> Path:
@@ -191,33 +218,26 @@ class SweepJob:
 
     def _export(self, result: SweepResult, project: Project, recorder: RunRecorder) -> tuple[Bundle, str]:
         """Write the bundle of the best trial, store the result, and remove the checkpoints of the others."""
-        from gtvray.models import Bundle
-        from gtvray.tuning.export import export_best
-        from gtvray.tuning.result import remove_losers
-        from gtvray.tuning.resume import StoredResult, read_result, write_result
+        from gtvray.tuning.finish import SweepEnd
+        from gtvray.tuning.resume import StoredResult, write_result
 
-        best, stored = result.best, read_result(self.folder)
-        target = self.workspace.bundles / f"{self.name}-{best.trial_id}"
-        if stored is not None and stored.bundle == target.name and best.best_dsc == stored.ranking[best.trial_id][0]:
-            # The sweep was extended, and the further trials are no better.
-            bundle, run_id = Bundle.load(target), stored.run_id
-        else:
-            bundle, run_id = export_best(result, project, target, recorder, self.record.client)
-        recorder.log(None, {"best_dsc": best.best_dsc, "failed_trials": float(result.failed)}, len(result.ended))
-        recorder.describe({}, {"gtvray.best_trial": best.trial_id, "gtvray.best_run": run_id})
-        unfinished = result.unfinished
+        end = SweepEnd(self.workspace, self.name, project, result, recorder, self.record.client, self.show)
+        bundle, run_id = end.export()
+        end.confirm(bundle, self._default_bundle)
+        end.measure_importances(self.sweep)
+        end.describe(run_id)
         write_result(
             self.folder,
             StoredResult(
-                best=best.trial_id,
-                bundle=target.name,
+                best=result.best.trial_id,
+                bundle=bundle.folder.name,
                 run_id=run_id,
                 sweep_run_id=recorder.run_id,
                 ranking={trial.trial_id: (trial.best_dsc, trial.best_epoch) for trial in result.trials},
-                complete=not unfinished and not self._spent,
+                complete=not result.unfinished and not self._spent,
             ),
         )
-        remove_losers(result, self.trials_folder)
+        end.remove_losers(self.trials_folder)
         return bundle, run_id
 
     @property

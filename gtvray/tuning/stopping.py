@@ -12,8 +12,8 @@ from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
 from gtvray.tuning.searchers.base import value_of
 
 
-class SweepStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
-    """Stops a sweep.
+class BudgetStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
+    """Stops a sweep whose time budget is spent.
 
     Args:
         sweep: settings of the sweep.
@@ -26,7 +26,7 @@ class SweepStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
 
     def __init__(self, sweep: SweepConfig, record: TrialRecord) -> None:
         self._sweep, self._record = sweep, record
-        self.state: str = OUT_OF_BUDGET
+        self.state: str = STOPPED
         self.reason: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -35,20 +35,23 @@ class SweepStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
 
     def stop_all(self) -> bool:
         """Return whether the sweep stops now."""
-        if self.reason is None:
-            self.reason = self._found() or self._spent()
+        budget_s = self._sweep.time_budget_s
+        if self.reason is None and budget_s is not None and self._record.elapsed_s >= budget_s:
+            self.state, self.reason = OUT_OF_BUDGET, f"the time budget of {budget_s:g} s is spent"
         return self.reason is not None
 
-    def _spent(self) -> str | None:
-        budget_s = self._sweep.time_budget_s
-        if budget_s is None or self._record.elapsed_s < budget_s:
-            return None
-        self.state = OUT_OF_BUDGET
-        return f"the time budget of {budget_s:g} s is spent"
+
+class SweepStopper(BudgetStopper):
+    """Also stops a sweep that has reached its target, or whose later trials are no better."""
+
+    def stop_all(self) -> bool:
+        """Return whether the sweep stops now."""
+        if self.reason is None:
+            self.reason = self._found()
+        return super().stop_all()
 
     def _found(self) -> str | None:
         """Return why no better trial is looked for."""
-        self.state = STOPPED
         if self._sweep.target is None and self._sweep.plateau is None:
             return None
         values = {name: value_of(trial) for name, trial in self._record.trials.items()}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ray import tune
-from ray.tune import CheckpointConfig, PlacementGroupFactory
+from ray.tune import CheckpointConfig, PlacementGroupFactory, Stopper
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
 from gtvray.data import CachedCase
@@ -21,6 +22,7 @@ from gtvray.experiments.tasks import worker_memory_bytes
 from gtvray.failpoints import failpoint
 from gtvray.runtime import Cluster, plan_trials
 from gtvray.tracking import RunRecorder, TrialRecord
+from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
 from gtvray.training import check_memory, check_plan
 from gtvray.tuning.result import SweepResult, rank
 from gtvray.tuning.resume import read_result, unfinished_trials
@@ -28,7 +30,7 @@ from gtvray.tuning.schedulers.registry import Setting, build_scheduler
 from gtvray.tuning.search import SweepSearch
 from gtvray.tuning.searchers.registry import build_searcher
 from gtvray.tuning.space import Space, check_corners
-from gtvray.tuning.stopping import SweepStopper
+from gtvray.tuning.stopping import BudgetStopper, SweepStopper
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
 from gtvray.tuning.watch import SweepStatus, Watcher
 
@@ -50,6 +52,7 @@ def run_sweep(
     folder: Path,
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,
+    finish_default: bool = False,
 ) -> SweepResult:
     """Run a sweep on the connected cluster, or resume the one in the folder.
 
@@ -63,6 +66,8 @@ def run_sweep(
         folder: contains the record, the checkpoints, and Tune's own files while it runs.
         tags: tags of the run of every trial.
         report: called after every epoch and at the end of every trial.
+        finish_default: train the default settings to the end after the search if the scheduler had stopped them, so
+            that the best can be compared with them.
 
     Raises:
         ConfigError, DataError: the settings are inconsistent with each other or with the data.
@@ -100,19 +105,22 @@ def run_sweep(
 
     setting = Setting(sweep, space, epochs, record, exhausted)
     scheduler = build_scheduler(setting, unfinished)
+    searcher = build_searcher(sweep, space, default)
+    # Trials of a population take turns, so all of them exist at once.
+    concurrent = sweep.trials if population else plan.concurrent
     search = SweepSearch(
-        build_searcher(sweep, space, default),
+        searcher,
         record,
         unfinished=unfinished,
         trials=sweep.trials,
-        # Trials of a population take turns, so all of them exist at once.
-        concurrent=sweep.trials if population else plan.concurrent,
+        concurrent=concurrent,
         failures=_TRIAL_FAILURES,
         stopping=stopper.stop_all,
         reserved=lambda: scheduler.reserved,
     )
-    if not search.is_finished():
-        with _quiet(), _pending_trials(plan.concurrent), _own_folder(folder / _TUNE_FOLDER):
+
+    def run(search: SweepSearch, scheduler: TrialScheduler, stop: Stopper) -> None:
+        with _quiet(), _pending_trials(concurrent), _own_folder(folder / _TUNE_FOLDER):
             tune.run(
                 tune.with_resources(
                     tune.with_parameters(SegmentationTrial, context=context),
@@ -122,13 +130,22 @@ def run_sweep(
                 storage_path=str(folder.resolve()),
                 search_alg=search,
                 scheduler=scheduler,
-                stop=stopper,
+                stop=stop,
                 callbacks=[watcher],
                 checkpoint_config=CheckpointConfig(),
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 verbose=0,
             )
+
+    if not search.is_finished():
+        run(search, scheduler, stopper)
+    first = next(iter(record.trials.values()), None)
+    if finish_default and first is not None and first.state == STOPPED and stopper.state != OUT_OF_BUDGET:
+        only = SweepSearch(
+            searcher, record, unfinished=[first.trial_id], trials=0, concurrent=1, failures=_TRIAL_FAILURES
+        )
+        run(only, FIFOScheduler(), BudgetStopper(sweep, record))
     failpoint("tuning.before_result")
     stored = read_result(folder)
     return rank(record.trials.values(), context.folder, base, stored.ranking if stored else None)

@@ -17,7 +17,7 @@ from gtvray.tracking import RunRecorder, TrialRecord
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, RUNNING, STOPPED
 from gtvray.training import EPOCH_METRICS
 from gtvray.tuning.searchers.base import METRIC, value_of
-from gtvray.tuning.stopping import SweepStopper
+from gtvray.tuning.stopping import BudgetStopper
 
 # MLflow has no status for a training that was ended on purpose; the tag `gtvray.ending` has the words.
 _STATUS = {COMPLETED: "FINISHED", STOPPED: "KILLED", OUT_OF_BUDGET: "KILLED", FAILED: "FAILED"}
@@ -69,7 +69,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         tags: dict[str, str],
         epochs: int,
         rungs: list[int],
-        stopper: SweepStopper,
+        stopper: BudgetStopper,
         report: Callable[[SweepStatus], None] | None,
     ) -> None:
         self._record, self._recorder, self._tags = record, recorder, tags

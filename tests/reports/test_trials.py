@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from gtvray.config import Config, flatten
+from gtvray.io import write_json
 from gtvray.reports import record_trials_page, write_trials_page
 from gtvray.reports.trial_charts import front_chart, parallel_chart
 from gtvray.reports.trials import best_dsc, searched_keys
@@ -76,6 +80,22 @@ def test_page_has_every_trial_with_the_best_first_and_is_sent_to_the_run(client:
         *["selection DSC by epoch", "training loss by epoch", "Settings of all trials"],
         "Score against cost, with the Pareto front",
     ]
+
+
+def test_page_of_a_finished_sweep_has_verdict_importances_and_the_command_of_the_winner(folder: Path) -> None:
+    request = {"config": flatten(Config()), "sweep": {"base": {"training.patch_ijk": [32, 32, 32]}}}
+    write_json(folder / "sweep.json", request)
+    write_json(folder / "confirmation.json", {"verdict": "worse", "text": "b2 is worse than the default"})
+    write_json(folder / "importances.json", {"trials": 12, "importances": {"optimizer.lr": 0.9, "seed": 0.1}})
+    text = _page(folder)
+    page = assert_self_contained(text)
+    assert "b2 is worse than the default." in text
+    assert ["optimizer.lr", "0.90"] in page.rows
+    assert "over 12 completed trials" in text
+    (command,) = re.findall(r"<pre>(.*)</pre>", text)
+    assert html.unescape(command) == (
+        "gtvray train optimizer.lr=0.1 'training.patch_ijk=[32, 32, 32]' 'loss.name=dice_$ce$' seed=0 --data DATA"
+    )
 
 
 def test_page_needs_no_mlflow(client: MlflowClient, folder: Path) -> None:

@@ -29,8 +29,8 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships n
 
     # Weights are copied as they are now, so the latest value of a trial counts and not that of its best epoch.
     uses_latest = True
-    # The intervals begin again when a sweep is resumed.
-    judges_again = True
+    # Earlier epochs of a resumed trial are not occasions to take over weights: the intervals begin again.
+    skips_earlier = True
 
     def __init__(self, sweep: SweepConfig, space: Space, record: TrialRecord) -> None:
         self._space, self._record = space, record
@@ -42,6 +42,8 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships n
             hyperparam_mutations={key: _domain(entry) for key, entry in space.entries.items()},
             custom_explore_fn=space.nearest,
             log_config=False,
+            # All trials wait for each other at the interval, so what is taken over does not depend on their speed.
+            synch=True,
         )
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:

@@ -20,7 +20,8 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
     """Passes each epoch of each trial to a scheduler once, those of the record first.
 
     A trial's value after an epoch is that of its best epoch so far, or of the epoch if the scheduler has `uses_latest`.
-    One with `judges_again` gets the epochs of trials that continue from those trials themselves.
+    One with `judges_again` gets the epochs of trials that continue from those trials themselves, and one with
+    `skips_earlier` none that the record has.
 
     Args:
         scheduler: decides.
@@ -31,9 +32,12 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
     def __init__(self, scheduler: TrialScheduler, record: TrialRecord, unfinished: Sequence[str]) -> None:
         super().__init__()
         self._scheduler, self._metric = scheduler, METRIC
+        self._known: dict[str, int] = {}
         self._earlier = {name: best_so_far(trial) for name, trial in record.trials.items()}
         self._ended = [name for name in record.trials if name not in unfinished]
-        self._known: dict[str, int] = {}
+        if getattr(scheduler, "skips_earlier", False):
+            self._known = {name: max(trial.epochs, default=0) for name, trial in record.trials.items()}
+            self._earlier, self._ended = {}, []
         self._best: dict[str, float] = {}
 
     @property
