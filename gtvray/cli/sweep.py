@@ -178,6 +178,14 @@ def _print(run: SweepRun, keys: Any, data: Path, workspace: Path, session: _Sess
     if outcome.default_bundle is not None:
         found["default_bundle"] = str(outcome.default_bundle)
         lines.append(f"bundle of the default settings: {outcome.default_bundle}")
+    if outcome.front is not None:
+        found["front"] = {"trials": outcome.front.trials, "hypervolume": outcome.front.hypervolume}
+        names = list(outcome.front.objectives)
+        points = [
+            {"trial": name, **dict(zip(names, value, strict=True))} for name, value in outcome.front.trials.items()
+        ]
+        lines += [f"Pareto front, hypervolume {outcome.front.hypervolume:.3f}; each trial has a bundle of its name:"]
+        lines += [table(points, {"trial": "trial", **{name: name for name in names}}), ""]
     lines += [f"bundle: {found['bundle']} (of {result.best.trial_id})", f"promote it: {promote}"]
     lines.append(f"sweep: {run.name}; resume or extend it: {session.command}")
     text = "\n".join(lines)

@@ -86,6 +86,11 @@ class SweepConfig(Section):
     time_budget_s: float | None = Field(
         None, gt=0, description="no new epoch is started after this time; the time before a resume counts"
     )
+    objectives: dict[Literal["dsc", "latency_ms", "peak_mb"], Literal["max", "min"]] = Field(
+        {"dsc": "max"},
+        description="what trials are judged by: dsc, alone or with latency_ms and peak_mb, time and memory of a "
+        "forward pass for one patch. The scheduler uses dsc alone; the searcher looks for the Pareto front",
+    )
     target: float | None = Field(None, gt=0, le=1, description="stop once a trial has this selection DSC")
     plateau: int | None = Field(
         None, ge=1, description="stop once this many trials in a row have ended without a better one"
@@ -95,6 +100,14 @@ class SweepConfig(Section):
     start: list[dict[str, Any]] = Field(
         default_factory=list, description="points of the space tried first, after the default settings"
     )
+
+    @field_validator("objectives")
+    @classmethod
+    def _directions(cls, objectives: dict[str, str]) -> dict[str, str]:
+        expected = {name: "max" if name == "dsc" else "min" for name in objectives}
+        if objectives != expected or "dsc" not in objectives:
+            raise ValueError("dsc: max is required; latency_ms and peak_mb are minimised")
+        return objectives
 
     @field_validator("space")
     @classmethod
@@ -146,6 +159,10 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
             expected="a setting of a single trial: " + ", ".join(prefix.rstrip(".") for prefix in _SEARCHABLE),
             found=key,
             do="set it under base: data and workers are planned once per sweep",
+        )
+    if len(sweep.objectives) > 1 and sweep.searcher == "gp":
+        raise ConfigError(
+            "the Gaussian process has one objective", where=path, found="searcher: gp", do="use optuna, random or grid"
         )
     if sweep.scheduler.kind == "pbt" and (not key.startswith(_MUTABLE) or sweep.space[key].when):
         raise ConfigError(

@@ -87,6 +87,7 @@ def trials_page(name: str, trials: Sequence[Trial], folder: Path | None = None) 
         trials=_trial_table([*trained, *untrained], keys),
         failures=_failure_table(trials),
         confirmation=_read(folder, "confirmation.json"),
+        front=_front_table(_read(folder, "front.json")),
         importances=_importance_table(_read(folder, "importances.json")),
         command=_command(trained[0], _read(folder, "sweep.json")) if trained else "",
     )
@@ -101,6 +102,12 @@ def _importance_table(stored: Mapping[str, Any]) -> Table:
     caption = f"PED-ANOVA over {stored.get('trials', 0)} completed trials; below some thirty, read it with caution."
     rows = [(key, f"{value:.2f}") for key, value in stored.get("importances", {}).items()]
     return Table(("setting", "importance"), rows, caption)
+
+
+def _front_table(stored: Mapping[str, Any]) -> Table:
+    caption = f"Hypervolume {stored.get('hypervolume', 0):.3f}: share of the box between the worst and the ideal point."
+    rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in stored.get("trials", {}).items()]
+    return Table(("trial", *stored.get("objectives", {})), rows, caption)
 
 
 def _command(best: Trial, request: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from gtvray.runtime import ProgressReporter
 from gtvray.tracking import RunRecorder
 from gtvray.tuning.confirm import FEWEST_CASES, Confirmation, compare_dsc, held_out_dsc, undecided
 from gtvray.tuning.export import export_best, export_trial
+from gtvray.tuning.pareto import pareto_front
 from gtvray.tuning.result import SweepResult, remove_losers
 from gtvray.tuning.resume import read_result
 from gtvray.tuning.searchers.optuna import importances
@@ -76,6 +78,20 @@ class SweepEnd:
             default = next(trial for trial in self.result.trials if trial.origin == "default")
             export_trial(default, self.result, self.project, default_bundle, self.recorder)
 
+    def export_front(self, sweep: SweepConfig) -> None:
+        """With several objectives, store the Pareto front and write a bundle of each of its trials."""
+        if len(sweep.objectives) == 1:
+            return
+        front = pareto_front(sweep.objectives, self.result.ended)
+        front.save(self.folder)
+        for trial in self.result.trials:
+            folder = self.workspace.bundles / f"{self.name}-{trial.trial_id}"
+            # A trial of an earlier front whose checkpoint is gone has its bundle.
+            if trial.trial_id in front.trials and not folder.is_dir():
+                export_trial(trial, self.result, self.project, folder, self.recorder)
+        self.recorder.log(None, {"hypervolume": front.hypervolume}, len(self.result.ended))
+        self.recorder.describe({}, {"gtvray.front": ", ".join(front.trials)})
+
     def measure_importances(self, sweep: SweepConfig) -> None:
         """Store how much each setting matters for the DSC of the completed trials."""
         found, trials = importances(sweep, Space(sweep.space, self.result.config), self.result.ended)
@@ -89,9 +105,9 @@ class SweepEnd:
         pointers = {"gtvray.best_trial": best.trial_id, "gtvray.best_run": run_id}
         self.recorder.describe({}, {**pointers, "gtvray.against_default": text})
 
-    def remove_losers(self, trials_folder: Path) -> None:
-        """Remove the checkpoints that nothing needs any more."""
-        remove_losers(self.result, trials_folder)
+    def remove_losers(self, trials_folder: Path, unfinished: Sequence[str]) -> None:
+        """Remove the checkpoints of all trials but the best and those that a resume would continue."""
+        remove_losers(self.result, trials_folder, unfinished)
 
     def _compare(self, bundle: Bundle) -> Confirmation:
         """Compare the best trial with the default settings on held-out cases; the ledger counts both."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gtvray.tracking import RunRecorder
     from gtvray.tuning.confirm import Confirmation
     from gtvray.tuning.describe import SweepDescription
+    from gtvray.tuning.pareto import Front
     from gtvray.tuning.result import SweepResult
     from gtvray.tuning.watch import SweepStatus
 
@@ -37,6 +38,7 @@ class SweepOutcome:
         delivered: whether MLflow has everything; the rest stays queued in the folder of the sweep.
         confirmation: the best trial against the default settings.
         default_bundle: folder of the bundle of the default settings, if the best is not better.
+        front: Pareto front, if there are several objectives; each of its trials has a bundle.
     """
 
     result: SweepResult
@@ -46,6 +48,7 @@ class SweepOutcome:
     delivered: bool
     confirmation: Confirmation | None = None
     default_bundle: Path | None = None
+    front: Front | None = None
 
 
 @dataclass
@@ -195,6 +198,7 @@ class SweepJob:
         self, result: SweepResult, bundle: Bundle, run_id: str, sweep_run_id: str, delivered: bool
     ) -> SweepOutcome:
         from gtvray.tuning.confirm import Confirmation
+        from gtvray.tuning.pareto import Front
 
         default = self._default_bundle
         return SweepOutcome(
@@ -205,6 +209,7 @@ class SweepJob:
             delivered,
             Confirmation.load(self.folder),
             default if default.is_dir() else None,
+            Front.load(self.folder),
         )
 
     @property
@@ -219,11 +224,14 @@ class SweepJob:
     def _export(self, result: SweepResult, project: Project, recorder: RunRecorder) -> tuple[Bundle, str]:
         """Write the bundle of the best trial, store the result, and remove the checkpoints of the others."""
         from gtvray.tuning.finish import SweepEnd
-        from gtvray.tuning.resume import StoredResult, write_result
+        from gtvray.tuning.resume import StoredResult, unfinished_trials, write_result
 
         end = SweepEnd(self.workspace, self.name, project, result, recorder, self.record.client, self.show)
+        unlimited = self.sweep.model_copy(update={"time_budget_s": None})
+        unfinished = unfinished_trials({trial.trial_id: trial for trial in result.ended}, unlimited, 0)
         bundle, run_id = end.export()
         end.confirm(bundle, self._default_bundle)
+        end.export_front(self.sweep)
         end.measure_importances(self.sweep)
         end.describe(run_id)
         write_result(
@@ -234,10 +242,10 @@ class SweepJob:
                 run_id=run_id,
                 sweep_run_id=recorder.run_id,
                 ranking={trial.trial_id: (trial.best_dsc, trial.best_epoch) for trial in result.trials},
-                complete=not result.unfinished and not self._spent,
+                complete=not unfinished and not self._spent,
             ),
         )
-        end.remove_losers(self.trials_folder)
+        end.remove_losers(self.trials_folder, unfinished)
         return bundle, run_id
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,15 @@ def rank(
     return SweepResult(config, tuple(ranked), ended)
 
 
-def remove_losers(result: SweepResult, folder: Path) -> None:
-    """Remove the checkpoints of all trials but the best and those that more time would continue.
+def remove_losers(result: SweepResult, folder: Path, unfinished: Sequence[str]) -> None:
+    """Remove the checkpoints of all trials but the best and those that a resume would continue.
 
     Args:
         result: result of the sweep.
         folder: contains a folder of checkpoints per trial.
+        unfinished: ids of those trials.
     """
-    kept = {result.best.trial_id, *result.unfinished}
+    kept = {result.best.trial_id, *unfinished}
     for trial in result.ended:
         if trial.trial_id not in kept:
             shutil.rmtree(folder / trial.trial_id, ignore_errors=True)

@@ -30,6 +30,11 @@ class Space:
         self._config = config
         self._fixed = {key: value for key, value in flatten(config).items() if key not in self.entries}
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of a full training."""
+        return self._config.training.epochs
+
     def default(self) -> Point:
         """Return the point of the default settings, which may lie outside the ranges."""
         values = flatten(self._config)

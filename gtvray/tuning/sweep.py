@@ -87,7 +87,7 @@ def run_sweep(
     record.begin_session()
     epochs, stopper = base.training.epochs, SweepStopper(sweep, record)
     population = sweep.scheduler.kind == "pbt"
-    context = TrialContext(base, train, selection, folder / TRIALS_FOLDER, pin=population)
+    context = TrialContext(base, train, selection, folder / TRIALS_FOLDER, population, tuple(sweep.objectives))
     alone = base.training.num_workers == 1
     bundle = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial} if alone else {"memory": _DRIVER_BYTES}
     watcher = Watcher(

@@ -16,6 +16,7 @@ from ray import tune
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.training import EpochReport, fit, fit_distributed
+from gtvray.tuning.cost import measure_cost
 from gtvray.tuning.pins import pin_checkpoint, take_over
 
 
@@ -28,6 +29,7 @@ class TrialContext:
         train, selection: prepared cases.
         folder: contains a folder per trial, named by its id, with its checkpoints.
         pin: whether checkpoints that are handed to other trials are kept for them.
+        objectives: names of the objectives of the sweep.
     """
 
     config: Config
@@ -35,6 +37,7 @@ class TrialContext:
     selection: list[CachedCase]
     folder: Path
     pin: bool = False
+    objectives: tuple[str, ...] = ()
 
 
 class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -43,6 +46,7 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:
         """Set up the actor; called once."""
         self._context = context
+        self._cost: dict[str, float] = {}
         self._epochs: Iterator[EpochReport] | None = None
         self._point = config
         # The last epoch reported to this process; later ones that a checkpoint has are reported again, so that
@@ -53,10 +57,11 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         """Train one epoch."""
         config = self._config()
         if self._epochs is None:
+            self._cost = measure_cost(config, self._context.objectives)
             self._epochs = self._begin(config)
         report = next(self._epochs)
         self._known_epoch = report.epoch
-        return {**report.as_dict(), "done": report.epoch >= config.training.epochs}
+        return {**report.as_dict(), **self._cost, "done": report.epoch >= config.training.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Return a pointer to an epoch of the trial, whose checkpoint is pinned if other trials may take it over.

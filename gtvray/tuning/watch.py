@@ -16,6 +16,7 @@ from gtvray.failpoints import failpoint
 from gtvray.tracking import RunRecorder, TrialRecord
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, RUNNING, STOPPED
 from gtvray.training import EPOCH_METRICS
+from gtvray.tuning.cost import LATENCY, PEAK
 from gtvray.tuning.searchers.base import METRIC, value_of
 from gtvray.tuning.stopping import BudgetStopper
 
@@ -95,7 +96,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         if known is not None and known[METRIC] == result[METRIC]:
             # A training that continues from a checkpoint reports its earlier epochs again.
             return
-        metrics = {metric: result[metric] for metric in EPOCH_METRICS}
+        metrics = {metric: result[metric] for metric in (*EPOCH_METRICS, LATENCY, PEAK) if metric in result}
         self._record.epoch(name, epoch, metrics)
         self._recorder.log(name, metrics | self._changed(name), epoch)
         if result["notes"]:

@@ -77,7 +77,7 @@ def test_losers_lose_their_checkpoints_but_not_their_rank(folder: Path) -> None:
         for link in (folder / name).iterdir():
             link.unlink()
             link.mkdir()
-    remove_losers(result, folder)
+    remove_losers(result, folder, result.unfinished)
     assert sorted(path.name for path in folder.iterdir()) == ["t0", "t2", "t4"]
     ranking = {each.trial_id: (each.best_dsc, each.best_epoch) for each in result.trials}
     (folder / "t0" / "epoch-00002").rmdir()

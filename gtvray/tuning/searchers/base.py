@@ -50,3 +50,15 @@ def best_so_far(trial: Trial) -> list[tuple[int, float]]:
         best = max(best, value)
         found.append((epoch, best))
     return found
+
+
+def values_of(trial: Trial, objectives: Sequence[str]) -> list[float] | None:
+    """Return the value of a trial for each objective; None without an epoch.
+
+    Latency and memory do not depend on the epoch: the first measurement counts.
+    """
+    best = value_of(trial)
+    if best is None:
+        return None
+    first = next(iter(trial.epochs.values()))
+    return [best if name == "dsc" else first[name] for name in objectives]

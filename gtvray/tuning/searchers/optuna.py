@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from gtvray.config import Choice, Range, SweepConfig
 from gtvray.tracking.trials import COMPLETED, FAILED, Trial
-from gtvray.tuning.searchers.base import Proposal, best_so_far, value_of
+from gtvray.tuning.searchers.base import Proposal, best_so_far, value_of, values_of
 from gtvray.tuning.searchers.random import QuasiRandomSearcher
 from gtvray.tuning.space import Point, Space
 
@@ -41,7 +41,10 @@ class OptunaSearcher(ABC):
         self._seed, self._space = sweep.seed, space
         self._start = QuasiRandomSearcher(sweep, space)
         self._starts = start_trials(sweep.trials)
-        self._study = optuna.create_study(direction="maximize")
+        self._objectives, self._epochs = list(sweep.objectives), space.epochs
+        self._study = optuna.create_study(
+            directions=["maximize" if goal == "max" else "minimize" for goal in sweep.objectives.values()]
+        )
         self._asked: dict[str, optuna.Trial] = {}
         self._told: set[str] = set()
 
@@ -85,16 +88,22 @@ class OptunaSearcher(ABC):
         return asked
 
     def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
-        value = value_of(trial)
-        if trial.state == FAILED or value is None:
+        values = values_of(trial, self._objectives)
+        if trial.state == FAILED or values is None:
             self._study.tell(asked, state=TrialState.FAIL)
-            return
-        for epoch, best in best_so_far(trial):
-            asked.report(best, epoch)
-        if trial.state == COMPLETED:
-            self._study.tell(asked, value)
+        elif len(values) > 1:
+            # With several objectives Optuna has no pruned trials. One that was stopped breaks a constraint, the more
+            # the earlier it was, so that the sampler prefers any complete trial to it.
+            missing = 0.0 if trial.state == COMPLETED else self._epochs - max(trial.epochs)
+            asked.set_constraint("epochs missing", missing)
+            self._study.tell(asked, values)
         else:
-            self._study.tell(asked, state=TrialState.PRUNED)
+            for epoch, best in best_so_far(trial):
+                asked.report(best, epoch)
+            if trial.state == COMPLETED:
+                self._study.tell(asked, values[0])
+            else:
+                self._study.tell(asked, state=TrialState.PRUNED)
 
 
 class TpeSearcher(OptunaSearcher):
@@ -124,7 +133,7 @@ def importances(sweep: SweepConfig, space: Space, trials: Sequence[Trial]) -> tu
     Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces" (IJCAI 2023).
     Of few trials, or of settings that apply to some trials only, there is none.
     """
-    searcher = TpeSearcher(sweep, space)
+    searcher = TpeSearcher(sweep.model_copy(update={"objectives": {"dsc": "max"}}), space)
     searcher._synchronise(trials)
     complete = [trial for trial in searcher._study.trials if trial.state == TrialState.COMPLETE]
     if len(complete) < _FEWEST_TRIALS:
