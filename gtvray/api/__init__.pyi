@@ -2,6 +2,7 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .evaluation import send_report as send_report
 from .experiments import SweepRun as SweepRun
+from .experiments import describe_sweep as describe_sweep
 from .experiments import sweep as sweep
 from .experiments import train as train
 from .models import Model as Model

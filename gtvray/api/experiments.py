@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gtvray.crossval import FoldStatus, TrainOutcome
     from gtvray.training import Plan
     from gtvray.tuning import SweepOutcome
+    from gtvray.tuning.describe import SweepDescription
 
 # A file system accepts names of 255 bytes; names of bundles and temporary files are longer than that of the run.
 _NAME_BYTES = 100
@@ -96,9 +97,12 @@ def sweep(
     *,
     config: ConfigLike = None,
     resume: str | None = None,
+    extend: int = 0,
+    base_name: str | None = None,
     workspace: Workspace | PathLike = WORKSPACE,
     address: str | None = None,
     show: ProgressReporter = SILENT,
+    on_start: Callable[[str], None] = lambda _: None,
 ) -> SweepRun:
     """Search over trainings and write the bundle of the best trial.
 
@@ -106,10 +110,14 @@ def sweep(
         space: a search space, or its YAML file.
         data: dataset with masks.
         config: settings where the search space states nothing.
-        resume: name of an interrupted sweep, which continues with the settings it was started with.
+        resume: name of an earlier sweep, which continues with the settings it was started with. One that is finished
+            is returned as it is.
+        extend: number of further trials of the sweep to resume.
+        base_name: first part of the name of a new sweep; by default that of the file.
         workspace: folder for all output.
         address: running Ray cluster; by default one is started on this machine.
         show: receives progress.
+        on_start: called with the name of the sweep once it can be resumed, before a cluster is touched.
 
     Raises:
         InputError: the data or settings cannot be used, or the sweep to resume is another one.
@@ -121,16 +129,55 @@ def sweep(
     # Invalid settings are refused before Ray and torch are loaded.
     from gtvray.tuning import SweepJob
 
-    name = resume or _run_name("sweep" if isinstance(space, SweepConfig) else _short_name(Path(space)))
+    if extend and resume is None:
+        raise InputError("only an earlier sweep can be extended", do="name it with --resume")
+    base = Path(base_name or ("sweep" if isinstance(space, SweepConfig) else Path(space).stem))
+    name = resume or _run_name(_short_name(base))
     with folders.lock(folders.sweeps / name):
-        job = SweepJob(spec, settings, folders, name, show)
+        job = SweepJob(spec, settings, folders, name, show, extend)
         if resume is not None:
             job.require_started()
         project = job.open(Path(data))
-        show.begin("ray", "connecting to Ray")
-        with connect(address) as cluster:
-            outcome = job.run(project, cluster)
+        outcome = job.finished(project)
+        on_start(name)
+        if outcome is None:
+            show.begin("ray", "connecting to Ray")
+            with connect(address) as cluster:
+                outcome = job.run(project, cluster)
     return SweepRun(name, outcome)
+
+
+def describe_sweep(
+    space: SweepConfig | PathLike,
+    data: PathLike | None = None,
+    *,
+    config: ConfigLike = None,
+    workspace: Workspace | PathLike = WORKSPACE,
+    show: ProgressReporter = SILENT,
+) -> SweepDescription:
+    """Describe a sweep without running it.
+
+    Args:
+        space: a search space, or its YAML file.
+        data: dataset with masks, which is prepared and checked against every corner of the space; without it the
+            settings alone are checked.
+        config: settings where the search space states nothing.
+        workspace: contains the cache of prepared cases.
+        show: receives progress.
+
+    Raises:
+        InputError: the data or settings cannot be used.
+    """
+    from gtvray.tuning import SweepJob
+    from gtvray.tuning.describe import describe_sweep as describe
+
+    spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
+    settings, folders = as_config(config), as_workspace(workspace)
+    if data is None:
+        return describe(spec, settings)
+    with folders.lock():
+        job = SweepJob(spec, settings, folders, _run_name("dry"), show)
+        return job.describe(job.open(Path(data)))
 
 
 def _run_name(base: str) -> str:

@@ -19,6 +19,8 @@ import typer
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for all output.", envvar="GTVRAY_WORKSPACE")]
 WORKSPACE = Path("gtvray-runs")
+# Without a terminal, progress within a stage is a line at most this often.
+_LINE_EVERY_S = 10.0
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 
@@ -77,6 +79,7 @@ class Progress:
         self._stage, self._detail, self._began = "", "", time.monotonic()
         self._waiting: str | None = None
         self._status: Any = None
+        self._written = float("-inf")
 
     def begin(self, stage: str, detail: str) -> None:
         """Start a stage."""
@@ -90,14 +93,16 @@ class Progress:
         if self._terminal:
             self._update("")
         else:
-            sys.stderr.write(f"{stage}: {detail} ({self._left(0.0)})\n")
+            self._write(f"{stage}: {detail} ({self._left(0.0)})")
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Report progress within the stage."""
+        share = done / total if total else 0.0
         if self._terminal and not self._silent:
-            share = done / total if total else 0.0
             text = detail or f"{done:g}/{total:g}"
             self._update(f"  {text}", share)
+        elif not self._silent and detail and time.monotonic() - self._written >= _LINE_EVERY_S:
+            self._write(f"{self._stage}: {detail} ({self._left(share)})")
 
     def note(self, text: str) -> None:
         """Print lines that stay on the screen above the progress."""
@@ -129,6 +134,12 @@ class Progress:
         else:
             yield self
 
+    def _write(self, line: str) -> None:
+        """Write a line where there is no terminal; at once, since a log file is read while it grows."""
+        self._written = time.monotonic()
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
     def _update(self, text: str, share: float = 0.0) -> None:
         if self._status is not None:
             self._status.update(f"[bold]{self._stage}[/]  {self._detail}{text}  [dim]{self._left(share)}[/]")
@@ -138,6 +149,8 @@ class Progress:
             return self._waiting
         elapsed = time.monotonic() - self._began
         expected = self._expected_s.get(self._stage, 0.0)
+        if not expected and share <= 0.05:
+            return "time left not known yet"
         # Observed progress gives a better estimate than the expectation, once there is some.
         present = elapsed * (1 - share) / share if share > 0.05 else max(0.0, expected - elapsed)
         later = list(self._expected_s)
@@ -188,7 +201,10 @@ def terminal_width() -> int | None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    # Three decimals suit scores; a learning rate would be 0.000.
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

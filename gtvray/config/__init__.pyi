@@ -21,8 +21,9 @@ from .section import describe_keys as describe_keys
 from .section import flatten as flatten
 from .section import nested as nested
 from .shaping import shaping as shaping
-from .sweep import Choice as Choice
-from .sweep import Range as Range
+from .space import Choice as Choice
+from .space import Range as Range
+from .space import applies as applies
 from .sweep import SchedulerConfig as SchedulerConfig
 from .sweep import SweepConfig as SweepConfig
 from .sweep import load_sweep as load_sweep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ def build(section: type[S], values: Mapping[str, Any], where: object) -> S:
         return section.model_validate(values)
     except ValidationError as error:
         first, others = error.errors()[0], error.error_count() - 1
-        key = ".".join(str(part) for part in first["loc"])
+        key = _written_key(first["loc"], values)
         more = f" (and {others} more)" if others else ""
         if first["type"] == "extra_forbidden":
             raise ConfigError(
@@ -43,6 +44,24 @@ def build(section: type[S], values: Mapping[str, Any], where: object) -> S:
             found=first.get("input"),
             do="`gtvray config schema` lists every key, its type and range",
         ) from None
+
+
+def _written_key(location: tuple[int | str, ...], values: Any) -> str:
+    """Return the dotted key of a fault as it stands in the file, without the names that pydantic gives to branches."""
+    if not location:
+        return "values that do not fit together"
+    *parents, last = location
+    parts = []
+    for part in parents:
+        known = isinstance(values, Mapping) and part in values
+        if known or (isinstance(values, list | tuple) and isinstance(part, int)):
+            values = values[part]
+            parts.append(str(part))
+    # The last part is the name of a branch unless it is a key, present or missing, of what holds it.
+    branch = isinstance(last, str) and re.search(r"[\[\]-]", last)
+    if isinstance(values, Mapping | list | tuple) and not branch:
+        parts.append(str(last))
+    return ".".join(parts)
 
 
 def describe_keys(section: type[BaseModel], prefix: str = "") -> list[dict[str, str]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, field_validator
 
 from gtvray.config.schema import Config, check_key, read_yaml, with_dotted
 from gtvray.config.section import Section, build, leaves
+from gtvray.config.space import SpaceEntry, applies
 from gtvray.errors import ConfigError
 
 # Keys that may differ between trials; the others hold for a sweep.
@@ -19,7 +21,6 @@ _SEARCHABLE = (
     "loss.",
     "optimizer.",
     "training.",
-    "inference.",
 )
 _PLANNED_ONCE = (
     "training.epochs",
@@ -29,79 +30,97 @@ _PLANNED_ONCE = (
     "training.use_gpu",
     "training.gpus_per_worker",
 )
-
-
-class Range(Section):
-    """A number between two bounds."""
-
-    low: float
-    high: float
-    log: bool = Field(False, description="sample uniformly in log space")
-    integer: bool = Field(False, description="integers only")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if self.low >= self.high:
-            raise ValueError("an empty range: low must be below high")
-        if self.log and self.low <= 0:
-            raise ValueError("a log range starts above 0")
-        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError("an integer range needs integer bounds")
-        return self
-
-    def holds(self, value: Any) -> bool:
-        """Return whether a value lies in the range."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return self.low <= value <= self.high and (not self.integer or float(value).is_integer())
-
-    def corners(self) -> list[float | int]:
-        """Return both bounds."""
-        return [int(self.low), int(self.high)] if self.integer else [self.low, self.high]
-
-
-class Choice(Section):
-    """One of several values."""
-
-    choice: Annotated[list[Any], Field(min_length=1)]
-
-    def holds(self, value: Any) -> bool:
-        """Return whether a value is one of the choices."""
-        return value in self.choice
-
-    def corners(self) -> list[Any]:
-        """Return every choice."""
-        return list(self.choice)
-
-
-def _kind(value: Any) -> str:
-    # Named here, so that an error names the entry and not a branch of a union.
-    return "choice" if isinstance(value, Choice) or (isinstance(value, dict) and "choice" in value) else "range"
-
-
-SpaceEntry = Annotated[Annotated[Range, Tag("range")] | Annotated[Choice, Tag("choice")], Discriminator(_kind)]
+# Keys that a training may continue with after they have changed.
+_MUTABLE = (
+    "augmentation.",
+    "loss.",
+    "optimizer.lr",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "training.foreground_share",
+)
+# Trials are compared on the same cases, marked at the same threshold.
+_JUDGES = ("training.selection_cases", "inference.")
 
 
 class SchedulerConfig(Section):
     """Early stopping of trials."""
 
-    kind: Literal["asha", "none"] = Field("asha", description="asynchronous successive halving, or none")
-    grace_epochs: int = Field(2, ge=1, description="epochs that every trial runs before it can be stopped")
+    kind: Literal["asha", "hyperband", "median", "pasha", "top_k", "pbt", "none"] = Field(
+        "asha",
+        description="asha: successive halving, asynchronous; hyperband: several brackets of it; median: stop a trial "
+        "below the median of the others; pasha: halving whose rungs grow only while the ranking changes; top_k: all "
+        "trials to grace_epochs, then the best `keep` to the end; pbt: population-based training, where trials take "
+        "over weights and changed settings of better ones every grace_epochs; none: every trial to the end",
+    )
+    grace_epochs: int = Field(
+        2, ge=1, description="epochs that every trial runs before it can be stopped; the interval of pbt"
+    )
     reduction_factor: int = Field(3, ge=2, description="one in this many trials continues at each rung")
+    keep: int = Field(3, ge=1, description="number of trials that top_k trains to the end")
+
+    def rungs(self, epochs: int) -> list[int]:
+        """Return the epochs at which a trial of `epochs` epochs may be stopped, in order."""
+        if self.kind in ("none", "pbt"):
+            return []
+        found, rung = [], self.grace_epochs
+        while rung < epochs:
+            found.append(rung)
+            rung *= self.reduction_factor
+        return found[:1] if self.kind == "top_k" else found
 
 
 class SweepConfig(Section):
     """A hyperparameter sweep."""
 
-    trials: int = Field(4, ge=1, le=100_000, description="number of trials")
+    trials: int = Field(4, ge=1, le=100_000, description="number of trials, the one with the default settings included")
     max_concurrent: int | None = Field(None, ge=1, description="maximum trials at once; by default as many as fit")
-    searcher: Literal["optuna", "random"] = Field("optuna", description="Optuna's TPE, or random search")
-    seed: int = Field(0, ge=0, description="seed of the searcher")
+    searcher: Literal["optuna", "gp", "random", "grid"] = Field(
+        "optuna",
+        description="optuna: the tree-structured Parzen estimator (TPE); gp: a Gaussian process, for few numbers; both "
+        "after a quasi-random start. Or random search, or a grid",
+    )
+    seed: int = Field(0, ge=0, description="seed of the searcher; the trainings have training.seed")
     scheduler: SchedulerConfig = SchedulerConfig()
-    time_budget_s: float | None = Field(None, gt=0, description="no new epoch is started after this time")
+    time_budget_s: float | None = Field(
+        None, gt=0, description="no new epoch is started after this time; the time before a resume counts"
+    )
+    objectives: dict[Literal["dsc", "latency_ms", "peak_mb"], Literal["max", "min"]] = Field(
+        {"dsc": "max"},
+        description="what trials are judged by: dsc, alone or with latency_ms and peak_mb, time and memory of a "
+        "forward pass for one patch. The scheduler uses dsc alone; the searcher looks for the Pareto front",
+    )
+    target: float | None = Field(None, gt=0, le=1, description="stop once a trial has this selection DSC")
+    plateau: int | None = Field(
+        None, ge=1, description="stop once this many trials in a row have ended without a better one"
+    )
     base: dict[str, Any] = Field(default_factory=dict, description="settings of every trial, nested or dotted")
     space: dict[str, SpaceEntry] = Field(description="dotted keys that are searched", min_length=1)
-    start: list[dict[str, Any]] = Field(default_factory=list, description="points of the space tried first")
+    start: list[dict[str, Any]] = Field(
+        default_factory=list, description="points of the space tried first, after the default settings"
+    )
+
+    @field_validator("objectives")
+    @classmethod
+    def _directions(cls, objectives: dict[str, str]) -> dict[str, str]:
+        expected = {name: "max" if name == "dsc" else "min" for name in objectives}
+        if objectives != expected or "dsc" not in objectives:
+            raise ValueError("dsc: max is required; latency_ms and peak_mb are minimised")
+        return objectives
+
+    @field_validator("space")
+    @classmethod
+    def _conditions_possible(cls, space: dict[str, SpaceEntry]) -> dict[str, SpaceEntry]:
+        before: list[str] = []
+        for key, entry in space.items():
+            for condition, values in entry.conditions.items():
+                if condition in space and condition not in before:
+                    raise ValueError(f"{key} depends on {condition}, which must come before it in the space")
+                if condition in space and not any(space[condition].holds(value) for value in values):
+                    raise ValueError(f"{key} never applies: {condition} does not take any of {values}")
+            before.append(key)
+        return space
 
 
 def load_sweep(path: Path) -> SweepConfig:
@@ -115,7 +134,8 @@ def load_sweep(path: Path) -> SweepConfig:
     if isinstance(values.get("base"), dict):
         values["base"] = dict(leaves(values["base"]))
     sweep = build(SweepConfig, values, path)
-    for key in [*sweep.base, *sweep.space]:
+    conditions = [condition for entry in sweep.space.values() for condition in entry.conditions]
+    for key in [*sweep.base, *sweep.space, *conditions]:
         check_key(key, path)
     for key in sweep.space:
         _require_searchable(key, sweep, path)
@@ -124,6 +144,14 @@ def load_sweep(path: Path) -> SweepConfig:
 
 
 def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
+    if key.startswith(_JUDGES):
+        raise ConfigError(
+            "this key cannot be searched",
+            where=path,
+            expected="a setting that does not change how trials are compared",
+            found=key,
+            do="set it under base: all trials are scored on the same cases in the same way",
+        )
     if not key.startswith(_SEARCHABLE) or key in _PLANNED_ONCE:
         raise ConfigError(
             "this key cannot be searched",
@@ -132,17 +160,39 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
             found=key,
             do="set it under base: data and workers are planned once per sweep",
         )
+    if len(sweep.objectives) > 1 and sweep.searcher == "gp":
+        raise ConfigError(
+            "the Gaussian process has one objective", where=path, found="searcher: gp", do="use optuna, random or grid"
+        )
+    if sweep.scheduler.kind == "pbt" and (not key.startswith(_MUTABLE) or sweep.space[key].when):
+        raise ConfigError(
+            "this key cannot change during a training",
+            where=path,
+            expected="with scheduler.kind pbt, without conditions: " + ", ".join(each.rstrip(".") for each in _MUTABLE),
+            found=key,
+            do="set it under base, or take another scheduler",
+        )
     if key in sweep.base:
         raise ConfigError("a key is both fixed and searched", where=path, found=key, do="keep one of the two")
 
 
 def _require_valid_points(sweep: SweepConfig, path: Path) -> None:
-    corners = [{key: corner} for key, entry in sweep.space.items() for corner in entry.corners()]
-    for point in [*corners, *sweep.start]:
-        unknown = set(point) - set(sweep.space)
-        if unknown:
-            raise ConfigError("a start point has a key outside the space", where=path, found=sorted(unknown))
-        for key, value in point.items():
-            if not sweep.space[key].holds(value):
-                raise ConfigError(f"a start point lies outside the range of {key}", where=path, found=value)
+    for key, entry in sweep.space.items():
+        met = {condition: values[0] for condition, values in entry.conditions.items()}
+        for corner in entry.corners():
+            with_dotted(Config(), {**sweep.base, **met, key: corner}, path)
+    for point in sweep.start:
+        _require_in_space(point, sweep, path)
         with_dotted(Config(), {**sweep.base, **point}, path)
+
+
+def _require_in_space(point: Mapping[str, Any], sweep: SweepConfig, path: Path) -> None:
+    unknown = set(point) - set(sweep.space)
+    if unknown:
+        raise ConfigError("a start point has a key outside the space", where=path, found=sorted(unknown))
+    for key, value in point.items():
+        entry = sweep.space[key]
+        if not entry.holds(value):
+            raise ConfigError(f"a start point lies outside the range of {key}", where=path, found=value)
+        if not applies(entry, {**sweep.base, **point}):
+            raise ConfigError(f"a start point sets {key}, which does not apply to it", where=path, found=dict(point))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gtvray import NOTICE
-from gtvray.io import Picture, Table, atomic_path, render_page
+from gtvray.config import Config, flatten
+from gtvray.io import Picture, Table, atomic_path, read_json, render_page
 from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
 from gtvray.tracking import QUEUE_FILE, Refused, Trial, read_rejections, read_trials, summarise_rejections
-from gtvray.tracking.trials import FAILED
+from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
 
 PAGE = "trials.html"
+STATES = (COMPLETED, STOPPED, OUT_OF_BUDGET, FAILED, RUNNING, PLANNED)
 
 
 def write_trials_page(folder: Path, name: str) -> Path | None:
@@ -22,24 +27,27 @@ def write_trials_page(folder: Path, name: str) -> Path | None:
     page = folder / PAGE
     with atomic_path(page) as temporary:
         refused = summarise_rejections(read_rejections(folder / QUEUE_FILE))
-        temporary.write_text(trials_page(name, trials, refused), encoding="utf-8")
+        temporary.write_text(trials_page(name, trials, refused, folder), encoding="utf-8")
     return page
 
 
-def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] = ()) -> str:
+def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] = (), folder: Path | None = None) -> str:
     """Render the page of a sweep.
 
     Args:
         name: name of the sweep.
         trials: its trials; those without an epoch appear in the tables only.
         refused: what MLflow refused permanently.
+        folder: the sweep's folder, for what is known at its end.
     """
-    trained = sorted((trial for trial in trials if trial.curve("selection_dsc")), key=lambda each: -best_dsc(each))
+    with_epochs = [trial for trial in trials if trial.curve("selection_dsc")]
+    # As in the ranking of the sweep, a failed trial is behind all others.
+    trained = sorted(with_epochs, key=lambda each: (each.state == FAILED, -best_dsc(each)))
     untrained = [trial for trial in trials if not trial.curve("selection_dsc")]
     keys = searched_keys(trials)
     facts: list[tuple[str, object]] = [
         ("trials", len(trials)),
-        ("failed", sum(trial.state == FAILED for trial in trials)),
+        *((state, number) for state in STATES if (number := sum(trial.state == state for trial in trials))),
     ]
     if trained:
         facts += [("best trial", trained[0].trial_id), ("best DSC", f"{best_dsc(trained[0]):.4f}")]
@@ -53,7 +61,42 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         trials=_trial_table([*trained, *untrained], keys),
         failures=_failure_table(trials),
         refused=Table(("trial", "entries", "reason"), [(each.trial, each.entries, each.reason) for each in refused]),
+        confirmation=_read(folder, "confirmation.json"),
+        front=_front_table(_read(folder, "front.json")),
+        importances=_importance_table(_read(folder, "importances.json")),
+        command=_command(trained[0], _read(folder, "sweep.json")) if trained else "",
     )
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    """Read a file of the sweep's folder that is there once the sweep has ended."""
+    return dict(read_json(folder / name)) if folder is not None and (folder / name).exists() else {}
+
+
+def _importance_table(stored: Mapping[str, Any]) -> Table:
+    caption = f"PED-ANOVA over {stored.get('trials', 0)} completed trials; below some thirty, read it with caution."
+    rows = [(key, f"{value:.2f}") for key, value in stored.get("importances", {}).items()]
+    return Table(("setting", "importance"), rows, caption)
+
+
+def _front_table(stored: Mapping[str, Any]) -> Table:
+    caption = f"Hypervolume {stored.get('hypervolume', 0):.3f}: share of the box between the worst and the ideal point."
+    rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in stored.get("trials", {}).items()]
+    return Table(("trial", *stored.get("objectives", {})), rows, caption)
+
+
+def _command(best: Trial, request: Mapping[str, Any]) -> str:
+    """Return the command that trains with the settings of a trial; those that are the default are left out."""
+    if not request:
+        return ""
+    default = flatten(Config())
+    settings = {**request["config"], **request["sweep"]["base"], **best.settings}
+    words = [
+        f"{key}={json.dumps(value) if isinstance(value, list) else value}"
+        for key, value in settings.items()
+        if value != default.get(key)
+    ]
+    return shlex.join(["gtvray", "train", *words, "--data", "DATA"])
 
 
 def best_dsc(trial: Trial) -> float:
@@ -83,17 +126,18 @@ def _trial_table(trials: Sequence[Trial], keys: Sequence[str]) -> Table:
             f"{best_dsc(trial):.4f}" if trial.curve("selection_dsc") else None,
             len(trial.epochs),
             f"{_seconds(trial):.0f}",
-            trial.state,
+            trial.origin,
+            trial.ending,
             *(_setting(trial, key) for key in keys),
         )
         for trial in trials
     ]
-    return Table(("trial", "best DSC", "epochs", "seconds", "state", *keys), rows)
+    return Table(("trial", "best DSC", "epochs", "seconds", "origin", "ending", *keys), rows)
 
 
 def _failure_table(trials: Sequence[Trial]) -> Table:
     rows = [(trial.trial_id, "recovered", note) for trial in trials for note in trial.notes]
-    rows += [(trial.trial_id, FAILED, trial.reason) for trial in trials if trial.reason]
+    rows += [(trial.trial_id, FAILED, trial.reason or "") for trial in trials if trial.state == FAILED]
     return Table(("trial", "outcome", "reason"), rows)
 
 

@@ -1,10 +1,8 @@
 from .export import export_best as export_best
 from .job import SweepJob as SweepJob
 from .job import SweepOutcome as SweepOutcome
-from .space import decode as decode
-from .space import tune_space as tune_space
-from .sweep import SweepResult as SweepResult
-from .sweep import TrialResult as TrialResult
+from .result import SweepResult as SweepResult
+from .result import TrialResult as TrialResult
 from .sweep import run_sweep as run_sweep
 from .trainable import SegmentationTrial as SegmentationTrial
 from .trainable import TrialContext as TrialContext

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import Project
@@ -18,8 +18,11 @@ from gtvray.runtime import Cluster, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
-    from gtvray.tracking import Refused
-    from gtvray.tuning.sweep import SweepResult
+    from gtvray.tracking import Refused, RunRecorder
+    from gtvray.tuning.confirm import Confirmation
+    from gtvray.tuning.describe import SweepDescription
+    from gtvray.tuning.pareto import Front
+    from gtvray.tuning.result import SweepResult
     from gtvray.tuning.watch import SweepStatus
 
 
@@ -35,6 +38,9 @@ class SweepOutcome:
         delivered: whether MLflow has everything that it accepts; the rest stays queued in the folder of the sweep.
         refused: what MLflow refused permanently, such as entries of a trial whose run was deleted.
         page: HTML page of the trials; None if no trial was recorded.
+        confirmation: the best trial against the default settings.
+        default_bundle: folder of the bundle of the default settings, if the best is not better.
+        front: Pareto front, if there are several objectives; each of its trials has a bundle.
     """
 
     result: SweepResult
@@ -44,6 +50,9 @@ class SweepOutcome:
     delivered: bool
     refused: list[Refused]
     page: Path | None
+    confirmation: Confirmation | None = None
+    default_bundle: Path | None = None
+    front: Front | None = None
 
 
 @dataclass
@@ -56,6 +65,7 @@ class SweepJob:
         workspace: locked by the caller.
         name: name of folder and run.
         show: receives progress.
+        extend: number of trials beyond those of the stored sweep.
         warnings: findings of the data check.
     """
 
@@ -64,7 +74,9 @@ class SweepJob:
     workspace: Workspace
     name: str
     show: ProgressReporter
+    extend: int = 0
     warnings: list[Finding] = field(default_factory=list)
+    _remembered: bool = field(default=False, init=False)
 
     @property
     def folder(self) -> Path:
@@ -99,10 +111,23 @@ class SweepJob:
             data, config, self.workspace, self.show, make=make, before_preparing=self.record.require_recordable
         )
         # This loads torch: after the check of the data, and before a cluster is touched.
-        from gtvray.training import check_plan
-
-        check_plan(config, project.train, project.selection)
+        self._check(project)
         return project
+
+    def describe(self, project: Project) -> SweepDescription:
+        """Describe the sweep as it would run on the data."""
+        from gtvray.tuning.describe import describe_sweep
+
+        return describe_sweep(self.sweep, self.config, self._check(project))
+
+    def _check(self, project: Project) -> dict[str, Any]:
+        """Check the training of every corner of the space; return the point of the first trial."""
+        from gtvray.training import check_plan
+        from gtvray.tuning.space import Space, check_corners
+
+        config = with_dotted(self.config, self.sweep.base, "base")
+        space = Space(self.sweep.space, config)
+        return check_corners(space, config, lambda settings: check_plan(settings, project.train, project.selection))
 
     def require_started(self) -> None:
         """Refuse to resume a sweep that was never started.
@@ -115,6 +140,30 @@ class SweepJob:
                 "no such sweep", where=self.workspace.sweeps, found=self.name, do="pass the name of a sweep to --resume"
             )
 
+    def finished(self, project: Project) -> SweepOutcome | None:
+        """Return the stored outcome of a sweep that running it would not change; None if there is something to run.
+
+        The request of the sweep is stored in its folder first, or compared with the stored one.
+
+        Raises:
+            InputError: the folder contains another sweep.
+        """
+        from gtvray.models import Bundle
+        from gtvray.tracking import TrialRecord
+        from gtvray.tuning.result import rank
+        from gtvray.tuning.resume import read_result, remember_sweep
+
+        if not self._remembered:
+            self.sweep = remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest, self.extend)
+            self._remembered = True
+        stored, record = read_result(self.folder), TrialRecord(self.folder)
+        if stored is None or not stored.finished(self.sweep, record.elapsed_s):
+            return None
+        base = with_dotted(self.config, self.sweep.base, "base")
+        result = rank(record.trials.values(), self.trials_folder, base, stored.ranking)
+        bundle = Bundle.load(self.workspace.bundles / stored.bundle)
+        return self._outcome(result, bundle, (stored.run_id, stored.sweep_run_id))
+
     def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
         """Run the trials, or resume them, and write the bundle of the best trial.
 
@@ -124,14 +173,15 @@ class SweepJob:
         """
         # Ray and torch take seconds to load; invalid data are reported before.
         from gtvray.reports import write_trials_page
-        from gtvray.tuning.export import export_best
-        from gtvray.tuning.resume import remember_sweep
+        from gtvray.tuning.confirm import FEWEST_CASES
         from gtvray.tuning.sweep import run_sweep
 
-        require_storage(cluster, self.workspace.root, project.dataset.root)
+        finished = self.finished(project)
+        if finished is not None:
+            return finished
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
-        remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest)
+        require_storage(cluster, self.workspace.root, project.dataset.root)
         with self.record.open() as record:
             try:
                 result = run_sweep(
@@ -145,24 +195,94 @@ class SweepJob:
                     tags={"gtvray.data": project.fingerprint.digest, **versions()},
                     report=self._report,
                     show=self.show,
+                    finish_default=len(project.split.held_out) >= FEWEST_CASES,
                 )
                 # The run of the best trial is known then, unless MLflow is away.
                 record.recorder.flush()
-                target = self.workspace.bundles / f"{self.name}-{result.best.trial_id}"
-                bundle, run_id = export_best(result, project, target, record.recorder)
+                bundle, run_id = self._export(result, project, record.recorder)
                 record.status = "FINISHED"
             finally:
                 # An unfinished sweep has a page too, with the reasons of failed trials.
                 page = write_trials_page(self.folder, self.name)
                 if page is not None:
                     record.recorder.attach(None, page, "report")
-        if record.refused:
-            write_trials_page(self.folder, self.name)
-        parent = record.recorder.run_id
-        return SweepOutcome(result, bundle, run_id, parent, record.delivered, record.refused, page)
+        runs = (run_id, record.recorder.run_id)
+        return self._outcome(result, bundle, runs, delivered=record.delivered, refused=record.refused)
+
+    def _outcome(
+        self,
+        result: SweepResult,
+        bundle: Bundle,
+        runs: tuple[str, str],
+        *,
+        delivered: bool = True,
+        refused: Sequence[Refused] = (),
+    ) -> SweepOutcome:
+        from gtvray.reports import write_trials_page
+        from gtvray.tuning.confirm import Confirmation
+        from gtvray.tuning.pareto import Front
+
+        default = self._default_bundle
+        return SweepOutcome(
+            result,
+            bundle,
+            *runs,
+            delivered,
+            list(refused),
+            write_trials_page(self.folder, self.name),
+            Confirmation.load(self.folder),
+            default if default.is_dir() else None,
+            Front.load(self.folder),
+        )
+
+    @property
+    def _default_bundle(self) -> Path:
+        return self.workspace.bundles / f"{self.name}-default"
+
+    @property
+    def trials_folder(self) -> Path:
+        """Folder with a folder of checkpoints per trial."""
+        return self.folder / "trials"
+
+    def _export(self, result: SweepResult, project: Project, recorder: RunRecorder) -> tuple[Bundle, str]:
+        """Write the bundle of the best trial, store the result, and remove the checkpoints of the others."""
+        from gtvray.tuning.finish import SweepEnd
+        from gtvray.tuning.resume import StoredResult, unfinished_trials, write_result
+
+        end = SweepEnd(self.workspace, self.name, project, result, recorder, self.show)
+        unlimited = self.sweep.model_copy(update={"time_budget_s": None})
+        unfinished = unfinished_trials({trial.trial_id: trial for trial in result.ended}, unlimited, 0)
+        bundle, run_id = end.export()
+        end.confirm(bundle, self._default_bundle)
+        end.export_front(self.sweep)
+        end.measure_importances(self.sweep)
+        end.describe(run_id)
+        write_result(
+            self.folder,
+            StoredResult(
+                best=result.best.trial_id,
+                bundle=bundle.folder.name,
+                run_id=run_id,
+                sweep_run_id=recorder.run_id,
+                ranking={trial.trial_id: (trial.best_dsc, trial.best_epoch) for trial in result.trials},
+                complete=not unfinished and not self._spent,
+            ),
+        )
+        end.remove_losers(self.trials_folder, unfinished)
+        return bundle, run_id
+
+    @property
+    def _spent(self) -> bool:
+        """Whether the time budget is spent before all trials have started."""
+        from gtvray.tracking import TrialRecord
+
+        record, budget_s = TrialRecord(self.folder), self.sweep.time_budget_s
+        return budget_s is not None and record.elapsed_s >= budget_s and len(record.trials) < self.sweep.trials
 
     def _report(self, status: SweepStatus) -> None:
-        trials = self.sweep.trials
-        progress = f"trial {status.started}/{trials}, epoch {status.epoch}/{status.epochs}"
-        done = max(status.ended / trials, status.elapsed_s / (self.sweep.time_budget_s or float("inf")))
-        self.show.advance(min(done, 1.0), 1, f"{progress}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")
+        trials, budget_s = self.sweep.trials, self.sweep.time_budget_s
+        done = max(status.ended / trials, status.elapsed_s / budget_s if budget_s else 0.0)
+        text = f"trial {status.started}/{trials}, {status.trial} epoch {status.epoch}/{status.epochs}"
+        if status.event != "epoch":
+            text = f"{status.trial} {status.event}; {status.ended}/{trials} trials ended"
+        self.show.advance(min(done, 1.0), 1, f"{text}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")

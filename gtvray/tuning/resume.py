@@ -1,25 +1,49 @@
-"""Resume an interrupted sweep with its trials, its searcher and its MLflow runs."""
+"""What a sweep's folder holds for its resume: the request it was started with, and its result once it is finished."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Tuner
-
 from gtvray.config import Config, SweepConfig, flatten, shaping
-from gtvray.errors import InputError, TrainingError
+from gtvray.errors import InputError
 from gtvray.io import read_json, write_json
-from gtvray.tuning.relocation import relocate_search_state
-from gtvray.tuning.space import tune_space
-from gtvray.tuning.watch import Watcher
+from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
 
-TUNE_FOLDER = "tune"
-_REQUEST = "sweep.json"
+_REQUEST, _RESULT = "sweep.json", "result.json"
+# A trial that failed this often, in this many runs of the sweep, is not tried again.
+_MOST_FAILURES = 3
 
 
-def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint: str) -> None:
+@dataclass(frozen=True)
+class StoredResult:
+    """The result of a sweep that has ended.
+
+    Attributes:
+        best: id of the best trial.
+        bundle: name of its bundle's folder.
+        run_id: MLflow run of the trial.
+        sweep_run_id: MLflow run of the sweep.
+        ranking: trial -> best DSC and its epoch, of every trial that had a checkpoint.
+        complete: False if more time, or more trials, would continue it.
+    """
+
+    best: str
+    bundle: str
+    run_id: str
+    sweep_run_id: str
+    ranking: dict[str, tuple[float, int]]
+    complete: bool
+
+    def finished(self, sweep: SweepConfig, elapsed_s: float) -> bool:
+        """Return whether resuming the sweep would change nothing."""
+        return self.complete or (sweep.time_budget_s is not None and elapsed_s >= sweep.time_budget_s)
+
+
+def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint: str, extend: int = 0) -> SweepConfig:
     """Store the arguments of a sweep in its folder, or compare them with the stored ones.
 
     Args:
@@ -27,16 +51,62 @@ def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint
         sweep: search space, searcher and budget.
         config: all other settings.
         fingerprint: digest of the data.
+        extend: number of further trials.
+
+    Returns:
+        the sweep to run. Its number of trials is the stored one, with earlier extensions; its time budget is the given
+        one, which may differ from before.
 
     Raises:
         InputError: the folder contains another sweep.
     """
     request = {"data": fingerprint, "sweep": sweep.model_dump(mode="json"), "config": flatten(config)}
     request = json.loads(json.dumps(request))
-    if not (folder / _REQUEST).exists():
-        write_json(folder / _REQUEST, request)
-        return
-    stored = _shaping(read_json(folder / _REQUEST))
+    extended = 0
+    if (folder / _REQUEST).exists():
+        stored = read_json(folder / _REQUEST)
+        extended = stored.pop("extended")
+        stored["sweep"]["time_budget_s"] = request["sweep"]["time_budget_s"]
+        _require_same(folder, stored, request)
+    result = read_result(folder)
+    if extend and result is not None:
+        write_result(folder, replace(result, complete=False))
+    write_json(folder / _REQUEST, {**request, "extended": extended + extend})
+    return sweep.model_copy(update={"trials": sweep.trials + extended + extend})
+
+
+def unfinished_trials(trials: Mapping[str, Trial], sweep: SweepConfig, elapsed_s: float) -> list[str]:
+    """Return the trials that continue when a sweep is resumed.
+
+    These are trials that were running, that the budget stopped if there is budget left, and that failed, unless they
+    failed too often.
+    """
+    budget_left = sweep.time_budget_s is None or elapsed_s < sweep.time_budget_s
+    return [
+        name
+        for name, trial in trials.items()
+        if not trial.ended
+        or (trial.state == OUT_OF_BUDGET and budget_left)
+        or (trial.state == FAILED and trial.failures < _MOST_FAILURES)
+    ]
+
+
+def write_result(folder: Path, result: StoredResult) -> None:
+    """Store the result of a sweep."""
+    write_json(folder / _RESULT, asdict(result))
+
+
+def read_result(folder: Path) -> StoredResult | None:
+    """Return the stored result of a sweep; None if it has not ended yet."""
+    if not (folder / _RESULT).exists():
+        return None
+    stored = read_json(folder / _RESULT)
+    ranking = {name: (dsc, epoch) for name, (dsc, epoch) in stored.pop("ranking").items()}
+    return StoredResult(**stored, ranking=ranking)
+
+
+def _require_same(folder: Path, stored: dict[str, Any], request: dict[str, Any]) -> None:
+    stored = _shaping(stored)
     for part, value in _shaping(request).items():
         different = _first_difference(stored.get(part), value, part)
         if different is not None:
@@ -55,41 +125,6 @@ def _shaping(request: dict[str, Any]) -> dict[str, Any]:
     sweep = {name: value for name, value in request["sweep"].items() if name != "max_concurrent"}
     sweep["base"] = shaping(sweep["base"])
     return {"data": request["data"], "sweep": sweep, "config": shaping(request["config"])}
-
-
-def restored_tuner(folder: Path, trainable: Any, sweep: SweepConfig, watcher: Watcher) -> Tuner | None:
-    """Return the tuner of an interrupted sweep, or None if no trial had started.
-
-    Unfinished and failed trials resume from their checkpoints. Tune does not store ASHA's rungs: they fill again. The
-    folder may have been moved.
-
-    Raises:
-        TrainingError: Tune's state is damaged, where Tune itself would silently start again, or it still refers to the
-            former location of a moved folder.
-    """
-    states = sorted(folder.glob("experiment_state-*.json"))
-    if not states or not Tuner.can_restore(str(folder)):
-        return None
-    try:
-        read_json(states[-1])
-    except InputError as error:
-        raise TrainingError(
-            "Ray Tune's state of this sweep is damaged",
-            where=states[-1],
-            found=error.fields.get("found", error.what),
-            do=f"start a new sweep; the checkpoints of the trials are in {folder.parent / 'trials'}",
-        ) from error
-    relocate_search_state(folder)
-    tuner = Tuner.restore(
-        str(folder),
-        trainable=trainable,
-        resume_unfinished=True,
-        resume_errored=True,
-        param_space=tune_space(sweep.space),
-    )
-    # Tune pickles callbacks, and ours holds a connection; Tune has no public API to replace it.
-    tuner._local_tuner.get_run_config().callbacks = [watcher]
-    return tuner
 
 
 def _first_difference(before: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:

@@ -1,73 +1,158 @@
-"""Conversion between the search space of the config schema and that of Ray Tune."""
+"""The points of a search space: dotted keys -> values, with the keys that apply to each other."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import optuna
-from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, Searcher
-from ray.tune.search.optuna import OptunaSearch
+from gtvray.config import Choice, Config, Range, applies, flatten, with_dotted
+from gtvray.errors import GtvrayError
 
-from gtvray.config import Choice, Config, Range, SweepConfig
-
-METRIC, MODE, TIME = "selection_dsc", "max", "epoch"
-
-
-def tune_space(space: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """Return the domains of Ray Tune by dotted key.
-
-    Choices are encoded as JSON text, because lists cannot be categories of Optuna.
-    """
-    return {key: _domain(entry) for key, entry in space.items()}
+Point = dict[str, Any]
+# Keys on which the plan of a training and its memory depend.
+_PLANNED = ("network.", "training.patch_ijk", "training.batch_size", "training.precision", "training.compile")
+# Above this number of combinations, only those in which at most two keys differ from the first corner are checked.
+_MOST_CORNERS = 512
 
 
-def encode(point: Mapping[str, Any], space: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """Return a point of dotted keys as Ray Tune represents it."""
-    return {key: json.dumps(value) if isinstance(space[key], Choice) else value for key, value in point.items()}
-
-
-def decode(point: Mapping[str, Any], space: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """Return the point of dotted keys of a Ray Tune config."""
-    return {key: json.loads(point[key]) if isinstance(entry, Choice) else point[key] for key, entry in space.items()}
-
-
-def build_searcher(sweep: SweepConfig, concurrent: int) -> Searcher | BasicVariantGenerator:
-    """Return the searcher of a sweep: Optuna's TPE, or random search.
+class Space:
+    """A search space over the settings of a sweep.
 
     Args:
-        sweep: search space, seed and start points.
-        concurrent: maximum number of concurrent trials; Tune's own limit does not apply to its random search.
+        entries: ranges and choices by dotted key; one that depends on another comes after it.
+        config: settings of all trials, for the conditions on settings that are not searched.
     """
-    start = [encode(point, sweep.space) for point in sweep.start]
-    if sweep.searcher == "random":
-        return BasicVariantGenerator(
-            points_to_evaluate=start or None, random_state=sweep.seed, max_concurrent=concurrent
-        )
-    # By default Optuna logs to the terminal.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(points_to_evaluate=start or None, seed=sweep.seed)
+
+    def __init__(self, entries: Mapping[str, Range | Choice], config: Config) -> None:
+        self.entries = dict(entries)
+        self._config = config
+        self._fixed = {key: value for key, value in flatten(config).items() if key not in self.entries}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a full training."""
+        return self._config.training.epochs
+
+    def default(self) -> Point:
+        """Return the point of the default settings, which may lie outside the ranges."""
+        values = flatten(self._config)
+        return self.build(lambda key, _: values[key])
+
+    def nearest(self, point: Mapping[str, Any]) -> Point:
+        """Return a point with every value outside the space replaced by the next inside, or by the first choice."""
+        return self.build(lambda key, entry: entry.nearest(point[key] if key in point else entry.corners()[0]))
+
+    def at(self, positions: Sequence[float]) -> Point:
+        """Return the point at a position of the unit cube, which has an axis for every key."""
+        axes = dict(zip(self.entries, positions, strict=True))
+        return self.build(lambda key, entry: entry.at(axes[key]))
+
+    def complete(self, point: Mapping[str, Any]) -> Point:
+        """Return a point with the default value of every key that it lacks and that applies."""
+        default = flatten(self._config)
+        return self.build(lambda key, _: point.get(key, default[key]))
+
+    def build(self, value: Callable[[str, Range | Choice], Any]) -> Point:
+        """Return the point with a value for every key that applies, asked for in order.
+
+        Args:
+            value: returns the value of a key; called with key and entry.
+        """
+        point: Point = {}
+        for key, entry in self.entries.items():
+            if applies(entry, {**self._fixed, **point}):
+                point[key] = value(key, entry)
+        return point
+
+    def holds(self, point: Mapping[str, Any]) -> bool:
+        """Return whether a point has exactly the keys that apply, each with a value of its entry."""
+        fitting = all(key in self.entries and self.entries[key].holds(value) for key, value in point.items())
+        return fitting and self.build(lambda key, _: point.get(key)).keys() == point.keys()
+
+    def grid(self) -> list[Point]:
+        """Return every combination of the grid values, without repetitions."""
+        return self._combinations({key: entry.grid() for key, entry in self.entries.items()})
+
+    def corners(self) -> list[Point]:
+        """Return the combinations of bounds and choices that the plan of a training depends on."""
+        first = {key: entry.corners()[:1] for key, entry in self.entries.items()}
+        conditions = {condition for entry in self.entries.values() for condition in entry.conditions}
+        planned = {
+            key: entry.corners() for key, entry in self.entries.items() if key.startswith(_PLANNED) or key in conditions
+        }
+        if math.prod(map(len, planned.values())) <= _MOST_CORNERS:
+            return self._combinations(first | planned)
+        pairs = itertools.combinations(planned, 2)
+        return [
+            point
+            for one, other in pairs
+            for point in self._combinations(first | {one: planned[one], other: planned[other]})
+        ]
+
+    def _combinations(self, values: Mapping[str, Sequence[Any]]) -> list[Point]:
+        found: list[Point] = []
+        for combination in itertools.product(*values.values()):
+            chosen = dict(zip(values, combination, strict=True))
+            point = self.build(lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
+            if point not in found:
+                found.append(point)
+        return found
 
 
-def build_scheduler(sweep: SweepConfig, config: Config) -> TrialScheduler:
-    """Return the scheduler of a sweep: ASHA, or none."""
-    if sweep.scheduler.kind == "none":
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr=TIME,
-        max_t=config.training.epochs,
-        grace_period=min(sweep.scheduler.grace_epochs, config.training.epochs),
-        reduction_factor=sweep.scheduler.reduction_factor,
-    )
+def check_corners(space: Space, config: Config, check: Callable[[Config], None]) -> Point:
+    """Check the training of every corner of the space.
+
+    Args:
+        space: the search space.
+        config: settings of all trials.
+        check: raises a `GtvrayError` if a training with the settings cannot work.
+
+    Returns:
+        the point of the default settings; if a training with them cannot work, the nearest point of the space.
+
+    Raises:
+        GtvrayError: of the first corner that cannot work, with its settings.
+    """
+    for point in space.corners():
+        _check_point(point, config, check)
+    default = space.default()
+    try:
+        _check_point(default, config, check)
+    except GtvrayError:
+        default = space.nearest(default)
+        _check_point(default, config, check)
+    return default
 
 
-def _domain(entry: Range | Choice) -> Any:
-    if isinstance(entry, Choice):
-        return tune.choice([json.dumps(value) for value in entry.choice])
-    if entry.integer:
-        low, high = int(entry.low), int(entry.high) + 1
-        return tune.lograndint(low, high) if entry.log else tune.randint(low, high)
-    return (tune.loguniform if entry.log else tune.uniform)(entry.low, entry.high)
+def _check_point(point: Point, config: Config, check: Callable[[Config], None]) -> None:
+    try:
+        check(with_dotted(config, point, "space"))
+    except GtvrayError as error:
+        do = "; ".join(filter(None, [error.fields.get("do"), "or take the value out of the space"]))
+        fields = {**error.fields, "where": f"a trial with {describe_point(point)}", "do": do}
+        raise type(error)(error.what, **fields) from error
+
+
+def describe_point(point: Mapping[str, Any]) -> str:
+    """Format a point as `key=value` settings."""
+    return " ".join(f"{key}={format_setting(value)}" for key, value in point.items())
+
+
+def format_setting(value: Any) -> str:
+    """Format a value of a setting with four significant digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(format_setting(each) for each in value) + "]"
+    return str(value)
+
+
+def unseen(points: Sequence[Point], seen: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
+    """Yield the points that are not among others, each once."""
+    known = list(seen)
+    for point in points:
+        if point not in known:
+            known.append(point)
+            yield point

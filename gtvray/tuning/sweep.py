@@ -5,74 +5,41 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, PlacementGroupFactory, Stopper
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
 from gtvray.data import CachedCase
-from gtvray.errors import TrainingError
+from gtvray.errors import ResourceError
 from gtvray.experiments.tasks import plan_on, worker_memory_bytes
+from gtvray.failpoints import failpoint
 from gtvray.runtime import SILENT, Cluster, ProgressReporter, shown_waiting
 from gtvray.tracking import RunRecorder, TrialRecord
+from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
 from gtvray.training import check_memory, check_plan
 from gtvray.tuning.memory import largest_host_bytes
-from gtvray.tuning.resume import TUNE_FOLDER, restored_tuner
-from gtvray.tuning.space import METRIC, MODE, build_scheduler, build_searcher, decode, tune_space
+from gtvray.tuning.result import SweepResult, rank
+from gtvray.tuning.resume import read_result, unfinished_trials
+from gtvray.tuning.schedulers.registry import Setting, build_scheduler
+from gtvray.tuning.search import SweepSearch
+from gtvray.tuning.searchers.registry import build_searcher
+from gtvray.tuning.space import Space, check_corners
+from gtvray.tuning.stopping import BudgetStopper, SweepStopper
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
-from gtvray.tuning.watch import SweepStatus, Watcher, error_reason
+from gtvray.tuning.watch import SweepStatus, Watcher
 
+TRIALS_FOLDER = "trials"
+_TUNE_FOLDER = "tune"
 _TRIAL_FAILURES = 1
 # A trial with several workers needs some resource of its own; this takes none from its workers.
 _DRIVER_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """Result of a trial.
-
-    Attributes:
-        trial_id: id in Ray Tune, also a tag of its MLflow run.
-        point: dotted key -> searched value.
-        epochs: number of completed epochs.
-        best_dsc: best selection DSC.
-        best_checkpoint: checkpoint of that epoch.
-    """
-
-    trial_id: str
-    point: dict[str, Any]
-    epochs: int
-    best_dsc: float
-    best_checkpoint: Path
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """Result of a sweep.
-
-    Attributes:
-        config: settings of all trials.
-        trials: trials with at least one epoch, best first.
-        failed: number of trials without an epoch.
-    """
-
-    config: Config
-    trials: tuple[TrialResult, ...]
-    failed: int
-
-    @property
-    def best(self) -> TrialResult:
-        """The trial with the highest selection DSC."""
-        return self.trials[0]
-
-    def config_of(self, trial: TrialResult) -> Config:
-        """Return the settings of a trial."""
-        return with_dotted(self.config, trial.point, trial.trial_id)
 
 
 def run_sweep(
@@ -87,6 +54,7 @@ def run_sweep(
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,
     show: ProgressReporter = SILENT,
+    finish_default: bool = False,
 ) -> SweepResult:
     """Run a sweep on the connected cluster, or resume the one in the folder.
 
@@ -97,10 +65,12 @@ def run_sweep(
         selection: prepared cases that trials are compared on.
         cluster: the connected cluster.
         recorder: records the sweep in MLflow.
-        folder: contains checkpoints and Tune's own files.
+        folder: contains the record, the checkpoints, and Tune's own files while it runs.
         tags: tags of the run of every trial.
-        report: called after every epoch.
+        report: called after every epoch and at the end of every trial.
         show: receives what the sweep waits for.
+        finish_default: train the default settings to the end after the search if the scheduler had stopped them, so
+            that the best can be compared with them.
 
     Raises:
         ConfigError, DataError: the settings are inconsistent with each other or with the data.
@@ -108,81 +78,122 @@ def run_sweep(
         TrainingError: no trial completed an epoch.
     """
     base = with_dotted(config, sweep.base, "base")
-    check_plan(base, train, selection)
+    space = Space(sweep.space, base)
+    default = check_corners(space, base, lambda settings: check_plan(settings, train, selection))
     plan = plan_on(cluster, base, sweep.max_concurrent, largest_host_bytes(base, sweep.space))
-    check_memory(base, worker_memory_bytes(base, cluster, show))
+    _require_population(sweep, base, plan.concurrent)
+    memory = worker_memory_bytes(base, cluster, show)
+    check_corners(space, base, lambda settings: check_memory(settings, memory))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
-    context = TrialContext(base, dict(sweep.space), train, selection, folder / "trials")
+    record = TrialRecord(folder)
+    unfinished = unfinished_trials(record.trials, sweep, record.elapsed_s)
+    record.begin_session()
+    epochs, stopper = base.training.epochs, SweepStopper(sweep, record)
+    population = sweep.scheduler.kind == "pbt"
+    context = TrialContext(base, train, selection, folder / TRIALS_FOLDER, population, tuple(sweep.objectives))
     alone = base.training.num_workers == 1
     bundle = plan.needs.as_bundle() if alone else {"memory": _DRIVER_BYTES}
-    trainable = tune.with_resources(
-        tune.with_parameters(SegmentationTrial, context=context),
-        PlacementGroupFactory([bundle]),
-    )
     watcher = Watcher(
-        TrialRecord(folder),
+        record,
         recorder,
-        space=dict(sweep.space),
         tags=tags,
-        epochs=base.training.epochs,
+        epochs=epochs,
+        rungs=sweep.scheduler.rungs(epochs),
+        stopper=stopper,
         report=report,
     )
-    tuner = restored_tuner(folder / TUNE_FOLDER, trainable, sweep, watcher)
-    if tuner is None:
-        settings = TuneConfig(
-            metric=METRIC,
-            mode=MODE,
-            num_samples=sweep.trials,
-            search_alg=build_searcher(sweep, plan.concurrent),
-            scheduler=build_scheduler(sweep, base),
-            max_concurrent_trials=plan.concurrent,
-            time_budget_s=sweep.time_budget_s,
-            reuse_actors=True,
-        )
-        tuner = _new_tuner(folder, trainable, sweep, settings, watcher)
-    # The reason of a failed trial is in the result; Tune would also log its stack trace.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Tune prints its own tables despite verbose=0.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with shown_waiting(show):
-            grid = tuner.fit()
-    return _result(grid, sweep, base, context.folder)
 
+    def exhausted() -> bool:
+        return search.is_finished()
 
-def _new_tuner(folder: Path, trainable: Any, sweep: SweepConfig, settings: TuneConfig, watcher: Watcher) -> Tuner:
-    return Tuner(
-        trainable,
-        param_space=tune_space(sweep.space),
-        tune_config=settings,
-        run_config=RunConfig(
-            name=TUNE_FOLDER,
-            storage_path=str(folder.resolve()),
-            callbacks=[watcher],
-            failure_config=FailureConfig(max_failures=_TRIAL_FAILURES),
-            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
-            verbose=0,
-        ),
+    setting = Setting(sweep, space, epochs, record, exhausted)
+    scheduler = build_scheduler(setting, unfinished)
+    searcher = build_searcher(sweep, space, default)
+    # Trials of a population take turns, so all of them exist at once.
+    concurrent = sweep.trials if population else plan.concurrent
+    search = SweepSearch(
+        searcher,
+        record,
+        unfinished=unfinished,
+        trials=sweep.trials,
+        concurrent=concurrent,
+        failures=_TRIAL_FAILURES,
+        stopping=stopper.stop_all,
+        reserved=lambda: scheduler.reserved,
     )
 
+    def run(search: SweepSearch, scheduler: TrialScheduler, stop: Stopper) -> None:
+        with _quiet(), _pending_trials(concurrent), _own_folder(folder / _TUNE_FOLDER), shown_waiting(show):
+            tune.run(
+                tune.with_resources(
+                    tune.with_parameters(SegmentationTrial, context=context),
+                    PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}]),
+                ),
+                name=_TUNE_FOLDER,
+                storage_path=str(folder.resolve()),
+                search_alg=search,
+                scheduler=scheduler,
+                stop=stop,
+                callbacks=[watcher],
+                checkpoint_config=CheckpointConfig(),
+                reuse_actors=True,
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
 
-def _result(grid: ResultGrid, sweep: SweepConfig, base: Config, trials_folder: Path) -> SweepResult:
-    trials = [
-        TrialResult(
-            trial_id=result.metrics["trial_id"],
-            point=decode(result.config, sweep.space),
-            epochs=result.metrics["epoch"],
-            best_dsc=result.metrics["best_dsc"],
-            # By name, because a trial that ended before the workspace was moved reported the former path.
-            best_checkpoint=trials_folder / result.metrics["trial_id"] / Path(result.metrics["best_checkpoint"]).name,
+    if not search.is_finished():
+        run(search, scheduler, stopper)
+    first = next(iter(record.trials.values()), None)
+    if finish_default and first is not None and first.state == STOPPED and stopper.state != OUT_OF_BUDGET:
+        only = SweepSearch(
+            searcher, record, unfinished=[first.trial_id], trials=0, concurrent=1, failures=_TRIAL_FAILURES
         )
-        for result in grid
-        if result.metrics and "best_checkpoint" in result.metrics
-    ]
-    if not trials:
-        first = next((error_reason(result.error) for result in grid if result.error), "no result")
-        raise TrainingError(
-            "no trial completed an epoch", found=first, do="see error.txt of the trials in the folder of the sweep"
+        run(only, FIFOScheduler(), BudgetStopper(sweep, record))
+    failpoint("tuning.before_result")
+    stored = read_result(folder)
+    return rank(record.trials.values(), context.folder, base, stored.ranking if stored else None)
+
+
+def _require_population(sweep: SweepConfig, base: Config, concurrent: int) -> None:
+    """Refuse a population that Tune could not let take turns: it does not count the workers that a trial starts."""
+    if sweep.scheduler.kind == "pbt" and base.training.num_workers > 1 and sweep.trials > concurrent:
+        raise ResourceError(
+            "the population does not fit on this cluster at once",
+            where="trials",
+            expected=f"at most {concurrent} with {base.training.num_workers} workers each",
+            found=sweep.trials,
+            do="lower trials, or set training.num_workers=1: then trials take turns",
         )
-    ranked = sorted(trials, key=lambda trial: -trial.best_dsc)
-    return SweepResult(base, tuple(ranked), len(list(grid)) - len(trials))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune's tables and warnings from the terminal; the reason of a failed trial is in the record."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _pending_trials(number: int) -> Iterator[None]:
+    """Let Tune start so many trials at once; by default it starts them one after the other."""
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    before = os.environ.get(name)
+    os.environ[name] = str(number)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[None]:
+    """Give Tune an empty folder for its own state, which nothing is read from later."""
+    shutil.rmtree(folder, ignore_errors=True)
+    yield
+    if not any(folder.rglob("error.txt")):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -13,10 +13,11 @@ from typing import Any
 
 from ray import tune
 
-from gtvray.config import Choice, Config, Range, with_dotted
+from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.training import EpochReport, Workers, fit, fit_distributed
-from gtvray.tuning.space import decode
+from gtvray.tuning.cost import measure_cost
+from gtvray.tuning.pins import pin_checkpoint, take_over
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,18 @@ class TrialContext:
 
     Attributes:
         config: settings before the point of a trial is applied.
-        space: the search space.
         train, selection: prepared cases.
         folder: contains a folder per trial, named by its id, with its checkpoints.
+        pin: whether checkpoints that are handed to other trials are kept for them.
+        objectives: names of the objectives of the sweep.
     """
 
     config: Config
-    space: dict[str, Range | Choice]
     train: list[CachedCase]
     selection: list[CachedCase]
     folder: Path
+    pin: bool = False
+    objectives: tuple[str, ...] = ()
 
 
 class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -43,42 +46,44 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:
         """Set up the actor; called once."""
         self._context = context
+        self._cost: dict[str, float] = {}
         self._epochs: Iterator[EpochReport] | None = None
         self._workers = Workers()
         self._point = config
-        self._resume: Path | None = None
-        # The last epoch reported to Tune; None means the last epoch of the checkpoint to resume from.
-        self._known_epoch: int | None = 0
+        # The last epoch reported to this process; later ones that a checkpoint has are reported again, so that
+        # nothing depends on what was heard of them.
+        self._known_epoch = 0
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
         config = self._config()
         if self._epochs is None:
+            self._cost = measure_cost(config, self._context.objectives)
             self._epochs = self._begin(config)
         report = next(self._epochs)
         self._known_epoch = report.epoch
-        return {**report.as_dict(), "done": report.epoch >= config.training.epochs}
+        return {**report.as_dict(), **self._cost, "done": report.epoch >= config.training.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Return a pointer to the folder of the trial, which contains the checkpoints.
+        """Return a pointer to an epoch of the trial, whose checkpoint is pinned if other trials may take it over.
 
         It names the trial instead of a path, so that it stays valid after the workspace was moved.
         """
+        if self._context.pin and self._known_epoch:
+            pin_checkpoint(self._folder(), self._known_epoch)
         return {"trial": str(self.trial_id), "known_epoch": self._known_epoch}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume from an earlier state of this trial, or from another trial."""
+        """Resume from an earlier state of this trial, or take over the pinned checkpoint of another trial."""
         self._close()
-        trial = checkpoint["trial"]
         self._known_epoch = checkpoint["known_epoch"]
-        if trial != str(self.trial_id):
-            newest = sorted((self._context.folder / trial).glob("epoch-*"))
-            self._resume, self._known_epoch = newest[-1] if newest else None, None
+        if checkpoint["trial"] != str(self.trial_id):
+            take_over(self._context.folder / checkpoint["trial"], self._folder(), checkpoint["known_epoch"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Switch to another trial in the same process."""
         self._close()
-        self._point, self._resume, self._known_epoch = new_config, None, 0
+        self._point, self._known_epoch = new_config, 0
         return True
 
     def cleanup(self) -> None:
@@ -87,20 +92,18 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         self._workers.end()
 
     def _config(self) -> Config:
-        return with_dotted(self._context.config, decode(self._point, self._context.space), "trial")
+        return with_dotted(self._context.config, self._point, "trial")
 
     def _folder(self) -> Path:
         return self._context.folder / str(self.trial_id)
 
     def _begin(self, config: Config) -> Iterator[EpochReport]:
         # The last report is always repeated: Tune may have been killed before it ended the trial.
-        known = None if self._known_epoch is None else min(self._known_epoch, config.training.epochs - 1)
+        known = min(self._known_epoch, config.training.epochs - 1)
         cases = (self._context.train, self._context.selection)
         if config.training.num_workers == 1:
-            return fit(config, *cases, self._folder(), resume=self._resume, known_epoch=known)
-        return fit_distributed(
-            config, *cases, self._folder(), resume=self._resume, known_epoch=known, workers=self._workers
-        )
+            return fit(config, *cases, self._folder(), known_epoch=known)
+        return fit_distributed(config, *cases, self._folder(), known_epoch=known, workers=self._workers)
 
     def _close(self) -> None:
         # Closing the generator stops its reader thread, or its workers.

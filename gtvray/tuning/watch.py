@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,17 @@ from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from gtvray.config import Choice, Range
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import failpoint
 from gtvray.tracking import RunRecorder, TrialRecord
-from gtvray.tracking.trials import FAILED, FINISHED, STOPPED
+from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, RUNNING, STOPPED
 from gtvray.training import EPOCH_METRICS
-from gtvray.tuning.space import METRIC, decode
+from gtvray.tuning.cost import LATENCY, PEAK
+from gtvray.tuning.searchers.base import METRIC, value_of
+from gtvray.tuning.stopping import BudgetStopper
+
+# MLflow has no status for a training that was ended on purpose; the tag `gtvray.ending` has the words.
+_STATUS = {COMPLETED: "FINISHED", STOPPED: "KILLED", OUT_OF_BUDGET: "KILLED", FAILED: "FAILED"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class SweepStatus:
         dsc: its latest selection DSC.
         best_dsc: highest selection DSC of the sweep so far.
         started, ended: numbers of trials.
-        elapsed_s: seconds since the sweep started.
+        elapsed_s: seconds of the sweep, with those before it was resumed.
+        event: what has happened to the trial: "epoch", or how it ended.
     """
 
     trial: str
@@ -42,6 +46,7 @@ class SweepStatus:
     started: int
     ended: int
     elapsed_s: float
+    event: str = "epoch"
 
 
 class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
@@ -50,10 +55,11 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     Args:
         record: the sweep's own record of its trials, written before MLflow's.
         recorder: the sweep's record in MLflow.
-        space: search space, to decode a trial's settings.
         tags: tags of every trial's run.
         epochs: epochs of a full training.
-        report: called after every epoch of every trial.
+        rungs: epochs at which the scheduler may stop a trial.
+        stopper: knows why the sweep was stopped, if it was.
+        report: called after every epoch and at the end of every trial.
     """
 
     def __init__(
@@ -61,53 +67,58 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         record: TrialRecord,
         recorder: RunRecorder,
         *,
-        space: dict[str, Range | Choice],
         tags: dict[str, str],
         epochs: int,
+        rungs: list[int],
+        stopper: BudgetStopper,
         report: Callable[[SweepStatus], None] | None,
     ) -> None:
-        self._record, self._recorder, self._space, self._tags = record, recorder, space, tags
-        self._epochs, self._report = epochs, report
-        self._began = time.monotonic()
-        self._best, self._started, self._ended = -1.0, 0, 0
-        self._running: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return no state: Tune pickles a sweep with its callbacks, and a connection stays in its process."""
-        return {}
+        self._record, self._recorder, self._tags = record, recorder, tags
+        self._epochs, self._rungs, self._stopper, self._report = epochs, rungs, stopper, report
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record the trial's settings."""
-        self._started += 1
-        self._running.add(trial.trial_id)
-        settings = decode(trial.config, self._space)
-        self._record.start(trial.trial_id, settings)
-        self._recorder.start(trial.trial_id, settings, self._tags)
+        recorded = self._record.trials[trial.trial_id]
+        # Params of a run cannot change; settings that the scheduler has changed are logged as metrics.
+        params = {} if recorded.exploits else recorded.settings
+        self._record.start(trial.trial_id)
+        self._recorder.start(
+            trial.trial_id, params, {**self._tags, "gtvray.origin": recorded.origin, "gtvray.ending": ""}
+        )
+        failpoint("tuning.after_start")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Record the metrics of an epoch."""
-        metrics = {name: result[name] for name in EPOCH_METRICS}
-        self._record.epoch(trial.trial_id, result["epoch"], metrics)
-        self._recorder.log(trial.trial_id, metrics, result["epoch"])
+        name, epoch = trial.trial_id, result["epoch"]
+        known = self._record.trials[name].epochs.get(epoch)
+        if known is not None and known[METRIC] == result[METRIC]:
+            # A training that continues from a checkpoint reports its earlier epochs again.
+            return
+        metrics = {metric: result[metric] for metric in (*EPOCH_METRICS, LATENCY, PEAK) if metric in result}
+        self._record.epoch(name, epoch, metrics)
+        self._recorder.log(name, metrics | self._changed(name), epoch)
         if result["notes"]:
-            note = f"epoch {result['epoch']}: {result['notes']}"
-            self._record.note(trial.trial_id, note)
-            self._recorder.note(trial.trial_id, note)
+            note = f"epoch {epoch}: {result['notes']}"
+            self._record.note(name, note)
+            self._recorder.note(name, note)
         failpoint("tuning.after_report")
-        self._best = max(self._best, result[METRIC])
-        if self._report is not None:
-            elapsed_s = time.monotonic() - self._began
-            status = (trial.trial_id, result["epoch"], self._epochs, result[METRIC], self._best)
-            self._report(SweepStatus(*status, self._started, self._ended, elapsed_s))
+        self._send(name, "epoch")
+
+    def _changed(self, name: str) -> dict[str, float]:
+        """Return the numbers among changed settings: params of a run cannot change, so they are logged as metrics."""
+        trial = self._record.trials[name]
+        numbers = {key: value for key, value in trial.settings.items() if isinstance(value, int | float)}
+        return {f"settings.{key}": float(value) for key, value in numbers.items()} if trial.exploits else {}
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record that the trial ended, at its last epoch or earlier by the scheduler."""
-        self._ended += 1
-        self._running.discard(trial.trial_id)
-        self._record.end(trial.trial_id, FINISHED)
-        self._recorder.finish(trial.trial_id, "FINISHED")
+        epoch = max(self._record.trials[trial.trial_id].epochs, default=0)
+        if epoch >= self._epochs:
+            self._end(trial.trial_id, COMPLETED)
+        else:
+            self._end(trial.trial_id, STOPPED, rung=sum(rung <= epoch for rung in self._rungs))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record why the trial is restarted from its newest checkpoint."""
@@ -115,16 +126,30 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record that the trial failed."""
-        self._ended += 1
-        self._running.discard(trial.trial_id)
-        self._record.end(trial.trial_id, FAILED, _failure_reason(trial))
-        self._recorder.finish(trial.trial_id, "FAILED")
+        self._end(trial.trial_id, FAILED, _failure_reason(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Record the trials that the end of the sweep stopped, such as its time budget."""
-        for trial_id in sorted(self._running):
-            self._record.end(trial_id, STOPPED)
-        self._running.clear()
+        for name, trial in self._record.trials.items():
+            if trial.state == RUNNING:
+                self._end(name, self._stopper.state, self._stopper.reason)
+
+    def _end(self, name: str, state: str, reason: str | None = None, rung: int | None = None) -> None:
+        self._record.end(name, state, reason, rung)
+        self._recorder.start(name, {}, {"gtvray.ending": self._record.trials[name].ending})
+        self._recorder.finish(name, _STATUS[state])
+        failpoint("tuning.after_end")
+        self._send(name, self._record.trials[name].ending)
+
+    def _send(self, name: str, event: str) -> None:
+        if self._report is None:
+            return
+        trials = self._record.trials.values()
+        curve = self._record.trials[name].curve(METRIC)
+        epoch, dsc = curve[-1] if curve else (0, float("nan"))
+        best = max((value for trial in trials if (value := value_of(trial)) is not None), default=float("nan"))
+        started, ended = sum(trial.state != "planned" for trial in trials), sum(trial.ended for trial in trials)
+        self._report(SweepStatus(name, epoch, self._epochs, dsc, best, started, ended, self._record.elapsed_s, event))
 
 
 def _failure_reason(trial: Trial) -> str:

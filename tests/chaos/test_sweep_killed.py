@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gtvray.tracking import read_trials
+
 from ..cli.command import KILLED_GONE_S, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
 from ..stores import open_store
 
@@ -15,22 +17,38 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
 
 
-@pytest.mark.parametrize("nth", [2, 5])
-def test_killed_sweep_resumes(nth: int, phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "point",
+    [
+        "tuning.after_plan:1",
+        "tuning.after_plan:2",
+        "tuning.after_start:1",
+        "tuning.after_start:2",
+        "tuning.after_report:2",
+        "tuning.after_report:3",
+        "tuning.after_report:5",
+        "tuning.after_end:1",
+        "tuning.after_end:3",
+        "tuning.before_result:1",
+    ],
+)
+def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> None:
+    """No trial is lost, none is there twice, and no epoch is recorded twice, wherever the process is killed."""
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json"]
-    killed = Running(*command, GTVRAY_FAILPOINT=f"tuning.after_report:{nth}=kill")
+    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
     assert killed.end(within_s=400).code == -signal.SIGKILL
     (folder,) = (workspace / "sweeps").iterdir()
-    begun = {trial.name for trial in (folder / "trials").iterdir()}
+    begun = {trial.trial_id: trial.settings for trial in read_trials(folder)}
     assert begun
 
     finished = run(*command, "--resume", folder.name, within_s=400)
     assert finished.code == 0, finished
-    trials = finished.json()["trials"]
-    assert [trial["epochs"] for trial in trials] == [3, 3, 3]
-    assert begun <= {trial["trial"] for trial in trials}
+    trials = {trial["trial"]: trial for trial in finished.json()["trials"]}
+    assert sorted(trials) == ["t0", "t1", "t2"]
+    assert [trial["epochs"] for trial in trials.values()] == [3, 3, 3]
+    assert all(trials[name]["optimizer.lr"] == settings["optimizer.lr"] for name, settings in begun.items())
     client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
     experiment = client.get_experiment_by_name("gtvray")
     assert experiment is not None
@@ -42,6 +60,17 @@ def test_killed_sweep_resumes(nth: int, phantoms: Path, tmp_path: Path) -> None:
         assert [figure.step for figure in history] == [1, 2, 3]
         assert child.info.status == "FINISHED"
     assert partial_files(workspace) == []
+    # Resuming it once more changes nothing.
+    before, logged = tree(workspace / "bundles"), len(client.search_runs([experiment.experiment_id]))
+    again = run(*command, "--resume", folder.name, within_s=400)
+    assert (again.code, again.json()["best"], again.json()["digest"]) == (
+        0,
+        finished.json()["best"],
+        finished.json()["digest"],
+    )
+    assert again.json()["trials"] == finished.json()["trials"]
+    assert tree(workspace / "bundles") == before
+    assert len(client.search_runs([experiment.experiment_id])) == logged
 
 
 def test_unknown_or_different_sweep_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from gtvray.config import Choice, Range, load_sweep
 from gtvray.errors import ConfigError, NotFoundError
 
 LR = {"low": 1e-4, "high": 1e-2, "log": True}
+KIND = {"choice": ["unet", "residual_unet"]}
+DROPOUT = {"low": 0.0, "high": 0.5, "when": {"network.kind": "residual_unet"}}
 
 
 def _load(tmp_path: Path, **content: Any) -> Any:
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return load_sweep(path)
 
 
@@ -53,7 +56,18 @@ def test_valid_sweep_is_loaded(tmp_path: Path) -> None:
         ({"space": {"optimizer.lr": LR}, "start": [{"optimizer.lr": 0.5}]}, "optimizer.lr"),
         ({"space": {"network.size": {"choice": ["tiny"]}}, "start": [{"network.size": "base"}]}, "network.size"),
         ({"space": {"optimizer.lr": LR}, "trials": 0}, "trials"),
-        ({"space": {"optimizer.lr": LR}, "searcher": "grid"}, "searcher"),
+        ({"space": {"optimizer.lr": LR}, "searcher": "best"}, "searcher"),
+        ({"space": {"optimizer.lr": {**LR, "step": 1e-4}}}, "a log range has no step"),
+        ({"space": {"training.batch_size": {"low": 1, "high": 4, "step": 0.5, "integer": True}}}, "an integer step"),
+        ({"space": {"network.size": {"choice": ["tiny", "tiny"]}}}, "must differ"),
+        ({"space": {"training.selection_cases": {"choice": [4, 8]}}}, "how trials are compared"),
+        ({"space": {"inference.threshold": {"low": 0.3, "high": 0.6}}}, "how trials are compared"),
+        ({"space": {"training.epochs": {"choice": [4, 8]}}}, "under base"),
+        ({"space": {"network.dropout": {"low": 0, "high": 1, "when": {"network.sort": "unet"}}}}, "network.sort"),
+        ({"space": {"network.dropout": DROPOUT, "network.kind": KIND}}, "must come before it"),
+        ({"space": {"network.kind": {"choice": ["unet"]}, "network.dropout": DROPOUT}}, "never applies"),
+        ({"space": {"network.kind": KIND, "network.dropout": DROPOUT},
+          "start": [{"network.kind": "unet", "network.dropout": 0.1}]}, "does not apply"),
         ({"space": {"optimizer.lr": {**LR, "logg": True}}}, "optimizer.lr"),
     ],
 )  # fmt: skip
@@ -70,6 +84,22 @@ def test_an_invalid_entry_of_the_space_is_named_in_plain_words(tmp_path: Path, e
         _load(tmp_path, space={"optimizer.lr": entry})
     assert "space.optimizer.lr" in str(caught.value)
     assert "function-" not in str(caught.value)
+    assert "-entry" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training.micro_batch", "x"),
+        ("network.features", [1, 2]),
+        ("network.kernels", [[3, 3]]),
+        ("network.blocks", "x"),
+    ],
+)
+def test_an_invalid_value_is_named_by_its_key_alone(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, base={key: value}, space={"optimizer.lr": LR})
+    assert re.match(rf"invalid config value: {re.escape(key)}(\.\d+)*( \(and \d+ more\))?\n", str(caught.value))
 
 
 def test_base_may_be_nested(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from gtvray.config import Config, flatten
+from gtvray.io import write_json
 from gtvray.reports import write_trials_page
 from gtvray.reports.trial_charts import front_chart, parallel_chart
 from gtvray.reports.trials import best_dsc, searched_keys
@@ -23,14 +27,16 @@ def folder(tmp_path: Path) -> Path:
     """A sweep of three trials: two whose first epoch was repeated after a restart, one that failed before it."""
     record = TrialRecord(tmp_path / "sweep")
     for index, (trial, values) in enumerate(DSC.items()):
-        record.start(trial, {"optimizer.lr": 10.0**-index, "loss.name": "dice_$ce$" if index else "dice", "seed": 0})
+        settings = {"optimizer.lr": 10.0**-index, "loss.name": "dice_$ce$" if index else "dice", "seed": 0}
+        record.plan(trial, settings, "informed" if index else "default")
+        record.start(trial)
         for epoch, dsc in enumerate(values, 1):
             record.epoch(trial, epoch, {"selection_dsc": dsc, "best_dsc": dsc, "train_loss": 1 - dsc, "seconds": 5.0})
         if values:
             record.note(trial, "epoch 1: restarted <after> a crash")
             again = {"selection_dsc": values[0], "best_dsc": values[0], "train_loss": 1 - values[0], "seconds": 7.0}
             record.epoch(trial, 1, again)
-            record.end(trial, "finished")
+            record.end(trial, "completed")
         else:
             record.end(trial, "failed", "the loss is not <finite>")
     return tmp_path / "sweep"
@@ -51,12 +57,12 @@ def test_page_has_every_trial_with_the_best_first(folder: Path) -> None:
     page = assert_self_contained(text)
     assert "<b>" not in text
     heads = page.rows[0]
-    assert heads[:5] == ["trial", "best DSC", "epochs", "seconds", "state"]
-    assert set(heads[5:]) == {"loss.name", "optimizer.lr"}
-    assert [row[:5] for row in page.rows[1:4]] == [
-        ["b2", "0.7000", "3", "17", "finished"],
-        ["a1", "0.4000", "3", "17", "finished"],
-        ["c3", "-", "0", "0", "failed"],
+    assert heads[:6] == ["trial", "best DSC", "epochs", "seconds", "origin", "ending"]
+    assert set(heads[6:]) == {"loss.name", "optimizer.lr"}
+    assert [row[:6] for row in page.rows[1:4]] == [
+        ["b2", "0.7000", "3", "17", "informed", "completed"],
+        ["a1", "0.4000", "3", "17", "default", "completed"],
+        ["c3", "-", "0", "0", "informed", "failed: the loss is not <finite>"],
     ]
     assert page.rows[4:] == [
         ["trial", "outcome", "reason"],
@@ -71,6 +77,22 @@ def test_page_has_every_trial_with_the_best_first(folder: Path) -> None:
     ]
 
 
+def test_page_of_a_finished_sweep_has_verdict_importances_and_the_command_of_the_winner(folder: Path) -> None:
+    request = {"config": flatten(Config()), "sweep": {"base": {"training.patch_ijk": [32, 32, 32]}}}
+    write_json(folder / "sweep.json", request)
+    write_json(folder / "confirmation.json", {"verdict": "worse", "text": "b2 is worse than the default"})
+    write_json(folder / "importances.json", {"trials": 12, "importances": {"optimizer.lr": 0.9, "seed": 0.1}})
+    text = _page(folder)
+    page = assert_self_contained(text)
+    assert "b2 is worse than the default." in text
+    assert ["optimizer.lr", "0.90"] in page.rows
+    assert "over 12 completed trials" in text
+    (command,) = re.findall(r"<pre>(.*)</pre>", text)
+    assert html.unescape(command) == (
+        "gtvray train optimizer.lr=0.1 'training.patch_ijk=[32, 32, 32]' 'loss.name=dice_$ce$' seed=0 --data DATA"
+    )
+
+
 def test_page_has_what_mlflow_refused(folder: Path) -> None:
     lines = [{"reason": "the run was <deleted>", "entry": {"trial": "a1", "step": n}} for n in range(3)]
     (folder / "spool.rejected.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -80,7 +102,7 @@ def test_page_has_what_mlflow_refused(folder: Path) -> None:
 
 def test_page_of_trials_without_an_epoch_has_their_reasons_and_no_charts(tmp_path: Path) -> None:
     record = TrialRecord(tmp_path)
-    record.start("a1", {"seed": 0})
+    record.plan("a1", {"seed": 0}, "default")
     record.end("a1", "failed", "no memory")
     page = assert_self_contained(_page(tmp_path))
     assert page.rows[-1] == ["a1", "failed", "no memory"]

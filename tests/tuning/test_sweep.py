@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def sweep(local_ray: Cluster, client: MlflowClient, config: Config, cases: list[
 
 def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
     result = sweep.run(trials=3, max_concurrent=1, scheduler={"kind": "none"}, start=[START])
+    assert sorted(trial.trial_id for trial in result.trials) == ["t0", "t1", "t2"]
     assert (len(result.trials), result.failed) == (3, 0)
     assert [trial.best_dsc for trial in result.trials] == sorted((t.best_dsc for t in result.trials), reverse=True)
     runs, recorded = sweep.children, {trial.trial_id: trial for trial in read_trials(sweep.folder)}
@@ -80,18 +82,25 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
         run = runs[trial.trial_id]
         assert run.data.params == {key: str(value) for key, value in trial.point.items()}
         assert (run.info.status, run.data.tags["gtvray.data"]) == ("FINISHED", "d1")
+        assert (run.data.tags["gtvray.ending"], run.data.tags["gtvray.origin"]) == ("completed", trial.origin)
         for name in ("train_loss", "selection_dsc", "lr", "seconds"):
             assert [step for step, _ in sweep.history(run, name)] == [1, 2]
         assert max(value for _, value in sweep.history(run, "selection_dsc")) == trial.best_dsc
         assert Checkpoint.load(trial.best_checkpoint).meta["network"]["features"] == [4, 8, 8]
-        assert (recorded[trial.trial_id].settings, recorded[trial.trial_id].state) == (trial.point, "finished")
+        assert (recorded[trial.trial_id].settings, recorded[trial.trial_id].state) == (trial.point, "completed")
         assert recorded[trial.trial_id].curve("selection_dsc") == sweep.history(run, "selection_dsc")
         assert result.config_of(trial).training.patch_ijk == tuple(trial.point["training.patch_ijk"])
-    assert [(status.started, status.ended, status.epoch, status.epochs) for status in sweep.statuses] == [
-        (started, started - 1, epoch, 2) for started in (1, 2, 3) for epoch in (1, 2)
+    assert [(status.trial, status.started, status.ended, status.epoch, status.event) for status in sweep.statuses] == [
+        (f"t{number}", number + 1, number + (event != "epoch"), epoch, event)
+        for number in range(3)
+        for epoch, event in ((1, "epoch"), (2, "epoch"), (2, "completed"))
     ]
-    first = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[0].trial)
-    assert first.point == START
+    by_id = {trial.trial_id: trial for trial in result.trials}
+    assert [by_id[name].origin for name in ("t0", "t1", "t2")] == ["default", "given", "start"]
+    assert by_id["t1"].point == START
+    # The default patch is larger than every case, and no choice of the space.
+    assert by_id["t0"].point == {"optimizer.lr": 0.002, "training.patch_ijk": [16, 16, 16]}
+    assert not (sweep.folder / "tune").exists(), "Tune's own state is not needed any more"
     # An actor that has been another trial before trains as a fresh process would.
     last = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[-1].trial)
     alone = list(fit(result.config_of(last), sweep.cases[:4], sweep.cases[4:], tmp_path / "alone"))
@@ -100,37 +109,38 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
-    """The first two learn; the others, with no learning rate to speak of, cannot keep up."""
-    rates = [0.02, 0.01, 1e-9, 1e-10]
+    """The default settings and the first rate learn; with no learning rate to speak of, the others cannot keep up."""
+    rates = [0.02, 1e-9, 1e-10]
     longer = with_dotted(sweep.config, {"training.epochs": 8, "training.steps_per_epoch": 4})
     result = sweep.run(
         longer,
         trials=4,
         searcher="random",
         max_concurrent=1,
-        space={"optimizer.lr": Choice(choice=rates).model_dump()},
+        space={"optimizer.lr": Choice(choice=[0.002, *rates]).model_dump()},
         start=[{"optimizer.lr": rate} for rate in rates],
         scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
     )
-    assert {status.started - status.ended for status in sweep.statuses} == {1}, "one trial at a time"
-    order = list(dict.fromkeys(status.trial for status in sweep.statuses))
-    by_id = {trial.trial_id: trial for trial in result.trials}
-    assert [by_id[trial].point["optimizer.lr"] for trial in order] == rates, "start points come first, in order"
-    epochs = sorted(trial.epochs for trial in result.trials)
-    assert len(epochs) == 4
-    assert epochs[0] == 2
-    assert epochs[-1] == 8
-    for trial in result.trials:
+    assert {status.started - status.ended for status in sweep.statuses} == {0, 1}, "one trial at a time"
+    assert [trial.settings["optimizer.lr"] for trial in result.ended] == [0.002, *rates], "in the order they are given"
+    stopped = [trial for trial in result.ended if trial.state == "stopped"]
+    assert {trial.trial_id for trial in stopped} >= {"t3"}
+    for trial in stopped:
+        rung = {2: 1, 4: 2}[len(trial.epochs)]
+        assert trial.ending == f"stopped at rung {rung} (epoch {len(trial.epochs)})"
+    assert result.best.epochs == 8
+    for trial in result.ended:
         run = sweep.children[trial.trial_id]
-        assert [step for step, _ in sweep.history(run, "train_loss")] == list(range(1, trial.epochs + 1))
-        assert run.info.status == "FINISHED"
+        assert [step for step, _ in sweep.history(run, "train_loss")] == list(range(1, len(trial.epochs) + 1))
+        assert run.info.status == ("FINISHED" if trial.state == "completed" else "KILLED")
+        assert run.data.tags["gtvray.ending"] == trial.ending
 
 
 def test_a_trial_of_two_workers(sweep: Sweep) -> None:
     two = with_dotted(sweep.config, {"training.num_workers": 2})
     result = sweep.run(two, trials=1, scheduler={"kind": "none"}, start=[START])
     (trial,) = result.trials
-    assert (trial.epochs, trial.point) == (2, START)
+    assert (trial.epochs, trial.origin) == (2, "default")
     assert [step for step, _ in sweep.history(sweep.children[trial.trial_id], "train_loss")] == [1, 2]
 
 
@@ -153,3 +163,46 @@ def test_invalid_sweep_is_refused_before_any_trial(sweep: Sweep) -> None:
     with pytest.raises(ResourceError):
         sweep.run(base={"training.cpus_per_worker": 64})
     assert sweep.children == {}
+
+
+@pytest.mark.slow
+def test_top_k_pauses_trials_and_continues_the_best(sweep: Sweep) -> None:
+    longer = with_dotted(sweep.config, {"training.epochs": 4})
+    scheduler = {"kind": "top_k", "grace_epochs": 1, "keep": 1}
+    result = sweep.run(longer, trials=4, max_concurrent=2, scheduler=scheduler)
+    assert sorted(len(trial.epochs) for trial in result.ended) == [1, 1, 1, 4]
+    assert sorted(trial.state for trial in result.ended) == ["completed", "stopped", "stopped", "stopped"]
+    first = {trial.trial_id: trial.curve("selection_dsc")[0][1] for trial in result.ended}
+    (kept,) = [trial for trial in result.ended if trial.state == "completed"]
+    assert first[kept.trial_id] == max(first.values())
+    assert {trial.ending for trial in result.ended if trial != kept} == {"stopped at rung 1 (epoch 1)"}
+    for trial in result.ended:
+        history = sweep.history(sweep.children[trial.trial_id], "train_loss")
+        assert [step for step, _ in history] == list(range(1, len(trial.epochs) + 1))
+
+
+@pytest.mark.slow
+def test_pbt_exploits_real_checkpoints(sweep: Sweep) -> None:
+    """Trials with next to no learning rate take over the weights of the one that learns, with a changed rate."""
+    longer = with_dotted(sweep.config, {"training.epochs": 6, "training.steps_per_epoch": 8, "optimizer.lr": 0.02})
+    result = sweep.run(
+        longer,
+        trials=3,
+        searcher="random",
+        space={"optimizer.lr": {"low": 1e-9, "high": 0.05, "log": True}},
+        start=[{"optimizer.lr": 1e-9}, {"optimizer.lr": 1e-8}],
+        scheduler={"kind": "pbt", "grace_epochs": 2},
+    )
+    exploits = [(trial, *change) for trial in result.ended for change in trial.exploits]
+    assert exploits, "no trial took over another"
+    for trial, _, settings, text in exploits:
+        source = re.fullmatch(r"epoch (\d+) of (t\d), with optimizer.lr=.*", text)
+        assert source is not None
+        assert source[2] != trial.trial_id
+        assert 1e-9 <= settings["optimizer.lr"] <= 0.05
+        run = sweep.children[trial.trial_id]
+        assert "settings.optimizer.lr" in run.data.metrics, "a changed setting is a metric"
+    assert all(trial.state == "completed" for trial in result.ended)
+    # The weights of the best are those of its checkpoint, whatever trial they come from.
+    meta = Checkpoint.load(result.best.best_checkpoint).meta
+    assert meta["best_dsc"] == pytest.approx(result.best.best_dsc)

@@ -1,0 +1,113 @@
+"""A sweep in words, before it runs: its space, its first trials, and what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gtvray.config import Choice, Config, Range, SweepConfig, with_dotted
+from gtvray.io import Table
+from gtvray.tracking import Trial
+from gtvray.tuning.searchers.registry import build_searcher
+from gtvray.tuning.space import Point, Space, format_setting
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class SweepDescription:
+    """A sweep before it runs.
+
+    Attributes:
+        facts: what it will do, as (name, value).
+        space: the search space: key, values, default, condition.
+        first: the points of the first trials, as far as they depend on no result, with their origin.
+    """
+
+    facts: list[tuple[str, str]]
+    space: list[dict[str, str]]
+    first: list[dict[str, Any]] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Format as text for a terminal."""
+        keys = list(dict.fromkeys(key for point in self.first for key in point))
+        rows = [[format_setting(point.get(key, "-")) for key in keys] for point in self.first]
+        parts = ["\n".join(f"{name}: {value}" for name, value in self.facts)]
+        parts.append(Table(list(self.space[0]), [list(row.values()) for row in self.space]).text())
+        if rows:
+            parts.append(f"first trials:\n{Table(keys, rows).text()}")
+        return "\n\n".join(parts)
+
+
+def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = None) -> SweepDescription:
+    """Describe a sweep from its settings alone.
+
+    Args:
+        sweep: space, searcher, scheduler, budget.
+        config: settings where the sweep states none.
+        default: point of the first trial, if it is not that of the settings.
+    """
+    base = with_dotted(config, sweep.base, "base")
+    space = Space(sweep.space, base)
+    first = default or space.default()
+    epochs, scheduler = base.training.epochs, sweep.scheduler
+    rungs = scheduler.rungs(epochs)
+    stops = [
+        f"{sweep.time_budget_s:g} s" if sweep.time_budget_s else "",
+        f"a DSC of {sweep.target:g}" if sweep.target is not None else "",
+        f"{sweep.plateau} trials without a better one" if sweep.plateau is not None else "",
+    ]
+    facts = [
+        ("trials", f"{sweep.trials} of at most {epochs} epochs, the first with the default settings"),
+        ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
+        ("scheduler", scheduler.kind + (f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else "")),
+        ("seed of every training", str(base.training.seed)),
+        ("stops early after", "; ".join(filter(None, stops)) or "nothing but its trials"),
+        ("per trial", _resources(base)),
+    ]
+    return SweepDescription(facts, _space_rows(space, first), _first_points(sweep, space, first))
+
+
+def _resources(config: Config) -> str:
+    training = config.training
+    gpus = f", {training.num_workers * training.gpus_per_worker:g} GPUs" if training.use_gpu else ""
+    return f"{training.num_workers} workers, {training.num_workers * training.cpus_per_worker} CPUs{gpus}"
+
+
+def _space_rows(space: Space, default: Point) -> list[dict[str, str]]:
+    return [
+        {
+            "key": key,
+            "values": _values(entry),
+            "default": format_setting(default[key]) if key in default else "-",
+            "only if": ", ".join(f"{name} is {format_setting(value)}" for name, value in entry.when.items()) or "-",
+        }
+        for key, entry in space.entries.items()
+    ]
+
+
+def _values(entry: Range | Choice) -> str:
+    if isinstance(entry, Choice):
+        return " | ".join(format_setting(value) for value in entry.choice)
+    kind = [name for name, on in (("log", entry.log), ("integer", entry.integer)) if on]
+    kind += [f"step {entry.step:g}"] if entry.step is not None else []
+    return f"{entry.low:g} to {entry.high:g}" + (f" ({', '.join(kind)})" if kind else "")
+
+
+def _first_points(sweep: SweepConfig, space: Space, default: Point) -> list[dict[str, Any]]:
+    """Return points that are proposed before any result is known."""
+    searcher, trials = build_searcher(sweep, space, default), list[Trial]()
+    while len(trials) < min(_SHOWN, sweep.trials):
+        proposal = searcher.propose(trials)
+        if proposal is None or proposal.origin == "informed" or _undecided(sweep, trials):
+            break
+        trials.append(Trial(f"t{len(trials)}", proposal.point, origin=proposal.origin))
+    return [{"trial": trial.trial_id, "origin": trial.origin, **trial.settings} for trial in trials]
+
+
+def _undecided(sweep: SweepConfig, trials: Sequence[Trial]) -> bool:
+    """Return whether a model may propose the next point once earlier trials have ended."""
+    from gtvray.tuning.searchers.optuna import start_trials
+
+    return sweep.searcher in ("optuna", "gp") and len(trials) >= start_trials(sweep.trials)

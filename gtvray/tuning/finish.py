@@ -1,0 +1,126 @@
+"""The end of a sweep: bundle of the best trial, comparison with the default settings, importances, clean-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtvray.config import SweepConfig
+from gtvray.data import CaseCache, Project
+from gtvray.datasets import Ledger
+from gtvray.io import Workspace, write_json
+from gtvray.models import Bundle
+from gtvray.runtime import ProgressReporter
+from gtvray.tracking import RunRecorder
+from gtvray.tuning.confirm import FEWEST_CASES, Confirmation, compare_dsc, held_out_dsc, undecided
+from gtvray.tuning.export import export_best, export_trial
+from gtvray.tuning.pareto import pareto_front
+from gtvray.tuning.result import SweepResult, remove_losers
+from gtvray.tuning.resume import read_result
+from gtvray.tuning.searchers.optuna import importances
+from gtvray.tuning.space import Space
+
+IMPORTANCES = "importances.json"
+
+
+@dataclass
+class SweepEnd:
+    """What happens once all trials have ended; every step may be repeated after an interruption.
+
+    Attributes:
+        workspace: contains the bundles and the ledger.
+        name: name of the sweep.
+        project: its data.
+        result: its result.
+        recorder: its record in MLflow.
+        show: receives progress.
+    """
+
+    workspace: Workspace
+    name: str
+    project: Project
+    result: SweepResult
+    recorder: RunRecorder
+    show: ProgressReporter
+    confirmation: Confirmation | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the sweep."""
+        return self.workspace.sweeps / self.name
+
+    def export(self) -> tuple[Bundle, str]:
+        """Write the bundle of the best trial; return it and the MLflow run of the trial."""
+        best, stored = self.result.best, read_result(self.folder)
+        target = self.workspace.bundles / f"{self.name}-{best.trial_id}"
+        if stored is not None and stored.bundle == target.name and best.best_dsc == stored.ranking[best.trial_id][0]:
+            # The sweep was extended, and the further trials are no better.
+            return Bundle.load(target), stored.run_id
+        return export_best(self.result, self.project, target, self.recorder)
+
+    def confirm(self, bundle: Bundle, default_bundle: Path) -> None:
+        """Compare the best trial with the default settings, and write the bundle of those unless it is better.
+
+        Args:
+            bundle: bundle of the best trial.
+            default_bundle: folder for that of the default settings.
+        """
+        self.confirmation = self._compare(bundle)
+        self.confirmation.save(self.folder)
+        if self.confirmation.verdict in ("not better", "worse"):
+            default = next(trial for trial in self.result.trials if trial.origin == "default")
+            export_trial(default, self.result, self.project, default_bundle, self.recorder)
+
+    def export_front(self, sweep: SweepConfig) -> None:
+        """With several objectives, store the Pareto front and write a bundle of each of its trials."""
+        if len(sweep.objectives) == 1:
+            return
+        front = pareto_front(sweep.objectives, self.result.ended)
+        front.save(self.folder)
+        for trial in self.result.trials:
+            folder = self.workspace.bundles / f"{self.name}-{trial.trial_id}"
+            # A trial of an earlier front whose checkpoint is gone has its bundle.
+            if trial.trial_id in front.trials and not folder.is_dir():
+                export_trial(trial, self.result, self.project, folder, self.recorder)
+        self.recorder.log(None, {"hypervolume": front.hypervolume}, len(self.result.ended))
+        self.recorder.describe({}, {"gtvray.front": ", ".join(front.trials)})
+
+    def measure_importances(self, sweep: SweepConfig) -> None:
+        """Store how much each setting matters for the DSC of the completed trials."""
+        found, trials = importances(sweep, Space(sweep.space, self.result.config), self.result.ended)
+        write_json(self.folder / IMPORTANCES, {"trials": trials, "importances": found})
+
+    def describe(self, run_id: str) -> None:
+        """Record the best trial in the run of the sweep."""
+        best, text = self.result.best, self.confirmation.text if self.confirmation is not None else ""
+        metrics = {"best_dsc": best.best_dsc, "failed_trials": float(self.result.failed)}
+        self.recorder.log(None, metrics, len(self.result.ended))
+        pointers = {"gtvray.best_trial": best.trial_id, "gtvray.best_run": run_id}
+        self.recorder.describe({}, {**pointers, "gtvray.against_default": text})
+
+    def remove_losers(self, trials_folder: Path, unfinished: Sequence[str]) -> None:
+        """Remove the checkpoints of all trials but the best and those that a resume would continue."""
+        remove_losers(self.result, trials_folder, unfinished)
+
+    def _compare(self, bundle: Bundle) -> Confirmation:
+        """Compare the best trial with the default settings on held-out cases; the ledger counts both."""
+        best, cases = self.result.best, self.project.split.held_out
+        default = next((trial for trial in self.result.trials if trial.origin == "default"), None)
+        if best.origin == "default":
+            return Confirmation("default", "the default settings are the best")
+        if len(cases) < FEWEST_CASES:
+            return undecided(f"{len(cases)} held-out cases, at least {FEWEST_CASES} are needed")
+        if default is None or default.ending != "completed" or not default.best_checkpoint.is_dir():
+            return undecided("the default settings were not trained to the end")
+        self.show.begin("confirm", f"{best.trial_id} and the default settings on {len(cases)} held-out cases")
+        config = self.result.config
+        held_out = CaseCache(self.workspace.cache, config.preprocessing, config.cache).prepare_all(
+            self.project.held_out
+        )
+        pairs = [(trial.best_checkpoint, self.result.config_of(trial)) for trial in (best, default)]
+        best_dsc, default_dsc = held_out_dsc(pairs, self.project.selection, held_out)
+        ledger, scans = Ledger(self.workspace.ledger), [case.image for case in self.project.held_out]
+        for subject in (bundle.digest, f"{self.name}-{default.trial_id}"):
+            ledger.record("sweep", subject, cases, self.project.fingerprint.digest, scans)
+        return compare_dsc(best.trial_id, best_dsc, default_dsc)

@@ -1,0 +1,143 @@
+"""The result of a sweep: its trials, ranked by the checkpoints that exist."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gtvray.config import Config, with_dotted
+from gtvray.errors import GtvrayError, TrainingError
+from gtvray.models import Checkpoint
+from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
+from gtvray.training.checkpoints import checkpoint_path
+from gtvray.tuning.searchers.base import METRIC
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Result of a trial that can win.
+
+    Attributes:
+        trial_id: its id, also a tag of its MLflow run.
+        point: dotted key -> searched value.
+        origin: where the point comes from.
+        ending: how the trial ended, in words.
+        epochs: number of completed epochs.
+        best_dsc: best selection DSC of the epochs whose checkpoint exists.
+        best_epoch: that epoch.
+        best_checkpoint: its checkpoint.
+    """
+
+    trial_id: str
+    point: dict[str, Any]
+    origin: str
+    ending: str
+    epochs: int
+    best_dsc: float
+    best_epoch: int
+    best_checkpoint: Path
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Result of a sweep.
+
+    Attributes:
+        config: settings of all trials.
+        trials: trials with a whole checkpoint, best first; a failed trial ranks behind all others.
+        ended: every trial as it was recorded, in order.
+    """
+
+    config: Config
+    trials: tuple[TrialResult, ...]
+    ended: tuple[Trial, ...]
+
+    @property
+    def best(self) -> TrialResult:
+        """The trial with the highest selection DSC."""
+        return self.trials[0]
+
+    @property
+    def failed(self) -> int:
+        """Number of failed trials."""
+        return sum(trial.state == FAILED for trial in self.ended)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Trials that more time would continue."""
+        return [trial.trial_id for trial in self.ended if trial.state == OUT_OF_BUDGET]
+
+    def config_of(self, trial: TrialResult) -> Config:
+        """Return the settings of a trial."""
+        return with_dotted(self.config, trial.point, trial.trial_id)
+
+
+def rank(
+    trials: Iterable[Trial], folder: Path, config: Config, earlier: Mapping[str, tuple[float, int]] | None = None
+) -> SweepResult:
+    """Rank the trials of a sweep; of equal ones, the earlier is better.
+
+    Args:
+        trials: record of the trials.
+        folder: contains a folder of checkpoints per trial.
+        config: settings of all trials.
+        earlier: best DSC and its epoch of trials that were ranked before, whose checkpoints may be gone. They lost to
+            one that is still there.
+
+    Raises:
+        TrainingError: no trial has a whole checkpoint.
+    """
+    ended = tuple(trials)
+    failed = {trial.trial_id for trial in ended if trial.state == FAILED}
+    best = {trial.trial_id: _best(trial, folder) or (earlier or {}).get(trial.trial_id) for trial in ended}
+    found = [_result(trial, *at, folder) for trial in ended if (at := best[trial.trial_id]) is not None]
+    ranked = sorted(found, key=lambda trial: (trial.trial_id in failed, -trial.best_dsc))
+    # The checkpoint of the winner is read, so that a damaged one is found here and not at the export.
+    while ranked and not _sound(ranked[0].best_checkpoint):
+        ranked.pop(0)
+    if not ranked:
+        first = next((trial.reason for trial in ended if trial.reason), "no result")
+        raise TrainingError(
+            "no trial completed an epoch",
+            found=first,
+            do="see error.txt of the trials in the folder of the sweep; correct the cause and resume the sweep",
+        )
+    return SweepResult(config, tuple(ranked), ended)
+
+
+def remove_losers(result: SweepResult, folder: Path, unfinished: Sequence[str]) -> None:
+    """Remove the checkpoints of all trials but the best and those that a resume would continue.
+
+    Args:
+        result: result of the sweep.
+        folder: contains a folder of checkpoints per trial.
+        unfinished: ids of those trials.
+    """
+    kept = {result.best.trial_id, *unfinished}
+    for trial in result.ended:
+        if trial.trial_id not in kept:
+            shutil.rmtree(folder / trial.trial_id, ignore_errors=True)
+
+
+def _best(trial: Trial, folder: Path) -> tuple[float, int] | None:
+    """Return the best DSC of the epochs whose checkpoint exists, and its epoch; a checkpoint appears whole or not."""
+    epochs = [
+        (dsc, epoch) for epoch, dsc in trial.curve(METRIC) if checkpoint_path(folder / trial.trial_id, epoch).is_dir()
+    ]
+    return max(epochs, key=lambda each: (each[0], -each[1]), default=None)
+
+
+def _result(trial: Trial, dsc: float, epoch: int, folder: Path) -> TrialResult:
+    path = checkpoint_path(folder / trial.trial_id, epoch)
+    return TrialResult(trial.trial_id, trial.settings, trial.origin, trial.ending, len(trial.epochs), dsc, epoch, path)
+
+
+def _sound(path: Path) -> bool:
+    try:
+        Checkpoint.load(path)
+    except GtvrayError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Schedulers: each decides after an epoch whether a trial continues."""

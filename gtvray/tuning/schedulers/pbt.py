@@ -1,0 +1,63 @@
+"""Population-based training: trials of the lower quantile continue from checkpoints of the upper with changed settings.
+
+After Jaderberg et al., "Population Based Training of Neural Networks" (arXiv 1711.09846), by Ray Tune's scheduler. Each
+change is in the record with the trial it came from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import PopulationBasedTraining
+
+from gtvray.config import Choice, Range, SweepConfig
+from gtvray.tracking import TrialRecord
+from gtvray.tuning.searchers.base import METRIC
+from gtvray.tuning.space import Space, describe_point
+
+
+class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships no types
+    """Ray Tune's scheduler with values inside their ranges and a record of every change.
+
+    Args:
+        sweep: settings of the sweep.
+        space: its search space.
+        record: record of the sweep.
+    """
+
+    # Weights are copied as they are now, so the latest value of a trial counts and not that of its best epoch.
+    uses_latest = True
+    # Earlier epochs of a resumed trial are not occasions to take over weights: the intervals begin again.
+    skips_earlier = True
+
+    def __init__(self, sweep: SweepConfig, space: Space, record: TrialRecord) -> None:
+        self._space, self._record = space, record
+        super().__init__(
+            time_attr="epoch",
+            metric=METRIC,
+            mode="max",
+            perturbation_interval=sweep.scheduler.grace_epochs,
+            hyperparam_mutations={key: _domain(entry) for key, entry in space.entries.items()},
+            custom_explore_fn=space.nearest,
+            log_config=False,
+            # All trials wait for each other at the interval, so what is taken over does not depend on their speed.
+            synch=True,
+        )
+
+    def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
+        super()._exploit(tune_controller, trial, trial_to_clone)
+        source = self._trial_state[trial_to_clone].last_result["epoch"]
+        epoch = max(self._record.trials[trial.trial_id].epochs, default=0)
+        text = f"epoch {source} of {trial_to_clone.trial_id}, with {describe_point(trial.config)}"
+        self._record.change(trial.trial_id, epoch, trial.config, text)
+
+
+def _domain(entry: Range | Choice) -> Any:
+    if isinstance(entry, Choice):
+        return list(entry.choice)
+    low, high = entry.corners()
+    if entry.integer:
+        return tune.lograndint(low, high + 1) if entry.log else tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if entry.log else tune.uniform(low, high)

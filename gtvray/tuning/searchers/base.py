@@ -1,0 +1,64 @@
+"""The protocol of searchers, and what they read from the record of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gtvray.tracking.trials import Origin, Trial
+from gtvray.tuning.space import Point
+
+# The value of an epoch that trials are compared by, and its name in a report of the training.
+METRIC = "selection_dsc"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to try, and where it comes from."""
+
+    point: Point
+    origin: Origin
+
+
+class Searcher(Protocol):
+    """Proposes points; what it proposes depends on its seed and on the earlier trials, and on nothing else.
+
+    So a sweep that is resumed from its record continues as if it had not been interrupted.
+    """
+
+    def propose(self, trials: Sequence[Trial]) -> Proposal | None:
+        """Return the next point; None if the space has no further one.
+
+        Args:
+            trials: all earlier trials in order, those that still run included.
+        """
+
+
+def value_of(trial: Trial) -> float | None:
+    """Return the value of a trial, its best epoch's; None without an epoch.
+
+    Searchers, schedulers and the ranking all use this value: it is that of the checkpoint which is kept.
+    """
+    return max((value for _, value in trial.curve(METRIC)), default=None)
+
+
+def best_so_far(trial: Trial) -> list[tuple[int, float]]:
+    """Return the value of a trial after each epoch."""
+    best, found = float("-inf"), []
+    for epoch, value in trial.curve(METRIC):
+        best = max(best, value)
+        found.append((epoch, best))
+    return found
+
+
+def values_of(trial: Trial, objectives: Sequence[str]) -> list[float] | None:
+    """Return the value of a trial for each objective; None without an epoch.
+
+    Latency and memory do not depend on the epoch: the first measurement counts.
+    """
+    best = value_of(trial)
+    if best is None:
+        return None
+    first = next(iter(trial.epochs.values()))
+    return [best if name == "dsc" else first[name] for name in objectives]

@@ -1,0 +1,93 @@
+"""`gtvray sweep`: what it prints before it runs, at its end, and when trials fail."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gtvray.cli.sweep import seconds_of
+from gtvray.errors import InputError
+
+from ..stores import open_store
+from .command import TINY_SWEEP, call, run
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("2h", 7200), ("1.5h", 5400), ("1d", 86400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["2", "h", "-1h", "2 weeks", "", "infh", "nans"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not a duration"):
+        seconds_of(text)
+
+
+def test_describe_needs_no_data_and_touches_nothing(tiny_sweep: Path, tmp_path: Path) -> None:
+    done = call("sweep", tiny_sweep, "--describe", "--workspace", tmp_path / "runs", "optimizer.lr=0.003")
+    assert done.code == 0, done
+    assert "trials: 2 of at most 2 epochs" in done.stdout
+    assert re.search(r"optimizer.lr +0.001 to 0.006 \(log\) +0.003", done.stdout)
+    assert not (tmp_path / "runs").exists()
+    found = call("sweep", tiny_sweep, "--describe", "--json").json()
+    assert [row["key"] for row in found["space"]] == ["optimizer.lr"]
+    assert [point["origin"] for point in found["first"]] == ["default", "random"]
+
+
+def test_dry_run_checks_the_data_and_every_corner(phantoms: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(TINY_SWEEP + "  training.batch_size: {low: 1, high: 2, integer: true}\n")
+    command = ["sweep", space, "--data", phantoms, "--workspace", tmp_path / "runs", "--dry-run"]
+    done = call(*command)
+    assert done.code == 0, done
+    assert "first trials:" in done.stdout
+    assert not list((tmp_path / "runs").glob("sweeps/*"))
+    refused = call(*command, "training.num_workers=2").error(code=2)
+    assert "a trial with" in refused
+    assert "training.batch_size=1" in refused
+
+
+def test_a_sweep_needs_data_and_only_an_earlier_one_can_be_extended(tiny_sweep: Path, tmp_path: Path) -> None:
+    assert "--data" in call("sweep", tiny_sweep).error(code=2)
+    base = ["sweep", tiny_sweep, "--data", tmp_path, "--workspace", tmp_path / "runs"]
+    assert "--resume" in call(*base, "--extend", "2").error(code=2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_failing_trials_are_reported_everywhere_and_the_sweep_can_go_on(phantoms: Path, tmp_path: Path) -> None:
+    """Every process fails at its third step: a trial of two steps an epoch gets two epochs in two processes."""
+    space, workspace = tmp_path / "space.yaml", tmp_path / "runs"
+    space.write_text(TINY_SWEEP.replace("epochs: 2", "epochs: 3") + "max_concurrent: 1\n")
+    command = ["sweep", space, "--data", phantoms, "--workspace", workspace]
+    failed = run(*command, within_s=400, GTVRAY_FAILPOINT="training.before_step:3=raise")
+    assert failed.code == 1, failed
+    assert "2 of 2 trials failed" in failed.stdout
+    assert "failed: RuntimeError: failpoint training.before_step:3=raise" in failed.stdout
+    assert re.search(r"trial \d/2, t\d epoch 1/3", failed.stderr), "progress without a terminal"
+    (folder,) = (workspace / "sweeps").iterdir()
+    assert f"sweep {folder.name}\nresume it: gtvray sweep" in failed.stderr
+    page = (folder / "trials.html").read_text()
+    assert page.count("failpoint training.before_step") >= 2
+    client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
+    experiment = client.get_experiment_by_name("gtvray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` != ''")
+    assert {child.info.status for child in runs} == {"FAILED"}
+
+    # The printed command, with more trials: the failed ones are tried again.
+    resume = re.findall(r"resume it: (.*)", failed.stderr)[-1]
+    again = run(*shlex.split(resume)[1:], "--extend", "1", "--json", within_s=400)
+    assert again.code == 0, again
+    found = again.json()
+    assert [trial["ending"] for trial in found["trials"]] == ["completed"] * 3
+    assert found["against_default"]["verdict"] in ("undecided", "default")
+    (parent,) = client.search_runs([experiment.experiment_id], f"tags.`gtvray.best_trial` = '{found['best']}'")
+    assert parent.data.metrics["best_dsc"] == pytest.approx(found["trials"][0]["dsc"])
+    assert parent.data.tags["gtvray.best_run"] == found["run"]
+    kept = [path.name for path in (folder / "trials").iterdir() if list(path.glob("epoch-*"))]
+    assert kept == [found["best"]], "the checkpoints of the others are removed"

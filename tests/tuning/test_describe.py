@@ -1,0 +1,46 @@
+"""What a sweep would do, before it runs."""
+
+from __future__ import annotations
+
+from gtvray.config import Config, SweepConfig
+from gtvray.tuning.describe import describe_sweep
+
+SWEEP = SweepConfig.model_validate(
+    {
+        "trials": 12,
+        "time_budget_s": 600,
+        "plateau": 5,
+        "base": {"training.epochs": 18, "training.num_workers": 2},
+        "space": {
+            "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "network.kind": {"choice": ["unet", "residual_unet"]},
+            "network.dropout": {"low": 0, "high": 0.5, "step": 0.1, "when": {"network.kind": "residual_unet"}},
+        },
+        "start": [{"optimizer.lr": 3e-4}],
+    }
+)
+
+
+def test_facts_space_and_first_trials() -> None:
+    found = describe_sweep(SWEEP, Config())
+    facts = dict(found.facts)
+    assert facts["trials"].startswith("12 of at most 18 epochs")
+    assert facts["scheduler"] == "asha, rungs at epochs 2, 6"
+    assert facts["stops early after"] == "600 s; 5 trials without a better one"
+    assert facts["per trial"] == "2 workers, 2 CPUs"
+    assert [tuple(row.values()) for row in found.space] == [
+        ("optimizer.lr", "0.0001 to 0.01 (log)", "0.002", "-"),
+        ("network.kind", "unet | residual_unet", "unet", "-"),
+        ("network.dropout", "0 to 0.5 (step 0.1)", "-", "network.kind is residual_unet"),
+    ]
+    # Of twelve trials the first four are decided; later ones depend on results.
+    assert [point["origin"] for point in found.first] == ["default", "given", "start", "start"]
+    text = found.text()
+    assert "0.0003" in text
+    assert "residual_unet" in text
+
+
+def test_a_grid_is_known_in_advance() -> None:
+    grid = SWEEP.model_copy(update={"searcher": "grid", "start": []})
+    origins = [point["origin"] for point in describe_sweep(grid, Config()).first]
+    assert origins == ["default"] + ["grid"] * 7
