@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ Entry = dict[str, Any]
 QUEUE_FILE = "spool.jsonl"
 _FIRST_RETRY_S = 0.2
 _MAX_RETRY_S = 10.0
+_LONGEST_UPLOAD_S, _POLL_S = 600.0, 0.1
 # Entries of one delivery: MLflow takes 1,000 metrics in a request.
 _BATCH = 100
 _log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class MetricQueue:
             self._rejected.clear()
         self._done = self._read_mark()
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._delivered = threading.Condition()
+        self._delivered, self._failing = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="mlflow-queue", daemon=True)
         self._thread.start()
 
@@ -66,11 +68,26 @@ class MetricQueue:
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until every entry added so far is delivered or set aside; return False on timeout."""
+        """Wait until every entry added so far is delivered or set aside.
+
+        A delivery in progress, such as the upload of a bundle, is waited for, at most ten minutes.
+
+        Args:
+            timeout_s: how long to wait while deliveries fail.
+
+        Returns:
+            whether everything was delivered.
+        """
         size = self._path.stat().st_size
         self._wake.set()
+        began = time.monotonic()
         with self._delivered:
-            return self._delivered.wait_for(lambda: self._done >= size, timeout_s)
+            while self._done < size:
+                waited_s = time.monotonic() - began
+                if waited_s >= _LONGEST_UPLOAD_S or (waited_s >= timeout_s and self._failing):
+                    return False
+                self._delivered.wait(_POLL_S)
+        return True
 
     def close(self, timeout_s: float) -> bool:
         """Flush and stop the thread; undelivered entries stay on disk.
@@ -93,6 +110,7 @@ class MetricQueue:
             except Exception as error:  # noqa: BLE001  # whatever the reason, the entries stay queued
                 if retry_s == _FIRST_RETRY_S:
                     _log.warning("cannot deliver to MLflow; entries stay in %s and are retried: %s", self._path, error)
+                self._failing = True
                 self._closing.wait(retry_s)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S)
                 continue
@@ -102,7 +120,7 @@ class MetricQueue:
                 continue
             retry_s = _FIRST_RETRY_S
             with self._delivered:
-                self._done = end
+                self._done, self._failing = end, False
                 self._delivered.notify_all()
 
     def _deliver_next(self) -> int:

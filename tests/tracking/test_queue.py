@@ -70,6 +70,22 @@ def test_outage_is_buffered_and_reported_once(tmp_path: Path, store: Store, capl
     assert numbers(store) == list(range(51))
 
 
+def test_delivery_in_progress_is_waited_for_beyond_the_timeout(tmp_path: Path) -> None:
+    """As the upload of a bundle, which takes longer than an outage is waited for."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def upload(entries: list[Entry]) -> list[Rejection]:
+        began.set()
+        assert go_on.wait(20)
+        return []
+
+    queue = MetricQueue(tmp_path / "spool.jsonl", upload)
+    queue.put({"n": 0})
+    assert began.wait(20)
+    threading.Timer(1.0, go_on.set).start()
+    assert queue.close(0.01)
+
+
 def test_undelivered_entries_are_delivered_by_the_next_process(tmp_path: Path, store: Store) -> None:
     queue = MetricQueue(tmp_path / "spool.jsonl", store.deliver)
     queue.put({"n": 0})
