@@ -76,7 +76,7 @@ STATED = {
     "42 real cases": ("docs/benchmarks.md", "docs/hazards.md", "docs/guide-serving.md"),
     "-0.67": ("docs/benchmarks.md", "docs/hazards.md"),
     "network namespaces": ("README.md", "docs/guide-cluster.md"),
-    "set by hand": ("README.md", "docs/guide-cluster.md"),
+    "three trials with two workers each over two hosts": ("README.md", "docs/guide-cluster.md"),
 }
 # Statements that were true once.
 RETIRED = (r"rank correlation\s+of \+0\.15", r"a sweep that is stopped is not resumed", r"only one-node clusters")

@@ -1,0 +1,225 @@
+"""The manifests hold against KubeRay's definitions and Kubernetes' own schemas, strictly: a misspelt field fails."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+from kubernetes_validate import ValidationError as StrictError
+
+from gtvray.cli.main import app
+from gtvray.serving.arguments import parse_arguments, read_shipped_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MANIFESTS = REPOSITORY / "cluster" / "kuberay"
+KUBERNETES = "1.34"
+OVERLAYS = sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml"))
+# Maps whose keys are free.
+FREE = ("labels", "matchLabels", "annotations", "rayStartParams", "requests", "limits")
+METADATA = {"name", "labels", "annotations"}
+
+
+@pytest.fixture(scope="module")
+def crds(shared_data: Path) -> dict[str, Any]:
+    """Validators by kind."""
+    folder = Path(os.environ.get("GTVRAY_KUBERAY_CRDS", shared_data / "kuberay_crds"))
+    if not folder.is_dir():
+        pytest.skip(f"KubeRay's definitions are not here ({folder})")
+    found = {}
+    for name in ("rayclusters", "rayjobs", "rayservices"):
+        file = folder / f"ray.io_{name}.yaml"
+        definition = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
+        (version,) = [each for each in definition["versions"] if each["name"] == "v1"]
+        schema = strict(version["schema"]["openAPIV3Schema"])
+        schema["properties"]["metadata"] = {"type": "object"}
+        found[definition["names"]["kind"]] = jsonschema.Draft202012Validator(schema)
+    return found
+
+
+def strict(schema: Any) -> Any:
+    """A definition's schema in which unknown fields are errors, as with `kubectl --validate=strict`."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if made.get("x-kubernetes-int-or-string"):
+        made.pop("type", None)
+        made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if isinstance(made.get("properties"), dict) and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made["additionalProperties"] = False
+        defaulted = [name for name, each in made["properties"].items() if isinstance(each, dict) and "default" in each]
+        if "required" in made:
+            made["required"] = [name for name in made["required"] if name not in defaulted]
+    return made
+
+
+@cache
+def _documents(file: Path) -> list[dict[str, Any]]:
+    return [each for each in yaml.load_all(file.read_text(), yaml.CSafeLoader) if each]
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl kustomize` makes of a folder, as far as these folders use it: resources and JSON patches."""
+    (kustomization,) = _documents(folder / "kustomization.yaml")
+    assert set(kustomization) <= {"apiVersion", "kind", "resources", "patches"}
+    found: list[dict[str, Any]] = []
+    for name in kustomization["resources"]:
+        path = (folder / name).resolve()
+        found += built(path) if path.is_dir() else copy.deepcopy(_documents(path))
+    for patch in kustomization.get("patches", []):
+        target = patch["target"]
+        (document,) = [
+            each for each in found if (each["kind"], each["metadata"]["name"]) == (target["kind"], target["name"])
+        ]
+        for step in yaml.safe_load(patch["patch"]):
+            apply(document, step)
+    return found
+
+
+def apply(document: Any, step: dict[str, Any]) -> None:
+    *inner, last = step["path"].strip("/").split("/")
+    for part in inner:
+        document = document[int(part) if isinstance(document, list) else part]
+    key = int(last) if isinstance(document, list) else last
+    if step["op"] == "remove":
+        del document[key]
+    else:
+        if step["op"] == "replace":
+            document[key]  # It must be there.
+        document[key] = step["value"]
+
+
+def check(document: dict[str, Any], crds: dict[str, Any]) -> None:
+    if document["apiVersion"] == "ray.io/v1":
+        crds[document["kind"]].validate(document)
+        # The definitions leave metadata open, which the API server checks.
+        for metadata in under("metadata", document):
+            if not set(metadata) <= METADATA:
+                raise jsonschema.ValidationError(f"unknown metadata: {set(metadata) - METADATA}")
+    else:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: str(path.relative_to(MANIFESTS)))
+def test_every_folder_is_valid(folder: Path, crds: dict[str, Any]) -> None:
+    documents = built(folder)
+    assert documents
+    names = [(each["kind"], each["metadata"]["name"]) for each in documents]
+    assert len(set(names)) == len(names)
+    for document in documents:
+        check(document, crds)
+
+
+def test_every_manifest_is_in_a_folder_s_list() -> None:
+    listed = {
+        (folder / name).resolve()
+        for folder in OVERLAYS
+        for name in _documents(folder / "kustomization.yaml")[0]["resources"]
+    }
+    files = {path for path in MANIFESTS.rglob("*.yaml") if path.name != "kustomization.yaml"}
+    assert files == {path for path in listed if path.is_file()}
+
+
+def misspelt(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of the fields whose names the schema knows."""
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from misspelt(each, (*path, number))
+    elif isinstance(value, dict) and not (path and path[-1] in FREE):
+        for key, each in value.items():
+            # Selectors of services are labels.
+            if path and "/" not in key:
+                yield (*path, key)
+            if key != "metadata" or path:
+                yield from misspelt(each, (*path, key))
+
+
+def test_a_misspelt_field_anywhere_fails(crds: dict[str, Any]) -> None:
+    """Each field of every kind once, wherever else it stands."""
+    seen: set[tuple[str, ...]] = set()
+    for document in [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]:
+        for path in misspelt(document):
+            names = (document["kind"], *(str(part) for part in path if not isinstance(part, int)))
+            # The pod templates of RayJob and RayService are those of RayCluster.
+            shared = document["apiVersion"] == "ray.io/v1" and "template" in names
+            short = names[names.index("template") :] if shared else names
+            if short in seen:
+                continue
+            seen.add(short)
+            wrong = copy.deepcopy(document)
+            inner = wrong
+            for part in path[:-1]:
+                inner = inner[part]
+            inner[path[-1] + "x"] = inner.pop(path[-1])
+            with pytest.raises((jsonschema.ValidationError, StrictError)):
+                check(wrong, crds)
+    assert len(seen) > 100
+
+
+def under(name: str, value: Any) -> Iterator[Any]:
+    """What stands under a key, anywhere in a document."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if key == name:
+                yield each
+            yield from under(name, each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from under(name, each)
+
+
+def test_pods_are_confined_and_name_what_exists() -> None:
+    documents = [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]
+    claims = {each["metadata"]["name"] for each in documents if each["kind"] == "PersistentVolumeClaim"}
+    text = (MANIFESTS / "README.md").read_text()
+    found = [template["spec"] for document in documents for template in under("template", document)]
+    assert len(found) > 8
+    for pod in found:
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert set(container["resources"]) == {"requests", "limits"}
+            assert not container["image"].endswith(":latest")
+        named = {
+            each["persistentVolumeClaim"]["claimName"]
+            for each in pod.get("volumes", [])
+            if "persistentVolumeClaim" in each
+        }
+        assert named <= claims
+    secrets = set(re.findall(r"gtvray-secrets', 'key': '([\w-]+)'", str(documents)))
+    assert secrets
+    assert all(f"--from-literal={key}=" in text for key in secrets), secrets
+
+
+def test_the_endpoint_s_configuration_is_ours() -> None:
+    (service,) = [each for each in built(MANIFESTS / "endpoint") if each["kind"] == "RayService"]
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    shipped = read_shipped_config()
+    assert set(config) == set(shipped)
+    (application,), (ours,) = config["applications"], shipped["applications"]
+    assert (application["import_path"], set(application)) == (ours["import_path"], set(ours))
+    parse_arguments(application["args"])
+
+
+def test_the_sweep_s_command_is_valid() -> None:
+    (job,) = built(MANIFESTS / "sweep")
+    script = shlex.split(job["spec"]["entrypoint"])[-1]
+    words = shlex.split(script.partition("exec gtvray ")[2].replace('${started:+--resume "$started"}', "--resume NAME"))
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    context = command.make_context(words[0], words[1:])
+    assert context.params["resume"] == "NAME"
+    assert context.params["override"] == ["tracking.uri=http://mlflow:5000"]

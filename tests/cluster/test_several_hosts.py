@@ -1,0 +1,112 @@
+"""Two hosts with their own addresses: real `ray start` on each, with a token, and a sweep of two-worker trainers."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .hosts import Host, several_hosts, why_not
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+_GTVRAY = (sys.executable, "-m", "gtvray")
+_JOIN_S = 120.0
+SPACE = """
+trials: 3
+searcher: random
+scheduler: {kind: none}
+base:
+  preprocessing.spacing_mm: [8.0, 8.0, 8.0]
+  network.features: [4, 8, 8]
+  training.patch_ijk: [16, 16, 16]
+  training.epochs: 2
+  training.steps_per_epoch: 2
+  training.precision: fp32
+  training.num_workers: 2
+space:
+  optimizer.lr: {low: 1.0e-3, high: 6.0e-3, log: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    token = tmp_path_factory.mktemp("secret") / "token"
+    token.write_text(secrets.token_hex(16))
+    # Neither may help: a host must find the interface of its Ray node by itself.
+    hidden = ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def hosts(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+    """A head and a worker host with one CPU each."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    logs = tmp_path_factory.mktemp("logs")
+    with several_hosts(2) as made:
+        head = made[0]
+        for host in made:
+            host.start_ray(head.address, 1, environment, logs / f"{host.number}.log")
+            wait_for_nodes(head, host.number, environment, logs)
+        yield made
+
+
+def wait_for_nodes(head: Host, count: int, environment: dict[str, str], logs: Path) -> None:
+    ask = (
+        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); "
+        "print('nodes', sum(row['Alive'] for row in ray.nodes()))"
+    )
+    deadline = time.monotonic() + _JOIN_S
+    while time.monotonic() < deadline:
+        command = (sys.executable, "-c", ask, f"{head.address}:6379")
+        done = head.run(*command, environment=environment, timeout_s=120)
+        if f"nodes {count}" in done.stdout:
+            return
+        time.sleep(1)
+    pytest.fail("\n".join(log.read_text()[-2000:] for log in logs.iterdir()) + done.stderr[-2000:])
+
+
+def test_two_worker_trials_run_across_hosts(
+    hosts: list[Host], environment: dict[str, str], phantoms: Path, tmp_path: Path
+) -> None:
+    space = tmp_path / "pair.yaml"
+    space.write_text(SPACE)
+    head = hosts[0]
+    address = ["--address", f"{head.address}:6379", "--workspace", tmp_path / "runs"]
+    looked = head.run(
+        *_GTVRAY, "doctor", "--cluster", *address, "--data", phantoms, "--json", environment=environment, timeout_s=200
+    )
+    assert looked.returncode == 0, looked
+    assert sorted(row["check"].split()[0] for row in json.loads(looked.stdout)["checks"]) == [
+        host.address for host in hosts
+    ]
+    command = ["sweep", space, "--data", phantoms, *address, "--json"]
+    began = time.monotonic()
+    done = head.run(*_GTVRAY, *command, environment=environment, timeout_s=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(f"sweep of 3 trials across two hosts: {time.monotonic() - began:.0f} s")  # noqa: T201
+    # Each host has one CPU, so the two workers of a trial were on different hosts.
+    assert [trial["epochs"] for trial in json.loads(done.stdout)["trials"]] == [2, 2, 2]
+    left = head.run(sys.executable, "-c", _STANDING, address[1], environment=environment, timeout_s=120)
+    assert left.stdout.split() == ["standing", "0"], left
+
+
+_STANDING = """
+import sys, time, ray
+from ray.util.placement_group import placement_group_table
+ray.init(address=sys.argv[1], log_to_driver=False)
+for _ in range(100):
+    standing = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    if not standing:
+        break
+    time.sleep(0.2)
+print("standing", len(standing))
+"""
