@@ -19,7 +19,7 @@ SWEEP = SweepConfig.model_validate({"trials": 2, "space": {"optimizer.lr": {"low
 
 def trial(number: int, *dsc: float, state: str = COMPLETED, reason: str | None = None, failures: int = 0) -> Trial:
     epochs = {epoch: {"selection_dsc": value} for epoch, value in enumerate(dsc, 1)}
-    return Trial(f"t{number}", {"optimizer.lr": 0.1}, epochs, [], state, reason, failures=failures)
+    return Trial(f"t{number}", {"optimizer.lr": number / 10}, epochs, [], state, reason, failures=failures)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,14 @@ def test_of_equal_trials_the_earlier_wins_and_a_failed_one_is_last(folder: Path)
     trials = [trial(0, 0.5, 0.4), trial(1, 0.5), trial(4, 0.9, state=FAILED, reason="later")]
     assert [each.trial_id for each in rank(trials, folder, Config()).trials] == ["t0", "t1", "t4"]
     assert [each.trial_id for each in rank(trials[::-1][:1], folder, Config()).trials] == ["t4"]
+
+
+def test_repeated_points_are_ranked_by_their_mean(folder: Path) -> None:
+    """The luckiest trial is of the point that is worse on average."""
+    trials = [trial(0, 0.9), trial(1, 0.1), trial(2, 0.0, 0.6), trial(4, 0.55)]
+    for each, (rate, seed) in zip(trials, [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)], strict=True):
+        each.settings = {"optimizer.lr": rate, "training.seed": seed}
+    assert [each.trial_id for each in rank(trials, folder, Config()).trials] == ["t2", "t4", "t0", "t1"]
 
 
 def test_a_damaged_checkpoint_cannot_win(folder: Path) -> None:
