@@ -9,6 +9,7 @@ import pytest
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import InputError, TrainingError
+from gtvray.io import read_json, write_json
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED, Trial
 from gtvray.training import fit
 from gtvray.tuning.result import rank, remove_losers
@@ -126,6 +127,14 @@ def test_only_the_same_sweep_can_be_resumed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has other settings or data") as caught:
             remember_sweep(tmp_path, *other)
         assert caught.value.fields["where"].endswith(f", {key}")
+
+
+def test_a_setting_that_is_newer_than_the_sweep_has_its_default(tmp_path: Path) -> None:
+    remember_sweep(tmp_path, SWEEP, Config(), "d1")
+    stored = read_json(tmp_path / "sweep.json")
+    del stored["sweep"]["repeats"], stored["config"]["network.attention"]
+    write_json(tmp_path / "sweep.json", stored)
+    assert remember_sweep(tmp_path, SWEEP, Config(), "d1") == SWEEP
 
 
 def test_extensions_add_up_and_open_a_finished_sweep_again(tmp_path: Path) -> None:
