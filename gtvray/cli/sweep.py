@@ -19,13 +19,12 @@ from gtvray.cli.common import (
     WorkspaceOption,
     emit,
     shell_command,
-    table,
 )
-from gtvray.cli.recorded import tracking_found, tracking_lines
+from gtvray.cli.sweep_result import sweep_result, sweep_text
 
 if TYPE_CHECKING:
     from gtvray.api import SweepRun
-    from gtvray.tracking import Trial
+    from gtvray.config import Config
 
 
 def sweep(
@@ -42,6 +41,9 @@ def sweep(
     budget: Annotated[
         str | None, typer.Option(help="Time budget, such as 90s, 45m or 2h, instead of that of the file.")
     ] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Promote the best trial at the end, if it passes the gate.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Prepare and check the data, print what would run, and stop.")
     ] = False,
@@ -68,13 +70,13 @@ def sweep(
     progress = Progress({"data": 10, "prepare": 20, "ray": 8, "sweep": spec.time_budget_s or 0}, as_json)
     if describe or dry_run:
         with progress.live():
-            found = api.describe_sweep(
+            description = api.describe_sweep(
                 spec, None if describe else data, config=settings, workspace=workspace, show=progress
             )
-        emit(asdict(found) | {"ok": True}, as_json, found.text())
+        emit(asdict(description) | {"ok": True}, as_json, description.text())
         return
     assert data is not None
-    session = _Session(space, data, workspace, config, override or [], address)
+    session = _Session(space, data, workspace, config, override or [], address, budget)
     try:
         with progress.live():
             run = api.sweep(
@@ -92,9 +94,31 @@ def sweep(
     except BaseException:
         session.stop()
         raise
-    _print(run, spec.space, data, workspace, session, as_json)
-    if run.outcome.result.failed:
+    promotion = _promote(run, data, workspace, settings, progress) if promote else None
+    outcome = run.outcome
+    words = ("gtvray", "promote", outcome.bundle.folder, "--data", data, "--workspace", workspace)
+    found = sweep_result(run) | {"resume": session.command} | ({} if promotion is None else {"promotion": promotion})
+    text = sweep_text(run, spec.space, resume=session.command, promote=shell_command(*words), promotion=promotion)
+    emit(found, as_json, text)
+    if run.outcome.result.failed or (promotion is not None and "error" in promotion):
         raise typer.Exit(1)
+
+
+def _promote(run: SweepRun, data: Path, workspace: Path, config: Config, progress: Progress) -> dict[str, Any]:
+    """Promote the best trial, or the default settings if it is worse; return the version, or why it was refused."""
+    from gtvray import api
+    from gtvray.errors import GtvrayError
+
+    outcome = run.outcome
+    worse = outcome.confirmation is not None and outcome.confirmation.verdict == "worse"
+    bundle = outcome.default_bundle if worse and outcome.default_bundle is not None else outcome.bundle.folder
+    try:
+        with progress.live():
+            promoted = api.promote(bundle, data, workspace=workspace, config=config, show=progress)
+    except GtvrayError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return {"bundle": str(bundle), "error": error.problem()}
+    return {"bundle": str(bundle), "version": promoted.version.version, "digest": promoted.digest}
 
 
 class _Session:
@@ -108,10 +132,12 @@ class _Session:
         config: Path | None,
         override: list[str],
         address: str | None,
+        budget: str | None,
     ) -> None:
         options: list[object] = ["--data", data, "--workspace", workspace]
         options += [] if config is None else ["--config", config]
         options += [] if address is None else ["--address", address]
+        options += [] if budget is None else ["--budget", budget]
         self._words: list[object] = ["gtvray", "sweep", space, *override, *options]
         self.name: str | None = None
 
@@ -147,68 +173,3 @@ def seconds_of(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise InputError("not a duration", where="--budget", expected="such as 90s, 45m or 2h", found=text)
     return seconds
-
-
-def _print(run: SweepRun, keys: Any, data: Path, workspace: Path, session: _Session, as_json: bool) -> None:
-    outcome, page, result = run.outcome, run.outcome.page, run.outcome.result
-    rows = trial_rows(run)
-    columns = {"trial": "trial", "origin": "origin", "epochs": "epochs", "dsc": "best DSC", "ending": "ending"}
-    found: dict[str, Any] = {
-        "name": run.name,
-        "best": result.best.trial_id,
-        "bundle": str(outcome.bundle.folder),
-        "digest": outcome.bundle.digest,
-        "run": outcome.run_id,
-        "sweep_run": outcome.sweep_run_id,
-        "failed": result.failed,
-        "resume": session.command,
-    }
-    curves = f"learning curves: {page or 'none recorded'}"
-    found |= tracking_found(outcome.delivered, outcome.refused)
-    lines = [table(rows, {**columns, **{key: key for key in keys}}), "", curves]
-    if result.failed:
-        lines.append(f"{result.failed} of {len(result.ended)} trials failed: see their endings above")
-    if result.unfinished:
-        lines.append(f"the time budget stopped {len(result.unfinished)} trials; with --budget they continue")
-    promote = shell_command("gtvray", "promote", outcome.bundle.folder, "--data", data, "--workspace", workspace)
-    confirmation = outcome.confirmation
-    if confirmation is not None:
-        found["against_default"] = {"verdict": confirmation.verdict, "text": confirmation.text}
-        lines.append(confirmation.text)
-    if outcome.default_bundle is not None:
-        found["default_bundle"] = str(outcome.default_bundle)
-        lines.append(f"bundle of the default settings: {outcome.default_bundle}")
-    if outcome.front is not None:
-        found["front"] = {"trials": outcome.front.trials, "hypervolume": outcome.front.hypervolume}
-        names = list(outcome.front.objectives)
-        points = [
-            {"trial": name, **dict(zip(names, value, strict=True))} for name, value in outcome.front.trials.items()
-        ]
-        lines += [f"Pareto front, hypervolume {outcome.front.hypervolume:.3f}; each trial has a bundle of its name:"]
-        lines += [table(points, {"trial": "trial", **{name: name for name in names}}), ""]
-    lines += tracking_lines(outcome.delivered, outcome.refused, session.command)
-    lines += [f"bundle: {found['bundle']} (of {result.best.trial_id})", f"promote it: {promote}"]
-    lines.append(f"sweep: {run.name}; resume or extend it: {session.command}")
-    text = "\n".join(lines)
-    emit({"ok": not result.failed, "trials": rows, **found, "page": str(page) if page else None}, as_json, text)
-
-
-def trial_rows(run: SweepRun) -> list[dict[str, Any]]:
-    """Return a row per trial: those that can win by rank, then the others."""
-    result = run.outcome.result
-    trials: dict[str, Trial] = {trial.trial_id: trial for trial in result.ended}
-    best = {trial.trial_id: trial.best_dsc for trial in result.trials}
-    order = [*best, *(name for name in trials if name not in best)]
-    return [
-        {
-            "trial": name,
-            "origin": trials[name].origin,
-            "epochs": len(trials[name].epochs),
-            "dsc": best.get(name),
-            "state": trials[name].state,
-            "ending": trials[name].ending,
-            "reason": trials[name].reason,
-            **trials[name].settings,
-        }
-        for name in order
-    ]

@@ -82,6 +82,13 @@ class SweepConfig(Section):
         "after a quasi-random start. Or random search, or a grid",
     )
     seed: int = Field(0, ge=0, description="seed of the searcher; the trainings have training.seed")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="trials of each point, with seeds training.seed, training.seed + 1 and so on; points are compared "
+        "by their mean",
+    )
     scheduler: SchedulerConfig = SchedulerConfig()
     time_budget_s: float | None = Field(
         None, gt=0, description="no new epoch is started after this time; the time before a resume counts"
@@ -160,10 +167,16 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
             found=key,
             do="set it under base: data and workers are planned once per sweep",
         )
+    if sweep.repeats > 1 and sweep.scheduler.kind == "pbt":
+        raise ConfigError(
+            "settings that change cannot be repeated", where=path, found="repeats with scheduler.kind pbt"
+        )
     if len(sweep.objectives) > 1 and sweep.searcher == "gp":
         raise ConfigError(
             "the Gaussian process has one objective", where=path, found="searcher: gp", do="use optuna, random or grid"
         )
+    if sweep.repeats > 1 and key == "training.seed":
+        raise ConfigError("repeats set this key", where=path, found=key, do="take it out of the space")
     if sweep.scheduler.kind == "pbt" and (not key.startswith(_MUTABLE) or sweep.space[key].when):
         raise ConfigError(
             "this key cannot change during a training",

@@ -62,7 +62,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
         ("trials", f"{sweep.trials} of at most {epochs} epochs, the first with the default settings"),
         ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
         ("scheduler", scheduler.kind + (f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else "")),
-        ("seed of every training", str(base.training.seed)),
+        ("seeds of the trainings", ", ".join(str(base.training.seed + each) for each in range(sweep.repeats))),
         ("stops early after", "; ".join(filter(None, stops)) or "nothing but its trials"),
         ("per trial", _resources(base)),
     ]

@@ -282,7 +282,4 @@ class SweepJob:
     def _report(self, status: SweepStatus) -> None:
         trials, budget_s = self.sweep.trials, self.sweep.time_budget_s
         done = max(status.ended / trials, status.elapsed_s / budget_s if budget_s else 0.0)
-        text = f"trial {status.started}/{trials}, {status.trial} epoch {status.epoch}/{status.epochs}"
-        if status.event != "epoch":
-            text = f"{status.trial} {status.event}; {status.ended}/{trials} trials ended"
-        self.show.advance(min(done, 1.0), 1, f"{text}, DSC {status.dsc:.3f}, best {status.best_dsc:.3f}")
+        self.show.advance(min(done, 1.0), 1, status.text(trials))

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gtvray.config import Config, with_dotted
@@ -14,6 +15,7 @@ from gtvray.models import Checkpoint
 from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
 from gtvray.training.checkpoints import checkpoint_path
 from gtvray.tuning.searchers.base import METRIC
+from gtvray.tuning.searchers.repeated import by_point
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,14 @@ def rank(
     failed = {trial.trial_id for trial in ended if trial.state == FAILED}
     best = {trial.trial_id: _best(trial, folder) or (earlier or {}).get(trial.trial_id) for trial in ended}
     found = [_result(trial, *at, folder) for trial in ended if (at := best[trial.trial_id]) is not None]
-    ranked = sorted(found, key=lambda trial: (trial.trial_id in failed, -trial.best_dsc))
+    # Trials that differ in their seed alone have the mean value of their point: that of the luckiest would be biased.
+    means = {
+        trial.trial_id: fmean(at[0] for each in group if (at := best[each.trial_id]) is not None)
+        for group in by_point(ended)
+        for trial in group
+        if best[trial.trial_id] is not None
+    }
+    ranked = sorted(found, key=lambda trial: (trial.trial_id in failed, -means[trial.trial_id], -trial.best_dsc))
     # The checkpoint of the winner is read, so that a damaged one is found here and not at the export.
     while ranked and not _sound(ranked[0].best_checkpoint):
         ranked.pop(0)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gtvray.config import Config, SweepConfig, flatten, shaping
+from gtvray.config import Config, SweepConfig, build, flatten, nested, shaping
 from gtvray.errors import InputError
 from gtvray.io import read_json, write_json
 from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
@@ -66,6 +66,10 @@ def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint
     if (folder / _REQUEST).exists():
         stored = read_json(folder / _REQUEST)
         extended = stored.pop("extended")
+        # Settings that were added since have their defaults.
+        stored["sweep"] = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")
+        stored["config"] = flatten(build(Config, nested(stored["config"], folder), folder))
+        stored = json.loads(json.dumps(stored))
         stored["sweep"]["time_budget_s"] = request["sweep"]["time_budget_s"]
         _require_same(folder, stored, request)
     result = read_result(folder)

@@ -35,6 +35,11 @@ class Space:
         """Epochs of a full training."""
         return self._config.training.epochs
 
+    @property
+    def seed(self) -> int:
+        """Seed of the trainings."""
+        return self._config.training.seed
+
     def default(self) -> Point:
         """Return the point of the default settings, which may lie outside the ranges."""
         values = flatten(self._config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from ray.tune.experiment import Trial
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import failpoint
 from gtvray.tracking import RunRecorder, TrialRecord
-from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, RUNNING, STOPPED
+from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
 from gtvray.training import EPOCH_METRICS
 from gtvray.tuning.cost import LATENCY, PEAK
 from gtvray.tuning.searchers.base import METRIC, value_of
 from gtvray.tuning.stopping import BudgetStopper
 
+_BLOCKS, _SPARKS = "▁▂▃▄▅▆▇█", 20
 # MLflow has no status for a training that was ended on purpose; the tag `gtvray.ending` has the words.
 _STATUS = {COMPLETED: "FINISHED", STOPPED: "KILLED", OUT_OF_BUDGET: "KILLED", FAILED: "FAILED"}
 
@@ -36,6 +38,8 @@ class SweepStatus:
         started, ended: numbers of trials.
         elapsed_s: seconds of the sweep, with those before it was resumed.
         event: what has happened to the trial: "epoch", or how it ended.
+        states: number of trials by state.
+        best: id of the best trial so far, and its DSC by epoch.
     """
 
     trial: str
@@ -47,6 +51,31 @@ class SweepStatus:
     ended: int
     elapsed_s: float
     event: str = "epoch"
+    states: Mapping[str, int] = field(default_factory=dict)
+    best: tuple[str, tuple[float, ...]] = ("", ())
+
+    def text(self, trials: int) -> str:
+        """Describe the progress in a line.
+
+        Args:
+            trials: number of trials of the sweep.
+        """
+        counts = ", ".join(f"{number} {state}" for state, number in self.states.items())
+        news = f"epoch {self.epoch}/{self.epochs}, DSC {self.dsc:.3f}" if self.event == "epoch" else self.event
+        best, curve = self.best
+        return (
+            f"trial {self.started}/{trials} ({counts}), {self.trial} {news}, "
+            f"best {self.best_dsc:.3f} of {best} {sparkline(curve)}"
+        )
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw values as a line of block characters; only the last ones if there are many."""
+    shown = values[-_SPARKS:]
+    if not shown:
+        return ""
+    low, width = min(shown), (max(shown) - min(shown)) or 1.0
+    return "".join(_BLOCKS[int((value - low) / width * (len(_BLOCKS) - 1))] for value in shown)
 
 
 class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
@@ -144,12 +173,26 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     def _send(self, name: str, event: str) -> None:
         if self._report is None:
             return
-        trials = self._record.trials.values()
-        curve = self._record.trials[name].curve(METRIC)
+        trials = self._record.trials
+        curve = trials[name].curve(METRIC)
         epoch, dsc = curve[-1] if curve else (0, float("nan"))
-        best = max((value for trial in trials if (value := value_of(trial)) is not None), default=float("nan"))
-        started, ended = sum(trial.state != "planned" for trial in trials), sum(trial.ended for trial in trials)
-        self._report(SweepStatus(name, epoch, self._epochs, dsc, best, started, ended, self._record.elapsed_s, event))
+        values = {each: value for each, trial in trials.items() if (value := value_of(trial)) is not None}
+        best = max(values, key=lambda each: values[each], default="")
+        self._report(
+            SweepStatus(
+                trial=name,
+                epoch=epoch,
+                epochs=self._epochs,
+                dsc=dsc,
+                best_dsc=values.get(best, float("nan")),
+                started=sum(trial.state != PLANNED for trial in trials.values()),
+                ended=sum(trial.ended for trial in trials.values()),
+                elapsed_s=self._record.elapsed_s,
+                event=event,
+                states=Counter(trial.state for trial in trials.values()),
+                best=(best, tuple(value for _, value in trials[best].curve(METRIC)) if best else ()),
+            )
+        )
 
 
 def _failure_reason(trial: Trial) -> str:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from gtvray.api import SweepRun
 from gtvray.cli.sweep import seconds_of
+from gtvray.cli.sweep_result import sweep_result, sweep_text
+from gtvray.config import Config
 from gtvray.errors import InputError
+from gtvray.tracking import Trial
+from gtvray.tuning import SweepOutcome, SweepResult, TrialResult
+from gtvray.tuning.confirm import Confirmation
+from gtvray.tuning.pareto import Front
 
 from ..stores import open_store
 from .command import TINY_SWEEP, call, run
@@ -56,6 +65,63 @@ def test_a_sweep_needs_data_and_only_an_earlier_one_can_be_extended(tiny_sweep: 
     assert "--resume" in call(*base, "--extend", "2").error(code=2)
 
 
+def outcome(tmp_path: Path, **changes: Any) -> Any:
+    """A finished sweep of three trials, of which one failed."""
+    trials = (
+        Trial("t0", {"optimizer.lr": 0.0012345}, {1: {"selection_dsc": 0.5}}, state="completed", origin="default"),
+        Trial("t1", {"optimizer.lr": 0.2}, {1: {"selection_dsc": 0.6}}, state="stopped", rung=1, origin="informed"),
+        Trial("t2", {"optimizer.lr": 5e-6}, state="failed", reason="no memory", origin="start"),
+    )
+    ranked = [
+        TrialResult(each.trial_id, each.settings, each.origin, each.ending, 1, dsc, 1, tmp_path / each.trial_id)
+        for each, dsc in ((trials[1], 0.6), (trials[0], 0.5))
+    ]
+    bundle = SimpleNamespace(folder=tmp_path / "bundle", digest="d1")
+    found = SweepOutcome(SweepResult(Config(), tuple(ranked), trials), bundle, "r1", "r0", True, **changes)  # type: ignore[arg-type]
+    return SweepRun("demo-1", found, tmp_path / "trials.html", True)
+
+
+def text_of(run: Any, **changes: Any) -> str:
+    words: dict[str, Any] = {"resume": "gtvray sweep --resume demo-1", "promote": "gtvray promote B", "promotion": None}
+    return sweep_text(run, ["optimizer.lr"], **{**words, **changes})
+
+
+def test_result_has_every_trial_with_origin_ending_and_its_learning_rate(tmp_path: Path) -> None:
+    run = outcome(tmp_path)
+    rows = [line.split() for line in text_of(run).splitlines()[2:5]]
+    assert [row[:4] for row in rows] == [
+        ["t1", "informed", "1", "0.600"],
+        ["t0", "default", "1", "0.500"],
+        ["t2", "start", "0", "-"],
+    ]
+    assert [row[-1] for row in rows] == ["0.200", "0.00123", "5e-06"]
+    assert "stopped at rung 1 (epoch 1)" in text_of(run)
+    assert "failed: no memory" in text_of(run)
+    assert "1 of 3 trials failed" in text_of(run)
+    assert text_of(run).splitlines()[-1].endswith("gtvray sweep --resume demo-1")
+    found = sweep_result(run)
+    assert (found["ok"], found["failed"], found["best"]) == (False, 1, "t1")
+    assert [(row["trial"], row["state"], row["reason"]) for row in found["trials"]] == [
+        ("t1", "stopped", None),
+        ("t0", "completed", None),
+        ("t2", "failed", "no memory"),
+    ]
+
+
+def test_result_shows_verdict_default_bundle_front_and_promotion(tmp_path: Path) -> None:
+    verdict = Confirmation("worse", "t1 is worse than the default settings")
+    front = Front({"dsc": "max", "latency_ms": "min"}, {"t1": [0.6, 12.5], "t0": [0.5, 4.0]}, 0.4)
+    run = outcome(tmp_path, confirmation=verdict, default_bundle=tmp_path / "default", front=front)
+    text = text_of(run)
+    assert "t1 is worse than the default settings" in text
+    assert f"bundle of the default settings: {tmp_path / 'default'}" in text
+    assert "hypervolume 0.400" in text
+    assert "promote it: gtvray promote B" in text
+    assert sweep_result(run)["front"]["trials"] == front.trials
+    assert "version 3 is champion: B" in text_of(run, promotion={"bundle": "B", "version": 3})
+    assert "not promoted" in text_of(run, promotion={"bundle": "B", "error": {}})
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -68,7 +134,7 @@ def test_failing_trials_are_reported_everywhere_and_the_sweep_can_go_on(phantoms
     assert failed.code == 1, failed
     assert "2 of 2 trials failed" in failed.stdout
     assert "failed: RuntimeError: failpoint training.before_step:3=raise" in failed.stdout
-    assert re.search(r"trial \d/2, t\d epoch 1/3", failed.stderr), "progress without a terminal"
+    assert re.search(r"trial \d/2 \(.*\), t\d epoch \d/3", failed.stderr), "progress without a terminal"
     (folder,) = (workspace / "sweeps").iterdir()
     assert f"sweep {folder.name}\nresume it: gtvray sweep" in failed.stderr
     page = (folder / "trials.html").read_text()

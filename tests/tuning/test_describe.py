@@ -27,6 +27,11 @@ def test_facts_space_and_first_trials() -> None:
     assert facts["trials"].startswith("12 of at most 18 epochs")
     assert facts["scheduler"] == "asha, rungs at epochs 2, 6"
     assert facts["stops early after"] == "600 s; 5 trials without a better one"
+    assert facts["seeds of the trainings"] == "0"
+    assert (
+        dict(describe_sweep(SWEEP.model_copy(update={"repeats": 3}), Config()).facts)["seeds of the trainings"]
+        == "0, 1, 2"
+    )
     assert facts["per trial"] == "2 workers, 2 CPUs"
     assert [tuple(row.values()) for row in found.space] == [
         ("optimizer.lr", "0.0001 to 0.01 (log)", "0.002", "-"),

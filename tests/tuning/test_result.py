@@ -9,6 +9,7 @@ import pytest
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import InputError, TrainingError
+from gtvray.io import read_json, write_json
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED, Trial
 from gtvray.training import fit
 from gtvray.tuning.result import rank, remove_losers
@@ -19,7 +20,7 @@ SWEEP = SweepConfig.model_validate({"trials": 2, "space": {"optimizer.lr": {"low
 
 def trial(number: int, *dsc: float, state: str = COMPLETED, reason: str | None = None, failures: int = 0) -> Trial:
     epochs = {epoch: {"selection_dsc": value} for epoch, value in enumerate(dsc, 1)}
-    return Trial(f"t{number}", {"optimizer.lr": 0.1}, epochs, [], state, reason, failures=failures)
+    return Trial(f"t{number}", {"optimizer.lr": number / 10}, epochs, [], state, reason, failures=failures)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,14 @@ def test_of_equal_trials_the_earlier_wins_and_a_failed_one_is_last(folder: Path)
     trials = [trial(0, 0.5, 0.4), trial(1, 0.5), trial(4, 0.9, state=FAILED, reason="later")]
     assert [each.trial_id for each in rank(trials, folder, Config()).trials] == ["t0", "t1", "t4"]
     assert [each.trial_id for each in rank(trials[::-1][:1], folder, Config()).trials] == ["t4"]
+
+
+def test_repeated_points_are_ranked_by_their_mean(folder: Path) -> None:
+    """The luckiest trial is of the point that is worse on average."""
+    trials = [trial(0, 0.9), trial(1, 0.1), trial(2, 0.0, 0.6), trial(4, 0.55)]
+    for each, (rate, seed) in zip(trials, [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)], strict=True):
+        each.settings = {"optimizer.lr": rate, "training.seed": seed}
+    assert [each.trial_id for each in rank(trials, folder, Config()).trials] == ["t2", "t4", "t0", "t1"]
 
 
 def test_a_damaged_checkpoint_cannot_win(folder: Path) -> None:
@@ -122,6 +131,14 @@ def test_only_the_same_sweep_can_be_resumed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has other settings or data") as caught:
             remember_sweep(tmp_path, *other)
         assert caught.value.fields["where"].endswith(f", {key}")
+
+
+def test_a_setting_that_is_newer_than_the_sweep_has_its_default(tmp_path: Path) -> None:
+    remember_sweep(tmp_path, SWEEP, Config(), "d1")
+    stored = read_json(tmp_path / "sweep.json")
+    del stored["sweep"]["repeats"], stored["config"]["network.attention"]
+    write_json(tmp_path / "sweep.json", stored)
+    assert remember_sweep(tmp_path, SWEEP, Config(), "d1") == SWEEP
 
 
 def test_extensions_add_up_and_open_a_finished_sweep_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from gtvray.config import Config, SweepConfig
 from gtvray.tracking.trials import COMPLETED, FAILED, RUNNING, STOPPED, Trial
 from gtvray.tuning.searchers.optuna import TpeSearcher, start_trials
 from gtvray.tuning.searchers.registry import SEARCHERS, build_searcher
+from gtvray.tuning.searchers.repeated import by_point
 from gtvray.tuning.space import Space
 
 SPACE: dict[str, Any] = {
@@ -137,3 +138,29 @@ def test_quasi_random_points_cover_the_space_evenly() -> None:
     found = proposals(sweep(trials=9, space={"training.foreground_share": {"low": 0, "high": 1}}), 9)[1:]
     values = sorted(trial.settings["training.foreground_share"] for trial in found)
     assert [int(value * 4) for value in values] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_repeats_try_every_point_with_each_seed_and_the_searcher_sees_their_mean() -> None:
+    config = sweep("random", repeats=3, trials=9)
+    found = proposals(config, 9)
+    seeds = [trial.settings["training.seed"] for trial in found]
+    assert seeds == [0, 1, 2] * 3
+    groups = by_point(found)
+    assert [len(group) for group in groups] == [3, 3, 3]
+    assert [trial.origin for trial in found] == ["default"] * 3 + ["random"] * 6
+    once = proposals(sweep("random", trials=9), 3)
+    assert [group[0].settings | {"training.seed": None} for group in groups] == [
+        trial.settings | {"training.seed": None} for trial in once
+    ]
+    assert proposals(config, 9, tuple(found[:4])) == found
+
+
+def test_an_informed_search_learns_from_means_over_seeds() -> None:
+    config = sweep(repeats=2, trials=40, space={"optimizer.lr": SPACE["optimizer.lr"]})
+    found = proposals(config, 34)
+    for trial, error in zip(found, [0.1, -0.1] * 17, strict=True):
+        trial.epochs = {epoch: {"selection_dsc": each["selection_dsc"] + error} for epoch, each in trial.epochs.items()}
+    later = proposals(config, 40, tuple(found))[34:]
+    assert {trial.origin for trial in later} == {"informed"}
+    assert [trial.settings["training.seed"] for trial in later] == [0, 1] * 3
+    assert max(score(trial.settings) for trial in later) > 0.8

@@ -14,6 +14,7 @@ from gtvray.tuning.searchers.base import Proposal, Searcher
 from gtvray.tuning.searchers.grid import GridSearcher
 from gtvray.tuning.searchers.optuna import GpSearcher, TpeSearcher
 from gtvray.tuning.searchers.random import RandomSearcher
+from gtvray.tuning.searchers.repeated import RepeatedPoints
 from gtvray.tuning.space import Point, Space, unseen
 
 SEARCHERS: Mapping[str, Callable[[SweepConfig, Space], Searcher]] = {
@@ -47,4 +48,5 @@ def build_searcher(sweep: SweepConfig, space: Space, default: Point) -> Searcher
         space: its search space.
         default: the first point.
     """
-    return FirstPoints(sweep, space, default)
+    points = FirstPoints(sweep, space, default)
+    return points if sweep.repeats == 1 else RepeatedPoints(points, sweep.repeats, space.seed)

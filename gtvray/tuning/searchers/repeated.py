@@ -1,0 +1,66 @@
+"""Several trials of every point with different seeds, which a searcher sees as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any, cast
+
+from gtvray.tracking.trials import COMPLETED, FAILED, STOPPED, Origin, Trial
+from gtvray.tuning.searchers.base import Proposal, Searcher
+
+SEED = "training.seed"
+
+
+class RepeatedPoints:
+    """Proposes each point of a searcher several times, with one seed after the other.
+
+    Args:
+        searcher: proposes points, from trials that are means over seeds.
+        repeats: trials of each point.
+        seed: first seed.
+    """
+
+    def __init__(self, searcher: Searcher, repeats: int, seed: int) -> None:
+        self._searcher, self._repeats, self._seed = searcher, repeats, seed
+
+    def propose(self, trials: Sequence[Trial]) -> Proposal | None:
+        """Return the next point with its seed; None if the space has no further one."""
+        groups = by_point(trials)
+        last = groups[-1] if groups else []
+        if 0 < len(last) < self._repeats:
+            return Proposal({**last[0].settings, SEED: self._seed + len(last)}, cast(Origin, last[0].origin))
+        proposal = self._searcher.propose([_mean(group) for group in groups])
+        return None if proposal is None else replace(proposal, point={**proposal.point, SEED: self._seed})
+
+
+def by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Group trials that differ in their seed alone, in order."""
+    groups: list[list[Trial]] = []
+    for trial in trials:
+        group = next((each for each in groups if _point(each[0].settings) == _point(trial.settings)), None)
+        if group is None:
+            groups.append([trial])
+        else:
+            group.append(trial)
+    return groups
+
+
+def _point(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != SEED}
+
+
+def _mean(group: Sequence[Trial]) -> Trial:
+    """Return the trials of a point as one: the mean of each epoch that all of them have."""
+    sound = [trial for trial in group if trial.state != FAILED] or list(group)
+    shared = set.intersection(*(set(trial.epochs) for trial in sound))
+    epochs = {
+        epoch: {name: fmean(trial.epochs[epoch][name] for trial in sound) for name in sound[0].epochs[epoch]}
+        for epoch in sorted(shared)
+    }
+    ended = all(trial.ended for trial in group)
+    complete = all(trial.state == COMPLETED for trial in sound)
+    failed = all(trial.state == FAILED for trial in group)
+    state = group[-1].state if not ended else FAILED if failed else COMPLETED if complete else STOPPED
+    return replace(group[0], settings=_point(group[0].settings), epochs=epochs, state=state)
