@@ -7,6 +7,7 @@ its own, and everything outside it is replaced by air.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -25,6 +26,8 @@ _SEARCH_MM = 3.0
 # The body is smoothed by this standard deviation: nostrils and ear canals close, so that the nasal cavity is not
 # outside; fixation masks and table tops, which would enclose the air before the skin, vanish.
 _SMOOTH_MM = 4.0
+# Standard deviation of the filter that estimates how dense the mask is around a voxel.
+_NEAR_MM = 20.0
 # Air that reaches the border of the scan over a smaller area is an airway, such as the trachea.
 _AIRWAY_MM2 = 1000.0
 # Air around the ball, so that preprocessing finds the border of the body.
@@ -55,8 +58,7 @@ def find_interior(scan: Volume, mask: NDArray[np.uint8]) -> tuple[list[float], f
     """Return the centre (i, j, k) and the radius in millimetres of a ball inside the body.
 
     The ball contains nothing within `SKIN_MM` of the air around the patient. Its radius is at most
-    `LARGEST_RADIUS_MM`; its centre is that of the mask, or further from the skin where two millimetres of distance gain
-    more than one of radius.
+    `LARGEST_RADIUS_MM`; its centre is where much of the mask is near and the radius is large.
 
     Args:
         scan: CT in HU.
@@ -69,17 +71,28 @@ def find_interior(scan: Volume, mask: NDArray[np.uint8]) -> tuple[list[float], f
     coarse = scan.affine[:3, :3] * steps
     body = _body(_block_mean(scan.array > _TISSUE_HU, steps), coarse)
     radius = np.minimum(_clearance_mm(body, coarse) - SKIN_MM, LARGEST_RADIUS_MM)
-    target = ndimage.center_of_mass(_block_mean(mask > 0, steps) if mask.any() else body)
-    apart = _distance_mm(Box.whole(body.shape), target, coarse)
-    centre = np.unravel_index(np.argmax(np.where(body, radius - apart / 2, -np.inf)), body.shape)
-    if not body[centre] or radius[centre] < SMALLEST_RADIUS_MM:
+    suitable = body & (radius >= SMALLEST_RADIUS_MM)
+    if not suitable.any():
         raise DataError(
             "no region of this scan is far enough from the skin",
             expected=f"a ball of {SMALLEST_RADIUS_MM:g} mm radius, {SKIN_MM:g} mm below the skin",
         )
+    # Volume times density estimates how much of the mask is in the ball. At the centroid there may be none, for example
+    # between the lymph nodes of both sides.
+    score = radius**3 * _nearness(_block_mean(mask > 0, steps) if mask.any() else body, coarse)
+    centre = np.unravel_index(np.argmax(np.where(suitable, score, -1)), body.shape)
     # Of the block's first voxel, plus half a block.
     voxel = [float(index * step + (step - 1) / 2) for index, step in zip(centre, steps, strict=True)]
     return voxel, float(radius[centre])
+
+
+def _nearness(mask: NDArray[Any], coarse: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much of a mask is near each voxel; positive everywhere."""
+    spacing = np.linalg.norm(coarse, axis=0)
+    near = ndimage.gaussian_filter(mask.astype(np.float64), _NEAR_MM / spacing, mode="constant")
+    # Beyond the reach of the filter, the nearest voxel counts.
+    apart = ndimage.distance_transform_edt(mask == 0, sampling=spacing)
+    return np.asarray(near + 1e-6 / (1 + apart))
 
 
 def _body(tissue: NDArray[np.float32], coarse: NDArray[np.float64]) -> NDArray[np.bool_]:

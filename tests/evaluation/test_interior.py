@@ -96,7 +96,7 @@ def test_no_surface_of_a_real_head_is_kept(shared_data: Path) -> None:
     assert shows_face(scan, kept_in(scan, crop), directions=1) > 1000
 
 
-@pytest.mark.parametrize("case", ["pt_1", "pt_100"])
+@pytest.mark.parametrize("case", ["pt_1", pytest.param("pt_100", marks=pytest.mark.slow)])
 def test_no_surface_of_a_planning_scan_is_kept(real_cases: Path, case: str) -> None:
     scan, label = (read_volume(real_cases / case / f"{name}.nii.gz") for name in ("data", "label"))
     part = keep_interior(scan, label.array)
@@ -106,7 +106,8 @@ def test_no_surface_of_a_planning_scan_is_kept(real_cases: Path, case: str) -> N
     apart_mm = ndimage.distance_transform_edt(~first, sampling=scan.reoriented("RAS").spacing_mm)[kept]
     assert apart_mm.min() >= SKIN_MM, "from the front"
     assert shows_face(scan, kept) == 0
-    assert label.placed_on(part, 0).array.any(), "the ball is at the tumour"
+    within = label.placed_on(part, 0).array > 0
+    assert np.count_nonzero(within & (part.array > AIR_HU)) * scan.voxel_volume_ml > 10, "the ball is at the tumour"
     prepare(part, PreprocessingConfig())
 
 
@@ -116,13 +117,13 @@ def test_mask_at_the_skin_moves_the_ball_inwards_and_none_keeps_the_centre() -> 
     apart = np.linalg.norm(index, axis=0)
     scan = Volume(np.where(apart < 80, 40, -1000).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
     near = ((index[0] > 60) & (apart < 78)).astype(np.uint8)
-    for mask, furthest_mm in ((near, 30.0), (np.zeros_like(near), 3.0)):
+    for mask, nearest_mm, furthest_mm in ((near, 20.0, 40.0), (np.zeros_like(near), 0.0, 4.0)):
         part = keep_interior(scan, mask)
         require_ball(scan, mask, part)
         kept = part.placed_on(scan, AIR_HU).array == 40
         assert apart[kept].max() <= 80 - SKIN_MM
         middle = index[:, kept].mean(axis=1)
-        assert np.linalg.norm(middle) <= furthest_mm + 1
+        assert nearest_mm <= np.linalg.norm(middle) <= furthest_mm
     small = Volume(scan.array, np.diag([0.6, 0.6, 0.6, 1.0]))
     with pytest.raises(DataError, match="far enough from the skin"):
         keep_interior(small, near)
