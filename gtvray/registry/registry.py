@@ -24,6 +24,7 @@ _DIGEST_TAG = "gtvray.digest"
 # The tag records that golden cases were added, with the sha256 of golden.json: without it, missing files could not be
 # distinguished from a version without golden cases.
 _GOLDEN_TAG, _GOLDEN_FILE = "gtvray.golden", "golden.json"
+_MANIFEST = "manifest.json"
 # MLflow's error codes for a model, version, alias or run that does not exist.
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -229,7 +230,7 @@ class Registry:
             except (MlflowException, OSError) as error:
                 raise self._unreachable(version, error) from error
             self._require_same_golden(version, Path(source))
-            with atomic_dir(folder) as temporary:
+            with atomic_dir(folder, complete_with=_GOLDEN_FILE) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
 
     def restore_golden(self, version: ModelVersion, folder: Path) -> None:
@@ -308,7 +309,8 @@ class Registry:
                     do="make MLflow's artifact store reachable, or restore its files",
                 )
             verify_digest(Path(source))
-            with atomic_dir(folder) as temporary:
+            # Another process may have fetched it meanwhile, and may be reading it.
+            with atomic_dir(folder, complete_with=_MANIFEST) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
 
     def _version(self, version: str) -> ModelVersion:
@@ -321,8 +323,15 @@ class Registry:
 
         try:
             self._client.get_registered_model(self._name)
-        except MlflowException:
-            self._client.create_registered_model(self._name)
+        except MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise
+            try:
+                self._client.create_registered_model(self._name)
+            except MlflowException as raced:
+                # Another process was faster.
+                if raced.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
 
 
 def _golden_path(version: ModelVersion) -> str:
