@@ -115,18 +115,25 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             found=error,
             do="start one with `ray start --head`, or omit the address" if address else "run `gtvray doctor`",
         ) from error
-    before = os.environ.get("RAY_ADDRESS")
+    before, is_clean = os.environ.get("RAY_ADDRESS"), False
     try:
         gcs = str(context.address_info["gcs_address"])
         # Code that connects without an address must find this cluster, even if others run on this machine.
         os.environ["RAY_ADDRESS"] = gcs
+        if address is None:
+            # As `ray start` does: a submitted job looks there for its cluster, and otherwise among all on this machine.
+            ray._private.utils.write_ray_address(gcs, options["_temp_dir"])
         yield Cluster(gcs, address is None, read_nodes(ray.nodes()), read_growth())
+        is_clean = True
     finally:
         if before is None:
             os.environ.pop("RAY_ADDRESS", None)
         else:
             os.environ["RAY_ADDRESS"] = before
         ray.shutdown()
+        if address is None and is_clean:
+            # After an error its logs may be needed.
+            shutil.rmtree(options["_temp_dir"], ignore_errors=True)
 
 
 def _local_options(cpus: int | None) -> dict[str, Any]:

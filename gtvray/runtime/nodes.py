@@ -60,7 +60,7 @@ def _answer(name: str, reference: Any, is_ready: bool, timeout_s: float) -> Node
         text = "; ".join(line.strip() for line in lines) if isinstance(cause, GtvrayError) else lines[-1]
         return NodeAnswer(name, None, text)
     except RayError as error:
-        return NodeAnswer(name, None, (str(error).splitlines() or [type(error).__name__])[0])
+        return NodeAnswer(name, None, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from gtvray.errors import ResourceError
 from gtvray.runtime.environment import can_write, private_folder, set_variable
 
-# A UNIX socket's path has at most 107 bytes. Ray adds /ray/session_DATE_TIME_MICROSECONDS_PID/sockets/NAME.
-MAX_TEMP_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead") - 3
+# A UNIX socket's path has at most 107 bytes. Ray adds session_DATE_TIME_MICROSECONDS_PID/sockets/NAME.
+MAX_TEMP_BYTES = 107 - len("/ray-4194304/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead") - 3
 
 
 def temp_folder() -> str:
@@ -31,7 +31,9 @@ def temp_folder() -> str:
 
 
 def ray_temp_folder() -> str:
-    """Determine the folder for Ray's sessions.
+    """Determine the folder for Ray's sessions, which belongs to this process.
+
+    In a shared folder, Ray would hand a submitted job the address of the cluster that was started last.
 
     A folder with a long path is accessed through a symbolic link with a short path, so that the files stay on the disk
     chosen by the user. TMPDIR is then set to the link, because child processes create sockets there too.
@@ -46,7 +48,7 @@ def ray_temp_folder() -> str:
             if name == "TMPDIR" or name in os.environ:
                 set_variable(name, folder)
         tempfile.tempdir = None
-    return os.path.join(folder, "ray")
+    return os.path.join(folder, f"ray-{os.getpid()}")
 
 
 def no_temp_folder() -> ResourceError:

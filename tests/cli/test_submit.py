@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,19 @@ def test_no_wait_returns_the_job(dashboard: str, phantoms: Path) -> None:
     done = submit(dashboard, "--no-wait", "--json", "--", "data", "check", phantoms)
     assert done.code == 0, done
     assert done.json()["job"]
+
+
+@pytest.mark.slow
+def test_job_runs_on_its_cluster_although_another_was_started_later(dashboard: str, local_ray: Cluster) -> None:
+    hold = "from gtvray.runtime import connect\nwith connect(cpus=1): print('up', flush=True), input()"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=pipe, stdout=pipe, text=True, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "up\n"
+        done = submit(dashboard, "--", "doctor", "--json")
+        other.communicate("\n")
+    assert f"2 CPUs, 0 GPUs; {local_ray.address}" in done.stderr
 
 
 def test_unreachable_cluster_is_reported(phantoms: Path) -> None:

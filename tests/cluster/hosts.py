@@ -74,9 +74,17 @@ class Host:
 
     def run(self, *command: object, environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Run a command on this host, where Ray has been started."""
-        assert self._ray is not None
-        inside = ["nsenter", "-t", str(self._ray.pid), "-n", "-m", "--wd=.", *map(str, command)]
+        inside = self._inside(*command)
         return subprocess.run(inside, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def start(self, *command: object, environment: dict[str, str]) -> subprocess.Popen[str]:
+        """Start a command on this host."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self._inside(*command), env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def _inside(self, *command: object) -> list[str]:
+        assert self._ray is not None
+        return ["nsenter", "-t", str(self._ray.pid), "-n", "-m", "--wd=.", *map(str, command)]
 
     def end(self) -> None:
         """End every process of this host."""

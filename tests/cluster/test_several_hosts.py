@@ -99,6 +99,35 @@ def test_two_worker_trials_run_across_hosts(
     assert left.stdout.split() == ["standing", "0"], left
 
 
+def test_a_sweep_survives_a_host_that_dies(
+    hosts: list[Host], environment: dict[str, str], phantoms: Path, tmp_path: Path
+) -> None:
+    """The host of a worker is killed in the middle of a trial; a third one takes its place."""
+    head, victim = hosts
+    (tmp_path / "pair.yaml").write_text(SPACE.replace("steps_per_epoch: 2", "steps_per_epoch: 60"))
+    address = f"{head.address}:6379"
+    command = ["sweep", tmp_path / "pair.yaml", "--data", phantoms, "--workspace", tmp_path / "runs", "--json"]
+    sweep = head.start(*_GTVRAY, *command, "--address", address, environment=environment)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/sweeps/*/trials/*/epoch-*")):
+            assert time.monotonic() < deadline
+            assert sweep.poll() is None
+            time.sleep(0.5)
+        victim.end()
+        killed = time.monotonic()
+        victim.start_ray(head.address, 1, environment, tmp_path / "again.log")
+        output, errors = sweep.communicate(timeout=500)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == 0, errors[-3000:]
+    print(f"a sweep ended {time.monotonic() - killed:.0f} s after a host was killed")  # noqa: T201
+    assert [trial["epochs"] for trial in json.loads(output)["trials"]] == [2, 2, 2]
+    notes = [line for file in tmp_path.glob("runs/sweeps/*/trials.jsonl") for line in file.read_text().splitlines()]
+    # The trial's own process may have been there too; then Tune restarts the trial.
+    assert any("restarted after" in line for line in notes), notes
+
+
 _STANDING = """
 import sys, time, ray
 from ray.util.placement_group import placement_group_table

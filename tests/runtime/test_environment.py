@@ -98,7 +98,7 @@ def test_long_ray_folder_gets_a_short_link(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(temporary.tempfile, "tempdir", None)
     monkeypatch.setattr(environment, "CHANGED", {})
     folder = Path(temporary.ray_temp_folder())
-    assert len(str(folder)) <= temporary.MAX_TEMP_BYTES + len("/ray")
+    assert len(str(folder)) <= temporary.MAX_TEMP_BYTES + len(f"/ray-{os.getpid()}")
     assert folder.parent.resolve() == scratch
     assert folder.parent.parent == private_folder()
     # Child processes create sockets in TMPDIR too.
@@ -108,10 +108,10 @@ def test_long_ray_folder_gets_a_short_link(tmp_path: Path, monkeypatch: pytest.M
 
 def test_short_ray_folder_is_used_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    for value, folder in (("/tmp", "/tmp/ray"), ("/etc/passwd/none", "/tmp/ray"), ("/var/tmp", "/var/tmp/ray")):
+    for value, folder in (("/tmp", "/tmp"), ("/etc/passwd/none", "/tmp"), ("/var/tmp", "/var/tmp")):
         monkeypatch.setenv("TMPDIR", value)
         monkeypatch.setattr(temporary.tempfile, "tempdir", None)
-        assert temporary.ray_temp_folder() == folder
+        assert temporary.ray_temp_folder() == f"{folder}/ray-{os.getpid()}"
 
 
 def test_existing_file_instead_of_the_link_is_rejected(tmp_path: Path) -> None:
