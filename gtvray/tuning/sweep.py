@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ray import tune
@@ -21,7 +21,7 @@ from gtvray.errors import ResourceError
 from gtvray.experiments.tasks import worker_memory_bytes
 from gtvray.failpoints import failpoint
 from gtvray.runtime import Cluster, plan_trials
-from gtvray.tracking import RunRecorder, TrialRecord
+from gtvray.tracking import RunRecorder, Trial, TrialRecord
 from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
 from gtvray.training import check_memory, check_plan
 from gtvray.tuning.result import SweepResult, rank
@@ -53,6 +53,7 @@ def run_sweep(
     tags: dict[str, str],
     report: Callable[[SweepStatus], None] | None = None,
     finish_default: bool = False,
+    earlier: Sequence[Trial] = (),
 ) -> SweepResult:
     """Run a sweep on the connected cluster, or resume the one in the folder.
 
@@ -68,6 +69,7 @@ def run_sweep(
         report: called after every epoch and at the end of every trial.
         finish_default: train the default settings to the end after the search if the scheduler had stopped them, so
             that the best can be compared with them.
+        earlier: trials of earlier sweeps that the searcher learns from.
 
     Raises:
         ConfigError, DataError: the settings are inconsistent with each other or with the data.
@@ -105,7 +107,7 @@ def run_sweep(
 
     setting = Setting(sweep, space, epochs, record, exhausted)
     scheduler = build_scheduler(setting, unfinished)
-    searcher = build_searcher(sweep, space, default)
+    searcher = build_searcher(sweep, space, default, earlier)
     # Trials of a population take turns, so all of them exist at once.
     concurrent = sweep.trials if population else plan.concurrent
     search = SweepSearch(
