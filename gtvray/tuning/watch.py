@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import failpoint
 from gtvray.tracking import RunRecorder, TrialRecord
-from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
+from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, STOPPED
 from gtvray.training import EPOCH_METRICS
 from gtvray.tuning.cost import LATENCY, PEAK
 from gtvray.tuning.searchers.base import METRIC, value_of
@@ -158,9 +158,14 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         self._end(trial.trial_id, FAILED, _failure_reason(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Record the trials that the end of the sweep stopped, such as its time budget."""
+        """Record the trials that the end of the sweep stopped, such as its time budget.
+
+        Without a reason the sweep itself has failed, and these trials continue when it is resumed.
+        """
+        if self._stopper.reason is None:
+            return
         for name, trial in self._record.trials.items():
-            if trial.state == RUNNING:
+            if not trial.ended:
                 self._end(name, self._stopper.state, self._stopper.reason)
 
     def _end(self, name: str, state: str, reason: str | None = None, rung: int | None = None) -> None:

@@ -104,6 +104,17 @@ def test_every_trial_has_an_ending_in_record_and_mlflow(watched: Watched, tmp_pa
     assert [status.event for status in watched.statuses if status.event != "epoch"] == list(endings.values())
 
 
+def test_a_sweep_that_fails_leaves_its_trials_to_be_continued(watched: Watched, tmp_path: Path) -> None:
+    watched.epoch(watched.start("t0"), 1, 0.1)
+    watched.record.plan("t1", {"optimizer.lr": 0.2}, "random")
+    watched.watcher.on_experiment_end([])
+    assert [trial.state for trial in read_trials(tmp_path)] == ["running", "planned"]
+    watched.watcher._stopper.state, watched.watcher._stopper.reason = "stopped", "t0 has reached the target of 0.1"
+    watched.watcher.on_experiment_end([])
+    assert {trial.ending for trial in read_trials(tmp_path)} == {"stopped: t0 has reached the target of 0.1"}
+    watched.recorder.close(60)
+
+
 def test_epochs_that_are_reported_again_are_recorded_once(watched: Watched, tmp_path: Path) -> None:
     trial = watched.start("t0")
     for epoch, dsc in ((1, 0.1), (2, 0.2), (1, 0.1), (2, 0.2), (3, 0.3)):
