@@ -2,7 +2,8 @@
 
 The nested pattern is that of Ray's examples: a function trainable of Tune starts a TorchTrainer with one worker.
 Both run the same `fit` on the same cases, one trial at a time; the overhead of a trial is the elapsed time of the sweep
-minus the seconds that its epochs report. Equal output: the last training loss of every trial is equal bit for bit.
+minus the seconds that its epochs report. Utilisation is that of trials that wait, on more slots than there are cores.
+Equal output: the last training loss of every trial is equal bit for bit.
 
     python benchmarks/sweep_overhead.py --json
 """
@@ -22,6 +23,10 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _sweep_slots import measure_slots
 
 from gtvray.config import Config, SweepConfig, load_config
 from gtvray.data import CachedCase, CaseCache
@@ -45,7 +50,10 @@ def main() -> None:
     """Run both and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
-    parser.parse_args()
+    parser.add_argument("--slot-trials", type=int, default=200, help="trials of the measurement of utilisation")
+    parser.add_argument("--slot-seconds", type=float, default=10.0, help="seconds of each of them")
+    parser.add_argument("--slots", type=int, default=16, help="how many of them run at once")
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as scratch, connect(cpus=2) as cluster:
         root = Path(scratch)
@@ -61,7 +69,8 @@ def main() -> None:
             "multi_one": ours(multi, cases, 1, cluster, root / "multi-one"),
             "multi_two": ours(multi, cases, 2, cluster, root / "multi-two"),
         }
-    print(json.dumps(report(runs)))
+    slots = measure_slots(arguments.slot_trials, arguments.slot_seconds, arguments.slots)
+    print(json.dumps(report(runs) | {"utilisation": slots["utilisation"], "slots": slots}))
 
 
 def report(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -74,7 +83,7 @@ def report(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "warm_s": round((added["many"] - added["one"]) / (TRIALS - 1), 2),
         "nested_s": round(added["nested"] / TRIALS, 2),
         "warm_multi_s": round(added["multi_two"] - added["multi_one"], 2),
-        "utilisation": round(runs["many"]["busy_s"] / runs["many"]["wall_s"], 3),
+        "training_utilisation": round(runs["many"]["busy_s"] / runs["many"]["wall_s"], 3),
         "nested_utilisation": round(runs["nested"]["busy_s"] / runs["nested"]["wall_s"], 3),
         "equal_output": len(losses) == 1,
         "raw": runs,

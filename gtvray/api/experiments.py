@@ -113,7 +113,7 @@ def sweep(
         resume: name of an earlier sweep, which continues with the settings it was started with. One that is finished
             is returned as it is.
         extend: number of further trials of the sweep to resume.
-        base_name: first part of the name of a new sweep; by default that of the file.
+        base_name: file name that a new sweep is named after; by default that of the space.
         workspace: folder for all output.
         address: running Ray cluster; by default one is started on this machine.
         show: receives progress.
@@ -131,7 +131,7 @@ def sweep(
 
     if extend and resume is None:
         raise InputError("only an earlier sweep can be extended", do="name it with --resume")
-    base = Path(base_name or ("sweep" if isinstance(space, SweepConfig) else Path(space).stem))
+    base = Path(base_name or ("sweep" if isinstance(space, SweepConfig) else Path(space).name))
     name = resume or _run_name(_short_name(base))
     with folders.lock(folders.sweeps / name):
         job = SweepJob(spec, settings, folders, name, show, extend)

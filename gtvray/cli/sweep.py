@@ -85,7 +85,7 @@ def sweep(
                 config=settings,
                 resume=resume,
                 extend=extend,
-                base_name=space.stem,
+                base_name=space.name,
                 workspace=workspace,
                 address=address,
                 show=progress,

@@ -108,6 +108,11 @@ class SweepConfig(Section):
         default_factory=list, description="points of the space tried first, after the default settings"
     )
 
+    warm_start: list[str] = Field(
+        default_factory=list,
+        description="names of earlier sweeps on the same data, from whose completed trials optuna or gp learns",
+    )
+
     @field_validator("objectives")
     @classmethod
     def _directions(cls, objectives: dict[str, str]) -> dict[str, str]:
@@ -166,6 +171,10 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
             expected="a setting of a single trial: " + ", ".join(prefix.rstrip(".") for prefix in _SEARCHABLE),
             found=key,
             do="set it under base: data and workers are planned once per sweep",
+        )
+    if sweep.warm_start and sweep.searcher not in ("optuna", "gp"):
+        raise ConfigError(
+            "this searcher learns nothing", where=path, found=f"warm_start with {sweep.searcher}", do="use optuna or gp"
         )
     if sweep.repeats > 1 and sweep.scheduler.kind == "pbt":
         raise ConfigError(

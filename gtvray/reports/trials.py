@@ -49,6 +49,8 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         ("trials", len(trials)),
         *((state, number) for state in STATES if (number := sum(trial.state == state for trial in trials))),
     ]
+    if any(trial.exploits for trial in trials):
+        facts.append(("taken over from other trials", sum(len(trial.exploits) for trial in trials)))
     if trained:
         facts += [("best trial", trained[0].trial_id), ("best DSC", f"{best_dsc(trained[0]):.4f}")]
     return render_page(
@@ -137,6 +139,7 @@ def _trial_table(trials: Sequence[Trial], keys: Sequence[str]) -> Table:
 
 def _failure_table(trials: Sequence[Trial]) -> Table:
     rows = [(trial.trial_id, "recovered", note) for trial in trials for note in trial.notes]
+    rows += [(trial.trial_id, "took over", text) for trial in trials for _, _, text in trial.exploits]
     rows += [(trial.trial_id, FAILED, trial.reason or "") for trial in trials if trial.state == FAILED]
     return Table(("trial", "outcome", "reason"), rows)
 

@@ -94,7 +94,12 @@ class SweepEnd:
     def describe(self, run_id: str) -> None:
         """Record the best trial in the run of the sweep."""
         best, text = self.result.best, self.confirmation.text if self.confirmation is not None else ""
-        metrics = {"best_dsc": best.best_dsc, "failed_trials": float(self.result.failed)}
+        exploits = sum(len(trial.exploits) for trial in self.result.ended)
+        metrics = {
+            "best_dsc": best.best_dsc,
+            "failed_trials": float(self.result.failed),
+            "exploits": float(exploits),
+        }
         self.recorder.log(None, metrics, len(self.result.ended))
         pointers = {"gtvray.best_trial": best.trial_id, "gtvray.best_run": run_id}
         self.recorder.describe({}, {**pointers, "gtvray.against_default": text})

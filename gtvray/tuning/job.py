@@ -18,11 +18,12 @@ from gtvray.runtime import Cluster, ProgressReporter
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
-    from gtvray.tracking import Refused, RunRecorder
+    from gtvray.tracking import Refused, RunRecorder, Trial
     from gtvray.tuning.confirm import Confirmation
     from gtvray.tuning.describe import SweepDescription
     from gtvray.tuning.pareto import Front
     from gtvray.tuning.result import SweepResult
+    from gtvray.tuning.space import Space
     from gtvray.tuning.watch import SweepStatus
 
 
@@ -67,6 +68,7 @@ class SweepJob:
         show: receives progress.
         extend: number of trials beyond those of the stored sweep.
         warnings: findings of the data check.
+        earlier: trials of earlier sweeps that the searcher learns from; known once the data are open.
     """
 
     sweep: SweepConfig
@@ -76,6 +78,7 @@ class SweepJob:
     show: ProgressReporter
     extend: int = 0
     warnings: list[Finding] = field(default_factory=list)
+    earlier: list[Trial] = field(default_factory=list, init=False)
     _remembered: bool = field(default=False, init=False)
 
     @property
@@ -123,11 +126,20 @@ class SweepJob:
     def _check(self, project: Project) -> dict[str, Any]:
         """Check the training of every corner of the space; return the point of the first trial."""
         from gtvray.training import check_plan
-        from gtvray.tuning.space import Space, check_corners
+        from gtvray.tuning.space import check_corners
+        from gtvray.tuning.warm_start import earlier_trials
 
-        config = with_dotted(self.config, self.sweep.base, "base")
-        space = Space(self.sweep.space, config)
-        return check_corners(space, config, lambda settings: check_plan(settings, project.train, project.selection))
+        space = self._space
+        self.earlier = earlier_trials(self.workspace.sweeps, self.sweep.warm_start, space, project.fingerprint.digest)
+        return check_corners(
+            space, space.config, lambda settings: check_plan(settings, project.train, project.selection)
+        )
+
+    @property
+    def _space(self) -> Space:
+        from gtvray.tuning.space import Space
+
+        return Space(self.sweep.space, with_dotted(self.config, self.sweep.base, "base"))
 
     def require_started(self) -> None:
         """Refuse to resume a sweep that was never started.
@@ -196,6 +208,7 @@ class SweepJob:
                     report=self._report,
                     show=self.show,
                     finish_default=len(project.split.held_out) >= FEWEST_CASES,
+                    earlier=self.earlier,
                 )
                 # The run of the best trial is known then, unless MLflow is away.
                 record.recorder.flush()

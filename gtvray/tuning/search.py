@@ -30,6 +30,9 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
         failures: how often a trial is restarted after a failure.
         stopping: returns whether no further trial is to be created.
         reserved: returns the number of paused trials that are to continue before new ones start.
+
+    Attributes:
+        concurrent: as given.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
     ) -> None:
         self._searcher, self._record = searcher, record
         self._queue, self._trials = list(unfinished), trials
-        self._concurrent, self._failures = concurrent, failures
+        self.concurrent, self._failures = concurrent, failures
         self._stopping, self._reserved = stopping, reserved
         self._metric = METRIC
         self._spec: dict[str, Any] = {}
@@ -64,7 +67,7 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
     def next_trial(self) -> Trial | None:
         """Return a new trial; None if there is none, or if no more may run now."""
         active = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._created)
-        if self.is_finished() or active + self._reserved() >= self._concurrent:
+        if self.is_finished() or active + self._reserved() >= self.concurrent:
             return None
         if self._queue:
             return self._create(self._queue.pop(0))

@@ -23,26 +23,19 @@ class Space:
     Args:
         entries: ranges and choices by dotted key; one that depends on another comes after it.
         config: settings of all trials, for the conditions on settings that are not searched.
+
+    Attributes:
+        entries, config: as given.
     """
 
     def __init__(self, entries: Mapping[str, Range | Choice], config: Config) -> None:
         self.entries = dict(entries)
-        self._config = config
+        self.config = config
         self._fixed = {key: value for key, value in flatten(config).items() if key not in self.entries}
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of a full training."""
-        return self._config.training.epochs
-
-    @property
-    def seed(self) -> int:
-        """Seed of the trainings."""
-        return self._config.training.seed
 
     def default(self) -> Point:
         """Return the point of the default settings, which may lie outside the ranges."""
-        values = flatten(self._config)
+        values = flatten(self.config)
         return self.build(lambda key, _: values[key])
 
     def nearest(self, point: Mapping[str, Any]) -> Point:
@@ -56,7 +49,7 @@ class Space:
 
     def complete(self, point: Mapping[str, Any]) -> Point:
         """Return a point with the default value of every key that it lacks and that applies."""
-        default = flatten(self._config)
+        default = flatten(self.config)
         return self.build(lambda key, _: point.get(key, default[key]))
 
     def build(self, value: Callable[[str, Range | Choice], Any]) -> Point:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ray import tune
@@ -20,8 +20,8 @@ from gtvray.data import CachedCase
 from gtvray.errors import ResourceError
 from gtvray.experiments.tasks import plan_on, worker_memory_bytes
 from gtvray.failpoints import failpoint
-from gtvray.runtime import SILENT, Cluster, ProgressReporter, shown_waiting
-from gtvray.tracking import RunRecorder, TrialRecord
+from gtvray.runtime import SILENT, Cluster, ProgressReporter, ResourcePlan, shown_waiting
+from gtvray.tracking import RunRecorder, Trial, TrialRecord
 from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
 from gtvray.training import check_memory, check_plan
 from gtvray.tuning.memory import largest_host_bytes
@@ -29,6 +29,7 @@ from gtvray.tuning.result import SweepResult, rank
 from gtvray.tuning.resume import read_result, unfinished_trials
 from gtvray.tuning.schedulers.registry import Setting, build_scheduler
 from gtvray.tuning.search import SweepSearch
+from gtvray.tuning.searchers.base import NoSearcher, Searcher
 from gtvray.tuning.searchers.registry import build_searcher
 from gtvray.tuning.space import Space, check_corners
 from gtvray.tuning.stopping import BudgetStopper, SweepStopper
@@ -55,6 +56,7 @@ def run_sweep(
     report: Callable[[SweepStatus], None] | None = None,
     show: ProgressReporter = SILENT,
     finish_default: bool = False,
+    earlier: Sequence[Trial] = (),
 ) -> SweepResult:
     """Run a sweep on the connected cluster, or resume the one in the folder.
 
@@ -71,6 +73,7 @@ def run_sweep(
         show: receives what the sweep waits for.
         finish_default: train the default settings to the end after the search if the scheduler had stopped them, so
             that the best can be compared with them.
+        earlier: trials of earlier sweeps that the searcher learns from.
 
     Raises:
         ConfigError, DataError: the settings are inconsistent with each other or with the data.
@@ -85,73 +88,119 @@ def run_sweep(
     memory = worker_memory_bytes(base, cluster, show)
     check_corners(space, base, lambda settings: check_memory(settings, memory))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
-    record = TrialRecord(folder)
-    unfinished = unfinished_trials(record.trials, sweep, record.elapsed_s)
-    record.begin_session()
-    epochs, stopper = base.training.epochs, SweepStopper(sweep, record)
-    population = sweep.scheduler.kind == "pbt"
-    context = TrialContext(base, train, selection, folder / TRIALS_FOLDER, population, tuple(sweep.objectives))
-    alone = base.training.num_workers == 1
-    bundle = plan.needs.as_bundle() if alone else {"memory": _DRIVER_BYTES}
-    watcher = Watcher(
-        record,
-        recorder,
-        tags=tags,
-        epochs=epochs,
-        rungs=sweep.scheduler.rungs(epochs),
-        stopper=stopper,
-        report=report,
+    context = TrialContext(
+        base, train, selection, folder / TRIALS_FOLDER, sweep.scheduler.kind == "pbt", tuple(sweep.objectives)
     )
+    runner = _Runner(sweep, space, context, plan, folder=folder, recorder=recorder, tags=tags, report=report, show=show)
+    runner.search(build_searcher(sweep, space, default, earlier))
+    if finish_default:
+        runner.finish_default()
+    failpoint("tuning.before_result")
+    stored = read_result(folder)
+    return rank(runner.record.trials.values(), context.folder, base, stored.ranking if stored else None)
 
-    def exhausted() -> bool:
-        return search.is_finished()
 
-    setting = Setting(sweep, space, epochs, record, exhausted)
-    scheduler = build_scheduler(setting, unfinished)
-    searcher = build_searcher(sweep, space, default)
-    # Trials of a population take turns, so all of them exist at once.
-    concurrent = sweep.trials if population else plan.concurrent
-    search = SweepSearch(
-        searcher,
-        record,
-        unfinished=unfinished,
-        trials=sweep.trials,
-        concurrent=concurrent,
-        failures=_TRIAL_FAILURES,
-        stopping=stopper.stop_all,
-        reserved=lambda: scheduler.reserved,
-    )
+class _Runner:
+    """Runs the trials of a sweep that are left to run.
 
-    def run(search: SweepSearch, scheduler: TrialScheduler, stop: Stopper) -> None:
-        with _quiet(), _pending_trials(concurrent), _own_folder(folder / _TUNE_FOLDER), shown_waiting(show):
+    Args:
+        sweep, space, folder, recorder, tags, report, show: of the sweep.
+        context: data shared by all trials.
+        plan: resources of the trials.
+
+    Attributes:
+        record: record of the sweep.
+    """
+
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        space: Space,
+        context: TrialContext,
+        plan: ResourcePlan,
+        *,
+        folder: Path,
+        recorder: RunRecorder,
+        tags: dict[str, str],
+        report: Callable[[SweepStatus], None] | None,
+        show: ProgressReporter,
+    ) -> None:
+        self._show = show
+        self._sweep, self._space, self._context, self._plan, self._folder = sweep, space, context, plan, folder
+        self.record = TrialRecord(folder)
+        self._unfinished = unfinished_trials(self.record.trials, sweep, self.record.elapsed_s)
+        self.record.begin_session()
+        self._epochs = context.config.training.epochs
+        self._stopper = SweepStopper(sweep, self.record)
+        self._watcher = Watcher(
+            self.record,
+            recorder,
+            tags=tags,
+            epochs=self._epochs,
+            rungs=sweep.scheduler.rungs(self._epochs),
+            stopper=self._stopper,
+            report=report,
+        )
+
+    def search(self, searcher: Searcher) -> None:
+        """Run the unfinished trials and new ones from a searcher until the sweep ends."""
+        sweep = self._sweep
+
+        def exhausted() -> bool:
+            return search.is_finished()
+
+        setting = Setting(sweep, self._space, self._epochs, self.record, exhausted)
+        scheduler = build_scheduler(setting, self._unfinished)
+        search = SweepSearch(
+            searcher,
+            self.record,
+            unfinished=self._unfinished,
+            trials=sweep.trials,
+            # Trials of a population take turns, so all of them exist at once.
+            concurrent=sweep.trials if sweep.scheduler.kind == "pbt" else self._plan.concurrent,
+            failures=_TRIAL_FAILURES,
+            stopping=self._stopper.stop_all,
+            reserved=lambda: scheduler.reserved,
+        )
+        if not search.is_finished():
+            self._tune(search, scheduler, self._stopper)
+
+    def finish_default(self) -> None:
+        """Train the first trial to its end if the scheduler has stopped it and there is time."""
+        first = next(iter(self.record.trials.values()), None)
+        if first is None or first.state != STOPPED or self._stopper.state == OUT_OF_BUDGET:
+            return
+        search = SweepSearch(
+            NoSearcher(),
+            self.record,
+            unfinished=[first.trial_id],
+            trials=0,
+            concurrent=1,
+            failures=_TRIAL_FAILURES,
+        )
+        self._tune(search, FIFOScheduler(), BudgetStopper(self._sweep, self.record))
+
+    def _tune(self, search: SweepSearch, scheduler: TrialScheduler, stopper: Stopper) -> None:
+        quiet, own = _quiet(), _own_folder(self._folder / _TUNE_FOLDER)
+        with quiet, _pending_trials(search.concurrent), own, shown_waiting(self._show):
             tune.run(
-                tune.with_resources(
-                    tune.with_parameters(SegmentationTrial, context=context),
-                    PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}]),
-                ),
+                tune.with_resources(tune.with_parameters(SegmentationTrial, context=self._context), self._resources()),
                 name=_TUNE_FOLDER,
-                storage_path=str(folder.resolve()),
+                storage_path=str(self._folder.resolve()),
                 search_alg=search,
                 scheduler=scheduler,
-                stop=stop,
-                callbacks=[watcher],
+                stop=stopper,
+                callbacks=[self._watcher],
                 checkpoint_config=CheckpointConfig(),
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 verbose=0,
             )
 
-    if not search.is_finished():
-        run(search, scheduler, stopper)
-    first = next(iter(record.trials.values()), None)
-    if finish_default and first is not None and first.state == STOPPED and stopper.state != OUT_OF_BUDGET:
-        only = SweepSearch(
-            searcher, record, unfinished=[first.trial_id], trials=0, concurrent=1, failures=_TRIAL_FAILURES
-        )
-        run(only, FIFOScheduler(), BudgetStopper(sweep, record))
-    failpoint("tuning.before_result")
-    stored = read_result(folder)
-    return rank(record.trials.values(), context.folder, base, stored.ranking if stored else None)
+    def _resources(self) -> PlacementGroupFactory:
+        alone = self._context.config.training.num_workers == 1
+        bundle = self._plan.needs.as_bundle() if alone else {"memory": _DRIVER_BYTES}
+        return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
 
 
 def _require_population(sweep: SweepConfig, base: Config, concurrent: int) -> None:

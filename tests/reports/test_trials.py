@@ -109,6 +109,17 @@ def test_page_of_trials_without_an_epoch_has_their_reasons_and_no_charts(tmp_pat
     assert page.attributes("img", "alt") == []
 
 
+def test_what_trials_took_over_is_counted_and_listed(tmp_path: Path) -> None:
+    record = TrialRecord(tmp_path)
+    record.plan("t0", {"optimizer.lr": 0.1}, "random")
+    for epoch in (2, 4):
+        record.change("t0", epoch, {"optimizer.lr": 0.1 * epoch}, f"epoch {epoch} of t1")
+    record.end("t0", "completed")
+    page = assert_self_contained(_page(tmp_path))
+    assert ["t0", "took over", "epoch 4 of t1"] in page.rows
+    assert "taken over from other trials" in _page(tmp_path)
+
+
 def test_sweep_without_a_trial_has_no_page(tmp_path: Path) -> None:
     assert write_trials_page(tmp_path, NAME) is None
     assert not (tmp_path / "trials.html").exists()

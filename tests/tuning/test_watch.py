@@ -1,11 +1,190 @@
-"""Reasons of failed trials."""
+"""What the driver records of trials, in the sweep's folder and in MLflow, and how it shows progress."""
 
 from __future__ import annotations
 
-from ray.exceptions import RayTaskError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial as TuneTrial
+
+from gtvray.config import SweepConfig
 from gtvray.errors import TrainingError
-from gtvray.tuning.watch import SweepStatus, error_reason, sparkline
+from gtvray.tracking import RunRecorder, TrialRecord, read_trials
+from gtvray.training import EPOCH_METRICS
+from gtvray.tuning.stopping import SweepStopper
+from gtvray.tuning.watch import SweepStatus, Watcher, error_reason, sparkline
+
+EPOCHS = 4
+
+
+class Watched:
+    """A sweep whose trials report to a watcher, without Ray."""
+
+    def __init__(self, client: MlflowClient, folder: Path, **sweep: Any) -> None:
+        self.client, self.folder = client, folder
+        self.record = TrialRecord(folder)
+        self.record.begin_session()
+        self.recorder = RunRecorder(client, folder.name, "sweep", folder / "spool.jsonl", folder / "artifacts")
+        self.statuses: list[SweepStatus] = []
+        space = {"optimizer.lr": {"low": 0.1, "high": 1}}
+        self.watcher = Watcher(
+            self.record,
+            self.recorder,
+            tags={"gtvray.data": "d1"},
+            epochs=EPOCHS,
+            rungs=[1, 2],
+            stopper=SweepStopper(SweepConfig.model_validate({"space": space, **sweep}), self.record),
+            report=self.statuses.append,
+        )
+
+    def start(self, name: str, origin: str = "random") -> TuneTrial:
+        trial = TuneTrial("trial", stub=True, trial_id=name)
+        if name not in self.record.trials:
+            self.record.plan(name, {"optimizer.lr": 0.5}, origin)
+        self.watcher.on_trial_start(0, [], trial)
+        return trial
+
+    def epoch(self, trial: TuneTrial, epoch: int, dsc: float, notes: str = "", **more: float) -> None:
+        result = {**dict.fromkeys(EPOCH_METRICS, 0.5), "selection_dsc": dsc, "epoch": epoch, "notes": notes, **more}
+        self.watcher.on_trial_result(0, [], trial, result)
+
+    def runs(self) -> dict[str, Run]:
+        assert self.recorder.close(60)
+        experiment = self.client.get_run(self.recorder.run_id).info.experiment_id
+        runs = self.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{self.recorder.run_id}'")
+        return {run.data.tags["ray.trial_id"]: run for run in runs}
+
+    def history(self, run: Run, name: str = "selection_dsc") -> list[tuple[int, float]]:
+        return [(each.step, each.value) for each in self.client.get_metric_history(run.info.run_id, name)]
+
+
+@pytest.fixture
+def watched(client: MlflowClient, tmp_path: Path) -> Watched:
+    return Watched(client, tmp_path)
+
+
+def test_every_trial_has_an_ending_in_record_and_mlflow(watched: Watched, tmp_path: Path) -> None:
+    complete, stopped, failed, cut = (watched.start(f"t{number}") for number in range(4))
+    for epoch in range(1, EPOCHS + 1):
+        watched.epoch(complete, epoch, epoch / 10)
+    watched.watcher.on_trial_complete(0, [], complete)
+    for epoch in (1, 2):
+        watched.epoch(stopped, epoch, 0.1)
+    watched.watcher.on_trial_complete(0, [], stopped)
+    # Where Tune leaves the error of a trial.
+    failed.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
+    failed.run_metadata.pickled_error_filename = "error.pkl"
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(OSError("no space left")))
+    watched.watcher.on_trial_recover(0, [], failed)
+    watched.watcher.on_trial_error(0, [], failed)
+    watched.epoch(cut, 1, 0.2)
+    watched.watcher._stopper.state, watched.watcher._stopper.reason = "out of budget", "the time budget of 9 s is spent"
+    watched.watcher.on_experiment_end([])
+
+    endings = {trial.trial_id: trial.ending for trial in read_trials(tmp_path)}
+    assert endings["t0"] == "completed"
+    assert endings["t1"] == "stopped at rung 2 (epoch 2)"
+    assert endings["t2"] == "failed: OSError: no space left"
+    assert read_trials(tmp_path)[2].notes == ["restarted after: OSError: no space left"]
+    assert endings["t3"] == "out of budget: the time budget of 9 s is spent"
+    runs = watched.runs()
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "t0": "FINISHED",
+        "t1": "KILLED",
+        "t2": "FAILED",
+        "t3": "KILLED",
+    }
+    assert {name: run.data.tags["gtvray.ending"] for name, run in runs.items()} == endings
+    assert [status.event for status in watched.statuses if status.event != "epoch"] == list(endings.values())
+
+
+def test_a_sweep_that_fails_leaves_its_trials_to_be_continued(watched: Watched, tmp_path: Path) -> None:
+    watched.epoch(watched.start("t0"), 1, 0.1)
+    watched.record.plan("t1", {"optimizer.lr": 0.2}, "random")
+    watched.watcher.on_experiment_end([])
+    assert [trial.state for trial in read_trials(tmp_path)] == ["running", "planned"]
+    watched.watcher._stopper.state, watched.watcher._stopper.reason = "stopped", "t0 has reached the target of 0.1"
+    watched.watcher.on_experiment_end([])
+    assert {trial.ending for trial in read_trials(tmp_path)} == {"stopped: t0 has reached the target of 0.1"}
+    watched.recorder.close(60)
+
+
+def test_epochs_that_are_reported_again_are_recorded_once(watched: Watched, tmp_path: Path) -> None:
+    trial = watched.start("t0")
+    for epoch, dsc in ((1, 0.1), (2, 0.2), (1, 0.1), (2, 0.2), (3, 0.3)):
+        watched.epoch(trial, epoch, dsc)
+    assert len((tmp_path / "trials.jsonl").read_text().split('"event": "epoch"')) == 1 + 3
+    assert [status.epoch for status in watched.statuses] == [1, 2, 3]
+    # Trained again, since its checkpoint was lost, with another result.
+    watched.epoch(trial, 3, 0.35)
+    assert read_trials(tmp_path)[0].curve("selection_dsc") == [(1, 0.1), (2, 0.2), (3, 0.35)]
+    (run,) = watched.runs().values()
+    assert watched.history(run) == [(1, 0.1), (2, 0.2), (3, 0.3)], "MLflow keeps the first values of an epoch"
+
+
+def test_what_a_trial_waits_for_is_shown_while_none_runs(watched: Watched) -> None:
+    watched.watcher._free = lambda: {"CPU": 1.0, "memory": 3e9, "node:here": 1.0}
+    watched.record.plan("t0", {}, "default")
+    trial = TuneTrial("trial", stub=True, trial_id="t0")
+    trial.placement_group_factory = PlacementGroupFactory([{"CPU": 4, "GPU": 0.5}])
+
+    def later(seconds: float) -> int:
+        """The number of reports after a time in which the trial waits."""
+        watched.watcher._waits_since -= seconds
+        watched.watcher.on_step_end(0, [trial])
+        return len(watched.statuses)
+
+    assert [later(5), later(6), later(5), later(6)] == [0, 1, 1, 2]
+    assert watched.statuses[0].event == (
+        "has not started: it needs 4 CPUs, 0.5 GPUs; free on the cluster: 1 CPUs, 3.0 GB of memory"
+    )
+    trial.set_status(TuneTrial.RUNNING)
+    assert later(60) == 2
+    watched.recorder.close(60)
+
+
+def test_params_stay_and_changed_settings_are_metrics(watched: Watched) -> None:
+    trial = watched.start("t0")
+    watched.epoch(trial, 1, 0.1)
+    watched.record.change("t0", 1, {"optimizer.lr": 0.7}, "epoch 1 of t1")
+    watched.start("t0")
+    watched.epoch(trial, 2, 0.2)
+    (run,) = watched.runs().values()
+    assert run.data.params == {"optimizer.lr": "0.5"}
+    assert watched.history(run, "settings.optimizer.lr") == [(2, 0.7)]
+    assert (run.data.tags["gtvray.origin"], run.data.tags["gtvray.data"]) == ("random", "d1")
+
+
+def test_objectives_and_notes_are_recorded(watched: Watched, tmp_path: Path) -> None:
+    trial = watched.start("t0")
+    watched.epoch(trial, 1, 0.1, notes="loss not finite: rate lowered", latency_ms=12.5, peak_mb=40.0)
+    (stored,) = read_trials(tmp_path)
+    assert (stored.epochs[1]["latency_ms"], stored.epochs[1]["peak_mb"]) == (12.5, 40.0)
+    assert stored.notes == ["epoch 1: loss not finite: rate lowered"]
+    (run,) = watched.runs().values()
+    assert watched.history(run, "latency_ms") == [(1, 12.5)]
+    assert "rate lowered" in run.data.tags["gtvray.notes"]
+
+
+def test_status_counts_trials_by_state_and_has_the_curve_of_the_best(watched: Watched) -> None:
+    first, second = watched.start("t0"), watched.start("t1")
+    for epoch, dsc in ((1, 0.3), (2, 0.1), (3, 0.4)):
+        watched.epoch(first, epoch, dsc)
+    watched.epoch(second, 1, 0.2)
+    status = watched.statuses[-1]
+    assert (status.trial, status.epoch, status.dsc, status.best_dsc) == ("t1", 1, 0.2, 0.4)
+    assert status.best == ("t0", (0.3, 0.1, 0.4))
+    assert (status.started, status.ended, dict(status.states)) == (2, 0, {"running": 2})
+    watched.watcher.on_trial_complete(0, [], second)
+    assert dict(watched.statuses[-1].states) == {"running": 1, "stopped": 1}
+    watched.recorder.close(60)
 
 
 def test_progress_is_a_line_with_states_best_trial_and_its_curve() -> None:

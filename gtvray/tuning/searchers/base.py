@@ -35,6 +35,14 @@ class Searcher(Protocol):
         """
 
 
+class NoSearcher:
+    """Proposes nothing: for trials that only continue."""
+
+    def propose(self, trials: Sequence[Trial]) -> Proposal | None:
+        """Return None."""
+        return None
+
+
 def value_of(trial: Trial) -> float | None:
     """Return the value of a trial, its best epoch's; None without an epoch.
 

@@ -34,17 +34,22 @@ _ATTEMPTS = 8
 
 
 class OptunaSearcher(ABC):
-    """A model of Optuna after a quasi-random start that is scaled to the number of trials."""
+    """A model of Optuna after a quasi-random start that is scaled to the number of trials.
+
+    Attributes:
+        earlier: trials of earlier sweeps, which count as part of the start.
+    """
 
     def __init__(self, sweep: SweepConfig, space: Space) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._seed, self._space = sweep.seed, space
         self._start = QuasiRandomSearcher(sweep, space)
         self._starts = start_trials(sweep.trials)
-        self._objectives, self._epochs = list(sweep.objectives), space.epochs
+        self._objectives, self._epochs = list(sweep.objectives), space.config.training.epochs
         self._study = optuna.create_study(
             directions=["maximize" if goal == "max" else "minimize" for goal in sweep.objectives.values()]
         )
+        self.earlier: list[Trial] = []
         self._asked: dict[str, optuna.Trial] = {}
         self._told: set[str] = set()
 
@@ -54,11 +59,12 @@ class OptunaSearcher(ABC):
 
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
         """Return the next point; None if the space has no further one."""
-        values = sum(trial.ended and value_of(trial) is not None for trial in trials)
-        if len(trials) < self._starts or values < _FEWEST_VALUES:
+        known = [*self.earlier, *trials]
+        values = sum(trial.ended and value_of(trial) is not None for trial in known)
+        if len(known) < self._starts or values < _FEWEST_VALUES:
             return self._start.propose(trials)
-        self._synchronise(trials)
-        seen = [trial.settings for trial in trials]
+        self._synchronise(known)
+        seen = [trial.settings for trial in known]
         for attempt in range(_ATTEMPTS):
             # A seed for every proposal, so that the next one does not depend on how many came before in this process.
             self._study.sampler = self.sampler(self._seed + 1_000_003 * len(trials) + attempt)

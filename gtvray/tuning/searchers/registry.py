@@ -12,7 +12,7 @@ from gtvray.config import SweepConfig
 from gtvray.tracking.trials import Trial
 from gtvray.tuning.searchers.base import Proposal, Searcher
 from gtvray.tuning.searchers.grid import GridSearcher
-from gtvray.tuning.searchers.optuna import GpSearcher, TpeSearcher
+from gtvray.tuning.searchers.optuna import GpSearcher, OptunaSearcher, TpeSearcher
 from gtvray.tuning.searchers.random import RandomSearcher
 from gtvray.tuning.searchers.repeated import RepeatedPoints
 from gtvray.tuning.space import Point, Space, unseen
@@ -28,8 +28,10 @@ SEARCHERS: Mapping[str, Callable[[SweepConfig, Space], Searcher]] = {
 class FirstPoints:
     """The default settings and the points of the user first, then those of a searcher."""
 
-    def __init__(self, sweep: SweepConfig, space: Space, default: Point) -> None:
+    def __init__(self, sweep: SweepConfig, space: Space, default: Point, earlier: Sequence[Trial]) -> None:
         self._searcher = SEARCHERS[sweep.searcher](sweep, space)
+        if isinstance(self._searcher, OptunaSearcher):
+            self._searcher.earlier = list(earlier)
         given = unseen([space.complete(point) for point in sweep.start], [default])
         self._first = [Proposal(default, "default"), *(Proposal(point, "given") for point in given)]
 
@@ -40,13 +42,14 @@ class FirstPoints:
         return self._searcher.propose(trials)
 
 
-def build_searcher(sweep: SweepConfig, space: Space, default: Point) -> Searcher:
+def build_searcher(sweep: SweepConfig, space: Space, default: Point, earlier: Sequence[Trial] = ()) -> Searcher:
     """Return the searcher of a sweep.
 
     Args:
         sweep: settings of the sweep.
         space: its search space.
         default: the first point.
+        earlier: trials of earlier sweeps that a model learns from.
     """
-    points = FirstPoints(sweep, space, default)
-    return points if sweep.repeats == 1 else RepeatedPoints(points, sweep.repeats, space.seed)
+    points = FirstPoints(sweep, space, default, earlier)
+    return points if sweep.repeats == 1 else RepeatedPoints(points, sweep.repeats, space.config.training.seed)

@@ -1,0 +1,145 @@
+"""A sweep from data to its bundle: comparison with the default settings, resumes and extensions."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from gtvray.config import Config, SweepConfig, load_config
+from gtvray.datasets import Ledger, write_phantoms
+from gtvray.errors import InputError, NotFoundError
+from gtvray.io import Workspace
+from gtvray.models import Bundle
+from gtvray.runtime import SILENT, Cluster
+from gtvray.tracking import read_trials
+from gtvray.tuning import SweepJob
+from gtvray.tuning.resume import read_result
+
+SWEEP = SweepConfig.model_validate(
+    {
+        "trials": 3,
+        "max_concurrent": 1,
+        "objectives": {"dsc": "max", "peak_mb": "min"},
+        # Stops the default settings after their first epoch, if they are not the best there.
+        "scheduler": {"kind": "top_k", "grace_epochs": 1, "keep": 1},
+        "space": {"optimizer.lr": {"low": 1e-3, "high": 3e-2, "log": True}},
+    }
+)
+SETTINGS = [
+    "preprocessing.spacing_mm=[8, 8, 8]",
+    "network.features=[4, 8, 8]",
+    "training.patch_ijk=[16, 16, 16]",
+    "training.epochs=2",
+    "training.steps_per_epoch=2",
+    "training.precision=fp32",
+    "split.selection_share=0.15",
+    "split.held_out_share=0.63",
+    "inference.overlap=0",
+]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config(overrides=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen phantoms, of which ten are held out."""
+    folder = tmp_path_factory.mktemp("many") / "phantoms"
+    write_phantoms(folder, 16, 0)
+    return folder
+
+
+@pytest.fixture
+def workspace(client: MlflowClient, tmp_path: Path) -> Path:
+    """A workspace with a tracking store, copied: migrating one takes longer than the rest."""
+    place = Workspace(tmp_path / "runs")
+    place.root.mkdir()
+    shutil.copy(client.tracking_uri.removeprefix("sqlite:///"), place.mlflow_database)
+    with closing(sqlite3.connect(place.mlflow_database)) as connection:
+        for table in ("runs", "experiments"):
+            connection.execute(f"DELETE FROM {table} WHERE experiment_id > 0")
+        connection.commit()
+    return place.root
+
+
+def job(config: Config, workspace: Path, **changes: Any) -> SweepJob:
+    sweep = changes.pop("sweep", SWEEP)
+    return SweepJob(sweep, config, Workspace(workspace), "one", SILENT, **changes)
+
+
+def test_only_a_sweep_that_was_started_can_be_resumed(config: Config, tmp_path: Path) -> None:
+    for name in ("none", "../one", "."):
+        with pytest.raises(NotFoundError, match="no such sweep"):
+            SweepJob(SWEEP, config, Workspace(tmp_path), name, SILENT).require_started()
+    (tmp_path / "sweeps" / "one").mkdir(parents=True)
+    job(config, tmp_path).require_started()
+
+
+def test_a_corner_that_no_training_can_have_is_refused_with_the_data(
+    config: Config, phantoms: Path, workspace: Path
+) -> None:
+    entries = {"training.patch_ijk": {"choice": [[16, 16, 16], [256, 256, 256]]}}
+    sweep = SweepConfig.model_validate({"space": entries})
+    settings = load_config(overrides=[each for each in SETTINGS if "held_out" not in each])
+    with pytest.raises(InputError, match="larger than every case") as caught:
+        job(settings, workspace, sweep=sweep).open(phantoms)
+    assert caught.value.fields["where"] == "a trial with training.patch_ijk=[256,256,256]"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")
+def test_the_best_is_compared_with_the_default_settings_and_a_finished_sweep_stays(
+    local_ray: Cluster, config: Config, many: Path, workspace: Path
+) -> None:
+    first = job(config, workspace)
+    project = first.open(many)
+    assert len(project.split.held_out) == 10
+    assert first.describe(project).first[0]["origin"] == "default"
+    outcome = first.run(project, local_ray)
+    trials = {trial.trial_id: trial for trial in read_trials(first.folder)}
+    assert trials["t0"].state == "completed", "the default settings are trained to the end"
+    assert [len(trial.epochs) for trial in trials.values()].count(2) in (1, 2)
+    assert outcome.confirmation is not None
+    assert outcome.confirmation.verdict in ("better", "worse", "not better", "default")
+    if outcome.confirmation.verdict != "default":
+        assert len(outcome.confirmation.best_dsc) == len(outcome.confirmation.default_dsc) == 10
+        assert {look["purpose"] for look in Ledger(Workspace(workspace).ledger).looks()} == {"sweep"}
+    if outcome.default_bundle is not None:
+        assert Bundle.load(outcome.default_bundle).digest != outcome.bundle.digest
+    assert outcome.front is not None
+    for name in outcome.front.trials:
+        assert (Workspace(workspace).bundles / f"one-{name}").is_dir()
+    stored = read_result(first.folder)
+    assert stored is not None
+    assert stored.complete
+
+    # Nothing to do: the same outcome, without a cluster.
+    again = job(config, workspace)
+    finished = again.finished(again.open(many))
+    assert finished is not None
+    assert (finished.bundle.digest, finished.run_id) == (outcome.bundle.digest, outcome.run_id)
+    assert finished.confirmation == outcome.confirmation
+    assert [(each.trial_id, each.best_dsc) for each in finished.result.trials] == [
+        (each.trial_id, each.best_dsc) for each in outcome.result.trials
+    ]
+
+    # Two more trials, of which the best goes on; the ones before keep their rank.
+    further = job(config, workspace, extend=2)
+    project = further.open(many)
+    assert further.finished(project) is None
+    extended = further.run(project, local_ray)
+    assert [trial.trial_id for trial in extended.result.ended] == [f"t{number}" for number in range(5)]
+    best = {each.trial_id: each.best_dsc for each in extended.result.trials}
+    assert all(best[each.trial_id] == each.best_dsc for each in outcome.result.trials)
+    if extended.result.best.trial_id == outcome.result.best.trial_id:
+        assert extended.bundle.digest == outcome.bundle.digest
