@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -23,8 +21,6 @@ from gtvray.tuning.cost import LATENCY, PEAK
 from gtvray.tuning.searchers.base import METRIC, value_of
 from gtvray.tuning.stopping import BudgetStopper
 
-# A trial that has not started after this time is reported, and again after each such time.
-_WAIT_S = 10.0
 _BLOCKS, _SPARKS = "▁▂▃▄▅▆▇█", 20
 # MLflow has no status for a training that was ended on purpose; the tag `gtvray.ending` has the words.
 _STATUS = {COMPLETED: "FINISHED", STOPPED: "KILLED", OUT_OF_BUDGET: "KILLED", FAILED: "FAILED"}
@@ -92,8 +88,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         epochs: epochs of a full training.
         rungs: epochs at which the scheduler may stop a trial.
         stopper: knows why the sweep was stopped, if it was.
-        report: called after every epoch, at the end of every trial, and while trials wait.
-        free: returns the free resources of the cluster.
+        report: called after every epoch and at the end of every trial.
     """
 
     def __init__(
@@ -106,23 +101,9 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         rungs: list[int],
         stopper: BudgetStopper,
         report: Callable[[SweepStatus], None] | None,
-        free: Callable[[], Mapping[str, float]] = ray.available_resources,
     ) -> None:
-        self._free, self._waits_since = free, time.monotonic()
         self._record, self._recorder, self._tags = record, recorder, tags
         self._epochs, self._rungs, self._stopper, self._report = epochs, rungs, stopper, report
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Report what the first waiting trial needs, and what is free, while none runs."""
-        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
-        now = time.monotonic()
-        if not waiting or any(trial.status == Trial.RUNNING for trial in trials):
-            self._waits_since = now
-        elif now - self._waits_since >= _WAIT_S:
-            self._waits_since = now
-            needs = _amounts(waiting[0].placement_group_factory.required_resources)
-            free = _amounts(self._free())
-            self._send(waiting[0].trial_id, f"has not started: it needs {needs}; free on the cluster: {free}")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record the trial's settings."""
@@ -217,13 +198,6 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
                 best=(best, tuple(value for _, value in trials[best].curve(METRIC)) if best else ()),
             )
         )
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    """Format CPUs, GPUs and memory; Ray has further resources that nobody asks for."""
-    found = [f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if name in resources]
-    found += [f"{resources['memory'] / 1e9:.1f} GB of memory"] if "memory" in resources else []
-    return ", ".join(found) or "nothing"
 
 
 def _failure_reason(trial: Trial) -> str:

@@ -11,7 +11,6 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
-from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as TuneTrial
 
 from gtvray.config import SweepConfig
@@ -127,27 +126,6 @@ def test_epochs_that_are_reported_again_are_recorded_once(watched: Watched, tmp_
     assert read_trials(tmp_path)[0].curve("selection_dsc") == [(1, 0.1), (2, 0.2), (3, 0.35)]
     (run,) = watched.runs().values()
     assert watched.history(run) == [(1, 0.1), (2, 0.2), (3, 0.3)], "MLflow keeps the first values of an epoch"
-
-
-def test_what_a_trial_waits_for_is_shown_while_none_runs(watched: Watched) -> None:
-    watched.watcher._free = lambda: {"CPU": 1.0, "memory": 3e9, "node:here": 1.0}
-    watched.record.plan("t0", {}, "default")
-    trial = TuneTrial("trial", stub=True, trial_id="t0")
-    trial.placement_group_factory = PlacementGroupFactory([{"CPU": 4, "GPU": 0.5}])
-
-    def later(seconds: float) -> int:
-        """The number of reports after a time in which the trial waits."""
-        watched.watcher._waits_since -= seconds
-        watched.watcher.on_step_end(0, [trial])
-        return len(watched.statuses)
-
-    assert [later(5), later(6), later(5), later(6)] == [0, 1, 1, 2]
-    assert watched.statuses[0].event == (
-        "has not started: it needs 4 CPUs, 0.5 GPUs; free on the cluster: 1 CPUs, 3.0 GB of memory"
-    )
-    trial.set_status(TuneTrial.RUNNING)
-    assert later(60) == 2
-    watched.recorder.close(60)
 
 
 def test_params_stay_and_changed_settings_are_metrics(watched: Watched) -> None:
