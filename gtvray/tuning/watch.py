@@ -120,9 +120,10 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
             self._waits_since = now
         elif now - self._waits_since >= _WAIT_S:
             self._waits_since = now
-            needs = _amounts(waiting[0].placement_group_factory.required_resources)
-            free = _amounts(self._free())
-            self._send(waiting[0].trial_id, f"has not started: it needs {needs}; free on the cluster: {free}")
+            needs, free = waiting[0].placement_group_factory.required_resources, self._free()
+            missing = any(free.get(name, 0) < amount for name, amount in needs.items())
+            wait = f"has not started: it needs {_amounts(needs)}; free on the cluster: {_amounts(free)}"
+            self._send(waiting[0].trial_id, wait if missing else "is being started")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record the trial's settings."""

@@ -145,8 +145,11 @@ def test_what_a_trial_waits_for_is_shown_while_none_runs(watched: Watched) -> No
     assert watched.statuses[0].event == (
         "has not started: it needs 4 CPUs, 0.5 GPUs; free on the cluster: 1 CPUs, 3.0 GB of memory"
     )
+    watched.watcher._free = lambda: {"CPU": 4.0, "GPU": 1.0}
+    assert later(10) == 3
+    assert watched.statuses[-1].event == "is being started"
     trial.set_status(TuneTrial.RUNNING)
-    assert later(60) == 2
+    assert later(60) == 3
     watched.recorder.close(60)
 
 
