@@ -77,8 +77,9 @@ def outcome(tmp_path: Path, **changes: Any) -> Any:
         for each, dsc in ((trials[1], 0.6), (trials[0], 0.5))
     ]
     bundle = SimpleNamespace(folder=tmp_path / "bundle", digest="d1")
-    found = SweepOutcome(SweepResult(Config(), tuple(ranked), trials), bundle, "r1", "r0", True, **changes)  # type: ignore[arg-type]
-    return SweepRun("demo-1", found, tmp_path / "trials.html", True)
+    values: dict[str, Any] = {"delivered": True, "refused": [], "page": tmp_path / "trials.html", **changes}
+    found = SweepOutcome(SweepResult(Config(), tuple(ranked), trials), bundle, "r1", "r0", **values)  # type: ignore[arg-type]
+    return SweepRun("demo-1", found)
 
 
 def text_of(run: Any, **changes: Any) -> str:
