@@ -266,7 +266,8 @@ def test_promote_refuses_other_data_than_the_bundle_was_trained_on(
     other.mkdir()
     for case in sorted(phantoms.iterdir())[1:]:
         (other / case.name).symlink_to(case)
-    refused = run("promote", first["sweep"]["bundle"], "--data", other, "--workspace", workspace, *OPEN_GATE)
+    words = ["promote", first["sweep"]["bundle"], "inference.threshold=0.31", "--data", other, "--workspace", workspace]
+    refused = run(*words, *OPEN_GATE)
     assert "trained on other data" in refused.error(code=2)
 
 

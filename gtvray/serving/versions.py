@@ -18,8 +18,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayTaskError
 from ray.serve.schema import ApplicationStatus
 
 from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
@@ -137,9 +136,9 @@ class VersionManager:
             except GtvrayError as error:
                 log_event("not_followed", "versions", logging.ERROR, kind=type(error).__name__)
                 self._update(problem=error.what)
-            except (RayError, RayServeException, OSError) as error:
+            except Exception as error:  # noqa: BLE001  # what is served stays, and the next look may succeed
                 log_event("not_followed", "versions", logging.ERROR, kind=type(error).__name__)
-                self._update(problem=f"the cluster does not answer: {type(error).__name__}")
+                self._update(problem=f"the cluster or the registry does not answer: {type(error).__name__}")
             if self._stop.wait(every_s):
                 return
 
@@ -232,9 +231,12 @@ class VersionManager:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         rejected = RejectedVersion(candidate.version, candidate.digest, str(error).replace("\n", ";"), at)
         self._rejected = candidate
-        self._update(loading=None, rejected=(*self._versions.rejected, rejected))
         log_event("rejected", "versions", logging.ERROR, version=candidate.version, kind=type(error).__name__)
-        self._on_reject(candidate, rejected.reason)
+        try:
+            self._on_reject(candidate, rejected.reason)
+        except Exception as failed:  # noqa: BLE001  # the registry being away changes nothing here
+            log_event("rejection_not_recorded", "versions", logging.ERROR, kind=type(failed).__name__)
+        self._update(loading=None, rejected=(*self._versions.rejected, rejected))
 
     def _update(self, **changes: Any) -> None:
         versions: Versions = replace(self._versions, **changes)

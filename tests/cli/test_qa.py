@@ -54,6 +54,7 @@ def test_qa_needs_golden_cases(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_serve_exits_if_golden_cases_are_not_reproduced(
     golden: Path, bundle: Bundle, tmp_path: Path, local_ray: Cluster
 ) -> None:

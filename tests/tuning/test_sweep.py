@@ -141,6 +141,7 @@ def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
         assert run.data.tags["gtvray.ending"] == trial.ending
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers(sweep: Sweep) -> None:
     two = with_dotted(sweep.config, {"training.num_workers": 2})
     result = sweep.run(two, trials=1, scheduler={"kind": "none"}, start=[START])
@@ -149,6 +150,7 @@ def test_a_trial_of_two_workers(sweep: Sweep) -> None:
     assert [step for step, _ in sweep.history(sweep.children[trial.trial_id], "train_loss")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_sweep_without_a_successful_trial_reports_the_reason(sweep: Sweep) -> None:
     sweep.cases = [CachedCase(case.case_id, case.folder / "gone", case.meta) for case in sweep.cases]
     with pytest.raises(TrainingError, match="no trial completed an epoch") as caught:
