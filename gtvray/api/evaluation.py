@@ -111,8 +111,7 @@ def send_report(
     from gtvray.tracking import connect_mlflow
 
     folders, settings = as_workspace(workspace), as_config(config)
-    uri = settings.tracking.uri or folders.mlflow_uri
-    artifacts = folders.artifacts if uri.startswith("sqlite") else None
+    uri, artifacts = folders.tracking_store(settings.tracking.uri)
     return record_report(connect_mlflow(uri, folders.artifacts), settings.tracking.experiment, Path(report), artifacts)
 
 

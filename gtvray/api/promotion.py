@@ -247,13 +247,10 @@ class _Candidacy:
     @property
     def _known(self) -> set[str]:
         """Digests of the models that any workspace on this MLflow has scored on these cases."""
-        return {decision.digest for decision in self.log.decisions() if decision.cases == self._cases}
-
-    @property
-    def _cases(self) -> str:
         from gtvray.promotion import cases_digest
 
-        return cases_digest([case.image for case in self._project.held_out])
+        cases = cases_digest(self._project)
+        return {decision.digest for decision in self.log.decisions() if decision.cases == cases}
 
     def plan(self) -> PromotionPlan:
         """State what the gate will test."""

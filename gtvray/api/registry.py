@@ -30,7 +30,8 @@ def open_registry(workspace: Workspace, config: ConfigLike = None, *, writing: b
     from gtvray.tracking import connect_mlflow
 
     tracking = as_config(config).tracking
-    client = connect_mlflow(tracking.uri or workspace.mlflow_uri, workspace.artifacts, writing=writing)
+    uri, _ = workspace.tracking_store(tracking.uri)
+    client = connect_mlflow(uri, workspace.artifacts, writing=writing)
     return Registry(client, tracking.model_name, workspace.bundles)
 
 
@@ -59,9 +60,8 @@ def open_decisions(
     from gtvray.tracking import connect_mlflow
 
     tracking = as_config(config).tracking
-    uri = tracking.uri or workspace.mlflow_uri
+    uri, artifacts = workspace.tracking_store(tracking.uri)
     client = connect_mlflow(uri, workspace.artifacts, writing=writing)
-    artifacts = workspace.artifacts if uri.startswith("sqlite") else None
 
     def waiting(holder: str) -> None:
         show.begin("promote", f"waiting for {holder}")

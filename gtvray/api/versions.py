@@ -16,7 +16,7 @@ from gtvray.io import Workspace, atomic_dir, check_outputs
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
-    from gtvray.registry import Decision, ModelVersion
+    from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
 
 BUNDLE, GOLDEN, RECORD = "bundle", "golden", "record"
 
@@ -66,7 +66,10 @@ def show_version(
         BundleError: its bundle is damaged.
     """
     folders = as_workspace(workspace)
-    registry, log = open_registry(folders, config), open_decisions(folders, config)
+    return _details(model, folders, open_registry(folders, config), open_decisions(folders, config))
+
+
+def _details(model: str, folders: Workspace, registry: Registry, log: DecisionLog) -> VersionDetails:
     bundle = find_bundle(model, folders, registry)
     version = registry.find(bundle.digest)
     if version is None:
@@ -89,7 +92,9 @@ def diff_versions(
     Returns:
         dotted key -> both values, for every entry that differs; None where a version has no such entry.
     """
-    left, right = (_flat(show_version(model, workspace=workspace, config=config)) for model in (one, other))
+    folders = as_workspace(workspace)
+    registry, log = open_registry(folders, config), open_decisions(folders, config)
+    left, right = (_flat(_details(model, folders, registry, log)) for model in (one, other))
     keys = dict.fromkeys([*left, *right])
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
@@ -113,8 +118,8 @@ def export_version(
     """
     folders, target = as_workspace(workspace), Path(folder)
     check_outputs([target], folders=[target])
-    details = show_version(model, workspace=folders, config=config)
     registry, log = open_registry(folders, config), open_decisions(folders, config)
+    details = _details(model, folders, registry, log)
     golden = folders.golden_of(details.version.digest)
     if details.version.golden:
         registry.fetch_golden(details.version, golden)
@@ -161,9 +166,9 @@ def import_version(
     known = registry.find(bundle.digest)
     if known is not None:
         return known
-    uri = tracking.uri or folders.mlflow_uri
+    uri, artifacts = folders.tracking_store(tracking.uri)
     client = connect_mlflow(uri, folders.artifacts)
-    experiment = experiment_id(client, tracking.experiment, folders.artifacts if uri.startswith("sqlite") else None)
+    experiment = experiment_id(client, tracking.experiment, artifacts)
     tags = {"mlflow.runName": f"import {bundle.digest[:12]}", "gtvray.digest": bundle.digest}
     run_id = find_or_create_run(client, experiment, f"import/{bundle.digest}", tags)
     client.set_terminated(run_id)

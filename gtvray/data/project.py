@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Project:
         fingerprint: of the dataset.
         patients: the patient of each case, where known.
         split_file: the stored split.
+        scans: case -> sha256 of its scan.
     """
 
     dataset: Dataset
@@ -40,6 +41,7 @@ class Project:
     fingerprint: Fingerprint
     patients: Patients | None
     split_file: Path
+    scans: Mapping[str, str]
 
     @property
     def held_out(self) -> tuple[Case, ...]:
@@ -52,7 +54,7 @@ class Project:
         Returns:
             the fingerprint, the data's licence, and the sha256 of each scan that was trained on or used for a choice.
         """
-        used = sorted(case.meta["image_sha256"] for case in (*self.train, *self.selection))
+        used = sorted(self.scans[case.case_id] for case in (*self.train, *self.selection))
         return {**self.fingerprint.as_dict(), "licence": self.dataset.licence, "scans": used}
 
     def folds(self, count: int, seed: int) -> Folds:
@@ -111,6 +113,7 @@ def open_project(
         fingerprint=replace(fingerprint(prepared, train), digest=digest),
         patients=patients,
         split_file=stored,
+        scans={case.case_id: case.meta["image_sha256"] for case in prepared},
     )
 
 

@@ -63,7 +63,7 @@ class ExperimentRecord:
     @property
     def uri(self) -> str:
         """The tracking URI."""
-        return self._tracking.uri or self._workspace.mlflow_uri
+        return self._workspace.tracking_store(self._tracking.uri)[0]
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -95,7 +95,7 @@ class ExperimentRecord:
             InputError: the experiment or a run was deleted in MLflow.
             ResourceError: MLflow does not answer when the record is opened.
         """
-        artifacts = self._workspace.artifacts if self.uri.startswith("sqlite") else None
+        _, artifacts = self._workspace.tracking_store(self._tracking.uri)
         queue = self._folder / QUEUE_FILE
         with mlflow_errors(self.uri):
             record = OpenRecord(RunRecorder(self.client, self._tracking.experiment, self._name, queue, artifacts))

@@ -109,6 +109,15 @@ class Workspace:
         """Artifacts of the embedded MLflow store."""
         return self.root / "mlartifacts"
 
+    def tracking_store(self, uri: str | None) -> tuple[str, Path | None]:
+        """Return a tracking URI and the artifact folder of its new experiments; None leaves that to a server.
+
+        Args:
+            uri: the configured URI; None for the embedded store.
+        """
+        chosen = uri or self.mlflow_uri
+        return chosen, self.artifacts if chosen.startswith("sqlite") else None
+
     def locate(self, *, held: bool = False) -> Location | None:
         """Return the workspace's location and update its record after a move; None if none is recorded.
 

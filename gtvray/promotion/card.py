@@ -26,14 +26,20 @@ _LIMITS = (
 )
 
 
+def override_notice(judgement: Judgement, request: Request) -> list[str]:
+    """The sentence about an override of the gate; none if the gate accepted the model."""
+    if not judgement.overridden:
+        return []
+    return [f"The promotion gate refused this model. {request.by} promoted it nevertheless: {request.override}"]
+
+
 def model_card(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request) -> Document:
     """Make the card of a model from its bundle and the evidence of its promotion."""
     summary = summarise(evidence.candidate)
     worst = sorted(evidence.candidate, key=lambda score: score.dsc)[:_WORST]
-    overridden = f"The promotion gate refused this model. {request.by} promoted it nevertheless: {request.override}"
     return Document(
         title=f"Model {bundle.digest[:12]}",
-        lead=[overridden] if judgement.overridden else [],
+        lead=override_notice(judgement, request),
         sections=[
             Section("Intended use", [_INTENDED]),
             Section("Model", table=Table(("", ""), list(_model(bundle)))),

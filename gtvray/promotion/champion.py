@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gtvray.errors import BundleError, InputError, NotFoundError, NotReadyError
 from gtvray.models import Bundle
-from gtvray.registry import CHAMPION, Decision, DecisionLog, ModelVersion, Registry
+from gtvray.registry import CHAMPION, Decision, DecisionLog, ModelVersion, Registry, champions_of
 
 
 def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | None:
@@ -18,10 +18,11 @@ def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | Non
     Raises:
         InputError: the champion was changed outside the gate; the error says how to restore or adopt it.
     """
-    found, current = find_champion(registry), log.current()
+    found, decisions = find_champion(registry), log.decisions()
+    current = next(reversed(champions_of(decisions)), None)
     decided = {current.digest if current is not None else ""}
     # A crash directly after a change: the next process that holds the lease completes its decision.
-    decided |= {decision.digest for decision in log.decisions() if decision.state == "intended"}
+    decided |= {decision.digest for decision in decisions if decision.state == "intended"}
     if (found.digest if found is not None else "") in decided:
         return found
     raise InputError(

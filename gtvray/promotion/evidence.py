@@ -13,7 +13,7 @@ from gtvray.datasets import Ledger, read_label
 from gtvray.errors import InputError
 from gtvray.evaluation import MeanPositionBaseline, ScoredCase, check_masks, score_cases, write_golden
 from gtvray.inference import Predictor
-from gtvray.io import read_volume, sha256_of
+from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.fresh import TIMEOUT_S, run_fresh
 from gtvray.promotion.gate import Evidence
@@ -96,7 +96,7 @@ def gather_evidence(
         baseline=tuple(entry.baseline for entry in scored if entry.baseline is not None),
         loads_fresh=fresh.same,
         looks=looks,
-        cases=cases_digest(scans),
+        cases=cases_digest(project),
         champion_digest=champion.digest if champion is not None else "",
         champion=tuple(entry.score for entry in reference),
         golden=fresh.golden,
@@ -106,9 +106,10 @@ def gather_evidence(
     return Gathered(evidence, scored, reference)
 
 
-def cases_digest(scans: Collection[Path]) -> str:
-    """Digest of a set of scans by their content: the same for the same files in any folder."""
-    return hashlib.sha256("\n".join(sorted(map(sha256_of, scans))).encode()).hexdigest()
+def cases_digest(project: Project) -> str:
+    """Digest of the held-out scans by their content: the same for the same files in any folder."""
+    scans = sorted(project.scans[case_id] for case_id in project.split.held_out)
+    return hashlib.sha256("\n".join(scans).encode()).hexdigest()
 
 
 def require_untouched(candidate: Bundle, champion: Bundle | None, project: Project) -> None:
@@ -122,7 +123,7 @@ def require_untouched(candidate: Bundle, champion: Bundle | None, project: Proje
     Raises:
         InputError: at least one held-out case was, or it cannot be excluded.
     """
-    held_out = {sha256_of(case.image): case.case_id for case in project.held_out}
+    held_out = {project.scans[case_id]: case_id for case_id in project.split.held_out}
     judged = {"candidate": candidate} | ({} if champion is None else {"champion": champion})
     for name, bundle in judged.items():
         for model in (bundle, *([bundle.locator] if bundle.locator else [])):

@@ -37,7 +37,7 @@ _NONINFERIORITY_RATE = 0.01
 _FEW_CASES = 20
 # Standard deviation of the paired difference in DSC that is assumed before anything is scored; two trainings of the
 # same recipe on 33 real cases had 0.03, two recipes 0.05 to 0.09.
-ASSUMED_DEVIATION = 0.06
+_ASSUMED_DEVIATION = 0.06
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def expected_detectable(cases: int, looks: int, config: PromotionConfig) -> floa
         looks: as in `level_at`.
         config: thresholds of the gate.
     """
-    return detectable_difference(ASSUMED_DEVIATION, cases, level_at(looks, config.false_promotion_rate))
+    return detectable_difference(_ASSUMED_DEVIATION, cases, level_at(looks, config.false_promotion_rate))
 
 
 def judge(evidence: Evidence, config: PromotionConfig, request: Request | None = None) -> Judgement:

@@ -11,7 +11,7 @@ from gtvray.config import PromotionConfig
 from gtvray.evaluation import CaseScore, PairedDifference, stack
 from gtvray.io import Table, write_json
 from gtvray.models import Bundle
-from gtvray.promotion.card import model_card
+from gtvray.promotion.card import model_card, override_notice
 from gtvray.promotion.document import Document, Section
 from gtvray.promotion.gate import Evidence, Judgement, Request
 from gtvray.registry import RECORD, Decision
@@ -75,10 +75,9 @@ def write_record(
 def _document(
     decision: Decision, bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request
 ) -> Document:
-    overridden = f"The gate refused this model. {request.by} promoted it nevertheless: {request.override}"
     return Document(
         title=f"{_OUTCOMES[decision.kind]}: model {decision.digest[:12]}",
-        lead=[overridden] if judgement.overridden else [],
+        lead=override_notice(judgement, request),
         sections=[
             Section(
                 "Models and cases", [_ROLE], table=Table(("", ""), list(_facts(bundle, evidence, judgement, request)))

@@ -58,7 +58,6 @@ def promote(
         settle_unfinished(registry, log)
         champion = require_champion(registry, log)
         _require_same_champion(champion, evidence)
-        kind = "promoted" if judgement.accepted else "refused"
         version = _register(bundle, run_id, registry, golden, judgement) if judgement.accepted else None
         decision = Decision(
             "promoted" if judgement.accepted else "refused",
@@ -68,7 +67,7 @@ def promote(
             reason=request.override if judgement.overridden else "",
             cases=evidence.cases,
         )
-        record = records / f"{lease.number:04d}-{kind}"
+        record = records / f"{lease.number:04d}-{decision.kind}"
         with atomic_dir(record) as temporary:
             write_record(
                 temporary,

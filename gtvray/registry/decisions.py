@@ -157,7 +157,7 @@ class DecisionLog:
 
         A rollback removes the champion it left, so that repeated rollbacks lead further back.
         """
-        return _champions(self.decisions())
+        return champions_of(self.decisions())
 
     def current(self) -> Decision | None:
         """Return the decision that made the current champion; None before the first promotion."""
@@ -191,7 +191,8 @@ class DecisionLog:
         return folder / RECORD
 
 
-def _champions(decisions: Sequence[Decision]) -> list[Decision]:
+def champions_of(decisions: Sequence[Decision]) -> list[Decision]:
+    """Return what `DecisionLog.champions` does, for decisions that have been read already."""
     champions: list[Decision] = []
     for decision in decisions:
         if decision.state != "completed" or decision.kind == "refused":

@@ -29,7 +29,7 @@ from gtvray.serving.client import open_client
 from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, error_of
-from gtvray.serving.versions import Candidate, VersionManager
+from gtvray.serving.versions import Candidate, VersionManager, status_text
 
 _STOP_TIMEOUT_S = 60.0
 _ANSWER_TIMEOUT_S = 5.0
@@ -75,7 +75,7 @@ class Server:
         deadline = time.monotonic() + timeout_s
         while not self._ready():
             status = serve.status().applications[self.name]
-            message = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+            message = status_text(status)
             if self._manager is not None:
                 self._manager.require_hopeful()
             if status.status == ApplicationStatus.DEPLOY_FAILED:

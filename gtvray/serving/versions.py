@@ -19,10 +19,9 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayTaskError
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
-from gtvray.failpoints import failpoint
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.pointer import Pointer, RejectedVersion, ServedVersion, Versions
@@ -116,7 +115,6 @@ class VersionManager:
                 self._drain(old)
                 self._update(current=None)
             self._start(new, candidate)
-            failpoint("serving.before_swap")
         except GtvrayError as error:
             self._delete(new.app)
             self._reject(candidate, error)
@@ -201,8 +199,7 @@ class VersionManager:
                 _require_reproduced(new.app)
                 return
             if status is not None and status.status == ApplicationStatus.DEPLOY_FAILED:
-                message = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
-                raise FailureError("the model could not be started", found=message)
+                raise FailureError("the model could not be started", found=status_text(status))
             if time.monotonic() > deadline:
                 raise NotReadyError("the model is not ready", expected=f"within {_START_TIMEOUT_S:g} s")
             time.sleep(_POLL_S)
@@ -243,6 +240,11 @@ class VersionManager:
         if versions != self._versions:
             self._versions = versions
             self._pointer.write(versions)
+
+
+def status_text(status: ApplicationStatusOverview) -> str:
+    """The end of what Serve says about an application, on one line."""
+    return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
 
 
 def _require_reproduced(app: str) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,8 @@ from gtvray.runtime import SILENT, Cluster
 from gtvray.tracking import read_trials
 from gtvray.tuning import SweepJob
 from gtvray.tuning.resume import read_result
+
+from ..stores import copied_workspace
 
 SWEEP = SweepConfig.model_validate(
     {
@@ -59,15 +58,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(client: MlflowClient, tmp_path: Path) -> Path:
-    """A workspace with a tracking store, copied: migrating one takes longer than the rest."""
-    place = Workspace(tmp_path / "runs")
-    place.root.mkdir()
-    shutil.copy(client.tracking_uri.removeprefix("sqlite:///"), place.mlflow_database)
-    with closing(sqlite3.connect(place.mlflow_database)) as connection:
-        for table in ("runs", "experiments"):
-            connection.execute(f"DELETE FROM {table} WHERE experiment_id > 0")
-        connection.commit()
-    return place.root
+    """A workspace with a tracking store."""
+    return copied_workspace(client, tmp_path / "runs").root
 
 
 def job(config: Config, workspace: Path, **changes: Any) -> SweepJob:

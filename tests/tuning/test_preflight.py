@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -19,21 +18,16 @@ from gtvray.io import Workspace
 from gtvray.tracking import RunRecorder, connect_mlflow
 from gtvray.tuning import SweepJob
 
+from ..stores import copied_workspace
+
 SWEEP = SweepConfig.model_validate({"trials": 2, "space": {"optimizer.lr": {"low": 0.001, "high": 0.01}}})
 Spoil = Callable[[Workspace, MlflowClient], None]
 
 
 @pytest.fixture
 def workspace(client: MlflowClient, tmp_path: Path) -> Workspace:
-    """A workspace with a database, copied: migrating one takes longer than the rest."""
-    place = Workspace(tmp_path / "runs")
-    place.root.mkdir()
-    shutil.copy(client.tracking_uri.removeprefix("sqlite:///"), place.mlflow_database)
-    with closing(sqlite3.connect(place.mlflow_database)) as connection:
-        for table in ("runs", "experiments"):
-            connection.execute(f"DELETE FROM {table} WHERE experiment_id > 0")
-        connection.commit()
-    return place
+    """A workspace with a tracking store."""
+    return copied_workspace(client, tmp_path / "runs")
 
 
 def recorded(place: Workspace) -> RunRecorder:
