@@ -94,7 +94,7 @@ def report(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def ours(config: Config, cases: list[CachedCase], trials: int, cluster: Cluster, folder: Path) -> dict[str, Any]:
     """Run a sweep of equal trials, one at a time."""
-    from gtvray.tuning import run_sweep
+    from gtvray.tuning import FoldCases, run_sweep
 
     place = Workspace(folder)
     client = connect_mlflow(place.mlflow_uri, place.artifacts)
@@ -110,7 +110,8 @@ def ours(config: Config, cases: list[CachedCase], trials: int, cluster: Cluster,
         }
     )
     began = time.perf_counter()
-    run_sweep(sweep, config, cases[:4], cases[4:], cluster=cluster, recorder=recorder, folder=folder / "sweep", tags={})
+    folds = [FoldCases(cases[:4], cases[4:])]
+    run_sweep(sweep, config, folds, cluster=cluster, recorder=recorder, folder=folder / "sweep", tags={})
     wall_s = time.perf_counter() - began
     recorder.close()
     runs = [run for run in client.search_runs(["1"]) if "ray.trial_id" in run.data.tags]

@@ -89,6 +89,14 @@ class SweepConfig(Section):
         description="trials of each point, with seeds training.seed, training.seed + 1 and so on; points are compared "
         "by their mean",
     )
+    folds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="trainings of each point, one on each of so many folds of the training and selection cases; a "
+        "point that is significantly worse than the best on the cases of its folds so far gets no further fold, and "
+        "the bundle of the best has the networks of all its folds",
+    )
     scheduler: SchedulerConfig = SchedulerConfig()
     time_budget_s: float | None = Field(
         None, gt=0, description="no new epoch is started after this time; the time before a resume counts"
@@ -151,8 +159,28 @@ def load_sweep(path: Path) -> SweepConfig:
         check_key(key, path)
     for key in sweep.space:
         _require_searchable(key, sweep, path)
+    _require_consistent_folds(sweep, path)
     _require_valid_points(sweep, path)
     return sweep
+
+
+def _require_consistent_folds(sweep: SweepConfig, path: Path) -> None:
+    if sweep.folds == 1:
+        return
+    others = {
+        f"scheduler.kind: {sweep.scheduler.kind}": sweep.scheduler.kind != "none",
+        f"repeats: {sweep.repeats}": sweep.repeats > 1,
+        f"objectives: {', '.join(sweep.objectives)}": len(sweep.objectives) > 1,
+    }
+    found = [text for text, present in others.items() if present]
+    if found:
+        raise ConfigError(
+            "folds decide which points continue",
+            where=path,
+            expected="scheduler.kind: none, and neither repeats nor several objectives",
+            found="; ".join(found),
+            do="set folds: 1, or remove the others",
+        )
 
 
 def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
@@ -184,8 +212,8 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
         raise ConfigError(
             "the Gaussian process has one objective", where=path, found="searcher: gp", do="use optuna, random or grid"
         )
-    if sweep.repeats > 1 and key == "training.seed":
-        raise ConfigError("repeats set this key", where=path, found=key, do="take it out of the space")
+    if (sweep.repeats > 1 or sweep.folds > 1) and key == "training.seed":
+        raise ConfigError("repeats and folds set this key", where=path, found=key, do="take it out of the space")
     if sweep.scheduler.kind == "pbt" and (not key.startswith(_MUTABLE) or sweep.space[key].when):
         raise ConfigError(
             "this key cannot change during a training",

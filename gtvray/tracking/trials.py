@@ -5,7 +5,7 @@ A line is an event of a trial, or of the sweep:
     {"event": "session", "at": TIME}                    the sweep starts, or is resumed
     {"event": "plan",  "trial": ID, "at": TIME, "settings": {KEY: VALUE}, "origin": ORIGIN}
     {"event": "start", "trial": ID, "at": TIME}
-    {"event": "epoch", "trial": ID, "at": TIME, "epoch": N, "metrics": {NAME: VALUE}}
+    {"event": "epoch", "trial": ID, "at": TIME, "epoch": N, "metrics": {NAME: VALUE}, "cases": [DSC, ...]}
     {"event": "settings", "trial": ID, "at": TIME, "epoch": N, "settings": {KEY: VALUE}, "text": TEXT}
     {"event": "note",  "trial": ID, "at": TIME, "text": TEXT}
     {"event": "end",   "trial": ID, "at": TIME, "state": STATE, "rung": N or null, "reason": TEXT or null}
@@ -17,7 +17,7 @@ again. Readers ignore events and keys that they do not know, so that further one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ class Trial:
         trial_id: its id, `t` and its number.
         settings: searched settings, dotted key -> value; those of its end if a scheduler changed them.
         epochs: epoch -> metrics, in order of epochs.
+        cases: epoch -> DSC of each selection case.
         notes: incidents during the training and how it recovered.
         state: `PLANNED`; `RUNNING`, also if the sweep was killed; `COMPLETED`, with all epochs; `STOPPED` by the
             scheduler or a stopping rule; `OUT_OF_BUDGET`; or `FAILED`.
@@ -53,6 +54,7 @@ class Trial:
     trial_id: str
     settings: dict[str, Any] = field(default_factory=dict)
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    cases: dict[int, tuple[float, ...]] = field(default_factory=dict, kw_only=True)
     notes: list[str] = field(default_factory=list)
     state: str = RUNNING
     reason: str | None = None
@@ -113,9 +115,9 @@ class TrialRecord:
         """Record that a trial starts, or starts again after a restart."""
         self._append("start", trial)
 
-    def epoch(self, trial: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of an epoch."""
-        self._append("epoch", trial, epoch=epoch, metrics=dict(metrics))
+    def epoch(self, trial: str, epoch: int, metrics: Mapping[str, float], cases: Sequence[float] = ()) -> None:
+        """Record the metrics of an epoch, and the DSC of each selection case."""
+        self._append("epoch", trial, epoch=epoch, metrics=dict(metrics), cases=list(cases))
 
     def change(self, trial: str, epoch: int, settings: Mapping[str, Any], text: str) -> None:
         """Record that the scheduler changed the settings of a trial after an epoch."""
@@ -160,6 +162,7 @@ def _apply(trials: dict[str, Trial], line: Mapping[str, Any]) -> None:
             trial.state, trial.reason, trial.rung = RUNNING, None, None
         case "epoch":
             trial.epochs[int(line["epoch"])] = line["metrics"]
+            trial.cases[int(line["epoch"])] = tuple(line.get("cases", ()))
         case "settings":
             trial.settings = line["settings"]
             trial.exploits.append((int(line["epoch"]), line["settings"], line["text"]))

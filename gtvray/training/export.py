@@ -105,28 +105,29 @@ def kept_checkpoint(
 
 
 def export_bundle(
-    kept: Path, scores: NDArray[np.float64], config: Config, folder: Path, info: Mapping[str, Any]
+    kept: Sequence[tuple[Path, NDArray[np.float64]]], config: Config, folder: Path, info: Mapping[str, Any]
 ) -> Bundle:
-    """Write a checkpoint's averaged weights as a bundle with calibrated inference settings.
+    """Write averaged weights of checkpoints as a bundle with calibrated inference settings.
 
     Args:
-        kept: folder of the checkpoint that `kept_checkpoint` chose.
-        scores: its `calibration_scores`, as returned with that choice.
-        config: the one it was trained with.
+        kept: results of `kept_checkpoint`: of one training, or of several that form an ensemble and were scored on
+            different cases, such as the folds of a cross-validation.
+        config: the one they were trained with.
         folder: the bundle's folder.
         info: provenance of the model, such as training data and run.
 
     Raises:
-        TrainingError: the checkpoint is damaged.
+        TrainingError: a checkpoint is damaged.
     """
-    inference, dsc = best_setting(config, scores)
-    trained = TrainedNetwork.load(kept)
+    inference, dsc = best_setting(config, np.concatenate([scores for _, scores in kept]))
+    members = [TrainedNetwork.load(path) for path, _ in kept]
+    epochs = [member.epoch for member in members]
     return write_bundle(
         folder,
-        weights=trained.weights,
+        weights=[member.weights for member in members],
         preprocessing=config.preprocessing,
-        network=trained.settings,
+        network=members[0].settings,
         inference=inference,
         patch_ijk=config.training.patch_ijk,
-        info={"epoch": trained.epoch, "metrics": {"selection_dsc": float(dsc.mean())}, **info},
+        info={"epoch": max(epochs), "metrics": {"selection_dsc": float(dsc.mean())}, **info},
     )

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gtvray.config import Config
 from gtvray.data import CachedCase, PatchSampler
@@ -64,6 +66,7 @@ class EpochReport:
             last, or the generator is closed.
         best_checkpoint: folder of the best epoch's checkpoint.
         notes: what went wrong in this epoch, or before it since the last report, and what was done about it.
+        case_dsc: DSC of each selection case, in order; empty if a checkpoint of an earlier version has none.
     """
 
     epoch: int
@@ -79,6 +82,7 @@ class EpochReport:
     checkpoint: str
     best_checkpoint: str
     notes: str = ""
+    case_dsc: Sequence[float] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -138,13 +142,13 @@ def fit(
             began = time.perf_counter()
             with freed_memory_kept() if device.type == "cpu" else nullcontext():
                 result, retried = epoch_with_retries(loop, state, checkpoint, reader)
-            dsc = selection_dsc(config, state.averaged_network(), scored, state.device)
-            state.finish_epoch(dsc)
+            case_dsc = selection_dsc(config, state.averaged_network(), scored, state.device)
+            state.finish_epoch(float(case_dsc.mean()))
             writer.wait()
             if state.epoch == 1:
                 now = time.perf_counter()
                 state.plan_epochs(mean_over_workers(now - called), mean_over_workers(now - began))
-            entry = _entry(state, result, dsc, [*notes, *retried], time.perf_counter() - began)
+            entry = _entry(state, result, case_dsc, [*notes, *retried], time.perf_counter() - began)
             state.history.append(entry)
             checkpoint, notes = state.checkpoint(), []
             writer.start(checkpoint, state.epoch, state.best_epoch)
@@ -178,7 +182,9 @@ def _log_gpu(config: Config, device: torch.device) -> None:
     )
 
 
-def _entry(state: TrainingState, result: EpochResult, dsc: float, notes: list[str], seconds: float) -> dict[str, Any]:
+def _entry(
+    state: TrainingState, result: EpochResult, case_dsc: NDArray[np.float64], notes: list[str], seconds: float
+) -> dict[str, Any]:
     """The part of a report that a checkpoint keeps: everything but paths."""
     training = state.config.training
     steps_s = max(result.seconds, 1e-9)
@@ -186,7 +192,7 @@ def _entry(state: TrainingState, result: EpochResult, dsc: float, notes: list[st
         "epoch": state.epoch,
         "epochs": state.epochs,
         "train_loss": result.loss,
-        "selection_dsc": dsc,
+        "selection_dsc": float(case_dsc.mean()),
         "best_dsc": state.best_dsc,
         "lr": float(state.optimizer.param_groups[0]["lr"]),
         "patches_per_s": training.steps_per_epoch * training.batch_size / steps_s,
@@ -194,6 +200,7 @@ def _entry(state: TrainingState, result: EpochResult, dsc: float, notes: list[st
         "seconds": seconds,
         "retries": state.retries,
         "notes": "; ".join(notes),
+        "case_dsc": [round(float(value), 6) for value in case_dsc],
     }
 
 

@@ -24,14 +24,16 @@ _OVERLAP = 0.25
 _SETTINGS = [(twentieths / 20, largest) for twentieths in range(6, 16) for largest in (False, True)]
 
 
-def selection_dsc(config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device) -> float:
-    """Mean DSC over cases, the same on every worker."""
+def selection_dsc(
+    config: Config, network: torch.nn.Module, cases: Sequence[CachedCase], device: torch.device
+) -> NDArray[np.float64]:
+    """DSC of each case, the same on every worker."""
     scores = torch.zeros(len(cases), dtype=torch.float64)
     for index in range(rank(), len(cases), world()):
         scores[index] = _case_dsc(config, network, cases[index], device)
     if world() > 1:
         dist.all_reduce(scores)
-    return float(scores.mean())
+    return scores.numpy()
 
 
 def calibration_scores(

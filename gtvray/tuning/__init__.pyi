@@ -1,4 +1,4 @@
-from .export import export_best as export_best
+from .folds import FoldCases as FoldCases
 from .job import SweepJob as SweepJob
 from .job import SweepOutcome as SweepOutcome
 from .result import SweepResult as SweepResult

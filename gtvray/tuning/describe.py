@@ -62,7 +62,15 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
         ("trials", f"{sweep.trials} of at most {epochs} epochs, the first with the default settings"),
         ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
         ("scheduler", scheduler.kind + (f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else "")),
-        ("seeds of the trainings", ", ".join(str(base.training.seed + each) for each in range(sweep.repeats))),
+        *(
+            [("folds", f"{sweep.folds}; a point that is significantly worse gets no further one")]
+            if sweep.folds > 1
+            else []
+        ),
+        (
+            "seeds of the trainings",
+            ", ".join(str(base.training.seed + each) for each in range(max(sweep.repeats, sweep.folds))),
+        ),
         ("stops early after", "; ".join(filter(None, stops)) or "nothing but its trials"),
         ("per trial", _resources(base)),
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gtvray.config import flatten
 from gtvray.data import Project
@@ -10,49 +13,69 @@ from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.models import Bundle
 from gtvray.tracking import RunRecorder
 from gtvray.training import domain_ranges, export_bundle
+from gtvray.tuning.folds import FoldCases, fold_number, folds_of_point
 from gtvray.tuning.result import SweepResult, TrialResult
 
 
-def export_best(result: SweepResult, project: Project, folder: Path, recorder: RunRecorder) -> tuple[Bundle, str]:
-    """Write the bundle of the best trial and queue it for the run of the trial.
+@dataclass(frozen=True)
+class Exporter:
+    """Writes trials of a sweep as bundles; checkpoints are selected by tasks on the connected cluster.
 
-    The checkpoint is selected by a task on the connected cluster. MLflow need not answer.
-
-    Args:
+    Attributes:
         result: result of the sweep.
-        project: data of the sweep.
-        folder: folder of the bundle.
-        recorder: recorder of the sweep, with its queue delivered if MLflow answers.
-
-    Returns:
-        the bundle, and the MLflow run of the trial.
-
-    Raises:
-        TrainingError: the best checkpoint of the trial is damaged.
+        project: its data.
+        folds: cases of its trials, by fold.
+        recorder: its recorder, with its queue delivered if MLflow answers. MLflow need not answer.
     """
-    bundle, run_id = export_trial(result.best, result, project, folder, recorder)
-    recorder.attach(result.best.trial_id, bundle.folder, "bundle")
-    recorder.describe({}, {"gtvray.digest": bundle.digest}, result.best.trial_id)
-    return bundle, run_id
 
+    result: SweepResult
+    project: Project
+    folds: Sequence[FoldCases]
+    recorder: RunRecorder
 
-def export_trial(
-    trial: TrialResult, result: SweepResult, project: Project, folder: Path, recorder: RunRecorder
-) -> tuple[Bundle, str]:
-    """Write the bundle of a trial.
+    def export_best(self, folder: Path) -> tuple[Bundle, str]:
+        """Write the bundle of the best trial and queue it for the run of the trial.
 
-    The checkpoint is selected by a task on the connected cluster.
+        Args, Returns, Raises:
+            as `export`.
+        """
+        best = self.result.best
+        bundle, run_id = self.export(best, folder)
+        self.recorder.attach(best.trial_id, bundle.folder, "bundle")
+        self.recorder.describe({}, {"gtvray.digest": bundle.digest}, best.trial_id)
+        return bundle, run_id
 
-    Args, Returns, Raises:
-        as `export_best`, of this trial.
-    """
-    config, run_id = result.config_of(trial), recorder.trial_run_id(trial.trial_id)
-    info = {
-        "training_data": project.provenance(),
-        "domain": domain_ranges(project.train),
-        "mlflow_run": run_id,
-        "config": flatten(config),
-    }
-    # Scoring two checkpoints on all selection cases needs the resources of a worker, not of the driver.
-    [(kept, scores)] = on_cluster(keep, [(trial.best_checkpoint, config, project.selection)], config, lambda _: None)
-    return export_bundle(kept, scores, config, folder, info), run_id
+    def export(self, trial: TrialResult, folder: Path) -> tuple[Bundle, str]:
+        """Write the bundle of a trial; with folds, of the networks of all folds of its point.
+
+        Args:
+            trial: a trial whose checkpoint exists.
+            folder: folder of the bundle.
+
+        Returns:
+            the bundle, and the MLflow run of the trial.
+
+        Raises:
+            TrainingError: the best checkpoint of the trial is damaged.
+        """
+        run_id = self.recorder.trial_run_id(trial.trial_id)
+        members = folds_of_point(trial, self.result.trials) if len(self.folds) > 1 else [trial]
+        configs = [self.result.config_of(member) for member in members]
+        numbers = [fold_number(self.result.config, config, self.folds) for config in configs]
+        info: dict[str, Any] = {
+            "training_data": self.project.provenance(),
+            "domain": domain_ranges(self.project.train),
+            "mlflow_run": run_id,
+            "config": flatten(configs[0]),
+        }
+        # Scoring two checkpoints on all selection cases needs the resources of a worker, not of the driver.
+        work = [
+            (member.best_checkpoint, config, self.folds[number].selection)
+            for member, config, number in zip(members, configs, numbers, strict=True)
+        ]
+        kept = on_cluster(keep, work, configs[0], lambda _: None)
+        if len(self.folds) > 1:
+            info["folds"] = [
+                {"fold": number, "trial": member.trial_id} for number, member in zip(numbers, members, strict=True)
+            ]
+        return export_bundle(kept, configs[0], folder, info), run_id

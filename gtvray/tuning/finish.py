@@ -14,7 +14,8 @@ from gtvray.models import Bundle
 from gtvray.runtime import ProgressReporter
 from gtvray.tracking import RunRecorder
 from gtvray.tuning.confirm import FEWEST_CASES, Confirmation, compare_dsc, held_out_dsc, undecided
-from gtvray.tuning.export import export_best, export_trial
+from gtvray.tuning.export import Exporter
+from gtvray.tuning.folds import FoldCases, folds_of_point
 from gtvray.tuning.pareto import pareto_front
 from gtvray.tuning.result import SweepResult, remove_losers
 from gtvray.tuning.resume import read_result
@@ -32,6 +33,7 @@ class SweepEnd:
         workspace: contains the bundles and the ledger.
         name: name of the sweep.
         project: its data.
+        folds: cases of its trials, by fold.
         result: its result.
         recorder: its record in MLflow.
         show: receives progress.
@@ -40,6 +42,7 @@ class SweepEnd:
     workspace: Workspace
     name: str
     project: Project
+    folds: Sequence[FoldCases]
     result: SweepResult
     recorder: RunRecorder
     show: ProgressReporter
@@ -50,6 +53,10 @@ class SweepEnd:
         """Folder of the sweep."""
         return self.workspace.sweeps / self.name
 
+    @property
+    def _exporter(self) -> Exporter:
+        return Exporter(self.result, self.project, self.folds, self.recorder)
+
     def export(self) -> tuple[Bundle, str]:
         """Write the bundle of the best trial; return it and the MLflow run of the trial."""
         best, stored = self.result.best, read_result(self.folder)
@@ -57,7 +64,7 @@ class SweepEnd:
         if stored is not None and stored.bundle == target.name and best.best_dsc == stored.ranking[best.trial_id][0]:
             # The sweep was extended, and the further trials are no better.
             return Bundle.load(target), stored.run_id
-        return export_best(self.result, self.project, target, self.recorder)
+        return self._exporter.export_best(target)
 
     def confirm(self, bundle: Bundle, default_bundle: Path) -> None:
         """Compare the best trial with the default settings, and write the bundle of those unless it is better.
@@ -70,7 +77,7 @@ class SweepEnd:
         self.confirmation.save(self.folder)
         if self.confirmation.verdict in ("not better", "worse"):
             default = next(trial for trial in self.result.trials if trial.origin == "default")
-            export_trial(default, self.result, self.project, default_bundle, self.recorder)
+            self._exporter.export(default, default_bundle)
 
     def export_front(self, sweep: SweepConfig) -> None:
         """With several objectives, store the Pareto front and write a bundle of each of its trials."""
@@ -82,7 +89,7 @@ class SweepEnd:
             folder = self.workspace.bundles / f"{self.name}-{trial.trial_id}"
             # A trial of an earlier front whose checkpoint is gone has its bundle.
             if trial.trial_id in front.trials and not folder.is_dir():
-                export_trial(trial, self.result, self.project, folder, self.recorder)
+                self._exporter.export(trial, folder)
         self.recorder.log(None, {"hypervolume": front.hypervolume}, len(self.result.ended))
         self.recorder.describe({}, {"gtvray.front": ", ".join(front.trials)})
 
@@ -112,6 +119,10 @@ class SweepEnd:
         """Compare the best trial with the default settings on held-out cases; the ledger counts both."""
         best, cases = self.result.best, self.project.split.held_out
         default = next((trial for trial in self.result.trials if trial.origin == "default"), None)
+        if len(self.folds) > 1:
+            # Every point has the first fold, so two networks that were trained on the same cases are compared.
+            best = folds_of_point(best, self.result.trials)[0]
+            default = default and folds_of_point(default, self.result.trials)[0]
         if best.origin == "default":
             return Confirmation("default", "the default settings are the best")
         if len(cases) < FEWEST_CASES:
@@ -124,7 +135,7 @@ class SweepEnd:
             self.project.held_out
         )
         pairs = [(trial.best_checkpoint, self.result.config_of(trial)) for trial in (best, default)]
-        best_dsc, default_dsc = held_out_dsc(pairs, self.project.selection, held_out)
+        best_dsc, default_dsc = held_out_dsc(pairs, self.folds[0].selection, held_out)
         ledger, scans = Ledger(self.workspace.ledger), [case.image for case in self.project.held_out]
         for subject in (bundle.digest, f"{self.name}-{default.trial_id}"):
             ledger.record("sweep", subject, cases, self.project.fingerprint.digest, scans)

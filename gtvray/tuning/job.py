@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gtvray.tracking import Refused, RunRecorder, Trial
     from gtvray.tuning.confirm import Confirmation
     from gtvray.tuning.describe import SweepDescription
+    from gtvray.tuning.folds import FoldCases
     from gtvray.tuning.pareto import Front
     from gtvray.tuning.result import SweepResult
     from gtvray.tuning.space import Space
@@ -125,15 +126,12 @@ class SweepJob:
 
     def _check(self, project: Project) -> dict[str, Any]:
         """Check the training of every corner of the space; return the point of the first trial."""
-        from gtvray.training import check_plan
-        from gtvray.tuning.space import check_corners
+        from gtvray.tuning.folds import check_folds, fold_cases
         from gtvray.tuning.warm_start import earlier_trials
 
         space = self._space
         self.earlier = earlier_trials(self.workspace.sweeps, self.sweep.warm_start, space, project.fingerprint.digest)
-        return check_corners(
-            space, space.config, lambda settings: check_plan(settings, project.train, project.selection)
-        )
+        return check_folds(space, space.config, fold_cases(project, self.sweep, space.config))
 
     @property
     def _space(self) -> Space:
@@ -172,7 +170,7 @@ class SweepJob:
         if stored is None or not stored.finished(self.sweep, record.elapsed_s):
             return None
         base = with_dotted(self.config, self.sweep.base, "base")
-        result = rank(record.trials.values(), self.trials_folder, base, stored.ranking)
+        result = rank(record.trials.values(), self.trials_folder, base, stored.ranking, self.sweep.folds)
         bundle = Bundle.load(self.workspace.bundles / stored.bundle)
         return self._outcome(result, bundle, (stored.run_id, stored.sweep_run_id))
 
@@ -186,6 +184,7 @@ class SweepJob:
         # Ray and torch take seconds to load; invalid data are reported before.
         from gtvray.reports import write_trials_page
         from gtvray.tuning.confirm import FEWEST_CASES
+        from gtvray.tuning.folds import fold_cases
         from gtvray.tuning.sweep import run_sweep
 
         finished = self.finished(project)
@@ -194,13 +193,13 @@ class SweepJob:
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
         require_storage(cluster, self.workspace.root, project.dataset.root)
+        folds = fold_cases(project, self.sweep, self._space.config)
         with self.record.open() as record:
             try:
                 result = run_sweep(
                     self.sweep,
                     self.config,
-                    project.train,
-                    project.selection,
+                    folds,
                     cluster=cluster,
                     recorder=record.recorder,
                     folder=self.folder,
@@ -212,7 +211,7 @@ class SweepJob:
                 )
                 # The run of the best trial is known then, unless MLflow is away.
                 record.recorder.flush()
-                bundle, run_id = self._export(result, project, record.recorder)
+                bundle, run_id = self._export(result, project, folds, record.recorder)
                 record.status = "FINISHED"
             finally:
                 # An unfinished sweep has a page too, with the reasons of failed trials.
@@ -257,12 +256,14 @@ class SweepJob:
         """Folder with a folder of checkpoints per trial."""
         return self.folder / "trials"
 
-    def _export(self, result: SweepResult, project: Project, recorder: RunRecorder) -> tuple[Bundle, str]:
+    def _export(
+        self, result: SweepResult, project: Project, folds: Sequence[FoldCases], recorder: RunRecorder
+    ) -> tuple[Bundle, str]:
         """Write the bundle of the best trial, store the result, and remove the checkpoints of the others."""
         from gtvray.tuning.finish import SweepEnd
         from gtvray.tuning.resume import StoredResult, unfinished_trials, write_result
 
-        end = SweepEnd(self.workspace, self.name, project, result, recorder, self.show)
+        end = SweepEnd(self.workspace, self.name, project, folds, result, recorder, self.show)
         unlimited = self.sweep.model_copy(update={"time_budget_s": None})
         unfinished = unfinished_trials({trial.trial_id: trial for trial in result.ended}, unlimited, 0)
         bundle, run_id = end.export()

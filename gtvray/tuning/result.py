@@ -12,10 +12,10 @@ from typing import Any
 from gtvray.config import Config, with_dotted
 from gtvray.errors import GtvrayError, TrainingError
 from gtvray.models import Checkpoint
-from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
+from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, Trial
 from gtvray.training.checkpoints import checkpoint_path
 from gtvray.tuning.searchers.base import METRIC
-from gtvray.tuning.searchers.repeated import by_point
+from gtvray.tuning.searchers.repeated import by_point, same_point
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ class SweepResult:
 
 
 def rank(
-    trials: Iterable[Trial], folder: Path, config: Config, earlier: Mapping[str, tuple[float, int]] | None = None
+    trials: Iterable[Trial],
+    folder: Path,
+    config: Config,
+    earlier: Mapping[str, tuple[float, int]] | None = None,
+    folds: int = 1,
 ) -> SweepResult:
     """Rank the trials of a sweep; of equal ones, the earlier is better.
 
@@ -88,6 +92,8 @@ def rank(
         config: settings of all trials.
         earlier: best DSC and its epoch of trials that were ranked before, whose checkpoints may be gone. They lost to
             one that is still there.
+        folds: number of folds. Points with more complete folds rank before those with fewer, so that a point cannot win
+            by one lucky fold.
 
     Raises:
         TrainingError: no trial has a whole checkpoint.
@@ -97,13 +103,18 @@ def rank(
     best = {trial.trial_id: _best(trial, folder) or (earlier or {}).get(trial.trial_id) for trial in ended}
     found = [_result(trial, *at, folder) for trial in ended if (at := best[trial.trial_id]) is not None]
     # Trials that differ in their seed alone have the mean value of their point: that of the luckiest would be biased.
-    means = {
-        trial.trial_id: fmean(at[0] for each in group if (at := best[each.trial_id]) is not None)
-        for group in by_point(ended)
-        for trial in group
-        if best[trial.trial_id] is not None
-    }
-    ranked = sorted(found, key=lambda trial: (trial.trial_id in failed, -means[trial.trial_id], -trial.best_dsc))
+    means, complete = dict[str, float](), dict[str, int]()
+    for group in by_point(ended):
+        values = {trial.trial_id: at[0] for trial in group if (at := best[trial.trial_id]) is not None}
+        count = sum(trial.state == COMPLETED for trial in group) if folds > 1 else 0
+        means |= dict.fromkeys(values, fmean(values.values()) if values else 0.0)
+        complete |= dict.fromkeys(values, count)
+
+    def order(trial: TrialResult) -> tuple[bool, int, float, float]:
+        name = trial.trial_id
+        return name in failed, -complete[name], -means[name], -trial.best_dsc
+
+    ranked = sorted(found, key=order)
     # The checkpoint of the winner is read, so that a damaged one is found here and not at the export.
     while ranked and not _sound(ranked[0].best_checkpoint):
         ranked.pop(0)
@@ -118,14 +129,15 @@ def rank(
 
 
 def remove_losers(result: SweepResult, folder: Path, unfinished: Sequence[str]) -> None:
-    """Remove the checkpoints of all trials but the best and those that a resume would continue.
+    """Remove the checkpoints of all trials but those of the best point and those that a resume would continue.
 
     Args:
         result: result of the sweep.
         folder: contains a folder of checkpoints per trial.
         unfinished: ids of those trials.
     """
-    kept = {result.best.trial_id, *unfinished}
+    best = [trial.trial_id for trial in result.ended if same_point(trial.settings, result.best.point)]
+    kept = {*best, *unfinished}
     for trial in result.ended:
         if trial.trial_id not in kept:
             shutil.rmtree(folder / trial.trial_id, ignore_errors=True)

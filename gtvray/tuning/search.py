@@ -15,7 +15,7 @@ from ray.tune.search import SearchAlgorithm
 
 from gtvray.failpoints import failpoint
 from gtvray.tracking import TrialRecord
-from gtvray.tuning.searchers.base import METRIC, Searcher
+from gtvray.tuning.searchers.base import METRIC, Searcher, WaitForTrial
 
 
 class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
@@ -71,7 +71,10 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
             return None
         if self._queue:
             return self._create(self._queue.pop(0))
-        proposal = self._searcher.propose(list(self._record.trials.values()))
+        try:
+            proposal = self._searcher.propose(list(self._record.trials.values()))
+        except WaitForTrial:
+            return None
         if proposal is None:
             self.set_finished()
             return None

@@ -16,14 +16,14 @@ from ray.tune import CheckpointConfig, PlacementGroupFactory, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
-from gtvray.data import CachedCase
 from gtvray.errors import ResourceError
 from gtvray.experiments.tasks import plan_on, worker_memory_bytes
 from gtvray.failpoints import failpoint
 from gtvray.runtime import SILENT, Cluster, ProgressReporter, ResourcePlan, shown_waiting
 from gtvray.tracking import RunRecorder, Trial, TrialRecord
 from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
-from gtvray.training import check_memory, check_plan
+from gtvray.training import check_memory
+from gtvray.tuning.folds import FoldCases, check_folds
 from gtvray.tuning.memory import largest_host_bytes
 from gtvray.tuning.result import SweepResult, rank
 from gtvray.tuning.resume import read_result, unfinished_trials
@@ -46,8 +46,7 @@ _DRIVER_BYTES = 1 << 20
 def run_sweep(
     sweep: SweepConfig,
     config: Config,
-    train: list[CachedCase],
-    selection: list[CachedCase],
+    folds: Sequence[FoldCases],
     *,
     cluster: Cluster,
     recorder: RunRecorder,
@@ -63,8 +62,7 @@ def run_sweep(
     Args:
         sweep: space, searcher, scheduler, budget.
         config: settings where neither the base of the sweep nor the point of a trial sets them.
-        train: prepared training cases.
-        selection: prepared cases that trials are compared on.
+        folds: prepared cases by fold; with one, all trials train and are compared on the same cases.
         cluster: the connected cluster.
         recorder: records the sweep in MLflow.
         folder: contains the record, the checkpoints, and Tune's own files while it runs.
@@ -82,22 +80,20 @@ def run_sweep(
     """
     base = with_dotted(config, sweep.base, "base")
     space = Space(sweep.space, base)
-    default = check_corners(space, base, lambda settings: check_plan(settings, train, selection))
+    default = check_folds(space, base, folds)
     plan = plan_on(cluster, base, sweep.max_concurrent, largest_host_bytes(base, sweep.space))
     _require_population(sweep, base, plan.concurrent)
     memory = worker_memory_bytes(base, cluster, show)
     check_corners(space, base, lambda settings: check_memory(settings, memory))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
-    context = TrialContext(
-        base, train, selection, folder / TRIALS_FOLDER, sweep.scheduler.kind == "pbt", tuple(sweep.objectives)
-    )
+    context = TrialContext(base, folds, folder / TRIALS_FOLDER, sweep.scheduler.kind == "pbt", tuple(sweep.objectives))
     runner = _Runner(sweep, space, context, plan, folder=folder, recorder=recorder, tags=tags, report=report, show=show)
     runner.search(build_searcher(sweep, space, default, earlier))
     if finish_default:
         runner.finish_default()
     failpoint("tuning.before_result")
     stored = read_result(folder)
-    return rank(runner.record.trials.values(), context.folder, base, stored.ranking if stored else None)
+    return rank(runner.record.trials.values(), context.folder, base, stored.ranking if stored else None, sweep.folds)
 
 
 class _Runner:

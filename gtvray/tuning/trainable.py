@@ -6,7 +6,7 @@ leaves nothing behind. With more workers, the same reports come from Ray Train.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 from ray import tune
 
 from gtvray.config import Config, with_dotted
-from gtvray.data import CachedCase
 from gtvray.training import EpochReport, Workers, fit, fit_distributed
 from gtvray.tuning.cost import measure_cost
+from gtvray.tuning.folds import FoldCases, fold_number
 from gtvray.tuning.pins import pin_checkpoint, take_over
 
 
@@ -26,15 +26,14 @@ class TrialContext:
 
     Attributes:
         config: settings before the point of a trial is applied.
-        train, selection: prepared cases.
+        folds: prepared cases by fold.
         folder: contains a folder per trial, named by its id, with its checkpoints.
         pin: whether checkpoints that are handed to other trials are kept for them.
         objectives: names of the objectives of the sweep.
     """
 
     config: Config
-    train: list[CachedCase]
-    selection: list[CachedCase]
+    folds: Sequence[FoldCases]
     folder: Path
     pin: bool = False
     objectives: tuple[str, ...] = ()
@@ -100,7 +99,8 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
     def _begin(self, config: Config) -> Iterator[EpochReport]:
         # The last report is always repeated: Tune may have been killed before it ended the trial.
         known = min(self._known_epoch, config.training.epochs - 1)
-        cases = (self._context.train, self._context.selection)
+        fold = self._context.folds[fold_number(self._context.config, config, self._context.folds)]
+        cases = (fold.train, fold.selection)
         if config.training.num_workers == 1:
             return fit(config, *cases, self._folder(), known_epoch=known)
         return fit_distributed(config, *cases, self._folder(), known_epoch=known, workers=self._workers)

@@ -74,7 +74,7 @@ def test_the_bundle_has_the_calibrated_settings(
     (report,) = fit(settings, train, selection, tmp_path / "run")
     monkeypatch.setattr(module, "_case_probability", lambda *_: answer(second_is_tumour=False))
     chosen = kept_checkpoint(Path(report.checkpoint), settings, selection, torch.device("cpu"))
-    bundle = export_bundle(*chosen, settings, tmp_path / "bundle", {})
+    bundle = export_bundle([chosen], settings, tmp_path / "bundle", {})
     decided = (0.6, True) if calibrate else (0.5, False)
     for read in (bundle, Bundle.load(tmp_path / "bundle")):
         assert (read.inference.threshold, read.inference.keep_largest) == (pytest.approx(decided[0]), decided[1])

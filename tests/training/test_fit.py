@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,7 +83,7 @@ def test_the_newest_two_checkpoints_and_the_best_are_kept(
     run: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.95])
-    monkeypatch.setattr(_LOOP, "selection_dsc", lambda *_: next(scores))
+    monkeypatch.setattr(_LOOP, "selection_dsc", lambda *_: np.array([next(scores)]))
     kept = []
     for report in run(tmp_path, {"training.epochs": 6, "training.steps_per_epoch": 1}, epochs=5):
         assert Path(report.best_checkpoint).name == f"epoch-{min(report.epoch, 2):05d}"
@@ -98,7 +99,7 @@ def test_resuming_in_another_folder_names_an_existing_best_checkpoint(
     run: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, 0.2, 0.3])
-    monkeypatch.setattr(_LOOP, "selection_dsc", lambda *_: next(scores))
+    monkeypatch.setattr(_LOOP, "selection_dsc", lambda *_: np.array([next(scores)]))
     first = run(tmp_path / "a", epochs=2)
     (gone_on,) = run(tmp_path / "b", epochs=1, resume=Path(first[-1].checkpoint))
     assert gone_on.epoch == 3
@@ -145,7 +146,7 @@ def test_the_bundle_holds_the_averaged_network(
 ) -> None:
     (report,) = run(tmp_path / "run", epochs=1)
     chosen = kept_checkpoint(Path(report.checkpoint), config, selection, torch.device("cpu"))
-    bundle = export_bundle(*chosen, config, tmp_path / "bundle", {"run": "r1"})
+    bundle = export_bundle([chosen], config, tmp_path / "bundle", {"run": "r1"})
     assert (bundle.info["run"], bundle.info["epoch"], bundle.patch_ijk) == ("r1", 1, config.training.patch_ijk)
     state = TrainingState.build(config)
     state.restore(Checkpoint.load(Path(report.checkpoint)))

@@ -59,7 +59,7 @@ def bundle(config: Config, sides: Any, tmp_path_factory: pytest.TempPathFactory)
     trained = with_dotted(config, longer)
     *_, last = fit(trained, *sides, folder / "run")
     chosen = kept_checkpoint(Path(last.best_checkpoint), trained, sides[1], torch.device("cpu"))
-    return export_bundle(*chosen, trained, folder / "bundle", {})
+    return export_bundle([chosen], trained, folder / "bundle", {})
 
 
 def losses(reports: list[EpochReport]) -> list[float]:

@@ -12,7 +12,7 @@ from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.data import CachedCase
 from gtvray.runtime import Cluster
 from gtvray.tracking import RunRecorder
-from gtvray.tuning import SweepStatus, run_sweep
+from gtvray.tuning import FoldCases, SweepStatus, run_sweep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,8 +41,7 @@ def test_two_trials_share_a_gpu(
     result = run_sweep(
         sweep,
         half,
-        cases[:4],
-        cases[4:],
+        [FoldCases(cases[:4], cases[4:])],
         cluster=local_ray,
         recorder=recorder,
         folder=tmp_path,

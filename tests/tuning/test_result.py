@@ -66,6 +66,14 @@ def test_repeated_points_are_ranked_by_their_mean(folder: Path) -> None:
     assert [each.trial_id for each in rank(trials, folder, Config()).trials] == ["t2", "t4", "t0", "t1"]
 
 
+def test_a_point_with_more_folds_ranks_before_one_with_a_lucky_one(folder: Path) -> None:
+    trials = [trial(0, 0.5), trial(1, 0.3), trial(4, 0.9)]
+    for each, (rate, seed) in zip(trials, [(0.1, 0), (0.1, 1), (0.2, 0)], strict=True):
+        each.settings = {"optimizer.lr": rate, "training.seed": seed}
+    assert [each.trial_id for each in rank(trials, folder, Config(), folds=2).trials] == ["t0", "t1", "t4"]
+    assert rank(trials, folder, Config()).best.trial_id == "t4"
+
+
 def test_a_damaged_checkpoint_cannot_win(folder: Path) -> None:
     (folder / "t5" / "epoch-00001").mkdir(parents=True)
     assert rank([trial(5, 0.9), trial(1, 0.3)], folder, Config()).best.trial_id == "t1"

@@ -93,7 +93,7 @@ def test_paused_trials_that_are_to_continue_come_before_new_ones(record: TrialRe
     trial = found.next_trial()
     assert trial is not None
     trial.set_status(TuneTrial.PAUSED)
-    assert found.next_trial() is not None, "a paused trial takes no place"
+    assert found.next_trial() is not None, "a paused trial takes no slot"
 
 
 def test_unfinished_trials_come_first_with_their_settings_and_count(record: TrialRecord) -> None:

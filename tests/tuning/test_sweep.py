@@ -17,7 +17,7 @@ from gtvray.models import Checkpoint
 from gtvray.runtime import Cluster
 from gtvray.tracking import RunRecorder, read_trials
 from gtvray.training import fit
-from gtvray.tuning import SweepResult, SweepStatus, run_sweep
+from gtvray.tuning import FoldCases, SweepResult, SweepStatus, run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated")]
 SPACE: dict[str, Any] = {
@@ -35,6 +35,7 @@ class Sweep:
     ) -> None:
         self.cluster, self.client, self.config, self.cases, self.folder = cluster, client, config, cases, folder
         self.recorder = RunRecorder(client, folder.name, "sweep", folder / "spool.jsonl", folder / "artifacts")
+        self.folds = [FoldCases(cases[:4], cases[4:])]
         self.statuses: list[SweepStatus] = []
 
     def run(self, config: Config | None = None, **sweep: Any) -> SweepResult:
@@ -42,8 +43,7 @@ class Sweep:
             return run_sweep(
                 SweepConfig.model_validate({"space": SPACE, **sweep}),
                 config or self.config,
-                self.cases[:4],
-                self.cases[4:],
+                self.folds,
                 cluster=self.cluster,
                 recorder=self.recorder,
                 folder=self.folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.models import Checkpoint
 from gtvray.training import EpochReport, fit
+from gtvray.tuning.folds import FoldCases
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
 
 POINT = {"optimizer.lr": 0.01}
@@ -32,7 +34,7 @@ class Driven(SegmentationTrial):
 @pytest.fixture
 def context(config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path) -> TrialContext:
     longer = with_dotted(config, {"training.epochs": 3})
-    return TrialContext(longer, train, selection, tmp_path, pin=True)
+    return TrialContext(longer, [FoldCases(train, selection)], tmp_path, pin=True)
 
 
 @pytest.fixture
@@ -41,6 +43,11 @@ def trials() -> Iterator[list[Driven]]:
     yield made
     for trial in made:
         trial.cleanup()
+
+
+def cases_of(context: TrialContext) -> tuple[list[CachedCase], list[CachedCase]]:
+    (fold,) = context.folds
+    return fold.train, fold.selection
 
 
 def begin(context: TrialContext, trials: list[Driven], name: str = "t0", point: dict[str, Any] | None = None) -> Driven:
@@ -52,7 +59,7 @@ def test_epochs_until_done_are_those_of_fit(context: TrialContext, trials: list[
     trial = begin(context, trials)
     results = [trial.step() for _ in range(3)]
     assert [(result["epoch"], result["done"]) for result in results] == [(1, False), (2, False), (3, True)]
-    alone = fit(with_dotted(context.config, POINT), context.train, context.selection, tmp_path / "alone")
+    alone = fit(with_dotted(context.config, POINT), *cases_of(context), tmp_path / "alone")
     assert [result["train_loss"] for result in results] == [report.train_loss for report in alone]
 
 
@@ -102,9 +109,7 @@ def test_a_pointer_of_another_trial_takes_its_weights_over(context: TrialContext
 def test_objectives_are_measured_once_and_reported_with_every_epoch(
     context: TrialContext, trials: list[Driven]
 ) -> None:
-    judged = TrialContext(
-        context.config, context.train, context.selection, context.folder, objectives=("dsc", "latency_ms", "peak_mb")
-    )
+    judged = replace(context, pin=False, objectives=("dsc", "latency_ms", "peak_mb"))
     trial = begin(judged, trials)
     first, second = trial.step(), trial.step()
     assert first["latency_ms"] == second["latency_ms"] > 0

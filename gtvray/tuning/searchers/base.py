@@ -21,6 +21,10 @@ class Proposal:
     origin: Origin
 
 
+class WaitForTrial(Exception):  # noqa: N818  # not an error
+    """There is no point to propose until a running trial has ended."""
+
+
 class Searcher(Protocol):
     """Proposes points; what it proposes depends on its seed and on the earlier trials, and on nothing else.
 
@@ -32,6 +36,9 @@ class Searcher(Protocol):
 
         Args:
             trials: all earlier trials in order, those that still run included.
+
+        Raises:
+            WaitForTrial: the next point depends on a trial that is running.
         """
 
 

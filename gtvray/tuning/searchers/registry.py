@@ -13,6 +13,7 @@ from gtvray.tracking.trials import Trial
 from gtvray.tuning.searchers.base import Proposal, Searcher
 from gtvray.tuning.searchers.grid import GridSearcher
 from gtvray.tuning.searchers.optuna import GpSearcher, OptunaSearcher, TpeSearcher
+from gtvray.tuning.searchers.racing import FoldRacing
 from gtvray.tuning.searchers.random import RandomSearcher
 from gtvray.tuning.searchers.repeated import RepeatedPoints
 from gtvray.tuning.space import Point, Space, unseen
@@ -52,4 +53,7 @@ def build_searcher(sweep: SweepConfig, space: Space, default: Point, earlier: Se
         earlier: trials of earlier sweeps that a model learns from.
     """
     points = FirstPoints(sweep, space, default, earlier)
-    return points if sweep.repeats == 1 else RepeatedPoints(points, sweep.repeats, space.config.training.seed)
+    seed = space.config.training.seed
+    if sweep.folds > 1:
+        return FoldRacing(points, sweep.folds, seed)
+    return points if sweep.repeats == 1 else RepeatedPoints(points, sweep.repeats, seed)

@@ -39,12 +39,22 @@ def by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Group trials that differ in their seed alone, in order."""
     groups: list[list[Trial]] = []
     for trial in trials:
-        group = next((each for each in groups if _point(each[0].settings) == _point(trial.settings)), None)
+        group = next((each for each in groups if same_point(each[0].settings, trial.settings)), None)
         if group is None:
             groups.append([trial])
         else:
             group.append(trial)
     return groups
+
+
+def without_seed(trial: Trial) -> Trial:
+    """Return a trial as one whose point has no seed."""
+    return replace(trial, settings=_point(trial.settings))
+
+
+def same_point(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two trials differ in their seed at most."""
+    return _point(first) == _point(second)
 
 
 def _point(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""The cases of a sweep's trials, by fold, and which trials are folds of one point.
+
+A trial trains on one fold. Its seed is that of the sweep plus the number of its fold, as in a cross-validation, so the
+point and the seed identify it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gtvray.config import Config, SweepConfig
+from gtvray.data import CachedCase, Project
+from gtvray.training import check_plan
+from gtvray.tuning.result import TrialResult
+from gtvray.tuning.searchers.repeated import SEED, same_point
+from gtvray.tuning.space import Point, Space, check_corners
+
+
+@dataclass(frozen=True)
+class FoldCases:
+    """Prepared cases of a fold.
+
+    Attributes:
+        train: cases that its trials train on.
+        selection: cases that its trials are scored on.
+    """
+
+    train: list[CachedCase]
+    selection: list[CachedCase]
+
+
+def fold_cases(project: Project, sweep: SweepConfig, config: Config) -> tuple[FoldCases, ...]:
+    """Return the cases of each fold; without folds, the training and selection cases of the split.
+
+    Args:
+        project: the data.
+        sweep: settings of the sweep.
+        config: settings of all trials.
+
+    Raises:
+        DataError: fewer patients than folds.
+    """
+    if sweep.folds == 1:
+        return (FoldCases(project.train, project.selection),)
+    folds = project.folds(sweep.folds, config.split.seed)
+    prepared = {case.case_id: case for case in (*project.train, *project.selection)}
+    return tuple(
+        FoldCases([prepared[name] for name in folds.train(number)], [prepared[name] for name in of_fold])
+        for number, of_fold in enumerate(folds.validation)
+    )
+
+
+def check_folds(space: Space, config: Config, folds: Sequence[FoldCases]) -> Point:
+    """Check the training of every corner of the space on every fold; return the point of the first trial.
+
+    Raises:
+        ConfigError, DataError: the settings are inconsistent with each other or with the data.
+    """
+
+    def check(settings: Config) -> None:
+        for fold in folds:
+            check_plan(settings, fold.train, fold.selection)
+
+    return check_corners(space, config, check)
+
+
+def fold_number(config: Config, of_trial: Config, folds: Sequence[FoldCases]) -> int:
+    """Return the fold of a trial.
+
+    Args:
+        config: settings of all trials.
+        of_trial: settings of the trial.
+        folds: folds of the sweep.
+    """
+    return of_trial.training.seed - config.training.seed if len(folds) > 1 else 0
+
+
+def folds_of_point(trial: TrialResult, trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials of a trial's point, by fold; the trial alone if its point has no other."""
+    same = [each for each in trials if same_point(each.point, trial.point)]
+    return sorted(same, key=lambda each: int(each.point.get(SEED, 0)))
