@@ -14,6 +14,7 @@ import typer
 from gtvray import __version__
 from gtvray.cli import (
     config,
+    corrections,
     data,
     demo,
     doctor,
@@ -45,6 +46,7 @@ app.command("demo", cls=SettingsCommand)(demo.demo)
 app.command("doctor", cls=SettingsCommand)(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.add_typer(corrections.app, name="corrections")
 app.command("train", cls=SettingsCommand)(train.train)
 app.command("sweep", cls=SettingsCommand)(sweep.sweep)
 app.command("evaluate", cls=SettingsCommand)(evaluate.evaluate)

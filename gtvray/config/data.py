@@ -32,6 +32,12 @@ class SplitConfig(Section):
         "whose cases stay in one part; empty: patients.csv or patients.json of the dataset is used if present",
     )
 
+    corrections: bool = Field(
+        False,
+        description="train on the corrected masks of the workspace too (`gtvray corrections`); never on those of "
+        "selection and held-out cases",
+    )
+
     @model_validator(mode="after")
     def _leaves_training_cases(self) -> SplitConfig:
         if self.selection_share + self.held_out_share > 0.8:

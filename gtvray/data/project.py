@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gtvray.config import Config, SplitConfig
 from gtvray.data.cache.cases import CaseCache
 from gtvray.data.cache.prepared import CachedCase
 from gtvray.data.fingerprint import Fingerprint, digest_of, files_digest, fingerprint
+from gtvray.datasets.corrections import Correction, CorrectionStore, UsableCorrections
 from gtvray.datasets.folds import Folds, split_folds
 from gtvray.datasets.layouts.cases import Case, Dataset
 from gtvray.datasets.layouts.patients import Patients, find_patients
@@ -32,6 +33,7 @@ class Project:
         patients: the patient of each case, where known.
         split_file: the stored split.
         scans: case -> sha256 of its scan.
+        corrections: corrected masks among the training cases, by case.
     """
 
     dataset: Dataset
@@ -42,6 +44,7 @@ class Project:
     patients: Patients | None
     split_file: Path
     scans: Mapping[str, str]
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
 
     @property
     def held_out(self) -> tuple[Case, ...]:
@@ -52,10 +55,47 @@ class Project:
         """Describe the training data for a bundle; promotion compares the scans with its held-out ones.
 
         Returns:
-            the fingerprint, the data's licence, and the sha256 of each scan that was trained on or used for a choice.
+            the fingerprint, the data's licence, the sha256 of each scan that was trained on or used for a choice, and
+            the corrected masks among them.
         """
         used = sorted(self.scans[case.case_id] for case in (*self.train, *self.selection))
-        return {**self.fingerprint.as_dict(), "licence": self.dataset.licence, "scans": used}
+        found = {**self.fingerprint.as_dict(), "licence": self.dataset.licence, "scans": used}
+        corrected = [
+            {"case": case_id, **{key: getattr(each, key) for key in ("name", "reviewer", "source", "derived_from")}}
+            for case_id, each in self.corrections.items()
+        ]
+        return {**found, **({"corrections": corrected} if corrected else {})}
+
+    def with_corrections(self, usable: UsableCorrections, store: CorrectionStore, cache: CaseCache) -> Project:
+        """Add corrected masks to the training cases; split, fingerprint and held-out cases stay the same.
+
+        Args:
+            usable: corrections that may be trained on.
+            store: contains them.
+            cache: of the prepared cases.
+
+        Raises:
+            DataError: a correction is not usable.
+        """
+        replaced = {
+            case_id: replace(store.case(each), case_id=case_id, image=self.dataset.subset((case_id,))[0].image)
+            for case_id, each in usable.replaced.items()
+        }
+        added = [store.case(each) for each in usable.added]
+        prepared = {case.case_id: cache.prepare(case) for case in (*replaced.values(), *added)}
+        names = tuple(case.case_id for case in added)
+        return replace(
+            self,
+            dataset=replace(
+                self.dataset,
+                cases=(*(replaced.get(case.case_id, case) for case in self.dataset.cases), *added),
+            ),
+            split=replace(self.split, train=(*self.split.train, *names)),
+            train=[prepared.get(case.case_id, case) for case in self.train] + [prepared[name] for name in names],
+            scans={**self.scans, **{name: each.meta["image_sha256"] for name, each in prepared.items()}},
+            patients=None if self.patients is None else self.patients.including(names),
+            corrections={**usable.replaced, **{each.name: each for each in usable.added}},
+        )
 
     def folds(self, count: int, seed: int) -> Folds:
         """Training and selection cases in folds for cross-validation; stored beside the split and reused.
@@ -63,7 +103,10 @@ class Project:
         Raises:
             DataError: as `split_folds`.
         """
-        stored = self.split_file.with_name(f"{self.split_file.stem}-folds-{count}-{seed}.json")
+        # Corrected masks add cases and change tumour volumes, so their folds are others.
+        masks = "".join(sorted(each.label_sha256 for each in self.corrections.values()))
+        suffix = f"-{hashlib.sha256(masks.encode()).hexdigest()[:8]}" if masks else ""
+        stored = self.split_file.with_name(f"{self.split_file.stem}-folds-{count}-{seed}{suffix}.json")
         if stored.exists():
             return Folds.load(stored)[0]
         tumour_ml = {case.case_id: float(case.meta["tumour_ml"]) for case in (*self.train, *self.selection)}
@@ -137,4 +180,5 @@ def _with_patients(digest: str, patients: Patients | None) -> str:
 def _digest(config: SplitConfig) -> str:
     # Settings added later count only where they are used, so that older splits are found.
     later = {"patient_pattern"} & {name for name, value in config if not value}
-    return hashlib.sha256(config.model_dump_json(exclude=later).encode()).hexdigest()[:8]
+    # Corrected masks join the training cases of a split; they do not change it.
+    return hashlib.sha256(config.model_dump_json(exclude={*later, "corrections"}).encode()).hexdigest()[:8]

@@ -2,6 +2,10 @@ from .checks.findings import KINDS as KINDS
 from .checks.findings import Finding as Finding
 from .checks.run import check_dataset as check_dataset
 from .checks.run import require_sound as require_sound
+from .corrections import Correction as Correction
+from .corrections import CorrectionStore as CorrectionStore
+from .corrections import Review as Review
+from .corrections import UsableCorrections as UsableCorrections
 from .description.card import parse_card as parse_card
 from .description.describe import describe_dataset as describe_dataset
 from .description.page import html_page as html_page

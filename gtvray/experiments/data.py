@@ -8,8 +8,10 @@ from pathlib import Path
 
 from gtvray import __version__
 from gtvray.config import Config
-from gtvray.data import Project, open_project
-from gtvray.datasets import Finding, index_dataset, require_sound
+from gtvray.data import CaseCache, Project, open_project
+from gtvray.datasets import CorrectionStore, Finding, index_dataset, require_sound
+from gtvray.datasets.checks.findings import finding
+from gtvray.errors import DataError
 from gtvray.io import Workspace
 from gtvray.runtime import ProgressReporter
 
@@ -47,7 +49,26 @@ def open_data(
     before_preparing()
     show.begin("prepare", f"preparing {dataset.title}")
     project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
+    if config.split.corrections:
+        project, kept_apart = _with_corrections(project, config, workspace)
+        warnings += kept_apart
     return project, warnings
+
+
+def _with_corrections(project: Project, config: Config, workspace: Workspace) -> tuple[Project, list[Finding]]:
+    store = CorrectionStore(workspace.corrections)
+    usable = store.usable(project.dataset, project.split, project.patients)
+    if not (usable.replaced or usable.added):
+        raise DataError(
+            "there is no corrected mask to train on",
+            where=workspace.corrections,
+            expected="a correction of a training case or of a further scan",
+            found="; ".join(f"{name}: {reason}" for name, reason in usable.refused.items()) or "none",
+            do="add one with `gtvray corrections add`, or leave out split.corrections",
+        )
+    cache = CaseCache(workspace.cache, config.preprocessing, config.cache)
+    findings = [finding("correction.kept_apart", name, reason) for name, reason in usable.refused.items()]
+    return project.with_corrections(usable, store, cache), findings
 
 
 def versions() -> dict[str, str]:

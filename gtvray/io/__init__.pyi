@@ -23,6 +23,7 @@ from .location import adopted_location as adopted_location
 from .location import current_location as current_location
 from .location import require_no_original as require_no_original
 from .location import same_folder as same_folder
+from .locks import exclusive_lock as exclusive_lock
 from .locks import flock as flock
 from .marks import has_mark as has_mark
 from .marks import is_own_file as is_own_file

@@ -80,6 +80,11 @@ class Workspace:
         return self.golden / digest[:16]
 
     @property
+    def corrections(self) -> Path:
+        """Corrected masks with their scans."""
+        return self.root / "corrections"
+
+    @property
     def reports(self) -> Path:
         """Reports."""
         return self.root / "reports"

@@ -80,8 +80,16 @@ def _data(bundle: Bundle) -> Iterator[tuple[str, object]]:
     yield "fingerprint", data.get("digest")
     yield "licence", data.get("licence", "not stated")
     yield "cases", data.get("cases")
+    yield "corrected masks", _corrections(data)
     yield "median spacing (mm)", data.get("spacing_mm")
     yield "median tumour volume (ml)", data.get("tumour_ml")
+
+
+def _corrections(data: dict[str, Any]) -> str:
+    found = data.get("corrections", [])
+    reviewers = ", ".join(sorted({each["reviewer"] for each in found}))
+    derived = sum(each["derived_from"] is not None for each in found)
+    return f"{len(found)}, of which {derived} derived from a model's mask; reviewed by {reviewers}" if found else "none"
 
 
 def _scores(summary: dict[str, Any]) -> Iterator[tuple[str, object, object, object, object]]:

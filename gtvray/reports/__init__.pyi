@@ -1,5 +1,8 @@
 from .overlay import render_overlay as render_overlay
 from .recording import record_report as record_report
+from .review import VALUE_OF_ORDER as VALUE_OF_ORDER
+from .review import ReviewCase as ReviewCase
+from .review import review_order as review_order
 from .study import Study as Study
 from .study import check_study as check_study
 from .tables import case_table as case_table

@@ -50,6 +50,11 @@ KINDS: dict[str, Kind] = {
         "most of the tumour is outside the body",
         "check whether the mask is flipped, shifted or that of another case",
     ),
+    "correction.kept_apart": Kind(
+        "warning",
+        "a corrected mask belongs to a selection or held-out case",
+        "none: it is not trained on; to train on it, change the split before any model is scored",
+    ),
     "scan.alike": Kind(
         "warning",
         "two scans look like copies: resampled, cropped, mirrored or with noise",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Patients:
     def grouping(self) -> str:
         """Description of a split by these patients."""
         return f"by patient, from {self.source}"
+
+    def including(self, case_ids: Iterable[str]) -> Patients:
+        """Return these with further cases, each of a patient of its own."""
+        return Patients({**self.of_case, **{name: f"case {name}" for name in case_ids}}, self.source)
 
     @property
     def shared(self) -> list[list[str]]:
