@@ -35,7 +35,6 @@ class Sweep:
     ) -> None:
         self.cluster, self.client, self.config, self.cases, self.folder = cluster, client, config, cases, folder
         self.recorder = RunRecorder(client, folder.name, "sweep", folder / "spool.jsonl", folder / "artifacts")
-        self.folds = [FoldCases(cases[:4], cases[4:])]
         self.statuses: list[SweepStatus] = []
 
     def run(self, config: Config | None = None, **sweep: Any) -> SweepResult:
@@ -43,7 +42,7 @@ class Sweep:
             return run_sweep(
                 SweepConfig.model_validate({"space": SPACE, **sweep}),
                 config or self.config,
-                self.folds,
+                [FoldCases(self.cases[:4], self.cases[4:])],
                 cluster=self.cluster,
                 recorder=self.recorder,
                 folder=self.folder,
