@@ -20,6 +20,7 @@ from .registry import open_registry as open_registry
 from .serving import Endpoint as Endpoint
 from .versions import VersionDetails as VersionDetails
 from .versions import diff_versions as diff_versions
+from .versions import export_monai as export_monai
 from .versions import export_version as export_version
 from .versions import import_version as import_version
 from .versions import show_version as show_version

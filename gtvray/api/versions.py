@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gtvray import NOTICE
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.registry import find_bundle, open_decisions, open_registry
 from gtvray.config import flatten
@@ -133,6 +134,41 @@ def export_version(
                 record.mkdir(parents=True)
                 log.download_record(decision, record)
     return target
+
+
+def export_monai(
+    model: str, folder: PathLike, *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
+) -> Path:
+    """Write a registered version in MONAI's bundle format.
+
+    Args, Returns, Raises:
+        as `export_version`.
+    """
+    from gtvray.inference.monai_bundle import write_monai_bundle
+
+    folders, target = as_workspace(workspace), Path(folder)
+    check_outputs([target], folders=[target])
+    details = _details(model, folders, open_registry(folders, config), open_decisions(folders, config))
+    write_monai_bundle(details.bundle, target, _summary(details))
+    return target
+
+
+def _summary(details: VersionDetails) -> str:
+    """Describe a version in Markdown, for readers of a MONAI bundle."""
+    bundle, last = details.bundle, details.decisions[-1] if details.decisions else None
+    data: Mapping[str, Any] = bundle.info.get("training_data", {})
+    decision = f"{last.kind} by {last.by}, {last.at}: {last.reason}" if last is not None else "never decided on"
+    lines = [
+        f"# gtvray model {bundle.digest[:12]}",
+        NOTICE,
+        f"Version {details.version.version} of the registry; last decision: {decision}.",
+        f"Trained on {data.get('cases')} cases; licence of the data: {data.get('licence', 'not stated')}.",
+        "Masks equal to those of `gtvray predict` (requires gtvray):",
+        "```sh\npython -m monai.bundle run --bundle_root . --config_file configs/inference.json "
+        "--meta_file configs/metadata.json --dataset_dir SCANS --output_dir MASKS\n```",
+        "`models/model.pt` has the weights of the network alone, for other pipelines; their masks were not evaluated.",
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def import_version(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -121,19 +121,24 @@ def diff(
 def export(
     model: VersionArgument,
     folder: Annotated[Path, typer.Argument(help="New folder for bundle, golden cases and decision records.")],
+    form: Annotated[
+        Literal["gtvray", "monai"],
+        typer.Option("--format", help="gtvray: another site can serve or import it; monai: MONAI's bundle format."),
+    ] = "gtvray",
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version to a folder that another site can serve or import.
+    """Write a version to a folder that another site can serve or import, or in MONAI's bundle format.
 
     Example: gtvray models export champion site-b
     """
-    from gtvray.api import export_version
+    from gtvray.api import export_monai, export_version
     from gtvray.config import load_config
 
-    target = export_version(model, folder, workspace=workspace, config=load_config(config, override or []))
+    write = export_monai if form == "monai" else export_version
+    target = write(model, folder, workspace=workspace, config=load_config(config, override or []))
     emit({"folder": str(target)}, as_json, f"exported to {target}")
 
 

@@ -103,3 +103,13 @@ def test_import_of_a_changed_export_is_refused(site: Promotions, tmp_path: Path)
     (exported / "bundle" / "bundle.json").write_text("{}")
     with pytest.raises(BundleError):
         import_version(exported, workspace=tmp_path / "elsewhere")
+
+
+def test_version_is_exported_in_monais_format_with_its_last_decision(site: Promotions, tmp_path: Path) -> None:
+    call(site, "export", "champion", tmp_path / "gtv", "--format", "monai")
+    card = (tmp_path / "gtv" / "docs" / "README.md").read_text()
+    assert "promoted by Ada" in card
+    assert "clinician" in card
+    assert {path.name for path in (tmp_path / "gtv" / "configs").iterdir()} == {"metadata.json", "inference.json"}
+    with pytest.raises(InputError):
+        call(site, "export", "champion", tmp_path / "gtv", "--format", "monai")
