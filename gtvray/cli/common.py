@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,6 +22,7 @@ WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for a
 WORKSPACE = Path("gtvray-runs")
 # Without a terminal, progress within a stage is a line at most this often.
 _LINE_EVERY_S = 10.0
+_FAILED = 1
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 
@@ -162,6 +164,34 @@ class Progress:
 def take_sigterm() -> None:
     """Handle SIGTERM like Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
+
+
+@contextmanager
+def ended_by_second_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
+    """Within the block, the first Ctrl-C or SIGTERM is raised and a further one ends the process at once.
+
+    Nothing is lost by it: what was recorded is on disk, and Ray ends the workers of a process that is gone.
+
+    Args:
+        last_words: returns what to print then.
+    """
+    interrupted = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            # Not through streams, in whose middle the signal may have come.
+            os.write(2, f"\nerror: interrupted twice, ended at once\n{last_words()}".encode())
+            os._exit(_FAILED)
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:

@@ -18,6 +18,7 @@ from gtvray.cli.common import (
     SetOption,
     WorkspaceOption,
     emit,
+    ended_by_second_interrupt,
     shell_command,
 )
 from gtvray.cli.sweep_result import sweep_result, sweep_text
@@ -78,7 +79,7 @@ def sweep(
     assert data is not None
     session = _Session(space, data, workspace, config, override or [], address, budget)
     try:
-        with progress.live():
+        with ended_by_second_interrupt(session.resume_hint), progress.live():
             run = api.sweep(
                 spec,
                 data,
@@ -153,8 +154,11 @@ class _Session:
 
     def stop(self) -> None:
         """Print them again, below everything else, if the sweep has started."""
-        if self.name is not None:
-            sys.stderr.write(f"sweep {self.name} is not finished\nresume it: {self.command}\n")
+        sys.stderr.write(self.resume_hint())
+
+    def resume_hint(self) -> str:
+        """Return how to continue the sweep; empty before it has started."""
+        return "" if self.name is None else f"sweep {self.name} is not finished\nresume it: {self.command}\n"
 
 
 def seconds_of(text: str) -> float:

@@ -19,6 +19,7 @@ from gtvray.cli.common import (
     SetOption,
     WorkspaceOption,
     emit,
+    ended_by_second_interrupt,
     shell_command,
     table,
 )
@@ -60,7 +61,7 @@ def train(
     _require_consistent(resume, data, config, override, fold)
     settings = None if resume is not None else load_config(config, override or [])
     progress = FoldProgress(_STAGES, as_json)
-    with progress.live():
+    with ended_by_second_interrupt(lambda: ""), progress.live():
         outcome = api.train(
             data,
             config=settings,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,3 +127,43 @@ def _alive_on(cluster: Cluster) -> dict[str, str]:
     actors = {actor.actor_id: f"{actor.class_name} {actor.state}" for actor in list_actors() if actor.state != "DEAD"}
     groups = {group.placement_group_id: group.name for group in list_placement_groups() if group.state != "REMOVED"}
     return actors | groups
+
+
+def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    """The first one is raised, and its clean-up would take a minute."""
+    program = (
+        "import sys, time\n"
+        "from gtvray.cli.common import ended_by_second_interrupt\n"
+        "with ended_by_second_interrupt(lambda: 'resume it: gtvray ...'):\n"
+        "    try:\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('cleaning', flush=True); time.sleep(60)\n"
+        "print('not reached')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "cleaning\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (1, "")
+    assert errors.splitlines()[-1] == "resume it: gtvray ..."
+
+
+@pytest.mark.slow
+def test_sweep_interrupted_twice_leaves_nothing_and_is_resumed(one_trial: Path, phantoms: Path, tmp_path: Path) -> None:
+    words = ["sweep", one_trial, "--data", phantoms, "--workspace", tmp_path]
+    sweep = Running(*words)
+    name = sweep.wait_for("resume it: ").partition("sweep ")[2].split()[0]
+    sweep.wait_for("trial 1/1")
+    sweep.interrupt()
+    sweep.interrupt()
+    finished = sweep.end(within_s=30)
+    assert finished.code == 1
+    assert f"--resume {name}" in finished.stderr
+    assert sweep.strays(KILLED_GONE_S) == []
+    assert run(*words, "--resume", name).code == 0
