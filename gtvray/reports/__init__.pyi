@@ -9,4 +9,5 @@ from .tables import case_table as case_table
 from .tables import difference_table as difference_table
 from .tables import ranking_table as ranking_table
 from .tables import scores_table as scores_table
+from .trials import WORST_CASES as WORST_CASES
 from .trials import write_trials_page as write_trials_page

@@ -16,6 +16,7 @@ from gtvray.tracking import QUEUE_FILE, Refused, Trial, read_rejections, read_tr
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
 
 PAGE = "trials.html"
+WORST_CASES = "worst.json"
 STATES = (COMPLETED, STOPPED, OUT_OF_BUDGET, FAILED, RUNNING, PLANNED)
 
 
@@ -41,8 +42,9 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         folder: the sweep's folder, for what is known at its end.
     """
     with_epochs = [trial for trial in trials if trial.curve("selection_dsc")]
-    # As in the ranking of the sweep, a failed trial is behind all others.
-    trained = sorted(with_epochs, key=lambda each: (each.state == FAILED, -best_dsc(each)))
+    # The ranking of a sweep that has ended also knows folds, repeats and damaged checkpoints.
+    winner = _read(folder, "result.json").get("best")
+    trained = sorted(with_epochs, key=lambda each: (each.trial_id != winner, each.state == FAILED, -best_dsc(each)))
     untrained = [trial for trial in trials if not trial.curve("selection_dsc")]
     keys = searched_keys(trials)
     facts: list[tuple[str, object]] = [
@@ -65,6 +67,7 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         refused=Table(("trial", "entries", "reason"), [(each.trial, each.entries, each.reason) for each in refused]),
         confirmation=_read(folder, "confirmation.json"),
         front=_front_table(_read(folder, "front.json")),
+        worst=list(_worst_pictures(folder)),
         importances=_importance_table(_read(folder, "importances.json")),
         command=_command(trained[0], _read(folder, "sweep.json")) if trained else "",
     )
@@ -73,6 +76,13 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
 def _read(folder: Path | None, name: str) -> dict[str, Any]:
     """Read a file of the sweep's folder that is there once the sweep has ended."""
     return dict(read_json(folder / name)) if folder is not None and (folder / name).exists() else {}
+
+
+def _worst_pictures(folder: Path | None) -> Iterator[Picture]:
+    for row in _read(folder, WORST_CASES).get("cases", []):
+        path = Path(str(folder)) / row["picture"]
+        caption = f"case {row['case']}: DSC {row['dsc']:.3f}; reference green, prediction red"
+        yield Picture(path.read_bytes(), "png", caption, caption)
 
 
 def _importance_table(stored: Mapping[str, Any]) -> Table:

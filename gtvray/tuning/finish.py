@@ -16,6 +16,7 @@ from gtvray.tracking import RunRecorder
 from gtvray.tuning.confirm import FEWEST_CASES, Confirmation, compare_dsc, held_out_dsc, undecided
 from gtvray.tuning.export import Exporter
 from gtvray.tuning.folds import FoldCases, folds_of_point
+from gtvray.tuning.overlays import draw_worst
 from gtvray.tuning.pareto import pareto_front
 from gtvray.tuning.result import SweepResult, remove_losers
 from gtvray.tuning.resume import read_result
@@ -78,6 +79,14 @@ class SweepEnd:
         if self.confirmation.verdict in ("not better", "worse"):
             default = next(trial for trial in self.result.trials if trial.origin == "default")
             self._exporter.export(default, default_bundle)
+
+    def draw_worst(self, bundle: Bundle) -> None:
+        """Draw the worst selection cases of the best trial.
+
+        Not with folds: each of these cases was trained on by other networks of the bundle.
+        """
+        if len(self.folds) == 1:
+            draw_worst(self.result, bundle, self.project.dataset, self.folds[0], self.folder)
 
     def export_front(self, sweep: SweepConfig) -> None:
         """With several objectives, store the Pareto front and write a bundle of each of its trials."""

@@ -268,6 +268,7 @@ class SweepJob:
         unfinished = unfinished_trials({trial.trial_id: trial for trial in result.ended}, unlimited, 0)
         bundle, run_id = end.export()
         end.confirm(bundle, self._default_bundle)
+        end.draw_worst(bundle)
         end.export_front(self.sweep)
         end.measure_importances(self.sweep)
         end.describe(run_id)

@@ -139,3 +139,15 @@ def _page(folder: Path) -> str:
     path = write_trials_page(folder, NAME)
     assert path is not None
     return path.read_text()
+
+
+def test_winner_of_the_ranking_is_first_and_its_worst_cases_are_shown(folder: Path) -> None:
+    """With folds or repeats the winner need not have the highest single value."""
+    write_json(folder / "result.json", {"best": "a1"})
+    (folder / "worst-1.png").write_bytes(b"picture")
+    write_json(folder / "worst.json", {"trial": "a1", "cases": [{"case": "7", "dsc": 0.1, "picture": "worst-1.png"}]})
+    text = _page(folder)
+    page = assert_self_contained(text)
+    assert [row[0] for row in page.rows[1:3]] == ["a1", "b2"]
+    assert "case 7: DSC 0.100" in text
+    assert "data:image/png;base64,cGljdHVyZQ==" in text

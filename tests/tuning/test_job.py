@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from gtvray.config import Config, SweepConfig, load_config
 from gtvray.datasets import Ledger, write_phantoms
 from gtvray.errors import InputError, NotFoundError
-from gtvray.io import Workspace
+from gtvray.io import Workspace, read_json
 from gtvray.models import Bundle
 from gtvray.runtime import SILENT, Cluster
 from gtvray.tracking import read_trials
@@ -111,6 +111,12 @@ def test_the_best_is_compared_with_the_default_settings_and_a_finished_sweep_sta
     assert outcome.front is not None
     for name in outcome.front.trials:
         assert (Workspace(workspace).bundles / f"one-{name}").is_dir()
+    worst = read_json(first.folder / "worst.json")
+    assert worst["trial"] == outcome.result.best.trial_id
+    assert {row["case"] for row in worst["cases"]} <= set(project.split.selection)
+    assert [row["dsc"] for row in worst["cases"]] == sorted(row["dsc"] for row in worst["cases"])
+    assert outcome.page is not None
+    assert all(f"case {row['case']}: DSC" in outcome.page.read_text() for row in worst["cases"])
     stored = read_result(first.folder)
     assert stored is not None
     assert stored.complete
