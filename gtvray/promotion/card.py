@@ -72,6 +72,7 @@ def _model(bundle: Bundle) -> Iterator[tuple[str, object]]:
     yield "localised by", bundle.locator.digest if bundle.locator is not None else None
     yield "derived from", bundle.info.get("derived_from")
     yield "MLflow run", bundle.info.get("mlflow_run")
+    yield "MLflow run of the sweep", bundle.info.get("sweep_run")
     yield "gtvray", __version__
 
 

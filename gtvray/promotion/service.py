@@ -125,6 +125,7 @@ def _register(
         "gtvray.version": __version__,
         "gtvray.data": str(data.get("digest", "")),
         "gtvray.licence": str(data.get("licence", "not stated")),
+        "gtvray.sweep_run": str(bundle.info.get("sweep_run", "")),
         "gtvray.rule": judgement.rule,
         "gtvray.overridden": str(judgement.overridden).lower(),
     }

@@ -66,6 +66,7 @@ class Exporter:
             "training_data": self.project.provenance(),
             "domain": domain_ranges(self.project.train),
             "mlflow_run": run_id,
+            "sweep_run": self.recorder.run_id,
             "config": flatten(configs[0]),
         }
         # Scoring two checkpoints on all selection cases needs the resources of a worker, not of the driver.
