@@ -170,6 +170,8 @@ def _require_consistent_folds(sweep: SweepConfig, path: Path) -> None:
     others = {
         f"scheduler.kind: {sweep.scheduler.kind}": sweep.scheduler.kind != "none",
         f"repeats: {sweep.repeats}": sweep.repeats > 1,
+        f"target: {sweep.target}": sweep.target is not None,
+        f"plateau: {sweep.plateau}": sweep.plateau is not None,
         f"objectives: {', '.join(sweep.objectives)}": len(sweep.objectives) > 1,
     }
     found = [text for text, present in others.items() if present]
@@ -177,7 +179,7 @@ def _require_consistent_folds(sweep: SweepConfig, path: Path) -> None:
         raise ConfigError(
             "folds decide which points continue",
             where=path,
-            expected="scheduler.kind: none, and neither repeats nor several objectives",
+            expected="scheduler.kind: none, and neither repeats, target, plateau nor several objectives",
             found="; ".join(found),
             do="set folds: 1, or remove the others",
         )

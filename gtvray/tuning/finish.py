@@ -21,6 +21,7 @@ from gtvray.tuning.pareto import pareto_front
 from gtvray.tuning.result import SweepResult, remove_losers
 from gtvray.tuning.resume import read_result
 from gtvray.tuning.searchers.optuna import importances
+from gtvray.tuning.searchers.repeated import as_points
 from gtvray.tuning.space import Space
 
 IMPORTANCES = "importances.json"
@@ -104,7 +105,7 @@ class SweepEnd:
 
     def measure_importances(self, sweep: SweepConfig) -> None:
         """Store how much each setting matters for the DSC of the completed trials."""
-        found, trials = importances(sweep, Space(sweep.space, self.result.config), self.result.ended)
+        found, trials = importances(sweep, Space(sweep.space, self.result.config), as_points(self.result.ended, sweep))
         write_json(self.folder / IMPORTANCES, {"trials": trials, "importances": found})
 
     def describe(self, run_id: str) -> None:

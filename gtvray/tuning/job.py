@@ -130,7 +130,9 @@ class SweepJob:
         from gtvray.tuning.warm_start import earlier_trials
 
         space = self._space
-        self.earlier = earlier_trials(self.workspace.sweeps, self.sweep.warm_start, space, project.fingerprint.digest)
+        self.earlier = earlier_trials(
+            self.workspace.sweeps, self.sweep.warm_start, space, project.fingerprint.digest, self.sweep.folds
+        )
         return check_folds(space, space.config, fold_cases(project, self.sweep, space.config))
 
     @property

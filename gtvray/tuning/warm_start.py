@@ -25,7 +25,7 @@ _INCIDENTAL = (
 )
 
 
-def earlier_trials(sweeps: Path, names: Sequence[str], space: Space, fingerprint: str) -> list[Trial]:
+def earlier_trials(sweeps: Path, names: Sequence[str], space: Space, fingerprint: str, folds: int = 1) -> list[Trial]:
     """Return the completed trials of earlier sweeps that could be trials of this one.
 
     A trial is one if all its settings outside the space are those of this sweep.
@@ -35,6 +35,7 @@ def earlier_trials(sweeps: Path, names: Sequence[str], space: Space, fingerprint
         names: names of the earlier ones.
         space: search space of this sweep.
         fingerprint: digest of its data.
+        folds: its number of folds; trials of a sweep with another number trained on other cases.
 
     Raises:
         NotFoundError: there is no such sweep.
@@ -55,13 +56,15 @@ def earlier_trials(sweeps: Path, names: Sequence[str], space: Space, fingerprint
                 do="take it out of warm_start: what suits other data says little about these",
             )
         base = {**request["config"], **request["sweep"]["base"]}
-        usable = [_moved(trial, name, base, space) for trial in read_trials(folder) if trial.state == COMPLETED]
+        completed = [trial for trial in read_trials(folder) if trial.state == COMPLETED]
+        comparable = request["sweep"].get("folds", 1) == folds
+        usable = [_moved(trial, name, base, space) if comparable else None for trial in completed]
         kept = [trial for trial in usable if trial is not None]
         if not kept:
             raise InputError(
                 "no trial of an earlier sweep could be one of this sweep",
                 where=f"warm_start, {name}",
-                expected="completed trials with the same settings outside the space, and values within it",
+                expected="completed trials with the same folds and settings outside the space, and values within it",
                 found=f"{len(usable)} completed trials",
                 do="take it out of warm_start, or give this sweep its base and a space that contains its",
             )

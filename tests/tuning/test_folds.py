@@ -12,18 +12,20 @@ from mlflow.tracking import MlflowClient
 
 from gtvray.config import Config, SweepConfig, load_config, load_sweep
 from gtvray.datasets import index_dataset
-from gtvray.errors import ConfigError
+from gtvray.errors import ConfigError, InputError
 from gtvray.inference import Predictor
 from gtvray.io import Workspace, read_volume
 from gtvray.runtime import SILENT, Cluster
-from gtvray.tracking import read_trials
+from gtvray.tracking import TrialRecord, read_trials
 from gtvray.tracking.trials import COMPLETED, RUNNING, STOPPED, Trial
 from gtvray.tuning import SweepJob
+from gtvray.tuning.resume import remember_sweep
 from gtvray.tuning.searchers.base import WaitForTrial
 from gtvray.tuning.searchers.racing import FoldRacing, best_group, is_worse
 from gtvray.tuning.searchers.registry import build_searcher
-from gtvray.tuning.searchers.repeated import by_point
+from gtvray.tuning.searchers.repeated import as_points, by_point
 from gtvray.tuning.space import Space
+from gtvray.tuning.warm_start import earlier_trials
 
 from ..stores import copied_workspace
 
@@ -116,6 +118,8 @@ def test_what_a_running_trial_may_earn_is_waited_for_and_a_stopped_one_earns_not
     [
         {"scheduler": {"kind": "asha"}},
         {"repeats": 2},
+        {"target": 0.9},
+        {"plateau": 3},
         {"objectives": {"dsc": "max", "peak_mb": "min"}},
         {"space": {"training.seed": {"choice": [0, 1]}}},
     ],
@@ -125,6 +129,35 @@ def test_what_does_not_go_with_folds_is_refused(others: dict[str, Any], tmp_path
     path.write_text(yaml.safe_dump({"space": CHOICES, "scheduler": {"kind": "none"}, "folds": 3} | others))
     with pytest.raises(ConfigError, match="folds"):
         load_sweep(path)
+
+
+def test_importances_rest_on_one_trial_a_point() -> None:
+    """Every point is in the record once per fold, or once per seed."""
+    folds = race(sweep())
+    assert [trial.settings for trial in as_points(folds, sweep())] == [{"optimizer.lr": rate} for rate in QUALITY]
+    assert [trial.epochs for trial in as_points(folds, sweep())] == [group[0].epochs for group in by_point(folds)]
+    repeats = sweep(folds=1, repeats=2)
+    seeds = [trained(number, {"optimizer.lr": 0.01, SEED: number}) for number in range(2)]
+    (mean,) = as_points(seeds, repeats)
+    assert mean.epochs[2]["selection_dsc"] == pytest.approx(np.mean([t.epochs[2]["selection_dsc"] for t in seeds]))
+    assert as_points(folds, sweep(folds=1)) == folds
+
+
+@pytest.mark.parametrize(("folds", "usable"), [(3, True), (1, False), (4, False)])
+def test_a_sweep_with_other_folds_is_no_start(folds: int, usable: bool, tmp_path: Path) -> None:
+    remember_sweep(tmp_path / "first", sweep(), Config(), "d1")
+    record = TrialRecord(tmp_path / "first")
+    for trial in race(sweep(trials=2)):
+        record.plan(trial.trial_id, trial.settings, trial.origin)
+        record.epoch(trial.trial_id, 1, trial.epochs[2])
+        record.end(trial.trial_id, COMPLETED)
+    space = Space(sweep().space, Config())
+    if usable:
+        (found,) = earlier_trials(tmp_path, ["first"], space, "d1", folds)
+        assert found.settings == {"optimizer.lr": 0.002}
+    else:
+        with pytest.raises(InputError, match="could be one of this sweep"):
+            earlier_trials(tmp_path, ["first"], space, "d1", folds)
 
 
 @pytest.mark.ray

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, cast
 
+from gtvray.config import SweepConfig
 from gtvray.tracking.trials import COMPLETED, FAILED, STOPPED, Origin, Trial
 from gtvray.tuning.searchers.base import Proposal, Searcher
 
@@ -45,6 +46,16 @@ def by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
         else:
             group.append(trial)
     return groups
+
+
+def as_points(trials: Sequence[Trial], sweep: SweepConfig) -> list[Trial]:
+    """Return one trial a point: with repeats the mean over seeds, with folds the first one.
+
+    Means over different numbers of folds could not be compared.
+    """
+    if sweep.repeats > 1:
+        return [_mean(group) for group in by_point(trials)]
+    return [without_seed(group[0]) for group in by_point(trials)] if sweep.folds > 1 else list(trials)
 
 
 def without_seed(trial: Trial) -> Trial:
