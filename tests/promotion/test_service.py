@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,29 @@ def test_repeated_rollback_leads_down_the_history(promotions: Promotions) -> Non
     assert promotions.changes[3:] == [("rolled_back", "3", "2"), ("rolled_back", "2", "1")]
     assert promotions.promote(3) == "4"
     assert promotions.rollback() == "1", "versions that were rolled back are not in the history"
+
+
+def test_clock_that_is_set_back_changes_no_order(
+    promotions: Promotions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of the clock is a minute before the one before, in MLflow as well."""
+    promotions.promote(0)
+    times = (1_700_000_000.0 - 60 * number for number in itertools.count())
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    assert promotions.promote(1) == "2" == promotions.champion
+    assert promotions.promote(2) == "3" == promotions.champion
+    assert promotions.rollback() == "2"
+    assert promotions.rollback() == "1"
+    monkeypatch.undo()
+    assert promotions.changes == [
+        ("promoted", None, "1"),
+        ("promoted", "1", "2"),
+        ("promoted", "2", "3"),
+        ("rolled_back", "3", "2"),
+        ("rolled_back", "2", "1"),
+    ]
+    other = DecisionLog(promotions.client, promotions.name, tmp_path / "other", "Eve")
+    assert require_champion(promotions.registry, other) == promotions.registry.champion()
 
 
 def test_promoting_the_champion_again_keeps_its_predecessor(promotions: Promotions) -> None:
