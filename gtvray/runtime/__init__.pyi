@@ -27,6 +27,8 @@ from .proxies import without_credentials as without_credentials
 from .resources import Needs as Needs
 from .resources import Node as Node
 from .resources import ResourcePlan as ResourcePlan
+from .resources import count_fitting as count_fitting
+from .resources import nodes_text as nodes_text
 from .resources import plan_trials as plan_trials
 from .resources import worker_needs as worker_needs
 from .temporary import no_temp_folder as no_temp_folder
