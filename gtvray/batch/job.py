@@ -12,13 +12,15 @@ from typing import Any
 from gtvray.batch.files import PredictFiles
 from gtvray.batch.record import BatchRecord, Making
 from gtvray.batch.steps import Result, Scan
-from gtvray.errors import GtvrayError, InputError
+from gtvray.errors import GtvrayError, InputError, ResourceError
 from gtvray.io import remove_partial, require_distinct
 from gtvray.runtime import SILENT, ProgressReporter
 
 # Digests of files are computed without Python's lock.
 _READERS = 4
 _MOST_NAMED = 3
+# A full disk fails every scan alike: computing thousands of masks that cannot be written helps nobody.
+_MOST_RESOURCE_ERRORS = 3
 
 Executor = Callable[[list[Scan], Callable[[Scan], None], Callable[[Result], None]], None]
 
@@ -132,10 +134,14 @@ class BatchJob:
             kept: from `left`.
             making: what masks are made with.
             execute: predicts scans; calls back before a scan is given out, and with its result.
+
+        Raises:
+            ResourceError: several scans in a row failed for want of a resource, such as disk space.
         """
         record = self._record
         rows = {scan.name: record.row(scan) for scan in kept} if record is not None else {}
         errors: list[GtvrayError] = []
+        in_a_row = 0
 
         def started(scan: Scan) -> None:
             if record is not None:
@@ -144,6 +150,7 @@ class BatchJob:
                 record.start(scan)
 
         def ended(result: Result) -> None:
+            nonlocal in_a_row
             if record is not None:
                 record.end(result, making)
             rows[result.scan] = result.row
@@ -152,6 +159,9 @@ class BatchJob:
             done = len(rows) - len(kept)
             detail = f"{done} of {len(todo)} scans" + (f", {len(errors)} failed" if errors else "")
             self._show.advance(done, len(todo), detail)
+            in_a_row = in_a_row + 1 if isinstance(result.error, ResourceError) else 0
+            if result.error is not None and in_a_row >= _MOST_RESOURCE_ERRORS:
+                raise result.error
 
         if todo:
             execute(todo, started, ended)

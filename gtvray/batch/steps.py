@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtvray.errors import BundleError, FailureError, GtvrayError
+from gtvray.errors import BundleError, FailureError, GtvrayError, ResourceError
 from gtvray.failpoints import failpoint
 from gtvray.inference import LocalCases
 from gtvray.io import read_volume_header, sha256_of
@@ -176,6 +177,8 @@ def _as_failure(scan: Scan) -> Iterator[None]:
     except GtvrayError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError("the disk is full", where=scan.mask.parent, do="free some disk space") from error
         if os.environ.get("GTVRAY_DEBUG"):
             raise
         lines = str(error).strip().splitlines() or [""]

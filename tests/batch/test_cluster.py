@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -82,3 +86,14 @@ def test_an_ended_driver_leaves_what_the_next_continues(
     assert len(finished.json()["masks"]) == 60
     assert all(times(masks)[f"{name}.nii.gz"] == at[f"{name}.nii.gz"] for name in before)
     assert partial_files(masks) == []
+
+
+@pytest.mark.timeout(240)
+def test_what_is_lost_with_a_node_is_predicted_elsewhere(tmp_path: Path) -> None:
+    """Two nodes are lost, one after the other; no scan is suspected for it, and none is missing."""
+    script = str(Path(__file__).with_name("lost_nodes.py"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, script, str(tmp_path)], env=environment, timeout=220, check=True)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["lost"] == 2
+    assert sorted(found["rows"]) == sorted([f"s{number}", True] for number in range(40))

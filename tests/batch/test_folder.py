@@ -102,6 +102,20 @@ def test_bad_scan_and_unexpected_error_do_not_stop_the_others(scans: Path, bundl
     assert (again.kept, again.errors) == (2, [])
 
 
+def test_a_full_disk_ends_the_run(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    # Counted down in this order: an entry that acts ends the pass.
+    arm(",".join(f"batch.before_mask:{count}=enospc" for count in (3, 2, 1)))
+    try:
+        with pytest.raises(ResourceError, match="the disk is full"):
+            predict(scans, bundle)
+    finally:
+        arm("")
+    states = [line["state"] for line in read_json_lines(tmp_path / "masks" / RECORD)[1:]]
+    assert states.count("failed") == 3
+    assert partial_files(tmp_path / "masks") == []
+    assert predict(scans, bundle).errors == []
+
+
 def test_foreign_record_and_second_writer_are_refused(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
     record = tmp_path / "masks" / RECORD
     record.parent.mkdir()
