@@ -1,3 +1,4 @@
+from .batch import predict_folder as predict_folder
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .evaluation import send_report as send_report

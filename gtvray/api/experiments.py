@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_
 from gtvray.config import SweepConfig, load_sweep
 from gtvray.errors import InputError
 from gtvray.io import Workspace
-from gtvray.runtime import SILENT, ProgressReporter, connect
+from gtvray.runtime import SILENT, ProgressReporter, connect, given_run_id, new_run_id
 
 if TYPE_CHECKING:
     from gtvray.crossval import FoldStatus, TrainOutcome
@@ -83,7 +81,7 @@ def train(
         if request is None:
             job = TrainJob.resumed(run, folders, show, on_folds)
         else:
-            job = TrainJob(request, folders, run, show, on_folds)
+            job = TrainJob.started(request, folders, run, show, on_folds)
         project, planned = job.open()
         on_plan(job.plan(project))
         show.begin("ray", "connecting to Ray")
@@ -181,7 +179,8 @@ def describe_sweep(
 
 
 def _run_name(base: str) -> str:
-    return f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    """Return the name of a run: a new one, or the same again whenever it is started with the same GTVRAY_RUN_ID."""
+    return f"{base}-{given_run_id() or new_run_id()}"
 
 
 def _short_name(file: Path) -> str:

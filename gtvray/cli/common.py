@@ -23,6 +23,8 @@ WORKSPACE = Path("gtvray-runs")
 # Without a terminal, progress within a stage is a line at most this often.
 _LINE_EVERY_S = 10.0
 _FAILED = 1
+# Work of many parts, such as thousands of scans, takes long to complete a share worth mentioning.
+_OBSERVED_S = 60.0
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 
@@ -151,10 +153,11 @@ class Progress:
             return self._waiting
         elapsed = time.monotonic() - self._began
         expected = self._expected_s.get(self._stage, 0.0)
-        if not expected and share <= 0.05:
-            return "time left not known yet"
         # Observed progress gives a better estimate than the expectation, once there is some.
-        present = elapsed * (1 - share) / share if share > 0.05 else max(0.0, expected - elapsed)
+        is_observed = share > 0.05 or (share > 0 and elapsed > _OBSERVED_S)
+        if not expected and not is_observed:
+            return "time left not known yet"
+        present = elapsed * (1 - share) / share if is_observed else max(0.0, expected - elapsed)
         later = list(self._expected_s)
         rest = later[later.index(self._stage) + 1 :] if self._stage in later else []
         seconds = present + sum(self._expected_s[name] for name in rest)

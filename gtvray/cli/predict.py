@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +24,7 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from gtvray.api import Model
-    from gtvray.cli.predict_files import PredictFiles
+    from gtvray.batch import PredictFiles
     from gtvray.errors import GtvrayError
     from gtvray.inference import SegmentedCase
 
@@ -62,7 +60,17 @@ def predict(
     ] = False,
     server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network, in each process.")] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Running Ray cluster, host:port or auto, to spread the scans over; by default none."),
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="On a cluster: GPUs of each process; by default 1 if there are any.")
+    ] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0.1, help="On a cluster: memory of each process; by default estimated.")
+    ] = None,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
@@ -71,53 +79,69 @@ def predict(
 ) -> None:
     """Segment the tumour in scans; each mask lies on its scan's own grid. A scan that fails does not stop the others.
 
+    In a folder, every result is recorded in predictions.jsonl: the same command continues after an interruption.
     Nothing is replaced but gtvray's own earlier outputs, and those only with --overwrite.
 
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
-    from gtvray.api import load_model
-    from gtvray.cli.predict_files import plan_files
+    from gtvray.api import predict_folder
+    from gtvray.batch import plan_files
     from gtvray.config import load_config
     from gtvray.errors import InputError
     from gtvray.io import Workspace
 
     folders = Workspace(workspace)
-    if server and exhaustive:
-        raise InputError(
-            "an endpoint uses the inference mode of its model", found="--server and --exhaustive", do="drop one"
-        )
-    if server and uncertainty:
-        raise InputError("an endpoint does not report uncertainty", found="--server and --uncertainty", do="drop one")
-    files = plan_files(
-        inputs,
-        out,
-        report=report,
-        uncertainty=uncertainty,
-        overwrite=overwrite,
-        read=[config] if config is not None else [],
-        closed=[folders.bundles, *([Path(model)] if Path(model).is_dir() else [])],
-    )
     if server:
-        outcomes = _remote(files.masks, server, token, overwrite)
+        for option, given in (("--exhaustive", exhaustive), ("--uncertainty", uncertainty), ("--address", address)):
+            if given:
+                raise InputError(
+                    "an endpoint has its own model and machine", found=f"--server and {option}", do="drop one"
+                )
+    read = [config] if config is not None else []
+    kept = 0
+    if server:
+        files = plan_files(
+            inputs,
+            out,
+            report=report,
+            uncertainty=False,
+            overwrite=overwrite,
+            read=read,
+            closed=[folders.bundles, *([Path(model)] if Path(model).is_dir() else [])],
+        )
+        rows = _rows(_remote(files.masks, server, token, overwrite), files.names, as_json)
     else:
-        loaded = load_model(model, workspace=folders, config=load_config(config, override or []), threads=threads)
-        outcomes = _local(files.masks, loaded.exhaustive() if exhaustive else loaded, uncertainty, overwrite)
-    rows = _rows(outcomes, files.names, as_json)
+        progress = Progress({}, as_json)
+        with progress.live():
+            outcome = predict_folder(
+                inputs,
+                out,
+                model=model,
+                address=address,
+                exhaustive=exhaustive,
+                uncertainty=uncertainty,
+                overwrite=overwrite,
+                report=report,
+                threads=threads,
+                gpus=gpus,
+                memory_gb=memory_gb,
+                workspace=folders,
+                config=load_config(config, override or []),
+                read=read,
+                show=progress,
+            )
+        if len(outcome.rows) == 1 and outcome.errors:
+            raise outcome.errors[0]
+        files, rows, kept = outcome.files, outcome.rows, outcome.kept
     if report:
         _write_report(files, rows, overwrite)
     failed = [row for row in rows if "error" in row]
     masks = [row for row in rows if "error" not in row]
-    found = {"masks": masks, "failed": failed, "skipped": files.skipped, "notice": NOTICE}
-    emit(found, as_json, "\n".join([_text(rows), *_skipped(files), NOTICE]))
+    found = {"masks": masks, "failed": failed, "kept": kept, "skipped": files.skipped, "notice": NOTICE}
+    earlier = [f"{kept} of {len(rows)} masks are of an earlier run"] if kept else []
+    emit(found, as_json, "\n".join([_text(rows), *earlier, *_skipped(files), NOTICE]))
     if failed:
         raise typer.Exit(1)
-
-
-def _local(targets: dict[Path, Path], model: Model, uncertainty: bool, overwrite: bool) -> Outcomes:
-    from gtvray.inference import LocalCases, overlapped
-
-    cases = LocalCases(model.predictor, targets.__getitem__, uncertainty=uncertainty, overwrite=overwrite)
-    return overlapped(targets, cases.load, cases.run, cases.store)
 
 
 def _remote(targets: dict[Path, Path], server: str, token: str, overwrite: bool) -> Outcomes:
@@ -155,26 +179,13 @@ def _rows(outcomes: Outcomes, names: dict[Path, str], as_json: bool) -> list[dic
         progress.begin("predict", f"{len(names)} scans")
         for path, outcome in outcomes:
             if not isinstance(outcome, GtvrayError):
-                rows.append({"scan": names[path], **_row(outcome)})
+                rows.append({"scan": names[path], **outcome.as_dict()})
             elif len(names) == 1:
                 raise outcome
             else:
                 rows.append({"scan": names[path], "error": outcome.problem()})
             progress.advance(len(rows), len(names))
     return rows
-
-
-def _row(case: SegmentedCase) -> dict[str, Any]:
-    return {
-        "mask": str(case.mask),
-        "volume_ml": round(case.volume_ml, 3),
-        **asdict(case.coverage),
-        "notes": list(case.notes),
-        "out_of_domain": list(case.out_of_domain),
-        **({"uncertainty": case.uncertainty.as_dict()} if case.uncertainty else {}),
-        "milliseconds": round(1000 * sum(case.seconds.values())),
-        "seconds": {stage: round(seconds, 4) for stage, seconds in case.seconds.items()},
-    }
 
 
 def _text(rows: list[dict[str, Any]]) -> str:

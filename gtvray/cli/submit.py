@@ -42,6 +42,12 @@ def submit(
     address: DashboardOption = _DASHBOARD,
     wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends.")] = True,
     installed: Annotated[bool, typer.Option(help="Use the gtvray that is installed on the cluster.")] = False,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0, max=100, help="Restarts of a sweep, training or prediction whose process is killed; each continues."
+        ),
+    ] = 2,
     as_json: JsonOption = False,
 ) -> None:
     """Run a command on a Ray cluster through Ray Jobs; the exit code is 0 if the job succeeded.
@@ -57,7 +63,7 @@ def submit(
     from gtvray.runtime import Jobs
 
     jobs = Jobs(address)
-    job = jobs.submit(command, installed=installed)
+    job = jobs.submit(command, installed=installed, retries=retries)
     _conclude(jobs, job, _follow(jobs, job, address) if wait else None, as_json)
 
 

@@ -14,7 +14,7 @@ from gtvray.datasets import Finding, Folds
 from gtvray.errors import InputError, NotFoundError, TrainingError
 from gtvray.experiments import ExperimentRecord, open_data, require_storage, versions
 from gtvray.io import Workspace, read_json, write_json
-from gtvray.runtime import Cluster, ProgressReporter
+from gtvray.runtime import RUN_ID_VARIABLE, Cluster, ProgressReporter
 from gtvray.tracking import Refused, RunRecorder
 
 if TYPE_CHECKING:
@@ -148,6 +148,31 @@ class TrainJob:
         # Data inside the workspace, such as phantoms, move with it.
         request = replace(request, data=workspace.follow(request.data))
         return cls(request, workspace, name, show, report, fingerprint)
+
+    @classmethod
+    def started(
+        cls,
+        request: TrainRequest,
+        workspace: Workspace,
+        name: str,
+        show: ProgressReporter,
+        report: Callable[[list[FoldStatus]], None],
+    ) -> TrainJob:
+        """Return a new training, or the one of this name if it was started before with the same request.
+
+        Raises:
+            InputError: it was started with another request.
+        """
+        if not (workspace.trainings / name / _RUN).is_file():
+            return cls(request, workspace, name, show, report)
+        job = cls.resumed(name, workspace, show, report)
+        if job.request != replace(request, data=request.data.resolve()):
+            raise InputError(
+                "a training of this name was started with other data or settings",
+                where=job.folder,
+                do=f"start this one with another {RUN_ID_VARIABLE}",
+            )
+        return job
 
     @property
     def folder(self) -> Path:

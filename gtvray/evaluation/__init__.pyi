@@ -10,6 +10,7 @@ from .golden import Reproduced as Reproduced
 from .golden import golden_digest as golden_digest
 from .golden import golden_threads as golden_threads
 from .golden import reproduce as reproduce
+from .golden import require_reproduced as require_reproduced
 from .golden import stack as stack
 from .golden import write_golden as write_golden
 from .metrics import METRICS as METRICS

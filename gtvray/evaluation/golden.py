@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gtvray.datasets import make_phantom, read_binary
-from gtvray.errors import BundleError, DataError, InputError
+from gtvray.errors import BundleError, DataError, InputError, NotReproducedError
 from gtvray.evaluation.interior import keep_interior
 from gtvray.evaluation.metrics import dice
 from gtvray.evaluation.scoring import ScoredCase
@@ -116,6 +116,24 @@ def reproduce(folder: Path, predictor: Predictor) -> list[Reproduced]:
         found = predictor.predict(read_volume(folder / f"scan-{number}.nii.gz"), f"golden case {number}").array > 0
         results.append(Reproduced(number, dice(expected, found), bool(np.array_equal(expected, found))))
     return results
+
+
+def require_reproduced(folder: Path, predictor: Predictor) -> None:
+    """Refuse a host that predicts other masks of the golden cases than those of the promotion.
+
+    Raises:
+        NotReproducedError: names the cases and this host.
+        BundleError: as `reproduce`.
+    """
+    failed = [result for result in reproduce(folder, predictor) if not result.ok]
+    if failed:
+        raise NotReproducedError(
+            "the model's golden cases are not reproduced",
+            where=platform.node(),
+            expected=f"the promotion's masks, with a Dice of at least {REPRODUCED_DICE:g}",
+            found=", ".join(f"golden case {result.case}: Dice {result.dice:.5f}" for result in failed),
+            do="use the versions listed in golden.json, with which it was promoted, or promote it again",
+        )
 
 
 def stack() -> dict[str, str]:

@@ -49,20 +49,25 @@ def examine_nodes(workspace: Path, data: Sequence[Path] = (), tracking: str | No
     return [_compared(report) for report in reports]
 
 
-def require_storage(cluster: Cluster, workspace: Path, data: Path) -> None:
-    """Refuse to start on a cluster where a node does not see the data or the workspace.
+def require_storage(cluster: Cluster, written: Path, *read: Path) -> None:
+    """Refuse to start on a cluster where a node does not see what is read or written.
+
+    Args:
+        cluster: the connected cluster.
+        written: folder that is written to, such as the workspace.
+        read: files or folders that are read, such as the data.
 
     Raises:
         ResourceError: names the nodes.
     """
     if cluster.is_local or sum(node.count for node in cluster.nodes) < 2:
         return
-    lacking = [report for report in examine_nodes(workspace, [data]) if report.problems]
+    lacking = [report for report in examine_nodes(written, read) if report.problems]
     if lacking:
         raise ResourceError(
             "not every node of the cluster can take part",
             where=", ".join(report.node for report in lacking),
-            expected=f"{data.resolve()} and {workspace.resolve()} on every node",
+            expected=f"{', '.join(str(path.resolve()) for path in (*read, written))} on every node",
             found="; ".join(f"{report.node}: {', '.join(report.problems)}" for report in lacking),
             do="put them on storage that every node has at the same path; `gtvray doctor --cluster` checks it",
         )

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gtvray.datasets import volume_stem
 from gtvray.errors import GtvrayError
@@ -130,6 +130,19 @@ class SegmentedCase:
     seconds: dict[str, float]
     out_of_domain: tuple[str, ...] = ()
     uncertainty: Uncertainty | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {
+            "mask": str(self.mask),
+            "volume_ml": round(self.volume_ml, 3),
+            **asdict(self.coverage),
+            "notes": list(self.notes),
+            "out_of_domain": list(self.out_of_domain),
+            **({"uncertainty": self.uncertainty.as_dict()} if self.uncertainty else {}),
+            "milliseconds": round(1000 * sum(self.seconds.values())),
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+        }
 
 
 class LocalCases:

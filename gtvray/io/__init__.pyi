@@ -1,5 +1,6 @@
 from .atomic import atomic_dir as atomic_dir
 from .atomic import atomic_path as atomic_path
+from .atomic import remove_partial as remove_partial
 from .atomic import sha256_of as sha256_of
 from .content import HEAD_BYTES as HEAD_BYTES
 from .content import identify as identify
@@ -49,9 +50,11 @@ from .tables import Table as Table
 from .tables import format_value as format_value
 from .text import decode_text as decode_text
 from .text import read_text as read_text
+from .volumes import VolumeHeader as VolumeHeader
 from .volumes import decode_nifti as decode_nifti
 from .volumes import decode_volume as decode_volume
 from .volumes import read_volume as read_volume
+from .volumes import read_volume_header as read_volume_header
 from .volumes import write_volume as write_volume
 from .workspace import Workspace as Workspace
 from .workspace import sqlite_uri as sqlite_uri

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from gtvray.errors import InputError, ResourceError
 
 # A temporary name adds 18 bytes to the end of the final one; both must stay below the 255 of common file systems.
 _KEPT_CHARACTERS = 56
+_PREFIX = ".partial-"
 # Errors of file systems without hard links, such as FAT and some network shares.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -35,8 +37,7 @@ def atomic_path(path: str | os.PathLike[str], *, may_replace: Callable[[], bool]
     with _disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         # Writers choose the format by the suffix, so the temporary name keeps it.
-        suffix = "-" + final.name[-_KEPT_CHARACTERS:]
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=final.parent)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_suffix(final), dir=final.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -64,8 +65,7 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
     final = Path(path)
     with _disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        suffix = "-" + final.name[-_KEPT_CHARACTERS:]
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", suffix=suffix, dir=final.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_suffix(final), dir=final.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -87,10 +87,25 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_partial(path: Path) -> None:
+    """Remove the temporary files that killed writers of a file have left beside it; no other may be writing it.
+
+    Those of long names stay, since another file may share the part of the name that is kept.
+    """
+    if len(path.name) > _KEPT_CHARACTERS:
+        return
+    for leftover in path.parent.glob(f"{_PREFIX}????????{glob.escape(_suffix(path))}"):
+        leftover.unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _suffix(final: Path) -> str:
+    return "-" + final.name[-_KEPT_CHARACTERS:]
 
 
 def _publish(temporary: Path, final: Path, may_replace: Callable[[], bool] | None) -> None:

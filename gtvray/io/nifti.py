@@ -63,6 +63,11 @@ def read_nifti(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
     return read_scaled_nifti(source, start, limit_bytes)[0]
 
 
+def read_nifti_shape(source: Source, start: bytes) -> tuple[int, int, int]:
+    """Read the shape of a volume, as `read_nifti` does, from its header alone."""
+    return _shape(_read_header(source, start), source.where)
+
+
 def read_scaled_nifti(
     source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
 ) -> tuple[Volume, Scaling | None]:

@@ -88,6 +88,21 @@ def read_nrrd(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES,
     return Volume(to_finite(voxels, source.where), affine)
 
 
+def read_nrrd_shape(
+    source: Source, start: bytes, folder: Path | None = None
+) -> tuple[tuple[int, int, int], Path | None]:
+    """Read the shape of a volume, and its detached data file if it has one, from its header alone.
+
+    Args:
+        source: as for `read_nrrd`.
+        start: as for `read_nrrd`.
+        folder: as for `read_nrrd`.
+    """
+    header = parse_header(source, start)
+    shape = _shape(header, _directions(header))
+    return shape, None if header.get("data file") is None else _data_file(header, folder)
+
+
 def encode_nrrd(volume: Volume) -> bytes:
     """Encode a volume as an NRRD file in left-posterior-superior space with gzipped voxels."""
     array = volume.array.astype(np.uint8) if volume.array.dtype == np.bool_ else volume.array

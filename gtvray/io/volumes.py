@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from gtvray.errors import InputError, VolumeError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_path
 from gtvray.io.content import HEAD_BYTES, identify
-from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_scaled_nifti
-from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd
+from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_nifti_shape, read_scaled_nifti
+from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd, read_nrrd_shape
 from gtvray.io.stream import MAX_VOLUME_BYTES, Source, open_regular_file
 
 
@@ -37,11 +38,41 @@ def read_scaled_volume(path: str | os.PathLike[str]) -> tuple[Volume, Scaling | 
         as `read_volume`.
     """
     source = Path(path)
-    # Files are identified by their digest, which does not cover a detached data file, so only .nhdr may have one.
-    folder = source.parent if source.suffix.lower() == ".nhdr" else None
     with open_regular_file(source) as file:
         head = file.read(HEAD_BYTES)
-        return _read(Source(file, source), head, MAX_VOLUME_BYTES, folder)
+        return _read(Source(file, source), head, MAX_VOLUME_BYTES, _data_folder(source))
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What the header of a volume file states.
+
+    Attributes:
+        shape: of the volume (i, j, k).
+        files: the file, and its detached data file if it has one.
+    """
+
+    shape: tuple[int, int, int]
+    files: tuple[Path, ...]
+
+
+def read_volume_header(path: str | os.PathLike[str]) -> VolumeHeader:
+    """Read the header of a file without its voxels.
+
+    Raises:
+        as `read_volume`, for a fault of the header.
+    """
+    source = Path(path)
+    with open_regular_file(source) as file:
+        head = file.read(HEAD_BYTES)
+        stream = Source(file, source)
+        start = stream.read(4)
+        if is_nifti(start):
+            return VolumeHeader(read_nifti_shape(stream, start), (source,))
+        if is_nrrd(start):
+            shape, detached = read_nrrd_shape(stream, start, _data_folder(source))
+            return VolumeHeader(shape, (source,) if detached is None else (source, detached))
+    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", head, source)
 
 
 def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -107,6 +138,11 @@ def _read(source: Source, head: bytes, limit_bytes: int, folder: Path | None) ->
     if is_nrrd(start):
         return read_nrrd(source, start, limit_bytes, folder), None
     raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", head, source.where)
+
+
+def _data_folder(source: Path) -> Path | None:
+    """Folder of a detached data file: a digest of a file does not cover it, so only .nhdr may have one."""
+    return source.parent if source.suffix.lower() == ".nhdr" else None
 
 
 def _unknown(what: str, expected: str, head: bytes, where: object) -> VolumeError:

@@ -27,8 +27,13 @@ from .proxies import without_credentials as without_credentials
 from .resources import Needs as Needs
 from .resources import Node as Node
 from .resources import ResourcePlan as ResourcePlan
+from .resources import count_fitting as count_fitting
+from .resources import nodes_text as nodes_text
 from .resources import plan_trials as plan_trials
 from .resources import worker_needs as worker_needs
+from .run_id import RUN_ID_VARIABLE as RUN_ID_VARIABLE
+from .run_id import given_run_id as given_run_id
+from .run_id import new_run_id as new_run_id
 from .temporary import no_temp_folder as no_temp_folder
 from .tokens import TOKEN_ADVICE as TOKEN_ADVICE
 from .tokens import use_token as use_token

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtvray.errors import AuthError, InputError, NotFoundError, ResourceError
+from gtvray.failpoints import variables as failpoint_variables
+from gtvray.runtime.attempts import CONTINUED
 from gtvray.runtime.package import check_size, locate_words, package_code
 from gtvray.runtime.proxies import bypass_proxies, proxy_for, without_credentials
 from gtvray.runtime.tokens import TOKEN_ADVICE
@@ -30,7 +32,7 @@ _POLL_S = 1.0
 _AGENT_WAIT_S = 30.0
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # The Python of this environment if the head has it at the same path, otherwise the head's own.
-_ENTRYPOINT = 'python={python}; [ -x "$python" ] || python=python3; exec "$python" -m gtvray {command}'
+_ENTRYPOINT = 'python={python}; [ -x "$python" ] || python=python3; exec "$python" -m {command}'
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ class Jobs:
             self._client: JobSubmissionClient = JobSubmissionClient(address)
             self._require_same_ray()
 
-    def submit(self, command: Sequence[str], *, installed: bool) -> str:
+    def submit(self, command: Sequence[str], *, installed: bool, retries: int = 0) -> str:
         """Submit a command of gtvray; returns the id of the job.
 
         Args:
             command: name and arguments; relative paths are those of this machine.
             installed: run the gtvray that is installed on the cluster; otherwise this one's code travels.
+            retries: restarts of a command whose process was killed, if it is one that continues what it began.
 
         Raises:
             TooLargeError: the code is too large.
@@ -98,8 +101,9 @@ class Jobs:
             words = locate_words(command, folder)
             if folder is not None:
                 check_size(folder)
+            module = ["gtvray.runtime.attempts", str(retries)] if retries and words[0] in CONTINUED else ["gtvray"]
             with self._errors():
-                return self._submit(words, _runtime_env(folder), shlex.join(command))
+                return self._submit([*module, *words], _runtime_env(folder), shlex.join(command))
 
     def state(self, job: str) -> JobState:
         """State of a job.
@@ -208,7 +212,7 @@ def _runtime_env(folder: Path | None) -> dict[str, object]:
 
     # Results would otherwise be written to the job's working directory, which Ray removes.
     workspace = os.path.abspath(os.environ.get(WORKSPACE_VARIABLE) or "gtvray-runs")
-    variables = {WORKSPACE_VARIABLE: workspace, VERSION_VARIABLE: __version__}
+    variables = {WORKSPACE_VARIABLE: workspace, VERSION_VARIABLE: __version__, **failpoint_variables()}
     return {"env_vars": variables, **({"working_dir": str(folder)} if folder is not None else {})}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,16 +117,29 @@ def plan_trials(
     """
     needs = worker_needs(training, memory_bytes)
     now, later = list(nodes), list(growth)
-    present, possible = (sum(node.holds(needs) * node.count for node in group) for group in (now, later))
+    present, possible = (count_fitting(needs, group) for group in (now, later))
     fit = max(present, possible) // training.num_workers
     if fit < 1:
         raise ResourceError(
             "a trial does not fit on this cluster",
             expected=f"{training.num_workers} x ({needs.as_text()}), each on one node",
-            found=_found(now, later),
+            found=nodes_text(now, later),
             do=_remedy(needs, [*now, *later]),
         )
     return ResourcePlan(min(fit, wanted or fit), training.num_workers, needs, present >= training.num_workers)
+
+
+def count_fitting(needs: Needs, nodes: Iterable[Node]) -> int:
+    """Return how many workers fit on nodes, each on one of them."""
+    return sum(node.holds(needs) * node.count for node in nodes)
+
+
+def nodes_text(now: Sequence[Node], later: Sequence[Node]) -> str:
+    """The nodes of a cluster and those that its autoscaler can start, in one phrase."""
+    found = " and ".join(node.as_text() for node in now) or "no node"
+    if later:
+        found += "; the autoscaler can have " + " and ".join(node.as_text() for node in later)
+    return found
 
 
 def resources_text(amounts: dict[str, float]) -> str:
@@ -167,13 +180,6 @@ def read_growth() -> tuple[Node, ...]:
         node = (float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), float(memory) if memory else None)
         groups.append(Node(*node, count=_UNLIMITED if most < 0 else most))
     return tuple(group for group in groups if group.count)
-
-
-def _found(now: list[Node], later: list[Node]) -> str:
-    found = " and ".join(node.as_text() for node in now) or "no node"
-    if later:
-        found += "; the autoscaler can have " + " and ".join(node.as_text() for node in later)
-    return found
 
 
 def _remedy(needs: Needs, nodes: list[Node]) -> str:

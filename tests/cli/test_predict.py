@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gtvray.batch import RECORD
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.io import read_json, read_volume
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
@@ -52,7 +53,7 @@ def test_invalid_scan_does_not_stop_the_others(bundle: Bundle, phantoms: Path, t
     result = finished.json()
     assert [row["scan"] for row in result["masks"]] == ["1", "3"]
     assert [(row["scan"], row["error"]["status"]) for row in result["failed"]] == [("2", 422)]
-    assert sorted(path.name for path in out.iterdir()) == ["1.nii.gz", "3.nii.gz", "report.html", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["1.nii.gz", "3.nii.gz", RECORD, "report.html", "report.json"]
 
     scan, row = read_volume(scans / "3" / "data.nii.gz"), result["masks"][1]
     mask = read_volume(out / "3.nii.gz")
@@ -86,7 +87,7 @@ def test_interrupt_leaves_complete_masks_only(bundle: Bundle, phantoms: Path, tm
     running.interrupt()
     assert running.end().code == 1
     assert partial_files(tmp_path) == []
-    for mask in out.glob("*"):
+    for mask in out.glob("*.nii.gz"):
         assert read_volume(mask).same_grid(read_volume(scans / mask.name.removesuffix(".nii.gz") / "data.nii.gz"))
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gtvray.failpoints import ONCE_VARIABLE, VARIABLE
+from gtvray.io import read_json_lines
 from gtvray.runtime import Cluster
 
 from .command import OPEN_GATE, Finished, free_port, run
@@ -82,3 +84,19 @@ def test_unreachable_cluster_is_reported(phantoms: Path) -> None:
     error = submit(dead, "--", "data", "check", phantoms).error(code=1)
     assert dead in error
     assert "do: " in error
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_driver_is_killed_continues(
+    dashboard: str, phantoms: Path, tiny_sweep: Path, tmp_path: Path
+) -> None:
+    """The driver is killed when the first of two trials has ended."""
+    fault = {VARIABLE: "tuning.after_end=kill", ONCE_VARIABLE: str(tmp_path)}
+    words = ("sweep", tiny_sweep, "--data", phantoms, "--workspace", tmp_path / "runs", *OPEN_GATE)
+    done = run("submit", "--address", dashboard, "--retries", 1, "--", *words, **fault)
+    assert done.code == 0, done
+    assert "killed by SIGKILL in attempt 1 of 2; continuing" in done.stderr
+    (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
+    trials = {line["trial"] for line in read_json_lines(sweep / "trials.jsonl") if "trial" in line}
+    assert len(trials) <= 2
+    assert len(list((tmp_path / "runs" / "bundles").iterdir())) == 1

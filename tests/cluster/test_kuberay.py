@@ -217,9 +217,10 @@ def test_the_endpoint_s_configuration_is_ours() -> None:
 
 def test_the_sweep_s_command_is_valid() -> None:
     (job,) = built(MANIFESTS / "sweep")
-    script = shlex.split(job["spec"]["entrypoint"])[-1]
-    words = shlex.split(script.partition("exec gtvray ")[2].replace('${started:+--resume "$started"}', "--resume NAME"))
+    program, run_id, name, *words = shlex.split(job["spec"]["entrypoint"])
+    # Started again with the same id, the sweep continues.
+    assert (program, run_id, name) == ("env", "GTVRAY_RUN_ID=first", "gtvray")
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     context = command.make_context(words[0], words[1:])
-    assert context.params["resume"] == "NAME"
+    assert context.params["workspace"] == Path("/storage/runs")
     assert context.params["override"] == ["tracking.uri=http://mlflow:5000"]

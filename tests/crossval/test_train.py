@@ -17,7 +17,7 @@ from gtvray.evaluation import MeanPositionBaseline, score_cases
 from gtvray.inference import Predictor
 from gtvray.io import Workspace, read_json, read_volume, write_json
 from gtvray.models import Bundle
-from gtvray.runtime import Cluster
+from gtvray.runtime import SILENT, Cluster
 from gtvray.training import describe_plan
 from gtvray.tuning import SweepJob
 
@@ -109,3 +109,19 @@ def test_trials_have_no_time_budget(phantoms: Path, config: Config, tmp_path: Pa
 def test_more_folds_than_cases_are_refused(phantoms: Path, config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="invalid number of folds"):
         make_job(config, phantoms, tmp_path, fold="all", folds=len(index_dataset(phantoms).cases)).open()
+
+
+def test_a_name_that_is_given_again_continues_its_training_only(
+    phantoms: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    request = TrainRequest(config, phantoms)
+    new = TrainJob.started(request, workspace, "train-again", SILENT, lambda _: None)
+    assert new.expected is None
+    request.save(new.folder, "fingerprint")
+    monkeypatch.chdir(phantoms.parent)
+    relative = TrainRequest(config, Path(phantoms.name))
+    assert TrainJob.started(relative, workspace, "train-again", SILENT, lambda _: None).expected == "fingerprint"
+    other = TrainRequest(with_dotted(config, {"optimizer.lr": 0.5}, "test"), phantoms)
+    with pytest.raises(InputError, match="other data or settings"):
+        TrainJob.started(other, workspace, "train-again", SILENT, lambda _: None)

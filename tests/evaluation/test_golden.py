@@ -13,8 +13,8 @@ import torch
 
 from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from gtvray.datasets import index_dataset, make_phantom
-from gtvray.errors import BundleError
-from gtvray.evaluation import ScoredCase, golden_threads, reproduce, write_golden
+from gtvray.errors import BundleError, NotReproducedError
+from gtvray.evaluation import ScoredCase, golden_threads, reproduce, require_reproduced, write_golden
 from gtvray.evaluation.interior import LARGEST_RADIUS_MM
 from gtvray.geometry import Box, Volume
 from gtvray.inference import Predictor
@@ -113,6 +113,14 @@ def test_different_masks_are_detected(golden: Path, bundle: Bundle) -> None:
     results = reproduce(golden, Predictor(changed, threads=1))
     assert not all(result.ok for result in results)
     assert not any(result.identical for result in results if not result.ok)
+
+
+def test_a_host_that_does_not_reproduce_is_refused(golden: Path, bundle: Bundle) -> None:
+    require_reproduced(golden, Predictor(bundle, threads=1))
+    changed = replace(bundle, inference=bundle.inference.model_copy(update={"threshold": 0.7}))
+    with pytest.raises(NotReproducedError, match="golden cases are not reproduced") as caught:
+        require_reproduced(golden, Predictor(changed, threads=1))
+    assert "Dice" in caught.value.fields["found"]
 
 
 @pytest.mark.parametrize("name", NAMES)

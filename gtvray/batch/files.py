@@ -1,9 +1,9 @@
-"""The scans that `gtvray predict` reads and the files that it writes, planned before any scan is read."""
+"""The scans that a prediction reads and the files that it writes, planned before any scan is read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +26,43 @@ class PredictFiles:
         masks: scan -> the file of its mask.
         reports: report.json and report.html, if requested.
         skipped: file -> the reason why it is not predicted.
+        folder: folder of the masks; None for a single file that was named.
+        read: further files that the command reads.
+        closed: folders that must not be written to.
+        scan_folders: folders of the scans, which no mask may be written to directly.
     """
 
     names: dict[Path, str]
     masks: dict[Path, Path]
     reports: tuple[Path, ...]
     skipped: dict[str, str]
+    folder: Path | None
+    read: tuple[Path, ...] = ()
+    closed: tuple[Path, ...] = ()
+    scan_folders: tuple[Path, ...] = ()
+
+    def outputs(self, scan: Path, *, uncertainty: bool) -> list[Path]:
+        """Return the files that are written for a scan."""
+        mask = self.masks[scan]
+        return [mask, *([entropy_file(mask)] if uncertainty else [])]
+
+    def check(self, outputs: Iterable[Path], *, overwrite: bool) -> None:
+        """Refuse outputs that would replace other files.
+
+        Raises:
+            InputError: as `gtvray.io.check_outputs`.
+        """
+        check_outputs(
+            outputs,
+            inputs=[*self.names, *self.read],
+            closed=self.closed,
+            apart_from=self.scan_folders,
+            overwrite=overwrite,
+        )
 
 
 def plan_files(
-    inputs: list[Path],
+    inputs: Sequence[Path],
     out: Path,
     *,
     report: bool,
@@ -47,16 +74,37 @@ def plan_files(
     """Find the scans, name the outputs, and refuse outputs that would replace other files.
 
     Args:
+        inputs: as for `find_files`.
+        out: as for `find_files`.
+        report: as for `find_files`.
+        read: as for `find_files`.
+        closed: as for `find_files`.
+        uncertainty: whether an entropy volume is written beside each mask.
+        overwrite: whether earlier outputs of gtvray may be replaced.
+
+    Raises:
+        InputError: no scan, two scans with the same name, or a refused output.
+    """
+    files = find_files(inputs, out, report=report, read=read, closed=closed)
+    outputs = [path for scan in files.names for path in files.outputs(scan, uncertainty=uncertainty)]
+    files.check([*outputs, *files.reports], overwrite=overwrite)
+    return files
+
+
+def find_files(
+    inputs: Sequence[Path], out: Path, *, report: bool, read: Iterable[Path] = (), closed: Iterable[Path] = ()
+) -> PredictFiles:
+    """Find the scans and name the outputs, which are not checked.
+
+    Args:
         inputs: volume files, and folders of cases or of volume files.
         out: a file for one scan, or a folder.
         report: whether reports are written.
-        uncertainty: whether an entropy volume is written beside each mask.
-        overwrite: whether earlier outputs of gtvray may be replaced.
         read: further files that the command reads.
         closed: folders that must not be written to.
 
     Raises:
-        InputError: no scan, two scans with the same name, or a refused output.
+        InputError: no scan, two scans with the same name, or a file for several masks.
     """
     scans: dict[str, Path] = {}
     skipped: dict[str, str] = {}
@@ -80,16 +128,17 @@ def plan_files(
     if not scans:
         raise InputError("no scan to predict", where=", ".join(map(str, inputs)), found=_reasons(skipped))
     masks = _name_masks(scans, out)
-    reports = tuple(next(iter(masks.values())).parent / name for name in ("report.json", "report.html"))
-    written = [*masks.values(), *(map(entropy_file, masks.values()) if uncertainty else ())]
-    check_outputs(
-        [*written, *(reports if report else ())],
-        inputs=[*scans.values(), *read],
-        closed=closed,
-        apart_from=scan_folders,
-        overwrite=overwrite,
+    first = next(iter(masks.values()))
+    return PredictFiles(
+        names={path: name for name, path in scans.items()},
+        masks=masks,
+        reports=(first.with_name("report.json"), first.with_name("report.html")) if report else (),
+        skipped=skipped,
+        folder=None if first == out else out,
+        read=tuple(read),
+        closed=tuple(closed),
+        scan_folders=tuple(scan_folders),
     )
-    return PredictFiles({path: name for name, path in scans.items()}, masks, reports if report else (), skipped)
 
 
 def _name_masks(scans: dict[str, Path], out: Path) -> dict[Path, Path]:

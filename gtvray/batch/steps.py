@@ -1,0 +1,190 @@
+"""The prediction of one scan in three steps, with the digests that identify its input and its mask."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtvray.errors import BundleError, FailureError, GtvrayError, ResourceError
+from gtvray.failpoints import failpoint
+from gtvray.inference import LocalCases
+from gtvray.io import read_volume_header, sha256_of
+
+if TYPE_CHECKING:
+    from gtvray.inference import Predictor
+    from gtvray.models import Bundle
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan to predict.
+
+    Attributes:
+        name: its name in tables and in the record.
+        path: its file.
+        mask: the file of its mask.
+        overwrite: whether an earlier output of gtvray at `mask` may be replaced.
+    """
+
+    name: str
+    path: Path
+    mask: Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a scan.
+
+    Attributes:
+        scan: its name.
+        row: the result as JSON types, or `error` with a problem document.
+        input_sha256: of its file; None if it was not read.
+        mask_sha256: of the mask's file; None if it failed.
+        error: why it failed; None if it did not.
+    """
+
+    scan: str
+    row: dict[str, Any]
+    input_sha256: str | None = None
+    mask_sha256: str | None = None
+    error: GtvrayError | None = None
+
+    @classmethod
+    def failed(cls, scan: Scan, error: GtvrayError) -> Result:
+        """Return the result of a scan that failed."""
+        return cls(scan.name, {"scan": scan.name, "error": error.problem()}, error=error)
+
+
+class ScanSteps:
+    """Load, segment and store a scan; `load` of the next may run beside `run` of this one.
+
+    An error that is not one of gtvray's becomes a FailureError of the scan, so that it does not stop the others.
+
+    Args:
+        predictor: the model.
+        uncertainty: estimate it too, and write the entropy of each voxel to a file beside the mask.
+    """
+
+    def __init__(self, predictor: Predictor, *, uncertainty: bool = False) -> None:
+        self._predictor, self._uncertainty = predictor, uncertainty
+
+    def load(self, scan: Scan) -> Any:
+        """Read and prepare a scan.
+
+        Raises:
+            DataError: the file is not the CT of a body.
+        """
+        with _as_failure(scan):
+            # Before it is read: if the file changes in between, the next run will notice.
+            digest = input_sha256(scan.path)
+            return digest, self._cases(scan).load(scan.path)
+
+    def run(self, scan: Scan, loaded: Any) -> Any:
+        """Run the network."""
+        digest, prepared = loaded
+        with _as_failure(scan):
+            return digest, self._cases(scan).run(prepared)
+
+    def store(self, scan: Scan, ran: Any) -> Result:
+        """Write the mask.
+
+        Raises:
+            InputError: there is another file of that name.
+            ResourceError: the disk is full.
+        """
+        digest, segmented = ran
+        with _as_failure(scan):
+            failpoint("batch.before_mask")
+            case = self._cases(scan).store(scan.path, segmented)
+            result = Result(scan.name, {"scan": scan.name, **case.as_dict()}, digest, sha256_of(case.mask))
+            failpoint("batch.after_mask")
+            return result
+
+    def _cases(self, scan: Scan) -> LocalCases:
+        return LocalCases(self._predictor, lambda _: scan.mask, uncertainty=self._uncertainty, overwrite=scan.overwrite)
+
+
+@dataclass(frozen=True)
+class PredictorOpener:
+    """Loads the model in another process.
+
+    Attributes:
+        bundle: folder of the model.
+        digest: that it must have.
+        exhaustive: whether every patch is run, whatever the model does.
+        uncertainty: as for `ScanSteps`.
+        threads: CPU threads of the network.
+        device: "cpu" or "cuda".
+        golden: folder of the model's golden cases, which must be reproduced; None if it has none.
+    """
+
+    bundle: Path
+    digest: str
+    exhaustive: bool
+    uncertainty: bool
+    threads: int
+    device: str = "cpu"
+    golden: Path | None = None
+
+    def __call__(self) -> ScanSteps:
+        """Load and check the model.
+
+        Raises:
+            BundleError: the bundle is damaged, or another one.
+            NotReproducedError: this machine predicts other masks than those of the promotion.
+        """
+        from gtvray.evaluation import require_reproduced
+        from gtvray.models import Bundle
+
+        bundle = Bundle.load(self.bundle)
+        if bundle.digest != self.digest:
+            raise BundleError(
+                "another bundle is at this path", where=self.bundle, expected=self.digest, found=bundle.digest
+            )
+        if self.golden is not None:
+            require_reproduced(self.golden, self._predictor(bundle))
+        if self.exhaustive:
+            bundle = replace(bundle, inference=bundle.inference.model_copy(update={"mode": "exhaustive"}))
+        return ScanSteps(self._predictor(bundle), uncertainty=self.uncertainty)
+
+    def _predictor(self, bundle: Bundle) -> Predictor:
+        from gtvray.inference import Predictor
+
+        return Predictor(bundle, threads=self.threads, device=self.device)
+
+
+def input_sha256(path: Path) -> str:
+    """Return the sha256 of a scan's file, and of its detached data file if it has one.
+
+    Raises:
+        VolumeError: it is not a volume file.
+    """
+    digests = [sha256_of(file) for file in read_volume_header(path).files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@contextmanager
+def _as_failure(scan: Scan) -> Iterator[None]:
+    try:
+        yield
+    except GtvrayError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError("the disk is full", where=scan.mask.parent, do="free some disk space") from error
+        if os.environ.get("GTVRAY_DEBUG"):
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        raise FailureError(
+            "unexpected error while predicting a scan",
+            where=scan.path,
+            found=f"{type(error).__name__}: {lines[0]}",
+            do="predict this scan alone with GTVRAY_DEBUG=1 and report the output",
+        ) from error
