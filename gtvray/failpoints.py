@@ -44,6 +44,11 @@ POINTS: dict[str, str] = {
     "decision.recorded": "a decision is in the log without its record; the champion has not changed",
     "promotion.recorded": "a decision is complete in the log; the champion has not changed",
     "promotion.moved": "the champion has changed; its decision is not yet marked as completed",
+    "jobs.durable": "the inputs of a job are on disk; the job is not yet in the table",
+    "jobs.accepted": "a job is in the table; its client has no answer yet",
+    "jobs.claimed": "a volume of a job is claimed; it has not been read",
+    "jobs.written": "the mask of a job's volume is on disk; the volume is not yet recorded as done",
+    "jobs.finished": "a job's volume is recorded as done; its input is still on disk",
     "tracking.before_delivery": "metrics are queued on disk; not yet sent to MLflow",
     "tracking.after_delivery": "MLflow has the metrics; the queue position is not yet advanced",
 }

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -33,6 +33,7 @@ from gtvray.errors import (
 )
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.guard import OPEN_PATHS, Guard
+from gtvray.serving.jobs import JobRoutes, Jobs, ReplicaLostError
 from gtvray.serving.model import Prediction
 from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors, install_openapi
 from gtvray.serving.pointer import Pointer, Versions
@@ -44,6 +45,10 @@ from gtvray.serving.uploads import spool_upload
 _REPLICA_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _ATTEMPTS = 3
 _DESCRIBE_TIMEOUT_S = 2.0
+# All requests of a replica learn of its loss within this time.
+_SAME_LOSS_S = 1.0
+# There is one token, so all its holders are one client.
+_OWNER = "token"
 
 
 class Api:
@@ -61,9 +66,13 @@ class Api:
         self._args, self._model = args, model
         self._pointer = Pointer(args.versions) if args.versions is not None else None
         self._token = read_token(args.token_file)
-        self._pending = 0
+        self._pending = self._jobs_in_progress = 0
+        self._replica_lost_at = float("-inf")
         # Serve application of a version -> requests that were admitted while it was served.
         self._pinned: Counter[str] = Counter()
+        self._jobs: Jobs | None = None
+        if args.jobs_dir is not None:
+            self._jobs = Jobs(args.jobs_dir, args.serving.jobs, args.serving.max_upload_mb << 20, self.segment_for_job)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Build the ASGI application; Serve calls this in the replica, after the constructor."""
@@ -96,6 +105,7 @@ class Api:
                 openapi_extra={"requestBody": VOLUME_BODY},
                 deprecated=path == "/v1/predict",
             )
+        app.include_router(JobRoutes(self._jobs, lambda _: _OWNER).router())
         return app
 
     async def healthz(self) -> dict[str, str]:
@@ -139,6 +149,40 @@ class Api:
                 ) from None
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
         return result_response(document, prediction.mask_gz, media_type)
+
+    async def segment_for_job(self, content: bytes, request_id: str, report: Callable[[int, int], None]) -> Prediction:
+        """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
+        app, model = self._require_model()
+        self._pinned[app] += 1
+        self._jobs_in_progress += 1
+        stream = model.options(stream=True).predict_reporting.remote(
+            await asyncio.to_thread(ray.put, content), request_id
+        )
+        try:
+            async for message in stream:
+                if isinstance(message, Prediction):
+                    return message
+                report(*message)
+        except _REPLICA_LOST:
+            raise ReplicaLostError(alone=self._was_alone(app)) from None
+        except DeploymentUnavailableError:
+            raise NotReadyError("the model is still loading") from None
+        except RayTaskError as error:
+            raise _cause_of(error) from None
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        finally:
+            self._pinned[app] -= 1
+            self._jobs_in_progress -= 1
+        raise ReplicaLostError(alone=False)
+
+    def _was_alone(self, app: str) -> bool:
+        """Whether a lost replica processed one volume of a job and nothing else, and was not stopped by a swap."""
+        now = time.monotonic()
+        shared = self._pending or self._jobs_in_progress > 1 or now - self._replica_lost_at < _SAME_LOSS_S
+        self._replica_lost_at = now
+        return not shared and self._require_model()[0] == app
 
     def _require_model(self) -> tuple[str, Any]:
         """Return the Serve application and the handle of the version that is served now."""

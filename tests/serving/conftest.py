@@ -66,9 +66,15 @@ def large_scan() -> bytes:
 def start(local_ray: Cluster) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start_one(bundle: Bundle | None, golden: Path | None = None, wait: bool = True, **settings: Any) -> Server:
+    def start_one(
+        bundle: Bundle | None,
+        golden: Path | None = None,
+        wait: bool = True,
+        jobs_dir: Path | None = None,
+        **settings: Any,
+    ) -> Server:
         config = ServingConfig(port=free_port(), **settings)
-        server = start_server(bundle and bundle.folder, config, TOKEN, "7", golden=golden)
+        server = start_server(bundle and bundle.folder, config, TOKEN, "7", golden=golden, jobs_dir=jobs_dir)
         servers.append(server)
         if bundle is not None and wait:
             server.wait_ready(100)
