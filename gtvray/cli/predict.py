@@ -62,6 +62,10 @@ def predict(
     ] = False,
     server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    jobs: Annotated[
+        bool, typer.Option("--jobs", help="Send the scans to the endpoint as a job, which survives its restart.")
+    ] = False,
+    at_once: Annotated[int, typer.Option(min=1, max=64, help="Scans that are sent to the endpoint at once.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network.")] = 1,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = WORKSPACE,
@@ -77,6 +81,7 @@ def predict(
     """
     from gtvray.api import load_model
     from gtvray.cli.predict_files import plan_files
+    from gtvray.cli.predict_remote import predict_remotely
     from gtvray.config import load_config
     from gtvray.errors import InputError
     from gtvray.io import Workspace
@@ -88,6 +93,8 @@ def predict(
         )
     if server and uncertainty:
         raise InputError("an endpoint does not report uncertainty", found="--server and --uncertainty", do="drop one")
+    if jobs and not server:
+        raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
     files = plan_files(
         inputs,
         out,
@@ -98,7 +105,7 @@ def predict(
         closed=[folders.bundles, *([Path(model)] if Path(model).is_dir() else [])],
     )
     if server:
-        outcomes = _remote(files.masks, server, token, overwrite)
+        outcomes = predict_remotely(files.masks, server, token, at_once=at_once, as_job=jobs, overwrite=overwrite)
     else:
         loaded = load_model(model, workspace=folders, config=load_config(config, override or []), threads=threads)
         outcomes = _local(files.masks, loaded.exhaustive() if exhaustive else loaded, uncertainty, overwrite)
@@ -118,27 +125,6 @@ def _local(targets: dict[Path, Path], model: Model, uncertainty: bool, overwrite
 
     cases = LocalCases(model.predictor, targets.__getitem__, uncertainty=uncertainty, overwrite=overwrite)
     return overlapped(targets, cases.load, cases.run, cases.store)
-
-
-def _remote(targets: dict[Path, Path], server: str, token: str, overwrite: bool) -> Outcomes:
-    from gtvray.inference import SegmentedCase, StageClock, overlapped
-    from gtvray.io import write_output_volume
-    from gtvray.serving import RemoteResult, predict_remote
-
-    def ask(path: Path) -> tuple[RemoteResult, StageClock]:
-        clock = StageClock()
-        with clock.stage("request"):
-            result = predict_remote(server, token, path)
-        return result, clock
-
-    def store(path: Path, answer: tuple[RemoteResult, StageClock]) -> SegmentedCase:
-        result, clock = answer
-        with clock.stage("write"):
-            write_output_volume(targets[path], result.mask, overwrite=overwrite)
-        return SegmentedCase(targets[path], result.volume_ml, result.coverage, (), clock.seconds, result.out_of_domain)
-
-    # Asked in this thread, so that Ctrl-C need not wait for the answer.
-    return overlapped(targets, lambda path: path, ask, store)
 
 
 def _rows(outcomes: Outcomes, names: dict[Path, str], as_json: bool) -> list[dict[str, Any]]:

@@ -7,9 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, Field
 
-from gtvray.serving.problems import MEDIA_TYPE
+from gtvray.serving.problems import MEDIA_TYPE, Problem
 from gtvray.serving.results import GZIP, JSON, SegmentationResult
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -40,19 +39,6 @@ _STATUS = {
 }
 _ALWAYS = (400, 500, 503)
 _SCHEME = "bearer"
-
-
-class Problem(BaseModel):
-    """An error, RFC 9457."""
-
-    type: str = Field(description="`urn:gtvray:` and the class in gtvray/errors.py, or `about:blank`")
-    title: str = Field(description="what is wrong")
-    status: int = Field(description="HTTP status")
-    where: str | None = Field(None, description="the affected part of the request")
-    expected: str | None = Field(None, description="valid value or state")
-    found: str | None = Field(None, description="actual value or state")
-    do: str | None = Field(None, description="what solves the problem")
-    instance: str = Field(description="id of the request in the server's log")
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

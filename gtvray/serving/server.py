@@ -25,7 +25,7 @@ from gtvray.errors import FailureError, NotReadyError, NotReproducedError, Resou
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
-from gtvray.serving.client import open_client
+from gtvray.serving.client_transport import open_client
 from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, error_of

@@ -23,10 +23,10 @@ from gtvray.errors import AuthError, InputError, ResourceError, TooLargeError, V
 from gtvray.inference import Predictor
 from gtvray.io import decode_nifti, encode_nifti, write_volume
 from gtvray.models import Bundle
-from gtvray.serving import Server, predict_remote, start_server
+from gtvray.serving import Server, start_server
 
 from ..proxies import refusing_proxy, serving, set_proxy
-from .conftest import TOKEN, free_port, log_lines, make_scan, wait_for_log
+from .conftest import TOKEN, free_port, log_lines, make_scan, predict_remote, wait_for_log
 
 pytestmark = pytest.mark.ray
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -9,7 +9,7 @@ import pytest
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
-from gtvray.serving.client import decode_result
+from gtvray.serving.client_volumes import decode_result
 from gtvray.serving.model import Prediction
 from gtvray.serving.results import result_document, result_headers
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from gtvray import NOTICE
 from gtvray.serving.jobs.records import OPEN, JobStatus, Priority, QueueStatus, VolumeState
-from gtvray.serving.openapi import Problem
+from gtvray.serving.problems import Problem
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 

@@ -37,11 +37,10 @@ async def threshold(content: bytes, request_id: str, report: Report) -> Predicti
     return Prediction(encode_nifti(mask, compress=True), volume_ml, Coverage("body", None, 2, 0, 0.0), "d" * 64, "7")
 
 
-@asynccontextmanager
-async def jobs_app(
+def build_jobs_app(
     folder: Path, segment: Segment = threshold, *, limit_bytes: int = 1 << 20, **settings: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application whose jobs are in a folder; the client of a request is its X-Client header."""
+) -> FastAPI:
+    """An application whose jobs are in a folder; the client of a request is its X-Client header."""
 
     def owner_of(request: Request) -> str:
         return request.headers.get("x-client", "default")
@@ -49,6 +48,13 @@ async def jobs_app(
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(Guard, token=TOKEN)
     app.include_router(JobRoutes(Jobs(folder, JobsConfig(**settings), limit_bytes, segment), owner_of).router())
+    return app
+
+
+@asynccontextmanager
+async def jobs_app(folder: Path, segment: Segment = threshold, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of such an application."""
+    app = build_jobs_app(folder, segment, **settings)
     transport = httpx.ASGITransport(app=Edge(app), raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
