@@ -140,7 +140,7 @@ def _examples() -> list[Any]:
 @pytest.mark.parametrize("call", _examples())
 def test_documented_call_is_valid(call: str) -> None:
     words = shlex.split(call, comments=True)[1:]
-    if words[0] == "submit" and words[1].startswith("-"):
+    if words[0] in ("submit", "serve") and " ".join(words[:2]) not in VERBS and words[1:2] != ["--help"]:
         words.insert(1, "run")
     verb = max((each for each in VERBS if words[: len(each.split())] == each.split()), key=len, default=None)
     assert verb is not None, "no such verb"

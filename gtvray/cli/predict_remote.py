@@ -11,6 +11,7 @@ from gtvray.errors import GtvrayError
 from gtvray.inference import SegmentedCase
 from gtvray.io import write_output_volume
 from gtvray.serving import Client, RemoteResult
+from gtvray.serving.client_volumes import open_scan
 
 Outcome = tuple[Path, SegmentedCase | GtvrayError]
 
@@ -40,14 +41,28 @@ def predict_remotely(
             began = time.perf_counter()
 
 
-def _as_job(client: Client, scans: list[Path]) -> Iterator[tuple[object, RemoteResult | GtvrayError]]:
-    job = client.submit(scans)
+def _as_job(client: Client, scans: list[Path]) -> Iterator[tuple[Path, RemoteResult | GtvrayError]]:
+    refused = {scan: error for scan in scans if (error := _fault(scan)) is not None}
+    sent = [scan for scan in scans if scan not in refused]
+    job = client.submit(sent) if sent else None
     try:
-        yield from client.results(job.id, scans=scans)
+        results = client.results(job.id, scans=sent) if job is not None else iter(())
+        for scan in scans:
+            yield scan, refused[scan] if scan in refused else next(results)[1]
     finally:
         # Its results have been fetched, or are not wanted any more; without this they expire.
-        with suppress(GtvrayError):
-            client.cancel(job.id)
+        if job is not None:
+            with suppress(GtvrayError):
+                client.cancel(job.id)
+
+
+def _fault(scan: Path) -> GtvrayError | None:
+    """Why a file cannot be sent: one such file would have the job refused."""
+    try:
+        open_scan(scan).close()
+    except GtvrayError as error:
+        return error
+    return None
 
 
 def _stored(

@@ -117,6 +117,10 @@ class Client:
         """Return the queue; see `AsyncClient.queue`."""
         return self._call(lambda client: client.queue())
 
+    def ready(self) -> str:
+        """Return the outcome of the golden cases if the endpoint is ready; see `AsyncClient.ready`."""
+        return self._call(lambda client: client.ready())
+
     def models(self) -> dict[str, Any]:
         """Return the served versions; see `AsyncClient.models`."""
         return self._call(lambda client: client.models())

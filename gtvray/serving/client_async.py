@@ -325,6 +325,15 @@ class AsyncClient:
         """Return the length of the queue of all clients' jobs, and the expected wait."""
         return _parsed(QueueDocument, await self._send("GET", "/v1/queue"), self._url)
 
+    async def ready(self) -> str:
+        """Return the outcome of the golden cases, `identical`, `reproduced` or `none`, if the endpoint is ready.
+
+        Raises:
+            NotReadyError: no model is loaded.
+            NotReproducedError: the model does not reproduce its golden cases.
+        """
+        return str((await self._send("GET", "/readyz", succeeded=_is_ready)).json()["golden"])
+
     async def models(self) -> dict[str, Any]:
         """Return the served version, the one being loaded, and those that were rejected."""
         found: dict[str, Any] = (await self._send("GET", "/v1/models")).json()
@@ -393,6 +402,10 @@ class AsyncClient:
         if not is_repeatable_status(response, error):
             return error, None
         return error, self._retry.pause_s(attempt, time.monotonic() - began, retry_after_s(response))
+
+
+def _is_ready(response: httpx.Response) -> bool:
+    return response.is_success and response.headers.get("content-type") == "application/json"
 
 
 class _Unanswered(Exception):  # noqa: N818  # not an error of its own

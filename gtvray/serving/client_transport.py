@@ -214,11 +214,21 @@ def transport_error(error: httpx.TransportError | httpx.InvalidURL, url: str, ti
             else "the proxy to the endpoint does not respond",
             where=shown,
             expected=url,
-            found=error,
+            found=_reason(error),
             do=_PROXY_ADVICE,
         )
     do = "start a server with `gtvray serve`, or correct the address"
-    return ResourceError("no server responds at this address", where=url, found=error, do=do)
+    return ResourceError("no server responds at this address", where=url, found=_reason(error), do=do)
+
+
+def _reason(error: BaseException) -> BaseException:
+    """The operating system's error below an error of the HTTP library, whose own text says less."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno is not None:
+            return found
+        found = found.__cause__ or found.__context__
+    return error
 
 
 def _limit(error: httpx.TimeoutException, timeouts: Timeouts) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +17,12 @@ import numpy as np
 import pytest
 
 from gtvray.inference import Predictor
-from gtvray.io import decode_nifti, encode_nifti
+from gtvray.io import decode_nifti, encode_nifti, read_volume, write_volume
 from gtvray.models import Bundle
-from gtvray.serving import Server
+from gtvray.serving import RemoteResult, Server
 
+from ...cli.command import run
+from ...conftest import REPOSITORY
 from ..conftest import TOKEN, log_lines, make_scan, wait_for_log
 from ..test_endpoint import replicas
 
@@ -93,3 +98,41 @@ def test_events_arrive_through_the_endpoint(http: httpx.Client) -> None:
     events = http.get(f"/v1/jobs/{job}/events")
     assert events.headers["content-type"].startswith("text/event-stream")
     assert "event: end" in events.text
+
+
+def test_examples_of_the_guide_work(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scan = make_scan((30, 30, 20))
+    for name in ("scan", "first", "second"):
+        write_volume(tmp_path / f"{name}.nii.gz", scan)
+    guide = (REPOSITORY / "docs" / "guide-serving.md").read_text().replace("http://127.0.0.1:8000", server.url)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", guide, re.DOTALL)
+    shell = "\n".join(code for kind, code in blocks if kind == "sh" and "curl" in code)
+    assert shell.count("curl") >= 8
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shell],
+        env={**os.environ, "GTVRAY_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "event: end" in done.stdout
+    assert read_volume(tmp_path / "mask.nii.gz").same_grid(scan)
+    names: dict[str, object] = {"token": TOKEN, "print": lambda *_: None}
+    python = [code for kind, code in blocks if kind == "python" and "Client(" in code]
+    assert len(python) >= 2
+    for code in python:
+        exec(code, names)
+    assert isinstance(names["result"], RemoteResult)
+    assert isinstance(names["outcome"], RemoteResult)
+
+
+def test_status_of_a_running_endpoint(server: Server) -> None:
+    found = run("serve", "status", "--server", server.url, "--json", GTVRAY_TOKEN=TOKEN)
+    assert found.code == 0, found
+    status = found.json()
+    assert (status["ready"], status["golden"], status["models"]["current"]["version"]) == (True, "none", "7")
+    assert status["queue"]["queued"] == 0
+    assert "serves version 7" in run("serve", "status", "--server", server.url, GTVRAY_TOKEN=TOKEN).stdout
