@@ -44,9 +44,12 @@ def predict_remotely(
 def _as_job(client: Client, scans: list[Path]) -> Iterator[tuple[Path, RemoteResult | GtvrayError]]:
     refused = {scan: error for scan in scans if (error := _fault(scan)) is not None}
     sent = [scan for scan in scans if scan not in refused]
-    job = client.submit(sent) if sent else None
+    if sent:
+        job = client.submit(sent)
+        results: Iterator[tuple[int, RemoteResult | GtvrayError]] = client.results(job.id, scans=sent)
+    else:
+        job, results = None, iter(())
     try:
-        results = client.results(job.id, scans=sent) if job is not None else iter(())
         for scan in scans:
             yield scan, refused[scan] if scan in refused else next(results)[1]
     finally:

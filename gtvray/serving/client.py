@@ -47,7 +47,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and stop the thread; a later call starts them again."""
+        """Close the connections and stop the thread; a later call starts them again, one in progress is cancelled."""
         with self._lock:
             client, loop = self._client, self._loop
             self._client = self._loop = None
@@ -136,7 +136,9 @@ class Client:
             while (found := _result(_next(items), loop)) is not None:
                 yield found[0]
         finally:
-            _result(_close(items), loop)
+            # The end of the loop closes what is open then.
+            if self._loop is loop:
+                _result(_close(items), loop)
 
     def _started(self) -> tuple[AsyncClient, asyncio.AbstractEventLoop]:
         with self._lock:
@@ -152,6 +154,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
+        loop.run_until_complete(_cancel(asyncio.all_tasks(loop)))
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 
@@ -164,6 +168,12 @@ def _result(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) 
     except BaseException:
         future.cancel()
         raise
+
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _next(items: AsyncIterator[T]) -> tuple[T] | None:

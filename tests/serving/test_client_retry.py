@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,26 @@ def test_iteration_may_be_ended_early_and_the_client_used_again() -> None:
         client.close()
         assert client.segment(SCAN).mask.same_grid(SCAN), "it opens again"
     assert len(app.times) < 10
+
+
+def test_closing_the_client_ends_a_call_in_another_thread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", TOKEN)
+        ended: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                client.segment(SCAN)
+            except BaseException as error:  # noqa: BLE001
+                ended.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        connection, _ = silent.accept()
+        client.close()
+        asking.join(20)
+        connection.close()
+    assert [type(error) for error in ended] == [CancelledError]
 
 
 def test_asynchronous_client() -> None:
