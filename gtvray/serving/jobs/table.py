@@ -24,7 +24,7 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from gtvray.errors import ConfigError
 
@@ -80,7 +80,7 @@ def open_database(url: str | None, folder: Path) -> Engine:
         folder: folder of the job store.
 
     Raises:
-        ConfigError: the URL is invalid or of another database.
+        ConfigError: the URL is invalid or of another database, or its driver is not installed.
     """
     try:
         address = make_url(url or f"sqlite:///{folder / 'jobs.db'}")
@@ -94,8 +94,17 @@ def open_database(url: str | None, folder: Path) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
-    metadata.create_all(engine)
+        try:
+            engine = create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "PostgreSQL cannot be used here", found=error, do="pip install 'gtvray[postgres]' on every gateway"
+            ) from error
+    try:
+        metadata.create_all(engine)
+    except DBAPIError:
+        # Another gateway has created them just now; otherwise this raises again.
+        metadata.create_all(engine)
     return engine
 
 

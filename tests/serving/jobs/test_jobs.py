@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,49 @@ def test_invalid_jobs_are_refused_and_leave_nothing(tmp_path: Path) -> None:
                 else:
                     check_problem(response, status, kind)
             assert (await client.get("/v1/jobs")).json() == {"jobs": []}
+            assert stored_files(tmp_path / "jobs") == []
+
+    asyncio.run(run())
+
+
+def test_no_body_is_an_error_of_the_server(tmp_path: Path) -> None:
+    """A form, a volume and references, cut, repeated and with changed bytes, in pieces of any size."""
+    part = b'--x\r\nContent-Disposition: form-data; name="scan"; filename="a"\r\n\r\n'
+    bodies = {
+        "multipart/form-data; boundary=x": part + SCAN + b"\r\n" + part + OTHER[:2000] + b"\r\n--x--\r\n",
+        "application/octet-stream": SCAN,
+        "application/json": json.dumps({"volumes": [{"path": str(tmp_path / "data" / "scan.nii")}] * 3}).encode(),
+    }
+    random = np.random.default_rng(0)
+
+    def mutated(content: bytes) -> bytes:
+        changed = bytearray(content)
+        for _ in range(random.integers(0, 6)):
+            at, kind = int(random.integers(0, len(changed) + 1)), random.integers(0, 4)
+            if kind == 0:
+                del changed[at : at + int(random.integers(1, 200))]
+            elif kind == 1:
+                changed[at:at] = random.bytes(int(random.integers(1, 20)))
+            elif kind == 2:
+                changed[at:at] = changed[: int(random.integers(1, 300))]
+            elif at < len(changed):
+                changed[at] ^= 1 << int(random.integers(0, 8))
+        return bytes(changed)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            for number in range(150):
+                media_type, body = list(bodies.items())[number % len(bodies)]
+                content, size = mutated(body), int(random.integers(1, 5000))
+
+                async def pieces(content: bytes = content, size: int = size) -> AsyncIterator[bytes]:
+                    for start in range(0, len(content), size):
+                        yield content[start : start + size]
+
+                response = await client.post("/v1/jobs", content=pieces(), headers={"Content-Type": media_type})
+                assert response.status_code in (202, 404, 413, 415, 422), (media_type, content, response.text)
+                if response.status_code == 202:
+                    await client.delete(response.headers["Location"])
             assert stored_files(tmp_path / "jobs") == []
 
     asyncio.run(run())
@@ -334,7 +378,8 @@ def test_volume_that_kills_replicas_fails_and_others_do_not(tmp_path: Path, alon
 
 @pytest.mark.parametrize("error", [NotReadyError("none"), BusyError("full"), ResourceError("away")])
 def test_volume_waits_for_a_model(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gtvray.serving.jobs.worker._WAIT_FOR_MODEL_S", 0.1)
+    for pause in ("_WAIT_FOR_MODEL_S", "_POLL_S"):
+        monkeypatch.setattr(f"gtvray.serving.jobs.worker.{pause}", 0.05)
     left = [error] * 3
 
     async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
