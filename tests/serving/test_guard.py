@@ -239,3 +239,9 @@ def test_form_is_rejected_before_its_body_is_read(api: ASGIApp) -> None:
     response = _sender(Edge(api))("POST", "/v1/predict", headers, content=body())
     problem = problem_of(response, 415, "urn:gtvray:ContentTypeError")
     assert (problem["found"], problem["do"]) == ("a multipart form (curl -F)", CURL)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/%00", "/v1/jobs/1/events", "/v1/jobs?limit=0", "/v1/jobs?before=x"])
+def test_invalid_parameter_is_a_problem(send: Send, path: str) -> None:
+    problem = problem_of(send("GET", path), 422, "urn:gtvray:InputError")
+    assert problem["title"] == "a parameter is invalid"

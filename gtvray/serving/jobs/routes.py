@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Query
+from fastapi import APIRouter, FastAPI, Header, Path, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -21,6 +21,8 @@ from gtvray.serving.results import negotiate, result_response
 
 EVENTS = "text/event-stream"
 _KEEP_ALIVE_AFTER = 20
+_ID = "^[0-9a-f]{32}$"
+_JobId = Annotated[str, Path(pattern=_ID)]
 _BODY: dict[str, Any] = {
     "description": "one volume; a form with several; or, below folders that the operator allows, their paths",
     "required": True,
@@ -111,20 +113,20 @@ class JobRoutes:
         self,
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[str | None, Query(description="id of a job: list only older ones")] = None,
+        before: Annotated[str | None, Query(pattern=_ID, description="id of a job: list only older ones")] = None,
     ) -> JobList:
         """List the client's own jobs, newest first."""
         return JobList(jobs=await self._require().listing(self._owner_of(request), limit, before))
 
-    async def job(self, request: Request, job_id: str) -> JobDocument:
+    async def job(self, request: Request, job_id: _JobId) -> JobDocument:
         """Return a job with its percentage."""
         return await self._require().document(self._owner_of(request), job_id)
 
-    async def cancel(self, request: Request, job_id: str) -> JobDocument:
+    async def cancel(self, request: Request, job_id: _JobId) -> JobDocument:
         """Stop a job, also in the middle of its patches, and delete its inputs and results."""
         return await self._require().cancel(self._owner_of(request), job_id)
 
-    async def events(self, request: Request, job_id: str) -> Response:
+    async def events(self, request: Request, job_id: _JobId) -> Response:
         """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
         jobs, owner = self._require(), self._owner_of(request)
         # Raised here, errors are answered as problem documents.
@@ -132,7 +134,7 @@ class JobRoutes:
         await jobs.document(owner, job_id)
         return StreamingResponse(_events(jobs, owner, job_id), media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
-    async def result(self, request: Request, job_id: str, number: int) -> Response:
+    async def result(self, request: Request, job_id: _JobId, number: Annotated[int, Path(ge=0)]) -> Response:
         """Return the mask of a volume, or its metadata as JSON."""
         media_type = negotiate(request.headers.get("accept"))
         document, mask = await self._require().result(self._owner_of(request), job_id, number)

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
 from gtvray.serving.jobs import ReplicaLostError
 from gtvray.serving.jobs.store import MOST_DEATHS
+from gtvray.serving.jobs.table import DATABASE_VARIABLE
 from gtvray.serving.model import Prediction
 
+from ...databases import postgres
 from ..conftest import make_scan
 from .conftest import BEARER, Report, Segment, ended, jobs_app, threshold
 
@@ -446,7 +449,17 @@ def test_damaged_store_fails_the_volume(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_two_gateways_on_one_store_share_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_two_gateways_on_one_store_share_the_work(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres() if database == "postgresql" else nullcontext() as url:
+        if url is not None:
+            monkeypatch.setenv(DATABASE_VARIABLE, url)
+        share_the_work(tmp_path)
+
+
+def share_the_work(tmp_path: Path) -> None:
     seen: list[str] = []
 
     async def run() -> None:
