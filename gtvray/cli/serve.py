@@ -46,7 +46,7 @@ def serve(
 
     On a cluster of several nodes each node needs the token: in --token-file, or in GTVRAY_TOKEN before `ray start`.
 
-    Example: GTVRAY_TOKEN=secret gtvray serve --port 8080
+    Example: GTVRAY_TOKEN=secret gtvray serve run --port 8080
     """
     from gtvray.api import Endpoint
     from gtvray.config import load_config

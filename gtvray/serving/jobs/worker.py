@@ -6,8 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from gtvray.errors import BusyError, FailureError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.failpoints import failpoint
@@ -153,10 +156,11 @@ class Worker:
             await self._after_death(claim, alone=error.alone)
         except (BusyError, NotReadyError, NotReproducedError):
             self._paused_until = time.monotonic() + _WAIT_FOR_MODEL_S
-            await asyncio.to_thread(self._store.release, claim)
-        except ResourceError as error:
+            await self._give_back(claim)
+        except (ResourceError, SQLAlchemyError, OSError) as error:
+            # The volume is not the cause: a database or a disk was away, possibly after the mask was there.
             log_event("job_delayed", claim.job_id, logging.WARNING, volume=claim.number, kind=type(error).__name__)
-            await asyncio.to_thread(self._store.release, claim, _WAIT_FOR_MODEL_S)
+            await self._give_back(claim, _WAIT_FOR_MODEL_S)
         except GtvrayError as error:
             await self._fail(claim, error)
         except Exception as error:  # noqa: BLE001  # the volume fails, and the worker goes on
@@ -198,7 +202,7 @@ class Worker:
         deaths = claim.deaths + 1
         log_event("job_replica_lost", claim.job_id, logging.WARNING, volume=claim.number, deaths=deaths)
         if deaths < (MOST_DEATHS_ALONE if alone else MOST_DEATHS):
-            await asyncio.to_thread(self._store.release, claim, died=True)
+            await self._give_back(claim, died=True)
             return
         await self._fail(
             claim,
@@ -208,6 +212,11 @@ class Worker:
                 do="do not send it again; report the instance to the server's operator",
             ),
         )
+
+    async def _give_back(self, claim: Claim, delay_s: float = 0.0, *, died: bool = False) -> None:
+        # Without the database, the end of the lease gives the volume back.
+        with suppress(SQLAlchemyError):
+            await asyncio.to_thread(self._store.release, claim, delay_s, died=died)
 
     async def _fail(self, claim: Claim, error: GtvrayError) -> None:
         log_event("job_volume_failed", claim.job_id, volume=claim.number, kind=type(error).__name__)

@@ -81,6 +81,7 @@ def test_cancelled_job_leaves_the_patch_loop(http: httpx.Client, large_scan: byt
     assert not log_lines("Model", f"event=predicted request={job}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["Model", "Api"])
 def test_job_survives_the_loss_of_a_replica(http: httpx.Client, bundle: Bundle, deployment: str) -> None:
     scan = make_scan((100, 100, 80))
@@ -93,6 +94,7 @@ def test_job_survives_the_loss_of_a_replica(http: httpx.Client, bundle: Bundle, 
     assert np.array_equal(mask.array, Predictor(bundle, threads=1).predict(scan).array)
 
 
+@pytest.mark.slow
 def test_events_arrive_through_the_endpoint(http: httpx.Client) -> None:
     job = http.post("/v1/jobs", content=encode_nifti(make_scan((30, 30, 20)), compress=True)).json()["id"]
     events = http.get(f"/v1/jobs/{job}/events")
@@ -100,6 +102,7 @@ def test_events_arrive_through_the_endpoint(http: httpx.Client) -> None:
     assert "event: end" in events.text
 
 
+@pytest.mark.slow
 def test_examples_of_the_guide_work(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scan = make_scan((30, 30, 20))
@@ -129,6 +132,7 @@ def test_examples_of_the_guide_work(server: Server, tmp_path: Path, monkeypatch:
     assert isinstance(names["outcome"], RemoteResult)
 
 
+@pytest.mark.slow
 def test_status_of_a_running_endpoint(server: Server) -> None:
     found = run("serve", "status", "--server", server.url, "--json", GTVRAY_TOKEN=TOKEN)
     assert found.code == 0, found

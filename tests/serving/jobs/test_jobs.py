@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
@@ -379,7 +380,9 @@ def test_volume_that_kills_replicas_fails_and_others_do_not(tmp_path: Path, alon
     assert attempts[SCAN] <= 2
 
 
-@pytest.mark.parametrize("error", [NotReadyError("none"), BusyError("full"), ResourceError("away")])
+@pytest.mark.parametrize(
+    "error", [NotReadyError("none"), BusyError("full"), ResourceError("away"), OSError("disk"), SQLAlchemyError("away")]
+)
 def test_volume_waits_for_a_model(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     for pause in ("_WAIT_FOR_MODEL_S", "_POLL_S"):
         monkeypatch.setattr(f"gtvray.serving.jobs.worker.{pause}", 0.05)
