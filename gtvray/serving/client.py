@@ -161,12 +161,21 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _result(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """Run a coroutine in the client's thread; it is cancelled if the caller is interrupted."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    """Run a coroutine in the client's thread; if the caller is interrupted, it is cancelled and has ended."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        tasks.add(task)
+        return await coroutine
+
+    future = asyncio.run_coroutine_threadsafe(run(), loop)
     try:
         return future.result()
     except BaseException:
-        future.cancel()
+        if not future.done():
+            asyncio.run_coroutine_threadsafe(_cancel(tasks), loop).result()
         raise
 
 

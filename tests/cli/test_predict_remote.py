@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from gtvray.serving.edge import Edge
 from ..serving.conftest import TOKEN, make_scan
 from ..serving.jobs.conftest import build_jobs_app
 from ..serving.test_client_retry import Scripted, running
-from .command import call
+from .command import Running, call
 
 
 @pytest.fixture
@@ -46,3 +47,16 @@ def test_many_scans_and_one_that_fails(scans: Path, tmp_path: Path, as_job: bool
 
 def test_jobs_need_a_server(scans: Path, tmp_path: Path) -> None:
     assert "--jobs without --server" in call("predict", scans, "-o", tmp_path / "m", "--jobs").error(code=2)
+
+
+def test_interrupt_does_not_wait_for_the_answer(scans: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asking = Running("predict", scans, "-o", tmp_path / "masks", "--server", url, GTVRAY_TOKEN=TOKEN)
+        connection, _ = silent.accept()
+        asking.interrupt()
+        ended = asking.end(within_s=30)
+        connection.close()
+    assert ended.code == 1
+    assert "interrupted" in ended.stderr
+    assert not (tmp_path / "masks").exists() or not list((tmp_path / "masks").iterdir())
