@@ -245,3 +245,15 @@ def test_form_is_rejected_before_its_body_is_read(api: ASGIApp) -> None:
 def test_invalid_parameter_is_a_problem(send: Send, path: str) -> None:
     problem = problem_of(send("GET", path), 422, "urn:gtvray:InputError")
     assert problem["title"] == "a parameter is invalid"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1/jobs", {"GET", "POST"}), (f"/v1/jobs/{'0' * 32}", {"GET", "DELETE"})]
+)
+def test_every_method_of_a_path_is_listed(send: Send, path: str, methods: set[str]) -> None:
+    options = send("OPTIONS", path, {})
+    assert options.status_code == 204
+    refused = send("PUT", path)
+    problem_of(refused, 405, "about:blank")
+    for response in (options, refused):
+        assert set(response.headers["Allow"].split(", ")) == methods | {"HEAD", "OPTIONS"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -21,6 +23,7 @@ from gtvray.serving.results import negotiate, result_response
 
 EVENTS = "text/event-stream"
 _KEEP_ALIVE_AFTER = 20
+_METHODS = ("DELETE", "OPTIONS", "PATCH", "POST", "PUT")
 _ID = "^[0-9a-f]{32}$"
 _JobId = Annotated[str, Path(pattern=_ID)]
 _BODY: dict[str, Any] = {
@@ -91,6 +94,9 @@ class JobRoutes:
             response_class=Response,
             responses=RESULT_RESPONSE | errors(404, 406, 409, 422),
         )
+        for path, allowed in (("/jobs", ("GET", "POST")), ("/jobs/{job_id}", ("GET", "DELETE"))):
+            others = [method for method in _METHODS if method not in allowed]
+            router.add_api_route(path, _refuse(allowed), methods=others, include_in_schema=False)
         router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors(404))
         return router
 
@@ -158,6 +164,15 @@ class JobRoutes:
                 "this endpoint keeps no jobs", do="name a folder in jobs_dir of its config file, or use /v1/segment"
             )
         return self._jobs
+
+
+def _refuse(allowed: Sequence[str]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """A handler for all other methods: by itself Starlette would list those of one of several routes of a path."""
+
+    async def refuse() -> None:
+        raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(allowed)})
+
+    return refuse
 
 
 async def _events(jobs: Jobs, owner: str, job_id: str) -> AsyncIterator[str]:
