@@ -1,11 +1,16 @@
 """The HTTP client of a gtvray endpoint; importing it loads neither torch nor ray.
 
-from gtvray.client import predict_remote
+from gtvray.client import Client
 
-result = predict_remote("http://127.0.0.1:8000", token, "scan.nii.gz")
+with Client("http://127.0.0.1:8000", token) as client:
+    result = client.segment("scan.nii.gz")
 print(result.volume_ml, result.mask.spacing_mm)
 """
 
-from gtvray.serving.client import RemoteResult, predict_remote
+from gtvray.serving.client import Client
+from gtvray.serving.client_async import AsyncClient
+from gtvray.serving.client_transport import Retry, Timeouts
+from gtvray.serving.client_volumes import RemoteResult
+from gtvray.serving.jobs.documents import JobDocument, QueueDocument
 
-__all__ = ["RemoteResult", "predict_remote"]
+__all__ = ["AsyncClient", "Client", "JobDocument", "QueueDocument", "RemoteResult", "Retry", "Timeouts"]

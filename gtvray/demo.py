@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gtvray.models import Bundle
     from gtvray.promotion import Evidence, Gathered
     from gtvray.registry import DecisionLog, ModelVersion, Registry
+    from gtvray.serving import Client
 
 # Expected seconds of each stage on two cores, for the estimate of the time left.
 STAGES = {
@@ -234,7 +235,7 @@ class Demo:
         return version
 
     def _serve(self, registry: Registry, version: ModelVersion, scored: Sequence[ScoredCase]) -> None:
-        from gtvray.serving import start_server
+        from gtvray.serving import Client, start_server
 
         token = secrets.token_urlsafe(24)
         with ExitStack() as stack:
@@ -250,19 +251,21 @@ class Demo:
                 )
                 stack.callback(server.stop)
                 server.wait_ready()
-            with self._stage("request", f"{len(scored)} scans over HTTP"), ThreadPoolExecutor(_CLIENTS) as clients:
-                answers = clients.map(lambda entry: self._request(server.url, token, entry), scored)
+            with (
+                self._stage("request", f"{len(scored)} scans over HTTP"),
+                Client(server.url, token) as client,
+                ThreadPoolExecutor(_CLIENTS) as threads,
+            ):
+                answers = threads.map(lambda entry: self._request(client, entry), scored)
                 for done, row in enumerate(answers, 1):
                     self.result.cases.append(row)
                     self._show.advance(done, len(scored))
             if self._options.hold is not None:
                 self._options.hold(server.url, token)
 
-    def _request(self, url: str, token: str, entry: ScoredCase) -> dict[str, Any]:
-        from gtvray.serving import predict_remote
-
+    def _request(self, client: Client, entry: ScoredCase) -> dict[str, Any]:
         began = time.perf_counter()
-        served = predict_remote(url, token, entry.case.image, timeout_s=self._config.serving.timeout_s)
+        served = client.segment(entry.case.image)
         milliseconds = round(1000 * (time.perf_counter() - began))
         offline = read_binary(entry.mask)
         if not (served.mask.same_grid(offline) and np.array_equal(served.mask.array, offline.array)):

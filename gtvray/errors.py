@@ -10,6 +10,8 @@ GtvrayError
 │   ├── NotFoundError       404           unknown file, model, case or job
 │   ├── TooLargeError       413           size limit exceeded
 │   ├── RequestError        400           malformed HTTP request
+│   ├── NotAcceptableError  406           no media type of the answer that the client accepts
+│   ├── ConflictError       409           not possible in the present state of a job
 │   └── ContentTypeError    415           body of another known file format
 └── FailureError            exit 1, 500   valid input, but the operation failed
     ├── ResourceError       503           disk, port, memory, Ray or MLflow unavailable
@@ -131,6 +133,18 @@ class RequestError(InputError):
     """Malformed HTTP request."""
 
     http_status = 400
+
+
+class NotAcceptableError(InputError):
+    """No media type of the answer that the client accepts."""
+
+    http_status = 406
+
+
+class ConflictError(InputError):
+    """Request that the present state of a job does not permit."""
+
+    http_status = 409
 
 
 class ContentTypeError(InputError):

@@ -46,6 +46,11 @@ POINTS: dict[str, str] = {
     "promotion.moved": "the champion has changed; its decision is not yet marked as completed",
     "batch.before_mask": "a scan has been segmented; its mask is not yet written",
     "batch.after_mask": "the mask of a scan is written; not yet recorded",
+    "jobs.durable": "the inputs of a job are on disk; the job is not yet in the table",
+    "jobs.accepted": "a job is in the table; its client has no answer yet",
+    "jobs.claimed": "a volume of a job is claimed; it has not been read",
+    "jobs.written": "the mask of a job's volume is on disk; the volume is not yet recorded as done",
+    "jobs.finished": "a job's volume is recorded as done; its input is still on disk",
     "tracking.before_delivery": "metrics are queued on disk; not yet sent to MLflow",
     "tracking.after_delivery": "MLflow has the metrics; the queue position is not yet advanced",
 }

@@ -140,7 +140,7 @@ def _examples() -> list[Any]:
 @pytest.mark.parametrize("call", _examples())
 def test_documented_call_is_valid(call: str) -> None:
     words = shlex.split(call, comments=True)[1:]
-    if words[0] == "submit" and words[1].startswith("-"):
+    if words[0] in ("submit", "serve") and " ".join(words[:2]) not in VERBS and words[1:2] != ["--help"]:
         words.insert(1, "run")
     verb = max((each for each in VERBS if words[: len(each.split())] == each.split()), key=len, default=None)
     assert verb is not None, "no such verb"
@@ -176,7 +176,7 @@ def test_files_named_in_a_document_exist(path: Path) -> None:
 def test_settings_and_errors_named_in_a_document_exist(path: Path) -> None:
     text = path.read_text()
     sections = {key.partition(".")[0] for key in known_keys()}
-    keys = {key for key in re.findall(r"`([a-z_]+\.[a-z_]+)\b", text) if key.partition(".")[0] in sections}
+    keys = {key for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)\b", text) if key.partition(".")[0] in sections}
     assert sorted(key for key in keys if key not in known_keys()) == []
     raised = re.findall(r"`(\w+Error)`", text)
     assert [name for name in raised if not hasattr(errors, name)] == []

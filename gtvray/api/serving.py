@@ -71,10 +71,10 @@ class Endpoint:
         """
         from gtvray.serving import start_server
 
-        settings = self._config.serving
+        settings, folder = self._config.serving, self._workspace.root.resolve() / "serving" / "jobs"
         file = Path(token_file).resolve() if token_file is not None else None
         if self.follows:
-            return start_server(None, settings, token, token_file=file, follow=self._follow())
+            return start_server(None, settings, token, token_file=file, follow=self._follow(), jobs_dir=folder)
         return start_server(
             self._bundle.folder.resolve(),
             settings,
@@ -83,6 +83,7 @@ class Endpoint:
             digest=self._bundle.digest,
             golden=self.golden,
             token_file=file,
+            jobs_dir=folder,
         )
 
     def _registry(self) -> tuple[Registry, DecisionLog]:

@@ -60,6 +60,10 @@ def predict(
     ] = False,
     server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    jobs: Annotated[
+        bool, typer.Option("--jobs", help="Send the scans to the endpoint as a job, which survives its restart.")
+    ] = False,
+    at_once: Annotated[int, typer.Option(min=1, max=64, help="Scans that are sent to the endpoint at once.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the network, in each process.")] = 1,
     address: Annotated[
         str | None,
@@ -86,6 +90,7 @@ def predict(
     """
     from gtvray.api import predict_folder
     from gtvray.batch import plan_files
+    from gtvray.cli.predict_remote import predict_remotely
     from gtvray.config import load_config
     from gtvray.errors import InputError
     from gtvray.io import Workspace
@@ -97,6 +102,8 @@ def predict(
                 raise InputError(
                     "an endpoint has its own model and machine", found=f"--server and {option}", do="drop one"
                 )
+    elif jobs:
+        raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
     read = [config] if config is not None else []
     kept = 0
     if server:
@@ -109,7 +116,8 @@ def predict(
             read=read,
             closed=[folders.bundles, *([Path(model)] if Path(model).is_dir() else [])],
         )
-        rows = _rows(_remote(files.masks, server, token, overwrite), files.names, as_json)
+        outcomes = predict_remotely(files.masks, server, token, at_once=at_once, as_job=jobs, overwrite=overwrite)
+        rows = _rows(outcomes, files.names, as_json)
     else:
         progress = Progress({}, as_json)
         with progress.live():
@@ -142,27 +150,6 @@ def predict(
     emit(found, as_json, "\n".join([_text(rows), *earlier, *_skipped(files), NOTICE]))
     if failed:
         raise typer.Exit(1)
-
-
-def _remote(targets: dict[Path, Path], server: str, token: str, overwrite: bool) -> Outcomes:
-    from gtvray.inference import SegmentedCase, StageClock, overlapped
-    from gtvray.io import write_output_volume
-    from gtvray.serving import RemoteResult, predict_remote
-
-    def ask(path: Path) -> tuple[RemoteResult, StageClock]:
-        clock = StageClock()
-        with clock.stage("request"):
-            result = predict_remote(server, token, path)
-        return result, clock
-
-    def store(path: Path, answer: tuple[RemoteResult, StageClock]) -> SegmentedCase:
-        result, clock = answer
-        with clock.stage("write"):
-            write_output_volume(targets[path], result.mask, overwrite=overwrite)
-        return SegmentedCase(targets[path], result.volume_ml, result.coverage, (), clock.seconds, result.out_of_domain)
-
-    # Asked in this thread, so that Ctrl-C need not wait for the answer.
-    return overlapped(targets, lambda path: path, ask, store)
 
 
 def _rows(outcomes: Outcomes, names: dict[Path, str], as_json: bool) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from typer.core import TyperCommand, TyperGroup
 
@@ -50,11 +50,26 @@ class SettingsCommand(TyperCommand):
                 yield word
 
 
-class ListGroup(TyperGroup):
-    """A group of commands that runs its command `list` if none is named: `gtvray models --json`."""
+class _DefaultGroup(TyperGroup):
+    """A group of commands that runs one of them if none is named."""
+
+    default: ClassVar[str]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert `list` before options that are not of the group."""
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
-            args = ["list", *args]
+        """Insert the name of the default command before arguments and options that are not of the group."""
+        named = bool(args) and args[0] in (*self.commands, "--help")
+        if not named and (args or not self.no_args_is_help):
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+class ListGroup(_DefaultGroup):
+    """A group whose command `list` need not be named: `gtvray models --json`."""
+
+    default = "list"
+
+
+class RunGroup(_DefaultGroup):
+    """A group whose command `run` need not be named: `gtvray submit -- COMMAND`."""
+
+    default = "run"

@@ -7,28 +7,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from gtvray.cli.common import JsonOption, emit, table
-from gtvray.cli.settings import SettingsCommand
+from gtvray.cli.settings import RunGroup, SettingsCommand
 
 if TYPE_CHECKING:
     from gtvray.runtime import Jobs, JobState
 
-_DEFAULT = "run"
-
-
-class _RunByDefault(TyperGroup):
-    """A group whose command `run` need not be named: `gtvray submit -- COMMAND`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert the name of the command unless one is named."""
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [_DEFAULT, *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=_RunByDefault, help="Run a command as a job on a Ray cluster.", no_args_is_help=True)
+app = typer.Typer(cls=RunGroup, help="Run a command as a job on a Ray cluster.", no_args_is_help=True)
 DashboardOption = Annotated[
     str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Cluster's dashboard.")
 ]
@@ -36,7 +22,7 @@ _DASHBOARD = "http://127.0.0.1:8265"
 _JobArgument = Annotated[str, typer.Argument(help="Id of a job.")]
 
 
-@app.command(_DEFAULT, cls=SettingsCommand, context_settings={"ignore_unknown_options": True})
+@app.command(RunGroup.default, cls=SettingsCommand, context_settings={"ignore_unknown_options": True})
 def submit(
     command: Annotated[list[str], typer.Argument(help="The command and its options, after --.")],
     address: DashboardOption = _DASHBOARD,

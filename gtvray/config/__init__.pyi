@@ -5,6 +5,7 @@ from .data import SplitConfig as SplitConfig
 from .inference import InferenceConfig as InferenceConfig
 from .inference import SlidingWindow as SlidingWindow
 from .network import NetworkConfig as NetworkConfig
+from .operation import JobsConfig as JobsConfig
 from .operation import PromotionConfig as PromotionConfig
 from .operation import ServingConfig as ServingConfig
 from .operation import TrackingConfig as TrackingConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from pydantic import Field, field_validator
 
@@ -50,6 +51,26 @@ class PromotionConfig(Section):
     min_cases: int = Field(3, ge=3, description="minimum number of held-out cases for a decision")
 
 
+class JobsConfig(Section):
+    """Jobs of the endpoint."""
+
+    at_once: int = Field(2, ge=1, le=1024, description="volumes of jobs that a gateway has segmented at the same time")
+    keep_h: float = Field(
+        24.0, gt=0, le=8760, description="hours that results are kept after a job's end; also the longest wait of a job"
+    )
+    max_gb: float = Field(20.0, gt=0, description="size of all stored inputs and results above which jobs are refused")
+    max_volumes: int = Field(200, ge=1, le=10_000, description="maximum number of volumes of a job")
+    roots: tuple[Path, ...] = Field((), description="folders whose files a job may name instead of sending them")
+
+    @field_validator("roots")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for root in value:
+            if not root.is_absolute():
+                raise ValueError(f"{root} is not an absolute path")
+        return value
+
+
 class ServingConfig(Section):
     """Size and limits of the endpoint."""
 
@@ -73,6 +94,7 @@ class ServingConfig(Section):
     )
     scans_in_memory: int = Field(4, ge=1, le=1024, description="decoded scans that a replica holds at once")
     timeout_s: float = Field(300.0, gt=0, description="time limit of a request")
+    jobs: JobsConfig = JobsConfig()
     cors_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may call the endpoint from a browser, each as https://host[:port]"
     )

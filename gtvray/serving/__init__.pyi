@@ -1,7 +1,11 @@
 from .app import build_app as build_app
 from .arguments import AppArguments as AppArguments
-from .client import RemoteResult as RemoteResult
-from .client import predict_remote as predict_remote
+from .client import Client as Client
+from .client_async import AsyncClient as AsyncClient
+from .client_transport import Retry as Retry
+from .client_transport import Timeouts as Timeouts
+from .client_volumes import RemoteResult as RemoteResult
+from .client_volumes import Scan as Scan
 from .scheduler import PatchScheduler as PatchScheduler
 from .server import Follow as Follow
 from .server import Server as Server

@@ -7,12 +7,13 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import ray
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -21,18 +22,33 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gtvray import NOTICE, __version__
-from gtvray.errors import BusyError, DeadlineError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
+from gtvray.errors import (
+    BusyError,
+    DeadlineError,
+    GtvrayError,
+    InputError,
+    NotReadyError,
+    NotReproducedError,
+    ResourceError,
+)
 from gtvray.serving.arguments import AppArguments, read_token
-from gtvray.serving.guard import Guard
+from gtvray.serving.guard import OPEN_PATHS, Guard
+from gtvray.serving.jobs import JobRoutes, Jobs, ReplicaLostError
 from gtvray.serving.model import Prediction
+from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors, install_openapi
 from gtvray.serving.pointer import Pointer, Versions
-from gtvray.serving.problems import MEDIA_TYPE, http_problem
+from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.request_log import log_event
+from gtvray.serving.results import negotiate, result_document, result_response
 from gtvray.serving.uploads import spool_upload
 
 _REPLICA_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _ATTEMPTS = 3
 _DESCRIBE_TIMEOUT_S = 2.0
+# All requests of a replica learn of its loss within this time.
+_SAME_LOSS_S = 1.0
+# There is one token, so all its holders are one client.
+_OWNER = "token"
 
 
 class Api:
@@ -50,9 +66,13 @@ class Api:
         self._args, self._model = args, model
         self._pointer = Pointer(args.versions) if args.versions is not None else None
         self._token = read_token(args.token_file)
-        self._pending = 0
+        self._pending = self._jobs_in_progress = 0
+        self._replica_lost_at = float("-inf")
         # Serve application of a version -> requests that were admitted while it was served.
         self._pinned: Counter[str] = Counter()
+        self._jobs: Jobs | None = None
+        if args.jobs_dir is not None:
+            self._jobs = Jobs(args.jobs_dir, args.serving.jobs, args.serving.max_upload_mb << 20, self.segment_for_job)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Build the ASGI application; Serve calls this in the replica, after the constructor."""
@@ -64,14 +84,28 @@ class Api:
             redoc_url=None,
             # A client that does not follow a redirect of POST would store an empty mask.
             redirect_slashes=False,
+            generate_unique_id_function=lambda route: route.name,
         )
         app.add_middleware(Guard, token=self._token, origins=self._args.serving.cors_origins)
         app.add_exception_handler(HTTPException, _http_error_response)
+        app.add_exception_handler(RequestValidationError, _invalid_request_response)
+        install_openapi(app, OPEN_PATHS)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
-        app.add_api_route("/readyz", self.readyz, methods=["GET"])
-        app.add_api_route("/v1/model", self.describe, methods=["GET"])
-        app.add_api_route("/v1/models", self.models, methods=["GET"])
-        app.add_api_route("/v1/predict", self.predict, methods=["POST"], response_class=Response)
+        app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=errors())
+        app.add_api_route("/v1/model", self.describe, methods=["GET"], responses=errors())
+        app.add_api_route("/v1/models", self.models, methods=["GET"], responses=errors())
+        for path in ("/v1/segment", "/v1/predict"):
+            app.add_api_route(
+                path,
+                self.segment,
+                name=path.rpartition("/")[2],
+                methods=["POST"],
+                response_class=Response,
+                responses=RESULT_RESPONSE | errors(406, 413, 415, 422, 504),
+                openapi_extra={"requestBody": VOLUME_BODY},
+                deprecated=path == "/v1/predict",
+            )
+        app.include_router(JobRoutes(self._jobs, lambda _: _OWNER).router())
         return app
 
     async def healthz(self) -> dict[str, str]:
@@ -98,9 +132,10 @@ class Api:
         """Number of requests in progress that belong to a version; called by the version manager."""
         return self._pinned[app]
 
-    async def predict(self, request: Request) -> Response:
-        """Segment a NIfTI or NRRD body; the response is the mask as gzipped NIfTI on the scan's own grid."""
+    async def segment(self, request: Request) -> Response:
+        """Segment a NIfTI or NRRD body; the response is the mask on the scan's own grid, or its metadata as JSON."""
         began, serving = time.monotonic(), self._args.serving
+        media_type = negotiate(request.headers.get("accept"))
         with self._admitted() as model:
             try:
                 async with asyncio.timeout(serving.timeout_s):
@@ -112,10 +147,42 @@ class Api:
                 raise DeadlineError(
                     "the mask was not ready in time", expected=f"within {serving.timeout_s:g} s"
                 ) from None
-        milliseconds = round(1000 * (time.monotonic() - began))
-        return Response(
-            prediction.mask_gz, media_type="application/gzip", headers=_response_headers(prediction, milliseconds)
+        document = result_document(prediction, request.state.request_id, time.monotonic() - began)
+        return result_response(document, prediction.mask_gz, media_type)
+
+    async def segment_for_job(self, content: bytes, request_id: str, report: Callable[[int, int], None]) -> Prediction:
+        """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
+        app, model = self._require_model()
+        self._pinned[app] += 1
+        self._jobs_in_progress += 1
+        stream = model.options(stream=True).predict_reporting.remote(
+            await asyncio.to_thread(ray.put, content), request_id
         )
+        try:
+            async for message in stream:
+                if isinstance(message, Prediction):
+                    return message
+                report(*message)
+        except _REPLICA_LOST:
+            raise ReplicaLostError(alone=self._was_alone(app)) from None
+        except DeploymentUnavailableError:
+            raise NotReadyError("the model is still loading") from None
+        except RayTaskError as error:
+            raise _cause_of(error) from None
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        finally:
+            self._pinned[app] -= 1
+            self._jobs_in_progress -= 1
+        raise ReplicaLostError(alone=False)
+
+    def _was_alone(self, app: str) -> bool:
+        """Whether a lost replica processed one volume of a job and nothing else, and was not stopped by a swap."""
+        now = time.monotonic()
+        shared = self._pending or self._jobs_in_progress > 1 or now - self._replica_lost_at < _SAME_LOSS_S
+        self._replica_lost_at = now
+        return not shared and self._require_model()[0] == app
 
     def _require_model(self) -> tuple[str, Any]:
         """Return the Serve application and the handle of the version that is served now."""
@@ -204,27 +271,16 @@ def _into_object_store(upload: IO[bytes]) -> Any:
     return ray.put(upload.read())
 
 
-def _response_headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:
-    coverage = prediction.coverage
-    fallback = {"X-Gtvray-Fallback": coverage.fallback} if coverage.fallback else {}
-    out_of_domain = {"X-Gtvray-Out-Of-Domain": "; ".join(prediction.out_of_domain)} if prediction.out_of_domain else {}
-    return {
-        "X-Gtvray-Model-Digest": prediction.digest,
-        "X-Gtvray-Model-Version": prediction.version,
-        "X-Gtvray-Volume-Ml": f"{prediction.volume_ml:.3f}",
-        "X-Gtvray-Mode": coverage.mode,
-        **fallback,
-        **out_of_domain,
-        "X-Gtvray-Patches": str(coverage.patches),
-        "X-Gtvray-Patches-Skipped": str(coverage.patches_skipped),
-        "X-Gtvray-Volume-Skipped-Share": f"{coverage.volume_skipped_share:.6f}",
-        "X-Gtvray-Milliseconds": str(milliseconds),
-        "X-Gtvray-Notice": NOTICE,
-    }
-
-
 async def _http_error_response(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     problem = http_problem(error.status_code, request.state.request_id)
     return JSONResponse(problem, error.status_code, error.headers, MEDIA_TYPE)
+
+
+async def _invalid_request_response(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    problem = InputError("a parameter is invalid", where=".".join(map(str, first["loc"])), expected=first["msg"])
+    return problem_response(problem, request.state.request_id)

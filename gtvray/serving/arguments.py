@@ -36,6 +36,9 @@ class AppArguments(Section):
     spool_dir: Path | None = Field(
         None, description="folder of the upload spool; default: the system's temporary folder"
     )
+    jobs_dir: Path | None = Field(
+        None, description="folder of the job store; without one, the endpoint accepts no jobs"
+    )
     serving: ServingConfig = ServingConfig()
 
 

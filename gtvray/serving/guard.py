@@ -22,11 +22,11 @@ from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_
 
 LIVENESS_PATH = "/healthz"
 OPEN_PATHS = frozenset({LIVENESS_PATH, "/readyz"})
-_CORS_REQUEST_HEADERS = "Authorization, Content-Type, X-Request-ID"
+_CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
 _CORS_EXPOSED_HEADERS = (
-    "X-Request-ID, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, X-Gtvray-Volume-Ml, "
-    "X-Gtvray-Mode, X-Gtvray-Fallback, X-Gtvray-Patches, X-Gtvray-Patches-Skipped, X-Gtvray-Volume-Skipped-Share, "
-    "X-Gtvray-Out-Of-Domain, X-Gtvray-Milliseconds, X-Gtvray-Notice"
+    "X-Request-ID, Location, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, "
+    "X-Gtvray-Volume-Ml, X-Gtvray-Mode, X-Gtvray-Fallback, X-Gtvray-Patches, X-Gtvray-Patches-Skipped, "
+    "X-Gtvray-Volume-Skipped-Share, X-Gtvray-Out-Of-Domain, X-Gtvray-Milliseconds, X-Gtvray-Notice"
 )
 _CORS_MAX_AGE_S = 600
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gtvray.errors import BundleError, GtvrayError, NotReadyError, NotReproducedError
+from gtvray.inference import StageClock
 from gtvray.io import decode_volume, encode_nifti
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.request_log import log_event
@@ -23,9 +25,15 @@ if TYPE_CHECKING:
     from gtvray.inference import Coverage, Predictor, SegmentationRequest
 
 
+_REPORT_EVERY_S = 1.0
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """A replica's result: the mask as .nii.gz, and its metadata."""
+    """A replica's result: the mask as .nii.gz, and its metadata.
+
+    `seconds` is the time of each stage: waiting for memory, preparing, running the patches, and writing the mask.
+    """
 
     mask_gz: bytes
     volume_ml: float
@@ -33,6 +41,7 @@ class Prediction:
     digest: str
     version: str
     out_of_domain: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,25 +92,61 @@ class Model:
         self._memory_slots = asyncio.Semaphore(args.serving.scans_in_memory)
         self._threads = ThreadPoolExecutor(args.serving.scans_in_memory, thread_name_prefix="scan")
 
-    async def predict(self, content: bytes, request_id: str) -> Prediction:
+    async def predict(
+        self, content: bytes, request_id: str, started: Callable[[SegmentationRequest], None] | None = None
+    ) -> Prediction:
         """Predict the mask of a NIfTI or NRRD file.
+
+        Args:
+            content: the file.
+            request_id: id for the log.
+            started: called with the request once it is prepared.
 
         Raises:
             InputError: the file is not a valid CT volume.
             NotReproducedError: this replica failed the golden cases.
         """
         self._golden.require()
-        loop, began = asyncio.get_running_loop(), time.monotonic()
+        loop, clock = asyncio.get_running_loop(), StageClock()
+        began = time.monotonic()
         try:
-            async with self._memory_slots:
-                job = await loop.run_in_executor(self._threads, self._begin, content)
-                await self._scheduler.run(job)
-                prediction = await loop.run_in_executor(self._threads, self._finish, job)
+            with clock.stage("wait"):
+                await self._memory_slots.acquire()
+            try:
+                with clock.stage("prepare"):
+                    job = await loop.run_in_executor(self._threads, self._begin, content)
+                if started is not None:
+                    started(job)
+                with clock.stage("patches"):
+                    await self._scheduler.run(job)
+                with clock.stage("mask"):
+                    prediction = await loop.run_in_executor(self._threads, self._finish, job)
+            finally:
+                self._memory_slots.release()
         except asyncio.CancelledError:
             log_event("cancelled", request_id, logging.WARNING)
             raise
         log_event("predicted", request_id, patches=job.patches, ms=round(1000 * (time.monotonic() - began)))
-        return prediction
+        return replace(prediction, seconds=clock.seconds)
+
+    async def predict_reporting(self, content: bytes, request_id: str) -> AsyncIterator[tuple[int, int] | Prediction]:
+        """Predict as `predict`, and report progress from the same replica without a call per patch.
+
+        Yields:
+            the patches processed and the patches known so far, about once a second; last, the prediction.
+
+        Raises:
+            as `predict`.
+        """
+        begun: list[SegmentationRequest] = []
+        task = asyncio.create_task(self.predict(content, request_id, begun.append))
+        try:
+            while not (await asyncio.wait({task}, timeout=_REPORT_EVERY_S))[0]:
+                for job in begun:
+                    yield job.patches - job.remaining, job.patches
+            yield await task
+        finally:
+            task.cancel()
 
     async def describe(self) -> dict[str, Any]:
         """Describe the model; a replica that returns is ready.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from gtvray.errors import BusyError, FailureError, GtvrayError, InputError, NotFoundError, NotReadyError
@@ -15,6 +16,19 @@ from gtvray.serving.request_log import LOGGER, log_event
 MEDIA_TYPE = "application/problem+json"
 _FIELDS = ("where", "expected", "found", "do")
 _RETRY_AFTER_S = 5
+
+
+class Problem(BaseModel):
+    """An error, RFC 9457."""
+
+    type: str = Field(description="`urn:gtvray:` and the class in gtvray/errors.py, or `about:blank`")
+    title: str = Field(description="what is wrong")
+    status: int = Field(description="HTTP status")
+    where: str | None = Field(None, description="the affected part of the request")
+    expected: str | None = Field(None, description="valid value or state")
+    found: str | None = Field(None, description="actual value or state")
+    do: str | None = Field(None, description="what solves the problem")
+    instance: str = Field(description="id of the request in the server's log")
 
 
 def http_problem(status: int, instance: str) -> dict[str, object]:

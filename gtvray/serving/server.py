@@ -25,7 +25,7 @@ from gtvray.errors import FailureError, NotReadyError, NotReproducedError, Resou
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
-from gtvray.serving.client import open_client
+from gtvray.serving.client_transport import open_client
 from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, error_of
@@ -122,6 +122,7 @@ def start_server(
     golden: Path | None = None,
     token_file: Path | None = None,
     follow: Follow | None = None,
+    jobs_dir: Path | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is ready.
 
@@ -135,6 +136,7 @@ def start_server(
         token_file: file that holds the token on every node. Without it, a cluster of one node gets one, and the
             nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
         follow: serve the champion that this finds, and every later one without a restart, instead of a bundle.
+        jobs_dir: folder of the job store; None accepts no jobs.
 
     Raises:
         ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
@@ -160,6 +162,7 @@ def start_server(
             "version": version,
             "versions": follow.versions if follow is not None else None,
             "token_file": token_file,
+            "jobs_dir": jobs_dir,
             "serving": settings.model_dump(),
         }
         if follow is not None:

@@ -15,7 +15,7 @@ _FORMATS = "NIfTI (.nii, .nii.gz) or NRRD (.nrrd) file"
 EXPECTED = f"one {_FORMATS} as the raw request body"
 CURL = (
     'curl --fail-with-body -H "Authorization: Bearer $GTVRAY_TOKEN" --data-binary @scan.nii.gz -o mask.nii.gz '
-    "URL/v1/predict"
+    "URL/v1/segment"
 )
 _WRONG_TRANSFER = frozenset(
     {ContentKind.MULTIPART, ContentKind.FORM, ContentKind.BASE64, ContentKind.JSON, ContentKind.ALTERED}

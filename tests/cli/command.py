@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,17 +127,28 @@ class Running:
         deadline = time.monotonic() + within_s
         while (found := self._descendants()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return found
+        return list(found.values())
 
-    def _descendants(self) -> list[str]:
-        found = []
+    def kill_all(self) -> None:
+        """Kill the process and all that it started, all at once, as a power failure does."""
+        while found := self._descendants():
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in found:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+            time.sleep(0.1)
+        self._process.wait()
+
+    def _descendants(self) -> dict[int, str]:
+        """Command line of each process that runs, by its id."""
+        found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 ours = self._mark.encode() in (entry / "environ").read_bytes().split(b"\0")
                 # The state of a process that has ended and waits for its parent is not ours to judge.
                 gone = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
                 if ours and not gone:
-                    found.append((entry / "cmdline").read_text().replace("\0", " "))
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
         return found

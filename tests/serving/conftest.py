@@ -22,7 +22,7 @@ from gtvray.geometry import Volume
 from gtvray.io import decode_nifti, encode_nifti
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
 from gtvray.runtime import Cluster
-from gtvray.serving import Server, start_server
+from gtvray.serving import Client, RemoteResult, Retry, Scan, Server, Timeouts, start_server
 
 TOKEN = "a-test-token"
 PATCH_IJK = (16, 16, 16)
@@ -66,9 +66,15 @@ def large_scan() -> bytes:
 def start(local_ray: Cluster) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start_one(bundle: Bundle | None, golden: Path | None = None, wait: bool = True, **settings: Any) -> Server:
+    def start_one(
+        bundle: Bundle | None,
+        golden: Path | None = None,
+        wait: bool = True,
+        jobs_dir: Path | None = None,
+        **settings: Any,
+    ) -> Server:
         config = ServingConfig(port=free_port(), **settings)
-        server = start_server(bundle and bundle.folder, config, TOKEN, "7", golden=golden)
+        server = start_server(bundle and bundle.folder, config, TOKEN, "7", golden=golden, jobs_dir=jobs_dir)
         servers.append(server)
         if bundle is not None and wait:
             server.wait_ready(100)
@@ -77,6 +83,14 @@ def start(local_ray: Cluster) -> Iterator[Callable[..., Server]]:
     yield start_one
     for server in servers:
         server.stop()
+
+
+def predict_remote(
+    url: str, token: str, scan: Scan, *, request_id: str | None = None, timeout_s: float = 330.0
+) -> RemoteResult:
+    """Send a scan once, so that an error is the first one."""
+    with Client(url, token, timeouts=Timeouts(read_s=timeout_s), retry=Retry(attempts=1)) as client:
+        return client.segment(scan, request_id=request_id)
 
 
 def free_port() -> int:

@@ -14,13 +14,13 @@ import yaml
 from gtvray.config import ServingConfig
 from gtvray.errors import AuthError, BundleError, BusyError, ConfigError, DeadlineError, ResourceError, VolumeError
 from gtvray.models import Bundle
-from gtvray.serving import AppArguments, build_app, predict_remote
+from gtvray.serving import AppArguments, Client, build_app
 from gtvray.serving.arguments import TOKEN_VARIABLE, parse_arguments, read_shipped_config, read_token
 from gtvray.serving.guard import check_token
 from gtvray.serving.model import Model
 from gtvray.serving.problems import error_of, problem_response
 
-from .conftest import TOKEN, free_port, make_scan
+from .conftest import TOKEN, free_port, make_scan, predict_remote
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
 
@@ -105,8 +105,8 @@ def test_api_loads_no_torch_and_client_neither_torch_nor_ray(module: str, loaded
 def test_gtvray_client_exports_the_serving_client() -> None:
     from gtvray import client
 
-    assert client.predict_remote is predict_remote
-    assert {"RemoteResult", "predict_remote"} == set(client.__all__)
+    assert client.Client is Client
+    assert {"AsyncClient", "Client", "RemoteResult", "Retry", "Timeouts"} <= set(client.__all__)
 
 
 def test_unexpected_error_is_logged_and_not_sent_to_the_client(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,13 +21,13 @@ from gtvray.errors import (
     VolumeError,
 )
 from gtvray.io import encode_nifti
-from gtvray.serving import Server, predict_remote
-from gtvray.serving.client import response_error
+from gtvray.serving import Server
+from gtvray.serving.client_transport import response_error
 from gtvray.serving.server import _url
 from gtvray.tracking import connect_mlflow
 
 from ..proxies import Recorder, clear_proxies, refusing_proxy, serving, set_proxy
-from .conftest import TOKEN, free_port, make_scan
+from .conftest import TOKEN, free_port, make_scan, predict_remote
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_scan_for_this_machine_bypasses_the_proxy(host: str, proxy: Recorder, lo
     with pytest.raises(AuthError):
         predict_remote(f"http://{host}:{local.port}", TOKEN, make_scan((8, 8, 8)))
     assert proxy.seen == []
-    assert local.seen == ["POST /v1/predict HTTP/1.1"]
+    assert local.seen == ["POST /v1/segment HTTP/1.1"]
 
 
 def test_readiness_poll_bypasses_the_proxy(proxy: Recorder, local: Recorder, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_error_of_a_refusing_proxy_names_the_proxy(proxy: Recorder, tmp_path: Pa
     url = "http://endpoint.invalid:8000"
     with pytest.raises(ResourceError, match="the response came from the proxy, not from the endpoint") as refused:
         predict_remote(url, TOKEN, make_scan((8, 8, 8)))
-    assert proxy.seen == [f"POST {url}/v1/predict HTTP/1.1"]
+    assert proxy.seen == [f"POST {url}/v1/segment HTTP/1.1"]
     assert refused.value.fields["where"] == f"http://127.0.0.1:{proxy.port}"
     assert refused.value.fields["found"] == "HTTP 407 Proxy Authentication Required"
     assert "NO_PROXY" in refused.value.fields["do"]

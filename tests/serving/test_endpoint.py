@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import os
 import signal
@@ -22,10 +23,10 @@ from gtvray.errors import AuthError, InputError, ResourceError, TooLargeError, V
 from gtvray.inference import Predictor
 from gtvray.io import decode_nifti, encode_nifti, write_volume
 from gtvray.models import Bundle
-from gtvray.serving import Server, predict_remote, start_server
+from gtvray.serving import Server, start_server
 
 from ..proxies import refusing_proxy, serving, set_proxy
-from .conftest import TOKEN, free_port, log_lines, make_scan, wait_for_log
+from .conftest import TOKEN, free_port, log_lines, make_scan, predict_remote, wait_for_log
 
 pytestmark = pytest.mark.ray
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -69,6 +70,22 @@ def test_concurrent_masks_equal_offline_masks(server: Server, bundle: Bundle) ->
         assert 0 <= result.coverage.volume_skipped_share < 1
         assert (result.model_digest, result.model_version) == (bundle.digest, "7")
         assert "not a medical device" in result.notice
+
+
+def test_segment_answers_with_the_mask_or_with_json(http: httpx.Client, bundle: Bundle) -> None:
+    scan = make_scan((40, 44, 30))
+    content = encode_nifti(scan, compress=True)
+    mask = http.post("/v1/segment", content=content)
+    answered = http.post("/v1/segment", content=content, headers={"Accept": "application/json"})
+    document = answered.json()
+    assert base64.b64decode(document["mask"]["base64"]) == mask.content
+    assert np.array_equal(decode_nifti(gzip.decompress(mask.content)).array, Predictor(bundle).predict(scan).array)
+    assert document["model"] == {"version": "7", "digest": bundle.digest}
+    assert document["request_id"] == answered.headers["X-Request-ID"]
+    assert f"{document['volume_ml']:.3f}" == mask.headers["X-Gtvray-Volume-Ml"]
+    assert set(document["timings_s"]) == {"wait", "prepare", "patches", "mask", "total"}
+    refused = http.post("/v1/segment", content=content, headers={"Accept": "text/html"})
+    check_problem(refused, 406, "urn:gtvray:NotAcceptableError")
 
 
 def test_file_is_sent_unchanged(server: Server, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from gtvray.errors import BundleError, NotReproducedError
 from gtvray.inference import Predictor
 from gtvray.io import read_json, read_volume, sha256_of, write_json, write_volume
 from gtvray.models import Bundle
-from gtvray.serving import Server, build_app, predict_remote
+from gtvray.serving import Server, build_app
 from gtvray.serving.arguments import TOKEN_VARIABLE
 from gtvray.serving.model import check_golden
 
 from ..golden_cases import made_golden, spoil
-from .conftest import TOKEN, log_lines, make_scan
+from .conftest import TOKEN, log_lines, make_scan, predict_remote
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 

@@ -11,9 +11,9 @@ import torch
 
 from gtvray.inference import Predictor
 from gtvray.models import Bundle
-from gtvray.serving import Server, predict_remote
+from gtvray.serving import Server
 
-from .conftest import TOKEN, make_scan
+from .conftest import TOKEN, make_scan, predict_remote
 
 pytestmark = [
     pytest.mark.gpu,

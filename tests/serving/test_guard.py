@@ -239,3 +239,21 @@ def test_form_is_rejected_before_its_body_is_read(api: ASGIApp) -> None:
     response = _sender(Edge(api))("POST", "/v1/predict", headers, content=body())
     problem = problem_of(response, 415, "urn:gtvray:ContentTypeError")
     assert (problem["found"], problem["do"]) == ("a multipart form (curl -F)", CURL)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/%00", "/v1/jobs/1/events", "/v1/jobs?limit=0", "/v1/jobs?before=x"])
+def test_invalid_parameter_is_a_problem(send: Send, path: str) -> None:
+    problem = problem_of(send("GET", path), 422, "urn:gtvray:InputError")
+    assert problem["title"] == "a parameter is invalid"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1/jobs", {"GET", "POST"}), (f"/v1/jobs/{'0' * 32}", {"GET", "DELETE"})]
+)
+def test_every_method_of_a_path_is_listed(send: Send, path: str, methods: set[str]) -> None:
+    options = send("OPTIONS", path, {})
+    assert options.status_code == 204
+    refused = send("PUT", path)
+    problem_of(refused, 405, "about:blank")
+    for response in (options, refused):
+        assert set(response.headers["Allow"].split(", ")) == methods | {"HEAD", "OPTIONS"}

@@ -9,9 +9,9 @@ import pytest
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
-from gtvray.serving.api import _response_headers
-from gtvray.serving.client import decode_result
+from gtvray.serving.client_volumes import decode_result
 from gtvray.serving.model import Prediction
+from gtvray.serving.results import result_document, result_headers
 
 
 @pytest.mark.parametrize("reasons", [(), ("no airway in the body (air_share 0, usual at least 0.007)", "no skull")])
@@ -19,7 +19,7 @@ def test_out_of_domain_reasons_reach_the_client(reasons: tuple[str, ...]) -> Non
     mask = encode_nifti(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4)), compress=True)
     coverage = Coverage("body", None, 3, 1, 0.25)
     prediction = Prediction(mask, 0.0, coverage, "digest", "1", out_of_domain=reasons)
-    headers = _response_headers(prediction, 5)
+    headers = result_headers(result_document(prediction, "r", 0.005))
     assert ("X-Gtvray-Out-Of-Domain" in headers) == bool(reasons)
     result = decode_result(httpx.Response(200, content=mask, headers={**headers, "X-Request-ID": "r"}), "http://x")
     assert result.out_of_domain == reasons

@@ -11,9 +11,9 @@ import pytest
 from gtvray.errors import BusyError, DeadlineError, NotReadyError
 from gtvray.io import encode_nifti
 from gtvray.models import Bundle
-from gtvray.serving import Server, predict_remote
+from gtvray.serving import Server
 
-from .conftest import TOKEN, make_scan
+from .conftest import TOKEN, make_scan, predict_remote
 
 pytestmark = pytest.mark.ray
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

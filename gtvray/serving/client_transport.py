@@ -1,0 +1,250 @@
+"""How the HTTP client reaches an endpoint: proxies, timeouts by phase, and when a request is repeated.
+
+Requests to this machine bypass proxies, and a proxy's response is reported as such, not as the endpoint's.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TypeVar
+
+import httpx
+
+from gtvray.errors import DeadlineError, GtvrayError, InputError, NotReproducedError, ResourceError
+from gtvray.runtime import proxy_for, without_credentials
+from gtvray.serving.problems import MEDIA_TYPE, error_of
+
+Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+
+_PROXY_ADVICE = "name the endpoint's host in NO_PROXY, or correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+_HIGHEST_PORT = 65535
+_REPEATED = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Time limits of a request, by phase.
+
+    Attributes:
+        connect_s: establishing a connection.
+        write_s: sending, without any progress.
+        read_s: waiting for the server, without any data; a mask takes as long as it takes to predict.
+        pool_s: waiting for a free connection.
+    """
+
+    connect_s: float = 10.0
+    write_s: float = 60.0
+    read_s: float = 330.0
+    pool_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When a request is sent again: no connection, a lost one, or status 429, 502, 503 or 504.
+
+    Every request of the client may be repeated: a mask depends on the scan only, and a job has an idempotency key. The
+    pauses double, and are shortened at random by up to a half, so that clients of a restarted server do not all come
+    at once. A server's Retry-After makes a pause longer.
+
+    Attributes:
+        attempts: most attempts; 1 sends a request once.
+        first_s: longest first pause.
+        longest_s: longest pause.
+        total_s: time after which no further attempt begins.
+        first_contact_s: the same, as long as the client has not reached the server at all: the address may be wrong.
+    """
+
+    attempts: int = 8
+    first_s: float = 0.5
+    longest_s: float = 8.0
+    total_s: float = 60.0
+    first_contact_s: float = 6.0
+
+    def pause_s(self, attempt: int, elapsed_s: float, after_s: float = 0.0, *, reached: bool = True) -> float | None:
+        """Return the pause after a failed attempt; None if there is no further one.
+
+        Args:
+            attempt: the attempt that failed, from 1.
+            elapsed_s: time since the first attempt began.
+            after_s: what the server asked for.
+            reached: whether the client has ever reached the server.
+        """
+        left = (self.total_s if reached else self.first_contact_s) - elapsed_s
+        if attempt >= self.attempts or left <= 0 or after_s > left:
+            return None
+        longest = min(self.longest_s, self.first_s * 2 ** (attempt - 1))
+        varied: float = longest * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
+        # The last attempt is as late as possible.
+        return min(left, max(after_s, varied))
+
+
+def open_client(url: str, timeout_s: float) -> httpx.Client:
+    """Open a synchronous HTTP client for one endpoint; the caller closes it.
+
+    Raises:
+        InputError: the environment sets a proxy that cannot be used.
+    """
+    return httpx.Client(transport=_transport(httpx.HTTPTransport, url), timeout=timeout_s)
+
+
+def open_async_client(url: str, timeouts: Timeouts) -> httpx.AsyncClient:
+    """Open an asynchronous HTTP client for one endpoint; the caller closes it.
+
+    Raises:
+        InputError: the environment sets a proxy that cannot be used.
+    """
+    return httpx.AsyncClient(transport=_transport(httpx.AsyncHTTPTransport, url), timeout=as_httpx(timeouts))
+
+
+def as_httpx(timeouts: Timeouts) -> httpx.Timeout:
+    """Return time limits in the form of httpx."""
+    return httpx.Timeout(connect=timeouts.connect_s, write=timeouts.write_s, read=timeouts.read_s, pool=timeouts.pool_s)
+
+
+def require_address(url: str, timeouts: Timeouts) -> None:
+    """Check the address of an endpoint.
+
+    Raises:
+        ResourceError: no server can have it.
+    """
+    try:
+        if (httpx.URL(url).port or 0) > _HIGHEST_PORT:
+            raise httpx.InvalidURL(f"a port is at most {_HIGHEST_PORT}")
+    except httpx.InvalidURL as error:
+        raise transport_error(error, url, timeouts) from error
+
+
+def _transport(kind: type[Transport], url: str) -> Transport:
+    proxy = proxy_for(url)
+    # Loading the trusted certificates takes 30 ms, which is wasted where TLS is not used.
+    verify = not url.startswith("http://") or (proxy or "").startswith("https://")
+    try:
+        # An explicit transport keeps httpx from applying the environment's proxies under its own NO_PROXY rules.
+        return kind(verify=verify, proxy=proxy)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise InputError(
+            "the proxy set in the environment cannot be used",
+            where=without_credentials(proxy or ""),
+            expected="http://host:port or https://host:port",
+            do=_PROXY_ADVICE,
+        ) from error
+
+
+def is_repeatable(error: httpx.TransportError | httpx.InvalidURL) -> bool:
+    """Whether a request without a response may succeed if it is sent again."""
+    wrong = httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.ProxyError | httpx.LocalProtocolError
+    return not isinstance(error, wrong | httpx.ReadTimeout | httpx.PoolTimeout)
+
+
+def is_repeatable_status(response: httpx.Response, error: GtvrayError) -> bool:
+    """Whether a request with this response may succeed if it is sent again."""
+    return response.status_code in _REPEATED and not isinstance(error, NotReproducedError)
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """Seconds that a server asks a client to wait, from Retry-After; 0 without a valid one."""
+    value = response.headers.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
+    try:
+        until = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def response_error(response: httpx.Response, url: str) -> GtvrayError:
+    """The error of an unsuccessful response: the endpoint's own, or that another server responded."""
+    if response.headers.get("content-type", "").startswith(MEDIA_TYPE):
+        try:
+            return error_of(response.json(), url)
+        except (ValueError, AttributeError, TypeError):
+            pass
+    try:
+        found = f"HTTP {response.status_code} {HTTPStatus(response.status_code).phrase}"
+    except ValueError:
+        found = f"HTTP {response.status_code}"
+    proxy = proxy_for(url)
+    if proxy:
+        return ResourceError(
+            "the response came from the proxy, not from the endpoint",
+            where=without_credentials(proxy),
+            expected=f"a response of {url}",
+            found=found,
+            do=_PROXY_ADVICE,
+        )
+    if _is_from_a_proxy(response):
+        return ResourceError(
+            "the response came from an intermediate proxy, not from the endpoint",
+            where=url,
+            found=f"{found}, {response.headers.get('via') or response.headers.get('server') or 'an HTML page'}",
+            do="contact the proxy's operator, or use the endpoint's own address",
+        )
+    return ResourceError("the response is not from a gtvray server", where=url, found=found, do="correct the address")
+
+
+def transport_error(error: httpx.TransportError | httpx.InvalidURL, url: str, timeouts: Timeouts) -> GtvrayError:
+    """The error of a request without a response."""
+    proxy = proxy_for(url) if not isinstance(error, httpx.InvalidURL) else None
+    shown = without_credentials(proxy or "")
+    if isinstance(error, httpx.TimeoutException):
+        through = f", through the proxy {shown}" if proxy else ""
+        return DeadlineError(
+            "the server did not respond in time",
+            where=f"{url}{through}",
+            expected=_limit(error, timeouts),
+            found=type(error).__name__,
+        )
+    if proxy:
+        refused = isinstance(error, httpx.ProxyError)
+        return ResourceError(
+            "the proxy refused the request to the endpoint"
+            if refused
+            else "the proxy to the endpoint does not respond",
+            where=shown,
+            expected=url,
+            found=_reason(error),
+            do=_PROXY_ADVICE,
+        )
+    do = "start a server with `gtvray serve`, or correct the address"
+    return ResourceError("no server responds at this address", where=url, found=_reason(error), do=do)
+
+
+def _reason(error: BaseException) -> BaseException:
+    """The operating system's error below an error of the HTTP library, whose own text says less."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno is not None:
+            return found
+        found = found.__cause__ or found.__context__
+    return error
+
+
+def _limit(error: httpx.TimeoutException, timeouts: Timeouts) -> str:
+    phases = {
+        httpx.ConnectTimeout: ("a connection", timeouts.connect_s),
+        httpx.WriteTimeout: ("progress of the upload", timeouts.write_s),
+        httpx.PoolTimeout: ("a free connection", timeouts.pool_s),
+    }
+    what, limit_s = phases.get(type(error), ("data from the server", timeouts.read_s))
+    return f"{what} within {limit_s:g} s"
+
+
+def _is_from_a_proxy(response: httpx.Response) -> bool:
+    return (
+        response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        or "via" in response.headers
+        or any(name.startswith("proxy-") for name in response.headers)
+        or response.headers.get("content-type", "").startswith("text/html")
+    )

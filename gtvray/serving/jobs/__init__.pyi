@@ -1,0 +1,3 @@
+from .routes import JobRoutes as JobRoutes
+from .service import Jobs as Jobs
+from .worker import ReplicaLostError as ReplicaLostError

@@ -1,0 +1,243 @@
+"""The files of the job store: encrypted inputs and masks, in one folder per job that only its owner can read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import IO
+
+from gtvray.errors import FailureError, InputError, ResourceError, TooLargeError
+from gtvray.io import HEAD_BYTES
+from gtvray.serving.jobs.records import OPEN, Claim, NewVolume, StoredVolume
+from gtvray.serving.jobs.sealing import SealedWriter, unseal
+from gtvray.serving.uploads import CURL, EXPECTED, check_body
+
+# An upload takes less time than this; what is older and in no job was left by a process that was killed.
+_ABANDONED_S = 3600.0
+
+
+class JobFiles:
+    """The folders.
+
+    Args:
+        folder: folder of the job store.
+        key: its key.
+    """
+
+    def __init__(self, folder: Path, key: bytes) -> None:
+        self._folder, self._key = folder / "files", key
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    @contextmanager
+    def new_job(self, job_id: str) -> Iterator[None]:
+        """Create a job's folder for its inputs; it is removed if the block fails.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        folder = self._folder / job_id
+        try:
+            with disk_errors():
+                folder.mkdir(mode=0o700)
+                yield
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def new_input(self, job_id: str, number: int, limit_bytes: int, *, reference: bool = False) -> NewInput:
+        """Open an input for writing."""
+        path = self._folder / job_id / f"input-{number}"
+        return NewInput(path, self._key, _purpose(job_id, number, "input"), limit_bytes, reference)
+
+    def make_durable(self, job_id: str) -> None:
+        """Flush the folders of a job, so that its inputs survive a power failure."""
+        for folder in (self._folder / job_id, self._folder):
+            _sync(folder)
+
+    def read_input(self, claim: Claim) -> bytes:
+        """Return the input of a volume.
+
+        Raises:
+            FailureError: it is missing or was changed.
+        """
+        return self._read(
+            self._folder / claim.job_id / f"input-{claim.number}", _purpose(claim.job_id, claim.number, "input")
+        )
+
+    def write_mask(self, claim: Claim, mask_gz: bytes) -> int:
+        """Write the mask of a claim, durably, under a name of its own.
+
+        Returns:
+            its size on disk.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        path = self._mask(claim.job_id, claim.number, claim.attempt)
+        with disk_errors(), _create(path) as file:
+            writer = SealedWriter(file, self._key, _purpose(claim.job_id, claim.number, "mask"))
+            writer.write(mask_gz)
+            writer.finish()
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(path.parent)
+        return path.stat().st_size
+
+    def read_mask(self, job_id: str, number: int, attempt: int) -> bytes:
+        """Return a mask.
+
+        Raises:
+            FailureError: it is missing or was changed.
+        """
+        return self._read(self._mask(job_id, number, attempt), _purpose(job_id, number, "mask"))
+
+    def remove_input(self, claim: Claim) -> None:
+        """Delete the input of a volume that has ended."""
+        (self._folder / claim.job_id / f"input-{claim.number}").unlink(missing_ok=True)
+
+    def remove_mask(self, claim: Claim) -> None:
+        """Delete the mask of a claim that is no longer valid."""
+        self._mask(claim.job_id, claim.number, claim.attempt).unlink(missing_ok=True)
+
+    def remove_job(self, job_id: str) -> None:
+        """Delete every file of a job."""
+        shutil.rmtree(self._folder / job_id, ignore_errors=True)
+
+    def remove_unknown(self, known: Iterable[StoredVolume]) -> None:
+        """Delete what no job needs: inputs of ended volumes, masks of earlier attempts, folders of unknown jobs.
+
+        Killed processes leave them behind. The folder of an unknown job may be an upload in progress, so only an old
+        one is deleted.
+        """
+        of_job: dict[str, list[StoredVolume]] = {}
+        for volume in known:
+            of_job.setdefault(volume.job_id, []).append(volume)
+        for folder in self._folder.iterdir():
+            volumes = of_job.get(folder.name)
+            with suppress(FileNotFoundError):
+                if volumes is not None:
+                    for volume in volumes:
+                        self._remove_unneeded(folder, volume)
+                elif time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_unneeded(self, folder: Path, volume: StoredVolume) -> None:
+        if volume.state not in OPEN:
+            (folder / f"input-{volume.number}").unlink(missing_ok=True)
+        for mask in folder.glob(f"mask-{volume.number}-*"):
+            attempt = int(mask.name.rpartition("-")[2])
+            # A later attempt may have begun since the volumes were listed.
+            if attempt < volume.attempt or (volume.state not in OPEN and volume.state != "done"):
+                mask.unlink(missing_ok=True)
+
+    def _mask(self, job_id: str, number: int, attempt: int) -> Path:
+        return self._folder / job_id / f"mask-{number}-{attempt}"
+
+    def _read(self, path: Path, purpose: str) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return unseal(file, self._key, purpose)
+        except FileNotFoundError as error:
+            raise FailureError("a stored file is missing", do="send the job again") from error
+
+
+class NewInput:
+    """An input that is written as it arrives; its first bytes and its size are checked.
+
+    Args:
+        path: file to create.
+        key: key of the job store.
+        purpose: see `SealedWriter`.
+        limit_bytes: largest content.
+        reference: whether the content is the path of a volume.
+    """
+
+    def __init__(self, path: Path, key: bytes, purpose: str, limit_bytes: int, reference: bool) -> None:
+        self._path, self._limit_bytes, self._reference = path, limit_bytes, reference
+        self._file = _create(path)
+        self._writer = SealedWriter(self._file, key, purpose)
+        self._digest = sha256()
+        self._size, self._head = 0, b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of content written so far."""
+        return self._size
+
+    def write(self, content: bytes) -> None:
+        """Write further bytes.
+
+        Raises:
+            TooLargeError: the content exceeds its limit.
+            ContentTypeError, VolumeError: it is no volume.
+        """
+        self._size += len(content)
+        if self._size > self._limit_bytes:
+            raise TooLargeError(
+                "the upload is too large", expected=f"at most {self._limit_bytes} bytes a volume", do="crop the scan"
+            )
+        if len(self._head) < HEAD_BYTES and not self._reference:
+            self._head += content[: HEAD_BYTES - len(self._head)]
+            if len(self._head) == HEAD_BYTES:
+                check_body(self._head)
+        self._digest.update(content)
+        self._writer.write(content)
+
+    def finish(self) -> NewVolume:
+        """Complete the file and flush it to disk.
+
+        Raises:
+            InputError: there is no content.
+            ContentTypeError, VolumeError: it is no volume.
+        """
+        if not self._size:
+            raise InputError("the request has no body", expected=EXPECTED, do=CURL)
+        if len(self._head) < HEAD_BYTES and not self._reference:
+            check_body(self._head)
+        self._writer.finish()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return NewVolume(self._reference, self._path.stat().st_size, self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Close the file; it is complete only after `finish`."""
+        self._file.close()
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Report a full disk.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError("the disk of the job store is full", do="retry later") from error
+        raise
+
+
+def _purpose(job_id: str, number: int, kind: str) -> str:
+    return f"{job_id}/{number}/{kind}"
+
+
+def _create(path: Path) -> IO[bytes]:
+    """Create a file that only its owner can read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""The body of a new job: one volume, a form of several, or references; written to the job store as it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from starlette.requests import Request
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_options_header
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+
+from gtvray.errors import BusyError, InputError, TooLargeError
+from gtvray.serving.jobs.files import JobFiles, NewInput
+from gtvray.serving.jobs.records import NewVolume
+from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, parse_references, pin_reference
+from gtvray.serving.uploads import check_headers
+
+PART = "scan"
+# The decoder gets the body in pieces, and holds no more than this, so that the headers of a part are bounded.
+_PIECE_BYTES = 64 << 10
+_MOST_HELD_BYTES = 4 * _PIECE_BYTES
+_FORM = f"a form with the volumes as files named {PART}: curl -F {PART}=@first.nii.gz -F {PART}=@second.nii.gz"
+
+
+@dataclass(frozen=True)
+class IntakeLimits:
+    """Limits of a new job.
+
+    Attributes:
+        volume_bytes: largest file of a volume.
+        volumes: most volumes.
+        free_bytes: what the job store can still take.
+        roots: folders whose files may be named.
+    """
+
+    volume_bytes: int
+    volumes: int
+    free_bytes: int
+    roots: tuple[Path, ...]
+
+
+class Intake:
+    """Reads the body of one job.
+
+    Args:
+        files: the job store's files.
+        job_id: the job, whose folder exists.
+        limits: limits.
+    """
+
+    def __init__(self, files: JobFiles, job_id: str, limits: IntakeLimits) -> None:
+        self._files, self._job_id, self._limits = files, job_id, limits
+        self._inputs: list[NewVolume] = []
+        self._open: NewInput | None = None
+        self._received = 0
+
+    async def read(self, request: Request) -> list[NewVolume]:
+        """Read a request's body; the inputs are on disk, and flushed, when it returns.
+
+        Raises:
+            InputError: the body is no volume, no form of volumes, or names no files that may be read.
+            TooLargeError: a volume, or their number, exceeds its limit.
+            BusyError: the job store has no room.
+        """
+        media_type, options = parse_options_header(request.headers.get("content-type"))
+        try:
+            if media_type == "multipart/form-data":
+                await self._read_form(request, options.get("boundary", ""))
+            elif media_type == "application/json":
+                await self._read_references(request)
+            else:
+                check_headers(request.headers)
+                self._begin()
+                async for chunk in request.stream():
+                    self._write(chunk)
+                await self._end()
+            await asyncio.to_thread(self._files.make_durable, self._job_id)
+        finally:
+            if self._open is not None:
+                self._open.close()
+        return self._inputs
+
+    async def _read_form(self, request: Request, boundary: str) -> None:
+        if not boundary.isascii() or not boundary:
+            raise InputError("the form has no boundary", where="Content-Type", expected=_FORM)
+        try:
+            decoder = MultipartDecoder(boundary.encode(), _MOST_HELD_BYTES)
+            async for chunk in request.stream():
+                for start in range(0, len(chunk), _PIECE_BYTES):
+                    decoder.receive_data(chunk[start : start + _PIECE_BYTES])
+                    await self._process(decoder)
+            decoder.receive_data(None)
+            await self._process(decoder)
+        except (ValueError, RequestEntityTooLarge) as error:
+            raise InputError("the form is damaged", expected=_FORM, found=error) from error
+        if not self._inputs:
+            raise InputError("the form has no volume", expected=_FORM)
+
+    async def _process(self, decoder: MultipartDecoder) -> None:
+        while not isinstance(event := decoder.next_event(), NeedData):
+            if isinstance(event, Epilogue):
+                return
+            if isinstance(event, File | Field):
+                if event.name != PART:
+                    raise InputError("the form has an unknown field", expected=_FORM)
+                self._begin()
+            elif isinstance(event, Data):
+                self._write(event.data)
+                if not event.more_data:
+                    await self._end()
+
+    async def _read_references(self, request: Request) -> None:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_REFERENCES_BYTES:
+                raise TooLargeError("too many references", expected=f"at most {MOST_REFERENCES_BYTES} bytes of JSON")
+        limits = self._limits
+        for reference in parse_references(bytes(body)):
+            pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.volume_bytes)
+            self._begin(reference=True)
+            self._write(pinned)
+            await self._end()
+
+    def _begin(self, *, reference: bool = False) -> None:
+        if len(self._inputs) == self._limits.volumes:
+            raise TooLargeError(
+                "the job has too many volumes", expected=f"at most {self._limits.volumes}", do="send several jobs"
+            )
+        self._open = self._files.new_input(
+            self._job_id, len(self._inputs), self._limits.volume_bytes, reference=reference
+        )
+
+    def _write(self, content: bytes) -> None:
+        assert self._open is not None, "a part has begun"
+        self._received += len(content)
+        if self._received > self._limits.free_bytes:
+            raise BusyError("the job store is full", do="retry later; delete jobs whose results were fetched")
+        self._open.write(content)
+
+    async def _end(self) -> None:
+        assert self._open is not None, "a part has begun"
+        self._inputs.append(await asyncio.to_thread(self._open.finish))
+        self._open = None
+
+
+def input_digest(priority: str, inputs: list[NewVolume]) -> str:
+    """Return the digest by which the repetition of a request is recognised."""
+    return sha256("\n".join([priority, *(each.digest for each in inputs)]).encode()).hexdigest()

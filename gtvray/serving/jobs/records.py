@@ -1,0 +1,125 @@
+"""What the job store takes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Priority = Literal["low", "normal", "high"]
+VolumeState = Literal["queued", "running", "done", "failed", "cancelled"]
+OPEN = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class NewVolume:
+    """A volume of a job to be accepted.
+
+    Attributes:
+        reference: whether the stored input is the path of the volume, not its content.
+        stored_bytes: size of the stored input.
+        digest: sha256 of the content, or of the reference.
+    """
+
+    reference: bool
+    stored_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to be accepted.
+
+    Attributes:
+        id: its id.
+        owner: the client.
+        key_digest: digest of the idempotency key; None without one.
+        input_digest: digest of volumes and priority, by which a repeated request is compared.
+        priority: its priority.
+        volumes: its volumes.
+    """
+
+    id: str
+    owner: str
+    key_digest: str | None
+    input_digest: str
+    priority: Priority
+    volumes: tuple[NewVolume, ...]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job in the table, and the digest of what it was accepted with."""
+
+    id: str
+    input_digest: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A volume to be processed, under a lease.
+
+    Attributes:
+        job_id, number: the volume.
+        attempt: number of this claim.
+        reference: whether the stored input is the path of the volume.
+        deaths: how many replicas died while they processed it.
+    """
+
+    job_id: str
+    number: int
+    attempt: int
+    reference: bool
+    deaths: int
+
+    @property
+    def volume(self) -> tuple[str, int]:
+        """Job and number."""
+        return self.job_id, self.number
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume whose files may be in the job store; fields as in the table."""
+
+    job_id: str
+    number: int
+    attempt: int
+    state: VolumeState
+
+
+@dataclass(frozen=True)
+class VolumeStatus:
+    """A volume of a job; fields as in the table."""
+
+    number: int
+    state: VolumeState
+    attempt: int
+    percent: float
+    problem: dict[str, Any] | None
+    result: bytes | None
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job; times in seconds since 1970."""
+
+    id: str
+    priority: Priority
+    created_at: float
+    ended_at: float | None
+    cancelled: bool
+    volumes: tuple[VolumeStatus, ...]
+
+
+@dataclass(frozen=True)
+class QueueStatus:
+    """The queue of all clients.
+
+    Attributes:
+        queued, running: number of volumes.
+        mean_s: mean time of the volumes that ended last; None if none has.
+    """
+
+    queued: int
+    running: int
+    mean_s: float | None

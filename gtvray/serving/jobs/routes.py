@@ -1,0 +1,188 @@
+"""HTTP routes of jobs: POST and GET /v1/jobs, their events and results, and the queue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Header, Path, Query
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gtvray.errors import NotFoundError
+from gtvray.serving.jobs.documents import JobDocument, JobList, QueueDocument
+from gtvray.serving.jobs.intake import PART
+from gtvray.serving.jobs.records import Priority
+from gtvray.serving.jobs.references import references_schema
+from gtvray.serving.jobs.service import Jobs
+from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors
+from gtvray.serving.results import negotiate, result_response
+
+EVENTS = "text/event-stream"
+_KEEP_ALIVE_AFTER = 20
+_METHODS = ("DELETE", "OPTIONS", "PATCH", "POST", "PUT")
+_ID = "^[0-9a-f]{32}$"
+_JobId = Annotated[str, Path(pattern=_ID)]
+_BODY: dict[str, Any] = {
+    "description": "one volume; a form with several; or, below folders that the operator allows, their paths",
+    "required": True,
+    "content": {
+        **VOLUME_BODY["content"],
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {PART: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                "required": [PART],
+            }
+        },
+        "application/json": {"schema": references_schema()},
+    },
+}
+
+_EVENTS_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "server-sent events; their data is the job",
+        "content": {EVENTS: {"schema": {"type": "string"}}},
+    }
+}
+
+
+class JobRoutes:
+    """The routes.
+
+    Args:
+        jobs: the jobs; None if this endpoint keeps none.
+        owner_of: the client of a request, who sees only its own jobs.
+    """
+
+    def __init__(self, jobs: Jobs | None, owner_of: Callable[[Request], str]) -> None:
+        self._jobs, self._owner_of = jobs, owner_of
+
+    def router(self) -> APIRouter:
+        """Return the routes, which run the worker within the application's lifespan."""
+        router = APIRouter(prefix="/v1", lifespan=self._lifespan)
+        router.add_api_route(
+            "/jobs",
+            self.submit,
+            methods=["POST"],
+            status_code=202,
+            responses=errors(413, 415, 422),
+            openapi_extra={"requestBody": _BODY},
+            response_model=JobDocument,
+        )
+        router.add_api_route("/jobs", self.jobs, methods=["GET"], response_model=JobList, responses=errors(404, 422))
+        router.add_api_route(
+            "/jobs/{job_id}", self.job, methods=["GET"], response_model=JobDocument, responses=errors(404)
+        )
+        router.add_api_route(
+            "/jobs/{job_id}", self.cancel, methods=["DELETE"], response_model=JobDocument, responses=errors(404)
+        )
+        router.add_api_route(
+            "/jobs/{job_id}/events",
+            self.events,
+            methods=["GET"],
+            response_class=StreamingResponse,
+            responses=_EVENTS_RESPONSE | errors(404),
+        )
+        router.add_api_route(
+            "/jobs/{job_id}/results/{number}",
+            self.result,
+            methods=["GET"],
+            response_class=Response,
+            responses=RESULT_RESPONSE | errors(404, 406, 409, 422),
+        )
+        for path, allowed in (("/jobs", ("GET", "POST")), ("/jobs/{job_id}", ("GET", "DELETE"))):
+            others = [method for method in _METHODS if method not in allowed]
+            router.add_api_route(path, _refuse(allowed), methods=others, include_in_schema=False)
+        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors(404))
+        return router
+
+    async def submit(
+        self,
+        request: Request,
+        priority: Annotated[Priority, Query(description="one hour ahead of, or behind, normal jobs")] = "normal",
+        idempotency_key: Annotated[
+            str | None, Header(description="a repeated request with the same key returns the first one's job")
+        ] = None,
+    ) -> Response:
+        """Accept a job; its inputs are on disk, encrypted, when the answer is sent."""
+        jobs, owner = self._require(), self._owner_of(request)
+        job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key)
+        document = await jobs.document(owner, job_id)
+        headers = {"Location": f"/v1/jobs/{job_id}", **({"Idempotency-Replayed": "true"} if repeated else {})}
+        return JSONResponse(document.model_dump(mode="json"), 202, headers)
+
+    async def jobs(
+        self,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[str | None, Query(pattern=_ID, description="id of a job: list only older ones")] = None,
+    ) -> JobList:
+        """List the client's own jobs, newest first."""
+        return JobList(jobs=await self._require().listing(self._owner_of(request), limit, before))
+
+    async def job(self, request: Request, job_id: _JobId) -> JobDocument:
+        """Return a job with its percentage."""
+        return await self._require().document(self._owner_of(request), job_id)
+
+    async def cancel(self, request: Request, job_id: _JobId) -> JobDocument:
+        """Stop a job, also in the middle of its patches, and delete its inputs and results."""
+        return await self._require().cancel(self._owner_of(request), job_id)
+
+    async def events(self, request: Request, job_id: _JobId) -> Response:
+        """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
+        jobs, owner = self._require(), self._owner_of(request)
+        # Raised here, errors are answered as problem documents.
+        jobs.require_room_to_watch()
+        await jobs.document(owner, job_id)
+        return StreamingResponse(_events(jobs, owner, job_id), media_type=EVENTS, headers={"Cache-Control": "no-store"})
+
+    async def result(self, request: Request, job_id: _JobId, number: Annotated[int, Path(ge=0)]) -> Response:
+        """Return the mask of a volume, or its metadata as JSON."""
+        media_type = negotiate(request.headers.get("accept"))
+        document, mask = await self._require().result(self._owner_of(request), job_id, number)
+        return result_response(document, mask, media_type)
+
+    async def queue(self) -> QueueDocument:
+        """Return the length of the queue of all clients and the expected wait."""
+        return await self._require().queue()
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        if self._jobs is None:
+            yield
+            return
+        async with self._jobs.running():
+            yield
+
+    def _require(self) -> Jobs:
+        if self._jobs is None:
+            raise NotFoundError(
+                "this endpoint keeps no jobs", do="name a folder in jobs_dir of its config file, or use /v1/segment"
+            )
+        return self._jobs
+
+
+def _refuse(allowed: Sequence[str]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """A handler for all other methods: by itself Starlette would list those of one of several routes of a path."""
+
+    async def refuse() -> None:
+        raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(allowed)})
+
+    return refuse
+
+
+async def _events(jobs: Jobs, owner: str, job_id: str) -> AsyncIterator[str]:
+    unchanged = 0
+    with jobs.watching():
+        async for job in jobs.changes(owner, job_id):
+            unchanged = unchanged + 1 if job is None else 0
+            if job is not None:
+                name = "progress" if job.ended_at is None else "end"
+                yield f"event: {name}\ndata: {job.model_dump_json()}\n\n"
+            elif unchanged % _KEEP_ALIVE_AFTER == 0:
+                # A proxy that sees no data closes the connection.
+                yield ": unchanged\n\n"

@@ -1,0 +1,223 @@
+"""The jobs of an endpoint: accepting, reporting, results and cancelling, over the store, its files and a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from starlette.requests import Request
+
+from gtvray.config import JobsConfig
+from gtvray.errors import BusyError, ConflictError, InputError, NotFoundError
+from gtvray.failpoints import failpoint
+from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
+from gtvray.serving.jobs.files import JobFiles
+from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
+from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, VolumeStatus
+from gtvray.serving.jobs.sealing import load_key, unseal_bytes
+from gtvray.serving.jobs.store import JobStore, new_job_id
+from gtvray.serving.jobs.table import DATABASE_VARIABLE, open_database
+from gtvray.serving.jobs.worker import Segment, Worker, result_purpose
+from gtvray.serving.problems import error_of
+from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.results import SegmentationResult
+
+_CLEAN_EVERY_S = 600.0
+_WATCH_EVERY_S = 0.5
+_MOST_WATCHERS = 32
+_LONGEST_KEY = 255
+
+
+class Jobs:
+    """Jobs; `running` must be entered before any other method.
+
+    Args:
+        folder: folder of the job store; it is created, readable by its owner only.
+        settings: limits and retention.
+        volume_bytes: largest file of a volume.
+        segment: segments one volume.
+    """
+
+    def __init__(self, folder: Path, settings: JobsConfig, volume_bytes: int, segment: Segment) -> None:
+        self._folder, self._settings, self._volume_bytes, self._segment = folder, settings, volume_bytes, segment
+        self._watchers = 0
+
+    @property
+    def _keep_s(self) -> float:
+        return 3600.0 * self._settings.keep_h
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the store, process jobs within the block, and give back what is in progress at its end.
+
+        Raises:
+            ConfigError: the key or the address of the database is invalid.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._key = load_key(self._folder)
+        self._files = JobFiles(self._folder, self._key)
+        engine = open_database(os.environ.get(DATABASE_VARIABLE), self._folder)
+        self._store = JobStore(engine)
+        settings = self._settings
+        self._worker = Worker(
+            self._store, self._files, self._key, self._segment, at_once=settings.at_once, roots=settings.roots
+        )
+        tasks = [asyncio.create_task(self._worker.run()), asyncio.create_task(self._clean())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            engine.dispose()
+
+    async def accept(self, owner: str, request: Request, priority: Priority, key: str | None) -> tuple[str, bool]:
+        """Read a request's body into the store and queue its volumes.
+
+        Args:
+            owner: the client.
+            request: the request.
+            priority: priority of the job.
+            key: idempotency key; a repeated one returns the earlier job.
+
+        Returns:
+            the job's id, once its inputs are durable; and whether it is an earlier job.
+
+        Raises:
+            InputError: the body has no valid volumes, or the key was used for another request.
+            TooLargeError: a volume or their number exceeds its limit.
+            BusyError: the store has no room.
+            ResourceError: the disk is full.
+        """
+        if key is not None and not (0 < len(key) <= _LONGEST_KEY):
+            raise InputError("invalid Idempotency-Key", expected=f"1 to {_LONGEST_KEY} characters")
+        key_digest = sha256(key.encode()).hexdigest() if key is not None else None
+        free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
+        limits = IntakeLimits(self._volume_bytes, self._settings.max_volumes, free, self._settings.roots)
+        job_id = new_job_id()
+        with self._files.new_job(job_id):
+            inputs = await Intake(self._files, job_id, limits).read(request)
+        failpoint("jobs.durable")
+        digest = input_digest(priority, inputs)
+        new = NewJob(job_id, owner, key_digest, digest, priority, tuple(inputs))
+        try:
+            accepted = await asyncio.to_thread(self._store.accept, new)
+        except Exception:
+            # Not if the client has left: the job may be in the table by now, and its client may ask for it again.
+            self._files.remove_job(job_id)
+            raise
+        failpoint("jobs.accepted")
+        if accepted.id != job_id:
+            self._files.remove_job(job_id)
+            if accepted.input_digest != digest:
+                raise InputError(
+                    "this Idempotency-Key was used for another request",
+                    expected="the same volumes and priority, or a new key",
+                )
+            return accepted.id, True
+        log_event("job_accepted", job_id, volumes=len(inputs))
+        self._worker.wake()
+        return job_id, False
+
+    async def document(self, owner: str, job_id: str) -> JobDocument:
+        """Return a job.
+
+        Raises:
+            NotFoundError: no such job of this owner.
+        """
+        return self._document(await asyncio.to_thread(self._store.status, owner, job_id))
+
+    async def listing(self, owner: str, limit: int, before: str | None) -> list[JobDocument]:
+        """Return an owner's jobs, newest first; raises as `JobStore.listing`."""
+        return [self._document(job) for job in await asyncio.to_thread(self._store.listing, owner, limit, before)]
+
+    async def cancel(self, owner: str, job_id: str) -> JobDocument:
+        """Stop a job's open volumes, and delete its inputs and results.
+
+        Raises:
+            NotFoundError: no such job of this owner.
+        """
+        job = await asyncio.to_thread(self._store.cancel, owner, job_id)
+        self._worker.cancel(job_id)
+        await asyncio.to_thread(self._files.remove_job, job_id)
+        return self._document(job)
+
+    async def result(self, owner: str, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
+        """Return the document and the mask of a volume.
+
+        Raises:
+            NotFoundError: no such volume, or its result was deleted.
+            ConflictError: the volume has not ended.
+            GtvrayError: why the volume has no mask.
+        """
+        job = await asyncio.to_thread(self._store.status, owner, job_id)
+        volume = next((each for each in job.volumes if each.number == number), None)
+        if volume is None:
+            raise NotFoundError("the job has no such volume", expected=f"0 to {len(job.volumes) - 1}", found=number)
+        sealed = _require_result(volume)
+        mask = await asyncio.to_thread(self._files.read_mask, job_id, number, volume.attempt)
+        document = unseal_bytes(sealed, self._key, result_purpose(job_id, number))
+        return SegmentationResult.model_validate_json(document), mask
+
+    async def queue(self) -> QueueDocument:
+        """Return the length of the queue and the expected wait."""
+        return queue_document(await asyncio.to_thread(self._store.queue), self._settings.at_once)
+
+    def require_room_to_watch(self) -> None:
+        """Check that a further client may watch a job.
+
+        Raises:
+            BusyError: too many do.
+        """
+        if self._watchers >= _MOST_WATCHERS:
+            raise BusyError(
+                "too many clients watch jobs", expected=f"fewer than {_MOST_WATCHERS}", do="poll the job instead"
+            )
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count a client that watches a job."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
+        """Yield a job whenever it has changed, and last when it has ended; None while it stays the same.
+
+        Raises:
+            NotFoundError: no such job of this owner.
+        """
+        shown: JobDocument | None = None
+        while shown is None or shown.ended_at is None:
+            job = await self.document(owner, job_id)
+            yield job if job != shown else None
+            shown = job
+            await asyncio.sleep(_WATCH_EVERY_S if job.ended_at is None else 0)
+
+    def _document(self, job: JobStatus) -> JobDocument:
+        return job_document(job, self._keep_s, self._worker.percents)
+
+    async def _clean(self) -> None:
+        while True:
+            try:
+                left = await asyncio.to_thread(self._store.expire, self._keep_s)
+                await asyncio.to_thread(self._files.remove_unknown, left)
+            except Exception as error:  # noqa: BLE001  # a database or disk that is away comes back
+                LOGGER.error("event=jobs_not_cleaned kind=%s", type(error).__name__, exc_info=error)
+            await asyncio.sleep(_CLEAN_EVERY_S)
+
+
+def _require_result(volume: VolumeStatus) -> bytes:
+    if volume.problem is not None:
+        raise error_of(volume.problem, "the job")
+    if volume.state in ("queued", "running"):
+        raise ConflictError("the volume has no result yet", found=volume.state, do="wait for the end of the job")
+    if volume.result is None:
+        raise NotFoundError("the volume has no result", found="the job was cancelled, or its results were deleted")
+    return volume.result

@@ -1,0 +1,359 @@
+"""The table of jobs: accepting, claiming with leases, fenced results, cancelling, expiry. Torch-free, synchronous.
+
+A volume is claimed by one gateway at a time, under a lease that the gateway renews. Each claim has an attempt number,
+and a write counts only with the number of the latest claim, so a gateway that was away cannot end a volume that
+another one has taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, or_, select
+from sqlalchemy.exc import IntegrityError
+
+from gtvray.errors import FailureError, GtvrayError, NotFoundError
+from gtvray.serving.jobs.records import (
+    OPEN,
+    Accepted,
+    Claim,
+    JobStatus,
+    NewJob,
+    NewVolume,
+    Priority,
+    QueueStatus,
+    StoredVolume,
+    VolumeState,
+    VolumeStatus,
+)
+from gtvray.serving.jobs.table import jobs, volumes
+
+LEASE_S = 15.0
+MOST_INTERRUPTIONS = 20
+# Replicas that died: with this volume alone the last time, and with whatever else.
+MOST_DEATHS_ALONE, MOST_DEATHS = 2, 6
+# A later volume of a job waits as if it had been sent this much later, so that a job of many volumes lets others pass.
+_BEHIND_S = 10.0
+_AHEAD_S: dict[Priority, float] = {"low": -3600.0, "normal": 0.0, "high": 3600.0}
+_RECENT = 50
+
+
+def due_at(created_at: float, number: int, priority: Priority) -> float:
+    """Return the position of a volume in the queue: its time of arrival, shifted by number and priority.
+
+    As it does not change, a volume of low priority is overtaken for a limited time only.
+    """
+    return created_at + _BEHIND_S * number - _AHEAD_S[priority]
+
+
+class JobStore:
+    """The table.
+
+    Args:
+        engine: of `open_database`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def accept(self, new: NewJob) -> Accepted:
+        """Add a job whose inputs are durable.
+
+        Returns:
+            the job; the earlier one if there is one of the same owner and key.
+        """
+        now = time.time()
+        job = {
+            "id": new.id,
+            "owner": new.owner,
+            "key_digest": new.key_digest,
+            "input_digest": new.input_digest,
+            "priority": new.priority,
+            "created_at": now,
+            "cancelled": False,
+        }
+        rows = [
+            _new_row(new.id, number, each, due_at(now, number, new.priority)) for number, each in enumerate(new.volumes)
+        ]
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(jobs.insert(), job)
+                connection.execute(volumes.insert(), rows)
+        except IntegrityError:
+            earlier = self._find_key(new.owner, new.key_digest)
+            if earlier is None:
+                raise
+            return earlier
+        return Accepted(new.id, new.input_digest)
+
+    def claim(self, *, alone: bool) -> Claim | None:
+        """Claim the next volume.
+
+        Args:
+            alone: whether nothing else is processed here; a volume in whose time a replica died waits for that.
+
+        Returns:
+            None if there is none, or if the next one must be alone.
+        """
+        now = time.time()
+        ready = or_(
+            and_(volumes.c.state == "queued", volumes.c.not_before <= now),
+            and_(volumes.c.state == "running", volumes.c.lease_until < now),
+        )
+        with self._engine.begin() as connection:
+            row = connection.execute(
+                select(volumes).where(ready).order_by(volumes.c.due).limit(1).with_for_update(skip_locked=True)
+            ).first()
+            if row is None or (row.deaths and not alone):
+                return None
+            interruptions = row.interruptions + (row.state == "running")
+            if interruptions > MOST_INTERRUPTIONS:
+                self._end(connection, row.job_id, row.number, "failed", problem=_interrupted(interruptions).problem())
+                return None
+            connection.execute(
+                volumes.update().where(_is(row.job_id, row.number)),
+                {
+                    "state": "running",
+                    "attempt": row.attempt + 1,
+                    "interruptions": interruptions,
+                    "lease_until": now + LEASE_S,
+                    "percent": 0.0,
+                    "started_at": now,
+                },
+            )
+        return Claim(row.job_id, row.number, row.attempt + 1, row.reference, row.deaths)
+
+    def renew(self, claims: Mapping[Claim, float]) -> set[Claim]:
+        """Renew leases and record percentages.
+
+        Returns:
+            the claims that are no longer valid: cancelled, or taken over.
+        """
+        lost: set[Claim] = set()
+        with self._engine.begin() as connection:
+            for claim, percent in claims.items():
+                changed = connection.execute(
+                    volumes.update().where(_held(claim)),
+                    {"lease_until": time.time() + LEASE_S, "percent": percent},
+                )
+                if not changed.rowcount:
+                    lost.add(claim)
+        return lost
+
+    def finish(self, claim: Claim, result: bytes, stored_bytes: int) -> bool:
+        """Record the result of a volume; False if the claim is no longer valid."""
+        return self._end_claim(claim, "done", result=result, stored_bytes=stored_bytes, percent=100.0)
+
+    def fail(self, claim: Claim, error: GtvrayError) -> bool:
+        """Record why a volume has no mask; False if the claim is no longer valid."""
+        return self._end_claim(claim, "failed", problem=error.problem(claim.job_id))
+
+    def release(self, claim: Claim, delay_s: float = 0.0, *, died: bool = False) -> None:
+        """Give a volume back to the queue.
+
+        Args:
+            claim: the claim.
+            delay_s: time before it can be claimed again.
+            died: whether a replica died while it processed the volume.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(
+                volumes.update().where(_held(claim)),
+                {
+                    "state": "queued",
+                    "not_before": time.time() + delay_s,
+                    "percent": 0.0,
+                    "deaths": claim.deaths + died,
+                },
+            )
+
+    def cancel(self, owner: str, job_id: str) -> JobStatus:
+        """End a job's open volumes as cancelled; a job that has ended does not change.
+
+        Raises:
+            NotFoundError: no such job of this owner.
+        """
+        with self._engine.begin() as connection:
+            self._require(connection, owner, job_id, lock=True)
+            ended = connection.execute(
+                volumes.update().where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)),
+                {"state": "cancelled", "ended_at": time.time()},
+            )
+            if ended.rowcount:
+                connection.execute(
+                    jobs.update().where(jobs.c.id == job_id), {"cancelled": True, "ended_at": time.time()}
+                )
+            connection.execute(volumes.update().where(volumes.c.job_id == job_id), {"result": None, "stored_bytes": 0})
+            return _status(connection, [self._require(connection, owner, job_id)])[0]
+
+    def status(self, owner: str, job_id: str) -> JobStatus:
+        """Return a job.
+
+        Raises:
+            NotFoundError: no such job of this owner.
+        """
+        with self._engine.begin() as connection:
+            return _status(connection, [self._require(connection, owner, job_id)])[0]
+
+    def listing(self, owner: str, limit: int, before: str | None = None) -> list[JobStatus]:
+        """Return jobs of an owner, newest first.
+
+        Args:
+            owner: the owner.
+            limit: most jobs returned.
+            before: only jobs older than this one.
+
+        Raises:
+            NotFoundError: no job `before` of this owner.
+        """
+        with self._engine.begin() as connection:
+            found = select(jobs).where(jobs.c.owner == owner)
+            if before is not None:
+                last = self._require(connection, owner, before)
+                found = found.where(
+                    or_(
+                        jobs.c.created_at < last.created_at,
+                        and_(jobs.c.created_at == last.created_at, jobs.c.id < last.id),
+                    )
+                )
+            rows = connection.execute(found.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)).all()
+            return _status(connection, rows)
+
+    def queue(self) -> QueueStatus:
+        """Return the length of the queue and the pace at which it is processed."""
+        with self._engine.begin() as connection:
+            grouped = select(volumes.c.state, func.count().label("number_of")).where(volumes.c.state.in_(OPEN))
+            counts = {row.state: row.number_of for row in connection.execute(grouped.group_by(volumes.c.state))}
+            recent = connection.execute(
+                select(volumes.c.started_at, volumes.c.ended_at)
+                .where(volumes.c.state == "done")
+                .order_by(volumes.c.ended_at.desc())
+                .limit(_RECENT)
+            ).all()
+        seconds = [row.ended_at - row.started_at for row in recent]
+        return QueueStatus(
+            counts.get("queued", 0), counts.get("running", 0), sum(seconds) / len(seconds) if seconds else None
+        )
+
+    def stored_bytes(self) -> int:
+        """Return the size of all stored inputs and results."""
+        with self._engine.begin() as connection:
+            return int(connection.execute(select(func.coalesce(func.sum(volumes.c.stored_bytes), 0))).scalar_one())
+
+    def expire(self, keep_s: float) -> list[StoredVolume]:
+        """Remove jobs that ended more than `keep_s` ago, and fail volumes that have waited for as long.
+
+        Returns:
+            the volumes that are left.
+        """
+        limit = time.time() - keep_s
+        late = FailureError("the volume was not processed in time", expected=f"within {keep_s / 3600:g} h")
+        with self._engine.begin() as connection:
+            waiting = select(volumes.c.job_id, volumes.c.number).join(jobs)
+            for row in connection.execute(waiting.where(volumes.c.state == "queued", jobs.c.created_at < limit)).all():
+                self._end(connection, row.job_id, row.number, "failed", problem=late.problem(row.job_id))
+            old = select(jobs.c.id).where(jobs.c.ended_at < limit)
+            connection.execute(volumes.delete().where(volumes.c.job_id.in_(old)))
+            connection.execute(jobs.delete().where(jobs.c.ended_at < limit))
+            left = select(volumes.c.job_id, volumes.c.number, volumes.c.attempt, volumes.c.state)
+            return [
+                StoredVolume(row.job_id, row.number, row.attempt, row.state) for row in connection.execute(left).all()
+            ]
+
+    def _end_claim(self, claim: Claim, state: VolumeState, **values: Any) -> bool:
+        with self._engine.begin() as connection:
+            return self._end(connection, *claim.volume, state, _held(claim), **values)
+
+    def _end(
+        self,
+        connection: Connection,
+        job_id: str,
+        number: int,
+        state: VolumeState,
+        condition: ColumnElement[bool] | None = None,
+        **values: Any,
+    ) -> bool:
+        """End a volume, and its job if that was the last one."""
+        now = time.time()
+        if "problem" in values:
+            values["problem"] = json.dumps(values["problem"])
+        # Two gateways that end the last two volumes at once must not each see the other as open.
+        connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+        ended = connection.execute(
+            volumes.update().where(_is(job_id, number) if condition is None else condition),
+            {"stored_bytes": 0, **values, "state": state, "ended_at": now},
+        )
+        still_open = select(volumes.c.number).where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)).exists()
+        connection.execute(
+            jobs.update().where(jobs.c.id == job_id, jobs.c.ended_at.is_(None), ~still_open), {"ended_at": now}
+        )
+        return bool(ended.rowcount)
+
+    def _find_key(self, owner: str, key_digest: str | None) -> Accepted | None:
+        with self._engine.begin() as connection:
+            row = connection.execute(
+                select(jobs.c.id, jobs.c.input_digest).where(jobs.c.owner == owner, jobs.c.key_digest == key_digest)
+            ).first()
+        return Accepted(row.id, row.input_digest) if row is not None else None
+
+    @staticmethod
+    def _require(connection: Connection, owner: str, job_id: str, *, lock: bool = False) -> Row[Any]:
+        found = select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner)
+        row = connection.execute(found.with_for_update() if lock else found).first()
+        if row is None:
+            raise NotFoundError(
+                "no such job", expected="a job of this client that has not expired", do="list them: GET /v1/jobs"
+            )
+        return row
+
+
+def new_job_id() -> str:
+    """A random id, in the form of a request id."""
+    return uuid.uuid4().hex
+
+
+def _new_row(job_id: str, number: int, new: NewVolume, due: float) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "number": number,
+        "reference": new.reference,
+        "stored_bytes": new.stored_bytes,
+        "state": "queued",
+        "due": due,
+        "not_before": 0.0,
+        "attempt": 0,
+        "lease_until": 0.0,
+        "interruptions": 0,
+        "deaths": 0,
+        "percent": 0.0,
+    }
+
+
+def _is(job_id: str, number: int) -> ColumnElement[bool]:
+    return and_(volumes.c.job_id == job_id, volumes.c.number == number)
+
+
+def _held(claim: Claim) -> ColumnElement[bool]:
+    """Whether a claim is the latest one of a volume that is still being processed."""
+    return and_(_is(*claim.volume), volumes.c.attempt == claim.attempt, volumes.c.state == "running")
+
+
+def _interrupted(times: int) -> FailureError:
+    return FailureError("the endpoint was interrupted each time it processed this volume", found=f"{times} times")
+
+
+def _status(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobStatus]:
+    ids = [row.id for row in rows]
+    of_job: dict[str, list[VolumeStatus]] = {each: [] for each in ids}
+    found = select(volumes).where(volumes.c.job_id.in_(ids)).order_by(volumes.c.job_id, volumes.c.number)
+    for row in connection.execute(found):
+        problem = json.loads(row.problem) if row.problem is not None else None
+        of_job[row.job_id].append(VolumeStatus(row.number, row.state, row.attempt, row.percent, problem, row.result))
+    return [
+        JobStatus(row.id, row.priority, row.created_at, row.ended_at, row.cancelled, tuple(of_job[row.id]))
+        for row in rows
+    ]

@@ -1,0 +1,121 @@
+"""The tables of jobs and their volumes, and the engine; the same SQL runs on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from gtvray.errors import ConfigError
+
+DATABASE_VARIABLE = "GTVRAY_JOBS_DATABASE"
+_BUSY_TIMEOUT_S = 30
+
+metadata = MetaData()
+
+jobs = Table(
+    "gtvray_jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(200), nullable=False),
+    # Digests: a client may put a patient's name into its key.
+    Column("key_digest", String(64)),
+    Column("input_digest", String(64), nullable=False),
+    Column("priority", String(10), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("cancelled", Boolean, nullable=False),
+    UniqueConstraint("owner", "key_digest"),
+)
+volumes = Table(
+    "gtvray_job_volumes",
+    metadata,
+    Column("job_id", String(32), ForeignKey("gtvray_jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("reference", Boolean, nullable=False),
+    Column("stored_bytes", Integer, nullable=False),
+    Column("state", String(10), nullable=False),
+    # Volumes are processed in this order; see `store.due_at`.
+    Column("due", Float, nullable=False),
+    Column("not_before", Float, nullable=False),
+    # A claim increments `attempt`, and only the holder of the latest one may write.
+    Column("attempt", Integer, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("interruptions", Integer, nullable=False),
+    Column("deaths", Integer, nullable=False),
+    Column("percent", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("problem", Text),
+    Column("result", LargeBinary),
+    Index("gtvray_job_volumes_due", "state", "due"),
+)
+
+
+def open_database(url: str | None, folder: Path) -> Engine:
+    """Open the database and create its tables.
+
+    Args:
+        url: of SQLAlchemy, for example postgresql://user@host/database; None for SQLite in the folder.
+        folder: folder of the job store.
+
+    Raises:
+        ConfigError: the URL is invalid or of another database, or its driver is not installed.
+    """
+    try:
+        address = make_url(url or f"sqlite:///{folder / 'jobs.db'}")
+    except ArgumentError as error:
+        raise ConfigError("not the URL of a database", where=DATABASE_VARIABLE, expected="postgresql://...") from error
+    kind = address.get_backend_name()
+    if kind not in ("sqlite", "postgresql"):
+        raise ConfigError("unsupported database", where=DATABASE_VARIABLE, expected="postgresql://...", found=kind)
+    if kind == "sqlite":
+        engine = create_engine(address, connect_args={"timeout": _BUSY_TIMEOUT_S})
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        try:
+            engine = create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "PostgreSQL cannot be used here", found=error, do="pip install 'gtvray[postgres]' on every gateway"
+            ) from error
+    try:
+        metadata.create_all(engine)
+    except DBAPIError:
+        # Another gateway has created them just now; otherwise this raises again.
+        metadata.create_all(engine)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    # Transactions are begun by `_begin_sqlite`; Python's own would begin with the first write, too late for a lock.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    # An accepted job survives a power failure.
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at the start: a transaction that reads before it writes could fail in between."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

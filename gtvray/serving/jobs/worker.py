@@ -1,0 +1,224 @@
+"""The worker of a gateway: claims volumes of jobs, has them segmented, and records what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gtvray.errors import BusyError, FailureError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
+from gtvray.failpoints import failpoint
+from gtvray.serving.jobs.documents import result_path
+from gtvray.serving.jobs.files import JobFiles
+from gtvray.serving.jobs.records import Claim
+from gtvray.serving.jobs.references import read_reference
+from gtvray.serving.jobs.sealing import seal
+from gtvray.serving.jobs.store import MOST_DEATHS, MOST_DEATHS_ALONE, JobStore
+from gtvray.serving.problems import internal_error
+from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.results import result_document
+
+if TYPE_CHECKING:
+    from gtvray.serving.model import Prediction
+
+_POLL_S = 1.0
+_WAIT_FOR_MODEL_S = 2.0
+
+
+class ReplicaLostError(Exception):
+    """The replica died while it processed a volume.
+
+    Args:
+        alone: whether it processed nothing else, so that the volume is the likely cause.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+
+class Segment(Protocol):
+    """The part of the endpoint that jobs use."""
+
+    def __call__(self, content: bytes, request_id: str, report: Callable[[int, int], None]) -> Awaitable[Prediction]:
+        """Segment a volume; cancelling the call stops its patches.
+
+        Args:
+            content: a NIfTI or NRRD file.
+            request_id: id for the log.
+            report: called with the patches that were processed, and those known so far.
+
+        Raises:
+            ReplicaLostError: the replica died.
+            BusyError, NotReadyError, NotReproducedError: no model takes a volume at the moment.
+            ResourceError: the volume can be tried again.
+            GtvrayError: the volume has no mask.
+        """
+
+
+def result_purpose(job_id: str, number: int) -> str:
+    """What a stored result is encrypted for."""
+    return f"{job_id}/{number}/result"
+
+
+class Worker:
+    """Processes volumes of jobs until it is cancelled.
+
+    Args:
+        store: the table.
+        files: the files.
+        key: key of the job store.
+        segment: segments one volume.
+        at_once: volumes at the same time.
+        roots: folders whose files jobs may name.
+    """
+
+    def __init__(
+        self, store: JobStore, files: JobFiles, key: bytes, segment: Segment, *, at_once: int, roots: Sequence[Path]
+    ) -> None:
+        self._store, self._files, self._key = store, files, key
+        self._segment, self._at_once, self._roots = segment, at_once, roots
+        self._running: dict[Claim, asyncio.Task[None]] = {}
+        self._percent: dict[Claim, float] = {}
+        self._paused_until = 0.0
+        self._wake = asyncio.Event()
+
+    @property
+    def percents(self) -> dict[tuple[str, int], float]:
+        """Volume -> percent, of the volumes that are processed here."""
+        return {claim.volume: percent for claim, percent in self._percent.items()}
+
+    def wake(self) -> None:
+        """Look for volumes now: a job was accepted."""
+        self._wake.set()
+
+    def cancel(self, job_id: str) -> None:
+        """Stop the volumes of a job that was cancelled."""
+        for claim, task in self._running.items():
+            if claim.job_id == job_id:
+                task.cancel()
+
+    async def run(self) -> None:
+        """Claim and process volumes, and renew their leases."""
+        try:
+            while True:
+                try:
+                    await self._renew()
+                    await self._fill()
+                except Exception as error:  # noqa: BLE001  # a database that is away comes back
+                    LOGGER.error("event=jobs_unavailable kind=%s", type(error).__name__, exc_info=error)
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout(_POLL_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            await self._stop()
+
+    async def _fill(self) -> None:
+        """Claim volumes while there is room; one that a replica died of is processed alone."""
+        while len(self._running) < self._at_once and time.monotonic() >= self._paused_until:
+            if any(claim.deaths for claim in self._running):
+                return
+            claim = await asyncio.to_thread(self._store.claim, alone=not self._running)
+            if claim is None:
+                return
+            self._percent[claim] = 0.0
+            self._running[claim] = asyncio.create_task(self._process(claim))
+
+    async def _renew(self) -> None:
+        if not self._running:
+            return
+        for claim in await asyncio.to_thread(self._store.renew, dict(self._percent)):
+            if claim in self._running:
+                self._running[claim].cancel()
+
+    async def _stop(self) -> None:
+        """Stop every volume and give it back, so that it need not wait for the end of its lease."""
+        running = dict(self._running)
+        for task in running.values():
+            task.cancel()
+        await asyncio.gather(*running.values(), return_exceptions=True)
+        for claim in running:
+            self._store.release(claim)
+
+    async def _process(self, claim: Claim) -> None:
+        try:
+            await self._attempt(claim)
+        except ReplicaLostError as error:
+            await self._after_death(claim, alone=error.alone)
+        except (BusyError, NotReadyError, NotReproducedError):
+            self._paused_until = time.monotonic() + _WAIT_FOR_MODEL_S
+            await self._give_back(claim)
+        except (ResourceError, SQLAlchemyError, OSError) as error:
+            # The volume is not the cause: a database or a disk was away, possibly after the mask was there.
+            log_event("job_delayed", claim.job_id, logging.WARNING, volume=claim.number, kind=type(error).__name__)
+            await self._give_back(claim, _WAIT_FOR_MODEL_S)
+        except GtvrayError as error:
+            await self._fail(claim, error)
+        except Exception as error:  # noqa: BLE001  # the volume fails, and the worker goes on
+            LOGGER.error("event=unexpected_error request=%s", claim.job_id, exc_info=error)
+            await self._fail(claim, internal_error())
+        finally:
+            self._running.pop(claim, None)
+            self._percent.pop(claim, None)
+            self._wake.set()
+
+    async def _attempt(self, claim: Claim) -> None:
+        began = time.monotonic()
+        failpoint("jobs.claimed")
+        content = await asyncio.to_thread(self._read, claim)
+
+        def report(processed: int, known: int) -> None:
+            # More patches may become known, but progress does not go back.
+            self._percent[claim] = max(self._percent[claim], 100.0 * processed / max(known, 1))
+
+        prediction = await self._segment(content, claim.job_id, report)
+        href = result_path(*claim.volume)
+        document = result_document(prediction, claim.job_id, time.monotonic() - began, href)
+        sealed = seal(document.model_dump_json().encode(), self._key, result_purpose(*claim.volume))
+        size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
+        failpoint("jobs.written")
+        if await asyncio.to_thread(self._store.finish, claim, sealed, size):
+            failpoint("jobs.finished")
+            log_event("job_volume_done", claim.job_id, volume=claim.number, attempt=claim.attempt)
+            await asyncio.to_thread(self._files.remove_input, claim)
+        else:
+            await asyncio.to_thread(self._files.remove_mask, claim)
+
+    def _read(self, claim: Claim) -> bytes:
+        content = self._files.read_input(claim)
+        return read_reference(content, self._roots) if claim.reference else content
+
+    async def _after_death(self, claim: Claim, *, alone: bool) -> None:
+        """Try again, with nothing else at the same time; the second death with this volume alone is its own fault."""
+        deaths = claim.deaths + 1
+        log_event("job_replica_lost", claim.job_id, logging.WARNING, volume=claim.number, deaths=deaths)
+        if deaths < (MOST_DEATHS_ALONE if alone else MOST_DEATHS):
+            await self._give_back(claim, died=True)
+            return
+        await self._fail(
+            claim,
+            FailureError(
+                "the model's process died each time it processed this volume",
+                found=f"{deaths} times",
+                do="do not send it again; report the instance to the server's operator",
+            ),
+        )
+
+    async def _give_back(self, claim: Claim, delay_s: float = 0.0, *, died: bool = False) -> None:
+        # Without the database, the end of the lease gives the volume back.
+        with suppress(SQLAlchemyError):
+            await asyncio.to_thread(self._store.release, claim, delay_s, died=died)
+
+    async def _fail(self, claim: Claim, error: GtvrayError) -> None:
+        log_event("job_volume_failed", claim.job_id, volume=claim.number, kind=type(error).__name__)
+        if await asyncio.to_thread(self._store.fail, claim, error):
+            await asyncio.to_thread(self._files.remove_input, claim)

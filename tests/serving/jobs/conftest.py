@@ -1,0 +1,75 @@
+"""Fixtures of the job tests: an application with jobs only, whose model is a function of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from gtvray.config import JobsConfig
+from gtvray.inference import Coverage
+from gtvray.io import decode_volume, encode_nifti
+from gtvray.serving.edge import Edge
+from gtvray.serving.guard import Guard
+from gtvray.serving.jobs import JobRoutes, Jobs
+from gtvray.serving.model import Prediction
+
+TOKEN = "a-test-token"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+Report = Callable[[int, int], None]
+Segment = Callable[[bytes, str, Report], Awaitable[Prediction]]
+
+
+async def threshold(content: bytes, request_id: str, report: Report) -> Prediction:
+    """A stand-in for the model that depends on the scan: its mask is every voxel above 0."""
+    scan = decode_volume(content)
+    mask = scan.with_array((scan.array > 0).astype(np.uint8))
+    volume_ml = float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml
+    report(2, 2)
+    return Prediction(encode_nifti(mask, compress=True), volume_ml, Coverage("body", None, 2, 0, 0.0), "d" * 64, "7")
+
+
+def build_jobs_app(
+    folder: Path, segment: Segment = threshold, *, limit_bytes: int = 1 << 20, **settings: Any
+) -> FastAPI:
+    """An application whose jobs are in a folder; the client of a request is its X-Client header."""
+
+    def owner_of(request: Request) -> str:
+        return request.headers.get("x-client", "default")
+
+    app = FastAPI(redirect_slashes=False)
+    app.add_middleware(Guard, token=TOKEN)
+    app.include_router(JobRoutes(Jobs(folder, JobsConfig(**settings), limit_bytes, segment), owner_of).router())
+    return app
+
+
+@asynccontextmanager
+async def jobs_app(folder: Path, segment: Segment = threshold, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of such an application."""
+    app = build_jobs_app(folder, segment, **settings)
+    transport = httpx.ASGITransport(app=Edge(app), raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", headers=BEARER, timeout=30) as client,
+    ):
+        yield client
+
+
+async def ended(client: httpx.AsyncClient, job: httpx.Response | str, **headers: str) -> dict[str, Any]:
+    """A job's document once it has ended."""
+    job_id = job if isinstance(job, str) else job.json()["id"]
+    deadline = time.monotonic() + 60
+    while True:
+        found: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}", headers=headers)).json()
+        if found["ended_at"] is not None:
+            return found
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)

@@ -1,0 +1,504 @@
+"""Jobs over HTTP, in this process: bodies, results, isolation of clients, cancelling, restarts, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy.exc import SQLAlchemyError
+
+from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
+from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
+from gtvray.serving.jobs import ReplicaLostError
+from gtvray.serving.jobs.store import MOST_DEATHS
+from gtvray.serving.jobs.table import DATABASE_VARIABLE
+from gtvray.serving.model import Prediction
+
+from ...databases import postgres
+from ..conftest import make_scan
+from .conftest import BEARER, Report, Segment, ended, jobs_app, threshold
+
+SCAN = encode_nifti(make_scan((20, 22, 24)), compress=True)
+OTHER = encode_nifti(make_scan((18, 18, 18), seed=1), compress=False)
+
+
+def form(*scans: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("scan", ("Doe, John.nii.gz", scan)) for scan in scans]
+
+
+def check_problem(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text
+    )
+    problem: dict[str, Any] = response.json()
+    assert problem["type"] == f"urn:gtvray:{kind}"
+    return problem
+
+
+def expected_mask(content: bytes) -> np.ndarray[Any, Any]:
+    return (decode_nifti(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).array > 0).astype(
+        np.uint8
+    )
+
+
+def stored_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "files").rglob("*") if path.is_file())
+
+
+class Gate:
+    """A model that works on a volume until it is let through."""
+
+    def __init__(self) -> None:
+        self.open, self.started, self.cancelled = asyncio.Event(), asyncio.Event(), 0
+
+    async def __call__(self, content: bytes, request_id: str, report: Report) -> Prediction:
+        self.started.set()
+        report(1, 4)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return await threshold(content, request_id, report)
+
+
+def test_volumes_of_every_kind_of_body_get_their_masks(tmp_path: Path) -> None:
+    nrrd = encode_nrrd(make_scan((16, 18, 20)))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "scan.nii").write_bytes(OTHER)
+    references = {"volumes": [{"path": str(tmp_path / "data" / "scan.nii")}]}
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", roots=(tmp_path / "data",)) as client:
+            for scans, body in (
+                ([SCAN], {"content": SCAN}),
+                ([nrrd], {"content": nrrd}),
+                ([SCAN, OTHER, SCAN], {"files": form(SCAN, OTHER, SCAN)}),
+                ([OTHER], {"json": references}),
+            ):
+                accepted = await client.post("/v1/jobs", **body)  # type: ignore[arg-type]
+                assert accepted.status_code == 202, accepted.text
+                assert accepted.headers["Location"] == f"/v1/jobs/{accepted.json()['id']}"
+                job = await ended(client, accepted)
+                assert (job["state"], job["percent"]) == ("done", 100.0)
+                assert [each["number"] for each in job["volumes"]] == list(range(len(scans)))
+                for volume, scan in zip(job["volumes"], scans, strict=True):
+                    result = await client.get(volume["result"])
+                    assert result.headers["content-type"] == "application/gzip"
+                    mask = decode_nifti(gzip.decompress(result.content))
+                    if scan is not nrrd:
+                        assert np.array_equal(mask.array, expected_mask(scan))
+                    document = (await client.get(volume["result"], headers={"Accept": "application/json"})).json()
+                    assert document["mask"]["href"] == volume["result"]
+                    assert document["request_id"] == job["id"]
+                    assert f"{document['volume_ml']:.3f}" == result.headers["X-Gtvray-Volume-Ml"]
+            listed = (await client.get("/v1/jobs", params={"limit": 3})).json()["jobs"]
+            assert len(listed) == 3
+            older = (await client.get("/v1/jobs", params={"before": listed[-1]["id"]})).json()["jobs"]
+            assert len(older) == 1
+
+    asyncio.run(run())
+
+
+def test_store_is_encrypted_private_and_emptied(tmp_path: Path) -> None:
+    plain = encode_nifti(make_scan((20, 22, 24)), compress=False)
+
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate) as client:
+            accepted = await client.post("/v1/jobs", files=form(plain), headers={"Idempotency-Key": "Doe, John"})
+            assert stored_files(tmp_path / "jobs") == ["input-0"]
+            for path in (tmp_path / "jobs").rglob("*"):
+                assert path.is_dir() or (plain[:200] not in path.read_bytes() and b"Doe, J" not in path.read_bytes())
+                assert path.stat().st_mode & 0o077 == 0 or path.suffix.startswith(".db")
+            assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700
+            gate.open.set()
+            job = await ended(client, accepted)
+            while "input-0" in stored_files(tmp_path / "jobs"):
+                await asyncio.sleep(0.01)
+            assert stored_files(tmp_path / "jobs") == ["mask-0-1"]
+            deleted = await client.delete(f"/v1/jobs/{job['id']}")
+            assert (deleted.status_code, deleted.json()["state"]) == (200, "done")
+            assert stored_files(tmp_path / "jobs") == []
+            check_problem(await client.get(f"/v1/jobs/{job['id']}/results/0"), 404, "NotFoundError")
+
+    asyncio.run(run())
+
+
+def test_invalid_jobs_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    scan, key = SCAN, {"Idempotency-Key": ""}
+    boundary = {"Content-Type": "multipart/form-data; boundary=x"}
+    cases: list[tuple[dict[str, Any], int, str]] = [
+        ({"content": b""}, 422, "InputError"),
+        ({"content": b"a sentence, not a scan"}, 422, "VolumeError"),
+        ({"content": os.urandom(300)}, 422, "VolumeError"),
+        ({"content": scan + bytes(1 << 20)}, 413, "TooLargeError"),
+        ({"files": form(scan, b"not a scan")}, 422, "VolumeError"),
+        ({"files": form(scan, b"")}, 422, "InputError"),
+        ({"files": [("file", ("a", scan))]}, 422, "InputError"),
+        ({"files": form(*[scan] * 4)}, 413, "TooLargeError"),
+        ({"content": b"--x\r\nno", "headers": boundary}, 422, "InputError"),
+        ({"content": b"--x--\r\n", "headers": boundary}, 422, "InputError"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 422, "InputError"),
+        ({"content": b"--x\r\n" + b"a: b\r\n" * 100_000, "headers": boundary}, 422, "InputError"),
+        ({"json": {"volumes": []}}, 422, "InputError"),
+        ({"json": {"volumes": [{"url": "x"}]}}, 422, "InputError"),
+        ({"json": {"volumes": [{"path": "/etc/passwd"}]}}, 404, "NotFoundError"),
+        ({"content": scan, "headers": key}, 422, "InputError"),
+        ({"content": scan, "params": {"priority": "urgent"}}, 422, "InputError"),
+        ({"content": scan, "headers": {"Content-Encoding": "br"}}, 415, "ContentTypeError"),
+    ]
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", max_volumes=3) as client:
+            for request, status, kind in cases:
+                response = await client.post("/v1/jobs", **request)
+                if kind == "InputError" and "params" in request:
+                    assert response.status_code == 422
+                else:
+                    check_problem(response, status, kind)
+            assert (await client.get("/v1/jobs")).json() == {"jobs": []}
+            assert stored_files(tmp_path / "jobs") == []
+
+    asyncio.run(run())
+
+
+def test_no_body_is_an_error_of_the_server(tmp_path: Path) -> None:
+    """A form, a volume and references, cut, repeated and with changed bytes, in pieces of any size."""
+    part = b'--x\r\nContent-Disposition: form-data; name="scan"; filename="a"\r\n\r\n'
+    bodies = {
+        "multipart/form-data; boundary=x": part + SCAN + b"\r\n" + part + OTHER[:2000] + b"\r\n--x--\r\n",
+        "application/octet-stream": SCAN,
+        "application/json": json.dumps({"volumes": [{"path": str(tmp_path / "data" / "scan.nii")}] * 3}).encode(),
+    }
+    random = np.random.default_rng(0)
+
+    def mutated(content: bytes) -> bytes:
+        changed = bytearray(content)
+        for _ in range(random.integers(0, 6)):
+            at, kind = int(random.integers(0, len(changed) + 1)), random.integers(0, 4)
+            if kind == 0:
+                del changed[at : at + int(random.integers(1, 200))]
+            elif kind == 1:
+                changed[at:at] = random.bytes(int(random.integers(1, 20)))
+            elif kind == 2:
+                changed[at:at] = changed[: int(random.integers(1, 300))]
+            elif at < len(changed):
+                changed[at] ^= 1 << int(random.integers(0, 8))
+        return bytes(changed)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            for number in range(150):
+                media_type, body = list(bodies.items())[number % len(bodies)]
+                content, size = mutated(body), int(random.integers(1, 5000))
+
+                async def pieces(content: bytes = content, size: int = size) -> AsyncIterator[bytes]:
+                    for start in range(0, len(content), size):
+                        yield content[start : start + size]
+
+                response = await client.post("/v1/jobs", content=pieces(), headers={"Content-Type": media_type})
+                assert response.status_code in (202, 404, 413, 415, 422), (media_type, content, response.text)
+                if response.status_code == 202:
+                    await client.delete(response.headers["Location"])
+            assert stored_files(tmp_path / "jobs") == []
+
+    asyncio.run(run())
+
+
+def test_full_store_refuses_and_recovers(tmp_path: Path) -> None:
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate, max_gb=1.5 * len(SCAN) / 1e9) as client:
+            first = await client.post("/v1/jobs", content=SCAN)
+            assert first.status_code == 202
+            refused = await client.post("/v1/jobs", content=SCAN)
+            assert "Retry-After" in refused.headers
+            check_problem(refused, 503, "BusyError")
+            assert (await client.delete(first.headers["Location"])).status_code == 200
+            assert (await client.post("/v1/jobs", content=SCAN)).status_code == 202
+
+    asyncio.run(run())
+
+
+def test_another_client_sees_nothing(tmp_path: Path) -> None:
+    other = {"X-Client": "another"}
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            job = (await client.post("/v1/jobs", content=SCAN)).json()["id"]
+            await ended(client, job)
+            for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/events"), ("GET", "/results/0")):
+                response = await client.request(method, f"/v1/jobs/{job}{path}", headers=other)
+                check_problem(response, 404, "NotFoundError")
+            assert (await client.get("/v1/jobs", headers=other)).json() == {"jobs": []}
+            assert (await client.get(f"/v1/jobs/{job}/results/0")).status_code == 200
+            check_problem(await client.get(f"/v1/jobs/{job}/results/1"), 404, "NotFoundError")
+            check_problem(await client.get("/v1/jobs", headers={"Authorization": ""}), 401, "AuthError")
+
+    asyncio.run(run())
+
+
+def test_repeated_request_with_a_key_is_one_job(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+
+            async def post(scan: bytes, key: str = "a", **params: str) -> httpx.Response:
+                return await client.post("/v1/jobs", content=scan, params=params, headers={"Idempotency-Key": key})
+
+            at_once = await asyncio.gather(*(post(SCAN) for _ in range(5)))
+            assert {each.status_code for each in at_once} == {202}
+            assert len({each.json()["id"] for each in at_once}) == 1
+            assert sum("Idempotency-Replayed" in each.headers for each in at_once) == 4
+            for changed in (post(OTHER), post(SCAN, priority="high")):
+                check_problem(await changed, 422, "InputError")
+            assert (await post(SCAN, "b")).json()["id"] != at_once[0].json()["id"]
+            assert len((await client.get("/v1/jobs")).json()["jobs"]) == 2
+
+    asyncio.run(run())
+
+
+def test_cancelled_job_stops_the_model_and_deletes_the_scan(tmp_path: Path) -> None:
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate, at_once=1) as client:
+            accepted = await client.post("/v1/jobs", files=form(SCAN, OTHER))
+            await gate.started.wait()
+            running = (await client.get(accepted.headers["Location"])).json()
+            assert (running["state"], [each["state"] for each in running["volumes"]]) == (
+                "running",
+                ["running", "queued"],
+            )
+            assert (running["volumes"][0]["percent"], running["percent"]) == (25.0, 12.5)
+            check_problem(await client.get(f"{accepted.headers['Location']}/results/0"), 409, "ConflictError")
+            assert (await client.get("/v1/queue")).json() == {"queued": 1, "running": 1, "expected_wait_s": None}
+            cancelled = (await client.delete(accepted.headers["Location"])).json()
+            assert cancelled["state"] == "cancelled"
+            while not gate.cancelled:
+                await asyncio.sleep(0.01)
+            assert stored_files(tmp_path / "jobs") == []
+            assert (await client.delete(accepted.headers["Location"])).json() == cancelled
+
+    asyncio.run(run())
+
+
+def test_events_end_with_the_job(tmp_path: Path) -> None:
+    async def run() -> list[tuple[str, dict[str, Any]]]:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate) as client:
+            job = (await client.post("/v1/jobs", content=SCAN)).json()["id"]
+            asyncio.get_running_loop().call_later(1.5, gate.open.set)
+            response = await client.get(f"/v1/jobs/{job}/events")
+            assert response.headers["content-type"].startswith("text/event-stream")
+            blocks = [block.split("\n") for block in response.text.split("\n\n") if block.startswith("event")]
+            return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+
+    events = asyncio.run(run())
+    assert [name for name, _ in events][-1] == "end"
+    assert {name for name, _ in events[:-1]} == {"progress"}
+    assert events[-1][1]["state"] == "done"
+    assert 25.0 in [job["percent"] for _, job in events]
+
+
+def test_job_in_progress_is_continued_after_a_stop(tmp_path: Path) -> None:
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate, at_once=1) as client:
+            job = (await client.post("/v1/jobs", files=form(SCAN, OTHER))).json()["id"]
+            await gate.started.wait()
+        assert gate.cancelled == 1
+        async with jobs_app(tmp_path / "jobs") as client:
+            found = await ended(client, job)
+            assert [each["state"] for each in found["volumes"]] == ["done", "done"]
+            for number, scan in enumerate((SCAN, OTHER)):
+                mask = (await client.get(f"/v1/jobs/{job}/results/{number}")).content
+                assert np.array_equal(decode_nifti(gzip.decompress(mask)).array, expected_mask(scan))
+
+    asyncio.run(run())
+
+
+def test_failed_volume_has_its_reason_and_the_others_their_masks(tmp_path: Path) -> None:
+    async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
+        if content == OTHER:
+            raise InputError("not a CT", found="values from 0 to 1")
+        if content[:4] == b"NRRD":
+            raise RuntimeError("/secret/path")
+        return await threshold(content, request_id, report)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", segment) as client:
+            nrrd = encode_nrrd(make_scan((16, 18, 20)))
+            job = await ended(client, await client.post("/v1/jobs", files=form(OTHER, SCAN, nrrd)))
+            assert job["state"] == "done"
+            assert [each["state"] for each in job["volumes"]] == ["failed", "done", "failed"]
+            assert job["volumes"][0]["problem"]["found"] == "values from 0 to 1"
+            assert "secret" not in str(job)
+            location = f"/v1/jobs/{job['id']}/results"
+            assert check_problem(await client.get(f"{location}/0"), 422, "InputError")["title"] == "not a CT"
+            assert (await client.get(f"{location}/1")).status_code == 200
+            check_problem(await client.get(f"{location}/2"), 500, "FailureError")
+            assert (await ended(client, await client.post("/v1/jobs", content=OTHER)))["state"] == "failed"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_volume_that_kills_replicas_fails_and_others_do_not(tmp_path: Path, alone: bool) -> None:
+    attempts = {SCAN: 0, OTHER: 0}
+    running: set[bytes] = set()
+
+    async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
+        attempts[content] += 1
+        running.add(content)
+        try:
+            await asyncio.sleep(0.05)
+            if OTHER in running:
+                raise ReplicaLostError(alone=alone and len(running) == 1)
+            return await threshold(content, request_id, report)
+        finally:
+            running.discard(content)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", segment, at_once=2) as client:
+            bad, good = (await client.post("/v1/jobs", content=OTHER)), (await client.post("/v1/jobs", content=SCAN))
+            failed = await ended(client, bad)
+            assert "died each time" in failed["volumes"][0]["problem"]["title"]
+            assert (await ended(client, good))["state"] == "done"
+
+    asyncio.run(run())
+    # The first death may be shared; then each runs alone.
+    assert attempts[OTHER] in ((2,) if alone else (MOST_DEATHS,))
+    assert attempts[SCAN] <= 2
+
+
+@pytest.mark.parametrize(
+    "error", [NotReadyError("none"), BusyError("full"), ResourceError("away"), OSError("disk"), SQLAlchemyError("away")]
+)
+def test_volume_waits_for_a_model(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pause in ("_WAIT_FOR_MODEL_S", "_POLL_S"):
+        monkeypatch.setattr(f"gtvray.serving.jobs.worker.{pause}", 0.05)
+    left = [error] * 3
+
+    async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
+        if left:
+            raise left.pop()
+        return await threshold(content, request_id, report)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", segment) as client:
+            assert (await ended(client, await client.post("/v1/jobs", content=SCAN)))["state"] == "done"
+
+    asyncio.run(run())
+
+
+def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    for folder in (data / "sub", outside):
+        folder.mkdir(parents=True)
+        (folder / "scan.nii").write_bytes(OTHER)
+    (data / "link.nii").symlink_to(outside / "scan.nii")
+    (data / "inside.nii").symlink_to(data / "sub" / "scan.nii")
+    (data / "text.nii").write_bytes(b"a sentence")
+    os.mkfifo(data / "pipe")
+    gate = Gate()
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", gate, roots=(data,), at_once=1) as client:
+
+            async def post(*paths: Path | str) -> httpx.Response:
+                return await client.post("/v1/jobs", json={"volumes": [{"path": str(path)} for path in paths]})
+
+            refused = [
+                outside / "scan.nii", data / "link.nii", data / ".." / "outside" / "scan.nii", data / "none.nii",
+                data, data / "pipe", "scan.nii", "", "/" + "a" * 3000, data / "a\0b",
+            ]  # fmt: skip
+            for path in refused:
+                problem = check_problem(await post(data / "inside.nii", path), 404, "NotFoundError")
+                assert str(tmp_path) not in str(problem), "whether a file exists elsewhere is not disclosed"
+            check_problem(await post(data / "text.nii"), 422, "VolumeError")
+            accepted = await post(data / "inside.nii", data / "sub" / "scan.nii")
+            await gate.started.wait()
+            (data / "sub" / "scan.nii").write_bytes(SCAN)
+            gate.open.set()
+            job = await ended(client, accepted)
+            assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
+            assert "changed after the job was accepted" in job["volumes"][1]["problem"]["title"]
+
+    asyncio.run(run())
+
+
+def test_damaged_store_fails_the_volume(tmp_path: Path) -> None:
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate, at_once=1) as client:
+            accepted = await client.post("/v1/jobs", files=form(SCAN, SCAN))
+            await gate.started.wait()
+            stored = tmp_path / "jobs" / "files" / accepted.json()["id"] / "input-1"
+            stored.write_bytes(stored.read_bytes()[:-1])
+            gate.open.set()
+            job = await ended(client, accepted)
+            assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
+            assert "cannot be decrypted" in job["volumes"][1]["problem"]["title"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_two_gateways_on_one_store_share_the_work(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres() if database == "postgresql" else nullcontext() as url:
+        if url is not None:
+            monkeypatch.setenv(DATABASE_VARIABLE, url)
+        share_the_work(tmp_path)
+
+
+def share_the_work(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def run() -> None:
+        def gateway(name: str) -> Segment:
+            async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
+                seen.append(name)
+                await asyncio.sleep(0.3)
+                return await threshold(content, request_id, report)
+
+            return segment
+
+        # The other gateway looks for volumes once a second.
+        async with (
+            jobs_app(tmp_path / "jobs", gateway("first"), at_once=1) as client,
+            jobs_app(tmp_path / "jobs", gateway("second"), at_once=1) as other,
+        ):
+            job = (await client.post("/v1/jobs", files=form(*[SCAN] * 10))).json()["id"]
+            assert (await ended(other, job))["state"] == "done"
+            assert (await other.get(f"/v1/jobs/{job}/results/9")).status_code == 200
+
+    asyncio.run(run())
+    assert len(seen) == 10
+    assert set(seen) == {"first", "second"}
+
+
+def test_endpoint_without_a_job_store_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gtvray.serving import AppArguments
+    from gtvray.serving.api import Api
+    from gtvray.serving.edge import Edge
+
+    monkeypatch.setenv("GTVRAY_TOKEN", "a-test-token")
+
+    async def run() -> None:
+        app = await Api(AppArguments(), None).__serve_build_asgi_app__()
+        transport = httpx.ASGITransport(app=Edge(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=BEARER) as client:
+            check_problem(await client.post("/v1/jobs", content=SCAN), 404, "NotFoundError")
+
+    asyncio.run(run())
