@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from gtvray.errors import InputError, VolumeError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_path
 from gtvray.io.content import HEAD_BYTES, identify
-from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_scaled_nifti
-from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd
+from gtvray.io.headers import VolumeHeader
+from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_nifti_header, read_scaled_nifti
+from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd, read_nrrd_header
 from gtvray.io.stream import MAX_VOLUME_BYTES, Source, open_regular_file
 
 
@@ -69,6 +71,32 @@ def decode_scaled_volume(
     return _read(Source(io.BytesIO(content), where), content[:HEAD_BYTES], limit_bytes, None)
 
 
+def read_open_volume(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
+    """Read a volume from a seekable file that is already open, as `decode_volume` does from memory.
+
+    Raises:
+        as `decode_volume`.
+    """
+    head = _head(file)
+    return _read(Source(file, where), head, limit_bytes, None)[0]
+
+
+def read_volume_header(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) -> VolumeHeader:
+    """Read the header of a volume from a seekable file that is already open; no voxel is read or decompressed.
+
+    Raises:
+        as `decode_volume`, as far as the header and the size of the file show it.
+    """
+    head = _head(file)
+    source = Source(file, where)
+    start = source.read(4)
+    if is_nifti(start):
+        return read_nifti_header(source, start, limit_bytes)
+    if is_nrrd(start):
+        return read_nrrd_header(source, start, limit_bytes)
+    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", head, where)
+
+
 def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
     """Decode as `decode_volume`, but only NIfTI.
 
@@ -98,6 +126,11 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
         raise InputError("unsupported file extension", where=path, expected=".nii, .nii.gz or .nrrd")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(HEAD_BYTES)
 
 
 def _read(source: Source, head: bytes, limit_bytes: int, folder: Path | None) -> tuple[Volume, Scaling | None]:
