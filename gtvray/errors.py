@@ -10,10 +10,13 @@ GtvrayError
 │   ├── NotFoundError       404           unknown file, model, case or job
 │   ├── TooLargeError       413           size limit exceeded
 │   ├── RequestError        400           malformed HTTP request
+│   ├── SlowBodyError       408           request body that arrives too slowly
 │   └── ContentTypeError    415           body of another known file format
 └── FailureError            exit 1, 500   valid input, but the operation failed
     ├── ResourceError       503           disk, port, memory, Ray or MLflow unavailable
+    │   └── StorageFullError 507          disk full
     ├── BusyError           503           service overloaded, retry later
+    │   └── ClientLimitError 429          a client's own limit reached, retry later
     ├── NotReadyError       503           no model promoted yet
     ├── NotReproducedError  503           masks differ from those at promotion
     ├── DeadlineError       504           time limit exceeded
@@ -133,6 +136,12 @@ class RequestError(InputError):
     http_status = 400
 
 
+class SlowBodyError(InputError):
+    """HTTP request whose body arrives too slowly."""
+
+    http_status = 408
+
+
 class ContentTypeError(InputError):
     """Request body of a known format other than a volume file."""
 
@@ -153,6 +162,18 @@ class BusyError(FailureError):
     """Service overloaded; retry later."""
 
     http_status = 503
+
+
+class StorageFullError(ResourceError):
+    """Disk full."""
+
+    http_status = 507
+
+
+class ClientLimitError(BusyError):
+    """Limit of one client reached; retry later."""
+
+    http_status = 429
 
 
 class NotReadyError(FailureError):

@@ -1,38 +1,29 @@
-"""The Api deployment: HTTP routes, limits and retries. Its process never imports torch."""
+"""The HTTP routes. Their process never imports torch."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-import ray
 from fastapi import FastAPI
-from ray import serve
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from gtvray import NOTICE, __version__
-from gtvray.errors import BusyError, DeadlineError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.serving.arguments import AppArguments, read_token
-from gtvray.serving.guard import Guard
-from gtvray.serving.model import Prediction
-from gtvray.serving.pointer import Pointer, Versions
+from gtvray.serving.guard import KUBERAY_PATH, Guard
 from gtvray.serving.problems import MEDIA_TYPE, http_problem
-from gtvray.serving.request_log import log_event
-from gtvray.serving.uploads import spool_upload
+from gtvray.serving.segmenter import Segmenter
+from gtvray.serving.served import Served
+from gtvray.serving.spool import Body, Spool
+from gtvray.serving.uploads import UploadLimits, check_declared, spool_upload
+from gtvray.serving.work import Prediction
 
-_REPLICA_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
-_ATTEMPTS = 3
-_DESCRIBE_TIMEOUT_S = 2.0
+_Result = TypeVar("_Result")
 
 
 class Api:
@@ -40,22 +31,22 @@ class Api:
 
     Args:
         args: the application's arguments.
-        model: handle of the Model deployment, or None if no model has been promoted.
+        served: which model requests go to.
+        spool: for bodies.
+        segmenter: from a spooled body to its mask.
 
     Raises:
         ConfigError: no token is configured.
     """
 
-    def __init__(self, args: AppArguments, model: Any) -> None:
-        self._args, self._model = args, model
-        self._pointer = Pointer(args.versions) if args.versions is not None else None
-        self._token = read_token(args.token_file)
-        self._pending = 0
-        # Serve application of a version -> requests that were admitted while it was served.
-        self._pinned: Counter[str] = Counter()
+    def __init__(self, args: AppArguments, served: Served, spool: Spool, segmenter: Segmenter) -> None:
+        self._served, self._spool, self._segmenter = served, spool, segmenter
+        self._token, self._origins = read_token(args.token_file), args.serving.cors_origins
+        serving = args.serving
+        self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
-        """Build the ASGI application; Serve calls this in the replica, after the constructor."""
+    def build_app(self) -> FastAPI:
+        """Build the ASGI application."""
         app = FastAPI(
             title="gtvray",
             description=NOTICE,
@@ -65,9 +56,11 @@ class Api:
             # A client that does not follow a redirect of POST would store an empty mask.
             redirect_slashes=False,
         )
-        app.add_middleware(Guard, token=self._token, origins=self._args.serving.cors_origins)
+        app.add_middleware(Guard, token=self._token, origins=self._origins)
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
+        # Where KubeRay looks for Serve's proxy.
+        app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
         app.add_api_route("/readyz", self.readyz, methods=["GET"])
         app.add_api_route("/v1/model", self.describe, methods=["GET"])
         app.add_api_route("/v1/models", self.models, methods=["GET"])
@@ -78,130 +71,75 @@ class Api:
         """Liveness probe: the process responds."""
         return {"status": "ok"}
 
+    async def kuberay(self) -> Response:
+        """Liveness probe of KubeRay, which expects this text."""
+        return Response("success", media_type="text/plain")
+
     async def readyz(self) -> dict[str, str]:
-        """Readiness probe: a model is loaded and reproduces its golden cases."""
-        return {"status": "ready", "golden": (await self._describe())["golden"]}
+        """Readiness probe: a model is loaded and reproduces its golden cases, as of the last look in the background."""
+        return {"status": "ready", "golden": (await self._served.describe())["golden"]}
 
     async def describe(self) -> dict[str, Any]:
         """Describe the served model and its intended use."""
-        return {**await self._describe(), "intended_use": NOTICE}
+        return {**await self._served.describe(), "intended_use": NOTICE}
 
     async def models(self) -> dict[str, Any]:
         """List the served version, the one being loaded, and those that were rejected with their reasons."""
-        if self._pointer is not None:
-            return {**self._pointer.read().as_dict(), "intended_use": NOTICE}
-        described = await self._describe()
-        current = {"version": described["version"], "digest": described["digest"]}
-        return {**Versions().as_dict(), "current": current, "intended_use": NOTICE}
-
-    async def in_use(self, app: str) -> int:
-        """Number of requests in progress that belong to a version; called by the version manager."""
-        return self._pinned[app]
+        versions = self._served.versions().as_dict()
+        if not self._served.follows:
+            described = await self._served.describe()
+            versions["current"] = {"version": described["version"], "digest": described["digest"]}
+        return {**versions, "intended_use": NOTICE}
 
     async def predict(self, request: Request) -> Response:
         """Segment a NIfTI or NRRD body; the response is the mask as gzipped NIfTI on the scan's own grid."""
-        began, serving = time.monotonic(), self._args.serving
-        with self._admitted() as model:
-            try:
-                async with asyncio.timeout(serving.timeout_s):
-                    with tempfile.TemporaryFile(dir=self._args.spool_dir) as upload:
-                        await spool_upload(request, upload, serving.max_upload_mb << 20)
-                        content = await asyncio.to_thread(_into_object_store, upload)
-                    prediction = await self._call_model(model, content, request.state.request_id)
-            except TimeoutError:
-                raise DeadlineError(
-                    "the mask was not ready in time", expected=f"within {serving.timeout_s:g} s"
-                ) from None
+        began = time.monotonic()
+        async with self.received(request) as body:
+            prediction = await unless_disconnected(request, self._segmenter.segment(body, request.state.request_id))
         milliseconds = round(1000 * (time.monotonic() - began))
         return Response(
             prediction.mask_gz, media_type="application/gzip", headers=_response_headers(prediction, milliseconds)
         )
 
-    def _require_model(self) -> tuple[str, Any]:
-        """Return the Serve application and the handle of the version that is served now."""
-        if self._pointer is None:
-            if self._model is None:
-                raise _not_promoted()
-            return "", self._model
-        versions = self._pointer.read()
-        if versions.current is not None:
-            app = versions.current.app
-            return app, serve.get_deployment_handle("Model", app_name=app)
-        if versions.loading is not None:
-            raise NotReadyError("the model is still loading", do="retry in a few seconds")
-        if versions.rejected:
-            found = versions.rejected[-1]
-            raise NotReproducedError(
-                "the champion cannot be served here", found=f"version {found.version}: {found.reason}"
-            )
-        if versions.problem:
-            raise NotReadyError("no model is served", found=versions.problem, do="see the server's log")
-        raise _not_promoted()
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[Body]:
+        """The body of a request in the spool, which exists within the `async with` block.
 
-    async def _describe(self) -> dict[str, Any]:
-        _, model = self._require_model()
-        response = model.describe.remote()
-        try:
-            async with asyncio.timeout(_DESCRIBE_TIMEOUT_S):
-                description: dict[str, Any] = await response
-        except (TimeoutError, DeploymentUnavailableError, *_REPLICA_LOST):
-            response.cancel()
-            raise NotReadyError("the model is still loading", do="retry in a few seconds") from None
-        except RayTaskError as error:
-            raise _cause_of(error) from None
-        return description
+        Capacity, declared size and room are checked before the first byte is read.
 
-    @contextmanager
-    def _admitted(self) -> Iterator[Any]:
-        """Admit a request; it stays with the version that is served now."""
-        app, model = self._require_model()
-        limit = self._args.serving.max_pending
-        if self._pending >= limit:
-            raise BusyError(
-                "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
-            )
-        self._pending += 1
-        self._pinned[app] += 1
-        try:
-            yield model
-        finally:
-            self._pending -= 1
-            self._pinned[app] -= 1
-
-    async def _call_model(self, model: Any, content: Any, request_id: str) -> Prediction:
-        """Call a replica, with retries: Serve does not retry a request that a dying replica had accepted."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            response = model.predict.remote(content, request_id)
-            try:
-                prediction: Prediction = await response
-            except _REPLICA_LOST as error:
-                log_event("replica_lost", request_id, logging.WARNING, attempt=attempt, kind=type(error).__name__)
-                await asyncio.sleep(0.2 * attempt)
-            except DeploymentUnavailableError:
-                raise ResourceError("the model could not be started", do="see the server's log") from None
-            except RayTaskError as error:
-                raise _cause_of(error) from None
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            else:
-                return prediction
-        raise ResourceError("every replica that processed this request died", found=f"{_ATTEMPTS} attempts")
+        Raises:
+            GtvrayError: the body cannot be accepted.
+        """
+        with self._served.pinned():
+            self._segmenter.require_capacity()
+        declared = check_declared(request.headers, self._limits)
+        client = request.state.client
+        self._spool.require_room(client, declared)
+        async with self._spool.create(client) as file:
+            yield await spool_upload(request, file, self._limits)
 
 
-def _not_promoted() -> NotReadyError:
-    return NotReadyError("no model has been promoted yet", do="promote a model: `gtvray promote`")
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Await work for a request whose body has been read, and cancel it when the client disconnects.
+
+    Raises:
+        ClientDisconnect: the client disconnected.
+    """
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
 
 
-def _cause_of(error: RayTaskError) -> Exception:
-    """The exception that a replica raised, unwrapped if it is a GtvrayError."""
-    return error.cause if isinstance(error.cause, GtvrayError) else error
-
-
-def _into_object_store(upload: IO[bytes]) -> Any:
-    """Put an upload into the object store, so that replicas on any node and retries share one copy."""
-    upload.seek(0)
-    return ray.put(upload.read())
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _response_headers(prediction: Prediction, milliseconds: int) -> dict[str, str]:

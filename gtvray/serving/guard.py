@@ -14,14 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gtvray.errors import AuthError, ResourceError
-from gtvray.runtime import PROXY_CALLBACK
-from gtvray.serving.edge import EDGE, check_serve_headers
+from gtvray.errors import AuthError
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
 
-LIVENESS_PATH = "/healthz"
-OPEN_PATHS = frozenset({LIVENESS_PATH, "/readyz"})
+KUBERAY_PATH = "/-/healthz"
+OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
+# The client of a request with the endpoint's own token.
+TOKEN_CLIENT = "token"  # noqa: S105  # a name
 _CORS_REQUEST_HEADERS = "Authorization, Content-Type, X-Request-ID"
 _CORS_EXPOSED_HEADERS = (
     "X-Request-ID, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, X-Gtvray-Volume-Ml, "
@@ -78,15 +78,7 @@ class Guard:
             )
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        check_serve_headers(headers.raw)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if EDGE not in scope.get("extensions", {}) and path != LIVENESS_PATH:
-            name, value = PROXY_CALLBACK
-            raise ResourceError(
-                "Ray Serve's HTTP proxy runs without gtvray's middleware",
-                expected=f"{name}={value} in the environment of Ray",
-                do="set it on every node before Ray starts, and restart Ray",
-            )
         if path not in OPEN_PATHS and scope["method"] != "OPTIONS":
             check_token(headers.get("authorization"), self._token)
 
@@ -168,5 +160,5 @@ def _normalised(scope: Scope, request_id: str) -> Scope:
     if path.endswith("/") and path.removeprefix(scope.get("root_path", "")) != "/":
         path = path[:-1]
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    state = {**scope.get("state", {}), "request_id": request_id}
+    state = {**scope.get("state", {}), "request_id": request_id, "client": TOKEN_CLIENT}
     return {**scope, "path": path, "method": method, "state": state}

@@ -7,64 +7,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gtvray.errors import BundleError, GtvrayError, NotReadyError, NotReproducedError
-from gtvray.io import decode_volume, encode_nifti
+import ray
+
+from gtvray.errors import BundleError, NotReadyError
+from gtvray.io import encode_nifti, read_open_volume
+from gtvray.serving.admission import admit
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.budget import MemoryBudget
+from gtvray.serving.golden import check_golden
+from gtvray.serving.quarantine import Journal
 from gtvray.serving.request_log import log_event
-from gtvray.serving.scheduler import PatchScheduler
+from gtvray.serving.scheduler import Network, PatchJob, PatchScheduler
+from gtvray.serving.spool import Spool
+from gtvray.serving.work import Answer, Prediction, Work, fetched
 
 if TYPE_CHECKING:
-    from gtvray.inference import Coverage, Predictor, SegmentationRequest
+    from numpy import float32
+    from numpy.typing import NDArray
 
+    from gtvray.inference import Patch, Predictor, SegmentationRequest, Suspicion
+    from gtvray.preprocessing import Prepared
 
-@dataclass(frozen=True)
-class Prediction:
-    """A replica's result: the mask as .nii.gz, and its metadata."""
-
-    mask_gz: bytes
-    volume_ml: float
-    coverage: Coverage
-    digest: str
-    version: str
-    out_of_domain: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class GoldenCheck:
-    """Result of the golden cases on a replica.
-
-    Attributes:
-        outcome: none, the model has no golden cases; identical, every mask is equal voxel for voxel; reproduced, every
-            mask is within the tolerance for another stack; or failed.
-        reason: why it failed, without a path, as /readyz needs no token.
-    """
-
-    outcome: Literal["none", "identical", "reproduced", "failed"]
-    reason: str | None = None
-
-    def require(self) -> None:
-        """Raise if the check failed.
-
-        Raises:
-            NotReproducedError: this replica predicts other masks than those of the promotion.
-        """
-        if self.outcome == "failed":
-            raise NotReproducedError(
-                "the model's golden cases are not reproduced here",
-                expected="the promotion's masks",
-                found=self.reason,
-                do="serve it with the versions listed in golden.json, with which it was promoted, or promote it again",
-            )
+_Result = TypeVar("_Result")
+# Of threads that prepare large scans, so that small ones are prepared beside them without delay.
+_LARGE_NICENESS = 10
 
 
 class Model:
-    """Decodes and prepares scans in several threads and infers in one; patches never leave the process.
+    """Decodes and prepares scans in threads and infers in one; patches never leave the process.
 
     Args:
         args: the application's arguments.
@@ -78,30 +57,34 @@ class Model:
         self._predictor = _warm_predictor(args)
         # A failed check does not raise: Serve would restart the replica forever, and the reason would be lost.
         self._golden = check_golden(args.golden, self._predictor)
-        self._scheduler = PatchScheduler(self._predictor.forward, self._predictor.batch_size)
-        # Bounds the decoded scans in memory; further requests wait as encoded bytes.
-        self._memory_slots = asyncio.Semaphore(args.serving.scans_in_memory)
-        self._threads = ThreadPoolExecutor(args.serving.scans_in_memory, thread_name_prefix="scan")
+        self._network = Network(self._predictor.forward, self._predictor.batch_size)
+        locator = self._predictor.locator
+        self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
+        self._scheduler = PatchScheduler()
+        # Bounds the decoded scans in memory; further requests wait as files.
+        self._budget = MemoryBudget(int(args.serving.scan_memory_gb * 1e9))
+        self._small = ThreadPoolExecutor(1, thread_name_prefix="small-scan")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-scan", initializer=_be_nice)
+        self._copies: Spool | None = None
 
-    async def predict(self, content: bytes, request_id: str) -> Prediction:
+    async def predict(self, work: Work, request_id: str) -> Answer:
         """Predict the mask of a NIfTI or NRRD file.
 
         Raises:
-            InputError: the file is not a valid CT volume.
+            InputError: the file is not a valid CT volume, or exceeds a limit.
             NotReproducedError: this replica failed the golden cases.
         """
         self._golden.require()
-        loop, began = asyncio.get_running_loop(), time.monotonic()
+        began = time.monotonic()
         try:
-            async with self._memory_slots:
-                job = await loop.run_in_executor(self._threads, self._begin, content)
-                await self._scheduler.run(job)
-                prediction = await loop.run_in_executor(self._threads, self._finish, job)
+            async with self._local(work) as here:
+                answer = await self._segment(here, request_id)
         except asyncio.CancelledError:
             log_event("cancelled", request_id, logging.WARNING)
             raise
-        log_event("predicted", request_id, patches=job.patches, ms=round(1000 * (time.monotonic() - began)))
-        return prediction
+        patches = answer.prediction.coverage.patches
+        log_event("predicted", request_id, patches=patches, ms=round(1000 * (time.monotonic() - began)))
+        return answer
 
     async def describe(self) -> dict[str, Any]:
         """Describe the model; a replica that returns is ready.
@@ -124,49 +107,111 @@ class Model:
         """Raise if inference is stalled; Serve calls this periodically and replaces a replica that raises."""
         self._scheduler.check_progress(self._args.serving.timeout_s)
 
-    def _begin(self, content: bytes) -> SegmentationRequest:
-        scan = decode_volume(content, "upload", self._args.serving.max_volume_mb << 20)
-        return self._predictor.begin(scan, "upload", mask_only=True)
+    async def _segment(self, work: Work, request_id: str) -> Answer:
+        serving, body = self._args.serving, work.body
+        with Journal(work.journal) as journal:
+            most = serving.max_volume_mb << 20, self._budget.largest_bytes
+            cost = await _in_thread(self._small, journal.at("header", admit), body, self._predictor.bundle, *most)
+            log_event(
+                "admitted", request_id, voxels=cost.prepared_voxels, patches=cost.patches, mb=cost.peak_bytes >> 20
+            )
+            small = self._budget.is_small(cost.peak_bytes)
+            in_thread = partial(_in_thread, self._small if small else self._large)
+            async with self._budget.hold(cost.peak_bytes):
+                prepared, reasons = await in_thread(journal.at("scan", self._prepare), work)
+                suspicion = None
+                locator = self._predictor.locator
+                if locator is not None and self._locating is not None:
+                    locating = await in_thread(journal.at("locator", locator.begin), prepared)
+                    await self._scheduler.run(_Recorded(locating, journal, "patch of the locator"), self._locating)
+                    suspicion = await in_thread(journal.at("suspicion", locator.suspicion), locating)
+                job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
+                await self._scheduler.run(_Recorded(job, journal, "patch"), self._network)
+                return await in_thread(journal.at("mask", self._finish), job, work)
 
-    def _finish(self, job: SegmentationRequest) -> Prediction:
+    @asynccontextmanager
+    async def _local(self, work: Work) -> AsyncIterator[Work]:
+        """The work with its files on this node."""
+        if work.node == ray.get_runtime_context().get_node_id() or not work.stream:
+            yield work
+            return
+        if self._copies is None:
+            limit = self._args.serving.spool_limit_bytes
+            self._copies = await asyncio.to_thread(Spool, self._args.spool_dir, limit, limit)
+        copy = fetched(work, self._copies)
+        here = await asyncio.to_thread(copy.__enter__)
+        try:
+            yield here
+        except BaseException as error:
+            await asyncio.to_thread(copy.__exit__, type(error), error, error.__traceback__)
+            raise
+        await asyncio.to_thread(copy.__exit__, None, None, None)
+
+    def _prepare(self, work: Work) -> tuple[Prepared, tuple[str, ...]]:
+        with work.body.open() as file:
+            scan = read_open_volume(file, "upload", self._args.serving.max_volume_mb << 20)
+        return self._predictor.prepare_checked(scan, "upload")
+
+    def _request(
+        self, prepared: Prepared, reasons: tuple[str, ...], suspicion: Suspicion | None
+    ) -> SegmentationRequest:
+        return self._predictor.request(prepared, mask_only=True, out_of_domain=reasons, suspicion=suspicion)
+
+    def _finish(self, job: SegmentationRequest, work: Work) -> Answer:
         mask = job.mask()
-        return Prediction(
-            mask_gz=encode_nifti(mask, compress=True),
+        mask_gz = encode_nifti(mask, compress=True)
+        work.write_result(mask_gz)
+        prediction = Prediction(
+            mask_gz=b"",
             volume_ml=float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml,
             coverage=job.coverage(),
             digest=self._predictor.bundle.digest,
             version=self._args.version,
             out_of_domain=job.out_of_domain,
         )
+        return Answer(prediction, len(mask_gz))
 
 
-def check_golden(folder: Path | None, predictor: Predictor) -> GoldenCheck:
-    """Run the golden cases once and log the outcome.
+class _Recorded:
+    """A job that records in a journal which patch is being run.
 
     Args:
-        folder: folder of the golden cases; None if the model has none.
-        predictor: warm predictor of the model, with the threads that it serves with.
+        job: the scan.
+        journal: of the scan.
+        name: of a patch, for the journal.
     """
-    check = GoldenCheck("none") if folder is None else _run_golden(folder, predictor)
-    log_event("golden", "start", logging.ERROR if check.outcome == "failed" else logging.INFO, result=check.outcome)
-    return check
+
+    def __init__(self, job: PatchJob, journal: Journal, name: str) -> None:
+        self._job, self._journal, self._name = job, journal, name
+
+    @property
+    def remaining(self) -> int:
+        return self._job.remaining
+
+    def take(self) -> Patch:
+        patch = self._job.take()
+        self._journal.write(f"{self._name} {patch.number}")
+        return patch
+
+    def put(self, number: int, logits: NDArray[float32]) -> None:
+        self._job.put(number, logits)
+        self._journal.wait()
 
 
-def _run_golden(folder: Path, predictor: Predictor) -> GoldenCheck:
-    from gtvray.evaluation import REPRODUCED_DICE, reproduce
-
+async def _in_thread(pool: ThreadPoolExecutor, function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Call a function in a pool; a cancelled caller waits for its end, as its memory is in use until then."""
+    future = pool.submit(function, *arguments)
     try:
-        results = reproduce(folder, predictor)
-    except GtvrayError as error:
-        log_event("golden_error", "start", logging.ERROR, kind=type(error).__name__)
-        return GoldenCheck("failed", error.what)
-    failed = [result for result in results if not result.ok]
-    for result in failed:
-        log_event("golden_case", "start", logging.ERROR, case=result.case, dice=f"{result.dice:.5f}")
-    if failed:
-        cases = ", ".join(f"golden case {result.case}: Dice {result.dice:.5f}" for result in failed)
-        return GoldenCheck("failed", f"{cases}; each must reach {REPRODUCED_DICE:g}")
-    return GoldenCheck("identical" if all(result.identical for result in results) else "reproduced")
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        if not future.cancel() and not future.done():
+            await asyncio.wait({asyncio.wrap_future(future)})
+        raise
+
+
+def _be_nice() -> None:
+    # On Linux, niceness is that of a thread, and inherited by the threads that it starts.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LARGE_NICENESS)
 
 
 def _warm_predictor(args: AppArguments) -> Predictor:

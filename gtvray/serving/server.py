@@ -16,7 +16,6 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -165,7 +164,7 @@ def start_server(
         if follow is not None:
             follow.versions.parent.mkdir(parents=True, exist_ok=True)
             Pointer(follow.versions).write(Versions())
-        _deploy(config, args, settings)
+        _deploy(config, args)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
@@ -193,7 +192,7 @@ def _url(host: str, port: int) -> str:
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
-def _deploy(config: dict[str, Any], args: dict[str, object], settings: ServingConfig) -> None:
+def _deploy(config: dict[str, Any], args: dict[str, object]) -> None:
     (application,) = config["applications"]
     target = serve.RunTarget(
         build_app(args),
@@ -204,8 +203,6 @@ def _deploy(config: dict[str, Any], args: dict[str, object], settings: ServingCo
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=config["proxy_location"],
-        # Longer than the application's own limit, which responds with a problem document; Serve's is a fallback.
-        http_options=HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=settings.timeout_s + 30),
         logging_config=LoggingConfig(**config["logging_config"]),
     )
     serve.run_many([target], wait_for_applications_running=False)

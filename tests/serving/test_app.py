@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from gtvray.config import ServingConfig
 from gtvray.errors import AuthError, BundleError, BusyError, ConfigError, DeadlineError, ResourceError, VolumeError
 from gtvray.models import Bundle
 from gtvray.serving import AppArguments, build_app, predict_remote
@@ -35,12 +34,9 @@ def test_shipped_config_is_valid_for_serve_and_shows_the_defaults() -> None:
 
     config = read_shipped_config()
     assert config == yaml.safe_load(CONFIG.read_text())
-    schema = ServeDeploySchema.model_validate(config)
+    assert ServeDeploySchema.model_validate(config).proxy_location == "Disabled"
     (application,) = config["applications"]
-    args = parse_arguments(application["args"])
-    assert schema.http_options.port == config["http_options"]["port"] == ServingConfig().port
-    assert args == AppArguments(), "the file shows the defaults"
-    assert config["http_options"]["request_timeout_s"] > args.serving.timeout_s
+    assert parse_arguments(application["args"]) == AppArguments(), "the file shows the defaults"
     assert application["import_path"] == "gtvray.deploy.app:build"
     from gtvray.deploy.app import build as target
 

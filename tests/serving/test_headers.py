@@ -11,7 +11,7 @@ from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
 from gtvray.serving.api import _response_headers
 from gtvray.serving.client import decode_result
-from gtvray.serving.model import Prediction
+from gtvray.serving.work import Prediction
 
 
 @pytest.mark.parametrize("reasons", [(), ("no airway in the body (air_share 0, usual at least 0.007)", "no skull")])
