@@ -17,8 +17,8 @@ from gtvray.models import Bundle
 # A grid is placed about the body, so that the one that covers the scan may be a voxel longer at either end.
 _PLACEMENT = 2
 # Slabs of resampling, and what every process allocates beside the arrays of a scan.
-_CONSTANT_BYTES = 24 << 20
-_SLAB_BYTES = 96 << 20
+_CONSTANT_BYTES = 16 << 20
+_SLAB_BYTES = 48 << 20
 _MARGIN = 1.1
 
 
@@ -66,7 +66,8 @@ def estimate_cost(header: VolumeHeader, bundle: Bundle) -> ScanCost:
     # Sums and weights live where patches are still to come: patches advance along the first axis.
     live = min(1.0, 2 * patch_ijk[0] / sides[0])
     mirrored = bundle.preprocessing.mirrored
-    kept = len(grid) * math.prod(patch_ijk) * 4 if inference.mode == "localised" else 0
+    # The logits of patches that a later stage may use again, and the weights of which patches are required.
+    kept = len(grid) * math.prod(patch_ijk) * 4 + 28 * frame if inference.mode == "localised" else 0
     phases = (
         _preparing_bytes(header, shape, spacing_mm, frame, mirrored=mirrored),
         # HU twice (prepared and padded), a mask of the body, probabilities, and sums.
@@ -75,7 +76,7 @@ def estimate_cost(header: VolumeHeader, bundle: Bundle) -> ScanCost:
         (3 + 2 * mirrored) * frame + 8 * blocks + (12 if inference.keep_largest else 4) * math.prod(header.shape),
     )
     source_voxels = math.prod(header.shape)
-    slabs = min(_SLAB_BYTES, 64 * max(source_voxels, frame))
+    slabs = min(_SLAB_BYTES, 32 * max(source_voxels, frame))
     return ScanCost(source_voxels, prepared, len(grid), int(_MARGIN * max(phases)) + slabs + _CONSTANT_BYTES)
 
 

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from gtvray.errors import BundleError
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_token
 from gtvray.serving.gateway import Gateway
 from gtvray.serving.model import Model
+from gtvray.serving.nodes import count_nodes, one_per_node
 
 # Requests beyond max_pending that a deployment accepts, so that probes and rejections get through at capacity.
 _SPARE_REQUESTS = 64
+_MOST_NODES = 10_000
 
 
 def build_app(args: Mapping[str, Any]) -> Any:
@@ -61,6 +64,15 @@ def _gateway(args: AppArguments) -> Any:
         name="Gateway",
         max_ongoing_requests=_SPARE_REQUESTS,
         ray_actor_options={"num_cpus": 0},
+        max_replicas_per_node=1,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            initial_replicas=count_nodes(),
+            max_replicas=_MOST_NODES,
+            upscale_delay_s=1,
+            downscale_delay_s=30,
+            policy=AutoscalingPolicy(policy_function=one_per_node),
+        ),
         **_lifecycle_options(args, health_check_period_s=1),
     )
 

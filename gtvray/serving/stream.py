@@ -59,7 +59,7 @@ class BodyStream:
 
     async def _transfer(self, request: Request) -> Response:
         work = self._offered.get(f"{self.url}/{request.path_params['ticket']}")
-        if work is None:
+        if work is None or (work.body.key is None and request.method == "GET"):
             return Response(status_code=404)
         if request.method == "GET":
             self._fetched.add(work.stream)

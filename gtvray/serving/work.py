@@ -111,6 +111,8 @@ class Work:
 def fetched(work: Work, spool: Spool) -> Iterator[Work]:
     """Work of another node, with the encrypted scan copied to this one; the mask is sent back at the end.
 
+    A plain file is not copied: it is one that every node can read.
+
     Args:
         work: of the other node.
         spool: of this one.
@@ -118,16 +120,17 @@ def fetched(work: Work, spool: Spool) -> Iterator[Work]:
     Raises:
         ResourceError: the gateway does not answer.
     """
-    here = replace(
-        work, body=replace(work.body, path=spool.path(".body")), result=spool.path(".mask"), journal=spool.path(".at")
-    )
+    here = replace(work, result=spool.path(".mask"), journal=spool.path(".at"))
+    if work.body.key is not None:
+        here = replace(here, body=replace(work.body, path=spool.path(".body")))
     try:
         # Between the nodes of a cluster no proxy of the environment is used. Both files are encrypted.
         with httpx.Client(trust_env=False, timeout=_STREAM_TIMEOUT_S) as client:
-            with client.stream("GET", work.stream) as response, here.body.path.open("xb") as file:
-                response.raise_for_status()
-                for chunk in response.iter_raw(FRAME_BYTES):
-                    file.write(chunk)
+            if work.body.key is not None:
+                with client.stream("GET", work.stream) as response, here.body.path.open("xb") as file:
+                    response.raise_for_status()
+                    for chunk in response.iter_raw(FRAME_BYTES):
+                        file.write(chunk)
             yield here
             if here.result.exists():
                 with here.result.open("rb") as file:
@@ -138,4 +141,5 @@ def fetched(work: Work, spool: Spool) -> Iterator[Work]:
         ) from error
     finally:
         here.remove()
-        here.body.path.unlink(missing_ok=True)
+        if work.body.key is not None:
+            here.body.path.unlink(missing_ok=True)

@@ -112,12 +112,18 @@ def _status(name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing_mm", "dtype"),
-    [((20, 20, 20), 4.0, np.int16), ((36, 36, 36), 20.0, np.int16), ((200, 200, 100), 1.5, np.float64)],
+    ("shape", "spacing_mm", "dtype", "mode"),
+    [
+        ((20, 20, 20), 4.0, np.int16, "body"),
+        ((36, 36, 36), 20.0, np.int16, "body"),
+        ((36, 36, 36), 20.0, np.int16, "localised"),
+        ((200, 200, 100), 1.5, np.float64, "exhaustive"),
+    ],
 )
 def test_memory_stays_below_the_estimate(
-    bundle: Bundle, shape: tuple[int, int, int], spacing_mm: float, dtype: type
+    bundle: Bundle, shape: tuple[int, int, int], spacing_mm: float, dtype: type, mode: str
 ) -> None:
+    bundle = replace(bundle, inference=bundle.inference.model_copy(update={"mode": mode}))
     content = encode_nifti(filled(shape, spacing_mm, dtype), compress=True)
     estimate = estimate_cost(read_volume_header(io.BytesIO(content), "test"), bundle).peak_bytes
     measured = peak_bytes(bundle, content)
