@@ -7,6 +7,7 @@ GtvrayError
 │   │   ├── VolumeError                   invalid or damaged volume file
 │   │   └── GeometryError                 mismatched or unusable voxel grids
 │   ├── AuthError           401           missing or wrong token
+│   ├── ForbiddenError      403           token without the required role
 │   ├── NotFoundError       404           unknown file, model, case or job
 │   ├── TooLargeError       413           size limit exceeded
 │   ├── RequestError        400           malformed HTTP request
@@ -116,6 +117,12 @@ class AuthError(InputError):
     """Missing or wrong token."""
 
     http_status = 401
+
+
+class ForbiddenError(InputError):
+    """Token without the required role."""
+
+    http_status = 403
 
 
 class NotFoundError(InputError):

@@ -73,8 +73,11 @@ class Endpoint:
 
         settings = self._config.serving
         file = Path(token_file).resolve() if token_file is not None else None
+        tokens, audit = self._workspace.tokens, self._workspace.serving
         if self.follows:
-            return start_server(None, settings, token, token_file=file, follow=self._follow())
+            return start_server(
+                None, settings, token, token_file=file, follow=self._follow(), tokens=tokens, audit=audit
+            )
         return start_server(
             self._bundle.folder.resolve(),
             settings,
@@ -83,6 +86,8 @@ class Endpoint:
             digest=self._bundle.digest,
             golden=self.golden,
             token_file=file,
+            tokens=tokens,
+            audit=audit,
         )
 
     def _registry(self) -> tuple[Registry, DecisionLog]:
@@ -113,4 +118,4 @@ class Endpoint:
             if version is not None:
                 registry.describe(version, {"gtvray.rejected": reason})
 
-        return Follow(find, folders.root.resolve() / "serving" / f"{self._config.serving.port}.json", reject)
+        return Follow(find, folders.serving / f"{self._config.serving.port}.json", reject)

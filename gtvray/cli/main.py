@@ -25,6 +25,7 @@ from gtvray.cli import (
     serve,
     submit,
     sweep,
+    token,
     train,
     workspace,
 )
@@ -53,6 +54,7 @@ app.command("promote", cls=SettingsCommand)(promote.promote)
 app.command("rollback", cls=SettingsCommand)(promote.rollback)
 app.add_typer(models.app, name="models")
 app.command("serve", cls=SettingsCommand)(serve.serve)
+app.add_typer(token.app, name="token")
 app.command("predict", cls=SettingsCommand)(predict.predict)
 app.add_typer(workspace.app, name="workspace")
 app.add_typer(submit.app, name="submit")

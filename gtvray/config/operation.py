@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gtvray.config.section import Section
 
@@ -83,10 +85,19 @@ class ServingConfig(Section):
     min_upload_kb_per_s: int = Field(
         16, ge=1, description="rate below which a request body is given up, as a mean over ten seconds"
     )
+    client_requests_per_minute: int = Field(600, ge=1, description="requests of one client; further ones get 429")
     timeout_s: float = Field(300.0, gt=0, description="time limit of a request")
+    tls_certificate: Path | None = Field(None, description="PEM file of the certificate with its chain; enables TLS")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
     cors_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may call the endpoint from a browser, each as https://host[:port]"
     )
+
+    @model_validator(mode="after")
+    def _valid_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are set together")
+        return self
 
     @property
     def spool_limit_bytes(self) -> int:

@@ -14,7 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from gtvray import NOTICE, __version__
+from gtvray.errors import GtvrayError
+from gtvray.serving.access import Access
 from gtvray.serving.arguments import AppArguments, read_token
+from gtvray.serving.audit import AuditLog
 from gtvray.serving.guard import KUBERAY_PATH, Guard
 from gtvray.serving.problems import MEDIA_TYPE, http_problem
 from gtvray.serving.segmenter import Segmenter
@@ -41,8 +44,9 @@ class Api:
 
     def __init__(self, args: AppArguments, served: Served, spool: Spool, segmenter: Segmenter) -> None:
         self._served, self._spool, self._segmenter = served, spool, segmenter
-        self._token, self._origins = read_token(args.token_file), args.serving.cors_origins
         serving = args.serving
+        self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
+        self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
 
     def build_app(self) -> FastAPI:
@@ -56,7 +60,7 @@ class Api:
             # A client that does not follow a redirect of POST would store an empty mask.
             redirect_slashes=False,
         )
-        app.add_middleware(Guard, token=self._token, origins=self._origins)
+        app.add_middleware(Guard, access=self._access, origins=self._origins)
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         # Where KubeRay looks for Serve's proxy.
@@ -95,11 +99,28 @@ class Api:
         """Segment a NIfTI or NRRD body; the response is the mask as gzipped NIfTI on the scan's own grid."""
         began = time.monotonic()
         async with self.received(request) as body:
-            prediction = await unless_disconnected(request, self._segmenter.segment(body, request.state.request_id))
+            prediction = await self.audited(request, body)
         milliseconds = round(1000 * (time.monotonic() - began))
         return Response(
             prediction.mask_gz, media_type="application/gzip", headers=_response_headers(prediction, milliseconds)
         )
+
+    async def audited(self, request: Request, body: Body) -> Prediction:
+        """Segment the body of a request unless its client disconnects, and record the outcome."""
+        request_id, model, outcome = request.state.request_id, {}, "failed"
+        try:
+            prediction = await unless_disconnected(request, self._segmenter.segment(body, request_id))
+            model, outcome = {"model": prediction.digest, "version": prediction.version}, "segmented"
+        except GtvrayError as error:
+            outcome = type(error).__name__
+            raise
+        except ClientDisconnect:
+            outcome = "disconnected"
+            raise
+        finally:
+            client = request.state.client.name
+            await self._audit.write(request_id, client=client, input=body.sha256, outcome=outcome, **model)
+        return prediction
 
     @asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[Body]:
@@ -113,7 +134,7 @@ class Api:
         with self._served.pinned():
             self._segmenter.require_capacity()
         declared = check_declared(request.headers, self._limits)
-        client = request.state.client
+        client = request.state.client.name
         self._spool.require_room(client, declared)
         async with self._spool.create(client) as file:
             yield await spool_upload(request, file, self._limits)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
 import uvicorn
 from ray.util import get_node_ip_address
 
-from gtvray.errors import FailureError, ResourceError
+from gtvray.errors import ConfigError, FailureError, ResourceError
 from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.request_log import log_event
@@ -53,7 +54,7 @@ class Gateway:
         self._spool = Spool(args.spool_dir, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
         segmenter = Segmenter(args, self._served, self._spool, self._stream, ray.get_runtime_context().get_node_id())
         api = Api(args, self._served, self._spool, segmenter).build_app()
-        self._server = _server(api, int(serving.timeout_s))
+        self._server = _server(api, int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
         self._thread = threading.Thread(target=self._run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()
         self._wait_started()
@@ -131,7 +132,7 @@ def _url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _server(app: Any, drain_s: int) -> uvicorn.Server:
+def _server(app: Any, drain_s: int, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -145,5 +146,13 @@ def _server(app: Any, drain_s: int) -> uvicorn.Server:
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
     )
+    try:
+        config.load()
+    except OSError as error:
+        raise ConfigError(
+            "the TLS certificate or its key cannot be used", where=f"{certificate}, {key}", found=error
+        ) from error
     return uvicorn.Server(config)
