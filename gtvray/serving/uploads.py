@@ -32,19 +32,20 @@ _SUPPORTED_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 _VOLUME_STARTS = (b"\x1f\x8b", b"\x5c\x01", b"\x01\x5c", b"NRRD")
 _REMOVED_BY_CURL = re.compile(rb"[\0\r\n]")
 
+# Seconds without a byte that a client may take.
+PATIENCE_S = 10.0
+
 
 class UploadLimits(NamedTuple):
     """What a body may be.
 
     Attributes:
         most_bytes: size.
-        least_bytes_s: rate below which a body is given up, as a mean over `patience_s`.
-        patience_s: seconds without a byte that a client may take.
+        least_bytes_s: rate below which a body is given up, as a mean over PATIENCE_S.
     """
 
     most_bytes: int
     least_bytes_s: int
-    patience_s: float = 10.0
 
 
 def check_declared(headers: Headers, limits: UploadLimits) -> int:
@@ -94,7 +95,7 @@ async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) 
 
 async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
     """The chunks of a body. Only the time spent waiting for the client counts against its rate."""
-    credit_s, stream = limits.patience_s, request.stream()
+    credit_s, stream = PATIENCE_S, request.stream()
     while True:
         began = time.monotonic()
         try:
@@ -109,7 +110,7 @@ async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes
         if chunk is None:
             return
         earned_s = len(chunk) / limits.least_bytes_s
-        credit_s = min(limits.patience_s, credit_s - (time.monotonic() - began) + earned_s)
+        credit_s = min(PATIENCE_S, credit_s - (time.monotonic() - began) + earned_s)
         yield chunk
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
+from gtvray.config import ServingConfig
 from gtvray.errors import AuthError, ClientLimitError, ConfigError, ForbiddenError, InputError
+from gtvray.io import encode_nifti
 from gtvray.serving.access import Access, Client
 from gtvray.serving.audit import AuditLog
 from gtvray.serving.tokens import Role, TokenFile
+from gtvray.serving.work import Work
+
+from .conftest import make_scan
+from .local_api import Replica, make_api, problem_of
+
+SCAN = encode_nifti(make_scan((20, 20, 20)), compress=True)
 
 
 def header(token: str) -> str:
@@ -128,3 +139,48 @@ def test_audit_log_has_a_line_for_each_entry(tmp_path: Path) -> None:
     assert sorted(entry["request"] for entry in entries) == [f"r{n}" for n in range(5)]
     assert all(set(entry) == {"at", "request", "client", "input", "outcome"} for entry in entries)
     asyncio.run(AuditLog(None).write("r", client="x"))
+
+
+async def at_once(work: Work, content: bytes) -> None: ...
+
+
+def post(folder: Path, token: str, path: str, per_minute: int = 600, count: int = 1) -> list[httpx.Response]:
+    """Send a scan several times."""
+    app = make_api(folder, ServingConfig(client_requests_per_minute=per_minute), Replica(at_once))
+
+    async def call() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"Authorization": header(token)}
+            return [await client.post(path, content=SCAN, headers=headers) for _ in range(count)]
+
+    return asyncio.run(call())
+
+
+def test_scan_of_a_client_is_in_the_audit_log(tmp_path: Path, file: TokenFile) -> None:
+    (answer,) = post(tmp_path, file.add("station", Role.SEGMENT), "/v1/predict")
+    assert answer.status_code == 200
+    (path,) = (tmp_path / "audit").iterdir()
+    entry = json.loads(path.read_text())
+    assert datetime.fromisoformat(entry.pop("at")).tzinfo is not None
+    assert entry == {
+        "request": answer.headers["X-Request-ID"],
+        "client": "station",
+        "input": hashlib.sha256(SCAN).hexdigest(),
+        "outcome": "segmented",
+        "model": "digest",
+        "version": "1",
+    }
+
+
+def test_role_is_checked_before_the_route(tmp_path: Path, file: TokenFile) -> None:
+    (answer,) = post(tmp_path, file.add("station", Role.SEGMENT), "/v1/jobs/1")
+    problem_of(answer, 403, "urn:gtvray:ForbiddenError")
+    (answer,) = post(tmp_path, file.add("other", Role.JOBS), "/v1/nowhere")
+    problem_of(answer, 404, "about:blank")
+
+
+def test_client_over_its_limit_is_told_when_to_retry(tmp_path: Path, file: TokenFile) -> None:
+    *_, last = post(tmp_path, file.add("station", Role.SEGMENT), "/v1/predict", per_minute=2, count=3)
+    problem_of(last, 429, "urn:gtvray:ClientLimitError")
+    assert int(last.headers["Retry-After"]) > 0

@@ -19,6 +19,7 @@ from starlette.types import Message
 from gtvray.config import ServingConfig
 from gtvray.errors import BusyError, ClientLimitError, ResourceError, SlowBodyError, StorageFullError
 from gtvray.io import encode_nifti
+from gtvray.serving import uploads
 from gtvray.serving.sealed import FRAME_BYTES, SealedWriter, new_key, open_sealed
 from gtvray.serving.spool import Spool, remove_abandoned
 from gtvray.serving.uploads import UploadLimits, spool_upload
@@ -101,9 +102,13 @@ def test_body_is_encrypted_on_disk_and_gone_afterwards(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_body_below_the_least_rate_is_given_up_and_a_fast_one_with_pauses_is_not() -> None:
+def test_body_below_the_least_rate_is_given_up_and_a_fast_one_with_pauses_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "PATIENCE_S", 0.3)
+
     async def run(chunk: bytes, pause_s: float, count: int) -> None:
-        request, limits = request_of([chunk] * count, pause_s), UploadLimits(1 << 20, 1000, patience_s=0.3)
+        request, limits = request_of([chunk] * count, pause_s), UploadLimits(1 << 20, 1000)
         spool = Spool(None, 1 << 30, 1 << 30)
         try:
             async with spool.create("client") as file:
