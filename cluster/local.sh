@@ -59,8 +59,6 @@ start() {
     fi
     (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$home/token")
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token RAY_USAGE_STATS_ENABLED=0
-    # gtvray's endpoint needs this layer in Ray Serve's proxies, also with `serve deploy`.
-    export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=gtvray.serving.edge.middlewares
     unset RAY_AUTH_TOKEN RAY_ADDRESS
     # Ray's agent has a fixed port by default, so a second head on the machine would accept no jobs: use a free port.
     agent_port=$("$bin/python" -c 'import socket; probe = socket.create_server(("127.0.0.1", 0)); print(probe.getsockname()[1])')

@@ -7,15 +7,19 @@ GtvrayError
 │   │   ├── VolumeError                   invalid or damaged volume file
 │   │   └── GeometryError                 mismatched or unusable voxel grids
 │   ├── AuthError           401           missing or wrong token
+│   ├── ForbiddenError      403           token without the required role
 │   ├── NotFoundError       404           unknown file, model, case or job
 │   ├── TooLargeError       413           size limit exceeded
 │   ├── RequestError        400           malformed HTTP request
 │   ├── NotAcceptableError  406           no media type of the answer that the client accepts
 │   ├── ConflictError       409           not possible in the present state of a job
+│   ├── SlowBodyError       408           request body that arrives too slowly
 │   └── ContentTypeError    415           body of another known file format
 └── FailureError            exit 1, 500   valid input, but the operation failed
     ├── ResourceError       503           disk, port, memory, Ray or MLflow unavailable
+    │   └── StorageFullError 507          disk full
     ├── BusyError           503           service overloaded, retry later
+    │   └── ClientLimitError 429          a client's own limit reached, retry later
     ├── NotReadyError       503           no model promoted yet
     ├── NotReproducedError  503           masks differ from those at promotion
     ├── DeadlineError       504           time limit exceeded
@@ -117,6 +121,12 @@ class AuthError(InputError):
     http_status = 401
 
 
+class ForbiddenError(InputError):
+    """Token without the required role."""
+
+    http_status = 403
+
+
 class NotFoundError(InputError):
     """Unknown file, model, case or job."""
 
@@ -147,6 +157,12 @@ class ConflictError(InputError):
     http_status = 409
 
 
+class SlowBodyError(InputError):
+    """HTTP request whose body arrives too slowly."""
+
+    http_status = 408
+
+
 class ContentTypeError(InputError):
     """Request body of a known format other than a volume file."""
 
@@ -167,6 +183,18 @@ class BusyError(FailureError):
     """Service overloaded; retry later."""
 
     http_status = 503
+
+
+class StorageFullError(ResourceError):
+    """Disk full."""
+
+    http_status = 507
+
+
+class ClientLimitError(BusyError):
+    """Limit of one client reached; retry later."""
+
+    http_status = 429
 
 
 class NotReadyError(FailureError):

@@ -17,9 +17,10 @@ def _tree(kind: type[GtvrayError]) -> list[type[GtvrayError]]:
 KINDS = [kind for kind in _tree(GtvrayError) if kind.__module__ == errors.__name__]
 STATUS = {
     "GtvrayError": 500, "InputError": 422, "ConfigError": 422, "DataError": 422, "VolumeError": 422,
-    "GeometryError": 422, "AuthError": 401, "NotFoundError": 404, "TooLargeError": 413, "RequestError": 400,
-    "ContentTypeError": 415, "NotAcceptableError": 406, "ConflictError": 409, "FailureError": 500,
-    "ResourceError": 503, "BusyError": 503, "NotReadyError": 503, "NotReproducedError": 503, "BundleError": 500,
+    "GeometryError": 422, "AuthError": 401, "ForbiddenError": 403, "NotFoundError": 404, "TooLargeError": 413,
+    "RequestError": 400, "SlowBodyError": 408, "ContentTypeError": 415, "NotAcceptableError": 406,
+    "ConflictError": 409, "FailureError": 500, "ResourceError": 503, "StorageFullError": 507, "BusyError": 503,
+    "ClientLimitError": 429, "NotReadyError": 503, "NotReproducedError": 503, "BundleError": 500,
     "DeadlineError": 504, "TrainingError": 500, "GateRefusedError": 409,
 }  # fmt: skip
 

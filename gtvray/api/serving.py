@@ -73,8 +73,18 @@ class Endpoint:
 
         settings, folder = self._config.serving, self._workspace.root.resolve() / "serving" / "jobs"
         file = Path(token_file).resolve() if token_file is not None else None
+        tokens, audit = self._workspace.tokens, self._workspace.serving
         if self.follows:
-            return start_server(None, settings, token, token_file=file, follow=self._follow(), jobs_dir=folder)
+            return start_server(
+                None,
+                settings,
+                token,
+                token_file=file,
+                follow=self._follow(),
+                tokens=tokens,
+                audit=audit,
+                jobs_dir=folder,
+            )
         return start_server(
             self._bundle.folder.resolve(),
             settings,
@@ -84,6 +94,8 @@ class Endpoint:
             golden=self.golden,
             token_file=file,
             jobs_dir=folder,
+            tokens=tokens,
+            audit=audit,
         )
 
     def _registry(self) -> tuple[Registry, DecisionLog]:
@@ -114,4 +126,4 @@ class Endpoint:
             if version is not None:
                 registry.describe(version, {"gtvray.rejected": reason})
 
-        return Follow(find, folders.root.resolve() / "serving" / f"{self._config.serving.port}.json", reject)
+        return Follow(find, folders.serving / f"{self._config.serving.port}.json", reject)

@@ -166,7 +166,8 @@ def input_sha256(path: Path) -> str:
     Raises:
         VolumeError: it is not a volume file.
     """
-    digests = [sha256_of(file) for file in read_volume_header(path).files]
+    detached = read_volume_header(path).data_file
+    digests = [sha256_of(file) for file in (path, detached) if file is not None]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -26,6 +26,7 @@ from gtvray.cli import (
     serve,
     submit,
     sweep,
+    token,
     train,
     workspace,
 )
@@ -55,6 +56,7 @@ app.command("promote", cls=SettingsCommand)(promote.promote)
 app.command("rollback", cls=SettingsCommand)(promote.rollback)
 app.add_typer(models.app, name="models")
 app.add_typer(serve.app, name="serve")
+app.add_typer(token.app, name="token")
 app.command("predict", cls=SettingsCommand)(predict.predict)
 app.add_typer(workspace.app, name="workspace")
 app.add_typer(submit.app, name="submit")

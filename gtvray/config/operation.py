@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gtvray.config.section import Section
 
@@ -92,12 +93,42 @@ class ServingConfig(Section):
     max_pending: int = Field(
         16, ge=1, le=10_000, description="requests in progress above which new ones are rejected with 503"
     )
-    scans_in_memory: int = Field(4, ge=1, le=1024, description="decoded scans that a replica holds at once")
+    scan_memory_gb: float = Field(
+        1.0,
+        ge=0.25,
+        le=4096,
+        description="memory for the scans that a replica processes at once, as estimated from their headers; a scan "
+        "that takes more than three quarters of it is rejected",
+    )
+    spool_gb: float = Field(16.0, gt=0, description="disk space for request bodies on a node")
+    client_spool_gb: float = Field(8.0, gt=0, description="disk space on a node for the request bodies of one client")
+    min_upload_kb_per_s: int = Field(
+        16, ge=1, description="rate below which a request body is given up, as a mean over ten seconds"
+    )
+    client_requests_per_minute: int = Field(600, ge=1, description="requests of one client; further ones get 429")
     timeout_s: float = Field(300.0, gt=0, description="time limit of a request")
     jobs: JobsConfig = JobsConfig()
+    tls_certificate: Path | None = Field(None, description="PEM file of the certificate with its chain; enables TLS")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
     cors_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may call the endpoint from a browser, each as https://host[:port]"
     )
+
+    @model_validator(mode="after")
+    def _valid_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are set together")
+        return self
+
+    @property
+    def spool_limit_bytes(self) -> int:
+        """Disk space for request bodies."""
+        return int(self.spool_gb * 1e9)
+
+    @property
+    def client_spool_limit_bytes(self) -> int:
+        """Disk space for the request bodies of one client."""
+        return int(self.client_spool_gb * 1e9)
 
     @field_validator("cors_origins")
     @classmethod

@@ -1,6 +1,8 @@
 from .aggregate import LogitAccumulator as LogitAccumulator
 from .aggregate import mean_of_views as mean_of_views
 from .backends.store import ConversionStore as ConversionStore
+from .cost import ScanCost as ScanCost
+from .cost import estimate_cost as estimate_cost
 from .domain import out_of_domain as out_of_domain
 from .domain import training_ranges as training_ranges
 from .localise import Suspicion as Suspicion

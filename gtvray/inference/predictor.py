@@ -82,10 +82,18 @@ class Predictor:
         Raises:
             DataError: the scan is not a CT of a body.
         """
-        prepared = self.prepare(scan, where)
-        reasons = out_of_domain(prepared, self.bundle.info.get("domain"), where)
+        prepared, reasons = self.prepare_checked(scan, where)
         suspicion = self.locator.suspect(prepared) if self.locator is not None else None
         return self.request(prepared, mask_only=mask_only, out_of_domain=reasons, suspicion=suspicion)
+
+    def prepare_checked(self, scan: Volume, where: object = None) -> tuple[Prepared, tuple[str, ...]]:
+        """Prepare a scan, and return it with the reasons why it differs from the model's intended input.
+
+        Raises:
+            DataError: the scan is not a CT of a body.
+        """
+        prepared = self.prepare(scan, where)
+        return prepared, out_of_domain(prepared, self.bundle.info.get("domain"), where)
 
     def prepare(self, scan: Volume, where: object = None) -> Prepared:
         """Prepare a scan: the box of the body, or the full extent in mode `exhaustive`.

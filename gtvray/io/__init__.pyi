@@ -6,6 +6,7 @@ from .content import HEAD_BYTES as HEAD_BYTES
 from .content import identify as identify
 from .content_kinds import Content as Content
 from .content_kinds import ContentKind as ContentKind
+from .headers import VolumeHeader as VolumeHeader
 from .html import Picture as Picture
 from .html import render_page as render_page
 from .jsonfile import append_json_line as append_json_line
@@ -50,9 +51,10 @@ from .tables import Table as Table
 from .tables import format_value as format_value
 from .text import decode_text as decode_text
 from .text import read_text as read_text
-from .volumes import VolumeHeader as VolumeHeader
 from .volumes import decode_nifti as decode_nifti
 from .volumes import decode_volume as decode_volume
+from .volumes import read_open_header as read_open_header
+from .volumes import read_open_volume as read_open_volume
 from .volumes import read_volume as read_volume
 from .volumes import read_volume_header as read_volume_header
 from .volumes import write_volume as write_volume

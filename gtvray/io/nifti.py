@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from gtvray.errors import VolumeError
 from gtvray.geometry import Volume, check_affine, furthest_corner_mm
+from gtvray.io.headers import VolumeHeader
 from gtvray.io.nifti_grid import header_affine
 from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, to_finite
 
@@ -63,11 +64,6 @@ def read_nifti(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
     return read_scaled_nifti(source, start, limit_bytes)[0]
 
 
-def read_nifti_shape(source: Source, start: bytes) -> tuple[int, int, int]:
-    """Read the shape of a volume, as `read_nifti` does, from its header alone."""
-    return _shape(_read_header(source, start), source.where)
-
-
 def read_scaled_nifti(
     source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES
 ) -> tuple[Volume, Scaling | None]:
@@ -82,6 +78,19 @@ def read_scaled_nifti(
     scaling = _scaling(header, source.where)
     array = to_finite(array, source.where) if scaling is None else _scaled(array, scaling, source.where)
     return Volume(array, affine), scaling
+
+
+def read_nifti_header(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES) -> VolumeHeader:
+    """Read the header of a volume whose first four bytes, `start`, have already been consumed, but no voxels.
+
+    Raises:
+        as `read_nifti`, as far as the header shows it.
+    """
+    header = _read_header(source, start)
+    shape, dtype = _shape(header, source.where), _dtype(header, source.where)
+    source.check_size(shape, dtype, limit_bytes)
+    affine = check_affine(header_affine(header, source.where), source.where)
+    return VolumeHeader(shape, dtype, affine, _scaling(header, source.where) is not None)
 
 
 def encode_nifti(volume: Volume, *, compress: bool) -> bytes:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gtvray.errors import GeometryError, VolumeError
 from gtvray.geometry import Volume, check_affine
+from gtvray.io.headers import VolumeHeader
 from gtvray.io.names import find_listed
 from gtvray.io.nrrd_header import Header, parse_header
 from gtvray.io.stream import DO_EXPORT, GZIP_LEVEL, MAX_VOLUME_BYTES, Source, open_regular_file, to_finite
@@ -75,10 +76,7 @@ def read_nrrd(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES,
         as `gtvray.io.read_volume`.
     """
     header = parse_header(source, start)
-    directions = _directions(header)
-    shape = _shape(header, directions)
-    _check_spacings(header, directions)
-    affine = check_affine(_affine(header, directions), source.where)
+    shape, affine = _grid(header)
     if header.get("data file") is None:
         voxels = _voxels(source, header, shape, limit_bytes)
     else:
@@ -88,19 +86,21 @@ def read_nrrd(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES,
     return Volume(to_finite(voxels, source.where), affine)
 
 
-def read_nrrd_shape(
-    source: Source, start: bytes, folder: Path | None = None
-) -> tuple[tuple[int, int, int], Path | None]:
-    """Read the shape of a volume, and its detached data file if it has one, from its header alone.
+def read_nrrd_header(
+    source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES, folder: Path | None = None
+) -> VolumeHeader:
+    """Read the header of a volume whose first four bytes, `start`, have already been consumed, but no voxels.
 
-    Args:
-        source: as for `read_nrrd`.
-        start: as for `read_nrrd`.
-        folder: as for `read_nrrd`.
+    Raises:
+        as `read_nrrd`, as far as the header shows it.
     """
     header = parse_header(source, start)
-    shape = _shape(header, _directions(header))
-    return shape, None if header.get("data file") is None else _data_file(header, folder)
+    shape, affine = _grid(header)
+    if header.get("data file") is not None:
+        return VolumeHeader(shape, _dtype(header), affine, is_scaled=False, data_file=_data_file(header, folder))
+    dtype = _at_voxels(source, header)
+    source.check_size(shape, dtype, limit_bytes)
+    return VolumeHeader(shape, dtype, affine, is_scaled=False)
 
 
 def encode_nrrd(volume: Volume) -> bytes:
@@ -130,7 +130,19 @@ def _vector(values: NDArray[np.float64]) -> str:
     return f"({','.join(repr(float(value) + 0.0) for value in values)})"
 
 
+def _grid(header: Header) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    directions = _directions(header)
+    shape = _shape(header, directions)
+    _check_spacings(header, directions)
+    return shape, check_affine(_affine(header, directions), header.where)
+
+
 def _voxels(source: Source, header: Header, shape: tuple[int, int, int], limit_bytes: int) -> NDArray[Any]:
+    return source.read_voxels(shape, _at_voxels(source, header), limit_bytes)
+
+
+def _at_voxels(source: Source, header: Header) -> np.dtype[Any]:
+    """Advance a file to its voxels, and return their type."""
     dtype = _dtype(header)
     skip = header.integer("byte skip", 0)
     if skip > _MOST_SKIP or header.integer("line skip", 0):
@@ -142,7 +154,7 @@ def _voxels(source: Source, header: Header, shape: tuple[int, int, int], limit_b
     if header.choice("encoding", _ENCODINGS, "save the volume again with encoding raw or gzip"):
         source.inflate()
     source.read(skip)
-    return source.read_voxels(shape, dtype, limit_bytes)
+    return dtype
 
 
 def _shape(header: Header, directions: list[Vector | None]) -> tuple[int, int, int]:

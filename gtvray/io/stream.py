@@ -93,14 +93,12 @@ class Source:
             content: bytes = self._file.readline(most_bytes)
         return content
 
-    def read_voxels(self, shape: tuple[int, int, int], dtype: np.dtype[Any], limit_bytes: int) -> NDArray[Any]:
-        """Read the remaining bytes as an array (i, j, k), the first axis varying fastest.
-
-        Reads to the end of the file, so that the checksum of a compressed stream is verified.
+    def check_size(self, shape: tuple[int, int, int], dtype: np.dtype[Any], limit_bytes: int) -> int:
+        """Check whether the rest of the file can hold an array, without reading it, and return the array's bytes.
 
         Raises:
             TooLargeError: more than `limit_bytes`.
-            VolumeError: fewer or more bytes than `shape` needs, or a damaged stream.
+            VolumeError: the file is too short.
         """
         expected = math.prod(shape) * dtype.itemsize
         if expected > limit_bytes:
@@ -110,6 +108,18 @@ class Source:
         most = self._length * _MOST_EXPANSION if self._gzipped else self._length - self._file.tell()
         if expected > most:
             raise self._truncated(expected, f"at most {most}")
+        return expected
+
+    def read_voxels(self, shape: tuple[int, int, int], dtype: np.dtype[Any], limit_bytes: int) -> NDArray[Any]:
+        """Read the remaining bytes as an array (i, j, k), the first axis varying fastest.
+
+        Reads to the end of the file, so that the checksum of a compressed stream is verified.
+
+        Raises:
+            TooLargeError: more than `limit_bytes`.
+            VolumeError: fewer or more bytes than `shape` needs, or a damaged stream.
+        """
+        expected = self.check_size(shape, dtype, limit_bytes)
         content = np.empty(expected, np.uint8)
         view, filled = content.data, 0
         with self._named():

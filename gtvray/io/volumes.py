@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from gtvray.errors import InputError, VolumeError
 from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_path
 from gtvray.io.content import HEAD_BYTES, identify
-from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_nifti_shape, read_scaled_nifti
-from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd, read_nrrd_shape
+from gtvray.io.headers import VolumeHeader
+from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_nifti_header, read_scaled_nifti
+from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd, read_nrrd_header
 from gtvray.io.stream import MAX_VOLUME_BYTES, Source, open_regular_file
 
 
@@ -43,36 +44,15 @@ def read_scaled_volume(path: str | os.PathLike[str]) -> tuple[Volume, Scaling | 
         return _read(Source(file, source), head, MAX_VOLUME_BYTES, _data_folder(source))
 
 
-@dataclass(frozen=True)
-class VolumeHeader:
-    """What the header of a volume file states.
-
-    Attributes:
-        shape: of the volume (i, j, k).
-        files: the file, and its detached data file if it has one.
-    """
-
-    shape: tuple[int, int, int]
-    files: tuple[Path, ...]
-
-
 def read_volume_header(path: str | os.PathLike[str]) -> VolumeHeader:
-    """Read the header of a file without its voxels.
+    """Read the header of a file; no voxel is read or decompressed.
 
     Raises:
-        as `read_volume`, for a fault of the header.
+        as `read_volume`, as far as the header shows it.
     """
     source = Path(path)
     with open_regular_file(source) as file:
-        head = file.read(HEAD_BYTES)
-        stream = Source(file, source)
-        start = stream.read(4)
-        if is_nifti(start):
-            return VolumeHeader(read_nifti_shape(stream, start), (source,))
-        if is_nrrd(start):
-            shape, detached = read_nrrd_shape(stream, start, _data_folder(source))
-            return VolumeHeader(shape, (source,) if detached is None else (source, detached))
-    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", head, source)
+        return _read_header(file, source, MAX_VOLUME_BYTES, _data_folder(source))
 
 
 def decode_volume(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -98,6 +78,25 @@ def decode_scaled_volume(
         as `decode_volume`.
     """
     return _read(Source(io.BytesIO(content), where), content[:HEAD_BYTES], limit_bytes, None)
+
+
+def read_open_volume(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
+    """Read a volume from a seekable file that is already open, as `decode_volume` does from memory.
+
+    Raises:
+        as `decode_volume`.
+    """
+    head = _head(file)
+    return _read(Source(file, where), head, limit_bytes, None)[0]
+
+
+def read_open_header(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUME_BYTES) -> VolumeHeader:
+    """Read the header of a volume from a seekable file that is already open; no voxel is read or decompressed.
+
+    Raises:
+        as `decode_volume`, as far as the header and the size of the file show it.
+    """
+    return _read_header(file, where, limit_bytes, None)
 
 
 def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -129,6 +128,22 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
         raise InputError("unsupported file extension", where=path, expected=".nii, .nii.gz or .nrrd")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(HEAD_BYTES)
+
+
+def _read_header(file: BinaryIO, where: object, limit_bytes: int, folder: Path | None) -> VolumeHeader:
+    head = _head(file)
+    source = Source(file, where)
+    start = source.read(4)
+    if is_nifti(start):
+        return read_nifti_header(source, start, limit_bytes)
+    if is_nrrd(start):
+        return read_nrrd_header(source, start, limit_bytes, folder)
+    raise _unknown("not a NIfTI or NRRD file", "a NIfTI-1, NIfTI-2 or NRRD header", head, where)
 
 
 def _read(source: Source, head: bytes, limit_bytes: int, folder: Path | None) -> tuple[Volume, Scaling | None]:

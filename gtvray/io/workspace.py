@@ -85,6 +85,16 @@ class Workspace:
         return self.root / "corrections"
 
     @property
+    def serving(self) -> Path:
+        """Served versions, tokens of clients and audit log of endpoints."""
+        return self.root / "serving"
+
+    @property
+    def tokens(self) -> Path:
+        """Tokens of the clients of endpoints."""
+        return self.serving / "tokens.json"
+
+    @property
     def reports(self) -> Path:
         """Reports."""
         return self.root / "reports"

@@ -29,11 +29,15 @@ AXES = "RAS"
 AIR_HU = -1024
 SHEARED = "the scan's axes are not at right angles (gantry tilt); it was resampled to an orthogonal grid"
 _HU_RANGE = (AIR_HU, 3071)
+# Scanners store 12 bits, 16 with an extended scale for metal.
+_FURTHEST_HU = 100_000
 _BODY_SEARCH_MM = 4.0
 # A separate part of at least this share of the largest, e.g. a second leg, is reported when it is cropped. A couch or
 # a cushion is smaller.
 _PART_SHARE = 0.25
 _ROUNDING = 1e-3
+# Of the scan's grid, that are interpolated at once.
+_SLAB_VOXELS = 1 << 23
 _ORDERS = {"linear": 1, "cubic": 3}
 _log = logging.getLogger(__name__)
 
@@ -179,19 +183,31 @@ def restore_mask(
     if target is None:
         return source
     part = upright.cropped(target)
-    marked = resample_to_grid(soft, part.affine, part.shape, order=1, fill=0.0).array > threshold
-    return part.with_array(marked.view(np.uint8)).placed_on(source, 0)
+    marked = np.zeros(part.shape, np.uint8, order="F")
+    for slab in _slabs(part.array.strides, part.shape) if not is_sheared(part.affine) else [Box.whole(part.shape)]:
+        values = resample_to_grid(soft, part.affine, part.shape, order=1, fill=0.0, within=slab).array
+        np.greater(values, threshold, out=marked[slab.slices], casting="unsafe")
+    return part.with_array(marked).placed_on(source, 0)
 
 
 def check_hu(scan: Volume, where: object = None) -> None:
     """Check that the values of a scan can be Hounsfield units.
 
-    A CT of a head or body contains air and tissue, so its values reach below -500 HU and above -100 HU.
+    A CT of a head or body contains air and tissue, so its values reach below -500 HU and above -100 HU. None has values
+    beyond those of 16 bits with a small slope; with a damaged scaling they are.
 
     Raises:
-        DataError: they do not.
+        DataError: they do not, or they are far beyond those of any CT.
     """
     low, high = float(scan.array.min()), float(scan.array.max())
+    if max(-low, high) > _FURTHEST_HU:
+        raise DataError(
+            "values are far beyond those of a CT",
+            where=where,
+            expected=f"Hounsfield units, at most {_FURTHEST_HU:,} from 0",
+            found=f"{low:.4g} to {high:.4g}",
+            do="export the CT again, or correct the slope and intercept of its header (scl_slope, scl_inter)",
+        )
     if low > -500 or high < -100:
         raise DataError(
             "values are not Hounsfield units of a CT",
@@ -263,6 +279,16 @@ def _complement(box: Box, shape: tuple[int, int, int]) -> Iterator[Box]:
                 first[axis], last[axis] = low, high
                 yield Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
         start[axis], stop[axis] = box.start_ijk[axis], box.stop_ijk[axis]
+
+
+def _slabs(strides: tuple[int, ...], shape: tuple[int, int, int]) -> Iterator[Box]:
+    """Cut a grid across the axis that is slowest in memory, so that float values of few voxels are held at once."""
+    axis = int(np.argmax(np.abs(strides)))
+    thick = max(1, _SLAB_VOXELS * shape[axis] // int(np.prod(shape)))
+    for first in range(0, shape[axis], thick):
+        start, stop = [0, 0, 0], list(shape)
+        start[axis], stop[axis] = first, min(first + thick, shape[axis])
+        yield Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
 def _covering_box(part: Volume, grid: Volume) -> Box | None:

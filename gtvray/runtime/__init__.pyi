@@ -1,4 +1,3 @@
-from .cluster import PROXY_CALLBACK as PROXY_CALLBACK
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
 from .groups import remove_groups_of as remove_groups_of

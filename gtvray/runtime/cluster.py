@@ -32,10 +32,7 @@ _OBJECT_STORE_BYTES = 512 << 20
 # Ray requires at least 75 MiB.
 _LEAST_STORE_BYTES = 80 << 20
 # Ray reads these when its modules are imported, in this process and in the processes that it starts.
-PROXY_CALLBACK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "gtvray.serving.edge.middlewares")
 _ENVIRONMENT = {
-    # Ray Serve's proxies accept middlewares only through this variable.
-    PROXY_CALLBACK[0]: PROXY_CALLBACK[1],
     "RAY_TRAIN_V2_ENABLED": "1",
     # A preempted node is handled as a lost worker: training resumes from its checkpoint.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

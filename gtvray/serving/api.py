@@ -1,54 +1,39 @@
-"""The Api deployment: HTTP routes, limits and retries. Its process never imports torch."""
+"""The HTTP routes. Their process never imports torch."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-import ray
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from ray import serve
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from gtvray import NOTICE, __version__
-from gtvray.errors import (
-    BusyError,
-    DeadlineError,
-    GtvrayError,
-    InputError,
-    NotReadyError,
-    NotReproducedError,
-    ResourceError,
-)
+from gtvray.errors import GtvrayError, InputError
+from gtvray.serving.access import Access
 from gtvray.serving.arguments import AppArguments, read_token
-from gtvray.serving.guard import OPEN_PATHS, Guard
-from gtvray.serving.jobs import JobRoutes, Jobs, ReplicaLostError
-from gtvray.serving.model import Prediction
+from gtvray.serving.audit import AuditLog
+from gtvray.serving.guard import KUBERAY_PATH, OPEN_PATHS, Guard
+from gtvray.serving.jobs import JobRoutes, Jobs
 from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors, install_openapi
-from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
-from gtvray.serving.request_log import log_event
 from gtvray.serving.results import negotiate, result_document, result_response
-from gtvray.serving.uploads import spool_upload
+from gtvray.serving.segmenter import Report, Segmenter
+from gtvray.serving.served import Served
+from gtvray.serving.spool import Body, Spool
+from gtvray.serving.uploads import UploadLimits, check_declared, spool_upload
+from gtvray.serving.work import Prediction
 
-_REPLICA_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
-_ATTEMPTS = 3
-_DESCRIBE_TIMEOUT_S = 2.0
-# All requests of a replica learn of its loss within this time.
-_SAME_LOSS_S = 1.0
-# There is one token, so all its holders are one client.
-_OWNER = "token"
+_Result = TypeVar("_Result")
+# Volumes of jobs in the spool, and in the audit log; the job itself names its client.
+_JOBS = "jobs"
+_PIECE_BYTES = 1 << 20
 
 
 class Api:
@@ -56,26 +41,26 @@ class Api:
 
     Args:
         args: the application's arguments.
-        model: handle of the Model deployment, or None if no model has been promoted.
+        served: which model requests go to.
+        spool: for bodies.
+        segmenter: from a spooled body to its mask.
 
     Raises:
         ConfigError: no token is configured.
     """
 
-    def __init__(self, args: AppArguments, model: Any) -> None:
-        self._args, self._model = args, model
-        self._pointer = Pointer(args.versions) if args.versions is not None else None
-        self._token = read_token(args.token_file)
-        self._pending = self._jobs_in_progress = 0
-        self._replica_lost_at = float("-inf")
-        # Serve application of a version -> requests that were admitted while it was served.
-        self._pinned: Counter[str] = Counter()
+    def __init__(self, args: AppArguments, served: Served, spool: Spool, segmenter: Segmenter) -> None:
+        self._served, self._spool, self._segmenter = served, spool, segmenter
+        serving = args.serving
+        self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
+        self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
+        self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
-            self._jobs = Jobs(args.jobs_dir, args.serving.jobs, args.serving.max_upload_mb << 20, self.segment_for_job)
+            self._jobs = Jobs(args.jobs_dir, serving.jobs, self._limits.most_bytes, self.segment_for_job)
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
-        """Build the ASGI application; Serve calls this in the replica, after the constructor."""
+    def build_app(self) -> FastAPI:
+        """Build the ASGI application."""
         app = FastAPI(
             title="gtvray",
             description=NOTICE,
@@ -86,11 +71,13 @@ class Api:
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
         )
-        app.add_middleware(Guard, token=self._token, origins=self._args.serving.cors_origins)
+        app.add_middleware(Guard, access=self._access, origins=self._origins)
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
+        # Where KubeRay looks for Serve's proxy.
+        app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
         app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=errors())
         app.add_api_route("/v1/model", self.describe, methods=["GET"], responses=errors())
         app.add_api_route("/v1/models", self.models, methods=["GET"], responses=errors())
@@ -105,170 +92,109 @@ class Api:
                 openapi_extra={"requestBody": VOLUME_BODY},
                 deprecated=path == "/v1/predict",
             )
-        app.include_router(JobRoutes(self._jobs, lambda _: _OWNER).router())
+        app.include_router(JobRoutes(self._jobs, lambda request: str(request.state.client.name)).router())
         return app
 
     async def healthz(self) -> dict[str, str]:
         """Liveness probe: the process responds."""
         return {"status": "ok"}
 
+    async def kuberay(self) -> Response:
+        """Liveness probe of KubeRay, which expects this text."""
+        return Response("success", media_type="text/plain")
+
     async def readyz(self) -> dict[str, str]:
-        """Readiness probe: a model is loaded and reproduces its golden cases."""
-        return {"status": "ready", "golden": (await self._describe())["golden"]}
+        """Readiness probe: a model is loaded and reproduces its golden cases, as of the last look in the background."""
+        return {"status": "ready", "golden": (await self._served.describe())["golden"]}
 
     async def describe(self) -> dict[str, Any]:
         """Describe the served model and its intended use."""
-        return {**await self._describe(), "intended_use": NOTICE}
+        return {**await self._served.describe(), "intended_use": NOTICE}
 
     async def models(self) -> dict[str, Any]:
         """List the served version, the one being loaded, and those that were rejected with their reasons."""
-        if self._pointer is not None:
-            return {**self._pointer.read().as_dict(), "intended_use": NOTICE}
-        described = await self._describe()
-        current = {"version": described["version"], "digest": described["digest"]}
-        return {**Versions().as_dict(), "current": current, "intended_use": NOTICE}
-
-    async def in_use(self, app: str) -> int:
-        """Number of requests in progress that belong to a version; called by the version manager."""
-        return self._pinned[app]
+        versions = self._served.versions().as_dict()
+        if not self._served.follows:
+            described = await self._served.describe()
+            versions["current"] = {"version": described["version"], "digest": described["digest"]}
+        return {**versions, "intended_use": NOTICE}
 
     async def segment(self, request: Request) -> Response:
         """Segment a NIfTI or NRRD body; the response is the mask on the scan's own grid, or its metadata as JSON."""
-        began, serving = time.monotonic(), self._args.serving
-        media_type = negotiate(request.headers.get("accept"))
-        with self._admitted() as model:
-            try:
-                async with asyncio.timeout(serving.timeout_s):
-                    with tempfile.TemporaryFile(dir=self._args.spool_dir) as upload:
-                        await spool_upload(request, upload, serving.max_upload_mb << 20)
-                        content = await asyncio.to_thread(_into_object_store, upload)
-                    prediction = await self._call_model(model, content, request.state.request_id)
-            except TimeoutError:
-                raise DeadlineError(
-                    "the mask was not ready in time", expected=f"within {serving.timeout_s:g} s"
-                ) from None
+        began, media_type = time.monotonic(), negotiate(request.headers.get("accept"))
+        async with self.received(request) as body:
+            work = self._segmenter.segment(body, request.state.request_id)
+            prediction = await self._audited(
+                request.state.request_id, request.state.client.name, body, unless_disconnected(request, work)
+            )
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
         return result_response(document, prediction.mask_gz, media_type)
 
-    async def segment_for_job(self, content: bytes, request_id: str, report: Callable[[int, int], None]) -> Prediction:
+    async def segment_for_job(self, content: bytes, request_id: str, report: Report) -> Prediction:
         """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
-        app, model = self._require_model()
-        self._pinned[app] += 1
-        self._jobs_in_progress += 1
-        stream = model.options(stream=True).predict_reporting.remote(
-            await asyncio.to_thread(ray.put, content), request_id
-        )
+        async with self._spool.create(_JOBS) as file:
+            for start in range(0, len(content), _PIECE_BYTES):
+                await file.write(content[start : start + _PIECE_BYTES])
+            body = await file.finish()
+            return await self._audited(request_id, _JOBS, body, self._segmenter.segment(body, request_id, report))
+
+    async def _audited(
+        self, request_id: str, client: str, body: Body, work: Coroutine[Any, Any, Prediction]
+    ) -> Prediction:
+        """Await the segmentation of a body, and record its outcome."""
+        model, outcome = dict[str, str](), "failed"
         try:
-            async for message in stream:
-                if isinstance(message, Prediction):
-                    return message
-                report(*message)
-        except _REPLICA_LOST:
-            raise ReplicaLostError(alone=self._was_alone(app)) from None
-        except DeploymentUnavailableError:
-            raise NotReadyError("the model is still loading") from None
-        except RayTaskError as error:
-            raise _cause_of(error) from None
-        except asyncio.CancelledError:
-            stream.cancel()
+            prediction = await work
+            model, outcome = {"model": prediction.digest, "version": prediction.version}, "segmented"
+        except GtvrayError as error:
+            outcome = type(error).__name__
+            raise
+        except ClientDisconnect:
+            outcome = "disconnected"
             raise
         finally:
-            self._pinned[app] -= 1
-            self._jobs_in_progress -= 1
-        raise ReplicaLostError(alone=False)
+            await self._audit.write(request_id, client=client, input=body.sha256, outcome=outcome, **model)
+        return prediction
 
-    def _was_alone(self, app: str) -> bool:
-        """Whether a lost replica processed one volume of a job and nothing else, and was not stopped by a swap."""
-        now = time.monotonic()
-        shared = self._pending or self._jobs_in_progress > 1 or now - self._replica_lost_at < _SAME_LOSS_S
-        self._replica_lost_at = now
-        return not shared and self._require_model()[0] == app
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[Body]:
+        """The body of a request in the spool, which exists within the `async with` block.
 
-    def _require_model(self) -> tuple[str, Any]:
-        """Return the Serve application and the handle of the version that is served now."""
-        if self._pointer is None:
-            if self._model is None:
-                raise _not_promoted()
-            return "", self._model
-        versions = self._pointer.read()
-        if versions.current is not None:
-            app = versions.current.app
-            return app, serve.get_deployment_handle("Model", app_name=app)
-        if versions.loading is not None:
-            raise NotReadyError("the model is still loading", do="retry in a few seconds")
-        if versions.rejected:
-            found = versions.rejected[-1]
-            raise NotReproducedError(
-                "the champion cannot be served here", found=f"version {found.version}: {found.reason}"
-            )
-        if versions.problem:
-            raise NotReadyError("no model is served", found=versions.problem, do="see the server's log")
-        raise _not_promoted()
+        Capacity, declared size and room are checked before the first byte is read.
 
-    async def _describe(self) -> dict[str, Any]:
-        _, model = self._require_model()
-        response = model.describe.remote()
-        try:
-            async with asyncio.timeout(_DESCRIBE_TIMEOUT_S):
-                description: dict[str, Any] = await response
-        except (TimeoutError, DeploymentUnavailableError, *_REPLICA_LOST):
-            response.cancel()
-            raise NotReadyError("the model is still loading", do="retry in a few seconds") from None
-        except RayTaskError as error:
-            raise _cause_of(error) from None
-        return description
-
-    @contextmanager
-    def _admitted(self) -> Iterator[Any]:
-        """Admit a request; it stays with the version that is served now."""
-        app, model = self._require_model()
-        limit = self._args.serving.max_pending
-        if self._pending >= limit:
-            raise BusyError(
-                "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
-            )
-        self._pending += 1
-        self._pinned[app] += 1
-        try:
-            yield model
-        finally:
-            self._pending -= 1
-            self._pinned[app] -= 1
-
-    async def _call_model(self, model: Any, content: Any, request_id: str) -> Prediction:
-        """Call a replica, with retries: Serve does not retry a request that a dying replica had accepted."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            response = model.predict.remote(content, request_id)
-            try:
-                prediction: Prediction = await response
-            except _REPLICA_LOST as error:
-                log_event("replica_lost", request_id, logging.WARNING, attempt=attempt, kind=type(error).__name__)
-                await asyncio.sleep(0.2 * attempt)
-            except DeploymentUnavailableError:
-                raise ResourceError("the model could not be started", do="see the server's log") from None
-            except RayTaskError as error:
-                raise _cause_of(error) from None
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            else:
-                return prediction
-        raise ResourceError("every replica that processed this request died", found=f"{_ATTEMPTS} attempts")
+        Raises:
+            GtvrayError: the body cannot be accepted.
+        """
+        with self._served.pinned():
+            self._segmenter.require_capacity()
+        declared = check_declared(request.headers, self._limits)
+        client = request.state.client.name
+        self._spool.require_room(client, declared)
+        async with self._spool.create(client) as file:
+            yield await spool_upload(request, file, self._limits)
 
 
-def _not_promoted() -> NotReadyError:
-    return NotReadyError("no model has been promoted yet", do="promote a model: `gtvray promote`")
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Await work for a request whose body has been read, and cancel it when the client disconnects.
+
+    Raises:
+        ClientDisconnect: the client disconnected.
+    """
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
 
 
-def _cause_of(error: RayTaskError) -> Exception:
-    """The exception that a replica raised, unwrapped if it is a GtvrayError."""
-    return error.cause if isinstance(error.cause, GtvrayError) else error
-
-
-def _into_object_store(upload: IO[bytes]) -> Any:
-    """Put an upload into the object store, so that replicas on any node and retries share one copy."""
-    upload.seek(0)
-    return ray.put(upload.read())
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _http_error_response(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The Serve application, Api -> Model; Serve config files name it by import path."""
+"""The Serve application, Gateway -> Model; Serve config files name it by import path."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from gtvray.errors import BundleError
-from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_token
+from gtvray.serving.gateway import Gateway
 from gtvray.serving.model import Model
+from gtvray.serving.nodes import count_nodes, one_per_node
 
 # Requests beyond max_pending that a deployment accepts, so that probes and rejections get through at capacity.
 _SPARE_REQUESTS = 64
+_MOST_NODES = 10_000
 
 
 def build_app(args: Mapping[str, Any]) -> Any:
@@ -32,8 +35,8 @@ def build_app(args: Mapping[str, Any]) -> Any:
     arguments = parse_arguments(args)
     read_token(arguments.token_file)
     if arguments.bundle is None or arguments.versions is not None:
-        return _api(arguments).bind(arguments, None)
-    return _api(arguments).bind(arguments, build_model_app(arguments))
+        return _gateway(arguments).bind(arguments, None)
+    return _gateway(arguments).bind(arguments, build_model_app(arguments))
 
 
 def build_model_app(arguments: AppArguments) -> Any:
@@ -55,15 +58,22 @@ def build_model_app(arguments: AppArguments) -> Any:
     return _model(arguments).bind(arguments)
 
 
-def _api(args: AppArguments) -> Any:
-    limit = args.serving.max_pending + _SPARE_REQUESTS
+def _gateway(args: AppArguments) -> Any:
     return serve.deployment(
-        serve.ingress()(Api),
-        name="Api",
-        max_ongoing_requests=limit,
-        max_queued_requests=limit,
+        Gateway,
+        name="Gateway",
+        max_ongoing_requests=_SPARE_REQUESTS,
         ray_actor_options={"num_cpus": 0},
-        **_lifecycle_options(args),
+        max_replicas_per_node=1,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            initial_replicas=count_nodes(),
+            max_replicas=_MOST_NODES,
+            upscale_delay_s=1,
+            downscale_delay_s=30,
+            policy=AutoscalingPolicy(policy_function=one_per_node),
+        ),
+        **_lifecycle_options(args, health_check_period_s=1),
     )
 
 
@@ -79,14 +89,14 @@ def _model(args: AppArguments) -> Any:
             "num_gpus": serving.gpus_per_replica,
             "memory": serving.memory_gb_per_replica * 1e9,
         },
-        **_lifecycle_options(args),
+        **_lifecycle_options(args, health_check_period_s=2),
     )
 
 
-def _lifecycle_options(args: AppArguments) -> dict[str, float]:
+def _lifecycle_options(args: AppArguments, health_check_period_s: float) -> dict[str, float]:
     """Let a draining replica finish its requests, and detect a dead one within seconds."""
     return {
         "graceful_shutdown_timeout_s": args.serving.timeout_s + 5,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 2,
+        "health_check_period_s": health_check_period_s,
     }

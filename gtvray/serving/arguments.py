@@ -33,6 +33,10 @@ class AppArguments(Section):
     token_file: Path | None = Field(
         None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"
     )
+    tokens: Path | None = Field(
+        None, description="file of the clients' tokens, written by `gtvray token`, readable from every node"
+    )
+    audit: Path | None = Field(None, description="folder of the audit log; without one, none is kept")
     spool_dir: Path | None = Field(
         None, description="folder of the upload spool; default: the system's temporary folder"
     )

@@ -5,7 +5,6 @@ CORS: https://fetch.spec.whatwg.org/#http-cors-protocol
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Sequence
 
@@ -14,14 +13,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gtvray.errors import AuthError, ResourceError
-from gtvray.runtime import PROXY_CALLBACK
-from gtvray.serving.edge import EDGE, check_serve_headers
+from gtvray.serving.access import Access, Client
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
+from gtvray.serving.tokens import Role
 
-LIVENESS_PATH = "/healthz"
-OPEN_PATHS = frozenset({LIVENESS_PATH, "/readyz"})
+KUBERAY_PATH = "/-/healthz"
+OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
+# Paths below these need a role; all others outside OPEN_PATHS, the least one.
+_ROLES = {"/v1/jobs": Role.JOBS}
 _CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
 _CORS_EXPOSED_HEADERS = (
     "X-Request-ID, Location, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, "
@@ -36,12 +36,12 @@ class Guard:
 
     Args:
         app: the application.
-        token: bearer token required outside OPEN_PATHS, except for OPTIONS, with which browsers send no token.
+        access: whose token is required outside OPEN_PATHS, except for OPTIONS, with which browsers send no token.
         origins: origins whose pages may call the endpoint from a browser.
     """
 
-    def __init__(self, app: ASGIApp, token: str, origins: Sequence[str] = ()) -> None:
-        self._app, self._token, self._origins = app, token, origins
+    def __init__(self, app: ASGIApp, access: Access, origins: Sequence[str] = ()) -> None:
+        self._app, self._access, self._origins = app, access, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Process one request."""
@@ -58,7 +58,7 @@ class Guard:
         inner = _normalised(scope, request_id)
         response = _Response(scope["method"], headers, self._origins, request_id, send)
         try:
-            self._check(inner, headers)
+            inner["state"]["client"] = self._admit(inner, headers)
             await self._app(inner, receive, response.send)
         except ClientDisconnect:
             pass
@@ -77,18 +77,17 @@ class Guard:
                 ms=round(1000 * (time.monotonic() - began)),
             )
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
-        check_serve_headers(headers.raw)
+    def _admit(self, scope: Scope, headers: Headers) -> Client | None:
+        """The client of a request, if it may send it; None where no token is required."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if EDGE not in scope.get("extensions", {}) and path != LIVENESS_PATH:
-            name, value = PROXY_CALLBACK
-            raise ResourceError(
-                "Ray Serve's HTTP proxy runs without gtvray's middleware",
-                expected=f"{name}={value} in the environment of Ray",
-                do="set it on every node before Ray starts, and restart Ray",
-            )
-        if path not in OPEN_PATHS and scope["method"] != "OPTIONS":
-            check_token(headers.get("authorization"), self._token)
+        if path in OPEN_PATHS or scope["method"] == "OPTIONS":
+            return None
+        client = self._access.identify(headers.get("authorization"))
+        self._access.count(client)
+        for above, role in _ROLES.items():
+            if path == above or path.startswith(f"{above}/"):
+                client.require(role)
+        return client
 
 
 class _Response:
@@ -120,17 +119,6 @@ class _Response:
         add_cors_headers(headers, self._request, self._origins)
         self.status = status
         return {**message, "status": status, "headers": headers.raw}
-
-
-def check_token(authorization: str | None, token: str) -> None:
-    """Compare an Authorization header with the token in constant time.
-
-    Raises:
-        AuthError: the token is missing or wrong.
-    """
-    scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise AuthError("a valid bearer token is required", do="send the header Authorization: Bearer <token>")
 
 
 def add_cors_headers(response: MutableHeaders, request: Headers, origins: Sequence[str]) -> None:

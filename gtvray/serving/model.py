@@ -7,73 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gtvray.errors import BundleError, GtvrayError, NotReadyError, NotReproducedError
+import ray
+
+from gtvray.errors import BundleError, NotReadyError
 from gtvray.inference import StageClock
-from gtvray.io import decode_volume, encode_nifti
+from gtvray.io import encode_nifti, read_open_volume
+from gtvray.serving.admission import admit
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.budget import MemoryBudget
+from gtvray.serving.golden import check_golden
+from gtvray.serving.quarantine import Journal
 from gtvray.serving.request_log import log_event
-from gtvray.serving.scheduler import PatchScheduler
+from gtvray.serving.scheduler import Network, PatchJob, PatchScheduler
+from gtvray.serving.spool import Spool
+from gtvray.serving.work import Answer, Prediction, Work, fetched
 
 if TYPE_CHECKING:
-    from gtvray.inference import Coverage, Predictor, SegmentationRequest
+    from numpy import float32
+    from numpy.typing import NDArray
 
+    from gtvray.inference import Patch, Predictor, SegmentationRequest, Suspicion
+    from gtvray.preprocessing import Prepared
 
 _REPORT_EVERY_S = 1.0
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A replica's result: the mask as .nii.gz, and its metadata.
-
-    `seconds` is the time of each stage: waiting for memory, preparing, running the patches, and writing the mask.
-    """
-
-    mask_gz: bytes
-    volume_ml: float
-    coverage: Coverage
-    digest: str
-    version: str
-    out_of_domain: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GoldenCheck:
-    """Result of the golden cases on a replica.
-
-    Attributes:
-        outcome: none, the model has no golden cases; identical, every mask is equal voxel for voxel; reproduced, every
-            mask is within the tolerance for another stack; or failed.
-        reason: why it failed, without a path, as /readyz needs no token.
-    """
-
-    outcome: Literal["none", "identical", "reproduced", "failed"]
-    reason: str | None = None
-
-    def require(self) -> None:
-        """Raise if the check failed.
-
-        Raises:
-            NotReproducedError: this replica predicts other masks than those of the promotion.
-        """
-        if self.outcome == "failed":
-            raise NotReproducedError(
-                "the model's golden cases are not reproduced here",
-                expected="the promotion's masks",
-                found=self.reason,
-                do="serve it with the versions listed in golden.json, with which it was promoted, or promote it again",
-            )
+_Result = TypeVar("_Result")
+# Of threads that prepare large scans, so that small ones are prepared beside them without delay.
+_LARGE_NICENESS = 10
 
 
 class Model:
-    """Decodes and prepares scans in several threads and infers in one; patches never leave the process.
+    """Decodes and prepares scans in threads and infers in one; patches never leave the process.
 
     Args:
         args: the application's arguments.
@@ -87,59 +60,53 @@ class Model:
         self._predictor = _warm_predictor(args)
         # A failed check does not raise: Serve would restart the replica forever, and the reason would be lost.
         self._golden = check_golden(args.golden, self._predictor)
-        self._scheduler = PatchScheduler(self._predictor.forward, self._predictor.batch_size)
-        # Bounds the decoded scans in memory; further requests wait as encoded bytes.
-        self._memory_slots = asyncio.Semaphore(args.serving.scans_in_memory)
-        self._threads = ThreadPoolExecutor(args.serving.scans_in_memory, thread_name_prefix="scan")
+        self._network = Network(self._predictor.forward, self._predictor.batch_size)
+        locator = self._predictor.locator
+        self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
+        self._scheduler = PatchScheduler()
+        # Bounds the decoded scans in memory; further requests wait as files.
+        self._budget = MemoryBudget(int(args.serving.scan_memory_gb * 1e9))
+        self._small = ThreadPoolExecutor(1, thread_name_prefix="small-scan")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-scan", initializer=_be_nice)
+        self._copies: Spool | None = None
 
     async def predict(
-        self, content: bytes, request_id: str, started: Callable[[SegmentationRequest], None] | None = None
-    ) -> Prediction:
+        self, work: Work, request_id: str, started: Callable[[SegmentationRequest], None] | None = None
+    ) -> Answer:
         """Predict the mask of a NIfTI or NRRD file.
 
         Args:
-            content: the file.
+            work: the scan's file, and where its mask goes.
             request_id: id for the log.
             started: called with the request once it is prepared.
 
         Raises:
-            InputError: the file is not a valid CT volume.
+            InputError: the file is not a valid CT volume, or exceeds a limit.
             NotReproducedError: this replica failed the golden cases.
         """
         self._golden.require()
-        loop, clock = asyncio.get_running_loop(), StageClock()
         began = time.monotonic()
         try:
-            with clock.stage("wait"):
-                await self._memory_slots.acquire()
-            try:
-                with clock.stage("prepare"):
-                    job = await loop.run_in_executor(self._threads, self._begin, content)
-                if started is not None:
-                    started(job)
-                with clock.stage("patches"):
-                    await self._scheduler.run(job)
-                with clock.stage("mask"):
-                    prediction = await loop.run_in_executor(self._threads, self._finish, job)
-            finally:
-                self._memory_slots.release()
+            async with self._local(work) as here:
+                answer = await self._segment(here, request_id, started)
         except asyncio.CancelledError:
             log_event("cancelled", request_id, logging.WARNING)
             raise
-        log_event("predicted", request_id, patches=job.patches, ms=round(1000 * (time.monotonic() - began)))
-        return replace(prediction, seconds=clock.seconds)
+        patches = answer.prediction.coverage.patches
+        log_event("predicted", request_id, patches=patches, ms=round(1000 * (time.monotonic() - began)))
+        return answer
 
-    async def predict_reporting(self, content: bytes, request_id: str) -> AsyncIterator[tuple[int, int] | Prediction]:
+    async def predict_reporting(self, work: Work, request_id: str) -> AsyncIterator[tuple[int, int] | Answer]:
         """Predict as `predict`, and report progress from the same replica without a call per patch.
 
         Yields:
-            the patches processed and the patches known so far, about once a second; last, the prediction.
+            the patches processed and the patches known so far, about once a second; last, the answer.
 
         Raises:
             as `predict`.
         """
         begun: list[SegmentationRequest] = []
-        task = asyncio.create_task(self.predict(content, request_id, begun.append))
+        task = asyncio.create_task(self.predict(work, request_id, begun.append))
         try:
             while not (await asyncio.wait({task}, timeout=_REPORT_EVERY_S))[0]:
                 for job in begun:
@@ -169,49 +136,127 @@ class Model:
         """Raise if inference is stalled; Serve calls this periodically and replaces a replica that raises."""
         self._scheduler.check_progress(self._args.serving.timeout_s)
 
-    def _begin(self, content: bytes) -> SegmentationRequest:
-        scan = decode_volume(content, "upload", self._args.serving.max_volume_mb << 20)
-        return self._predictor.begin(scan, "upload", mask_only=True)
+    async def _segment(
+        self, work: Work, request_id: str, started: Callable[[SegmentationRequest], None] | None
+    ) -> Answer:
+        serving, body, clock = self._args.serving, work.body, StageClock()
+        with Journal(work.journal) as journal:
+            most = serving.max_volume_mb << 20, self._budget.largest_bytes
+            cost = await _in_thread(self._small, journal.at("header", admit), body, self._predictor.bundle, *most)
+            log_event(
+                "admitted", request_id, voxels=cost.prepared_voxels, patches=cost.patches, mb=cost.peak_bytes >> 20
+            )
+            small = self._budget.is_small(cost.peak_bytes)
+            in_thread = partial(_in_thread, self._small if small else self._large)
+            async with AsyncExitStack() as stack:
+                with clock.stage("wait"):
+                    await stack.enter_async_context(self._budget.hold(cost.peak_bytes))
+                with clock.stage("prepare"):
+                    prepared, reasons = await in_thread(journal.at("scan", self._prepare), work)
+                with clock.stage("locate"):
+                    suspicion = await self._suspect(prepared, journal, in_thread)
+                job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
+                if started is not None:
+                    started(job)
+                with clock.stage("patches"):
+                    await self._scheduler.run(_Recorded(job, journal, "patch"), self._network)
+                with clock.stage("mask"):
+                    answer = await in_thread(journal.at("mask", self._finish), job, work)
+        return replace(answer, prediction=replace(answer.prediction, seconds=clock.seconds))
 
-    def _finish(self, job: SegmentationRequest) -> Prediction:
+    async def _suspect(self, prepared: Prepared, journal: Journal, in_thread: Callable[..., Any]) -> Suspicion | None:
+        """Run the locator; None if the bundle has none."""
+        locator = self._predictor.locator
+        if locator is None or self._locating is None:
+            return None
+        locating = await in_thread(journal.at("locator", locator.begin), prepared)
+        await self._scheduler.run(_Recorded(locating, journal, "patch of the locator"), self._locating)
+        found: Suspicion = await in_thread(journal.at("suspicion", locator.suspicion), locating)
+        return found
+
+    @asynccontextmanager
+    async def _local(self, work: Work) -> AsyncIterator[Work]:
+        """The work with its files on this node."""
+        if work.node == ray.get_runtime_context().get_node_id() or not work.stream:
+            yield work
+            return
+        if self._copies is None:
+            limit = self._args.serving.spool_limit_bytes
+            self._copies = await asyncio.to_thread(Spool, self._args.spool_dir, limit, limit)
+        copy = fetched(work, self._copies)
+        here = await asyncio.to_thread(copy.__enter__)
+        try:
+            yield here
+        except BaseException as error:
+            await asyncio.to_thread(copy.__exit__, type(error), error, error.__traceback__)
+            raise
+        await asyncio.to_thread(copy.__exit__, None, None, None)
+
+    def _prepare(self, work: Work) -> tuple[Prepared, tuple[str, ...]]:
+        with work.body.open() as file:
+            scan = read_open_volume(file, "upload", self._args.serving.max_volume_mb << 20)
+        return self._predictor.prepare_checked(scan, "upload")
+
+    def _request(
+        self, prepared: Prepared, reasons: tuple[str, ...], suspicion: Suspicion | None
+    ) -> SegmentationRequest:
+        return self._predictor.request(prepared, mask_only=True, out_of_domain=reasons, suspicion=suspicion)
+
+    def _finish(self, job: SegmentationRequest, work: Work) -> Answer:
         mask = job.mask()
-        return Prediction(
-            mask_gz=encode_nifti(mask, compress=True),
+        mask_gz = encode_nifti(mask, compress=True)
+        work.write_result(mask_gz)
+        prediction = Prediction(
+            mask_gz=b"",
             volume_ml=float(mask.array.sum(dtype=int)) * mask.voxel_volume_ml,
             coverage=job.coverage(),
             digest=self._predictor.bundle.digest,
             version=self._args.version,
             out_of_domain=job.out_of_domain,
         )
+        return Answer(prediction, len(mask_gz))
 
 
-def check_golden(folder: Path | None, predictor: Predictor) -> GoldenCheck:
-    """Run the golden cases once and log the outcome.
+class _Recorded:
+    """A job that records in a journal which patch is being run.
 
     Args:
-        folder: folder of the golden cases; None if the model has none.
-        predictor: warm predictor of the model, with the threads that it serves with.
+        job: the scan.
+        journal: of the scan.
+        name: of a patch, for the journal.
     """
-    check = GoldenCheck("none") if folder is None else _run_golden(folder, predictor)
-    log_event("golden", "start", logging.ERROR if check.outcome == "failed" else logging.INFO, result=check.outcome)
-    return check
+
+    def __init__(self, job: PatchJob, journal: Journal, name: str) -> None:
+        self._job, self._journal, self._name = job, journal, name
+
+    @property
+    def remaining(self) -> int:
+        return self._job.remaining
+
+    def take(self) -> Patch:
+        patch = self._job.take()
+        self._journal.write(f"{self._name} {patch.number}")
+        return patch
+
+    def put(self, number: int, logits: NDArray[float32]) -> None:
+        self._job.put(number, logits)
+        self._journal.wait()
 
 
-def _run_golden(folder: Path, predictor: Predictor) -> GoldenCheck:
-    from gtvray.evaluation import REPRODUCED_DICE, reproduce
-
+async def _in_thread(pool: ThreadPoolExecutor, function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Call a function in a pool; a cancelled caller waits for its end, as its memory is in use until then."""
+    future = pool.submit(function, *arguments)
     try:
-        results = reproduce(folder, predictor)
-    except GtvrayError as error:
-        log_event("golden_error", "start", logging.ERROR, kind=type(error).__name__)
-        return GoldenCheck("failed", error.what)
-    failed = [result for result in results if not result.ok]
-    for result in failed:
-        log_event("golden_case", "start", logging.ERROR, case=result.case, dice=f"{result.dice:.5f}")
-    if failed:
-        cases = ", ".join(f"golden case {result.case}: Dice {result.dice:.5f}" for result in failed)
-        return GoldenCheck("failed", f"{cases}; each must reach {REPRODUCED_DICE:g}")
-    return GoldenCheck("identical" if all(result.identical for result in results) else "reproduced")
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        if not future.cancel() and not future.done():
+            await asyncio.wait({asyncio.wrap_future(future)})
+        raise
+
+
+def _be_nice() -> None:
+    # On Linux, niceness is that of a thread, and inherited by the threads that it starts.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LARGE_NICENESS)
 
 
 def _warm_predictor(args: AppArguments) -> Predictor:

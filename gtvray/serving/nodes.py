@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
+
+import ray
 
 from gtvray.errors import ConfigError
 from gtvray.runtime import ask_every_node
@@ -43,6 +46,16 @@ def missing_on_node(token_digest: str, token_file: Path | None, folders: list[Pa
     except ConfigError as error:
         lacking.append(error.what)
     return ", ".join(lacking) or None
+
+
+def count_nodes() -> int:
+    """Number of living nodes of the cluster; 1 without one."""
+    return max(1, sum(row["Alive"] for row in ray.nodes())) if ray.is_initialized() else 1
+
+
+def one_per_node(_: Any) -> tuple[int, dict[str, Any]]:
+    """An autoscaling policy of Serve: one replica on each node, also on those that join later."""
+    return count_nodes(), {}
 
 
 def _digest(token: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from gtvray.errors import BusyError, FailureError, GtvrayError, InputError, NotFoundError, NotReadyError
+from gtvray.errors import BusyError, FailureError, GtvrayError, InputError, NotFoundError, NotReadyError, SlowBodyError
 from gtvray.serving.request_log import LOGGER, log_event
 
 MEDIA_TYPE = "application/problem+json"
@@ -55,6 +55,9 @@ def problem_headers(error: GtvrayError) -> dict[str, str]:
     """Response headers that an error requires: how to authenticate, or when to retry."""
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": 'Bearer realm="gtvray"'}
+    if isinstance(error, SlowBodyError):
+        # Otherwise the rest of the body would be read at its rate, to be discarded.
+        return {"Connection": "close"}
     if isinstance(error, BusyError | NotReadyError):
         return {"Retry-After": str(_RETRY_AFTER_S)}
     return {}

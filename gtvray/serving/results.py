@@ -18,7 +18,7 @@ from gtvray import NOTICE
 from gtvray.errors import NotAcceptableError
 
 if TYPE_CHECKING:
-    from gtvray.serving.model import Prediction
+    from gtvray.serving.work import Prediction
 
 JSON = "application/json"
 GZIP: Literal["application/gzip"] = "application/gzip"

@@ -1,8 +1,14 @@
-"""The patch scheduler: fills the network's batches with patches of all scans in progress, in turn. Torch-free."""
+"""The patch scheduler: fills the networks' batches with patches of all scans in progress, fairly. Torch-free.
+
+Deficit round robin (Shreedhar and Varghese 1996, doi:10.1109/90.502236) by the seconds that patches take, with the list
+of new flows of FQ-CoDel (RFC 8290, section 4.2): a job that has just arrived gets one batch before those that have had
+one. Ageing: a job that has had no patch for long comes first, so that arrivals cannot hold it up.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +23,11 @@ from gtvray.errors import FailureError
 from gtvray.inference import Patch
 
 Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
+
+# Without a patch for this long, a job comes before all others.
+AGEING_S = 30.0
+# Weight of the last batch in the mean time of a patch.
+_NEWEST_SHARE = 0.2
 
 
 class PatchJob(Protocol):
@@ -33,31 +44,69 @@ class PatchJob(Protocol):
         """Store the logits of a patch."""
 
 
-class _Entry:
-    """A job, and the future that its caller awaits."""
-
-    def __init__(self, job: PatchJob) -> None:
-        self.job = job
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class PatchScheduler:
-    """Round robin over jobs: one patch of each in turn, until the batch is full.
-
-    A small scan overtakes a large one that arrived before it, and a row of a batch stays empty only if no job has a
-    patch left. Jobs are accessed by the inference thread only; the event loop plans batches and is never blocked.
+class Network:
+    """A network that runs patches in batches.
 
     Args:
         forward: logits (b, i, j, k) of up to `batch_size` patches (c, i, j, k).
         batch_size: patches per forward pass.
+
+    Attributes:
+        forward, batch_size: as given.
+        batch_s: seconds of a batch, a mean of recent ones; they do not depend on how many of its rows are filled.
     """
 
     def __init__(self, forward: Forward, batch_size: int) -> None:
-        self._forward, self._batch_size = forward, batch_size
-        self._ring: deque[_Entry] = deque()
+        self.forward, self.batch_size = forward, batch_size
+        self.batch_s = 1.0
+        self._measured = False
+
+    @property
+    def patch_s(self) -> float:
+        """Seconds that a patch takes of a full batch."""
+        return self.batch_s / self.batch_size
+
+    def record(self, batch_s: float) -> None:
+        """Record the seconds of a batch."""
+        share = _NEWEST_SHARE if self._measured else 1.0
+        self.batch_s += share * (max(batch_s, 1e-6) - self.batch_s)
+        self._measured = True
+
+
+class _Entry:
+    """A job, what it may still take in this round, and the future that its caller awaits."""
+
+    def __init__(self, job: PatchJob, network: Network) -> None:
+        self.job, self.network = job, network
+        # A batch at once, counted when the first one is planned.
+        self.deficit_s = math.inf
+        self.served_at = time.monotonic()
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class PatchScheduler:
+    """Share batches among jobs by the seconds that their patches take.
+
+    A small scan overtakes a large one that arrived before it, and a row of a batch stays empty only if no job has a
+    patch left for that network. Jobs are accessed by the inference thread only; the event loop plans batches and is
+    never blocked.
+
+    Args:
+        ageing_s: a job that has had no patch for longer comes before all others.
+    """
+
+    def __init__(self, ageing_s: float = AGEING_S) -> None:
+        self._ageing_s = ageing_s
+        self._new: deque[_Entry] = deque()
+        self._old: deque[_Entry] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._loop_task: asyncio.Task[None] | None = None
         self._batch_began: float | None = None
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds that the patches take which are known and not yet taken."""
+        return sum(entry.job.remaining * entry.network.patch_s for entry in self._entries)
 
     def check_progress(self, longest_s: float) -> None:
         """Check that batches are still processed.
@@ -66,32 +115,42 @@ class PatchScheduler:
             FailureError: a batch has been running for more than `longest_s`, or jobs wait and no batch is running.
         """
         stuck = self._batch_began is not None and time.monotonic() - self._batch_began > longest_s
-        if stuck or (self._ring and (self._loop_task is None or self._loop_task.done())):
+        if stuck or (self._entries and (self._loop_task is None or self._loop_task.done())):
             raise FailureError("inference is stalled", expected=f"a batch within {longest_s:g} s")
 
-    async def run(self, job: PatchJob) -> None:
+    async def run(self, job: PatchJob, network: Network) -> None:
         """Process every patch of a job; a cancelled job is in no later batch.
 
         Raises:
-            Exception: what `forward` or the job itself raised on this job's patches.
+            Exception: what the network or the job itself raised on this job's patches.
         """
         if not job.remaining:
             return
-        entry = _Entry(job)
-        self._ring.append(entry)
+        entry = _Entry(job, network)
+        self._new.append(entry)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._run_batches())
         try:
             await entry.finished
         finally:
-            if entry in self._ring:
-                self._ring.remove(entry)
+            self._remove(entry)
+
+    @property
+    def _entries(self) -> list[_Entry]:
+        return [*self._new, *self._old]
+
+    def _remove(self, entry: _Entry) -> None:
+        for queue in (self._new, self._old):
+            if entry in queue:
+                queue.remove(entry)
 
     async def _run_batches(self) -> None:
         loop = asyncio.get_running_loop()
         while rows := self._plan_batch():
             self._batch_began = time.monotonic()
             errors = await loop.run_in_executor(self._thread, self._run_batch, rows)
+            if not errors:
+                rows[0].network.record(time.monotonic() - self._batch_began)
             self._batch_began = None
             for entry in set(rows):
                 self._finish_if_done(entry, errors.get(entry))
@@ -100,23 +159,51 @@ class PatchScheduler:
         if (error is None and entry.job.remaining) or entry.finished.done():
             return
         # Removed here and not by the caller, as the next batch is planned before the caller wakes up.
-        self._ring.remove(entry)
+        self._remove(entry)
         if error is None:
             entry.finished.set_result(None)
         else:
             entry.finished.set_exception(error)
 
     def _plan_batch(self) -> list[_Entry]:
-        """The entry whose patch fills each row of the next batch."""
-        left = {entry: entry.job.remaining for entry in self._ring}
+        """The entry whose patch fills each row of the next batch, all of one network."""
+        left = {entry: entry.job.remaining for entry in self._entries if entry.job.remaining}
         rows: list[_Entry] = []
-        while len(rows) < self._batch_size and any(left.values()):
-            entry = self._ring[0]
-            self._ring.rotate(-1)
-            if left[entry]:
-                left[entry] -= 1
-                rows.append(entry)
+        quantum_s = max((entry.network.batch_s for entry in left), default=0.0)
+        for entry in left:
+            # The time of a batch is not constant; nobody gains or owes more than one.
+            most_s = entry.network.batch_s if entry.deficit_s == math.inf else quantum_s
+            entry.deficit_s = min(most_s, max(-quantum_s, entry.deficit_s))
+        while left and (not rows or len(rows) < rows[0].network.batch_size):
+            entry = self._next(left, quantum_s)
+            if not rows:
+                left = {each: count for each, count in left.items() if each.network is entry.network}
+            rows.append(entry)
+            entry.deficit_s -= entry.network.patch_s
+            entry.served_at = time.monotonic()
+            left[entry] -= 1
+            if not left[entry]:
+                del left[entry]
         return rows
+
+    def _next(self, left: dict[_Entry, int], quantum_s: float) -> _Entry:
+        """The entry whose turn it is, of those with patches left."""
+        longest = min(left, key=lambda entry: entry.served_at)
+        if time.monotonic() - longest.served_at > self._ageing_s:
+            return longest
+        while waiting := [entry for entry in self._new if entry in left]:
+            entry = waiting[0]
+            if entry.deficit_s > 0:
+                return entry
+            self._new.remove(entry)
+            self._old.append(entry)
+        while True:
+            entry = next(entry for entry in self._old if entry in left)
+            if entry.deficit_s > 0:
+                return entry
+            entry.deficit_s += quantum_s
+            self._old.remove(entry)
+            self._old.append(entry)
 
     def _run_batch(self, rows: list[_Entry]) -> dict[_Entry, Exception]:
         """Run one batch in the inference thread.
@@ -132,23 +219,24 @@ class PatchScheduler:
                 taken[entry] = [entry.job.take() for _ in range(count)]
         logits: dict[_Entry, NDArray[np.float32]] = {}
         try:
-            logits = self._forward_together(taken)
+            logits = _forward_together(rows[0].network, taken)
         except Exception:  # noqa: BLE001  # the separate runs find the job that caused it
             for entry, patches in taken.items():
                 with _errors_of(entry, errors):
-                    logits |= self._forward_together({entry: patches})
+                    logits |= _forward_together(entry.network, {entry: patches})
         for entry, of_entry in logits.items():
             with _errors_of(entry, errors):
                 for patch, of_patch in zip(taken[entry], of_entry, strict=True):
                     entry.job.put(patch.number, of_patch)
         return errors
 
-    def _forward_together(self, taken: dict[_Entry, list[Patch]]) -> dict[_Entry, NDArray[np.float32]]:
-        channels = [patch.channels for patches in taken.values() for patch in patches]
-        if not channels:
-            return {}
-        ends = np.cumsum([len(patches) for patches in taken.values()])
-        return dict(zip(taken, np.split(self._forward(channels), ends[:-1]), strict=True))
+
+def _forward_together(network: Network, taken: dict[_Entry, list[Patch]]) -> dict[_Entry, NDArray[np.float32]]:
+    channels = [patch.channels for patches in taken.values() for patch in patches]
+    if not channels:
+        return {}
+    ends = np.cumsum([len(patches) for patches in taken.values()])
+    return dict(zip(taken, np.split(network.forward(channels), ends[:-1]), strict=True))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -25,7 +24,6 @@ from gtvray.errors import FailureError, NotReadyError, NotReproducedError, Resou
 from gtvray.runtime import require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
-from gtvray.serving.client_transport import open_client
 from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.problems import MEDIA_TYPE, error_of
@@ -72,19 +70,16 @@ class Server:
             FailureError: the model could not be started.
             NotReadyError: the model is not ready after `timeout_s`.
         """
-        deadline = time.monotonic() + timeout_s
-        while not self._ready():
-            status = serve.status().applications[self.name]
-            message = status_text(status)
-            if self._manager is not None:
-                self._manager.require_hopeful()
-            if status.status == ApplicationStatus.DEPLOY_FAILED:
-                raise FailureError("the model could not be started", where=self.url, found=message)
-            if time.monotonic() > deadline:
-                raise NotReadyError(
-                    "the model is not ready", where=self.url, expected=f"within {timeout_s:g} s", found=message
-                )
-            time.sleep(0.2)
+        self._wait(self._ready, "the model", timeout_s)
+
+    def wait_listening(self, timeout_s: float = 60.0) -> None:
+        """Wait until the endpoint answers, with or without a model.
+
+        Raises:
+            FailureError: the gateway or the model could not be started.
+            NotReadyError: it does not answer after `timeout_s`.
+        """
+        self._wait(lambda: self._get("/healthz") is not None, "the endpoint", timeout_s)
 
     def stop(self) -> None:
         """Stop the endpoint after the requests in progress have finished."""
@@ -99,11 +94,33 @@ class Server:
         serve.shutdown()
         shutil.rmtree(self._private, ignore_errors=True)
 
-    def _ready(self) -> bool:
+    def _wait(self, reached: Callable[[], bool], what: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            status = serve.status().applications[self.name]
+            message = status_text(status)
+            if self._manager is not None:
+                self._manager.require_hopeful()
+            if status.status == ApplicationStatus.DEPLOY_FAILED:
+                raise FailureError(f"{what} could not be started", where=self.url, found=message)
+            if time.monotonic() > deadline:
+                raise NotReadyError(
+                    f"{what} is not ready", where=self.url, expected=f"within {timeout_s:g} s", found=message
+                )
+            time.sleep(0.2)
+
+    def _get(self, path: str) -> httpx.Response | None:
+        """The answer of a probe; None if nothing listens."""
         try:
-            with open_client(self.url, timeout_s=5) as client:
-                response = client.get(f"{self.url}/readyz")
+            # The certificate names the address that clients use, not that of this machine; no token is sent.
+            with httpx.Client(verify=False, trust_env=False, timeout=5) as client:  # noqa: S501
+                return client.get(f"{self.url}{path}")
         except httpx.TransportError:
+            return None
+
+    def _ready(self) -> bool:
+        response = self._get("/readyz")
+        if response is None:
             return False
         if response.headers.get("content-type") == MEDIA_TYPE:
             error = error_of(response.json(), self.url)
@@ -123,6 +140,8 @@ def start_server(
     token_file: Path | None = None,
     follow: Follow | None = None,
     jobs_dir: Path | None = None,
+    tokens: Path | None = None,
+    audit: Path | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is ready.
 
@@ -137,6 +156,8 @@ def start_server(
             nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
         follow: serve the champion that this finds, and every later one without a restart, instead of a bundle.
         jobs_dir: folder of the job store; None accepts no jobs.
+        tokens: file of the clients' tokens, readable from every node.
+        audit: folder of the audit log.
 
     Raises:
         ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
@@ -163,18 +184,26 @@ def start_server(
             "versions": follow.versions if follow is not None else None,
             "token_file": token_file,
             "jobs_dir": jobs_dir,
+            "tokens": tokens,
+            "audit": audit,
             "serving": settings.model_dump(),
         }
         if follow is not None:
             follow.versions.parent.mkdir(parents=True, exist_ok=True)
             Pointer(follow.versions).write(Versions())
-        _deploy(config, args, settings)
+        _deploy(config, args)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
     name = config["applications"][0]["name"]
-    manager = _manage(parse_arguments(args), name, follow) if follow is not None else None
-    return Server(_url(settings.host, settings.port), name, private, manager)
+    scheme = "https" if settings.tls_certificate is not None else "http"
+    server = Server(_url(settings.host, settings.port, scheme), name, private)
+    try:
+        server.wait_listening()
+    except BaseException:
+        server.stop()
+        raise
+    return replace(server, _manager=_manage(parse_arguments(args), name, follow)) if follow is not None else server
 
 
 def _manage(args: AppArguments, name: str, follow: Follow) -> VersionManager:
@@ -190,13 +219,13 @@ def _manage(args: AppArguments, name: str, follow: Follow) -> VersionManager:
     return manager
 
 
-def _url(host: str, port: int) -> str:
+def _url(host: str, port: int, scheme: str = "http") -> str:
     """The URL at which this machine reaches a server that listens on `host`."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+    return f"{scheme}://[{reached}]:{port}" if ":" in reached else f"{scheme}://{reached}:{port}"
 
 
-def _deploy(config: dict[str, Any], args: dict[str, object], settings: ServingConfig) -> None:
+def _deploy(config: dict[str, Any], args: dict[str, object]) -> None:
     (application,) = config["applications"]
     target = serve.RunTarget(
         build_app(args),
@@ -207,8 +236,6 @@ def _deploy(config: dict[str, Any], args: dict[str, object], settings: ServingCo
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=config["proxy_location"],
-        # Longer than the application's own limit, which responds with a problem document; Serve's is a fallback.
-        http_options=HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=settings.timeout_s + 30),
         logging_config=LoggingConfig(**config["logging_config"]),
     )
     serve.run_many([target], wait_for_applications_running=False)

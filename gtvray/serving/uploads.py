@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import IO
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from gtvray.errors import ContentTypeError, InputError, TooLargeError, VolumeError
+from gtvray.errors import ContentTypeError, InputError, SlowBodyError, TooLargeError, VolumeError
 from gtvray.io import HEAD_BYTES, Content, ContentKind, identify
+
+if TYPE_CHECKING:
+    from gtvray.serving.spool import Body, SpoolFile
 
 _FORMATS = "NIfTI (.nii, .nii.gz) or NRRD (.nrrd) file"
 EXPECTED = f"one {_FORMATS} as the raw request body"
@@ -26,35 +32,90 @@ _SUPPORTED_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 _VOLUME_STARTS = (b"\x1f\x8b", b"\x5c\x01", b"\x01\x5c", b"NRRD")
 _REMOVED_BY_CURL = re.compile(rb"[\0\r\n]")
 
+# Seconds without a byte that a client may take.
+PATIENCE_S = 10.0
 
-async def spool_upload(request: Request, file: IO[bytes], limit_bytes: int) -> None:
-    """Write a request's body to a file of the upload spool as it arrives, checking its first bytes and its size.
+
+class UploadLimits(NamedTuple):
+    """What a body may be.
+
+    Attributes:
+        most_bytes: size.
+        least_bytes_s: rate below which a body is given up, as a mean over PATIENCE_S.
+    """
+
+    most_bytes: int
+    least_bytes_s: int
+
+
+def check_declared(headers: Headers, limits: UploadLimits) -> int:
+    """Reject a body by the headers of its request, before any of it is read.
+
+    Returns:
+        the declared size; 0 if there is none.
 
     Raises:
-        TooLargeError: the body exceeds the limit; if its Content-Length says so, nothing is read.
-        ContentTypeError: the headers or the first bytes are those of another known format.
+        TooLargeError: the declared size exceeds the limit.
+        ContentTypeError: a multipart form, or an unsupported Content-Encoding.
+    """
+    declared = headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > limits.most_bytes:
+        raise _too_large(limits)
+    check_headers(headers)
+    return int(declared)
+
+
+async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) -> Body:
+    """Write a request's body to a file of the upload spool as it arrives, checking first bytes, size and rate.
+
+    Raises:
+        TooLargeError: the body exceeds the limit.
+        SlowBodyError: the body arrives too slowly.
+        ContentTypeError: the first bytes are those of another known format.
         VolumeError: the first bytes are of no known format, or were altered in transfer.
         InputError: the body is empty.
+        ResourceError: the spool is full.
     """
-    too_large = TooLargeError("the upload is too large", expected=f"at most {limit_bytes} bytes", do="crop the scan")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > limit_bytes:
-        raise too_large
-    check_headers(request.headers)
     size, head = 0, b""
-    async for chunk in request.stream():
+    async for chunk in _chunks(request, limits):
         size += len(chunk)
-        if size > limit_bytes:
-            raise too_large
+        if size > limits.most_bytes:
+            raise _too_large(limits)
         if len(head) < HEAD_BYTES:
             head += chunk[: HEAD_BYTES - len(head)]
             if len(head) == HEAD_BYTES:
                 check_body(head)
-        file.write(chunk)
+        await file.write(chunk)
     if not size:
         raise InputError("the request has no body", expected=EXPECTED, do=CURL)
     if len(head) < HEAD_BYTES:
         check_body(head)
+    return await file.finish()
+
+
+async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
+    """The chunks of a body. Only the time spent waiting for the client counts against its rate."""
+    credit_s, stream = PATIENCE_S, request.stream()
+    while True:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(credit_s):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise SlowBodyError(
+                "the body arrives too slowly",
+                expected=f"at least {limits.least_bytes_s} bytes per second",
+                do="send the scan over a faster connection, or compress it",
+            ) from None
+        if chunk is None:
+            return
+        earned_s = len(chunk) / limits.least_bytes_s
+        credit_s = min(PATIENCE_S, credit_s - (time.monotonic() - began) + earned_s)
+        yield chunk
+
+
+def _too_large(limits: UploadLimits) -> TooLargeError:
+    return TooLargeError("the upload is too large", expected=f"at most {limits.most_bytes} bytes", do="crop the scan")
 
 
 def check_headers(headers: Headers) -> None:

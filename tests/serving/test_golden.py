@@ -17,7 +17,7 @@ from gtvray.io import read_json, read_volume, sha256_of, write_json, write_volum
 from gtvray.models import Bundle
 from gtvray.serving import Server, build_app
 from gtvray.serving.arguments import TOKEN_VARIABLE
-from gtvray.serving.model import check_golden
+from gtvray.serving.golden import check_golden
 
 from ..golden_cases import made_golden, spoil
 from .conftest import TOKEN, log_lines, make_scan, predict_remote

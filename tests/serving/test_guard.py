@@ -1,4 +1,4 @@
-"""The API in this process, behind the middleware of Serve's proxies: methods, paths, CORS, uploads, errors."""
+"""The API in this process: methods, paths, request ids, CORS, uploads, errors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ from starlette.types import ASGIApp, Message
 
 from gtvray.config import ServingConfig
 from gtvray.io import encode_nifti, encode_nrrd
-from gtvray.serving.api import Api
-from gtvray.serving.arguments import AppArguments
-from gtvray.serving.edge import Edge
 from gtvray.serving.uploads import CURL
 
 from .conftest import TOKEN, make_scan
-from .test_edge import problem_of
+from .local_api import make_api, problem_of
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PAGE = "https://viewer.example.org"
@@ -36,15 +33,13 @@ Send = Callable[..., httpx.Response]
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> ASGIApp:
     """The application with a placeholder for the model handle, which no test here calls."""
-    token_file = tmp_path_factory.mktemp("guard") / "token"
-    token_file.write_text(TOKEN)
-    args = AppArguments(token_file=token_file, serving=ServingConfig(cors_origins=(PAGE,), max_upload_mb=1))
-    return asyncio.run(Api(args, object()).__serve_build_asgi_app__())
+    serving = ServingConfig(cors_origins=(PAGE,), max_upload_mb=1)
+    return make_api(tmp_path_factory.mktemp("guard"), serving)
 
 
 @pytest.fixture
 def send(api: ASGIApp) -> Send:
-    return _sender(Edge(api))
+    return _sender(api)
 
 
 def _sender(app: ASGIApp) -> Send:
@@ -135,9 +130,8 @@ def test_unlisted_origin_may_not_call(origin: str, send: Send) -> None:
 
 
 def test_no_origin_may_call_by_default(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text(TOKEN)
-    app = asyncio.run(Api(AppArguments(token_file=tmp_path / "token"), None).__serve_build_asgi_app__())
-    response = _sender(Edge(app))("OPTIONS", "/v1/predict", _preflight(PAGE))
+    app = make_api(tmp_path, ServingConfig())
+    response = _sender(app)("OPTIONS", "/v1/predict", _preflight(PAGE))
     assert response.status_code == 204
     assert not any(name.startswith("access-control") for name in response.headers)
 
@@ -151,14 +145,39 @@ def test_invalid_origin_is_rejected_in_the_settings(origin: str) -> None:
     assert ServingConfig(cors_origins=("http://localhost:3000", "https://[::1]:8443")).cors_origins
 
 
-def test_only_liveness_responds_without_the_middleware_in_serves_proxies(api: ASGIApp) -> None:
-    send = _sender(api)
-    assert send("GET", "/healthz", {}).status_code == 200
-    for method, path in (("GET", "/readyz"), ("POST", "/v1/predict"), ("GET", "/v1/model")):
-        problem = problem_of(send(method, path), 503, "urn:gtvray:ResourceError")
-        assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in problem["expected"]
-    refused = send("GET", "/healthz", {"X-Request-Disconnect-Disabled": "?1"})
-    assert problem_of(refused, 400, "urn:gtvray:RequestError")["found"] == "x-request-disconnect-disabled"
+REQUEST_UUID = "539b6490-bbed-4bdc-966b-87e988722520"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [b"Doe, John"],
+        [b"12345678"],
+        [b"visit-1"],
+        [b"MRN-0123456789abcdef0123456789abcdef"],
+        [b"01234567890123456789012345678901"],
+        [b"12345678-1234-1234-1234-123456789012"],
+        [b"Doe\xe9"],
+        [b""],
+        [REQUEST_UUID.replace("-", "").encode(), b"Doe, John"],
+    ],
+)
+def test_invalid_request_id_is_replaced(given: list[bytes], send: Send) -> None:
+    response = send("GET", "/healthz", [(b"X-Request-ID", value) for value in given])
+    (assigned,) = response.headers.get_list("X-Request-ID")
+    assert re.fullmatch(r"[0-9a-f]{32}", assigned)
+    assert assigned.encode() not in given
+
+
+@pytest.mark.parametrize("given", [REQUEST_UUID, REQUEST_UUID.replace("-", ""), REQUEST_UUID.replace("-", "").upper()])
+def test_valid_request_id_is_kept_and_returned_once(given: str, send: Send) -> None:
+    assert send("GET", "/healthz", {"X-Request-ID": given}).headers.get_list("X-Request-ID") == [given]
+
+
+def test_kuberay_finds_what_it_looks_for(send: Send) -> None:
+    """Its probe runs `wget -O- http://localhost:8000/-/healthz | grep success`."""
+    response = send("GET", "/-/healthz", {})
+    assert (response.status_code, response.text) == (200, "success")
 
 
 def test_websocket_is_rejected_with_a_problem(api: ASGIApp) -> None:
@@ -171,7 +190,7 @@ def test_websocket_is_rejected_with_a_problem(api: ASGIApp) -> None:
         return {"type": "websocket.connect"}
 
     scope = {"type": "websocket", "path": "/v1/model", "headers": [(b"x-request-id", b"Doe, John")], "extensions": {}}
-    asyncio.run(Edge(api)(scope, receive, send))
+    asyncio.run(api(scope, receive, send))
     assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
     assert sent[0]["status"] == 404
     assert b"Doe" not in str(sent).encode()
@@ -236,7 +255,7 @@ def test_form_is_rejected_before_its_body_is_read(api: ASGIApp) -> None:
         yield b""
 
     headers = {**BEARER, "Content-Type": "multipart/form-data; boundary=b"}
-    response = _sender(Edge(api))("POST", "/v1/predict", headers, content=body())
+    response = _sender(api)("POST", "/v1/predict", headers, content=body())
     problem = problem_of(response, 415, "urn:gtvray:ContentTypeError")
     assert (problem["found"], problem["do"]) == ("a multipart form (curl -F)", CURL)
 

@@ -10,8 +10,8 @@ from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
 from gtvray.serving.client_volumes import decode_result
-from gtvray.serving.model import Prediction
 from gtvray.serving.results import result_document, result_headers
+from gtvray.serving.work import Prediction
 
 
 @pytest.mark.parametrize("reasons", [(), ("no airway in the body (air_share 0, usual at least 0.007)", "no skull")])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +39,18 @@ def test_the_node_is_named(local_ray: Cluster, tmp_path: Path) -> None:
     assert local_ray.address.rpartition(":")[0] in caught.value.fields["where"]
     assert "gone is not there" in caught.value.fields["found"]
     assert len(str(caught.value).splitlines()) <= 5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_each_node_has_a_gateway_and_scans_reach_a_model_on_another_one(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("two_nodes.py"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, script, str(tmp_path / "found")], env=environment, timeout=380, check=True)
+    found = json.loads((tmp_path / "found").read_text())
+    assert (found["before"], found["gateways"], found["nodes"]) == (1, 2, 2), "a node that joins later gets one"
+    assert found["status"] == [200]
+    assert found["equal"], "masks equal the offline one"
+    assert found["both"], "each gateway answered"
+    assert found["away_s"] < 30

@@ -25,7 +25,7 @@ from gtvray.serving.request_log import LOGGER, log_event
 from gtvray.serving.results import result_document
 
 if TYPE_CHECKING:
-    from gtvray.serving.model import Prediction
+    from gtvray.serving.work import Prediction
 
 _POLL_S = 1.0
 _WAIT_FOR_MODEL_S = 2.0

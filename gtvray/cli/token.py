@@ -1,0 +1,73 @@
+"""`gtvray token`: tokens of the clients of an endpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gtvray.cli.common import WORKSPACE, JsonOption, WorkspaceOption, emit, table
+from gtvray.cli.settings import ListGroup
+
+app = typer.Typer(
+    cls=ListGroup,
+    help="Tokens of the clients of an endpoint: add, list and revoke, also while it runs.",
+)
+NameArgument = Annotated[str, typer.Argument(help="Name of the client, for the audit log.")]
+
+
+class RoleName(StrEnum):
+    """Names of roles."""
+
+    SEGMENT = "segment"
+    JOBS = "jobs"
+    ADMIN = "admin"
+
+
+@app.command("add")
+def add(
+    name: NameArgument,
+    role: Annotated[RoleName, typer.Option("--role", help="What the client may do.")] = RoleName.SEGMENT,
+    workspace: WorkspaceOption = WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a token for a client, and print it once: only its SHA-256 is stored.
+
+    Example: gtvray token add planning-station --role jobs
+    """
+    from gtvray.io import Workspace
+    from gtvray.serving.tokens import Role, TokenFile
+
+    token = TokenFile(Workspace(workspace).tokens).add(name, Role[role.name])
+    emit({"name": name, "role": role.value, "token": token}, as_json, token)
+
+
+@app.command("list")
+def list_(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
+    """List the clients that have a token.
+
+    Example: gtvray token list
+    """
+    from gtvray.io import Workspace
+    from gtvray.serving.tokens import TokenFile
+
+    rows = [
+        {"name": token.name, "role": token.role, "created": token.created}
+        for token in TokenFile(Workspace(workspace).tokens).read()
+    ]
+    columns = {"name": "client", "role": "role", "created": "created"}
+    emit(rows, as_json, table(rows, columns) if rows else "no client has a token")
+
+
+@app.command("revoke")
+def revoke(name: NameArgument, workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
+    """Revoke the token of a client; a running endpoint refuses it within a second.
+
+    Example: gtvray token revoke planning-station
+    """
+    from gtvray.io import Workspace
+    from gtvray.serving.tokens import TokenFile
+
+    TokenFile(Workspace(workspace).tokens).revoke(name)
+    emit({"revoked": name}, as_json, f"revoked the token of {name}")

@@ -1,0 +1,84 @@
+"""The API in this process, without a socket and without Serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from gtvray.config import ServingConfig
+from gtvray.inference import Coverage
+from gtvray.serving.api import Api
+from gtvray.serving.arguments import AppArguments
+from gtvray.serving.segmenter import Segmenter
+from gtvray.serving.served import Served
+from gtvray.serving.spool import Spool
+from gtvray.serving.stream import BodyStream
+from gtvray.serving.work import Answer, Prediction, Work
+
+from .conftest import TOKEN
+
+Behaviour = Callable[[Work, bytes], Awaitable[None]]
+
+
+class Response:
+    """What a handle's call returns."""
+
+    def __init__(self, task: asyncio.Task[Answer]) -> None:
+        self._task = task
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        return self._task.__await__()
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
+class Replica:
+    """Answers with the reversed scan as the mask, after a behaviour that may die or wait."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.predict, self._behaviour, self.calls = self, behaviour, 0
+
+    def remote(self, work: Work, request_id: str) -> Response:
+        return Response(asyncio.ensure_future(self._answer(work)))
+
+    async def _answer(self, work: Work) -> Answer:
+        self.calls += 1
+        with work.body.open() as file:
+            content = file.read()
+        await self._behaviour(work, content)
+        work.write_result(content[::-1])
+        coverage = Coverage("body", None, 1, 0, 0.0)
+        return Answer(Prediction(b"", 0.0, coverage, "digest", "1"), len(content))
+
+
+def make_api(folder: Path, serving: ServingConfig, model: Any = None, spool: Spool | None = None) -> ASGIApp:
+    """The application with its tokens, audit log and spool in a folder.
+
+    Args:
+        folder: for them.
+        serving: the settings.
+        model: what is called instead of the handle of the Model deployment.
+        spool: instead of one in the folder.
+    """
+    token_file = folder / "token"
+    token_file.write_text(TOKEN)
+    args = AppArguments(token_file=token_file, tokens=folder / "tokens.json", audit=folder / "audit", serving=serving)
+    served = Served(args, model if model is not None else object())
+    spool = spool or Spool(folder, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
+    return Api(args, served, spool, Segmenter(args, served, spool, BodyStream(), "node")).build_app()
+
+
+def problem_of(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The problem document of a response, checked for status, type, and the same request id in header and body."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert (problem["type"], problem["status"]) == (kind, status)
+    assert response.headers.get_list("X-Request-ID") == [problem["instance"]]
+    return problem
