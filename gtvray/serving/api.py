@@ -88,7 +88,7 @@ class Api:
                 name=path.rpartition("/")[2],
                 methods=["POST"],
                 response_class=Response,
-                responses=RESULT_RESPONSE | errors(406, 413, 415, 422, 504),
+                responses=RESULT_RESPONSE | errors(406, 408, 413, 415, 422, 504, 507),
                 openapi_extra={"requestBody": VOLUME_BODY},
                 deprecated=path == "/v1/predict",
             )

@@ -27,17 +27,23 @@ RESULT_RESPONSE: dict[int | str, dict[str, Any]] = {
 _STATUS = {
     400: "a request that HTTP or the endpoint does not permit",
     401: "no valid bearer token",
+    403: "the token's role does not permit it",
     404: "unknown, or not of this client",
     406: "no media type that the client accepts",
+    408: "the body arrives too slowly",
     409: "not possible in the present state",
     413: "the body or the volume exceeds its limit",
     415: "the body is of another known type",
     422: "the body is no valid volume, or a parameter is invalid",
+    429: "too many requests or bytes of this client; Retry-After says when to try again",
     500: "unexpected; the server's log has the details under the instance",
     503: "not available at the moment; Retry-After says when to try again",
     504: "not ready in time",
+    507: "the disk is full",
 }
 _ALWAYS = (400, 500, 503)
+# Of every route that needs a token.
+_PROTECTED = (401, 403, 429)
 _SCHEME = "bearer"
 
 
@@ -82,7 +88,7 @@ def _complete(operation: dict[str, Any], protected: bool) -> None:
         responses["422"] = _problem(422)
     if protected:
         operation["security"] = [{_SCHEME: []}]
-        responses["401"] = _problem(401)
+        responses |= {str(status): _problem(status) for status in _PROTECTED}
     operation["responses"] = dict(sorted(responses.items()))
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gtvray.io import read_volume, write_volume
-from gtvray.serving.edge import Edge
 
 from ..serving.conftest import TOKEN, make_scan
 from ..serving.jobs.conftest import build_jobs_app
@@ -27,7 +26,7 @@ def scans(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("as_job", [False, True])
 def test_many_scans_and_one_that_fails(scans: Path, tmp_path: Path, as_job: bool) -> None:
-    app = Edge(build_jobs_app(tmp_path / "jobs")) if as_job else Scripted()
+    app = build_jobs_app(tmp_path / "jobs") if as_job else Scripted()
     with running(app) as url:
         words = ["--server", url, "--token", TOKEN, "--json", *(["--jobs"] if as_job else ["--at-once", "3"])]
         finished = call("predict", scans, "-o", tmp_path / "masks", *words)

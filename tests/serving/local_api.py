@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class Replica:
     def remote(self, work: Work, request_id: str) -> Response:
         return Response(asyncio.ensure_future(self._answer(work)))
 
+    def options(self, *, stream: bool) -> _Reporting:
+        """A handle whose calls report progress, as of a volume of a job."""
+        assert stream
+        return _Reporting(self)
+
     async def _answer(self, work: Work) -> Answer:
         self.calls += 1
         with work.body.open() as file:
@@ -55,6 +60,18 @@ class Replica:
         work.write_result(content[::-1])
         coverage = Coverage("body", None, 1, 0, 0.0)
         return Answer(Prediction(b"", 0.0, coverage, "digest", "1"), len(content))
+
+
+class _Reporting:
+    """Reports two of two patches before the answer."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.predict_reporting, self._replica = self, replica
+
+    async def remote(self, work: Work, request_id: str) -> AsyncIterator[tuple[int, int] | Answer]:
+        for done in range(2):
+            yield done, 2
+        yield await self._replica.remote(work, request_id)
 
 
 def make_api(folder: Path, serving: ServingConfig, model: Any = None, spool: Spool | None = None) -> ASGIApp:

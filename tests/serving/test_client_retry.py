@@ -34,9 +34,9 @@ from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import decode_volume, encode_nifti, write_volume
 from gtvray.serving.client_transport import retry_after_s
-from gtvray.serving.model import Prediction
 from gtvray.serving.problems import problem_response
 from gtvray.serving.results import result_document, result_response
+from gtvray.serving.work import Prediction
 
 from .conftest import TOKEN, free_port, make_scan
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from pathlib import Path
@@ -17,12 +16,10 @@ from gtvray.errors import NotAcceptableError
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
-from gtvray.serving import AppArguments
-from gtvray.serving.api import Api
-from gtvray.serving.model import Prediction
 from gtvray.serving.results import negotiate, result_document, result_response
+from gtvray.serving.work import Prediction
 
-from .conftest import TOKEN
+from .local_api import make_api
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MASK = encode_nifti(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4)), compress=True)
@@ -79,10 +76,9 @@ def test_document_holds_the_mask_or_its_address() -> None:
     assert (response.body, response.headers["Vary"]) == (MASK, "Accept")
 
 
-def test_openapi_document_is_the_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openapi_document_is_the_snapshot(tmp_path: Path) -> None:
     """After a wanted change, write what this test compares to `openapi.json`."""
-    monkeypatch.setenv("GTVRAY_TOKEN", TOKEN)
-    app = asyncio.run(Api(AppArguments(serving=ServingConfig()), None).__serve_build_asgi_app__())
+    app: Any = make_api(tmp_path, ServingConfig())
     document: dict[str, Any] = app.openapi()
     assert document == json.loads(SNAPSHOT.read_text())
     for path, operations in document["paths"].items():

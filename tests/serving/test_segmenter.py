@@ -30,6 +30,7 @@ class Bench:
     """A segmenter with its spool."""
 
     def __init__(self, folder: Path, behaviour: Behaviour, **settings: Any) -> None:
+        folder.mkdir(exist_ok=True)
         args = AppArguments(serving=ServingConfig(**settings))
         self.spool, self.replica = Spool(folder, 1 << 20, 1 << 20), Replica(behaviour)
         self.segmenter = Segmenter(args, Served(args, self.replica), self.spool, BodyStream(), "node")
@@ -120,9 +121,10 @@ def test_time_limit_and_cancellation_reach_the_replica(tmp_path: Path) -> None:
             raise
 
     async def run() -> None:
-        bench = Bench(tmp_path, wait)
+        bench = Bench(tmp_path, wait, timeout_s=0.05)
         with pytest.raises(DeadlineError, match="not ready in time"):
-            await bench.segment(b"late", timeout_s=0.05)
+            await bench.segment(b"late")
+        bench = Bench(tmp_path / "second", wait)
         task = asyncio.ensure_future(bench.segment(b"left"))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -154,3 +156,13 @@ def test_capacity_is_that_of_complete_scans(tmp_path: Path) -> None:
         bench.segmenter.require_capacity()
 
     asyncio.run(run())
+
+
+def test_volume_of_a_job_reports_progress_and_has_no_time_limit(tmp_path: Path) -> None:
+    async def late(work: Work, content: bytes) -> None:
+        await asyncio.sleep(0.2)
+
+    bench, seen = Bench(tmp_path, late, timeout_s=0.05), list[tuple[int, int]]()
+    mask = asyncio.run(bench.segment(b"scan", report=lambda done, known: seen.append((done, known))))
+    assert (mask, seen) == (b"nacs", [(0, 2), (1, 2)])
+    assert [path.name for path in bench.spool.folder.iterdir()] == ["lock"]

@@ -69,7 +69,7 @@ class JobRoutes:
             self.submit,
             methods=["POST"],
             status_code=202,
-            responses=errors(413, 415, 422),
+            responses=errors(413, 415, 422, 507),
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )

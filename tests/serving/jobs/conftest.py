@@ -17,10 +17,10 @@ from starlette.requests import Request
 from gtvray.config import JobsConfig
 from gtvray.inference import Coverage
 from gtvray.io import decode_volume, encode_nifti
-from gtvray.serving.edge import Edge
+from gtvray.serving.access import Access
 from gtvray.serving.guard import Guard
 from gtvray.serving.jobs import JobRoutes, Jobs
-from gtvray.serving.model import Prediction
+from gtvray.serving.work import Prediction
 
 TOKEN = "a-test-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -46,7 +46,7 @@ def build_jobs_app(
         return request.headers.get("x-client", "default")
 
     app = FastAPI(redirect_slashes=False)
-    app.add_middleware(Guard, token=TOKEN)
+    app.add_middleware(Guard, access=Access(TOKEN, None, 60_000))
     app.include_router(JobRoutes(Jobs(folder, JobsConfig(**settings), limit_bytes, segment), owner_of).router())
     return app
 
@@ -55,7 +55,7 @@ def build_jobs_app(
 async def jobs_app(folder: Path, segment: Segment = threshold, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of such an application."""
     app = build_jobs_app(folder, segment, **settings)
-    transport = httpx.ASGITransport(app=Edge(app), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test", headers=BEARER, timeout=30) as client,

@@ -13,8 +13,7 @@ import pytest
 from gtvray.client import AsyncClient, Client, JobDocument, Retry
 from gtvray.errors import ConflictError, DeadlineError, FailureError, GtvrayError, InputError, NotFoundError
 from gtvray.io import decode_volume, write_volume
-from gtvray.serving.edge import Edge
-from gtvray.serving.model import Prediction
+from gtvray.serving.work import Prediction
 
 from ..conftest import free_port, make_scan
 from ..test_client_retry import running
@@ -46,7 +45,7 @@ def held() -> Held:
 
 @pytest.fixture
 def client(tmp_path: Path, held: Held) -> Iterator[Client]:
-    app = Edge(build_jobs_app(tmp_path / "jobs", held, roots=(tmp_path,)))
+    app = build_jobs_app(tmp_path / "jobs", held, roots=(tmp_path,))
     with running(app) as url, Client(url, TOKEN) as client:
         yield client
 
@@ -123,13 +122,13 @@ def test_waiting_goes_on_over_a_restart_of_the_server(tmp_path: Path) -> None:
 
     found: list[tuple[JobDocument, list[JobDocument]]] = []
     with Client(url, TOKEN, retry=FAST) as client:
-        with running(Edge(build_jobs_app(tmp_path / "jobs", held)), port):
+        with running(build_jobs_app(tmp_path / "jobs", held), port):
             job = client.submit(SCANS)
             watcher = threading.Thread(target=lambda: found.append(asyncio.run(watch(job.id))))
             watcher.start()
             next(client.events(job.id))
         held.open.set()
-        with running(Edge(build_jobs_app(tmp_path / "jobs", held)), port):
+        with running(build_jobs_app(tmp_path / "jobs", held), port):
             watcher.join(60)
             ((last, (waited,)),) = found
             assert last == waited == client.job(job.id)

@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
+from gtvray.config import ServingConfig
 from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
 from gtvray.serving.jobs import ReplicaLostError
 from gtvray.serving.jobs.store import MOST_DEATHS
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
-from gtvray.serving.model import Prediction
+from gtvray.serving.work import Prediction
 
 from ...databases import postgres
 from ..conftest import make_scan
+from ..local_api import make_api
 from .conftest import BEARER, Report, Segment, ended, jobs_app, threshold
 
 SCAN = encode_nifti(make_scan((20, 22, 24)), compress=True)
@@ -488,16 +490,10 @@ def share_the_work(tmp_path: Path) -> None:
     assert set(seen) == {"first", "second"}
 
 
-def test_endpoint_without_a_job_store_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gtvray.serving import AppArguments
-    from gtvray.serving.api import Api
-    from gtvray.serving.edge import Edge
-
-    monkeypatch.setenv("GTVRAY_TOKEN", "a-test-token")
-
+def test_endpoint_without_a_job_store_says_so(tmp_path: Path) -> None:
     async def run() -> None:
-        app = await Api(AppArguments(), None).__serve_build_asgi_app__()
-        transport = httpx.ASGITransport(app=Edge(app))
+        app = make_api(tmp_path, ServingConfig())
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=BEARER) as client:
             check_problem(await client.post("/v1/jobs", content=SCAN), 404, "NotFoundError")
 
