@@ -19,6 +19,16 @@ from gtvray.serving.access import Access
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.audit import AuditLog
 from gtvray.serving.guard import KUBERAY_PATH, Guard
+from gtvray.serving.metrics import (
+    BODY_BYTES,
+    OUT_OF_DOMAIN,
+    PENDING,
+    SCAN_SECONDS,
+    SCANS,
+    SPOOL_BYTES,
+    exposition,
+    set_model,
+)
 from gtvray.serving.problems import MEDIA_TYPE, http_problem
 from gtvray.serving.segmenter import Segmenter
 from gtvray.serving.served import Served
@@ -65,6 +75,7 @@ class Api:
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         # Where KubeRay looks for Serve's proxy.
         app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=Response)
         app.add_api_route("/readyz", self.readyz, methods=["GET"])
         app.add_api_route("/v1/model", self.describe, methods=["GET"])
         app.add_api_route("/v1/models", self.models, methods=["GET"])
@@ -78,6 +89,17 @@ class Api:
     async def kuberay(self) -> Response:
         """Liveness probe of KubeRay, which expects this text."""
         return Response("success", media_type="text/plain")
+
+    async def metrics(self) -> Response:
+        """Metrics of this gateway for Prometheus, for the role admin."""
+        PENDING.set(self._segmenter.pending)
+        SPOOL_BYTES.set(self._spool.used_bytes)
+        try:
+            set_model(await self._served.describe())
+        except GtvrayError:
+            set_model(None)
+        text, media_type = exposition()
+        return Response(text, media_type=media_type)
 
     async def readyz(self) -> dict[str, str]:
         """Readiness probe: a model is loaded and reproduces its golden cases, as of the last look in the background."""
@@ -108,9 +130,12 @@ class Api:
     async def audited(self, request: Request, body: Body) -> Prediction:
         """Segment the body of a request unless its client disconnects, and record the outcome."""
         request_id, model, outcome = request.state.request_id, {}, "failed"
+        BODY_BYTES.inc(body.size)
         try:
-            prediction = await unless_disconnected(request, self._segmenter.segment(body, request_id))
+            with SCAN_SECONDS.time():
+                prediction = await unless_disconnected(request, self._segmenter.segment(body, request_id))
             model, outcome = {"model": prediction.digest, "version": prediction.version}, "segmented"
+            OUT_OF_DOMAIN.inc(bool(prediction.out_of_domain))
         except GtvrayError as error:
             outcome = type(error).__name__
             raise
@@ -119,6 +144,7 @@ class Api:
             raise
         finally:
             client = request.state.client.name
+            SCANS.labels(outcome).inc()
             await self._audit.write(request_id, client=client, input=body.sha256, outcome=outcome, **model)
         return prediction
 

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 
@@ -24,6 +24,7 @@ from gtvray.serving.admission import admit
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.budget import MemoryBudget
 from gtvray.serving.golden import check_golden
+from gtvray.serving.metrics import ReplicaMetrics
 from gtvray.serving.quarantine import Journal
 from gtvray.serving.request_log import log_event
 from gtvray.serving.scheduler import Network, PatchJob, PatchScheduler
@@ -60,7 +61,8 @@ class Model:
         self._network = Network(self._predictor.forward, self._predictor.batch_size)
         locator = self._predictor.locator
         self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
-        self._scheduler = PatchScheduler()
+        self._metrics = ReplicaMetrics()
+        self._scheduler = PatchScheduler(on_batch=self._metrics.batch)
         # Bounds the decoded scans in memory; further requests wait as files.
         self._budget = MemoryBudget(int(args.serving.scan_memory_gb * 1e9))
         self._small = ThreadPoolExecutor(1, thread_name_prefix="small-scan")
@@ -108,7 +110,7 @@ class Model:
         self._scheduler.check_progress(self._args.serving.timeout_s)
 
     async def _segment(self, work: Work, request_id: str) -> Answer:
-        serving, body = self._args.serving, work.body
+        serving, body, stage = self._args.serving, work.body, self._metrics.stage
         with Journal(work.journal) as journal:
             most = serving.max_volume_mb << 20, self._budget.largest_bytes
             cost = await _in_thread(self._small, journal.at("header", admit), body, self._predictor.bundle, *most)
@@ -117,22 +119,41 @@ class Model:
             )
             small = self._budget.is_small(cost.peak_bytes)
             in_thread = partial(_in_thread, self._small if small else self._large)
-            async with self._budget.hold(cost.peak_bytes):
-                prepared, reasons = await in_thread(journal.at("scan", self._prepare), work)
-                suspicion = None
-                locator = self._predictor.locator
-                if locator is not None and self._locating is not None:
-                    locating = await in_thread(journal.at("locator", locator.begin), prepared)
-                    await self._scheduler.run(_Recorded(locating, journal, "patch of the locator"), self._locating)
-                    suspicion = await in_thread(journal.at("suspicion", locator.suspicion), locating)
-                job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
-                await self._scheduler.run(_Recorded(job, journal, "patch"), self._network)
-                return await in_thread(journal.at("mask", self._finish), job, work)
+            async with self._memory(cost.peak_bytes):
+                with stage("prepare"):
+                    prepared, reasons = await in_thread(journal.at("scan", self._prepare), work)
+                with stage("locate"):
+                    suspicion = await self._locate(prepared, journal, in_thread)
+                with stage("patches"):
+                    job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
+                    await self._scheduler.run(_Recorded(job, journal, "patch"), self._network)
+                with stage("mask"):
+                    return await in_thread(journal.at("mask", self._finish), job, work)
+
+    @asynccontextmanager
+    async def _memory(self, count: int) -> AsyncIterator[None]:
+        """Hold memory for a scan."""
+        with ExitStack() as waiting:
+            waiting.enter_context(self._metrics.stage("wait for memory"))
+            async with self._budget.hold(count):
+                waiting.close()
+                self._metrics.held(self._budget.held_bytes)
+                yield
+        self._metrics.held(self._budget.held_bytes)
+
+    async def _locate(self, prepared: Prepared, journal: Journal, in_thread: _InThread) -> Suspicion | None:
+        """Run the locator, if the bundle has one; its patches share the scheduler."""
+        locator = self._predictor.locator
+        if locator is None or self._locating is None:
+            return None
+        request = await in_thread(journal.at("locator", locator.begin), prepared)
+        await self._scheduler.run(_Recorded(request, journal, "patch of the locator"), self._locating)
+        return await in_thread(journal.at("suspicion", locator.suspicion), request)
 
     @asynccontextmanager
     async def _local(self, work: Work) -> AsyncIterator[Work]:
         """The work with its files on this node."""
-        if work.node == ray.get_runtime_context().get_node_id() or not work.stream:
+        if not work.stream or work.node == ray.get_runtime_context().get_node_id():
             yield work
             return
         if self._copies is None:
@@ -170,6 +191,13 @@ class Model:
             out_of_domain=job.out_of_domain,
         )
         return Answer(prediction, len(mask_gz))
+
+
+class _InThread(Protocol):
+    """A function that is called in one of the pools."""
+
+    async def __call__(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """As `_in_thread`."""
 
 
 class _Recorded:

@@ -12,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from gtvray.errors import BusyError, DeadlineError, ResourceError
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.metrics import REPLICAS_LOST
 from gtvray.serving.quarantine import Quarantine, read_point
 from gtvray.serving.request_log import log_event
 from gtvray.serving.sealed import new_key
@@ -32,6 +33,9 @@ class Segmenter:
         spool: for masks, until they are read.
         stream: for replicas on other nodes.
         node: id of this node.
+
+    Attributes:
+        pending: complete scans that are not answered.
     """
 
     def __init__(self, args: AppArguments, served: Served, spool: Spool, stream: BodyStream, node: str) -> None:
@@ -40,7 +44,7 @@ class Segmenter:
         self._quarantine = Quarantine()
         # Scans that wait here are files. A slot is taken by a scan that is complete, never by one that is being sent.
         self._slots = asyncio.Semaphore(args.serving.max_pending)
-        self._pending = 0
+        self.pending = 0
 
     def require_capacity(self) -> None:
         """Check that another scan may be sent.
@@ -49,7 +53,7 @@ class Segmenter:
             BusyError: too many are in progress.
         """
         limit = self._serving.max_pending
-        if self._pending >= limit:
+        if self.pending >= limit:
             raise BusyError(
                 "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
             )
@@ -70,7 +74,7 @@ class Segmenter:
             ResourceError: the model cannot be started.
         """
         limit_s = timeout_s or self._serving.timeout_s
-        self._pending += 1
+        self.pending += 1
         try:
             with self._served.pinned() as (app, model):
                 async with asyncio.timeout(limit_s), self._slots:
@@ -78,7 +82,7 @@ class Segmenter:
         except TimeoutError:
             raise DeadlineError("the mask was not ready in time", expected=f"within {limit_s:g} s") from None
         finally:
-            self._pending -= 1
+            self.pending -= 1
 
     async def _attempt_until_done(self, app: str, model: Any, body: Body, request_id: str) -> Prediction:
         """Call replicas until one answers: Serve does not retry a request that a dying replica had accepted."""
@@ -96,6 +100,7 @@ class Segmenter:
                     point = self._point(work, attempt)
                     if point is not None:
                         self._quarantine.record_death(app, body.sha256, point)
+                    REPLICAS_LOST.labels("waiting" if point is None else "active").inc()
                     kind = type(error).__name__
                     log_event(
                         "replica_lost", request_id, logging.WARNING, attempt=attempt, kind=kind, at=point or "waiting"
