@@ -44,6 +44,7 @@ POINTS: dict[str, str] = {
     "decision.recorded": "a decision is in the log without its record; the champion has not changed",
     "promotion.recorded": "a decision is complete in the log; the champion has not changed",
     "promotion.moved": "the champion has changed; its decision is not yet marked as completed",
+    "serving.patch": "a replica is about to run a patch of a scan",
     "tracking.before_delivery": "metrics are queued on disk; not yet sent to MLflow",
     "tracking.after_delivery": "MLflow has the metrics; the queue position is not yet advanced",
 }

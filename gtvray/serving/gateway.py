@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gtvray.serving.served import Served
 from gtvray.serving.spool import Spool
 from gtvray.serving.stream import BodyStream
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S, _STALLED_S = 30.0, 60.0
 _SEVERAL, _LOOK_S = 2, 5.0
 _BACKLOG = 2048
 # Longer than the pause that browsers and HTTP clients make between two requests of a connection.
@@ -64,9 +65,11 @@ class Gateway:
         return self._served.in_use(app)
 
     def check_health(self) -> None:
-        """Raise if the server has ended; Serve calls this periodically and replaces a replica that raises."""
+        """Raise if the server has ended or is stalled; Serve calls this periodically and then replaces the replica."""
         if not self._thread.is_alive():
             raise FailureError("the HTTP server has ended")
+        if time.monotonic() - self._served.looked_at > _STALLED_S:
+            raise FailureError("the HTTP server is stalled", expected=f"a step within {_STALLED_S:g} s")
 
     def __del__(self) -> None:
         """Let requests in progress finish; Serve calls this when it stops the replica."""

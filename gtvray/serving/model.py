@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import ray
 
 from gtvray.errors import BundleError, NotReadyError
+from gtvray.failpoints import failpoint
 from gtvray.io import encode_nifti, read_open_volume
 from gtvray.serving.admission import admit
 from gtvray.serving.arguments import AppArguments
@@ -219,6 +220,7 @@ class _Recorded:
     def take(self) -> Patch:
         patch = self._job.take()
         self._journal.write(f"{self._name} {patch.number}")
+        failpoint("serving.patch")
         return patch
 
     def put(self, number: int, logits: NDArray[float32]) -> None:
