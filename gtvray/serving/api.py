@@ -29,6 +29,7 @@ from gtvray.serving.metrics import (
     exposition,
     set_model,
 )
+from gtvray.serving.openapi import ERRORS, MASK, SCAN_BODY, TOKEN
 from gtvray.serving.problems import MEDIA_TYPE, http_problem
 from gtvray.serving.segmenter import Segmenter
 from gtvray.serving.served import Served
@@ -72,14 +73,22 @@ class Api:
         )
         app.add_middleware(Guard, access=self._access, origins=self._origins)
         app.add_exception_handler(HTTPException, _http_error_response)
+        of_token: dict[str, Any] = {"dependencies": [TOKEN], "responses": ERRORS}
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
         # Where KubeRay looks for Serve's proxy.
         app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
-        app.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=Response)
-        app.add_api_route("/readyz", self.readyz, methods=["GET"])
-        app.add_api_route("/v1/model", self.describe, methods=["GET"])
-        app.add_api_route("/v1/models", self.models, methods=["GET"])
-        app.add_api_route("/v1/predict", self.predict, methods=["POST"], response_class=Response)
+        app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=ERRORS)
+        app.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=Response, **of_token)
+        app.add_api_route("/v1/model", self.describe, methods=["GET"], **of_token)
+        app.add_api_route("/v1/models", self.models, methods=["GET"], **of_token)
+        app.add_api_route(
+            "/v1/predict",
+            self.predict,
+            methods=["POST"],
+            response_class=Response,
+            openapi_extra=SCAN_BODY,
+            **{**of_token, "responses": MASK},
+        )
         return app
 
     async def healthz(self) -> dict[str, str]:

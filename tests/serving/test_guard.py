@@ -258,3 +258,17 @@ def test_form_is_rejected_before_its_body_is_read(api: ASGIApp) -> None:
     response = _sender(api)("POST", "/v1/predict", headers, content=body())
     problem = problem_of(response, 415, "urn:gtvray:ContentTypeError")
     assert (problem["found"], problem["do"]) == ("a multipart form (curl -F)", CURL)
+
+
+def test_openapi_describes_bodies_errors_and_the_token(send: Send) -> None:
+    described = send("GET", "/openapi.json").json()
+    predict = described["paths"]["/v1/predict"]["post"]
+    assert predict["requestBody"]["required"]
+    assert set(predict["requestBody"]["content"]) == {"application/octet-stream", "application/gzip"}
+    assert set(predict["responses"]) == {"200", "4XX", "5XX"}
+    assert set(predict["responses"]["4XX"]["content"]) == {"application/problem+json"}
+    assert set(predict["responses"]["200"]["content"]) == {"application/gzip"}
+    (scheme,) = described["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    without_token = {path for path, item in described["paths"].items() if "security" not in next(iter(item.values()))}
+    assert without_token == {"/healthz", "/readyz"}

@@ -142,7 +142,7 @@ def test_refusal_names_what_the_scan_becomes(bundle: Bundle, tmp_path: Path) -> 
     content = scan_of((110, 110, 110), 20.0)
     assert len(content) < 100_000
     fields = asyncio.run(run()).fields
-    assert fields["expected"] == "at most 0.75 GB"
+    assert fields["expected"] == "at most 1.50 GB"
     assert (
         "110 x 110 x 110 int16 voxels of 20 x 20 x 20 mm, which become 734 x 734 x 734 of 3 x 3 x 3" in fields["found"]
     )
