@@ -21,6 +21,7 @@ from ray.util import get_node_ip_address
 from gtvray.errors import ConfigError, FailureError, ResourceError
 from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.connection import Connection
 from gtvray.serving.request_log import log_event
 from gtvray.serving.segmenter import Segmenter
 from gtvray.serving.served import Served
@@ -139,7 +140,7 @@ def _server(app: Any, drain_s: int, certificate: Path | None = None, key: Path |
     config = uvicorn.Config(
         app,
         interface="asgi3",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

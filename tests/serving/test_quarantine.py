@@ -79,6 +79,8 @@ def test_journal_states_what_is_processed_and_nothing_while_it_waits(tmp_path: P
         assert read_point(path) is None
         assert journal.at("mask", read_point)(path) == "mask"
         assert read_point(path) is None
+    journal.write("patch 5")
+    assert read_point(path) is None
 
 
 @pytest.mark.ray
