@@ -79,12 +79,14 @@ class Model:
         """
         self._golden.require()
         began = time.monotonic()
-        try:
-            async with self._local(work) as here:
+        async with self._local(work) as here:
+            try:
                 answer = await self._segment(here, request_id)
-        except asyncio.CancelledError:
-            log_event("cancelled", request_id, logging.WARNING)
-            raise
+            except asyncio.CancelledError:
+                # The gateway has removed them already, perhaps before they were written.
+                here.remove()
+                log_event("cancelled", request_id, logging.WARNING)
+                raise
         patches = answer.prediction.coverage.patches
         log_event("predicted", request_id, patches=patches, ms=round(1000 * (time.monotonic() - began)))
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,32 @@ def test_refusal_names_what_the_scan_becomes(bundle: Bundle, tmp_path: Path) -> 
     assert (
         "110 x 110 x 110 int16 voxels of 20 x 20 x 20 mm, which become 734 x 734 x 734 of 3 x 3 x 3" in fields["found"]
     )
+
+
+def test_cancelled_scan_leaves_no_file(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go = threading.Event(), threading.Event()
+    finish = Model._finish
+
+    def slowly(*arguments: Any) -> Any:
+        began.set()
+        assert go.wait(30)
+        return finish(*arguments)
+
+    monkeypatch.setattr(Model, "_finish", slowly)
+    work = work_of(tmp_path, encode_nifti(make_scan((20, 20, 20)), compress=True))
+
+    async def run() -> None:
+        model = Model(AppArguments(bundle=bundle.folder))
+        task = asyncio.ensure_future(model.predict(work, "r"))
+        await asyncio.to_thread(began.wait, 30)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done(), "memory is held until the thread has ended"
+        work.remove()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert model._budget.held_bytes == 0
+
+    asyncio.run(run())
+    assert [path.name for path in tmp_path.iterdir()] == [work.body.path.name]
