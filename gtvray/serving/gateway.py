@@ -61,7 +61,7 @@ class Gateway:
         self._thread.start()
         self._wait_started()
 
-    def in_use(self, app: str) -> int:
+    async def in_use(self, app: str) -> int:
         """Number of requests in progress that belong to a version; called by the version manager."""
         return self._served.in_use(app)
 
