@@ -94,7 +94,7 @@ class ServingConfig(Section):
         16, ge=1, le=10_000, description="requests in progress above which new ones are rejected with 503"
     )
     scan_memory_gb: float = Field(
-        1.0,
+        2.0,
         ge=0.25,
         le=4096,
         description="memory for the scans that a replica processes at once, as estimated from their headers; a scan "

@@ -21,6 +21,16 @@ from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.audit import AuditLog
 from gtvray.serving.guard import KUBERAY_PATH, OPEN_PATHS, Guard
 from gtvray.serving.jobs import JobRoutes, Jobs
+from gtvray.serving.metrics import (
+    BODY_BYTES,
+    OUT_OF_DOMAIN,
+    PENDING,
+    SCAN_SECONDS,
+    SCANS,
+    SPOOL_BYTES,
+    exposition,
+    set_model,
+)
 from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors, install_openapi
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.results import negotiate, result_document, result_response
@@ -79,6 +89,7 @@ class Api:
         # Where KubeRay looks for Serve's proxy.
         app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
         app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=errors())
+        app.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=Response, responses=errors())
         app.add_api_route("/v1/model", self.describe, methods=["GET"], responses=errors())
         app.add_api_route("/v1/models", self.models, methods=["GET"], responses=errors())
         for path in ("/v1/segment", "/v1/predict"):
@@ -102,6 +113,17 @@ class Api:
     async def kuberay(self) -> Response:
         """Liveness probe of KubeRay, which expects this text."""
         return Response("success", media_type="text/plain")
+
+    async def metrics(self) -> Response:
+        """Metrics of this gateway for Prometheus, for the role admin."""
+        PENDING.set(self._segmenter.pending)
+        SPOOL_BYTES.set(self._spool.used_bytes)
+        try:
+            set_model(await self._served.describe())
+        except GtvrayError:
+            set_model(None)
+        text, media_type = exposition()
+        return Response(text, media_type=media_type)
 
     async def readyz(self) -> dict[str, str]:
         """Readiness probe: a model is loaded and reproduces its golden cases, as of the last look in the background."""
@@ -143,9 +165,12 @@ class Api:
     ) -> Prediction:
         """Await the segmentation of a body, and record its outcome."""
         model, outcome = dict[str, str](), "failed"
+        BODY_BYTES.inc(body.size)
         try:
-            prediction = await work
+            with SCAN_SECONDS.time():
+                prediction = await work
             model, outcome = {"model": prediction.digest, "version": prediction.version}, "segmented"
+            OUT_OF_DOMAIN.inc(bool(prediction.out_of_domain))
         except GtvrayError as error:
             outcome = type(error).__name__
             raise
@@ -153,6 +178,7 @@ class Api:
             outcome = "disconnected"
             raise
         finally:
+            SCANS.labels(outcome).inc()
             await self._audit.write(request_id, client=client, input=body.sha256, outcome=outcome, **model)
         return prediction
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from ray.util import get_node_ip_address
 from gtvray.errors import ConfigError, FailureError, ResourceError
 from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.connection import Connection
 from gtvray.serving.request_log import log_event
 from gtvray.serving.segmenter import Segmenter
 from gtvray.serving.served import Served
 from gtvray.serving.spool import Spool
 from gtvray.serving.stream import BodyStream
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S, _STALLED_S = 30.0, 60.0
 _SEVERAL, _LOOK_S = 2, 5.0
 _BACKLOG = 2048
 # Longer than the pause that browsers and HTTP clients make between two requests of a connection.
@@ -59,14 +61,16 @@ class Gateway:
         self._thread.start()
         self._wait_started()
 
-    def in_use(self, app: str) -> int:
+    async def in_use(self, app: str) -> int:
         """Number of requests in progress that belong to a version; called by the version manager."""
         return self._served.in_use(app)
 
     def check_health(self) -> None:
-        """Raise if the server has ended; Serve calls this periodically and replaces a replica that raises."""
+        """Raise if the server has ended or is stalled; Serve calls this periodically and then replaces the replica."""
         if not self._thread.is_alive():
             raise FailureError("the HTTP server has ended")
+        if time.monotonic() - self._served.looked_at > _STALLED_S:
+            raise FailureError("the HTTP server is stalled", expected=f"a step within {_STALLED_S:g} s")
 
     def __del__(self) -> None:
         """Let requests in progress finish; Serve calls this when it stops the replica."""
@@ -136,7 +140,7 @@ def _server(app: Any, drain_s: int, certificate: Path | None = None, key: Path |
     config = uvicorn.Config(
         app,
         interface="asgi3",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="auto",
         log_config=None,

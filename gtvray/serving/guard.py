@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gtvray.serving.access import Access, Client
+from gtvray.serving.metrics import REQUESTS
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
 from gtvray.serving.tokens import Role
@@ -21,7 +22,7 @@ from gtvray.serving.tokens import Role
 KUBERAY_PATH = "/-/healthz"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
 # Paths below these need a role; all others outside OPEN_PATHS, the least one.
-_ROLES = {"/v1/jobs": Role.JOBS}
+_ROLES = {"/v1/jobs": Role.JOBS, "/metrics": Role.ADMIN}
 _CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
 _CORS_EXPOSED_HEADERS = (
     "X-Request-ID, Location, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, "
@@ -68,12 +69,14 @@ class Guard:
             await problem_response(error, request_id)(scope, receive, response.send)
         finally:
             route = getattr(inner.get("route"), "path", "none")
+            status = response.status or "disconnected"
+            REQUESTS.labels(route, inner["method"] if route != "none" else "none", status).inc()
             log_event(
                 "request",
                 request_id,
                 method=scope["method"],
                 route=route,
-                status=response.status or "disconnected",
+                status=status,
                 ms=round(1000 * (time.monotonic() - began)),
             )
 

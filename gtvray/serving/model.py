@@ -10,22 +10,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 
 from gtvray.errors import BundleError, NotReadyError
+from gtvray.failpoints import failpoint
 from gtvray.inference import StageClock
 from gtvray.io import encode_nifti, read_open_volume
 from gtvray.serving.admission import admit
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.budget import MemoryBudget
 from gtvray.serving.golden import check_golden
+from gtvray.serving.metrics import ReplicaMetrics
 from gtvray.serving.quarantine import Journal
 from gtvray.serving.request_log import log_event
 from gtvray.serving.scheduler import Network, PatchJob, PatchScheduler
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _REPORT_EVERY_S = 1.0
 _Result = TypeVar("_Result")
+_Stage = Callable[[str], AbstractContextManager[None]]
 # Of threads that prepare large scans, so that small ones are prepared beside them without delay.
 _LARGE_NICENESS = 10
 
@@ -63,7 +66,8 @@ class Model:
         self._network = Network(self._predictor.forward, self._predictor.batch_size)
         locator = self._predictor.locator
         self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
-        self._scheduler = PatchScheduler()
+        self._metrics = ReplicaMetrics()
+        self._scheduler = PatchScheduler(on_batch=self._metrics.batch)
         # Bounds the decoded scans in memory; further requests wait as files.
         self._budget = MemoryBudget(int(args.serving.scan_memory_gb * 1e9))
         self._small = ThreadPoolExecutor(1, thread_name_prefix="small-scan")
@@ -86,12 +90,14 @@ class Model:
         """
         self._golden.require()
         began = time.monotonic()
-        try:
-            async with self._local(work) as here:
+        async with self._local(work) as here:
+            try:
                 answer = await self._segment(here, request_id, started)
-        except asyncio.CancelledError:
-            log_event("cancelled", request_id, logging.WARNING)
-            raise
+            except asyncio.CancelledError:
+                # The gateway has removed them already, perhaps before they were written.
+                here.remove()
+                log_event("cancelled", request_id, logging.WARNING)
+                raise
         patches = answer.prediction.coverage.patches
         log_event("predicted", request_id, patches=patches, ms=round(1000 * (time.monotonic() - began)))
         return answer
@@ -140,6 +146,12 @@ class Model:
         self, work: Work, request_id: str, started: Callable[[SegmentationRequest], None] | None
     ) -> Answer:
         serving, body, clock = self._args.serving, work.body, StageClock()
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            with clock.stage(name), self._metrics.stage(name):
+                yield
+
         with Journal(work.journal) as journal:
             most = serving.max_volume_mb << 20, self._budget.largest_bytes
             cost = await _in_thread(self._small, journal.at("header", admit), body, self._predictor.bundle, *most)
@@ -148,36 +160,44 @@ class Model:
             )
             small = self._budget.is_small(cost.peak_bytes)
             in_thread = partial(_in_thread, self._small if small else self._large)
-            async with AsyncExitStack() as stack:
-                with clock.stage("wait"):
-                    await stack.enter_async_context(self._budget.hold(cost.peak_bytes))
-                with clock.stage("prepare"):
+            async with self._memory(cost.peak_bytes, stage):
+                with stage("prepare"):
                     prepared, reasons = await in_thread(journal.at("scan", self._prepare), work)
-                with clock.stage("locate"):
-                    suspicion = await self._suspect(prepared, journal, in_thread)
-                job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
-                if started is not None:
-                    started(job)
-                with clock.stage("patches"):
+                with stage("locate"):
+                    suspicion = await self._locate(prepared, journal, in_thread)
+                with stage("patches"):
+                    job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
+                    if started is not None:
+                        started(job)
                     await self._scheduler.run(_Recorded(job, journal, "patch"), self._network)
-                with clock.stage("mask"):
+                with stage("mask"):
                     answer = await in_thread(journal.at("mask", self._finish), job, work)
         return replace(answer, prediction=replace(answer.prediction, seconds=clock.seconds))
 
-    async def _suspect(self, prepared: Prepared, journal: Journal, in_thread: Callable[..., Any]) -> Suspicion | None:
-        """Run the locator; None if the bundle has none."""
+    @asynccontextmanager
+    async def _memory(self, count: int, stage: _Stage) -> AsyncIterator[None]:
+        """Hold memory for a scan."""
+        with ExitStack() as waiting:
+            waiting.enter_context(stage("wait"))
+            async with self._budget.hold(count):
+                waiting.close()
+                self._metrics.held(self._budget.held_bytes)
+                yield
+        self._metrics.held(self._budget.held_bytes)
+
+    async def _locate(self, prepared: Prepared, journal: Journal, in_thread: _InThread) -> Suspicion | None:
+        """Run the locator, if the bundle has one; its patches share the scheduler."""
         locator = self._predictor.locator
         if locator is None or self._locating is None:
             return None
-        locating = await in_thread(journal.at("locator", locator.begin), prepared)
-        await self._scheduler.run(_Recorded(locating, journal, "patch of the locator"), self._locating)
-        found: Suspicion = await in_thread(journal.at("suspicion", locator.suspicion), locating)
-        return found
+        request = await in_thread(journal.at("locator", locator.begin), prepared)
+        await self._scheduler.run(_Recorded(request, journal, "patch of the locator"), self._locating)
+        return await in_thread(journal.at("suspicion", locator.suspicion), request)
 
     @asynccontextmanager
     async def _local(self, work: Work) -> AsyncIterator[Work]:
         """The work with its files on this node."""
-        if work.node == ray.get_runtime_context().get_node_id() or not work.stream:
+        if not work.stream or work.node == ray.get_runtime_context().get_node_id():
             yield work
             return
         if self._copies is None:
@@ -217,6 +237,13 @@ class Model:
         return Answer(prediction, len(mask_gz))
 
 
+class _InThread(Protocol):
+    """A function that is called in one of the pools."""
+
+    async def __call__(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """As `_in_thread`."""
+
+
 class _Recorded:
     """A job that records in a journal which patch is being run.
 
@@ -236,6 +263,7 @@ class _Recorded:
     def take(self) -> Patch:
         patch = self._job.take()
         self._journal.write(f"{self._name} {patch.number}")
+        failpoint("serving.patch")
         return patch
 
     def put(self, number: int, logits: NDArray[float32]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -28,16 +29,21 @@ _WAITING = "waiting"
 class Journal:
     """What a replica is doing with a scan, in a file that survives its death.
 
+    A batch that runs when its scan is cancelled ends after the journal is closed; what it writes then is dropped.
+
     Args:
         path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = threading.Lock()
 
     def write(self, point: str) -> None:
         """Record that the scan is being processed at a point."""
-        os.pwrite(self._file, point.encode()[:_LINE_BYTES].ljust(_LINE_BYTES), 0)
+        with self._lock:
+            if self._file is not None:
+                os.pwrite(self._file, point.encode()[:_LINE_BYTES].ljust(_LINE_BYTES), 0)
 
     def wait(self) -> None:
         """Record that the scan is not being processed."""
@@ -59,7 +65,10 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None:
+                os.close(file)
 
 
 def read_point(path: Path) -> str | None:

@@ -24,6 +24,8 @@ from gtvray.inference import Patch
 
 Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 
+OnBatch = Callable[[int, int, float, float], None]
+
 # Without a patch for this long, a job comes before all others.
 AGEING_S = 30.0
 # Weight of the last batch in the mean time of a patch.
@@ -93,10 +95,11 @@ class PatchScheduler:
 
     Args:
         ageing_s: a job that has had no patch for longer comes before all others.
+        on_batch: called after each batch with its filled rows, all rows, its seconds, and `queued_s`.
     """
 
-    def __init__(self, ageing_s: float = AGEING_S) -> None:
-        self._ageing_s = ageing_s
+    def __init__(self, ageing_s: float = AGEING_S, on_batch: OnBatch = lambda *_: None) -> None:
+        self._ageing_s, self._on_batch = ageing_s, on_batch
         self._new: deque[_Entry] = deque()
         self._old: deque[_Entry] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
@@ -149,9 +152,11 @@ class PatchScheduler:
         while rows := self._plan_batch():
             self._batch_began = time.monotonic()
             errors = await loop.run_in_executor(self._thread, self._run_batch, rows)
-            if not errors:
-                rows[0].network.record(time.monotonic() - self._batch_began)
+            network, batch_s = rows[0].network, time.monotonic() - self._batch_began
             self._batch_began = None
+            if not errors:
+                network.record(batch_s)
+            self._on_batch(len(rows), network.batch_size, batch_s, self.queued_s)
             for entry in set(rows):
                 self._finish_if_done(entry, errors.get(entry))
 

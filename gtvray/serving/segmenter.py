@@ -13,6 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from gtvray.errors import BusyError, DeadlineError, ResourceError
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.metrics import REPLICAS_LOST
 from gtvray.serving.quarantine import Quarantine, read_point
 from gtvray.serving.request_log import log_event
 from gtvray.serving.sealed import new_key
@@ -35,6 +36,9 @@ class Segmenter:
         spool: for masks, until they are read.
         stream: for replicas on other nodes.
         node: id of this node.
+
+    Attributes:
+        pending: complete scans that are not answered.
     """
 
     def __init__(self, args: AppArguments, served: Served, spool: Spool, stream: BodyStream, node: str) -> None:
@@ -43,7 +47,7 @@ class Segmenter:
         self._quarantine = Quarantine()
         # Scans that wait here are files. A slot is taken by a scan that is complete, never by one that is being sent.
         self._slots = asyncio.Semaphore(args.serving.max_pending)
-        self._pending = 0
+        self.pending = 0
 
     def require_capacity(self) -> None:
         """Check that another scan may be sent.
@@ -52,7 +56,7 @@ class Segmenter:
             BusyError: too many are in progress.
         """
         limit = self._serving.max_pending
-        if self._pending >= limit:
+        if self.pending >= limit:
             raise BusyError(
                 "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
             )
@@ -74,7 +78,7 @@ class Segmenter:
             ResourceError: the model cannot be started.
         """
         limit_s = self._serving.timeout_s if report is None else None
-        self._pending += 1
+        self.pending += 1
         try:
             with self._served.pinned() as (app, model):
                 async with asyncio.timeout(limit_s), self._slots:
@@ -83,7 +87,7 @@ class Segmenter:
             expected = f"within {self._serving.timeout_s:g} s"
             raise DeadlineError("the mask was not ready in time", expected=expected) from None
         finally:
-            self._pending -= 1
+            self.pending -= 1
 
     async def _attempt_until_done(
         self, app: str, model: Any, body: Body, request_id: str, report: Report | None
@@ -103,6 +107,7 @@ class Segmenter:
                     point = self._point(work, attempt)
                     if point is not None:
                         self._quarantine.record_death(app, body.sha256, point)
+                    REPLICAS_LOST.labels("waiting" if point is None else "active").inc()
                     kind = type(error).__name__
                     log_event(
                         "replica_lost", request_id, logging.WARNING, attempt=attempt, kind=kind, at=point or "waiting"

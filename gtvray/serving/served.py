@@ -41,6 +41,9 @@ class Served:
     Args:
         args: the application's arguments.
         model: handle of the Model deployment, if the endpoint does not follow versions and has a model.
+
+    Attributes:
+        looked_at: monotonic time of the last look in the background.
     """
 
     def __init__(self, args: AppArguments, model: Any) -> None:
@@ -48,6 +51,7 @@ class Served:
         # Serve application of a version -> requests that were admitted while it was served.
         self._pinned: Counter[str] = Counter()
         self._state: _State | None = None
+        self.looked_at = time.monotonic()
         self._handle: tuple[str, Any] = ("", near(model) if model is not None else None)
 
     def in_use(self, app: str) -> int:
@@ -96,6 +100,7 @@ class Served:
     async def refresh_forever(self) -> None:
         """Refresh the state until cancelled."""
         while True:
+            self.looked_at = time.monotonic()
             await self.refresh()
             await asyncio.sleep(_REFRESH_S)
 

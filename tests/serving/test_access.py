@@ -21,7 +21,7 @@ from gtvray.serving.audit import AuditLog
 from gtvray.serving.tokens import Role, TokenFile
 from gtvray.serving.work import Work
 
-from .conftest import make_scan
+from .conftest import TOKEN, make_scan
 from .local_api import Replica, make_api, problem_of
 
 SCAN = encode_nifti(make_scan((20, 20, 20)), compress=True)
@@ -144,7 +144,9 @@ def test_audit_log_has_a_line_for_each_entry(tmp_path: Path) -> None:
 async def at_once(work: Work, content: bytes) -> None: ...
 
 
-def post(folder: Path, token: str, path: str, per_minute: int = 600, count: int = 1) -> list[httpx.Response]:
+def post(
+    folder: Path, token: str, path: str, per_minute: int = 600, count: int = 1, method: str = "POST"
+) -> list[httpx.Response]:
     """Send a scan several times."""
     app = make_api(folder, ServingConfig(client_requests_per_minute=per_minute), Replica(at_once))
 
@@ -152,7 +154,7 @@ def post(folder: Path, token: str, path: str, per_minute: int = 600, count: int 
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"Authorization": header(token)}
-            return [await client.post(path, content=SCAN, headers=headers) for _ in range(count)]
+            return [await client.request(method, path, content=SCAN, headers=headers) for _ in range(count)]
 
     return asyncio.run(call())
 
@@ -184,3 +186,22 @@ def test_client_over_its_limit_is_told_when_to_retry(tmp_path: Path, file: Token
     *_, last = post(tmp_path, file.add("station", Role.SEGMENT), "/v1/predict", per_minute=2, count=3)
     problem_of(last, 429, "urn:gtvray:ClientLimitError")
     assert int(last.headers["Retry-After"]) > 0
+
+
+def test_metrics_are_for_the_operator(tmp_path: Path, file: TokenFile) -> None:
+    token = file.add("station", Role.JOBS)
+    (refused,) = post(tmp_path, token, "/metrics", method="GET")
+    problem_of(refused, 403, "urn:gtvray:ForbiddenError")
+    before = metric(tmp_path, 'gtvray_scans_total{outcome="segmented"}')
+    post(tmp_path, token, "/v1/predict")
+    assert metric(tmp_path, 'gtvray_scans_total{outcome="segmented"}') == before + 1
+    assert metric(tmp_path, 'gtvray_requests_total{method="POST",route="/v1/predict",status="200"}') > 0
+    assert metric(tmp_path, 'gtvray_model_info{digest="digest",golden="none",version="1"}') == 1
+    assert metric(tmp_path, "gtvray_scans_in_progress") == 0
+
+
+def metric(folder: Path, name: str) -> float:
+    (answer,) = post(folder, TOKEN, "/metrics", method="GET")
+    assert answer.status_code == 200
+    lines = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    return float(lines.get(name, 0))

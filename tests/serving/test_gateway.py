@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from gtvray.config import ServingConfig
 from gtvray.errors import ConfigError, ResourceError
 from gtvray.io import encode_nifti
-from gtvray.serving import uploads
+from gtvray.serving import connection, uploads
 from gtvray.serving.gateway import _server, listen
 from gtvray.serving.sealed import SealedWriter
 from gtvray.serving.work import Work
@@ -105,6 +105,24 @@ def test_slow_body_is_answered_and_takes_no_slot(tmp_path: Path, monkeypatch: py
             assert answer.startswith(b"HTTP/1.1 408"), "and the connection is closed"
             assert b"urn:gtvray:SlowBodyError" in answer
             client.close()
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /healthz HTTP/1.1\r\nHost"])
+def test_connection_whose_request_does_not_begin_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.5)
+    with serving(make_api(tmp_path, ServingConfig(), Replica(at_once))) as port:
+        client = socket.create_connection(("127.0.0.1", port), timeout=20)
+        client.sendall(head)
+        assert client.recv(10) == b""
+        client.close()
+        # Requests that take longer than their head are not closed.
+        slow = start_upload(port, len(SCAN))
+        time.sleep(1)
+        slow.sendall(SCAN)
+        assert slow.recv(64).startswith(b"HTTP/1.1 200")
+        slow.close()
 
 
 def test_client_that_disconnects_cancels_its_scan(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +79,17 @@ def test_journal_states_what_is_processed_and_nothing_while_it_waits(tmp_path: P
         assert read_point(path) is None
         assert journal.at("mask", read_point)(path) == "mask"
         assert read_point(path) is None
+    journal.write("patch 5")
+    assert read_point(path) is None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_scan_that_kills_every_replica_is_refused_by_the_endpoint(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("deadly_scan.py"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, script, str(tmp_path / "found")], env=environment, timeout=280, check=True)
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["status"] == [422, 422, 200]
+    assert found["reason"] == "2 replicas died at the same point of it: patch 4"

@@ -1,0 +1,79 @@
+"""Prometheus metrics: of a gateway at `/metrics`, of a replica at the metrics port of Ray on its node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SHARES = [0.125, 0.25, 0.5, 0.75, 1.0]
+_REGISTRY = CollectorRegistry()
+
+REQUESTS = Counter("gtvray_requests", "HTTP requests", ("route", "method", "status"), registry=_REGISTRY)
+SCANS = Counter("gtvray_scans", "Scans by outcome", ("outcome",), registry=_REGISTRY)
+SCAN_SECONDS = Histogram(
+    "gtvray_scan_seconds", "From the end of a body to its mask", buckets=_SECONDS, registry=_REGISTRY
+)
+BODY_BYTES = Counter("gtvray_body_bytes", "Bytes of complete bodies", registry=_REGISTRY)
+OUT_OF_DOMAIN = Counter("gtvray_scans_out_of_domain", "Segmented scans with the flag", registry=_REGISTRY)
+PENDING = Gauge("gtvray_scans_in_progress", "Complete scans that are not answered", registry=_REGISTRY)
+SPOOL_BYTES = Gauge("gtvray_spool_bytes", "Bytes of bodies in the spool", registry=_REGISTRY)
+REPLICAS_LOST = Counter(
+    "gtvray_attempts_lost",
+    "Attempts that ended with a replica",
+    ("scan",),
+    registry=_REGISTRY,
+)
+MODEL = Gauge("gtvray_model_info", "1 for the served version", ("version", "digest", "golden"), registry=_REGISTRY)
+
+
+def exposition() -> tuple[bytes, str]:
+    """The gateway's metrics as text, and their content type."""
+    return generate_latest(_REGISTRY), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def set_model(described: dict[str, Any] | None) -> None:
+    """Record which model is served; None for none."""
+    MODEL.clear()
+    if described is not None:
+        MODEL.labels(*(described[name] for name in ("version", "digest", "golden"))).set(1)
+
+
+class ReplicaMetrics:
+    """Metrics of a replica; Ray adds the labels of deployment and replica."""
+
+    def __init__(self) -> None:
+        from ray.util import metrics
+
+        seconds = list(_SECONDS)
+        self._stages = metrics.Histogram(
+            "gtvray_stage_seconds", "Stages of a scan", boundaries=seconds, tag_keys=("stage",)
+        )
+        self._batches = metrics.Histogram("gtvray_batch_seconds", "A batch of patches", boundaries=seconds)
+        self._fill = metrics.Histogram("gtvray_batch_fill", "Share of a batch's rows in use", boundaries=_SHARES)
+        self._patches = metrics.Counter("gtvray_patches", "Patches that were run")
+        self._queued = metrics.Gauge("gtvray_queued_patch_seconds", "Seconds that the known patches will take")
+        self._held = metrics.Gauge("gtvray_scan_memory_bytes", "Memory that scans hold, as estimated")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of a scan."""
+        began = time.monotonic()
+        yield
+        self._stages.observe(time.monotonic() - began, tags={"stage": name})
+
+    def batch(self, rows: int, size: int, batch_s: float, queued_s: float) -> None:
+        """Record a batch, and what is left to do after it."""
+        self._batches.observe(batch_s)
+        self._fill.observe(rows / size)
+        self._patches.inc(rows)
+        self._queued.set(queued_s)
+
+    def held(self, count: int) -> None:
+        """Record the memory that scans hold."""
+        self._held.set(count)
