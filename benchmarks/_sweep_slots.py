@@ -80,15 +80,16 @@ class Recording(tune.Callback):  # type: ignore[misc]
         self._record.end(trial.trial_id, COMPLETED)
 
 
-def measure_slots(trials: int, seconds: float, slots: int) -> dict[str, Any]:
+def measure_slots(trials: int, seconds: float, slots: int, address: str | None = None) -> dict[str, Any]:
     """Run trials that wait, and return the share of the slots' time that they filled.
 
     Args:
         trials: number of trials.
         seconds: time of each.
         slots: number that run at once.
+        address: running cluster; by default one is started.
     """
-    with tempfile.TemporaryDirectory() as folder, connect(cpus=slots):
+    with tempfile.TemporaryDirectory() as folder, connect(address, cpus=None if address else slots):
         record = TrialRecord(Path(folder))
         search = SweepSearch(Numbered(seconds), record, unfinished=[], trials=trials, concurrent=slots, failures=0)
         before = _resident_bytes()
@@ -111,6 +112,7 @@ def measure_slots(trials: int, seconds: float, slots: int) -> dict[str, Any]:
         "seconds": seconds,
         "slots": slots,
         "wall_s": round(wall_s, 1),
+        "completed": sum(trial.state == COMPLETED for trial in record.trials.values()),
         "utilisation": round(trials * seconds / (slots * wall_s), 3),
         "driver_kb_per_trial": round((_resident_bytes() - before) / trials / 1000, 1),
     }

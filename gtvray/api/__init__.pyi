@@ -6,6 +6,10 @@ from .experiments import SweepRun as SweepRun
 from .experiments import describe_sweep as describe_sweep
 from .experiments import sweep as sweep
 from .experiments import train as train
+from .local_cluster import LocalCluster as LocalCluster
+from .local_cluster import LocalPorts as LocalPorts
+from .local_cluster import ServiceHealth as ServiceHealth
+from .local_cluster import default_cluster_folder as default_cluster_folder
 from .models import Model as Model
 from .models import load_model as load_model
 from .promotion import Promotion as Promotion

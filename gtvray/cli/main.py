@@ -13,6 +13,7 @@ import typer
 
 from gtvray import __version__
 from gtvray.cli import (
+    cluster,
     config,
     corrections,
     data,
@@ -60,6 +61,7 @@ app.add_typer(token.app, name="token")
 app.command("predict", cls=SettingsCommand)(predict.predict)
 app.add_typer(workspace.app, name="workspace")
 app.add_typer(submit.app, name="submit")
+app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback(invoke_without_command=True)

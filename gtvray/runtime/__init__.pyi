@@ -33,6 +33,9 @@ from .resources import worker_needs as worker_needs
 from .run_id import RUN_ID_VARIABLE as RUN_ID_VARIABLE
 from .run_id import given_run_id as given_run_id
 from .run_id import new_run_id as new_run_id
+from .services import Process as Process
+from .services import start_service as start_service
+from .services import stop_service as stop_service
 from .temporary import no_temp_folder as no_temp_folder
 from .tokens import TOKEN_ADVICE as TOKEN_ADVICE
 from .tokens import use_token as use_token

@@ -1,0 +1,95 @@
+"""What Ray exports to Prometheus: `python scrape.py FILE` runs a little of everything and writes name -> labels.
+
+A process of its own, since a test session is connected to another cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.requests import Request
+
+from gtvray.runtime import connect
+
+_LONGEST_S = 90.0
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="')
+
+
+def main(file: Path, wanted: set[str]) -> None:
+    """Scrape until every wanted metric is there, at most for some time."""
+    with connect(cpus=4):
+        import ray
+        from ray import serve
+
+        exercise()
+        (port,) = [row["MetricsExportPort"] for row in ray.nodes()]
+        deadline, found = time.monotonic() + _LONGEST_S, {}
+        while (not found or wanted - set(found)) and time.monotonic() < deadline:
+            time.sleep(5)
+            found |= scrape(f"http://127.0.0.1:{port}/metrics")
+        serve.shutdown()
+    file.write_text(json.dumps(found, indent=1, sort_keys=True))
+
+
+def scrape(url: str) -> dict[str, list[str]]:
+    """Metric -> names of its labels."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as answer:
+        text = answer.read().decode()
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if (match := _SAMPLE.match(line)) is not None:
+            labels = set(_LABEL.findall(match[2] or "")) | set(found.get(match[1], []))
+            found[match[1]] = sorted(labels)
+    return found
+
+
+def exercise() -> None:
+    """A placement group, tasks of which one dies, a training that reports, and an endpoint with requests."""
+    import ray
+    from ray import serve, train
+    from ray.exceptions import WorkerCrashedError
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.util.placement_group import placement_group
+
+    group = placement_group([{"CPU": 1}])
+    ray.get(group.ready())
+    with suppress(WorkerCrashedError):
+        ray.get(ray.remote(num_cpus=0, max_retries=0)(lambda: os._exit(1)).remote())
+
+    def report() -> None:
+        for epoch in range(2):
+            train.report({"epoch": epoch})
+            time.sleep(1)
+
+    DataParallelTrainer(report, scaling_config=train.ScalingConfig(num_workers=1)).fit()
+
+    @serve.deployment(max_ongoing_requests=2)
+    class Echo:
+        async def __call__(self, request: Request) -> str:
+            if request.url.path == "/fail":
+                raise ValueError(request.url.path)
+            return "here"
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(Echo.bind(), name="gtvray")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for path in ("", "", "", "fail"):
+        with suppress(urllib.error.HTTPError):
+            opener.open(f"http://127.0.0.1:{port}/{path}", timeout=10).close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), set(sys.argv[2:]))
