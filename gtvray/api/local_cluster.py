@@ -242,12 +242,9 @@ class LocalCluster:
         return command, self._environment()
 
     def _environment(self) -> dict[str, str]:
-        from gtvray.runtime import PROXY_CALLBACK
-
         kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token)}
-        # The endpoint needs this layer in Ray Serve's proxies, also with `serve deploy`.
-        return kept | token | {"RAY_USAGE_STATS_ENABLED": "0", PROXY_CALLBACK[0]: PROXY_CALLBACK[1]}
+        return kept | token | {"RAY_USAGE_STATS_ENABLED": "0"}
 
     def _has_model(self) -> bool:
         from gtvray.registry import CHAMPION
