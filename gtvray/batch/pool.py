@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from gtvray.batch.planning import IN_FLIGHT, PoolPlan
 from gtvray.batch.steps import Result, Scan
@@ -28,15 +28,24 @@ _POLL_S = 1.0
 _START_DEATHS = 3
 # A scan whose process died this often is not tried again.
 _SCAN_DEATHS = 2
+# Nor one that was lost with so many nodes, which is more than chance.
+_SCAN_LOSSES = 5
 _CLOSE_S = 60.0
 
 
 @dataclass
 class _Held:
-    """A scan that an actor holds or has yet to get."""
+    """A scan that an actor holds or has yet to get.
+
+    Attributes:
+        scan: the scan.
+        deaths: processes that held it and crashed.
+        losses: processes that held it and were lost, with their nodes or the connection to them.
+    """
 
     scan: Scan
     deaths: int = 0
+    losses: int = 0
 
 
 @dataclass
@@ -134,7 +143,7 @@ class ActorPool:
         try:
             value = ray.get(answer)
         except RayActorError as error:
-            self._lost(slot, _first_line(error))
+            self._lost(slot, _first_line(error), is_crash=_is_crash(error, slot.node))
             return
         except RayError as error:
             value = error.cause if isinstance(error, RayTaskError) else error
@@ -151,24 +160,24 @@ class ActorPool:
         else:
             self._drop(slot, node if isinstance(node, GtvrayError) else _failure(None, node))
 
-    def _lost(self, slot: _Slot, reason: str) -> None:
+    def _lost(self, slot: _Slot, reason: str, *, is_crash: bool) -> None:
         """Replace an actor that died, and try its scans again."""
         lost, slot.held, slot.alone = list(slot.held.values()), {}, False
         # Two processes must never write one mask: an actor that is only unreachable is killed first.
         ray.kill(slot.actor)
-        node_is_gone = bool(slot.node) and not _is_alive(slot.node)
         for held in lost:
             remove_partial(held.scan.mask)
             # The mask may have been written already.
             held.scan = replace(held.scan, overwrite=True)
-            held.deaths += not node_is_gone
-            if held.deaths >= _SCAN_DEATHS:
-                self._ended(Result.failed(held.scan, _deadly(held.scan, reason)))
+            held.deaths += is_crash
+            held.losses += not is_crash
+            if held.deaths >= _SCAN_DEATHS or held.losses >= _SCAN_LOSSES:
+                self._ended(Result.failed(held.scan, _deadly(held, reason)))
             elif held.deaths:
                 self._suspects.append(held)
             else:
                 self._waiting.appendleft(held)
-        slot.start_deaths += slot.opening is not None and not node_is_gone
+        slot.start_deaths += slot.opening is not None and is_crash
         if slot.start_deaths >= _START_DEATHS:
             what = f"the process died {_START_DEATHS} times while it loaded the model"
             self._drop(slot, ResourceError(what, found=reason, do="see Ray's logs; it may need more --memory-gb"))
@@ -207,24 +216,17 @@ class ActorPool:
 
     def _close(self) -> None:
         """End the actors once no mask is being written, and record what they have completed."""
-        held = {answer: each for slot in self._slots for answer, each in slot.held.items()}
+        held = {each.scan.name for slot in self._slots for each in slot.held.values()}
         try:
             if held:
                 closing = [slot.actor.close.remote() for slot in self._slots if slot.held]
-                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
-                for answer in ray.wait(list(held), num_returns=len(held), timeout=0)[0]:
-                    self._collect(answer)
+                for answer in ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)[0]:
+                    for result in _stored(answer):
+                        if result.scan in held:
+                            self._ended(result)
         finally:
             for slot in self._slots:
                 ray.kill(slot.actor)
-
-    def _collect(self, answer: Any) -> None:
-        try:
-            value = ray.get(answer)
-        except RayError:
-            return
-        if isinstance(value, Result):
-            self._ended(value)
 
 
 class _Actor:
@@ -235,6 +237,8 @@ class _Actor:
         self._opener = opener
         self._steps: Any = None
         self._loading, self._running, self._storing = Lock(), Lock(), Lock()
+        # Results that may not have reached the driver yet.
+        self._last: deque[Result] = deque(maxlen=2 * IN_FLIGHT)
 
     def open(self) -> str:
         """Load the model; return the id of the node."""
@@ -250,23 +254,47 @@ class _Actor:
                 ran = self._steps.run(scan, loaded)
             with self._storing:
                 result: Result = self._steps.store(scan, ran)
+                self._last.append(result)
                 return result
         except GtvrayError as error:
             return Result.failed(scan, error)
 
-    def close(self) -> None:
-        """Return when no mask is being written, and let no other begin."""
+    def close(self) -> list[Result]:
+        """Return the last results when no mask is being written, and let no other begin."""
         self._storing.acquire()
+        return list(self._last)
 
 
-def _is_alive(node: str) -> bool:
-    return any(row["NodeID"] == node and row["Alive"] for row in ray.nodes())
+def _stored(answer: Any) -> list[Result]:
+    """The results that an actor returned when it was closed; none if it died."""
+    try:
+        return list(ray.get(answer))
+    except RayError:
+        return []
 
 
-def _deadly(scan: Scan, reason: str) -> GtvrayError:
+def _is_crash(error: RayActorError, node: str) -> bool:
+    """Whether a process died while its node goes on.
+
+    Ray reports the death of a process within a second. Of one whose node was lost it knows only that it does not
+    answer (ActorUnavailableError), since the node, which would report the death, takes longer to be found dead.
+    """
+    if not isinstance(error, ActorDiedError) or error.preempted:
+        return False
+    return not node or any(row["NodeID"] == node and row["Alive"] for row in ray.nodes())
+
+
+def _deadly(held: _Held, reason: str) -> GtvrayError:
+    if held.deaths < _SCAN_DEATHS:
+        return ResourceError(
+            f"the process that predicted this scan was lost {_SCAN_LOSSES} times, with its node or its connection",
+            where=held.scan.path,
+            found=reason,
+            do="see `ray status` for the nodes, then run the same command again",
+        )
     return FailureError(
         f"the process that predicted this scan died {_SCAN_DEATHS} times",
-        where=scan.path,
+        where=held.scan.path,
         found=reason,
         do="check the scan; if it is only very large, predict it with more --memory-gb",
     )
