@@ -32,8 +32,10 @@ def test_requests_over_capacity_and_time_limit_are_rejected(
     small = encode_nifti(make_scan((20, 20, 20)), compress=True)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(post_until_admitted, f"{server.url}/v1/predict", large_scan)
-        while (full := httpx.post(f"{server.url}/v1/predict", content=small, headers=BEARER)).status_code == 200:
+        # A scan counts from the end of its body.
+        while "gtvray_scans_in_progress 1.0" not in httpx.get(f"{server.url}/metrics", headers=BEARER).text:
             assert not slow.done()
+        full = httpx.post(f"{server.url}/v1/predict", content=small, headers=BEARER)
         assert full.status_code == 503
         assert full.json()["type"] == "urn:gtvray:BusyError"
         assert int(full.headers["Retry-After"]) > 0
