@@ -50,14 +50,15 @@ class Body:
         """Open the content for reading.
 
         Raises:
-            ResourceError: it is gone; reading raises it too, for an encrypted file that was changed.
+            ResourceError: it cannot be read.
+            FailureError: an encrypted file was changed; reading raises it too.
         """
         if self.key is not None:
             return open_sealed(self.path, self.key, self.size)
         try:
             return self.path.open("rb")
         except OSError as error:
-            raise ResourceError("a file of the spool cannot be read", found=error.strerror) from error
+            raise ResourceError("a stored file cannot be read", found=error.strerror) from error
 
 
 class Spool:

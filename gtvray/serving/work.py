@@ -97,7 +97,8 @@ class Work:
         """Read a mask of `count` bytes.
 
         Raises:
-            ResourceError: it is missing or damaged.
+            ResourceError: it is missing.
+            FailureError: it was changed.
         """
         with open_sealed(self.result, self.result_key, count) as file:
             return file.read()

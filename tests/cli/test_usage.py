@@ -32,7 +32,9 @@ def test_every_command_has_help_with_an_example(verb: str) -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("words", ["", *(name for name in GROUPS if name not in ("corrections", "models", "serve", "token"))])
+@pytest.mark.parametrize(
+    "words", ["", *(name for name in GROUPS if name not in ("corrections", "models", "serve", "token"))]
+)
 def test_without_a_command_the_help_is_shown_with_exit_code_2(words: str) -> None:
     result = call(*words.split())
     assert (result.code, result.stdout) == (2, "")

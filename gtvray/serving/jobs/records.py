@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Priority = Literal["low", "normal", "high"]
@@ -18,11 +18,13 @@ class NewVolume:
         reference: whether the stored input is the path of the volume, not its content.
         stored_bytes: size of the stored input.
         digest: sha256 of the content, or of the reference.
+        input: what is needed to read the stored input, encrypted.
     """
 
     reference: bool
     stored_bytes: int
     digest: str
+    input: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Claim:
         attempt: number of this claim.
         reference: whether the stored input is the path of the volume.
         deaths: how many replicas died while they processed it.
+        input: as in `NewVolume`.
     """
 
     job_id: str
@@ -70,6 +73,7 @@ class Claim:
     attempt: int
     reference: bool
     deaths: int
+    input: bytes = field(repr=False)
 
     @property
     def volume(self) -> tuple[str, int]:

@@ -125,7 +125,7 @@ class JobStore:
                     "started_at": now,
                 },
             )
-        return Claim(row.job_id, row.number, row.attempt + 1, row.reference, row.deaths)
+        return Claim(row.job_id, row.number, row.attempt + 1, row.reference, row.deaths, row.input)
 
     def renew(self, claims: Mapping[Claim, float]) -> set[Claim]:
         """Renew leases and record percentages.
@@ -181,7 +181,7 @@ class JobStore:
             self._require(connection, owner, job_id, lock=True)
             ended = connection.execute(
                 volumes.update().where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)),
-                {"state": "cancelled", "ended_at": time.time()},
+                {"state": "cancelled", "ended_at": time.time(), "input": None},
             )
             if ended.rowcount:
                 connection.execute(
@@ -285,7 +285,7 @@ class JobStore:
         connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
         ended = connection.execute(
             volumes.update().where(_is(job_id, number) if condition is None else condition),
-            {"stored_bytes": 0, **values, "state": state, "ended_at": now},
+            {"stored_bytes": 0, "input": None, **values, "state": state, "ended_at": now},
         )
         still_open = select(volumes.c.number).where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)).exists()
         connection.execute(
@@ -322,6 +322,7 @@ def _new_row(job_id: str, number: int, new: NewVolume, due: float) -> dict[str, 
         "number": number,
         "reference": new.reference,
         "stored_bytes": new.stored_bytes,
+        "input": new.input,
         "state": "queued",
         "due": due,
         "not_before": 0.0,

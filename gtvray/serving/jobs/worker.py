@@ -10,19 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from gtvray.errors import BusyError, FailureError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.failpoints import failpoint
 from gtvray.serving.jobs.documents import result_path
-from gtvray.serving.jobs.files import JobFiles
+from gtvray.serving.jobs.files import JobFiles, StoredFile
 from gtvray.serving.jobs.records import Claim
 from gtvray.serving.jobs.references import read_reference
 from gtvray.serving.jobs.sealing import seal
 from gtvray.serving.jobs.store import MOST_DEATHS, MOST_DEATHS_ALONE, JobStore
 from gtvray.serving.problems import internal_error
 from gtvray.serving.request_log import LOGGER, log_event
-from gtvray.serving.results import result_document
+from gtvray.serving.results import SegmentationResult, result_document
 
 if TYPE_CHECKING:
     from gtvray.serving.work import Prediction
@@ -60,6 +61,13 @@ class Segment(Protocol):
             ResourceError: the volume can be tried again.
             GtvrayError: the volume has no mask.
         """
+
+
+class StoredResult(BaseModel):
+    """What is stored, encrypted, of a volume that has a mask."""
+
+    document: SegmentationResult
+    mask: StoredFile
 
 
 def result_purpose(job_id: str, number: int) -> str:
@@ -183,8 +191,9 @@ class Worker:
         prediction = await self._segment(content, claim.job_id, report)
         href = result_path(*claim.volume)
         document = result_document(prediction, claim.job_id, time.monotonic() - began, href)
-        sealed = seal(document.model_dump_json().encode(), self._key, result_purpose(*claim.volume))
-        size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
+        mask, size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
+        result = StoredResult(document=document, mask=mask).model_dump_json().encode()
+        sealed = seal(result, self._key, result_purpose(*claim.volume))
         failpoint("jobs.written")
         if await asyncio.to_thread(self._store.finish, claim, sealed, size):
             failpoint("jobs.finished")
@@ -194,7 +203,8 @@ class Worker:
             await asyncio.to_thread(self._files.remove_mask, claim)
 
     def _read(self, claim: Claim) -> bytes:
-        content = self._files.read_input(claim)
+        with self._files.open_input(claim).open() as file:
+            content = file.read()
         return read_reference(content, self._roots) if claim.reference else content
 
     async def _after_death(self, claim: Claim, *, alone: bool) -> None:

@@ -449,7 +449,7 @@ def test_damaged_store_fails_the_volume(tmp_path: Path) -> None:
             gate.open.set()
             job = await ended(client, accepted)
             assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
-            assert "cannot be decrypted" in job["volumes"][1]["problem"]["title"]
+            assert "changed or cut off" in job["volumes"][1]["problem"]["title"]
 
     asyncio.run(run())
 

@@ -42,7 +42,7 @@ def store(engine: Engine) -> JobStore:
 def add(
     store: JobStore, volumes: int = 1, owner: str = "me", key: str | None = None, priority: Priority = "normal"
 ) -> str:
-    inputs = tuple(NewVolume(False, 100, str(number)) for number in range(volumes))
+    inputs = tuple(NewVolume(False, 100, str(number), b"input") for number in range(volumes))
     return store.accept(NewJob(new_job_id(), owner, key, "digest", priority, inputs)).id
 
 
