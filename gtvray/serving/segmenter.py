@@ -61,7 +61,7 @@ class Segmenter:
         """Segment a scan on the version that is served now. A cancelled call is in no later batch.
 
         Args:
-            body: the scan's file, on this node.
+            body: the scan's file, which this node can read.
             request_id: for the logs.
             report: called with the patches that were processed and those known so far, for a volume of a job, which
                 has no time limit; None for a request.

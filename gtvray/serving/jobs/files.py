@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,25 +64,38 @@ class JobFiles:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def new_input(self, job_id: str, number: int, limit_bytes: int, *, reference: bool = False) -> NewInput:
+    def new_input(self, job_id: str, number: int, limit_bytes: int) -> NewInput:
         """Open an input for writing."""
         path = self._folder / job_id / f"input-{number}"
-        return NewInput(path, self._key, _input_purpose(job_id, number), limit_bytes, reference)
+        return NewInput(path, self._key, _purpose(job_id, number, "input"), limit_bytes)
+
+    def new_reference(self, job_id: str, number: int, pinned: bytes) -> NewVolume:
+        """Return a volume that is named instead of stored."""
+        sealed = seal(pinned, self._key, _purpose(job_id, number, "reference"))
+        return NewVolume(True, len(sealed), sha256(pinned).hexdigest(), sealed)
 
     def make_durable(self, job_id: str) -> None:
         """Flush the folders of a job, so that its inputs survive a power failure."""
         for folder in (self._folder / job_id, self._folder):
             _sync(folder)
 
-    def open_input(self, claim: Claim) -> Body:
-        """Return the input of a volume; its content is checked as it is read.
+    def input_body(self, claim: Claim) -> Body:
+        """Return the stored input of a volume; its content is checked as it is read.
 
         Raises:
             FailureError: it is missing, cut off, or of another volume.
         """
-        stored = unseal(claim.input, self._key, _input_purpose(*claim.volume))
+        stored = unseal(claim.input, self._key, _purpose(*claim.volume, "input"))
         path = self._folder / claim.job_id / f"input-{claim.number}"
         return _existing(path, StoredFile.model_validate_json(stored))
+
+    def read_reference(self, claim: Claim) -> bytes:
+        """Return what `new_reference` was given.
+
+        Raises:
+            FailureError: it was changed, or is of another volume.
+        """
+        return unseal(claim.input, self._key, _purpose(*claim.volume, "reference"))
 
     def write_mask(self, claim: Claim, mask_gz: bytes) -> tuple[StoredFile, int]:
         """Write the mask of a claim, durably, under a name of its own.
@@ -163,11 +177,10 @@ class NewInput:
         key: key of the job store, which encrypts the key of the file.
         purpose: see `seal`.
         limit_bytes: largest content.
-        reference: whether the content is the path of a volume.
     """
 
-    def __init__(self, path: Path, key: bytes, purpose: str, limit_bytes: int, reference: bool) -> None:
-        self._path, self._limit_bytes, self._reference = path, limit_bytes, reference
+    def __init__(self, path: Path, key: bytes, purpose: str, limit_bytes: int) -> None:
+        self._path, self._limit_bytes = path, limit_bytes
         self._store_key, self._purpose, self._key = key, purpose, new_key()
         self._writer = SealedWriter(path, self._key)
         self._digest, self._head = sha256(), b""
@@ -183,7 +196,7 @@ class NewInput:
             raise TooLargeError(
                 "the upload is too large", expected=f"at most {self._limit_bytes} bytes a volume", do="crop the scan"
             )
-        if len(self._head) < HEAD_BYTES and not self._reference:
+        if len(self._head) < HEAD_BYTES:
             self._head += content[: HEAD_BYTES - len(self._head)]
             if len(self._head) == HEAD_BYTES:
                 check_body(self._head)
@@ -199,12 +212,12 @@ class NewInput:
         """
         if not self._writer.size:
             raise InputError("the request has no body", expected=EXPECTED, do=CURL)
-        if len(self._head) < HEAD_BYTES and not self._reference:
+        if len(self._head) < HEAD_BYTES:
             check_body(self._head)
         self._writer.close(durable=True)
         stored = StoredFile(size=self._writer.size, sha256=self._digest.hexdigest(), key=self._key)
         sealed = seal(stored.model_dump_json().encode(), self._store_key, self._purpose)
-        return NewVolume(self._reference, self._path.stat().st_size, stored.sha256, sealed)
+        return NewVolume(False, self._path.stat().st_size, stored.sha256, sealed)
 
     def close(self) -> None:
         """Close the file; it is complete only after `finish`."""
@@ -226,8 +239,8 @@ def disk_errors() -> Iterator[None]:
         raise
 
 
-def _input_purpose(job_id: str, number: int) -> str:
-    return f"{job_id}/{number}/input"
+def _purpose(job_id: str, number: int, kind: Literal["input", "reference"]) -> str:
+    return f"{job_id}/{number}/{kind}"
 
 
 def _existing(path: Path, stored: StoredFile) -> Body:

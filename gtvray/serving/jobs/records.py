@@ -15,10 +15,10 @@ class NewVolume:
     """A volume of a job to be accepted.
 
     Attributes:
-        reference: whether the stored input is the path of the volume, not its content.
-        stored_bytes: size of the stored input.
+        reference: whether the volume is a file that the job names, not a stored input.
+        stored_bytes: size of the stored input, or of the reference.
         digest: sha256 of the content, or of the reference.
-        input: what is needed to read the stored input, encrypted.
+        input: what is needed to read the input: size, digest and key, or the reference; encrypted.
     """
 
     reference: bool
@@ -62,14 +62,16 @@ class Claim:
 
     Attributes:
         job_id, number: the volume.
+        owner: the client that the job belongs to.
         attempt: number of this claim.
-        reference: whether the stored input is the path of the volume.
+        reference: as in `NewVolume`.
         deaths: how many replicas died while they processed it.
         input: as in `NewVolume`.
     """
 
     job_id: str
     number: int
+    owner: str
     attempt: int
     reference: bool
     deaths: int

@@ -106,7 +106,12 @@ class JobStore:
         )
         with self._engine.begin() as connection:
             row = connection.execute(
-                select(volumes).where(ready).order_by(volumes.c.due).limit(1).with_for_update(skip_locked=True)
+                select(volumes, jobs.c.owner)
+                .join(jobs)
+                .where(ready)
+                .order_by(volumes.c.due)
+                .limit(1)
+                .with_for_update(skip_locked=True, of=volumes)
             ).first()
             if row is None or (row.deaths and not alone):
                 return None
@@ -125,7 +130,7 @@ class JobStore:
                     "started_at": now,
                 },
             )
-        return Claim(row.job_id, row.number, row.attempt + 1, row.reference, row.deaths, row.input)
+        return Claim(row.job_id, row.number, row.owner, row.attempt + 1, row.reference, row.deaths, row.input)
 
     def renew(self, claims: Mapping[Claim, float]) -> set[Claim]:
         """Renew leases and record percentages.

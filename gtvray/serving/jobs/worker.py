@@ -18,7 +18,7 @@ from gtvray.failpoints import failpoint
 from gtvray.serving.jobs.documents import result_path
 from gtvray.serving.jobs.files import JobFiles, StoredFile
 from gtvray.serving.jobs.records import Claim
-from gtvray.serving.jobs.references import read_reference
+from gtvray.serving.jobs.references import reference_body, require_unchanged
 from gtvray.serving.jobs.sealing import seal
 from gtvray.serving.jobs.store import MOST_DEATHS, MOST_DEATHS_ALONE, JobStore
 from gtvray.serving.problems import internal_error
@@ -26,6 +26,7 @@ from gtvray.serving.request_log import LOGGER, log_event
 from gtvray.serving.results import SegmentationResult, result_document
 
 if TYPE_CHECKING:
+    from gtvray.serving.spool import Body
     from gtvray.serving.work import Prediction
 
 _POLL_S = 1.0
@@ -47,11 +48,14 @@ class ReplicaLostError(Exception):
 class Segment(Protocol):
     """The part of the endpoint that jobs use."""
 
-    def __call__(self, content: bytes, request_id: str, report: Callable[[int, int], None]) -> Awaitable[Prediction]:
+    def __call__(
+        self, body: Body, client: str, request_id: str, report: Callable[[int, int], None]
+    ) -> Awaitable[Prediction]:
         """Segment a volume; cancelling the call stops its patches.
 
         Args:
-            content: a NIfTI or NRRD file.
+            body: a NIfTI or NRRD file.
+            client: for whom.
             request_id: id for the log.
             report: called with the patches that were processed, and those known so far.
 
@@ -182,13 +186,16 @@ class Worker:
     async def _attempt(self, claim: Claim) -> None:
         began = time.monotonic()
         failpoint("jobs.claimed")
-        content = await asyncio.to_thread(self._read, claim)
+        body = await asyncio.to_thread(self._body, claim)
 
         def report(processed: int, known: int) -> None:
             # More patches may become known, but progress does not go back.
             self._percent[claim] = max(self._percent[claim], 100.0 * processed / max(known, 1))
 
-        prediction = await self._segment(content, claim.job_id, report)
+        prediction = await self._segment(body, claim.owner, claim.job_id, report)
+        if claim.reference:
+            # The replica has read the file itself, possibly after a change.
+            await asyncio.to_thread(require_unchanged, self._files.read_reference(claim), self._roots)
         href = result_path(*claim.volume)
         document = result_document(prediction, claim.job_id, time.monotonic() - began, href)
         mask, size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
@@ -202,10 +209,10 @@ class Worker:
         else:
             await asyncio.to_thread(self._files.remove_mask, claim)
 
-    def _read(self, claim: Claim) -> bytes:
-        with self._files.open_input(claim).open() as file:
-            content = file.read()
-        return read_reference(content, self._roots) if claim.reference else content
+    def _body(self, claim: Claim) -> Body:
+        if claim.reference:
+            return reference_body(self._files.read_reference(claim), self._roots)
+        return self._files.input_body(claim)
 
     async def _after_death(self, claim: Claim, *, alone: bool) -> None:
         """Try again, with nothing else at the same time; the second death with this volume alone is its own fault."""

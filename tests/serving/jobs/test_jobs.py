@@ -407,8 +407,9 @@ def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
     for folder in (data / "sub", outside):
         folder.mkdir(parents=True)
         (folder / "scan.nii").write_bytes(OTHER)
+    (data / "sub" / "first.nii").write_bytes(OTHER)
     (data / "link.nii").symlink_to(outside / "scan.nii")
-    (data / "inside.nii").symlink_to(data / "sub" / "scan.nii")
+    (data / "inside.nii").symlink_to(data / "sub" / "first.nii")
     (data / "text.nii").write_bytes(b"a sentence")
     os.mkfifo(data / "pipe")
     gate = Gate()
@@ -434,6 +435,24 @@ def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
             job = await ended(client, accepted)
             assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
             assert "changed after the job was accepted" in job["volumes"][1]["problem"]["title"]
+
+    asyncio.run(run())
+
+
+def test_reference_that_changes_while_it_is_read_has_no_mask(tmp_path: Path) -> None:
+    scan = tmp_path / "scan.nii"
+    scan.write_bytes(OTHER)
+
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate, roots=(tmp_path,)) as client:
+            accepted = await client.post("/v1/jobs", json={"volumes": [{"path": str(scan)}]})
+            await gate.started.wait()
+            scan.write_bytes(SCAN)
+            gate.open.set()
+            job = await ended(client, accepted)
+            assert "changed after the job was accepted" in job["volumes"][0]["problem"]["title"]
+            assert stored_files(tmp_path / "jobs") == []
 
     asyncio.run(run())
 

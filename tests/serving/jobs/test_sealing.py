@@ -10,12 +10,23 @@ from pathlib import Path
 import pytest
 
 from gtvray.errors import ConfigError, FailureError
+from gtvray.io import encode_nifti
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.records import Claim, NewVolume
 from gtvray.serving.jobs.sealing import KEY_VARIABLE, load_key, seal, unseal
 from gtvray.serving.sealed import FRAME_BYTES
 
+from ..conftest import make_scan
+
 KEY, JOB = bytes(range(32)), "0" * 32
+
+
+HEAD = encode_nifti(make_scan((8, 8, 8)), compress=False)[:352]
+
+
+def scan_of(size: int) -> bytes:
+    """Bytes that begin as a volume."""
+    return HEAD + os.urandom(size - len(HEAD))
 
 
 class Store:
@@ -26,18 +37,18 @@ class Store:
 
     def add(self, number: int, content: bytes) -> Claim:
         """Store an input that is written in pieces."""
-        new = self.files.new_input(JOB, number, 1 << 30, reference=True)
+        new = self.files.new_input(JOB, number, 1 << 30)
         for start in range(0, len(content), 70_001):
             new.write(content[start : start + 70_001])
         return claim_of(number, new.finish())
 
     def read(self, claim: Claim) -> bytes:
-        with self.files.open_input(claim).open() as file:
+        with self.files.input_body(claim).open() as file:
             return file.read()
 
 
 def claim_of(number: int, new: NewVolume, attempt: int = 1) -> Claim:
-    return Claim(JOB, number, attempt, new.reference, 0, new.input)
+    return Claim(JOB, number, "me", attempt, new.reference, 0, new.input)
 
 
 @pytest.fixture
@@ -47,13 +58,13 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-@pytest.mark.parametrize("size", [1, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 2 * FRAME_BYTES, 2_500_000])
+@pytest.mark.parametrize("size", [400, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 2 * FRAME_BYTES, 2_500_000])
 def test_inputs_and_masks_are_read_back(store: Store, size: int) -> None:
-    content = os.urandom(size)
+    content = scan_of(size)
     claims = [store.add(number, content) for number in range(2)]
     assert [store.read(claim) for claim in claims] == [content, content]
     first, second = ((store.folder / f"input-{number}").read_bytes() for number in range(2))
-    assert size < 64 or content[:64] not in first
+    assert content[:64] not in first
     assert first != second, "every file has a key of its own"
     mask, stored_bytes = store.files.write_mask(claims[0], content)
     assert store.files.read_mask(JOB, 0, 1, mask) == content
@@ -61,12 +72,13 @@ def test_inputs_and_masks_are_read_back(store: Store, size: int) -> None:
 
 
 def test_any_change_of_a_file_is_noticed(store: Store) -> None:
-    claim = store.add(0, bytes(FRAME_BYTES) + b"\1" * FRAME_BYTES + b"end")
+    content = scan_of(2 * FRAME_BYTES + 3)
+    claim = store.add(0, content)
     path, frame = store.folder / "input-0", FRAME_BYTES + 16
     sealed = path.read_bytes()
     first, second, last = sealed[:frame], sealed[frame : 2 * frame], sealed[2 * frame :]
     assert len(last) == 19
-    other = store.add(1, bytes(FRAME_BYTES) + b"\1" * FRAME_BYTES + b"end")
+    other = store.add(1, content)
     changed = {
         "a bit": sealed[:-1] + bytes([sealed[-1] ^ 1]),
         "the first bit": bytes([sealed[0] ^ 1]) + sealed[1:],
@@ -78,19 +90,19 @@ def test_any_change_of_a_file_is_noticed(store: Store) -> None:
         "empty": b"",
         "another input": (store.folder / "input-1").read_bytes(),
     }
-    for content in changed.values():
-        path.write_bytes(content)
+    for damaged in changed.values():
+        path.write_bytes(damaged)
         with pytest.raises(FailureError, match="changed or cut off"):
             store.read(claim)
     path.unlink()
     with pytest.raises(FailureError, match="missing"):
         store.read(claim)
     path.write_bytes(sealed)
-    assert store.read(claim)
-    exchanged = Claim(JOB, 0, 1, other.reference, 0, other.input)
+    assert store.read(claim) == content
+    exchanged = Claim(JOB, 0, "me", 1, other.reference, 0, other.input)
     for files, volume in ((store.files, exchanged), (JobFiles(store.folder.parents[1], bytes(32)), claim)):
         with pytest.raises(FailureError, match="cannot be decrypted"):
-            files.open_input(volume)
+            files.input_body(volume)
 
 
 def test_any_change_of_a_document_is_noticed() -> None:
