@@ -45,7 +45,8 @@ class JobFiles:
     """
 
     def __init__(self, folder: Path, key: bytes) -> None:
-        self._folder, self._key = folder / "files", key
+        # Replicas are other processes, whose working directory may be another one.
+        self._folder, self._key = folder.absolute() / "files", key
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager

@@ -65,7 +65,6 @@ class Claim:
         owner: the client that the job belongs to.
         attempt: number of this claim.
         reference: as in `NewVolume`.
-        deaths: how many replicas died while they processed it.
         input: as in `NewVolume`.
     """
 
@@ -74,7 +73,6 @@ class Claim:
     owner: str
     attempt: int
     reference: bool
-    deaths: int
     input: bytes = field(repr=False)
 
     @property

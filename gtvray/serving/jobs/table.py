@@ -64,7 +64,6 @@ volumes = Table(
     Column("attempt", Integer, nullable=False),
     Column("lease_until", Float, nullable=False),
     Column("interruptions", Integer, nullable=False),
-    Column("deaths", Integer, nullable=False),
     Column("percent", Float, nullable=False),
     Column("started_at", Float),
     Column("ended_at", Float),

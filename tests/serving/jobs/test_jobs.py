@@ -19,8 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from gtvray.config import ServingConfig
 from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
-from gtvray.serving.jobs import ReplicaLostError
-from gtvray.serving.jobs.store import MOST_DEATHS
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
 from gtvray.serving.work import Prediction
 
@@ -351,35 +349,6 @@ def test_failed_volume_has_its_reason_and_the_others_their_masks(tmp_path: Path)
             assert (await ended(client, await client.post("/v1/jobs", content=OTHER)))["state"] == "failed"
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_volume_that_kills_replicas_fails_and_others_do_not(tmp_path: Path, alone: bool) -> None:
-    attempts = {SCAN: 0, OTHER: 0}
-    running: set[bytes] = set()
-
-    async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
-        attempts[content] += 1
-        running.add(content)
-        try:
-            await asyncio.sleep(0.05)
-            if OTHER in running:
-                raise ReplicaLostError(alone=alone and len(running) == 1)
-            return await threshold(content, request_id, report)
-        finally:
-            running.discard(content)
-
-    async def run() -> None:
-        async with jobs_app(tmp_path / "jobs", segment, at_once=2) as client:
-            bad, good = (await client.post("/v1/jobs", content=OTHER)), (await client.post("/v1/jobs", content=SCAN))
-            failed = await ended(client, bad)
-            assert "died each time" in failed["volumes"][0]["problem"]["title"]
-            assert (await ended(client, good))["state"] == "done"
-
-    asyncio.run(run())
-    # The first death may be shared; then each runs alone.
-    assert attempts[OTHER] in ((2,) if alone else (MOST_DEATHS,))
-    assert attempts[SCAN] <= 2
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Store:
 
 
 def claim_of(number: int, new: NewVolume, attempt: int = 1) -> Claim:
-    return Claim(JOB, number, "me", attempt, new.reference, 0, new.input)
+    return Claim(JOB, number, "me", attempt, new.reference, new.input)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_any_change_of_a_file_is_noticed(store: Store) -> None:
         store.read(claim)
     path.write_bytes(sealed)
     assert store.read(claim) == content
-    exchanged = Claim(JOB, 0, "me", 1, other.reference, 0, other.input)
+    exchanged = Claim(JOB, 0, "me", 1, other.reference, other.input)
     for files, volume in ((store.files, exchanged), (JobFiles(store.folder.parents[1], bytes(32)), claim)):
         with pytest.raises(FailureError, match="cannot be decrypted"):
             files.input_body(volume)

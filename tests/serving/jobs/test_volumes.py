@@ -1,4 +1,4 @@
-"""Volumes of jobs on their way to a replica: which file it reads, and for whom.
+"""Volumes of jobs on their way to a replica: which file it reads, for whom, and those that kill replicas.
 
 Everything is in this process; the replica is an object that reads the scan and writes the mask as a real one does.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ray.exceptions import RayActorError
 
 from gtvray.config import JobsConfig, ServingConfig
 from gtvray.io import encode_nifti
+from gtvray.serving.quarantine import Journal
 from gtvray.serving.spool import Body, Spool
 from gtvray.serving.tokens import Role, TokenFile
 from gtvray.serving.work import Work
@@ -97,3 +100,37 @@ def test_named_file_that_the_model_cannot_read_fails_its_volume(tmp_path: Path) 
     problem = asyncio.run(run())["volumes"][0]["problem"]
     assert (problem["status"], problem["title"]) == (404, "a named file cannot be read where the model runs")
     assert "scan.nii.gz" not in str(problem)
+
+
+def test_volume_that_kills_replicas_fails_with_the_reason_and_the_others_complete(tmp_path: Path) -> None:
+    """Every death takes the other volume along that is on the replica."""
+    calls, together = Counter[bytes](), asyncio.Event()
+
+    async def die_of_the_second(work: Work, content: bytes) -> None:
+        calls[content] += 1
+        bad = content == SCANS[1]
+        with Journal(work.journal) as journal:
+            journal.write("patch 3" if bad else "scan")
+            if bad:
+                together.set()
+                raise RayActorError
+            if not together.is_set():
+                await together.wait()
+                raise RayActorError
+
+    async def run() -> dict[str, Any]:
+        spool = Spool(tmp_path, 1, 1)
+        async with endpoint(tmp_path, die_of_the_second, spool, at_once=2) as client:
+            job = await ended(client, await client.post("/v1/jobs", files=form(*SCANS)))
+            for number in (0, 2):
+                assert (await client.get(job["volumes"][number]["result"])).content == SCANS[number][::-1]
+            again = await ended(client, await client.post("/v1/jobs", content=SCANS[1]))
+            assert again["volumes"][0]["state"] == "failed"
+            return job
+
+    job = asyncio.run(run())
+    assert (job["state"], [each["state"] for each in job["volumes"]]) == ("done", ["done", "failed", "done"])
+    problem = job["volumes"][1]["problem"]
+    assert problem["type"] == "urn:gtvray:DataError"
+    assert problem["found"] == "2 replicas died at the same point of it: patch 3"
+    assert calls == {SCANS[0]: 2, SCANS[1]: 2, SCANS[2]: 1}, "what was refused is not tried again in another job"
