@@ -72,6 +72,8 @@ class Segmenter:
             NotReadyError: no model is served.
             DeadlineError: the mask was not ready in time.
             ResourceError: the model cannot be started.
+            FailureError: the scan's file was changed.
+            NotFoundError: a plain file is missing on the node of the model.
         """
         limit_s = self._serving.timeout_s if report is None else None
         self._pending += 1
