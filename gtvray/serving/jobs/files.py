@@ -84,7 +84,7 @@ class JobFiles:
         """Return the stored input of a volume; its content is checked as it is read.
 
         Raises:
-            FailureError: it is missing, cut off, or of another volume.
+            FailureError: it is missing, or what is needed to read it was changed or is of another volume.
         """
         stored = unseal(claim.input, self._key, _purpose(*claim.volume, "input"))
         path = self._folder / claim.job_id / f"input-{claim.number}"
