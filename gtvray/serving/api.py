@@ -41,9 +41,6 @@ from gtvray.serving.uploads import UploadLimits, check_declared, spool_upload
 from gtvray.serving.work import Prediction
 
 _Result = TypeVar("_Result")
-# Volumes of jobs in the spool, and in the audit log; the job itself names its client.
-_JOBS = "jobs"
-_PIECE_BYTES = 1 << 20
 
 
 class Api:
@@ -152,13 +149,9 @@ class Api:
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
         return result_response(document, prediction.mask_gz, media_type)
 
-    async def segment_for_job(self, content: bytes, request_id: str, report: Report) -> Prediction:
+    async def segment_for_job(self, body: Body, client: str, request_id: str, report: Report) -> Prediction:
         """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
-        async with self._spool.create(_JOBS) as file:
-            for start in range(0, len(content), _PIECE_BYTES):
-                await file.write(content[start : start + _PIECE_BYTES])
-            body = await file.finish()
-            return await self._audited(request_id, _JOBS, body, self._segmenter.segment(body, request_id, report))
+        return await self._audited(request_id, client, body, self._segmenter.segment(body, request_id, report))
 
     async def _audited(
         self, request_id: str, client: str, body: Body, work: Coroutine[Any, Any, Prediction]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 
-from gtvray.errors import BundleError, NotReadyError
+from gtvray.errors import BundleError, NotReadyError, ResourceError
 from gtvray.failpoints import failpoint
 from gtvray.inference import StageClock
 from gtvray.io import encode_nifti, read_open_volume
@@ -197,9 +197,11 @@ class Model:
     @asynccontextmanager
     async def _local(self, work: Work) -> AsyncIterator[Work]:
         """The work with its files on this node."""
-        if not work.stream or work.node == ray.get_runtime_context().get_node_id():
+        if work.node == ray.get_runtime_context().get_node_id():
             yield work
             return
+        if not work.stream:
+            raise ResourceError("the gateway does not serve other nodes yet", do="retry in a few seconds")
         if self._copies is None:
             limit = self._args.serving.spool_limit_bytes
             self._copies = await asyncio.to_thread(Spool, self._args.spool_dir, limit, limit)

@@ -1,7 +1,8 @@
-"""Files encrypted under a key that is never stored: AES-256-GCM over frames of fixed size.
+"""Encrypted files: AES-256-GCM over frames of fixed size.
 
 Each file has its own random key, so that a frame's number serves as its nonce (NIST SP 800-38D, section 8.2.1). A frame
-that was changed, moved or cut off fails to decrypt; a reader knows the size of the content, so a missing end is found.
+that was changed, moved or of another file fails to decrypt; a reader knows the size of the content, so a missing end is
+found. The upload spool keeps keys in memory only; the job store keeps them encrypted (`gtvray.serving.jobs.sealing`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gtvray.errors import ResourceError
+from gtvray.errors import FailureError, ResourceError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -59,8 +60,11 @@ class SealedWriter:
             self._write_frame(self._rest[start : start + FRAME_BYTES])
         del self._rest[:whole]
 
-    def close(self) -> None:
+    def close(self, *, durable: bool = False) -> None:
         """Write what is left, and close the file.
+
+        Args:
+            durable: whether the content must survive a power failure from now on.
 
         Raises:
             OSError: the disk is full.
@@ -69,6 +73,8 @@ class SealedWriter:
             if self._rest:
                 self._write_frame(self._rest)
                 self._rest.clear()
+            if durable:
+                os.fsync(self._file.fileno())
 
     def discard(self) -> None:
         """Close the file without writing what is left."""
@@ -90,7 +96,8 @@ class SealedReader(io.RawIOBase):
         size: bytes of its content.
 
     Raises:
-        ResourceError: the file is missing. Reading raises it too, for a file that was changed.
+        ResourceError: the file cannot be read.
+        FailureError: it was cut off or extended. Reading raises it too, for a file that was changed.
     """
 
     def __init__(self, path: Path, key: bytes, size: int) -> None:
@@ -99,7 +106,10 @@ class SealedReader(io.RawIOBase):
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
-            raise ResourceError("a file of the spool cannot be read", found=error.strerror) from error
+            raise ResourceError("a stored file cannot be read", found=error.strerror) from error
+        if os.fstat(self._file.fileno()).st_size != size + -(-size // FRAME_BYTES) * _TAG_BYTES:
+            self._file.close()
+            raise _changed()
 
     def readable(self) -> bool:
         """True."""
@@ -142,10 +152,7 @@ class SealedReader(io.RawIOBase):
             try:
                 self._content = self._cipher.decrypt(_nonce(frame), self._file.read(FRAME_BYTES + _TAG_BYTES), None)
             except InvalidTag:
-                raise ResourceError("a file of the spool was changed or cut off", do="send the scan again") from None
-            expected = min(FRAME_BYTES, self._size - frame * FRAME_BYTES)
-            if len(self._content) != expected:
-                raise ResourceError("a file of the spool was changed or cut off", do="send the scan again")
+                raise _changed() from None
             self._frame = frame
         return self._content
 
@@ -154,6 +161,10 @@ def open_sealed(path: Path, key: bytes, size: int) -> BinaryIO:
     """Open an encrypted file for buffered reading; as `SealedReader`."""
     # A buffered reader has every method of a binary file.
     return io.BufferedReader(SealedReader(path, key, size), FRAME_BYTES)
+
+
+def _changed() -> FailureError:
+    return FailureError("a stored file was changed or cut off", do="send the scan again")
 
 
 def _nonce(frame: int) -> bytes:

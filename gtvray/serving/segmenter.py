@@ -65,7 +65,7 @@ class Segmenter:
         """Segment a scan on the version that is served now. A cancelled call is in no later batch.
 
         Args:
-            body: the scan's file, on this node.
+            body: the scan's file, which this node can read.
             request_id: for the logs.
             report: called with the patches that were processed and those known so far, for a volume of a job, which
                 has no time limit; None for a request.
@@ -76,6 +76,8 @@ class Segmenter:
             NotReadyError: no model is served.
             DeadlineError: the mask was not ready in time.
             ResourceError: the model cannot be started.
+            FailureError: the scan's file was changed.
+            NotFoundError: a plain file is missing on the node of the model.
         """
         limit_s = self._serving.timeout_s if report is None else None
         self.pending += 1

@@ -12,14 +12,16 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from gtvray.errors import BusyError, ClientLimitError, ResourceError, StorageFullError
+from gtvray.errors import BusyError, ClientLimitError, NotFoundError, ResourceError, StorageFullError
 from gtvray.io.locks import try_lock
 from gtvray.serving.request_log import new_request_id
 from gtvray.serving.sealed import SealedWriter, new_key, open_sealed
@@ -32,7 +34,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Body:
-    """A scan's file on a disk of one node.
+    """A scan's file: an encrypted one on a disk of one node, or a plain one that every node can read.
 
     Attributes:
         path: of the file.
@@ -50,14 +52,22 @@ class Body:
         """Open the content for reading.
 
         Raises:
-            ResourceError: it is gone; reading raises it too, for an encrypted file that was changed.
+            ResourceError: it cannot be read.
+            FailureError: an encrypted file was changed; reading raises it too.
+            NotFoundError: a plain file is missing on this node.
         """
         if self.key is not None:
             return open_sealed(self.path, self.key, self.size)
         try:
-            return self.path.open("rb")
+            return open_plain(self.path)
+        except (FileNotFoundError, PermissionError) as error:
+            raise NotFoundError(
+                "a named file cannot be read where the model runs",
+                found=error.strerror,
+                do="name files that every node of the endpoint can read",
+            ) from error
         except OSError as error:
-            raise ResourceError("a file of the spool cannot be read", found=error.strerror) from error
+            raise ResourceError("a named file cannot be read", found=error.strerror) from error
 
 
 class Spool:
@@ -186,6 +196,19 @@ class SpoolFile:
         self._writer.write(piece)
         if last:
             self._writer.close()
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a regular file for reading, without following a link or waiting for the other end of a pipe.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(handle, "rb")
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -52,18 +52,18 @@ class BodyStream:
             self._offered.pop(work.stream, None)
 
     def was_fetched(self, work: Work) -> bool:
-        """Whether another node got the scan; answers once."""
+        """Whether another node took the scan; answers once."""
         fetched = work.stream in self._fetched
         self._fetched.discard(work.stream)
         return fetched
 
     async def _transfer(self, request: Request) -> Response:
         work = self._offered.get(f"{self.url}/{request.path_params['ticket']}")
-        if work is None or (work.body.key is None and request.method == "GET"):
+        if work is None:
             return Response(status_code=404)
         if request.method == "GET":
             self._fetched.add(work.stream)
-            return FileResponse(work.body.path)
+            return FileResponse(work.body.path) if work.body.key is not None else Response(status_code=204)
         count = 0
         async with await anyio.open_file(work.result, "xb") as file:
             async for chunk in request.stream():

@@ -97,7 +97,8 @@ class Work:
         """Read a mask of `count` bytes.
 
         Raises:
-            ResourceError: it is missing or damaged.
+            ResourceError: it is missing.
+            FailureError: it was changed.
         """
         with open_sealed(self.result, self.result_key, count) as file:
             return file.read()
@@ -113,7 +114,8 @@ class Work:
 def fetched(work: Work, spool: Spool) -> Iterator[Work]:
     """Work of another node, with the encrypted scan copied to this one; the mask is sent back at the end.
 
-    A plain file is not copied: it is one that every node can read.
+    A plain file is not copied: it is one that every node can read. The gateway is asked for it nevertheless, and so
+    learns that the scan is here.
 
     Args:
         work: of the other node.
@@ -128,11 +130,12 @@ def fetched(work: Work, spool: Spool) -> Iterator[Work]:
     try:
         # Between the nodes of a cluster no proxy of the environment is used. Both files are encrypted.
         with httpx.Client(trust_env=False, timeout=_STREAM_TIMEOUT_S) as client:
-            if work.body.key is not None:
-                with client.stream("GET", work.stream) as response, here.body.path.open("xb") as file:
-                    response.raise_for_status()
-                    for chunk in response.iter_raw(FRAME_BYTES):
-                        file.write(chunk)
+            with client.stream("GET", work.stream) as response:
+                response.raise_for_status()
+                if work.body.key is not None:
+                    with here.body.path.open("xb") as file:
+                        for chunk in response.iter_raw(FRAME_BYTES):
+                            file.write(chunk)
             yield here
             if here.result.exists():
                 with here.result.open("rb") as file:

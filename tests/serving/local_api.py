@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 
 from gtvray.config import ServingConfig
 from gtvray.inference import Coverage
@@ -84,18 +84,27 @@ class _Reporting:
         yield await self._replica.remote(work, request_id)
 
 
-def make_api(folder: Path, serving: ServingConfig, model: Any = None, spool: Spool | None = None) -> ASGIApp:
-    """The application with its tokens, audit log and spool in a folder.
+def make_api(
+    folder: Path, serving: ServingConfig, model: Any = None, spool: Spool | None = None, jobs: bool = False
+) -> FastAPI:
+    """The application with its tokens, audit log, spool and jobs in a folder.
 
     Args:
         folder: for them.
         serving: the settings.
         model: what is called instead of the handle of the Model deployment.
         spool: instead of one in the folder.
+        jobs: whether it accepts jobs.
     """
     token_file = folder / "token"
     token_file.write_text(TOKEN)
-    args = AppArguments(token_file=token_file, tokens=folder / "tokens.json", audit=folder / "audit", serving=serving)
+    args = AppArguments(
+        token_file=token_file,
+        tokens=folder / "tokens.json",
+        audit=folder / "audit",
+        jobs_dir=folder / "jobs" if jobs else None,
+        serving=serving,
+    )
     served = Served(args, model if model is not None else object())
     spool = spool or Spool(folder, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
     return Api(args, served, spool, Segmenter(args, served, spool, BodyStream(), "node")).build_app()

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from gtvray.config import ServingConfig
-from gtvray.errors import BusyError, ClientLimitError, ResourceError, SlowBodyError, StorageFullError
+from gtvray.errors import BusyError, ClientLimitError, FailureError, SlowBodyError, StorageFullError
 from gtvray.io import encode_nifti
 from gtvray.serving import uploads
 from gtvray.serving.sealed import FRAME_BYTES, SealedWriter, new_key, open_sealed
@@ -46,7 +46,7 @@ def test_sealed_file_is_read_back_from_any_position(tmp_path: Path, size: int) -
         assert file.seek(0, os.SEEK_END) == size
 
 
-@pytest.mark.parametrize("fault", ["changed", "cut", "frames exchanged", "another key", "missing"])
+@pytest.mark.parametrize("fault", ["changed", "cut", "extended", "frames exchanged", "another key", "missing"])
 def test_changed_sealed_file_is_refused(tmp_path: Path, fault: str) -> None:
     path, key, size = tmp_path / "sealed", new_key(), 2 * FRAME_BYTES
     writer = SealedWriter(path, key)
@@ -58,13 +58,15 @@ def test_changed_sealed_file_is_refused(tmp_path: Path, fault: str) -> None:
         path.write_bytes(stored[:100] + bytes([stored[100] ^ 1]) + stored[101:])
     elif fault == "cut":
         path.write_bytes(stored[:half])
+    elif fault == "extended":
+        path.write_bytes(stored + b"x")
     elif fault == "frames exchanged":
         path.write_bytes(stored[half:] + stored[:half])
     elif fault == "another key":
         key = new_key()
     else:
         path.unlink()
-    with pytest.raises(ResourceError, match="spool"), open_sealed(path, key, size) as file:
+    with pytest.raises(FailureError, match="stored file"), open_sealed(path, key, size) as file:
         file.read()
 
 

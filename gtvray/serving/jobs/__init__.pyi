@@ -1,3 +1,2 @@
 from .routes import JobRoutes as JobRoutes
 from .service import Jobs as Jobs
-from .worker import ReplicaLostError as ReplicaLostError

@@ -10,16 +10,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import IO
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from gtvray.errors import FailureError, InputError, ResourceError, TooLargeError
 from gtvray.io import HEAD_BYTES
 from gtvray.serving.jobs.records import OPEN, Claim, NewVolume, StoredVolume
-from gtvray.serving.jobs.sealing import SealedWriter, unseal
+from gtvray.serving.jobs.sealing import seal, unseal
+from gtvray.serving.sealed import SealedWriter, new_key
+from gtvray.serving.spool import Body
 from gtvray.serving.uploads import CURL, EXPECTED, check_body
 
 # An upload takes less time than this; what is older and in no job was left by a process that was killed.
 _ABANDONED_S = 3600.0
+
+
+class StoredFile(BaseModel):
+    """What is needed to read an encrypted file of the job store."""
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    size: int = Field(description="bytes of its content")
+    sha256: str = Field(description="of its content")
+    key: bytes = Field(description="under which it is encrypted", repr=False)
 
 
 class JobFiles:
@@ -31,7 +45,8 @@ class JobFiles:
     """
 
     def __init__(self, folder: Path, key: bytes) -> None:
-        self._folder, self._key = folder / "files", key
+        # Replicas are other processes, whose working directory may be another one.
+        self._folder, self._key = folder.absolute() / "files", key
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
@@ -50,52 +65,67 @@ class JobFiles:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def new_input(self, job_id: str, number: int, limit_bytes: int, *, reference: bool = False) -> NewInput:
+    def new_input(self, job_id: str, number: int, limit_bytes: int) -> NewInput:
         """Open an input for writing."""
         path = self._folder / job_id / f"input-{number}"
-        return NewInput(path, self._key, _purpose(job_id, number, "input"), limit_bytes, reference)
+        return NewInput(path, self._key, _purpose(job_id, number, "input"), limit_bytes)
+
+    def new_reference(self, job_id: str, number: int, pinned: bytes) -> NewVolume:
+        """Return a volume that is named instead of stored."""
+        sealed = seal(pinned, self._key, _purpose(job_id, number, "reference"))
+        return NewVolume(True, len(sealed), sha256(pinned).hexdigest(), sealed)
 
     def make_durable(self, job_id: str) -> None:
         """Flush the folders of a job, so that its inputs survive a power failure."""
         for folder in (self._folder / job_id, self._folder):
             _sync(folder)
 
-    def read_input(self, claim: Claim) -> bytes:
-        """Return the input of a volume.
+    def input_body(self, claim: Claim) -> Body:
+        """Return the stored input of a volume; its content is checked as it is read.
 
         Raises:
-            FailureError: it is missing or was changed.
+            FailureError: it is missing, or what is needed to read it was changed or is of another volume.
         """
-        return self._read(
-            self._folder / claim.job_id / f"input-{claim.number}", _purpose(claim.job_id, claim.number, "input")
-        )
+        stored = unseal(claim.input, self._key, _purpose(*claim.volume, "input"))
+        path = self._folder / claim.job_id / f"input-{claim.number}"
+        return _existing(path, StoredFile.model_validate_json(stored))
 
-    def write_mask(self, claim: Claim, mask_gz: bytes) -> int:
+    def read_reference(self, claim: Claim) -> bytes:
+        """Return what `new_reference` was given.
+
+        Raises:
+            FailureError: it was changed, or is of another volume.
+        """
+        return unseal(claim.input, self._key, _purpose(*claim.volume, "reference"))
+
+    def write_mask(self, claim: Claim, mask_gz: bytes) -> tuple[StoredFile, int]:
         """Write the mask of a claim, durably, under a name of its own.
 
         Returns:
-            its size on disk.
+            what is needed to read it, and its size on disk.
 
         Raises:
             ResourceError: the disk is full.
         """
-        path = self._mask(claim.job_id, claim.number, claim.attempt)
-        with disk_errors(), _create(path) as file:
-            writer = SealedWriter(file, self._key, _purpose(claim.job_id, claim.number, "mask"))
-            writer.write(mask_gz)
-            writer.finish()
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(path.parent)
-        return path.stat().st_size
+        path, key = self._mask(claim.job_id, claim.number, claim.attempt), new_key()
+        with disk_errors():
+            writer = SealedWriter(path, key)
+            try:
+                writer.write(mask_gz)
+                writer.close(durable=True)
+            finally:
+                writer.discard()
+            _sync(path.parent)
+        return StoredFile(size=writer.size, sha256=sha256(mask_gz).hexdigest(), key=key), path.stat().st_size
 
-    def read_mask(self, job_id: str, number: int, attempt: int) -> bytes:
+    def read_mask(self, job_id: str, number: int, attempt: int, stored: StoredFile) -> bytes:
         """Return a mask.
 
         Raises:
             FailureError: it is missing or was changed.
         """
-        return self._read(self._mask(job_id, number, attempt), _purpose(job_id, number, "mask"))
+        with _existing(self._mask(job_id, number, attempt), stored).open() as file:
+            return file.read()
 
     def remove_input(self, claim: Claim) -> None:
         """Delete the input of a volume that has ended."""
@@ -139,36 +169,22 @@ class JobFiles:
     def _mask(self, job_id: str, number: int, attempt: int) -> Path:
         return self._folder / job_id / f"mask-{number}-{attempt}"
 
-    def _read(self, path: Path, purpose: str) -> bytes:
-        try:
-            with path.open("rb") as file:
-                return unseal(file, self._key, purpose)
-        except FileNotFoundError as error:
-            raise FailureError("a stored file is missing", do="send the job again") from error
-
 
 class NewInput:
     """An input that is written as it arrives; its first bytes and its size are checked.
 
     Args:
         path: file to create.
-        key: key of the job store.
-        purpose: see `SealedWriter`.
+        key: key of the job store, which encrypts the key of the file.
+        purpose: see `seal`.
         limit_bytes: largest content.
-        reference: whether the content is the path of a volume.
     """
 
-    def __init__(self, path: Path, key: bytes, purpose: str, limit_bytes: int, reference: bool) -> None:
-        self._path, self._limit_bytes, self._reference = path, limit_bytes, reference
-        self._file = _create(path)
-        self._writer = SealedWriter(self._file, key, purpose)
-        self._digest = sha256()
-        self._size, self._head = 0, b""
-
-    @property
-    def size(self) -> int:
-        """Bytes of content written so far."""
-        return self._size
+    def __init__(self, path: Path, key: bytes, purpose: str, limit_bytes: int) -> None:
+        self._path, self._limit_bytes = path, limit_bytes
+        self._store_key, self._purpose, self._key = key, purpose, new_key()
+        self._writer = SealedWriter(path, self._key)
+        self._digest, self._head = sha256(), b""
 
     def write(self, content: bytes) -> None:
         """Write further bytes.
@@ -177,12 +193,11 @@ class NewInput:
             TooLargeError: the content exceeds its limit.
             ContentTypeError, VolumeError: it is no volume.
         """
-        self._size += len(content)
-        if self._size > self._limit_bytes:
+        if self._writer.size + len(content) > self._limit_bytes:
             raise TooLargeError(
                 "the upload is too large", expected=f"at most {self._limit_bytes} bytes a volume", do="crop the scan"
             )
-        if len(self._head) < HEAD_BYTES and not self._reference:
+        if len(self._head) < HEAD_BYTES:
             self._head += content[: HEAD_BYTES - len(self._head)]
             if len(self._head) == HEAD_BYTES:
                 check_body(self._head)
@@ -196,19 +211,18 @@ class NewInput:
             InputError: there is no content.
             ContentTypeError, VolumeError: it is no volume.
         """
-        if not self._size:
+        if not self._writer.size:
             raise InputError("the request has no body", expected=EXPECTED, do=CURL)
-        if len(self._head) < HEAD_BYTES and not self._reference:
+        if len(self._head) < HEAD_BYTES:
             check_body(self._head)
-        self._writer.finish()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return NewVolume(self._reference, self._path.stat().st_size, self._digest.hexdigest())
+        self._writer.close(durable=True)
+        stored = StoredFile(size=self._writer.size, sha256=self._digest.hexdigest(), key=self._key)
+        sealed = seal(stored.model_dump_json().encode(), self._store_key, self._purpose)
+        return NewVolume(False, self._path.stat().st_size, stored.sha256, sealed)
 
     def close(self) -> None:
         """Close the file; it is complete only after `finish`."""
-        self._file.close()
+        self._writer.discard()
 
 
 @contextmanager
@@ -226,13 +240,14 @@ def disk_errors() -> Iterator[None]:
         raise
 
 
-def _purpose(job_id: str, number: int, kind: str) -> str:
+def _purpose(job_id: str, number: int, kind: Literal["input", "reference"]) -> str:
     return f"{job_id}/{number}/{kind}"
 
 
-def _create(path: Path) -> IO[bytes]:
-    """Create a file that only its owner can read."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+def _existing(path: Path, stored: StoredFile) -> Body:
+    if not path.exists():
+        raise FailureError("a stored file is missing", do="send the job again")
+    return Body(path, stored.size, stored.sha256, stored.key)
 
 
 def _sync(folder: Path) -> None:

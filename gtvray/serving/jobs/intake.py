@@ -121,25 +121,28 @@ class Intake:
         limits = self._limits
         for reference in parse_references(bytes(body)):
             pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.volume_bytes)
-            self._begin(reference=True)
-            self._write(pinned)
-            await self._end()
+            self._require_room(len(pinned))
+            self._inputs.append(self._files.new_reference(self._job_id, self._next_number(), pinned))
 
-    def _begin(self, *, reference: bool = False) -> None:
+    def _begin(self) -> None:
+        self._open = self._files.new_input(self._job_id, self._next_number(), self._limits.volume_bytes)
+
+    def _next_number(self) -> int:
         if len(self._inputs) == self._limits.volumes:
             raise TooLargeError(
                 "the job has too many volumes", expected=f"at most {self._limits.volumes}", do="send several jobs"
             )
-        self._open = self._files.new_input(
-            self._job_id, len(self._inputs), self._limits.volume_bytes, reference=reference
-        )
+        return len(self._inputs)
 
     def _write(self, content: bytes) -> None:
         assert self._open is not None, "a part has begun"
-        self._received += len(content)
+        self._require_room(len(content))
+        self._open.write(content)
+
+    def _require_room(self, count: int) -> None:
+        self._received += count
         if self._received > self._limits.free_bytes:
             raise BusyError("the job store is full", do="retry later; delete jobs whose results were fetched")
-        self._open.write(content)
 
     async def _end(self) -> None:
         assert self._open is not None, "a part has begun"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Priority = Literal["low", "normal", "high"]
@@ -15,14 +15,16 @@ class NewVolume:
     """A volume of a job to be accepted.
 
     Attributes:
-        reference: whether the stored input is the path of the volume, not its content.
-        stored_bytes: size of the stored input.
+        reference: whether the volume is a file that the job names, not a stored input.
+        stored_bytes: size of the stored input, or of the reference.
         digest: sha256 of the content, or of the reference.
+        input: what is needed to read the input: size, digest and key, or the reference; encrypted.
     """
 
     reference: bool
     stored_bytes: int
     digest: str
+    input: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,18 @@ class Claim:
 
     Attributes:
         job_id, number: the volume.
+        owner: the client that the job belongs to.
         attempt: number of this claim.
-        reference: whether the stored input is the path of the volume.
-        deaths: how many replicas died while they processed it.
+        reference: as in `NewVolume`.
+        input: as in `NewVolume`.
     """
 
     job_id: str
     number: int
+    owner: str
     attempt: int
     reference: bool
-    deaths: int
+    input: bytes = field(repr=False)
 
     @property
     def volume(self) -> tuple[str, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import file_digest
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gtvray.errors import ConflictError, InputError, NotFoundError, TooLargeError
 from gtvray.io import HEAD_BYTES
+from gtvray.serving.spool import Body, open_plain
 from gtvray.serving.uploads import check_body
 
 MOST_REFERENCES_BYTES = 1 << 20
@@ -60,39 +63,51 @@ def pin_reference(reference: Reference, roots: Sequence[Path], limit_bytes: int)
     """Check a reference and describe its file as it is now.
 
     Returns:
-        what `read_reference` needs.
+        what `reference_body` and `require_unchanged` need.
 
     Raises:
         NotFoundError: there is no such file below an allowed folder; a file elsewhere is reported alike.
         TooLargeError: the file exceeds the limit.
         ContentTypeError, VolumeError: the file is no volume.
     """
-    path, handle = _open(Path(reference.path), roots)
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
+    path, file = _open(Path(reference.path), roots)
+    with file:
+        found = os.fstat(file.fileno())
         if found.st_size > limit_bytes:
             raise TooLargeError("a referenced file is too large", expected=f"at most {limit_bytes} bytes")
         check_body(file.read(HEAD_BYTES))
     return json.dumps({"path": str(path), "size": found.st_size, "modified_ns": found.st_mtime_ns}).encode()
 
 
-def read_reference(pinned: bytes, roots: Sequence[Path]) -> bytes:
-    """Read a file that a job named.
+def reference_body(pinned: bytes, roots: Sequence[Path]) -> Body:
+    """Describe a file that a job named, for a replica that reads it; reads it once for its digest.
 
     Raises:
         NotFoundError: it is no longer below an allowed folder.
         ConflictError: it was changed after the job was accepted.
     """
+    with _unchanged(pinned, roots) as (path, file):
+        return Body(path, os.fstat(file.fileno()).st_size, file_digest(file, "sha256").hexdigest())
+
+
+def require_unchanged(pinned: bytes, roots: Sequence[Path]) -> None:
+    """Check that a file is still the one that was named; raises as `reference_body`."""
+    with _unchanged(pinned, roots):
+        pass
+
+
+@contextmanager
+def _unchanged(pinned: bytes, roots: Sequence[Path]) -> Iterator[tuple[Path, BufferedReader]]:
     stored = json.loads(pinned)
-    _, handle = _open(Path(stored["path"]), roots)
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
+    path, file = _open(Path(stored["path"]), roots)
+    with file:
+        found = os.fstat(file.fileno())
         if (found.st_size, found.st_mtime_ns) != (stored["size"], stored["modified_ns"]):
             raise ConflictError("a referenced file was changed after the job was accepted", do="send the job again")
-        return file.read()
+        yield path, file
 
 
-def _open(path: Path, roots: Sequence[Path]) -> tuple[Path, int]:
+def _open(path: Path, roots: Sequence[Path]) -> tuple[Path, BufferedReader]:
     unknown = NotFoundError(
         "no such file below an allowed folder",
         expected="an absolute path of a file below a folder of serving.jobs.roots",
@@ -103,10 +118,6 @@ def _open(path: Path, roots: Sequence[Path]) -> tuple[Path, int]:
         if not path.is_absolute() or not any(real.is_relative_to(root.resolve()) for root in roots):
             raise unknown
         # The resolved path has no symbolic link, unless somebody exchanges a file for one just now.
-        handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return real, open_plain(real)
     except (OSError, ValueError, RuntimeError):
         raise unknown from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise unknown
-    return real, handle

@@ -1,107 +1,52 @@
-"""Encrypted files: AES-256-GCM in chunks, so that a scan is encrypted as it arrives and no change goes unnoticed.
+"""The key of the job store, and what is encrypted under it: the keys of files, and result documents.
 
-The construction is STREAM (https://eprint.iacr.org/2015/189, section 4) with a key of its own for each file, as in
-Tink's AES-GCM-HKDF: the nonce of a chunk is its number and whether it is the last, so chunks can be neither reordered
-nor cut off. The file's purpose is part of its key, so one file cannot take the place of another.
-
-Format: 8 bytes magic, 32 bytes salt, chunks of 1 MiB with 16 bytes of tag each.
+A file is encrypted under a random key of its own (`gtvray.serving.sealed`). That key is stored in the tables, encrypted
+under the store's key with AES-256-GCM. What it is for is associated data, so that one file or document cannot take the
+place of another. Nonces are random: NIST SP 800-38D, section 8.3, allows 2^32 of them under one key.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 from pathlib import Path
-from typing import IO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gtvray.errors import ConfigError, FailureError
 
 KEY_VARIABLE = "GTVRAY_JOBS_KEY"
-_KEY_BYTES, _SALT_BYTES, _TAG_BYTES = 32, 32, 16
-_MAGIC = b"GTVRAYJ1"
-CHUNK_BYTES = 1 << 20
-
-
-class SealedWriter:
-    """Encrypts what is written to a file; `finish` must be called.
-
-    Args:
-        file: an empty file, open for writing.
-        key: the key of the job store, 32 bytes.
-        purpose: what the file is, for example `job/input/0`; needed to read it.
-    """
-
-    def __init__(self, file: IO[bytes], key: bytes, purpose: str) -> None:
-        salt = os.urandom(_SALT_BYTES)
-        self._file, self._cipher = file, _cipher(key, salt, purpose)
-        self._pending = bytearray()
-        self._number = 0
-        file.write(_MAGIC + salt)
-
-    def write(self, content: bytes) -> None:
-        """Encrypt and write further bytes."""
-        self._pending += content
-        # The last chunk is written by `finish`, so one is kept back.
-        while len(self._pending) > CHUNK_BYTES:
-            self._seal(bytes(self._pending[:CHUNK_BYTES]), last=False)
-            del self._pending[:CHUNK_BYTES]
-
-    def finish(self) -> None:
-        """Write the last chunk."""
-        self._seal(bytes(self._pending), last=True)
-        self._pending.clear()
-
-    def _seal(self, content: bytes, *, last: bool) -> None:
-        self._file.write(self._cipher.encrypt(_nonce(self._number, last), content, None))
-        self._number += 1
+_KEY_BYTES, _NONCE_BYTES = 32, 12
 
 
 def seal(content: bytes, key: bytes, purpose: str) -> bytes:
-    """Encrypt bytes in memory, in the format of a file."""
-    sealed = io.BytesIO()
-    writer = SealedWriter(sealed, key, purpose)
-    writer.write(content)
-    writer.finish()
-    return sealed.getvalue()
+    """Encrypt a key or a small document.
+
+    Args:
+        content: what to encrypt.
+        key: the key of the job store, 32 bytes.
+        purpose: what the content is, for example `job/0/input`; needed to read it.
+    """
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, content, purpose.encode())
 
 
-def unseal(file: IO[bytes], key: bytes, purpose: str) -> bytes:
-    """Decrypt a file.
+def unseal(sealed: bytes, key: bytes, purpose: str) -> bytes:
+    """Decrypt the result of `seal`.
 
     Raises:
         FailureError: it was changed or cut off, has another purpose, or was encrypted with another key.
     """
-    head = file.read(len(_MAGIC) + _SALT_BYTES)
-    damaged = FailureError(
-        "a stored file cannot be decrypted",
-        expected="an unchanged file, and the key that it was encrypted with",
-        do=f"restore the key file of the job store, or {KEY_VARIABLE}",
-    )
-    if len(head) != len(_MAGIC) + _SALT_BYTES or not head.startswith(_MAGIC):
-        raise damaged
-    cipher, plain, number = _cipher(key, head[len(_MAGIC) :], purpose), bytearray(), 0
-    chunk = file.read(CHUNK_BYTES + _TAG_BYTES)
-    while True:
-        following = file.read(CHUNK_BYTES + _TAG_BYTES)
-        try:
-            plain += cipher.decrypt(_nonce(number, not following), chunk, None)
-        except InvalidTag:
-            raise damaged from None
-        if not following:
-            return bytes(plain)
-        chunk, number = following, number + 1
-
-
-def unseal_bytes(content: bytes, key: bytes, purpose: str) -> bytes:
-    """Decrypt the result of `seal`; raises as `unseal`."""
-    return unseal(io.BytesIO(content), key, purpose)
+    try:
+        return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
+    except (InvalidTag, ValueError):
+        raise FailureError(
+            "a stored file cannot be decrypted",
+            expected="an unchanged job store, and the key that it was encrypted with",
+            do=f"restore the key file of the job store, or {KEY_VARIABLE}",
+        ) from None
 
 
 def load_key(folder: Path) -> bytes:
@@ -139,11 +84,3 @@ def load_key(folder: Path) -> bytes:
             do="python3 -c 'import os, base64; print(base64.b64encode(os.urandom(32)).decode())'",
         )
     return key
-
-
-def _cipher(key: bytes, salt: bytes, purpose: str) -> AESGCM:
-    return AESGCM(HKDF(SHA256(), _KEY_BYTES, salt, purpose.encode()).derive(key))
-
-
-def _nonce(number: int, last: bool) -> bytes:
-    return number.to_bytes(11, "big") + bytes([last])

@@ -18,10 +18,10 @@ from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_docume
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
 from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, VolumeStatus
-from gtvray.serving.jobs.sealing import load_key, unseal_bytes
+from gtvray.serving.jobs.sealing import load_key, unseal
 from gtvray.serving.jobs.store import JobStore, new_job_id
 from gtvray.serving.jobs.table import DATABASE_VARIABLE, open_database
-from gtvray.serving.jobs.worker import Segment, Worker, result_purpose
+from gtvray.serving.jobs.worker import Segment, StoredResult, Worker, result_purpose
 from gtvray.serving.problems import error_of
 from gtvray.serving.request_log import LOGGER, log_event
 from gtvray.serving.results import SegmentationResult
@@ -159,9 +159,10 @@ class Jobs:
         if volume is None:
             raise NotFoundError("the job has no such volume", expected=f"0 to {len(job.volumes) - 1}", found=number)
         sealed = _require_result(volume)
-        mask = await asyncio.to_thread(self._files.read_mask, job_id, number, volume.attempt)
-        document = unseal_bytes(sealed, self._key, result_purpose(job_id, number))
-        return SegmentationResult.model_validate_json(document), mask
+        result = StoredResult.model_validate_json(unseal(sealed, self._key, result_purpose(job_id, number)))
+        return result.document, await asyncio.to_thread(
+            self._files.read_mask, job_id, number, volume.attempt, result.mask
+        )
 
     async def queue(self) -> QueueDocument:
         """Return the length of the queue and the expected wait."""

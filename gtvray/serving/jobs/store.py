@@ -34,8 +34,6 @@ from gtvray.serving.jobs.table import jobs, volumes
 
 LEASE_S = 15.0
 MOST_INTERRUPTIONS = 20
-# Replicas that died: with this volume alone the last time, and with whatever else.
-MOST_DEATHS_ALONE, MOST_DEATHS = 2, 6
 # A later volume of a job waits as if it had been sent this much later, so that a job of many volumes lets others pass.
 _BEHIND_S = 10.0
 _AHEAD_S: dict[Priority, float] = {"low": -3600.0, "normal": 0.0, "high": 3600.0}
@@ -90,15 +88,8 @@ class JobStore:
             return earlier
         return Accepted(new.id, new.input_digest)
 
-    def claim(self, *, alone: bool) -> Claim | None:
-        """Claim the next volume.
-
-        Args:
-            alone: whether nothing else is processed here; a volume in whose time a replica died waits for that.
-
-        Returns:
-            None if there is none, or if the next one must be alone.
-        """
+    def claim(self) -> Claim | None:
+        """Claim the next volume; None if there is none."""
         now = time.time()
         ready = or_(
             and_(volumes.c.state == "queued", volumes.c.not_before <= now),
@@ -106,9 +97,14 @@ class JobStore:
         )
         with self._engine.begin() as connection:
             row = connection.execute(
-                select(volumes).where(ready).order_by(volumes.c.due).limit(1).with_for_update(skip_locked=True)
+                select(volumes, jobs.c.owner)
+                .join(jobs)
+                .where(ready)
+                .order_by(volumes.c.due)
+                .limit(1)
+                .with_for_update(skip_locked=True, of=volumes)
             ).first()
-            if row is None or (row.deaths and not alone):
+            if row is None:
                 return None
             interruptions = row.interruptions + (row.state == "running")
             if interruptions > MOST_INTERRUPTIONS:
@@ -125,7 +121,7 @@ class JobStore:
                     "started_at": now,
                 },
             )
-        return Claim(row.job_id, row.number, row.attempt + 1, row.reference, row.deaths)
+        return Claim(row.job_id, row.number, row.owner, row.attempt + 1, row.reference, row.input)
 
     def renew(self, claims: Mapping[Claim, float]) -> set[Claim]:
         """Renew leases and record percentages.
@@ -152,23 +148,17 @@ class JobStore:
         """Record why a volume has no mask; False if the claim is no longer valid."""
         return self._end_claim(claim, "failed", problem=error.problem(claim.job_id))
 
-    def release(self, claim: Claim, delay_s: float = 0.0, *, died: bool = False) -> None:
+    def release(self, claim: Claim, delay_s: float = 0.0) -> None:
         """Give a volume back to the queue.
 
         Args:
             claim: the claim.
             delay_s: time before it can be claimed again.
-            died: whether a replica died while it processed the volume.
         """
         with self._engine.begin() as connection:
             connection.execute(
                 volumes.update().where(_held(claim)),
-                {
-                    "state": "queued",
-                    "not_before": time.time() + delay_s,
-                    "percent": 0.0,
-                    "deaths": claim.deaths + died,
-                },
+                {"state": "queued", "not_before": time.time() + delay_s, "percent": 0.0},
             )
 
     def cancel(self, owner: str, job_id: str) -> JobStatus:
@@ -181,7 +171,7 @@ class JobStore:
             self._require(connection, owner, job_id, lock=True)
             ended = connection.execute(
                 volumes.update().where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)),
-                {"state": "cancelled", "ended_at": time.time()},
+                {"state": "cancelled", "ended_at": time.time(), "input": None},
             )
             if ended.rowcount:
                 connection.execute(
@@ -285,7 +275,7 @@ class JobStore:
         connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
         ended = connection.execute(
             volumes.update().where(_is(job_id, number) if condition is None else condition),
-            {"stored_bytes": 0, **values, "state": state, "ended_at": now},
+            {"stored_bytes": 0, "input": None, **values, "state": state, "ended_at": now},
         )
         still_open = select(volumes.c.number).where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)).exists()
         connection.execute(
@@ -322,13 +312,13 @@ def _new_row(job_id: str, number: int, new: NewVolume, due: float) -> dict[str, 
         "number": number,
         "reference": new.reference,
         "stored_bytes": new.stored_bytes,
+        "input": new.input,
         "state": "queued",
         "due": due,
         "not_before": 0.0,
         "attempt": 0,
         "lease_until": 0.0,
         "interruptions": 0,
-        "deaths": 0,
         "percent": 0.0,
     }
 

@@ -54,6 +54,8 @@ volumes = Table(
     Column("number", Integer, primary_key=True),
     Column("reference", Boolean, nullable=False),
     Column("stored_bytes", Integer, nullable=False),
+    # Encrypted; without it the input cannot be read. Removed when the volume ends.
+    Column("input", LargeBinary),
     Column("state", String(10), nullable=False),
     # Volumes are processed in this order; see `store.due_at`.
     Column("due", Float, nullable=False),
@@ -62,7 +64,6 @@ volumes = Table(
     Column("attempt", Integer, nullable=False),
     Column("lease_until", Float, nullable=False),
     Column("interruptions", Integer, nullable=False),
-    Column("deaths", Integer, nullable=False),
     Column("percent", Float, nullable=False),
     Column("started_at", Float),
     Column("ended_at", Float),

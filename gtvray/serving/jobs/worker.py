@@ -10,56 +10,55 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from gtvray.errors import BusyError, FailureError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
+from gtvray.errors import BusyError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.failpoints import failpoint
 from gtvray.serving.jobs.documents import result_path
-from gtvray.serving.jobs.files import JobFiles
+from gtvray.serving.jobs.files import JobFiles, StoredFile
 from gtvray.serving.jobs.records import Claim
-from gtvray.serving.jobs.references import read_reference
+from gtvray.serving.jobs.references import reference_body, require_unchanged
 from gtvray.serving.jobs.sealing import seal
-from gtvray.serving.jobs.store import MOST_DEATHS, MOST_DEATHS_ALONE, JobStore
+from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.problems import internal_error
 from gtvray.serving.request_log import LOGGER, log_event
-from gtvray.serving.results import result_document
+from gtvray.serving.results import SegmentationResult, result_document
 
 if TYPE_CHECKING:
+    from gtvray.serving.spool import Body
     from gtvray.serving.work import Prediction
 
 _POLL_S = 1.0
 _WAIT_FOR_MODEL_S = 2.0
 
 
-class ReplicaLostError(Exception):
-    """The replica died while it processed a volume.
-
-    Args:
-        alone: whether it processed nothing else, so that the volume is the likely cause.
-    """
-
-    def __init__(self, *, alone: bool) -> None:
-        super().__init__()
-        self.alone = alone
-
-
 class Segment(Protocol):
     """The part of the endpoint that jobs use."""
 
-    def __call__(self, content: bytes, request_id: str, report: Callable[[int, int], None]) -> Awaitable[Prediction]:
+    def __call__(
+        self, body: Body, client: str, request_id: str, report: Callable[[int, int], None]
+    ) -> Awaitable[Prediction]:
         """Segment a volume; cancelling the call stops its patches.
 
         Args:
-            content: a NIfTI or NRRD file.
+            body: a NIfTI or NRRD file.
+            client: for whom.
             request_id: id for the log.
             report: called with the patches that were processed, and those known so far.
 
         Raises:
-            ReplicaLostError: the replica died.
             BusyError, NotReadyError, NotReproducedError: no model takes a volume at the moment.
             ResourceError: the volume can be tried again.
             GtvrayError: the volume has no mask.
         """
+
+
+class StoredResult(BaseModel):
+    """What is stored, encrypted, of a volume that has a mask."""
+
+    document: SegmentationResult
+    mask: StoredFile
 
 
 def result_purpose(job_id: str, number: int) -> str:
@@ -123,11 +122,9 @@ class Worker:
             await self._stop()
 
     async def _fill(self) -> None:
-        """Claim volumes while there is room; one that a replica died of is processed alone."""
+        """Claim volumes while there is room."""
         while len(self._running) < self._at_once and time.monotonic() >= self._paused_until:
-            if any(claim.deaths for claim in self._running):
-                return
-            claim = await asyncio.to_thread(self._store.claim, alone=not self._running)
+            claim = await asyncio.to_thread(self._store.claim)
             if claim is None:
                 return
             self._percent[claim] = 0.0
@@ -152,8 +149,6 @@ class Worker:
     async def _process(self, claim: Claim) -> None:
         try:
             await self._attempt(claim)
-        except ReplicaLostError as error:
-            await self._after_death(claim, alone=error.alone)
         except (BusyError, NotReadyError, NotReproducedError):
             self._paused_until = time.monotonic() + _WAIT_FOR_MODEL_S
             await self._give_back(claim)
@@ -174,17 +169,21 @@ class Worker:
     async def _attempt(self, claim: Claim) -> None:
         began = time.monotonic()
         failpoint("jobs.claimed")
-        content = await asyncio.to_thread(self._read, claim)
+        body = await asyncio.to_thread(self._body, claim)
 
         def report(processed: int, known: int) -> None:
             # More patches may become known, but progress does not go back.
             self._percent[claim] = max(self._percent[claim], 100.0 * processed / max(known, 1))
 
-        prediction = await self._segment(content, claim.job_id, report)
+        prediction = await self._segment(body, claim.owner, claim.job_id, report)
+        if claim.reference:
+            # The replica has read the file itself, possibly after a change.
+            await asyncio.to_thread(require_unchanged, self._files.read_reference(claim), self._roots)
         href = result_path(*claim.volume)
         document = result_document(prediction, claim.job_id, time.monotonic() - began, href)
-        sealed = seal(document.model_dump_json().encode(), self._key, result_purpose(*claim.volume))
-        size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
+        mask, size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
+        result = StoredResult(document=document, mask=mask).model_dump_json().encode()
+        sealed = seal(result, self._key, result_purpose(*claim.volume))
         failpoint("jobs.written")
         if await asyncio.to_thread(self._store.finish, claim, sealed, size):
             failpoint("jobs.finished")
@@ -193,30 +192,15 @@ class Worker:
         else:
             await asyncio.to_thread(self._files.remove_mask, claim)
 
-    def _read(self, claim: Claim) -> bytes:
-        content = self._files.read_input(claim)
-        return read_reference(content, self._roots) if claim.reference else content
+    def _body(self, claim: Claim) -> Body:
+        if claim.reference:
+            return reference_body(self._files.read_reference(claim), self._roots)
+        return self._files.input_body(claim)
 
-    async def _after_death(self, claim: Claim, *, alone: bool) -> None:
-        """Try again, with nothing else at the same time; the second death with this volume alone is its own fault."""
-        deaths = claim.deaths + 1
-        log_event("job_replica_lost", claim.job_id, logging.WARNING, volume=claim.number, deaths=deaths)
-        if deaths < (MOST_DEATHS_ALONE if alone else MOST_DEATHS):
-            await self._give_back(claim, died=True)
-            return
-        await self._fail(
-            claim,
-            FailureError(
-                "the model's process died each time it processed this volume",
-                found=f"{deaths} times",
-                do="do not send it again; report the instance to the server's operator",
-            ),
-        )
-
-    async def _give_back(self, claim: Claim, delay_s: float = 0.0, *, died: bool = False) -> None:
+    async def _give_back(self, claim: Claim, delay_s: float = 0.0) -> None:
         # Without the database, the end of the lease gives the volume back.
         with suppress(SQLAlchemyError):
-            await asyncio.to_thread(self._store.release, claim, delay_s, died=died)
+            await asyncio.to_thread(self._store.release, claim, delay_s)
 
     async def _fail(self, claim: Claim, error: GtvrayError) -> None:
         log_event("job_volume_failed", claim.job_id, volume=claim.number, kind=type(error).__name__)

@@ -19,7 +19,8 @@ from gtvray.inference import Coverage
 from gtvray.io import decode_volume, encode_nifti
 from gtvray.serving.access import Access
 from gtvray.serving.guard import Guard
-from gtvray.serving.jobs import JobRoutes, Jobs
+from gtvray.serving.jobs import JobRoutes, Jobs, worker
+from gtvray.serving.spool import Body
 from gtvray.serving.work import Prediction
 
 TOKEN = "a-test-token"
@@ -37,6 +38,17 @@ async def threshold(content: bytes, request_id: str, report: Report) -> Predicti
     return Prediction(encode_nifti(mask, compress=True), volume_ml, Coverage("body", None, 2, 0, 0.0), "d" * 64, "7")
 
 
+def reading(segment: Segment) -> worker.Segment:
+    """Call a model of the test with the content of each volume."""
+
+    async def segment_body(body: Body, client: str, request_id: str, report: Report) -> Prediction:
+        with body.open() as file:
+            content = file.read()
+        return await segment(content, request_id, report)
+
+    return segment_body
+
+
 def build_jobs_app(
     folder: Path, segment: Segment = threshold, *, limit_bytes: int = 1 << 20, **settings: Any
 ) -> FastAPI:
@@ -47,7 +59,8 @@ def build_jobs_app(
 
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(Guard, access=Access(TOKEN, None, 60_000))
-    app.include_router(JobRoutes(Jobs(folder, JobsConfig(**settings), limit_bytes, segment), owner_of).router())
+    jobs = Jobs(folder, JobsConfig(**settings), limit_bytes, reading(segment))
+    app.include_router(JobRoutes(jobs, owner_of).router())
     return app
 
 

@@ -82,7 +82,7 @@ def test_cancelled_job_leaves_the_patch_loop(http: httpx.Client, large_scan: byt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deployment", ["Model", "Api"])
+@pytest.mark.parametrize("deployment", ["Model", "Gateway"])
 def test_job_survives_the_loss_of_a_replica(http: httpx.Client, bundle: Bundle, deployment: str) -> None:
     scan = make_scan((100, 100, 80))
     job = http.post("/v1/jobs", content=encode_nifti(scan, compress=True)).json()["id"]

@@ -19,8 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from gtvray.config import ServingConfig
 from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
-from gtvray.serving.jobs import ReplicaLostError
-from gtvray.serving.jobs.store import MOST_DEATHS
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
 from gtvray.serving.work import Prediction
 
@@ -353,35 +351,6 @@ def test_failed_volume_has_its_reason_and_the_others_their_masks(tmp_path: Path)
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_volume_that_kills_replicas_fails_and_others_do_not(tmp_path: Path, alone: bool) -> None:
-    attempts = {SCAN: 0, OTHER: 0}
-    running: set[bytes] = set()
-
-    async def segment(content: bytes, request_id: str, report: Report) -> Prediction:
-        attempts[content] += 1
-        running.add(content)
-        try:
-            await asyncio.sleep(0.05)
-            if OTHER in running:
-                raise ReplicaLostError(alone=alone and len(running) == 1)
-            return await threshold(content, request_id, report)
-        finally:
-            running.discard(content)
-
-    async def run() -> None:
-        async with jobs_app(tmp_path / "jobs", segment, at_once=2) as client:
-            bad, good = (await client.post("/v1/jobs", content=OTHER)), (await client.post("/v1/jobs", content=SCAN))
-            failed = await ended(client, bad)
-            assert "died each time" in failed["volumes"][0]["problem"]["title"]
-            assert (await ended(client, good))["state"] == "done"
-
-    asyncio.run(run())
-    # The first death may be shared; then each runs alone.
-    assert attempts[OTHER] in ((2,) if alone else (MOST_DEATHS,))
-    assert attempts[SCAN] <= 2
-
-
 @pytest.mark.parametrize(
     "error", [NotReadyError("none"), BusyError("full"), ResourceError("away"), OSError("disk"), SQLAlchemyError("away")]
 )
@@ -407,8 +376,9 @@ def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
     for folder in (data / "sub", outside):
         folder.mkdir(parents=True)
         (folder / "scan.nii").write_bytes(OTHER)
+    (data / "sub" / "first.nii").write_bytes(OTHER)
     (data / "link.nii").symlink_to(outside / "scan.nii")
-    (data / "inside.nii").symlink_to(data / "sub" / "scan.nii")
+    (data / "inside.nii").symlink_to(data / "sub" / "first.nii")
     (data / "text.nii").write_bytes(b"a sentence")
     os.mkfifo(data / "pipe")
     gate = Gate()
@@ -438,6 +408,24 @@ def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_reference_that_changes_while_it_is_read_has_no_mask(tmp_path: Path) -> None:
+    scan = tmp_path / "scan.nii"
+    scan.write_bytes(OTHER)
+
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate, roots=(tmp_path,)) as client:
+            accepted = await client.post("/v1/jobs", json={"volumes": [{"path": str(scan)}]})
+            await gate.started.wait()
+            scan.write_bytes(SCAN)
+            gate.open.set()
+            job = await ended(client, accepted)
+            assert "changed after the job was accepted" in job["volumes"][0]["problem"]["title"]
+            assert stored_files(tmp_path / "jobs") == []
+
+    asyncio.run(run())
+
+
 def test_damaged_store_fails_the_volume(tmp_path: Path) -> None:
     async def run() -> None:
         gate = Gate()
@@ -449,7 +437,7 @@ def test_damaged_store_fails_the_volume(tmp_path: Path) -> None:
             gate.open.set()
             job = await ended(client, accepted)
             assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
-            assert "cannot be decrypted" in job["volumes"][1]["problem"]["title"]
+            assert "changed or cut off" in job["volumes"][1]["problem"]["title"]
 
     asyncio.run(run())
 

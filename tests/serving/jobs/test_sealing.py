@@ -1,9 +1,8 @@
-"""Encryption of stored files: round trips, and that no change, cut or exchange goes unnoticed."""
+"""Encryption of the job store: round trips, and that no change, cut or exchange goes unnoticed."""
 
 from __future__ import annotations
 
 import base64
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,49 +10,110 @@ from pathlib import Path
 import pytest
 
 from gtvray.errors import ConfigError, FailureError
-from gtvray.serving.jobs.sealing import CHUNK_BYTES, KEY_VARIABLE, SealedWriter, load_key, seal, unseal_bytes
+from gtvray.io import encode_nifti
+from gtvray.serving.jobs.files import JobFiles
+from gtvray.serving.jobs.records import Claim, NewVolume
+from gtvray.serving.jobs.sealing import KEY_VARIABLE, load_key, seal, unseal
+from gtvray.serving.sealed import FRAME_BYTES
 
-KEY = bytes(range(32))
+from ..conftest import make_scan
 
-
-@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 2_500_000])
-def test_content_written_in_pieces_is_read_back(size: int) -> None:
-    content, file = os.urandom(size), io.BytesIO()
-    writer = SealedWriter(file, KEY, "job/0/input")
-    for start in range(0, size, 700_001):
-        writer.write(content[start : start + 700_001])
-    writer.finish()
-    sealed = file.getvalue()
-    assert unseal_bytes(sealed, KEY, "job/0/input") == content
-    assert size < 64 or content[:64] not in sealed
-    assert sealed != seal(content, KEY, "job/0/input"), "every file has a key of its own"
+KEY, JOB = bytes(range(32)), "0" * 32
 
 
-def test_any_change_is_noticed() -> None:
-    chunk, tag = CHUNK_BYTES, 16
-    sealed = seal(bytes(chunk) + b"\1" * chunk + b"end", KEY, "a")
-    start, stored = 40, chunk + tag
-    first, second, last = sealed[start : start + stored], sealed[start + stored : start + 2 * stored], sealed[-19:]
-    head = sealed[:start]
-    assert head + first + second + last == sealed
+HEAD = encode_nifti(make_scan((8, 8, 8)), compress=False)[:352]
+
+
+def scan_of(size: int) -> bytes:
+    """Bytes that begin as a volume."""
+    return HEAD + os.urandom(size - len(HEAD))
+
+
+class Store:
+    """The files of one job."""
+
+    def __init__(self, folder: Path, key: bytes = KEY) -> None:
+        self.files, self.folder = JobFiles(folder, key), folder / "files" / JOB
+
+    def add(self, number: int, content: bytes) -> Claim:
+        """Store an input that is written in pieces."""
+        new = self.files.new_input(JOB, number, 1 << 30)
+        for start in range(0, len(content), 70_001):
+            new.write(content[start : start + 70_001])
+        return claim_of(number, new.finish())
+
+    def read(self, claim: Claim) -> bytes:
+        with self.files.input_body(claim).open() as file:
+            return file.read()
+
+
+def claim_of(number: int, new: NewVolume, attempt: int = 1) -> Claim:
+    return Claim(JOB, number, "me", attempt, new.reference, new.input)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path)
+    store.folder.mkdir()
+    return store
+
+
+@pytest.mark.parametrize("size", [400, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 2 * FRAME_BYTES, 2_500_000])
+def test_inputs_and_masks_are_read_back(store: Store, size: int) -> None:
+    content = scan_of(size)
+    claims = [store.add(number, content) for number in range(2)]
+    assert [store.read(claim) for claim in claims] == [content, content]
+    first, second = ((store.folder / f"input-{number}").read_bytes() for number in range(2))
+    assert content[:64] not in first
+    assert first != second, "every file has a key of its own"
+    mask, stored_bytes = store.files.write_mask(claims[0], content)
+    assert store.files.read_mask(JOB, 0, 1, mask) == content
+    assert (store.folder / "mask-0-1").stat().st_size == stored_bytes
+
+
+def test_any_change_of_a_file_is_noticed(store: Store) -> None:
+    content = scan_of(2 * FRAME_BYTES + 3)
+    claim = store.add(0, content)
+    path, frame = store.folder / "input-0", FRAME_BYTES + 16
+    sealed = path.read_bytes()
+    first, second, last = sealed[:frame], sealed[frame : 2 * frame], sealed[2 * frame :]
+    assert len(last) == 19
+    other = store.add(1, content)
     changed = {
         "a bit": sealed[:-1] + bytes([sealed[-1] ^ 1]),
-        "the salt": head[:-1] + bytes([head[-1] ^ 1]) + sealed[start:],
-        "cut after a chunk": head + first + second,
+        "the first bit": bytes([sealed[0] ^ 1]) + sealed[1:],
+        "cut after a frame": first + second,
         "cut within": sealed[:-1],
-        "order": head + second + first + last,
-        "left out": head + first + last,
+        "order": second + first + last,
+        "left out": first + last,
         "appended": sealed + b"x",
-        "no chunk": head,
-        "no head": b"",
-        "magic": b"X" + sealed[1:],
+        "empty": b"",
+        "another input": (store.folder / "input-1").read_bytes(),
     }
-    for content in changed.values():
+    for damaged in changed.values():
+        path.write_bytes(damaged)
+        with pytest.raises(FailureError, match="changed or cut off"):
+            store.read(claim)
+    path.unlink()
+    with pytest.raises(FailureError, match="missing"):
+        store.read(claim)
+    path.write_bytes(sealed)
+    assert store.read(claim) == content
+    exchanged = Claim(JOB, 0, "me", 1, other.reference, other.input)
+    for files, volume in ((store.files, exchanged), (JobFiles(store.folder.parents[1], bytes(32)), claim)):
         with pytest.raises(FailureError, match="cannot be decrypted"):
-            unseal_bytes(content, KEY, "a")
-    for key, purpose in ((KEY, "b"), (bytes(32), "a")):
+            files.input_body(volume)
+
+
+def test_any_change_of_a_document_is_noticed() -> None:
+    sealed = seal(b"document", KEY, "a")
+    assert unseal(sealed, KEY, "a") == b"document"
+    assert sealed != seal(b"document", KEY, "a")
+    changed = [sealed[:-1] + bytes([sealed[-1] ^ 1]), bytes([sealed[0] ^ 1]) + sealed[1:], sealed[:-1], sealed + b"x"]
+    attempts = [(content, KEY, "a") for content in (*changed, sealed[:12], sealed[:5], b"")]
+    for content, key, purpose in [*attempts, (sealed, KEY, "b"), (sealed, bytes(32), "a")]:
         with pytest.raises(FailureError, match="cannot be decrypted"):
-            unseal_bytes(sealed, key, purpose)
+            unseal(content, key, purpose)
 
 
 def test_key_is_created_once_and_readable_by_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,12 @@ def store(engine: Engine) -> JobStore:
 def add(
     store: JobStore, volumes: int = 1, owner: str = "me", key: str | None = None, priority: Priority = "normal"
 ) -> str:
-    inputs = tuple(NewVolume(False, 100, str(number)) for number in range(volumes))
+    inputs = tuple(NewVolume(False, 100, str(number), b"input") for number in range(volumes))
     return store.accept(NewJob(new_job_id(), owner, key, "digest", priority, inputs)).id
 
 
 def claim(store: JobStore) -> Claim:
-    claimed = store.claim(alone=True)
+    claimed = store.claim()
     assert claimed is not None
     return claimed
 
@@ -60,7 +60,7 @@ def expire_leases(engine: Engine) -> None:
 def test_every_volume_is_claimed_once(store: JobStore) -> None:
     jobs = [add(store, 5) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
-        claims = [each for each in pool.map(lambda _: store.claim(alone=True), range(30)) if each is not None]
+        claims = [each for each in pool.map(lambda _: store.claim(), range(30)) if each is not None]
     assert sorted(each.volume for each in claims) == sorted((job, number) for job in jobs for number in range(5))
     assert {each.attempt for each in claims} == {1}
 
@@ -78,7 +78,7 @@ def test_job_ends_with_its_last_volume(store: JobStore) -> None:
     assert found.volumes[0].result == b"result"
     assert found.volumes[1].problem is not None
     assert found.volumes[1].problem["title"] == "no mask"
-    assert store.claim(alone=True) is None
+    assert store.claim() is None
 
 
 def test_both_last_volumes_may_end_at_once(store: JobStore) -> None:
@@ -93,7 +93,7 @@ def test_both_last_volumes_may_end_at_once(store: JobStore) -> None:
 def test_claim_that_was_taken_over_changes_nothing(store: JobStore, engine: Engine) -> None:
     job = add(store)
     old = claim(store)
-    assert store.claim(alone=True) is None, "its lease is valid"
+    assert store.claim() is None, "its lease is valid"
     assert store.renew({old: 10.0}) == set()
     expire_leases(engine)
     new = claim(store)
@@ -113,7 +113,7 @@ def test_volume_that_is_interrupted_again_and_again_fails(store: JobStore, engin
     for _ in range(module.MOST_INTERRUPTIONS + 1):
         claim(store)
         expire_leases(engine)
-    assert store.claim(alone=True) is None
+    assert store.claim() is None
     problem = store.status("me", job).volumes[0].problem
     assert problem is not None
     assert "interrupted" in problem["title"]
@@ -125,17 +125,7 @@ def test_released_volume_waits_and_is_not_an_interruption(store: JobStore) -> No
     for _ in range(module.MOST_INTERRUPTIONS + 5):
         store.release(claim(store))
     store.release(claim(store), 60)
-    assert store.claim(alone=True) is None
-
-
-def test_volume_that_a_replica_died_of_waits_until_nothing_else_runs(store: JobStore) -> None:
-    suspect = add(store)
-    store.release(claim(store), died=True)
-    add(store)
-    assert store.claim(alone=False) is None, "those behind it let it pass"
-    again = claim(store)
-    assert (again.job_id, again.deaths) == (suspect, 1)
-    assert claim(store).deaths == 0
+    assert store.claim() is None
 
 
 def test_order_of_the_queue(store: JobStore) -> None:
@@ -163,7 +153,7 @@ def test_cancelled_job_ends_and_its_claims_are_void(store: JobStore) -> None:
     assert found.volumes[0].result is None
     assert store.renew({running: 1.0}) == {running}
     assert not store.finish(running, b"late", 1)
-    assert store.claim(alone=True) is None
+    assert store.claim() is None
     assert store.stored_bytes() == 0
     assert store.cancel("me", job) == found
 
