@@ -197,7 +197,7 @@ class Model:
     @asynccontextmanager
     async def _local(self, work: Work) -> AsyncIterator[Work]:
         """The work with its files on this node."""
-        if work.node == ray.get_runtime_context().get_node_id():
+        if not ray.is_initialized() or work.node == ray.get_runtime_context().get_node_id():
             yield work
             return
         if not work.stream:
