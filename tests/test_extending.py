@@ -57,6 +57,7 @@ def _passed(folder: Path, select: str) -> int:
     return int(passed[1])
 
 
+@pytest.mark.slow
 def test_loss_of_the_guide_passes_the_conformance_suite(extended: Path) -> None:
     # All checks of the suite on the added loss, except the one with two processes, and the registry check.
     checks = len(re.findall(r"^@every_loss$", (REPOSITORY / SUITE).read_text(), re.MULTILINE))

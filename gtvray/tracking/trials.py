@@ -117,7 +117,7 @@ class TrialRecord:
 
     def epoch(self, trial: str, epoch: int, metrics: Mapping[str, float], cases: Sequence[float] = ()) -> None:
         """Record the metrics of an epoch, and the DSC of each selection case."""
-        self._append("epoch", trial, epoch=epoch, metrics=dict(metrics), cases=list(cases))
+        self._append("epoch", trial, epoch=epoch, metrics=dict(metrics), **({"cases": list(cases)} if cases else {}))
 
     def change(self, trial: str, epoch: int, settings: Mapping[str, Any], text: str) -> None:
         """Record that the scheduler changed the settings of a trial after an epoch."""
@@ -162,7 +162,8 @@ def _apply(trials: dict[str, Trial], line: Mapping[str, Any]) -> None:
             trial.state, trial.reason, trial.rung = RUNNING, None, None
         case "epoch":
             trial.epochs[int(line["epoch"])] = line["metrics"]
-            trial.cases[int(line["epoch"])] = tuple(line.get("cases", ()))
+            if line.get("cases"):
+                trial.cases[int(line["epoch"])] = tuple(line["cases"])
         case "settings":
             trial.settings = line["settings"]
             trial.exploits.append((int(line["epoch"]), line["settings"], line["text"]))

@@ -126,7 +126,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
             # A training that continues from a checkpoint reports its earlier epochs again.
             return
         metrics = {metric: result[metric] for metric in (*EPOCH_METRICS, LATENCY, PEAK) if metric in result}
-        self._record.epoch(name, epoch, metrics, result["case_dsc"])
+        self._record.epoch(name, epoch, metrics, result.get("case_dsc", ()))
         self._recorder.log(name, metrics | self._changed(name), epoch)
         if result["notes"]:
             note = f"epoch {epoch}: {result['notes']}"

@@ -59,6 +59,7 @@ def test_a_scan_that_kills_twice_is_reported_and_no_other(local_ray: Cluster, tm
     assert len(list(tmp_path.glob("death-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_scan_whose_process_died_once_is_predicted(local_ray: Cluster, tmp_path: Path) -> None:
     once = tmp_path / "died"
 
@@ -86,6 +87,7 @@ def test_a_process_that_dies_while_loading_is_given_up(local_ray: Cluster, tmp_p
         pool(lambda: os._exit(1), 1, lambda result: None).run(scans(tmp_path, 3))
 
 
+@pytest.mark.slow
 def test_interruption_completes_what_is_being_written(local_ray: Cluster, tmp_path: Path) -> None:
     def behave(scan: Scan, step: str) -> None:
         if step == "store":

@@ -169,6 +169,7 @@ def test_port_in_use_is_refused(phantoms: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "workspace").exists()
 
 
+@pytest.mark.slow
 def test_unreachable_ray_and_mlflow_are_reported(phantoms: Path, tiny_sweep: Path, tmp_path: Path) -> None:
     dead = f"127.0.0.1:{free_port()}"
     base = ["demo", "--data", phantoms, "--workspace", tmp_path, "--port", free_port(), "--sweep", tiny_sweep]

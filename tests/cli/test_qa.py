@@ -49,6 +49,7 @@ def test_qa_exit_code_reports_whether_golden_cases_are_reproduced(golden: Path, 
     assert (report["ok"], [case["identical"] for case in report["cases"]]) == (False, [True, False])
 
 
+@pytest.mark.slow
 def test_qa_needs_golden_cases(bundle: Bundle, tmp_path: Path) -> None:
     assert "no golden cases" in run("qa", "--model", bundle.folder, "--workspace", tmp_path).error(code=2)
 

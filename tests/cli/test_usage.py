@@ -132,6 +132,7 @@ def test_config_diff(tmp_path: Path) -> None:
     assert call("config", "diff", same).stdout == "no difference\n"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_doctor_reports_versions_and_failures(tmp_path: Path) -> None:
     dead = f"127.0.0.1:{free_port()}"

@@ -84,6 +84,7 @@ def test_every_case_is_scored_once_out_of_fold(project: Project, tmp_path: Path)
     assert tuple(case.case_id for case in alone.validation) == project.split.selection
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_one_fold_fails_and_another_is_trained_and_recorded(
     local_ray: Cluster, project: Project, config: Config, record: Record, tmp_path: Path

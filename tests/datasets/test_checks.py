@@ -367,7 +367,10 @@ def test_every_kind_is_tested_and_documented() -> None:
     assert rows == {code: kind.severity for code, kind in KINDS.items()}
     tests = Path(__file__).read_text()
     assert [
-        code for code in KINDS if f'"{code}"' not in tests and not code.startswith(("scan.same", "scan.alike", "leak."))
+        code
+        for code in KINDS
+        # Corrections are tested with the trainings that use them.
+        if f'"{code}"' not in tests and not code.startswith(("scan.same", "scan.alike", "leak.", "correction."))
     ] == []
 
 

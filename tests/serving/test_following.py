@@ -144,25 +144,34 @@ def test_before_the_first_promotion_it_is_not_ready_and_says_so(server: Server) 
     assert call(server, "/healthz").status_code == httpx.codes.OK
 
 
-def test_swap_and_swap_back_lose_no_request(
-    server: Server, champion: Champion, bundles: dict[str, Bundle], tmp_path: Path
-) -> None:
-    champion.set("1", bundles["1"], write_golden(tmp_path / "golden", bundles["1"]))
-    wait_for(server, serves("1"))
-    assert call(server, "/readyz").json()["golden"] == "identical"
+def swap_under_load(server: Server, champion: Champion, bundles: dict[str, Bundle], version: str) -> None:
+    """Swap to a version while clients send scans; every mask must be that of the version that it names."""
     load = Load(server)
-    load.wait("1")
-    for version in ("2", "1"):
-        champion.set(version, bundles[version])
-        wait_for(server, serves(version))
-        load.answers.clear()
-        load.wait(version)
+    load.wait(next(each for each in bundles if each != version))
+    champion.set(version, bundles[version])
+    wait_for(server, serves(version))
+    load.answers.clear()
+    load.wait(version)
     load.stop()
     assert load.failed == []
     assert set(load.masks) == {"1", "2"}
-    for version, masks in load.masks.items():
-        mask = Predictor(bundles[version], threads=1).predict(make_scan((24, 24, 24)))
+    for name, masks in load.masks.items():
+        mask = Predictor(bundles[name], threads=1).predict(make_scan((24, 24, 24)))
         assert masks == {encode_nifti(mask, compress=True)}, "every mask is that of the version it names"
+
+
+def test_swap_loses_no_request(server: Server, champion: Champion, bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    champion.set("1", bundles["1"], write_golden(tmp_path / "golden", bundles["1"]))
+    wait_for(server, serves("1"))
+    assert call(server, "/readyz").json()["golden"] == "identical"
+    swap_under_load(server, champion, bundles, "2")
+
+
+@pytest.mark.slow
+def test_swap_back_loses_no_request(server: Server, champion: Champion, bundles: dict[str, Bundle]) -> None:
+    champion.set("2", bundles["2"])
+    wait_for(server, serves("2"))
+    swap_under_load(server, champion, bundles, "1")
 
 
 @pytest.mark.slow

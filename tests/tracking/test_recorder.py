@@ -131,6 +131,7 @@ def server(tmp_path: Path, client: MlflowClient, database: Path) -> Iterator[Mlf
     server.kill()
 
 
+@pytest.mark.slow
 def test_server_outage_loses_no_metrics(server: MlflowServer, client: MlflowClient, tmp_path: Path) -> None:
     server.start()
     http_client = connect_mlflow(server.uri, tmp_path)

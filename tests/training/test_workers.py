@@ -89,6 +89,7 @@ def test_two_workers_have_the_loss_curve_of_one(
     assert_alike(first, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_train_has_the_loss_curve_of_one_worker(
     local_ray: Cluster, pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path

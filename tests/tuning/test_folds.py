@@ -160,6 +160,7 @@ def test_a_sweep_with_other_folds_is_no_start(folds: int, usable: bool, tmp_path
             earlier_trials(tmp_path, ["first"], space, "d1", folds)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_bundle_of_the_best_point_has_the_networks_of_its_folds(
     local_ray: Cluster, client: MlflowClient, phantoms: Path, tmp_path: Path

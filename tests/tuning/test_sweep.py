@@ -112,6 +112,7 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
     assert output == pytest.approx([report.train_loss for report in alone], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
     """The default settings and the first rate learn; with no learning rate to speak of, the others cannot keep up."""
     rates = [0.02, 1e-9, 1e-10]

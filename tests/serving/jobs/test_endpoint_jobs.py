@@ -57,6 +57,7 @@ def has_ended(job: dict[str, Any]) -> bool:
     return job["ended_at"] is not None
 
 
+@pytest.mark.slow
 def test_masks_of_a_job_equal_offline_masks(http: httpx.Client, bundle: Bundle) -> None:
     scans = [make_scan((40 + 6 * n, 44, 30), seed=n) for n in range(3)]
     files = [("scan", (f"{n}.nii.gz", encode_nifti(scan, compress=True))) for n, scan in enumerate(scans)]
@@ -72,6 +73,7 @@ def test_masks_of_a_job_equal_offline_masks(http: httpx.Client, bundle: Bundle) 
     assert http.get("/v1/queue").json()["expected_wait_s"] >= 0
 
 
+@pytest.mark.slow
 def test_cancelled_job_leaves_the_patch_loop(http: httpx.Client, large_scan: bytes) -> None:
     job = http.post("/v1/jobs", content=large_scan).json()["id"]
     seen = wait_for(http, job, lambda found: found["percent"] > 0)
