@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from numpy.typing import NDArray
 
 from gtvray.config import InferenceConfig, ServingConfig
@@ -34,7 +35,8 @@ def work_of(folder: Path, content: bytes) -> Work:
     name = hashlib.sha256(content).hexdigest()
     (folder / name).write_bytes(content)
     body = Body(folder / name, len(content), name)
-    return Work(body, folder / f"{name}.mask", new_key(), folder / f"{name}.at", "node")
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "node"
+    return Work(body, folder / f"{name}.mask", new_key(), folder / f"{name}.at", node)
 
 
 async def mask_of(model: Model, work: Work) -> bytes:
