@@ -127,9 +127,13 @@ class JobFiles:
         with _existing(self._mask(job_id, number, attempt), stored).open() as file:
             return file.read()
 
-    def remove_input(self, claim: Claim) -> None:
-        """Delete the input of a volume that has ended."""
-        (self._folder / claim.job_id / f"input-{claim.number}").unlink(missing_ok=True)
+    def remove_leftovers(self, claim: Claim) -> None:
+        """Delete the input of a volume that has ended, and masks of attempts that were lost before they counted."""
+        folder = self._folder / claim.job_id
+        (folder / f"input-{claim.number}").unlink(missing_ok=True)
+        for mask in folder.glob(f"mask-{claim.number}-*"):
+            if mask != self._mask(claim.job_id, claim.number, claim.attempt):
+                mask.unlink(missing_ok=True)
 
     def remove_mask(self, claim: Claim) -> None:
         """Delete the mask of a claim that is no longer valid."""

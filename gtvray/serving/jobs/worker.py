@@ -188,7 +188,7 @@ class Worker:
         if await asyncio.to_thread(self._store.finish, claim, sealed, size):
             failpoint("jobs.finished")
             log_event("job_volume_done", claim.job_id, volume=claim.number, attempt=claim.attempt)
-            await asyncio.to_thread(self._files.remove_input, claim)
+            await asyncio.to_thread(self._files.remove_leftovers, claim)
         else:
             await asyncio.to_thread(self._files.remove_mask, claim)
 
@@ -205,4 +205,4 @@ class Worker:
     async def _fail(self, claim: Claim, error: GtvrayError) -> None:
         log_event("job_volume_failed", claim.job_id, volume=claim.number, kind=type(error).__name__)
         if await asyncio.to_thread(self._store.fail, claim, error):
-            await asyncio.to_thread(self._files.remove_input, claim)
+            await asyncio.to_thread(self._files.remove_leftovers, claim)

@@ -121,6 +121,8 @@ def test_store_is_encrypted_private_and_emptied(tmp_path: Path) -> None:
                 assert path.is_dir() or (plain[:200] not in path.read_bytes() and b"Doe, J" not in path.read_bytes())
                 assert path.stat().st_mode & 0o077 == 0 or path.suffix.startswith(".db")
             assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700
+            # As an attempt leaves it that was killed before its mask counted.
+            (tmp_path / "jobs" / "files" / accepted.json()["id"] / "mask-0-0").write_bytes(b"lost")
             gate.open.set()
             job = await ended(client, accepted)
             while "input-0" in stored_files(tmp_path / "jobs"):
