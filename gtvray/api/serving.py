@@ -71,7 +71,7 @@ class Endpoint:
         """
         from gtvray.serving import start_server
 
-        settings, folder = self._config.serving, self._workspace.root.resolve() / "serving" / "jobs"
+        settings, folder = self._config.serving, self._workspace.serving / "jobs"
         file = Path(token_file).resolve() if token_file is not None else None
         tokens, audit = self._workspace.tokens, self._workspace.serving
         if self.follows:

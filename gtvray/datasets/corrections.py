@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gtvray.datasets.checks.copies import find_alike
+from gtvray.datasets.checks.run import alike_scans, as_error
 from gtvray.datasets.checks.survey import Survey, survey_case, survey_cases
 from gtvray.datasets.layouts.cases import Case, Dataset, order_cases, read_label, split_ending
 from gtvray.datasets.layouts.patients import Patients
@@ -165,7 +165,13 @@ class CorrectionStore:
             )
         return Case(correction.name, image, label)
 
-    def usable(self, dataset: Dataset, split: Split, patients: Patients | None = None) -> UsableCorrections:
+    def usable(
+        self,
+        dataset: Dataset,
+        split: Split,
+        patients: Patients | None = None,
+        surveys: Sequence[Survey] | None = None,
+    ) -> UsableCorrections:
         """Decide which corrections may join the training cases of a split.
 
         Scans are compared by their voxels and by their profile along the body, so a resampled, cropped or noisy copy of
@@ -175,15 +181,18 @@ class CorrectionStore:
             dataset: cases of the split.
             split: roles of the cases.
             patients: patient of each case, where known.
+            surveys: of the cases, if they have been read already.
 
         Raises:
             DataError: as `case`.
         """
         corrections = self.current()
         own = [survey_case(self.case(correction)) for correction in corrections]
-        known = survey_cases(dataset.cases) if corrections else []
+        known = surveys if surveys is not None else survey_cases(dataset.cases) if corrections else []
         by_digest = {survey.digest: survey.case_id for survey in known}
-        alike = _alike(own, known)
+        alike: dict[str, list[str]] = {}
+        for name, case_id in alike_scans(own, known):
+            alike.setdefault(name, []).append(case_id)
         role = {case_id: part for part, ids in split.parts.items() for case_id in ids}
         replaced, added, refused = dict[str, Correction](), list[Correction](), dict[str, str]()
         for correction in corrections:
@@ -205,21 +214,8 @@ def _require_sound(case: Case) -> Survey:
     survey = survey_case(case)
     errors = [each for each in survey.findings if each.severity == "error"]
     if errors:
-        what, _, found = errors[0].message.partition(": ")
-        file = case.label if errors[0].code.startswith("label.") else case.image
-        raise DataError(what, where=file, found=found or None, do=errors[0].advice)
+        raise as_error(errors[0], case)
     return survey
-
-
-def _alike(own: Sequence[Survey], known: Sequence[Survey]) -> dict[str, list[str]]:
-    """Return the cases of the dataset that look like copies of the scan of a correction."""
-    profiles = [
-        {each.case_id: each.profile for each in surveys if each.profile is not None} for surveys in (own, known)
-    ]
-    found: dict[str, list[str]] = {}
-    for name, case_id in find_alike(*profiles):
-        found.setdefault(name, []).append(case_id)
-    return found
 
 
 def _of_same_patient(case_id: str | None, patients: Patients | None) -> set[str]:

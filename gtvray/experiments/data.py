@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from gtvray.config import Config
 from gtvray.data import CaseCache, Project, open_project
 from gtvray.datasets import CorrectionStore, Finding, index_dataset, require_sound
 from gtvray.datasets.checks.findings import finding
+from gtvray.datasets.checks.survey import Survey, survey_cases
 from gtvray.errors import DataError
 from gtvray.io import Workspace
 from gtvray.runtime import ProgressReporter
@@ -45,19 +46,22 @@ def open_data(
     if make is not None:
         make(data)
     dataset = index_dataset(data)
-    warnings = require_sound(dataset, show.advance)
+    surveys = survey_cases(dataset.cases, show.advance)
+    warnings = require_sound(dataset, surveys=surveys)
     before_preparing()
     show.begin("prepare", f"preparing {dataset.title}")
     project = open_project(dataset, config, cache=workspace.cache, splits=workspace.splits, report=show.advance)
     if config.split.corrections:
-        project, kept_apart = _with_corrections(project, config, workspace)
+        project, kept_apart = _with_corrections(project, config, workspace, surveys)
         warnings += kept_apart
     return project, warnings
 
 
-def _with_corrections(project: Project, config: Config, workspace: Workspace) -> tuple[Project, list[Finding]]:
+def _with_corrections(
+    project: Project, config: Config, workspace: Workspace, surveys: Sequence[Survey]
+) -> tuple[Project, list[Finding]]:
     store = CorrectionStore(workspace.corrections)
-    usable = store.usable(project.dataset, project.split, project.patients)
+    usable = store.usable(project.dataset, project.split, project.patients, surveys)
     if not (usable.replaced or usable.added):
         raise DataError(
             "there is no corrected mask to train on",

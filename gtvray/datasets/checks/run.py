@@ -45,8 +45,15 @@ def findings_of(dataset: Dataset, surveys: Sequence[Survey], split: Split | None
     return sort_findings(findings, _case_order(dataset))
 
 
-def require_sound(dataset: Dataset, report: Report | None = None) -> list[Finding]:
+def require_sound(
+    dataset: Dataset, report: Report | None = None, surveys: Sequence[Survey] | None = None
+) -> list[Finding]:
     """Check a dataset and refuse it if there is an error.
+
+    Args:
+        dataset: the cases.
+        report: called with (done, total) after each case.
+        surveys: of the cases, if they have been read already.
 
     Returns:
         the warnings.
@@ -54,17 +61,27 @@ def require_sound(dataset: Dataset, report: Report | None = None) -> list[Findin
     Raises:
         DataError: the error of the first case, with the number of further cases that have one.
     """
-    findings = check_dataset(dataset, report)
+    findings = findings_of(dataset, survey_cases(dataset.cases, report) if surveys is None else surveys)
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return [finding for finding in findings if finding.severity == "warning"]
     first = errors[0]
     others = len({finding.case_id for finding in errors}) - 1
     also = f" (and {others} more cases)" if others else ""
-    what, _, found = first.message.partition(": ")
-    case = dataset.subset((first.case_id,))[0]
-    file = case.label if first.code.startswith("label.") and case.label is not None else case.image
-    raise DataError(f"case {first.case_id}: {what}{also}", where=file, found=found or None, do=first.advice)
+    raise as_error(first, dataset.subset((first.case_id,))[0], f"case {first.case_id}: {{}}{also}")
+
+
+def as_error(found: Finding, case: Case, what: str = "{}") -> DataError:
+    """Return a finding as the error that refuses its case.
+
+    Args:
+        found: the finding.
+        case: its case.
+        what: the error's statement, around the one of the finding.
+    """
+    stated, _, detail = found.message.partition(": ")
+    file = case.label if found.code.startswith("label.") and case.label is not None else case.image
+    return DataError(what.format(stated), where=file, found=detail or None, do=found.advice)
 
 
 def _find_copies(surveys: Sequence[Survey], split: Split | None) -> Iterator[Finding]:
@@ -90,7 +107,7 @@ def _find_copies(surveys: Sequence[Survey], split: Split | None) -> Iterator[Fin
             other = labels.setdefault(survey.label_digest, survey)
             if other.digest != survey.digest:
                 yield finding("label.same", survey.case_id, f"the same mask as case {other.case_id}, on another scan")
-    for case, other_case in _alike(surveys):
+    for case, other_case in alike_scans(surveys):
         yield pair("alike", case, other_case, "looks like a copy of")
 
 
@@ -101,11 +118,11 @@ def _find_shared(own: Sequence[Survey], others: Sequence[Survey]) -> Iterator[Fi
         if survey.digest in scans:
             message = f"the same scan as case {scans[survey.digest]} of the other folder"
             yield finding("leak.same", survey.case_id, message)
-    for case, other in _alike(own, others):
+    for case, other in alike_scans(own, others):
         yield finding("leak.alike", case, f"looks like a copy of case {other} of the other folder")
 
 
-def _alike(own: Sequence[Survey], others: Sequence[Survey] | None = None) -> Iterator[tuple[str, str]]:
+def alike_scans(own: Sequence[Survey], others: Sequence[Survey] | None = None) -> Iterator[tuple[str, str]]:
     """Yield pairs of cases whose scans are similar but not identical, within one set or between two."""
     sets = [own] if others is None else [own, others]
     profiles = [{each.case_id: each.profile for each in surveys if each.profile is not None} for surveys in sets]
