@@ -229,6 +229,12 @@ class GateRefusedError(FailureError):
     http_status = 409
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _one_line(value: object, longest: int = _LONGEST_FIELD) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= longest else text[: longest - 3] + "..."

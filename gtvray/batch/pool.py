@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from gtvray.batch.planning import IN_FLIGHT, PoolPlan
 from gtvray.batch.steps import Result, Scan
-from gtvray.errors import FailureError, GtvrayError, ResourceError
+from gtvray.errors import FailureError, GtvrayError, ResourceError, first_line
 from gtvray.io import remove_partial
 from gtvray.runtime import waiting_reason
 
@@ -143,7 +143,7 @@ class ActorPool:
         try:
             value = ray.get(answer)
         except RayActorError as error:
-            self._lost(slot, _first_line(error), is_crash=_is_crash(error, slot.node))
+            self._lost(slot, first_line(error), is_crash=_is_crash(error, slot.node))
             return
         except RayError as error:
             value = error.cause if isinstance(error, RayTaskError) else error
@@ -305,9 +305,4 @@ def _failure(scan: Scan | None, error: BaseException) -> GtvrayError:
         return error
     what = "the model could not be loaded on a node" if scan is None else "unexpected error while predicting a scan"
     where = None if scan is None else scan.path
-    return FailureError(what, where=where, found=f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return FailureError(what, where=where, found=f"{type(error).__name__}: {first_line(error)}")

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase, Project
 from gtvray.datasets import Case, Folds
-from gtvray.errors import GtvrayError
+from gtvray.errors import GtvrayError, first_line
 from gtvray.runtime import Needs, ResourcePlan
 from gtvray.training import EpochReport, fit, fit_distributed
 
@@ -138,11 +138,11 @@ class _Running:
         try:
             report = ray.get(answer)
         except RayActorError as error:
-            return self._replace(_first_line(error))
+            return self._replace(first_line(error))
         except RayTaskError as error:
             return self._finish(_reason(error))
         except RayError as error:
-            return self._finish(_first_line(error))
+            return self._finish(first_line(error))
         if report is None:
             return self._finish(None)
         self._deaths = 0
@@ -210,9 +210,4 @@ def _reason(error: RayTaskError) -> str:
     cause = error.cause
     if isinstance(cause, GtvrayError):
         return "; ".join(line.strip() for line in str(cause).splitlines())
-    return f"{type(cause).__name__}: {_first_line(cause)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return f"{type(cause).__name__}: {first_line(cause)}"

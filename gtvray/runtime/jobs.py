@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtvray.errors import AuthError, InputError, NotFoundError, ResourceError
+from gtvray.errors import AuthError, InputError, NotFoundError, ResourceError, first_line
 from gtvray.failpoints import variables as failpoint_variables
 from gtvray.runtime.attempts import CONTINUED
 from gtvray.runtime.package import check_size, locate_words, package_code
@@ -192,7 +192,7 @@ class Jobs:
         except AuthenticationError as error:
             raise AuthError("the Ray cluster requires a token", where=self._address, do=TOKEN_ADVICE) from error
         except (OSError, RuntimeError) as error:
-            found = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            found = first_line(error)
             if job is not None and ("404" in found or "does not exist" in str(error)):
                 raise NotFoundError(
                     "no such job", where=self._address, found=job, do="see `gtvray submit list`"
