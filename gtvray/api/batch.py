@@ -65,7 +65,8 @@ def predict_folder(
     Raises:
         InputError: no scan, a refused output, or a mask of another scan or model at the place of an output.
         NotReadyError, NotFoundError, BundleError: as `load_model`.
-        ResourceError: another process predicts into the folder, or the cluster does not answer or has no room.
+        ResourceError: another process predicts into the folder, or the cluster does not answer or has no free
+            resources.
         NotReproducedError: no node of the cluster reproduces the golden cases of the model.
     """
     from gtvray.batch import BatchJob, Making, OnCluster, PredictorOpener, find_files, predict_here

@@ -50,8 +50,8 @@ def train(
 ) -> None:
     """Train, judge every fold by its own cases beside the baseline, and bundle the networks as an ensemble.
 
-    Folds run side by side where the cluster has room, each from its newest checkpoint; one that fails does not end the
-    others. Held-out cases are left alone: `gtvray promote` is for them.
+    Folds run side by side where the cluster has free resources, each from its newest checkpoint; one that fails does
+    not end the others. Held-out cases are left alone: `gtvray promote` is for them.
 
     Example: gtvray train my.yaml optimizer.lr=3e-4 --data Naso_GTV --fold all
     """

@@ -179,7 +179,7 @@ class Api:
     async def received(self, request: Request) -> AsyncIterator[Body]:
         """The body of a request in the spool, which exists within the `async with` block.
 
-        Capacity, declared size and room are checked before the first byte is read.
+        Capacity, declared size and free space are checked before the first byte is read.
 
         Raises:
             GtvrayError: the body cannot be accepted.

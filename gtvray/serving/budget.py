@@ -1,4 +1,4 @@
-"""The memory of a replica for the scans that it processes at once, with room kept for small ones."""
+"""The memory of a replica for the scans that it processes at once, with a share reserved for small ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from gtvray.errors import TooLargeError
 
 # Of the memory, what large scans leave to small ones; and of that, what a scan may take to count as small.
-_ROOM_SHARE = 1 / 4
+_RESERVED_SHARE = 1 / 4
 _SMALL_SHARE = 1 / 4
 
 
@@ -26,14 +26,14 @@ class MemoryBudget:
     """
 
     def __init__(self, total_bytes: int) -> None:
-        room = int(total_bytes * _ROOM_SHARE)
-        self._total, self._small = total_bytes, int(room * _SMALL_SHARE)
-        self.largest_bytes = total_bytes - room
+        reserved = int(total_bytes * _RESERVED_SHARE)
+        self._total, self._small = total_bytes, int(reserved * _SMALL_SHARE)
+        self.largest_bytes = total_bytes - reserved
         self.held_bytes = self._held_by_large = 0
         self._waiting: dict[bool, deque[tuple[int, asyncio.Future[None]]]] = {True: deque(), False: deque()}
 
     def is_small(self, count: int) -> bool:
-        """Whether a scan of so many bytes uses the room that is kept for small ones."""
+        """Whether a scan of so many bytes uses the share that is reserved for small ones."""
         return count <= self._small
 
     @asynccontextmanager

@@ -109,7 +109,7 @@ class VersionManager:
         old = self._versions.current
         new = self._named(candidate)
         self._update(loading=new)
-        interrupt = self._require_room(old)
+        interrupt = self._require_resources(old)
         try:
             if interrupt and old is not None:
                 self._drain(old)
@@ -156,7 +156,7 @@ class VersionManager:
         app = f"gtvray-{candidate.digest[:12]}-{self._started}"
         return ServedVersion(app, candidate.version, candidate.digest)
 
-    def _require_room(self, old: ServedVersion | None) -> bool:
+    def _require_resources(self, old: ServedVersion | None) -> bool:
         """Return whether the old version must go first.
 
         Raises:

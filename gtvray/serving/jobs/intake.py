@@ -63,7 +63,7 @@ class Intake:
         Raises:
             InputError: the body is no volume, no form of volumes, or names no files that may be read.
             TooLargeError: a volume, or their number, exceeds its limit.
-            BusyError: the job store has no room.
+            BusyError: the job store is full.
         """
         media_type, options = parse_options_header(request.headers.get("content-type"))
         try:
@@ -121,7 +121,7 @@ class Intake:
         limits = self._limits
         for reference in parse_references(bytes(body)):
             pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.volume_bytes)
-            self._require_room(len(pinned))
+            self._require_space(len(pinned))
             self._inputs.append(self._files.new_reference(self._job_id, self._next_number(), pinned))
 
     def _begin(self) -> None:
@@ -136,10 +136,10 @@ class Intake:
 
     def _write(self, content: bytes) -> None:
         assert self._open is not None, "a part has begun"
-        self._require_room(len(content))
+        self._require_space(len(content))
         self._open.write(content)
 
-    def _require_room(self, count: int) -> None:
+    def _require_space(self, count: int) -> None:
         self._received += count
         if self._received > self._limits.free_bytes:
             raise BusyError("the job store is full", do="retry later; delete jobs whose results were fetched")

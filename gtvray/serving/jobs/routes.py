@@ -136,7 +136,7 @@ class JobRoutes:
         """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
         jobs, owner = self._require(), self._owner_of(request)
         # Raised here, errors are answered as problem documents.
-        jobs.require_room_to_watch()
+        jobs.require_free_watch()
         await jobs.document(owner, job_id)
         return StreamingResponse(_events(jobs, owner, job_id), media_type=EVENTS, headers={"Cache-Control": "no-store"})
 

@@ -90,7 +90,7 @@ class Jobs:
         Raises:
             InputError: the body has no valid volumes, or the key was used for another request.
             TooLargeError: a volume or their number exceeds its limit.
-            BusyError: the store has no room.
+            BusyError: the store is full.
             ResourceError: the disk is full.
         """
         if key is not None and not (0 < len(key) <= _LONGEST_KEY):
@@ -168,7 +168,7 @@ class Jobs:
         """Return the length of the queue and the expected wait."""
         return queue_document(await asyncio.to_thread(self._store.queue), self._settings.at_once)
 
-    def require_room_to_watch(self) -> None:
+    def require_free_watch(self) -> None:
         """Check that a further client may watch a job.
 
         Raises:

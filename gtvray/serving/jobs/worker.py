@@ -122,7 +122,7 @@ class Worker:
             await self._stop()
 
     async def _fill(self) -> None:
-        """Claim volumes while there is room."""
+        """Claim volumes while fewer than the limit are processed."""
         while len(self._running) < self._at_once and time.monotonic() >= self._paused_until:
             claim = await asyncio.to_thread(self._store.claim)
             if claim is None:
