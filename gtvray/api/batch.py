@@ -69,12 +69,11 @@ def predict_folder(
             resources.
         NotReproducedError: no node of the cluster reproduces the golden cases of the model.
     """
-    from gtvray.batch import BatchJob, Making, OnCluster, PredictorOpener, find_files, predict_here
+    from gtvray.batch import BatchJob, Making, OnCluster, PredictorOpener, find_files, model_folders, predict_here
 
     folders, settings = as_workspace(workspace), as_config(config)
     given = [Path(each) for each in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
-    closed = [folders.bundles, *([Path(model)] if Path(model).is_dir() else [])]
-    files = find_files(given, Path(out), report=report, read=read, closed=closed)
+    files = find_files(given, Path(out), report=report, read=read, closed=model_folders(folders, model))
     job = BatchJob(files, uncertainty=uncertainty, overwrite=overwrite, show=show)
     # Before a model is loaded, and before a lock file is made beside the masks.
     job.check()

@@ -1,6 +1,7 @@
 from .cluster import OnCluster as OnCluster
 from .files import PredictFiles as PredictFiles
 from .files import find_files as find_files
+from .files import model_folders as model_folders
 from .files import plan_files as plan_files
 from .here import predict_here as predict_here
 from .job import BatchJob as BatchJob

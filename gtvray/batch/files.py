@@ -10,7 +10,7 @@ from pathlib import Path
 from gtvray.datasets import find_scans, volume_stem
 from gtvray.errors import InputError
 from gtvray.inference import entropy_file
-from gtvray.io import check_outputs, require_printable_path
+from gtvray.io import Workspace, check_outputs, require_printable_path
 
 _MASK_ENDINGS = (".nii", ".nii.gz", ".nrrd")
 # A suffix that looks like a file ending: a letter, then a few letters or digits. "2024.01" and "v1.2" have none.
@@ -59,6 +59,11 @@ class PredictFiles:
             apart_from=self.scan_folders,
             overwrite=overwrite,
         )
+
+
+def model_folders(workspace: Workspace, model: str) -> list[Path]:
+    """Return the folders of models that no output may be written to: all bundles, and that of the model itself."""
+    return [workspace.bundles, *([Path(model)] if Path(model).is_dir() else [])]
 
 
 def plan_files(

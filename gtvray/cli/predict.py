@@ -89,7 +89,7 @@ def predict(
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
     from gtvray.api import predict_folder
-    from gtvray.batch import plan_files
+    from gtvray.batch import model_folders, plan_files
     from gtvray.cli.predict_remote import predict_remotely
     from gtvray.config import load_config
     from gtvray.errors import InputError
@@ -114,7 +114,7 @@ def predict(
             uncertainty=False,
             overwrite=overwrite,
             read=read,
-            closed=[folders.bundles, *([Path(model)] if Path(model).is_dir() else [])],
+            closed=model_folders(folders, model),
         )
         outcomes = predict_remotely(files.masks, server, token, at_once=at_once, as_job=jobs, overwrite=overwrite)
         rows = _rows(outcomes, files.names, as_json)
