@@ -8,17 +8,26 @@ import shutil
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from gtvray.api.arguments import PathLike, as_config
 from gtvray.api.registry import open_registry
 from gtvray.errors import FailureError, NotReadyError
 from gtvray.io import Workspace, read_json, write_json
-from gtvray.runtime import SILENT, Process, ProgressReporter, require_port, start_service, stop_service, usable_cpus
+from gtvray.runtime import (
+    SILENT,
+    Process,
+    ProgressReporter,
+    create_private_file,
+    require_port,
+    start_service,
+    stop_service,
+    usable_cpus,
+)
 
 _HOST = "127.0.0.1"
 _STATE = "services.json"
@@ -190,15 +199,12 @@ class LocalCluster:
             "mlflow": f"{self.tracking_uri}/health",
             "endpoint": f"http://{_HOST}:{ports.endpoint}/readyz",
         }[name]
-        # Not through a proxy of the environment.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            opener.open(urllib.request.Request(url, headers=token), timeout=_ANSWER_S).close()  # noqa: S310
-        except urllib.error.HTTPError as error:
-            return f"{url} answers {error.code}"
-        except OSError as error:
-            return f"{url} does not answer: {getattr(error, 'reason', error)}"
-        return None
+            # Not through a proxy of the environment.
+            response = httpx.get(url, headers=token, timeout=_ANSWER_S, trust_env=False)
+        except httpx.TransportError as error:
+            return f"{url} does not answer: {error}"
+        return None if response.is_success else f"{url} answers {response.status_code}"
 
     def _require_ports(self, missing: list[str]) -> None:
         options = {
@@ -314,9 +320,7 @@ def default_cluster_folder() -> Path:
 def _new_token(path: PathLike) -> None:
     """Write a new token that only this user can read."""
     Path(path).unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
+    create_private_file(path, secrets.token_hex(32))
 
 
 def _read(path: Path) -> str:

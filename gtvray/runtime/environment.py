@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import stat
 import tempfile
 from contextlib import suppress
@@ -60,6 +61,29 @@ def private_folder() -> Path | None:
         if parent is not None and _is_private(folder := Path(parent) / f"gtvray-{os.getuid()}"):
             return folder
     return None
+
+
+def create_private_file(path: str | os.PathLike[str], text: str) -> None:
+    """Create a file that only its owner can read, unless the file exists.
+
+    The file has its name only when it is complete: of several processes at once one succeeds, and the others find its
+    file; a process that is killed leaves no part of it.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def set_variable(name: str, value: str) -> None:

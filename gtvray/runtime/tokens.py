@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gtvray.errors import ResourceError
-from gtvray.runtime.environment import can_write, private_folder
+from gtvray.runtime.environment import can_write, create_private_file, private_folder
 
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (on the head: `ray get-auth-token`)"  # noqa: S105
 _OTHERS = 0o077
@@ -42,7 +42,8 @@ def ensure_token() -> None:
     path = _token_path()
     if not os.path.isfile(path):
         try:
-            _create(path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_private_file(path, secrets.token_hex(32))
         except OSError as error:
             raise ResourceError(
                 "Ray's token file is not writable",
@@ -60,22 +61,6 @@ def ensure_token() -> None:
 def _export_path(path: Path) -> None:
     if os.environ.get("RAY_AUTH_TOKEN_PATH") is None and path != _default_path():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-
-
-def _create(path: Path) -> None:
-    """Write a new token; of several concurrent processes one succeeds and the others use its token."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _restrict(path: Path) -> None:

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TypeVar
 
 import httpx
 
 from gtvray.errors import DeadlineError, GtvrayError, InputError, NotReproducedError, ResourceError
 from gtvray.runtime import proxy_for, without_credentials
 from gtvray.serving.problems import MEDIA_TYPE, error_of
-
-Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 _PROXY_ADVICE = "name the endpoint's host in NO_PROXY, or correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
 _HIGHEST_PORT = 65535
@@ -89,22 +86,13 @@ class Retry:
         return min(left, max(after_s, varied))
 
 
-def open_client(url: str, timeout_s: float) -> httpx.Client:
-    """Open a synchronous HTTP client for one endpoint; the caller closes it.
-
-    Raises:
-        InputError: the environment sets a proxy that cannot be used.
-    """
-    return httpx.Client(transport=_transport(httpx.HTTPTransport, url), timeout=timeout_s)
-
-
 def open_async_client(url: str, timeouts: Timeouts) -> httpx.AsyncClient:
     """Open an asynchronous HTTP client for one endpoint; the caller closes it.
 
     Raises:
         InputError: the environment sets a proxy that cannot be used.
     """
-    return httpx.AsyncClient(transport=_transport(httpx.AsyncHTTPTransport, url), timeout=as_httpx(timeouts))
+    return httpx.AsyncClient(transport=_transport(url), timeout=as_httpx(timeouts))
 
 
 def as_httpx(timeouts: Timeouts) -> httpx.Timeout:
@@ -125,13 +113,13 @@ def require_address(url: str, timeouts: Timeouts) -> None:
         raise transport_error(error, url, timeouts) from error
 
 
-def _transport(kind: type[Transport], url: str) -> Transport:
+def _transport(url: str) -> httpx.AsyncHTTPTransport:
     proxy = proxy_for(url)
     # Loading the trusted certificates takes 30 ms, which is wasted where TLS is not used.
     verify = not url.startswith("http://") or (proxy or "").startswith("https://")
     try:
         # An explicit transport keeps httpx from applying the environment's proxies under its own NO_PROXY rules.
-        return kind(verify=verify, proxy=proxy)
+        return httpx.AsyncHTTPTransport(verify=verify, proxy=proxy)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise InputError(
             "the proxy set in the environment cannot be used",

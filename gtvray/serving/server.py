@@ -21,7 +21,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from gtvray.config import ServingConfig
 from gtvray.errors import FailureError, NotReadyError, NotReproducedError, ResourceError
-from gtvray.runtime import require_port
+from gtvray.runtime import create_private_file, require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
 from gtvray.serving.nodes import require_on_every_node
@@ -174,8 +174,7 @@ def start_server(
         elif token_file is None:
             # The token is passed in a file that only its owner can read, as arguments are shown in Ray's dashboard.
             token_file = private / "token"
-            token_file.touch(mode=0o600)
-            token_file.write_text(token)
+            create_private_file(token_file, token)
         args: dict[str, object] = {
             "bundle": bundle_dir,
             "digest": digest,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gtvray.errors import ResourceError
 from gtvray.runtime import environment, temporary
-from gtvray.runtime.environment import TELEMETRY_OFF, can_write, private_folder
+from gtvray.runtime.environment import TELEMETRY_OFF, can_write, create_private_file, private_folder
 
 from ..namespaces import as_nameless_user
 
@@ -118,3 +119,15 @@ def test_existing_file_instead_of_the_link_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/var/tmp")
     with pytest.raises(ResourceError, match="already exists"):
         temporary._link(tmp_path / "link", str(tmp_path))
+
+
+def test_a_private_file_is_complete_and_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: create_private_file(path, str(number) * 64), range(8)))
+    text = path.read_text()
+    assert text == text[0] * 64
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    create_private_file(path, "another")
+    assert path.read_text() == text

@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gtvray.errors import ConfigError, FailureError
+from gtvray.runtime import create_private_file
 
 KEY_VARIABLE = "GTVRAY_JOBS_KEY"
 _KEY_BYTES, _NONCE_BYTES = 32, 12
@@ -58,19 +59,7 @@ def load_key(folder: Path) -> bytes:
     path = folder / "key"
     text = os.environ.get(KEY_VARIABLE)
     if text is None:
-        try:
-            # Complete before it has its name: two processes may start at once, and one may be killed here.
-            temporary = folder / f".key-{os.urandom(8).hex()}"
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink(missing_ok=True)
+        create_private_file(path, base64.b64encode(os.urandom(_KEY_BYTES)).decode() + "\n")
         text = path.read_bytes().decode("ascii", "replace")
     try:
         key = base64.b64decode(text.strip(), validate=True)
