@@ -18,11 +18,12 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from gtvray.errors import GtvrayError
+
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for all output.", envvar="GTVRAY_WORKSPACE")]
 WORKSPACE = Path("gtvray-runs")
 # Without a terminal, progress within a stage is a line at most this often.
 _LINE_EVERY_S = 10.0
-_FAILED = 1
 # Work of many parts, such as thousands of scans, takes long to complete a share worth mentioning.
 _OBSERVED_S = 60.0
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
@@ -185,7 +186,7 @@ def ended_by_second_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
         if interrupted:
             # Not through streams, in whose middle the signal may have come.
             os.write(2, f"\nerror: interrupted twice, ended at once\n{last_words()}".encode())
-            os._exit(_FAILED)
+            os._exit(GtvrayError.exit_code)
         interrupted = True
         raise KeyboardInterrupt
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +24,7 @@ from gtvray.cli.common import (
 
 if TYPE_CHECKING:
     from gtvray.batch import PredictFiles
-    from gtvray.errors import GtvrayError
-    from gtvray.inference import SegmentedCase
-
-    Outcomes = Iterator[tuple[Path, SegmentedCase | GtvrayError]]
+    from gtvray.io import Workspace
 
 _COLUMNS = {
     "scan": "scan",
@@ -89,35 +85,14 @@ def predict(
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
     from gtvray.api import predict_folder
-    from gtvray.batch import model_folders, plan_files
-    from gtvray.cli.predict_remote import predict_remotely
     from gtvray.config import load_config
-    from gtvray.errors import InputError
     from gtvray.io import Workspace
 
-    folders = Workspace(workspace)
+    _check_options(server, jobs, {"--exhaustive": exhaustive, "--uncertainty": uncertainty, "--address": address})
+    folders, read, kept = Workspace(workspace), [config] if config is not None else [], 0
     if server:
-        for option, given in (("--exhaustive", exhaustive), ("--uncertainty", uncertainty), ("--address", address)):
-            if given:
-                raise InputError(
-                    "an endpoint has its own model and machine", found=f"--server and {option}", do="drop one"
-                )
-    elif jobs:
-        raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
-    read = [config] if config is not None else []
-    kept = 0
-    if server:
-        files = plan_files(
-            inputs,
-            out,
-            report=report,
-            uncertainty=False,
-            overwrite=overwrite,
-            read=read,
-            closed=model_folders(folders, model),
-        )
-        outcomes = predict_remotely(files.masks, server, token, at_once=at_once, as_job=jobs, overwrite=overwrite)
-        rows = _rows(outcomes, files.names, as_json)
+        files = _plan_remote(inputs, out, model, folders, read, report=report, overwrite=overwrite)
+        rows = _remote_rows(files, server, token, at_once=at_once, jobs=jobs, overwrite=overwrite, as_json=as_json)
     else:
         progress = Progress({}, as_json)
         with progress.live():
@@ -152,16 +127,40 @@ def predict(
         raise typer.Exit(1)
 
 
-def _rows(outcomes: Outcomes, names: dict[Path, str], as_json: bool) -> list[dict[str, Any]]:
-    """A row a scan, in order.
+def _check_options(server: str | None, jobs: bool, local: dict[str, object]) -> None:
+    """Refuse options that contradict each other; `local` are those that an endpoint does not take."""
+    from gtvray.errors import InputError
+
+    if not server and jobs:
+        raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
+    for option, given in local.items() if server else ():
+        if given:
+            raise InputError("an endpoint has its own model and machine", found=f"--server and {option}", do="drop one")
+
+
+def _plan_remote(
+    inputs: list[Path], out: Path, model: str, workspace: Workspace, read: list[Path], *, report: bool, overwrite: bool
+) -> PredictFiles:
+    from gtvray.batch import model_folders, plan_files
+
+    closed = model_folders(workspace, model)
+    return plan_files(inputs, out, report=report, uncertainty=False, overwrite=overwrite, read=read, closed=closed)
+
+
+def _remote_rows(
+    files: PredictFiles, server: str, token: str, *, at_once: int, jobs: bool, overwrite: bool, as_json: bool
+) -> list[dict[str, Any]]:
+    """Predict scans through an endpoint; return a row a scan, in order.
 
     Raises:
         GtvrayError: of the scan, if there is only one.
     """
+    from gtvray.cli.predict_remote import predict_remotely
     from gtvray.errors import GtvrayError
 
+    names, rows = files.names, list[dict[str, Any]]()
     progress = Progress({"predict": 2.0 * len(names)}, as_json)
-    rows: list[dict[str, Any]] = []
+    outcomes = predict_remotely(files.masks, server, token, at_once=at_once, as_job=jobs, overwrite=overwrite)
     with progress.live():
         progress.begin("predict", f"{len(names)} scans")
         for path, outcome in outcomes:
