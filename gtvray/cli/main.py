@@ -33,7 +33,7 @@ from gtvray.cli import (
 )
 from gtvray.cli.common import take_sigterm
 from gtvray.cli.settings import SettingsCommand
-from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError
+from gtvray.errors import FailureError, GtvrayError, InputError, ResourceError, first_line
 from gtvray.runtime import VERSION_VARIABLE, no_temp_folder, use_token
 
 app = typer.Typer(
@@ -162,8 +162,12 @@ def _of_name(error: UnicodeEncodeError) -> GtvrayError:
 def _unexpected(error: Exception) -> GtvrayError:
     if os.environ.get("GTVRAY_DEBUG"):
         raise error
-    lines = str(error).strip().splitlines() or [""]
-    found = f"{type(error).__name__}: {lines[0]}"
+    # An error of a task of Ray has the lines of the task's process; its cause says what happened there.
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, OSError):
+        return _of_system(cause)
+    shown = cause if isinstance(cause, Exception) else error
+    found = f"{type(shown).__name__}: {first_line(shown)}"
     # SQLite and safetensors report these without an OSError.
     if "database is locked" in str(error):
         return ResourceError(

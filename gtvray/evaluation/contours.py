@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import cc3d
 import numpy as np
 
 from gtvray.evaluation.surface import Mask
-from gtvray.geometry import Volume
+from gtvray.geometry import Volume, label_components
 
 
 def added_path_length_mm(reference: Volume, prediction: Volume) -> float:
@@ -55,6 +54,6 @@ def _contours(mask: Mask, axis: int) -> Mask:
 
 def _untouched(mask: Mask, other: Mask) -> tuple[int, int]:
     """Number of components of a mask, and number of those that share no voxel with the other mask."""
-    labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    labels, count = label_components(mask)
     touched = np.unique(labels[other])
-    return int(count), int(count - np.count_nonzero(touched))
+    return count, int(count - np.count_nonzero(touched))

@@ -7,6 +7,8 @@ from .affine import orientation_codes as orientation_codes
 from .affine import orthogonal_grid as orthogonal_grid
 from .affine import spacing_from_affine as spacing_from_affine
 from .box import Box as Box
+from .components import label_components as label_components
+from .components import largest_component as largest_component
 from .resample import resample_to_grid as resample_to_grid
 from .resample import resampled_grid as resampled_grid
 from .volume import Volume as Volume

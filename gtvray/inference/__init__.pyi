@@ -20,7 +20,6 @@ from .predictor import Predictor as Predictor
 from .predictor import forward_batch as forward_batch
 from .request import Coverage as Coverage
 from .request import SegmentationRequest as SegmentationRequest
-from .request import largest_component as largest_component
 from .request import run_patches as run_patches
 from .schedule import PatchGrid as PatchGrid
 from .schedule import gaussian_weights as gaussian_weights

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
 from gtvray.config import InferenceConfig, PreprocessingConfig
-from gtvray.geometry import Box, Volume
+from gtvray.geometry import Volume, largest_component
 from gtvray.inference.aggregate import LogitAccumulator
 from gtvray.inference.localise import Suspicion
 from gtvray.inference.patches import Patch, PatchIterator, ScanPatches
@@ -175,14 +174,3 @@ def run_patches(request: SegmentationRequest, forward: Forward, batch_size: int)
         patches = [request.take() for _ in range(min(batch_size, request.remaining))]
         for patch, logits in zip(patches, forward([p.channels for p in patches]), strict=True):
             request.put(patch.number, logits)
-
-
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected component (26 neighbours) of a mask; an empty mask is returned unchanged."""
-    box = Box.around(mask)
-    if box is None:
-        return mask
-    result = np.zeros_like(mask)
-    # A copy: cc3d refuses read-only arrays.
-    result[box.slices] = cc3d.largest_k(mask[box.slices].copy(), k=1, connectivity=26) > 0
-    return result

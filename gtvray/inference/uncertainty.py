@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gtvray.geometry import Box, Volume
+from gtvray.geometry import Box, Volume, largest_component
 from gtvray.inference.aggregate import LogitAccumulator, mean_of_views
 from gtvray.inference.patches import PatchIterator, ScanPatches
-from gtvray.inference.request import largest_component
 from gtvray.preprocessing import Prepared, prepare_mask
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from gtvray.config import Config, InferenceConfig
 from gtvray.data import CachedCase
 from gtvray.evaluation import dice
-from gtvray.inference import SegmentationRequest, forward_batch, largest_component, run_patches
+from gtvray.geometry import largest_component
+from gtvray.inference import SegmentationRequest, forward_batch, run_patches
 from gtvray.training.execution import rank, training_precision, world
 
 # Less than in inference: epochs are ranked the same with half the patches.

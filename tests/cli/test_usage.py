@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from gtvray import __version__
-from gtvray.cli.main import app
+from gtvray.cli.main import _unexpected, app
 from gtvray.config import known_keys
 
 from .command import call, free_port, run
@@ -153,3 +155,22 @@ def test_doctor_passes_on_a_working_machine(tmp_path: Path) -> None:
     assert result.code == 0, result
     assert "BAD" not in result.stdout
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("cause", "what", "found"),
+    [
+        (
+            RuntimeError("maximum length exceeded\nand more"),
+            "unexpected error",
+            "RuntimeError: maximum length exceeded",
+        ),
+        (OSError(errno.ENOSPC, "No space left", "/data"), "the disk is full", None),
+    ],
+)
+def test_error_of_a_task_on_the_cluster_is_reported_with_its_cause(
+    cause: Exception, what: str, found: str | None
+) -> None:
+    error = RayTaskError("keep", "ray::keep() (pid=1)\n  lines of the other process", cause).as_instanceof_cause()
+    reported = _unexpected(error)
+    assert (reported.what, reported.fields.get("found")) == (what, found)

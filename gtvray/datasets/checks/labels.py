@@ -15,7 +15,7 @@ from scipy import ndimage
 from gtvray.datasets.checks.body import AXES, TISSUE_ABOVE_HU, Sketch
 from gtvray.datasets.checks.findings import Finding, finding
 from gtvray.datasets.checks.scans import file_slice
-from gtvray.geometry import Box, Volume
+from gtvray.geometry import Box, Volume, label_components
 
 # A T1 tumour of 5 mm has 0.07 ml; the largest planning targets of the head and neck have about 1.5 litres.
 _VOLUME_ML = (0.05, 2000.0)
@@ -72,7 +72,7 @@ class Mask:
         assert box is not None, "read_label refuses an empty mask"
         self.box = box
         self.cut = np.asfortranarray(self.upright.array[box.slices] != 0)
-        self.pieces, self.count = cc3d.connected_components(self.cut, connectivity=26, return_N=True)
+        self.pieces, self.count = label_components(self.cut)
         self.sizes = np.bincount(self.pieces.ravel(), minlength=self.count + 1)[1:]
 
     def tumour(self) -> Tumour:
