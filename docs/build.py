@@ -34,8 +34,8 @@ _SERVE_NOTE = (
 )
 
 
-def verbs() -> Iterator[tuple[str, Any]]:
-    """Every verb, such as `data check`, with its command."""
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command, such as `data check`, with its command."""
     yield from _below(typer.main.get_command(app), "")
 
 
@@ -49,9 +49,9 @@ def _below(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def commands_page() -> str:
-    """The page of all verbs."""
+    """The page of all commands."""
     parts = ["# Commands", _HOW, "Exit codes: 0 done, 1 the work failed, 2 wrong use or wrong input."]
-    for name, command in verbs():
+    for name, command in commands():
         context = command.context_class(command, info_name=f"gtvray {name}", terminal_width=_WIDTH)
         parts += [f"## gtvray {name}", f"```text\n{command.get_help(context).rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"

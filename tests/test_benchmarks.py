@@ -44,7 +44,7 @@ class Bench:
         self._base += [f"--ledger={self.ledger}", "--threads=2"]
 
     def run(self, *arguments: str) -> dict[str, Any]:
-        """What it prints; `said` is what it told of its stages."""
+        """What it prints; `said` is what it reported of its stages."""
         found, self.said = script(*self._base, *arguments)
         return found
 

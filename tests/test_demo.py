@@ -1,4 +1,4 @@
-"""The main job from end to end, and the verbs that go on from what it leaves."""
+"""The main job from end to end, and the commands that use its workspace afterwards."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _load_build() -> ModuleType:
 
 
 BUILD = _load_build()
-VERBS: dict[str, Any] = dict(BUILD.verbs())
+COMMANDS: dict[str, Any] = dict(BUILD.commands())
 
 
 def _defined(path: Path) -> set[str]:
@@ -110,11 +110,11 @@ def test_reference_is_up_to_date(name: str) -> None:
     assert (BUILD.REFERENCE / name).read_text() == BUILD.PAGES[name](), "stale: run `make docs`"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_command_is_documented(verb: str) -> None:
-    assert f"## gtvray {verb}\n" in (BUILD.REFERENCE / "commands.md").read_text()
-    assert "Example: " in VERBS[verb].help
-    assert [option.name for option in VERBS[verb].params if not option.help] == []
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str) -> None:
+    assert f"## gtvray {name}\n" in (BUILD.REFERENCE / "commands.md").read_text()
+    assert "Example: " in COMMANDS[name].help
+    assert [option.name for option in COMMANDS[name].params if not option.help] == []
 
 
 def test_every_setting_is_described() -> None:
@@ -124,7 +124,7 @@ def test_every_setting_is_described() -> None:
 
 
 def _examples() -> list[Any]:
-    """Lines of shell blocks, and the verbs' own examples, that call gtvray."""
+    """Lines of shell blocks, and the commands' own examples, that call gtvray."""
     texts = [(_name(path), path.read_text()) for path in GUIDES]
     lines = [
         (name, line)
@@ -132,7 +132,7 @@ def _examples() -> list[Any]:
         for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
         for line in block.replace("\\\n", " ").splitlines()
     ]
-    lines += [(verb, line) for verb, each in VERBS.items() for line in re.findall(r"Example: (.*)", each.help)]
+    lines += [(name, line) for name, each in COMMANDS.items() for line in re.findall(r"Example: (.*)", each.help)]
     calls = [(name, re.sub(r"^(\w+=\S+ )*", "", line)) for name, line in lines]
     return [pytest.param(call, id=f"{name}: {call}") for name, call in calls if call.startswith("gtvray ")]
 
@@ -140,13 +140,13 @@ def _examples() -> list[Any]:
 @pytest.mark.parametrize("call", _examples())
 def test_documented_call_is_valid(call: str) -> None:
     words = shlex.split(call, comments=True)[1:]
-    if words[0] in ("submit", "serve") and " ".join(words[:2]) not in VERBS and words[1:2] != ["--help"]:
+    if words[0] in ("submit", "serve") and " ".join(words[:2]) not in COMMANDS and words[1:2] != ["--help"]:
         words.insert(1, "run")
-    verb = max((each for each in VERBS if words[: len(each.split())] == each.split()), key=len, default=None)
-    assert verb is not None, "no such verb"
-    rest = words[len(verb.split()) :]
+    name = max((each for each in COMMANDS if words[: len(each.split())] == each.split()), key=len, default=None)
+    assert name is not None, "no such command"
+    rest = words[len(name.split()) :]
     try:
-        VERBS[verb].make_context(verb, list(rest))
+        COMMANDS[name].make_context(name, list(rest))
     except typer.Exit:
         assert "--help" in rest
     except typer.TyperException as error:

@@ -1,4 +1,4 @@
-"""The tree keeps its promises: rows of rooms, light doors, modules one can read."""
+"""Structure of the code: layers, lazy imports, and the size of modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "gtvray"
 HEAVY = ("torch", "ray", "mlflow", "monai")
-ROOMS = sorted(folder.name for folder in PACKAGE.iterdir() if any(folder.glob("*.py")))
+PACKAGES = sorted(folder.name for folder in PACKAGE.iterdir() if any(folder.glob("*.py")))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -31,10 +31,10 @@ def _loaded(program: str, watched: tuple[str, ...] = HEAVY) -> list[str]:
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-def _every_module(*rooms: str) -> str:
-    files = [file for room in rooms for file in (PACKAGE / room).rglob("*.py")]
+def _every_module(*packages: str) -> str:
+    files = [file for package in packages for file in (PACKAGE / package).rglob("*.py")]
     names = [".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for file in files]
-    assert len(names) > len(rooms)
+    assert len(names) > len(packages)
     return "\n".join(f"import {name}" for name in names)
 
 
@@ -47,13 +47,13 @@ def test_packages_import_lower_layers_only() -> None:
 
 @pytest.mark.parametrize("name", ["gtvray", "gtvray.config", "gtvray.data", "gtvray.preprocessing"])
 def test_light_packages_load_nothing_heavy(name: str) -> None:
-    # Patches are changed in torch; all else that the data room holds must do without.
+    # Patches are changed in torch; all else that the data package holds must do without.
     names = f"[each for each in dir({name}) if each != 'PatchSampler']"
     assert _loaded(f"import {name}\n[getattr({name}, each) for each in {names}]") == []
 
 
 def test_packages_import_lazily() -> None:
-    assert _loaded("\n".join(f"import gtvray.{room}" for room in ROOMS if room != "cli")) == []
+    assert _loaded("\n".join(f"import gtvray.{package}" for package in PACKAGES if package != "cli")) == []
 
 
 def test_low_layers_load_neither_torch_nor_ray() -> None:
@@ -76,11 +76,11 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_packages_list_their_public_names() -> None:
-    rooms = [room for room in ROOMS if room != "cli"]
-    assert [room for room in rooms if not (PACKAGE / room / "__init__.pyi").is_file()] == []
+    packages = [package for package in PACKAGES if package != "cli"]
+    assert [package for package in packages if not (PACKAGE / package / "__init__.pyi").is_file()] == []
     opened = "".join(
-        f"import gtvray.{room} as room\nassert room.__all__\n[getattr(room, name) for name in room.__all__]\n"
-        for room in rooms
+        f"import gtvray.{name} as opened\nassert opened.__all__\n[getattr(opened, each) for each in opened.__all__]\n"
+        for name in packages
     )
     done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

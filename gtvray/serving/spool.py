@@ -104,7 +104,7 @@ class Spool:
         os.close(self._lock)
 
     def require_room(self, client: str, count: int) -> None:
-        """Check that there is room for more bytes, in the limits and on the disk.
+        """Check that more bytes fit, in the limits and on the disk.
 
         Raises:
             ClientLimitError: this client's bodies take too much.

@@ -1,4 +1,4 @@
-"""The small training of the training room's tests, to be disturbed."""
+"""The small training of the tests of training, to be disturbed."""
 
 from __future__ import annotations
 

@@ -26,15 +26,15 @@ def main(folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     machines = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
     cluster.wait_for_nodes()
-    told = []
+    reports = []
     with connect(cluster.address):
         for report in fit_distributed(Config.model_validate(job["config"]), train, selection, folder / "run"):
-            told.append([report.epoch, report.train_loss, report.notes])
+            reports.append([report.epoch, report.train_loss, report.notes])
             if report.epoch == 2:
                 cluster.remove_node(machines[_machine_of_workers()], allow_graceful=False)
         left = _groups()
     cluster.shutdown()
-    (folder / "told.json").write_text(json.dumps({"told": told, "left": left}))
+    (folder / "reports.json").write_text(json.dumps({"reports": reports, "left": left}))
 
 
 def _machine_of_workers() -> str:

@@ -29,10 +29,10 @@ def test_training_survives_a_lost_machine(
     script = str(Path(__file__).with_name("machines.py"))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     subprocess.run([sys.executable, script, str(tmp_path)], env=environment, timeout=800, check=True)
-    found = json.loads((tmp_path / "told.json").read_text())
+    found = json.loads((tmp_path / "reports.json").read_text())
     alone = [[report.epoch, pytest.approx(report.train_loss, rel=1e-5)] for report in
              fit(config, train, selection, tmp_path / "alone")]  # fmt: skip
-    assert [entry[:2] for entry in found["told"]] == alone
-    (note,) = [notes for *_, notes in found["told"] if notes]
+    assert [entry[:2] for entry in found["reports"]] == alone
+    (note,) = [notes for *_, notes in found["reports"] if notes]
     assert "workers restarted after epoch" in note
     assert found["left"] == []

@@ -80,7 +80,7 @@ def assert_nothing_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "cause"),
     [
         # In the middle of an epoch; when an epoch is done that nobody has heard of; while its checkpoint is written.
         ("training.before_step@1:5=kill", "its process died"),
@@ -91,7 +91,7 @@ def assert_nothing_left() -> None:
 )
 def test_training_survives_a_lost_worker(
     fault: str,
-    told: str,
+    cause: str,
     armed: Callable[[str], Path],
     pair: Config,
     train: list[CachedCase],
@@ -105,7 +105,7 @@ def test_training_survives_a_lost_worker(
     assert figures(reports) == undisturbed
     (note,) = [report.notes for report in reports if report.notes]
     assert "workers restarted after epoch" in note
-    assert told in note
+    assert cause in note
     assert not list((tmp_path / "run").glob(".partial-*"))
     assert_nothing_left()
 

@@ -167,7 +167,7 @@ class Running:
 
 
 def run(*arguments: object, within_s: float = 220, **environment: str) -> Finished:
-    """Run a verb to its end; nothing it started outlives it."""
+    """Run a command to its end; nothing it started outlives it."""
     running = Running(*arguments, **environment)
     finished = running.end(within_s)
     assert running.strays() == []

@@ -112,7 +112,7 @@ def test_too_few_cases_are_refused(phantoms: Path, tmp_path: Path) -> None:
 def test_valid_data_passes_the_check(phantoms: Path) -> None:
     checked = call("data", "check", phantoms, "--json")
     assert checked.code == 0
-    # Phantoms' fields of view are cut, as some real ones are; that is told, and no error.
+    # Phantoms' fields of view are cut, as some real ones are; that is reported, and no error.
     assert {row["severity"] for row in checked.json()["findings"]} <= {"warning", "info"}
 
 

@@ -1,4 +1,4 @@
-"""`gtvray data prepare`: what is made, what was there, what a tilted scan is told of, and what a bound does."""
+"""`gtvray data prepare`: what is made, what was there, what is reported of a tilted scan, and what a bound does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every verb says of itself, wrong use, and the verbs that only tell."""
+"""Help of every command, wrong use, and commands that only report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gtvray.config import known_keys
 from .command import call, free_port, run
 
 GROUPS = {group.name: group.typer_instance for group in app.registered_groups}
-VERBS = [
+COMMANDS = [
     *[str(command.name) for command in app.registered_commands],
     *[
         f"{name} {command.name or command.callback.__name__}"
@@ -25,12 +25,12 @@ VERBS = [
 ]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_command_has_help_with_an_example(verb: str) -> None:
-    result = call(*verb.split(), "--help")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = call(*name.split(), "--help")
     assert result.code == 0
     assert "Example: " in result.stdout
-    assert f"gtvray {verb}" in result.stdout.partition("Example: ")[2]
+    assert f"gtvray {name}" in result.stdout.partition("Example: ")[2]
     assert not result.stderr
 
 

@@ -47,7 +47,7 @@ def test_flatten_and_known_keys_agree() -> None:
     assert with_dotted(Config(), flat) == Config()
 
 
-# Other rooms have sections of files that are not ours to describe, and are loaded or not by what else is tested.
+# Other packages have sections of files that are not ours to describe, and are loaded or not by what else is tested.
 SECTIONS = [each for each in Section.__subclasses__() if each.__module__.startswith("gtvray.config.")]
 
 

@@ -104,7 +104,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     assert record.epochs("fold-1") == [(1, expected[0]), (2, expected[1])]
     assert board.best(sound)[0].is_dir()
 
-    # Found again by another process: nothing is told twice, and there is nothing left to train.
+    # Found again by another process: nothing is reported twice, and there is nothing left to train.
     again = record.progress([sound])
     assert again.last(sound) == 2
     assert list(fit(sound.config, sound.train, sound.validation, sound.folder, known_epoch=2)) == []

@@ -182,7 +182,7 @@ def test_role_is_checked_before_the_route(tmp_path: Path, file: TokenFile) -> No
     problem_of(answer, 404, "about:blank")
 
 
-def test_client_over_its_limit_is_told_when_to_retry(tmp_path: Path, file: TokenFile) -> None:
+def test_answer_to_a_client_over_its_limit_has_retry_after(tmp_path: Path, file: TokenFile) -> None:
     *_, last = post(tmp_path, file.add("station", Role.SEGMENT), "/v1/predict", per_minute=2, count=3)
     problem_of(last, 429, "urn:gtvray:ClientLimitError")
     assert int(last.headers["Retry-After"]) > 0

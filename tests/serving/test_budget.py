@@ -1,4 +1,4 @@
-"""The memory of a replica: large scans wait for each other, small ones find room beside them."""
+"""The memory of a replica: large scans wait for each other, small ones fit beside them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_the_cause_outranks_its_consequences(failures: dict[int, Exception], sai
     assert found.is_memory == is_memory
 
 
-def test_workers_that_never_started_for_lack_of_resources_are_told_apart() -> None:
+def test_workers_that_never_started_for_lack_of_resources_are_distinguished() -> None:
     late = WorkerGroupStartupTimeoutError(num_workers=2)
     found = lost(ControllerError(late))
     assert found.is_resources

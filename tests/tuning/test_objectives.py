@@ -82,9 +82,9 @@ def test_searcher_has_every_objective_and_prefers_complete_trials() -> None:
     ]
     searcher = TpeSearcher(sweep, space)
     assert searcher.propose(trials) is not None
-    told = searcher._study.trials[:20]
-    assert [each.values for each in told] == [[each.epochs[1]["selection_dsc"], 10.0, 10.0] for each in trials]
+    recorded = searcher._study.trials[:20]
+    assert [each.values for each in recorded] == [[each.epochs[1]["selection_dsc"], 10.0, 10.0] for each in trials]
     assert {each.trial_id for each in trials if each.state == STOPPED} == {
-        f"t{number}" for number, each in enumerate(told) if max(each.constraints.values()) > 0
+        f"t{number}" for number, each in enumerate(recorded) if max(each.constraints.values()) > 0
     }
     assert build_searcher(sweep, space, space.default()).propose(trials).origin == "informed"  # type: ignore[union-attr]

@@ -130,7 +130,7 @@ def test_nothing_is_proposed_where_trials_only_continue(record: TrialRecord) -> 
     assert found.is_finished()
 
 
-def test_tune_is_told_how_many_trials_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_gets_the_number_of_trials_that_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "TUNE_MAX_PENDING_TRIALS_PG"
     monkeypatch.delenv(name, raising=False)
     with _pending_trials(7):
