@@ -1,8 +1,12 @@
-"""Hosts with an address, a network and a /tmp/ray and /dev/shm of their own, as network namespaces on this machine."""
+"""Hosts on this machine, each with a network, processes, /tmp/ray and /dev/shm of its own: Linux namespaces.
+
+A host must not see the processes of another one: a driver takes the address of its node from the raylet that it finds.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -12,16 +16,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+import pytest
 
 # Without this pause after the links are up, a head did not find its own control store.
 _LINKS_UP_S = 2.0
 _STORE_BYTES = 100_000_000
 _GCS_PORT = 6379
+_JOIN_S = 120.0
 
 
 def why_not() -> str | None:
     """Why hosts cannot be made here; None if they can."""
-    missing = [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "unshare", "nsenter") if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} missing (packages iproute2, util-linux)"
     if os.geteuid() != 0:
@@ -34,6 +42,32 @@ def why_not() -> str | None:
     return None
 
 
+def cluster_environment(folder: Path) -> dict[str, str]:
+    """The environment variables of every host: a token in a file of this folder, and none of the tests' own cluster."""
+    token = folder / "token"
+    token.write_text(secrets.token_hex(16))
+    # Neither interface may help: a host must find the one of its Ray node by itself.
+    hidden = ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def wait_for_nodes(host: Host, head: Host, count: int, environment: dict[str, str], logs: Path) -> None:
+    """Wait until a cluster has a number of living nodes, asked from one of its hosts."""
+    ask = (
+        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); "
+        "print('nodes', sum(row['Alive'] for row in ray.nodes()))"
+    )
+    deadline = time.monotonic() + _JOIN_S
+    while time.monotonic() < deadline:
+        command = (sys.executable, "-c", ask, f"{head.address}:{_GCS_PORT}")
+        done = host.run(*command, environment=environment, timeout_s=120)
+        if f"nodes {count}" in done.stdout:
+            return
+        time.sleep(1)
+    pytest.fail("\n".join(log.read_text()[-2000:] for log in logs.iterdir()) + done.stderr[-2000:])
+
+
 @dataclass
 class Host:
     """A host.
@@ -42,11 +76,13 @@ class Host:
         number: from 1; the head is host 1.
         space: name of its network namespace.
         address: its IP address.
+        link: name of its network interface outside of the namespace.
     """
 
     number: int
     space: str
     address: str
+    link: str
     _ray: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start_ray(self, head: str, cpus: int, environment: dict[str, str], log: Path) -> None:
@@ -66,7 +102,9 @@ class Host:
         ray = [str(Path(sys.executable).with_name("ray")), "start", *role, "--node-ip-address", self.address]
         ray += ["--num-cpus", str(cpus), "--object-store-memory", str(_STORE_BYTES), "--block"]
         mounts = "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm"
-        inside = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *ray]
+        # The shell is the first process of the host, and collects those whose parents have died.
+        inside = ["unshare", "-m", "-p", "--fork", "--mount-proc", "--kill-child", "sh", "-c"]
+        inside += [f'{mounts} && "$@" & wait', "sh", *ray]
         with log.open("wb") as file:
             self._ray = subprocess.Popen(
                 ["ip", "netns", "exec", self.space, *inside], env=environment, stdout=file, stderr=subprocess.STDOUT
@@ -77,14 +115,31 @@ class Host:
         inside = self._inside(*command)
         return subprocess.run(inside, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
 
-    def start(self, *command: object, environment: dict[str, str]) -> subprocess.Popen[str]:
-        """Start a command on this host."""
-        pipe = subprocess.PIPE
-        return subprocess.Popen(self._inside(*command), env=environment, stdout=pipe, stderr=pipe, text=True)
+    def start(
+        self, *command: object, environment: dict[str, str], output: IO[str] | int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        """Start a command on this host, with both streams to a file or to pipes of their own."""
+        return subprocess.Popen(self._inside(*command), env=environment, stdout=output, stderr=output, text=True)
 
     def _inside(self, *command: object) -> list[str]:
         assert self._ray is not None
-        return ["nsenter", "-t", str(self._ray.pid), "-n", "-m", "--wd=.", *map(str, command)]
+        children = Path(f"/proc/{self._ray.pid}/task/{self._ray.pid}/children")
+        deadline = time.monotonic() + _JOIN_S
+        while not children.read_text():
+            assert time.monotonic() < deadline, "the first process of the host has not started"
+            time.sleep(0.1)
+        first = children.read_text().split()[0]
+        return ["nsenter", "-t", first, "-n", "-m", "-p", "--wd=.", *map(str, command)]
+
+    def set_link(self, state: str) -> None:
+        """Connect (`up`) or disconnect (`down`) its network."""
+        _run("ip", "link", "set", self.link, state)
+
+    def limit_rate(self, rate_mbit: int) -> None:
+        """Limit the rate of what is sent to this host, and by it."""
+        bucket = f"root tbf rate {rate_mbit}mbit burst 64kb latency 100ms".split()
+        _run("tc", "qdisc", "replace", "dev", self.link, *bucket)
+        _run("tc", "-n", self.space, "qdisc", "replace", "dev", "eth0", *bucket)
 
     def end(self) -> None:
         """End every process of this host."""
@@ -104,19 +159,23 @@ class Host:
 
 @contextmanager
 def several_hosts(count: int) -> Iterator[list[Host]]:
-    """Make hosts on a network of their own, and remove them with their processes."""
+    """Make hosts on a network of their own, and remove them with their processes.
+
+    This machine has address 254 of the network.
+    """
     mark = os.getpid() % 60_000
     bridge, net = f"gtvb{mark}", f"10.{64 + mark // 250 % 60}.{mark % 250}"
-    hosts = [Host(number, f"gtv{mark}-{number}", f"{net}.{number}") for number in range(1, count + 1)]
+    hosts = [
+        Host(number, f"gtv{mark}-{number}", f"{net}.{number}", f"gtvv{mark}{number}") for number in range(1, count + 1)
+    ]
     try:
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "addr", "add", f"{net}.254/24", "dev", bridge)
         _run("ip", "link", "set", bridge, "up")
         for host in hosts:
-            outside = f"gtvv{mark}{host.number}"
             _run("ip", "netns", "add", host.space)
-            _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", host.space)
-            _run("ip", "link", "set", outside, "master", bridge, "up")
+            _run("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.space)
+            _run("ip", "link", "set", host.link, "master", bridge, "up")
             _run("ip", "-n", host.space, "addr", "add", f"{host.address}/24", "dev", "eth0")
             for name in ("eth0", "lo"):
                 _run("ip", "-n", host.space, "link", "set", name, "up")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -12,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from .hosts import Host, several_hosts, why_not
+from .hosts import Host, cluster_environment, several_hosts, wait_for_nodes, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 _GTVRAY = (sys.executable, "-m", "gtvray")
-_JOIN_S = 120.0
 SPACE = """
 trials: 3
 searcher: random
@@ -36,12 +33,7 @@ space:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    token = tmp_path_factory.mktemp("secret") / "token"
-    token.write_text(secrets.token_hex(16))
-    # Neither may help: a host must find the interface of its Ray node by itself.
-    hidden = ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    return cluster_environment(tmp_path_factory.mktemp("secret"))
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +47,8 @@ def hosts(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         head = made[0]
         for host in made:
             host.start_ray(head.address, 1, environment, logs / f"{host.number}.log")
-            wait_for_nodes(head, host.number, environment, logs)
+            wait_for_nodes(head, head, host.number, environment, logs)
         yield made
-
-
-def wait_for_nodes(head: Host, count: int, environment: dict[str, str], logs: Path) -> None:
-    ask = (
-        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); "
-        "print('nodes', sum(row['Alive'] for row in ray.nodes()))"
-    )
-    deadline = time.monotonic() + _JOIN_S
-    while time.monotonic() < deadline:
-        command = (sys.executable, "-c", ask, f"{head.address}:6379")
-        done = head.run(*command, environment=environment, timeout_s=120)
-        if f"nodes {count}" in done.stdout:
-            return
-        time.sleep(1)
-    pytest.fail("\n".join(log.read_text()[-2000:] for log in logs.iterdir()) + done.stderr[-2000:])
 
 
 def test_two_worker_trials_run_across_hosts(
