@@ -65,12 +65,12 @@ def workspace(home: Path) -> Path:
 
 
 def test_the_promoted_model_is_evaluated_and_served_in_the_background(workspace: Path, home: Path) -> None:
-    *_, evaluate, serve = commands("guide-your-data.md", "From a folder to a served model")
+    _, _, _, evaluate, serve, *_ = commands("guide-your-data.md", "From a folder to a served model")
     shutil.copytree(home / "Naso_GTV", home / "other_cases", dirs_exist_ok=True)
     assert "DSC" in run(evaluate, home)
     assert serve == "gtvray serve"
     port = free_port()
-    started = f"{serve} serving.port={port} > serve.log 2>&1 & trap 'kill -INT $!; wait $!' EXIT"
+    started = f"{serve} serving.port={port} > serve.log 2>&1 & trap 'kill $!; wait $!' EXIT"
     ready = (
         f"for _ in $(seq 200); do curl -s -f --noproxy '*' http://127.0.0.1:{port}/readyz && exit 0; sleep 0.5; done"
     )
