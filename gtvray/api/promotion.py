@@ -11,7 +11,7 @@ from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_
 from gtvray.api.registry import find_bundle, open_decisions, open_registry
 from gtvray.config import Config, with_dotted
 from gtvray.errors import InputError
-from gtvray.io import Workspace
+from gtvray.io import Workspace, require_path
 from gtvray.runtime import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
@@ -215,6 +215,7 @@ class _Candidacy:
         from gtvray.models import Bundle
         from gtvray.promotion import require_champion, require_untouched, with_inference
 
+        require_path(model)
         self._folders, self._settings = folders, settings
         self.registry: Registry = open_registry(folders, settings)
         self.log: DecisionLog = open_decisions(folders, settings, by=by, show=show)
@@ -223,7 +224,9 @@ class _Candidacy:
         self.bundle: Bundle = with_inference(original, dict(inference), folders.bundles, located)
         # What would be refused after scoring held-out cases is refused before it.
         self._version = require_champion(self.registry, self.log)
-        self._run_id = str(self.bundle.info["mlflow_run"])
+        # The run that trained a version of another site is not in this MLflow; its import made one.
+        registered = self.registry.find(original.digest)
+        self._run_id = registered.run_id if registered is not None else str(self.bundle.info["mlflow_run"])
         self.registry.require_run(self._run_id)
         self._champion = None if self._version is None else self.registry.fetch(self._version)
         if self._version is not None and self._version.digest == self.bundle.digest:

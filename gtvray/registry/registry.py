@@ -125,7 +125,8 @@ class Registry:
                 "the run that trained this bundle is not in this MLflow",
                 where=self._client.tracking_uri,
                 found=f"no run {run_id}",
-                do="use the workspace or the tracking.uri that it was trained with",
+                do="use the workspace or the tracking.uri that it was trained with; if another site trained it, "
+                "register it with `gtvray models import`",
             ) from error
         require_run_kept(self._client, run)
         require_artifact_client(run.info.artifact_uri)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gtvray import failpoints
-from gtvray.errors import BundleError, ResourceError
+from gtvray.api import export_version, import_version, load_bundle
+from gtvray.errors import BundleError, InputError, NotFoundError, ResourceError
+from gtvray.io import Workspace
 from gtvray.promotion import require_champion
 from gtvray.registry import DecisionLog
 from gtvray.tracking import connect_mlflow
@@ -140,6 +143,55 @@ def test_store_that_goes_away_in_a_promotion_leaves_one_champion(
     assert [d.version for d in decisions if d.state == "completed"] == ["1", "2"]
     assert {d.state for d in decisions} <= {"completed", "undone"}
     assert site.two.rollback() == "1"
+
+
+@pytest.fixture
+def exporting(
+    objects: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_evidence: MakeEvidence
+) -> Promotions:
+    """A workspace with a champion, and the variables with which its commands find the store."""
+    for name, value in objects.environment.items():
+        monkeypatch.setenv(name, value)
+    workspace = Workspace(tmp_path / "site-a")
+    client = connect_mlflow(workspace.mlflow_uri, workspace.artifacts)
+    experiment = client.create_experiment("own", artifact_location=workspace.artifacts.as_uri())
+    made = Promotions(client, workspace.root, str(client.create_run(experiment).info.run_id), make_evidence)
+    made.registry._name = made.log._model = made.name = "gtvray-gtv"
+    golden = workspace.golden_of(made.bundle(0).digest)
+    golden.mkdir(parents=True)
+    (golden / "golden.json").write_text(json.dumps({"digest": made.bundle(0).digest, "files": {}}))
+    made.promote(0, keep_golden=True)
+    return made
+
+
+def test_model_is_exported_to_the_store_and_imported_by_another_site(
+    exporting: Promotions, objects: ObjectStore, tmp_path: Path
+) -> None:
+    uri, digest = f"s3://{BUCKET}/site-a/model", exporting.bundle(0).digest
+    assert export_version("champion", uri, workspace=exporting.root) == uri
+    with pytest.raises(InputError, match="not empty"):
+        export_version("champion", uri, workspace=exporting.root)
+    imported = import_version(uri, workspace=tmp_path / "site-b")
+    assert imported.digest == digest
+    assert load_bundle("1", Workspace(tmp_path / "site-b")).digest == digest
+
+    client = objects.client()
+    weights = client.get_object(Bucket=BUCKET, Key="site-a/model/bundle/weights-0.safetensors")["Body"].read()
+    damaged = bytes([weights[-1] ^ 1])
+    client.put_object(Bucket=BUCKET, Key="site-a/model/bundle/weights-0.safetensors", Body=weights[:-1] + damaged)
+    with pytest.raises(BundleError):
+        import_version(uri, workspace=tmp_path / "site-c")
+    client.delete_object(Bucket=BUCKET, Key="site-a/model/bundle/manifest.json")
+    with pytest.raises(BundleError, match="incomplete"):
+        import_version(uri, workspace=tmp_path / "site-c")
+    with pytest.raises(NotFoundError):
+        import_version(f"s3://{BUCKET}/site-a/none", workspace=tmp_path / "site-c")
+    objects.stop()
+    try:
+        with pytest.raises(ResourceError, match="object store failed"):
+            import_version(uri, workspace=tmp_path / "site-c")
+    finally:
+        objects.start()
 
 
 def test_store_that_is_away_is_reported_by_a_rollback(site: Site, objects: ObjectStore) -> None:
