@@ -67,6 +67,7 @@ def promote(
             reason=request.override if judgement.overridden else "",
             cases=evidence.cases,
         )
+        decision = log.signed(decision, lease)
         record = records / f"{lease.number:04d}-{decision.kind}"
         with atomic_dir(record) as temporary:
             write_record(

@@ -100,6 +100,11 @@ class DecisionLog:
         """Hold the exclusive right to change the champion; processes on other hosts wait as well."""
         return hold_lease(self._client, self._model, Holder.this_process(self.by), self._waiting)
 
+    def signed(self, decision: Decision, lease: Lease) -> Decision:
+        """Return a decision with its author, number and time, for its record; `add` does so otherwise."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(decision, by=self.by, number=lease.number, at=at)
+
     def add(self, decision: Decision, lease: Lease, record: Path | None = None) -> Decision:
         """Record a decision, and return it with its author, number, time and run.
 
@@ -111,11 +116,10 @@ class DecisionLog:
         Raises:
             ResourceError: the record cannot be written to MLflow's artifact store; the decision is undone.
         """
-        number, evidence = lease.number, sha256_of(record / RECORD) if record is not None else ""
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        made = replace(decision, by=self.by, number=number, at=at, evidence=evidence)
+        made = decision if decision.number else self.signed(decision, lease)
+        made = replace(made, evidence=sha256_of(record / RECORD) if record is not None else "")
         experiment = experiment_id(self._client, self.experiment, self._artifacts)
-        name = f"{number:04d} {made.kind} {made.digest[:12]}"
+        name = f"{made.number:04d} {made.kind} {made.digest[:12]}"
         run = self._client.create_run(experiment, tags=_tags(made), run_name=name)
         made = replace(made, run_id=str(run.info.run_id))
         failpoint("decision.recorded")
