@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.registry import find_bundle, open_decisions, open_registry
 from gtvray.config import Config, with_dotted
-from gtvray.errors import InputError
+from gtvray.errors import GateRefusedError, InputError
 from gtvray.io import Workspace, require_path
 from gtvray.runtime import SILENT, ProgressReporter
 
@@ -90,7 +90,8 @@ def promote(
         on_plan: called with what the gate will test, before anything is scored.
 
     Raises:
-        GateRefusedError: the gate refuses the bundle; the evidence is recorded.
+        GateRefusedError: the gate refuses the bundle, and the evidence is recorded; or there are too few held-out
+            cases, and nothing is scored.
         InputError: the data are not those of the bundle, the champion was trained on held-out cases, or it was changed
             from outside.
         BundleError: the bundle is damaged.
@@ -104,7 +105,16 @@ def promote(
             bundle, Path(data), folders, settings, locator=locator, inference=inference or {}, by=by, show=show
         )
         request = Request(candidacy.log.by, gain, override)
-        on_plan(candidacy.plan())
+        plan = candidacy.plan()
+        on_plan(plan)
+        if plan.cases < plan.min_cases and not override:
+            raise GateRefusedError(
+                "too few held-out cases for a decision",
+                where=data,
+                expected=f"at least {plan.min_cases} (promotion.min_cases)",
+                found=plan.cases,
+                do="train on more cases, or with a larger split.held_out_share; nothing was scored",
+            )
         return candidacy.decide(request, decide, show)
 
 

@@ -98,7 +98,9 @@ class DecisionLog:
 
     def lease(self) -> AbstractContextManager[Lease]:
         """Hold the exclusive right to change the champion; processes on other hosts wait as well."""
-        return hold_lease(self._client, self._model, Holder.this_process(self.by), self._waiting)
+        # Also where the lease was deleted in MLflow, the next decision must follow the last one.
+        last = max((decision.number for decision in self.decisions()), default=0)
+        return hold_lease(self._client, self._model, Holder.this_process(self.by), self._waiting, above=last)
 
     def signed(self, decision: Decision, lease: Lease) -> Decision:
         """Return a decision with its author, number and time, for its record; `add` does so otherwise."""

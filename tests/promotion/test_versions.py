@@ -10,12 +10,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
-from gtvray.api import find_golden, import_version, load_bundle, plan_promotion
+from gtvray.api import find_golden, import_version, load_bundle, plan_promotion, promote
 from gtvray.cli.main import app
 from gtvray.config import Config, with_dotted
 from gtvray.data import open_project
 from gtvray.datasets import index_dataset
-from gtvray.errors import BundleError, GtvrayError, InputError, NotFoundError
+from gtvray.errors import BundleError, GateRefusedError, GtvrayError, InputError, NotFoundError
 from gtvray.io import Workspace, sha256_of
 from gtvray.registry import DecisionLog, Registry
 from gtvray.tracking import connect_mlflow
@@ -111,7 +111,9 @@ def test_imported_version_can_be_a_candidate(
     plan = plan_promotion(version.version, phantoms, workspace=elsewhere)
     assert (plan.champion, plan.cases, plan.looks) == (None, len(project.held_out), 1)
     assert version.digest == bundle.digest
-    assert not elsewhere.ledger.exists()
+    with pytest.raises(GateRefusedError, match="too few held-out cases"):
+        promote(version.version, phantoms, workspace=elsewhere, config={"promotion.min_cases": plan.cases + 1})
+    assert not elsewhere.ledger.exists(), "no look is spent on a comparison that cannot succeed"
 
 
 def test_import_of_a_changed_export_is_refused(site: Promotions, tmp_path: Path) -> None:
