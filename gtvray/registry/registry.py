@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CHAMPION = "champion"
+OVERRIDE_TAG = "gtvray.override"
 _DIGEST_TAG = "gtvray.digest"
 # The tag records that golden cases were added, with the sha256 of golden.json: without it, missing files could not be
 # distinguished from a version without golden cases.
@@ -45,6 +46,7 @@ class ModelVersion:
         run_id: MLflow run that trained it.
         aliases: its aliases.
         golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
+        override: reason of the person who promoted it although the gate refused it; else empty.
     """
 
     version: str
@@ -52,6 +54,7 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...]
     golden: str = ""
+    override: str = ""
 
 
 class Registry:
@@ -325,8 +328,8 @@ class Registry:
 
     def _version(self, version: str) -> ModelVersion:
         entry = self._client.get_model_version(self._name, version)
-        digest, golden = entry.tags.get(_DIGEST_TAG, ""), entry.tags.get(_GOLDEN_TAG, "")
-        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), golden)
+        digest, golden, override = (entry.tags.get(tag, "") for tag in (_DIGEST_TAG, _GOLDEN_TAG, OVERRIDE_TAG))
+        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), golden, override)
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException

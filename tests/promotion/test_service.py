@@ -91,6 +91,8 @@ def test_named_person_can_override_the_gate_but_not_its_integrity_checks(
     decision = promotions.log.decisions()[-1]
     assert (decision.kind, decision.by, decision.reason) == ("promoted", "Ada", "needed for a study")
     assert promotions.client.get_model_version(promotions.name, "2").tags["gtvray.overridden"] == "true"
+    assert promotions.registry.champion().override == "needed for a study"
+    assert promotions.registry.get("1").override == ""
     page = tmp_path / "decisions" / f"{decision.number:04d}-promoted" / "decision.md"
     assert "Ada promoted it nevertheless: needed for a study" in page.read_text()
 
