@@ -10,4 +10,8 @@ trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     chromium munge postgresql prometheus redis-server slurm-wlm
 cd "$(dirname "$0")/.."
-.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[servers]'
+if [ -x .venv/bin/pip ]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[servers]'
+else
+    echo "the object store is missing: run this again after make has created .venv" >&2
+fi
