@@ -17,7 +17,7 @@ from gtvray.registry import DecisionLog
 from gtvray.tracking import connect_mlflow
 
 from ..object_store import BUCKET, ObjectStore, object_store
-from ..stores import MlflowServer
+from ..stores import MlflowServer, open_store
 from .conftest import MakeEvidence, Promotions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -153,7 +153,7 @@ def exporting(
     for name, value in objects.environment.items():
         monkeypatch.setenv(name, value)
     workspace = Workspace(tmp_path / "site-a")
-    client = connect_mlflow(workspace.mlflow_uri, workspace.artifacts)
+    client = open_store(workspace.mlflow_database, workspace.artifacts)
     experiment = client.create_experiment("own", artifact_location=workspace.artifacts.as_uri())
     made = Promotions(client, workspace.root, str(client.create_run(experiment).info.run_id), make_evidence)
     made.registry._name = made.log._model = made.name = "gtvray-gtv"
