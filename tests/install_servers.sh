@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the servers that slow tests use, from Debian packages. Without them these tests are skipped with a reason.
+# Installs the servers that slow tests use: from Debian packages, and an S3-compatible object store into the checkout's
+# environment. Without them these tests are skipped with a reason.
 set -eu
 apt-get update -qq
 # The tests start servers of their own; the packages start none.
@@ -8,3 +9,9 @@ chmod +x /usr/sbin/policy-rc.d
 trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     chromium munge postgresql prometheus redis-server slurm-wlm
+cd "$(dirname "$0")/.."
+if [ -x .venv/bin/pip ]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[servers]'
+else
+    echo "the object store is missing: run this again after make has created .venv" >&2
+fi

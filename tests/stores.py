@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -47,16 +48,25 @@ class MlflowServer:
     Args:
         backend: SQLite database, or the URI of another one.
         folder: for its log and artifacts.
+        options: further options, such as those of its artifact store.
+        environment: further variables, such as those that lead to that store.
     """
 
-    def __init__(self, backend: Path | str, folder: Path) -> None:
+    def __init__(
+        self,
+        backend: Path | str,
+        folder: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         uri = backend if isinstance(backend, str) else f"sqlite:///{backend}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                         "--workers", "1", "--backend-store-uri", uri]  # fmt: skip
+                         "--workers", "1", "--backend-store-uri", uri, *options]  # fmt: skip
+        self._environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -66,7 +76,7 @@ class MlflowServer:
                 self._command,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                env={**os.environ, **self._environment},
                 start_new_session=True,
                 cwd=self._folder,
             )

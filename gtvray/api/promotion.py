@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.registry import find_bundle, open_decisions, open_registry
 from gtvray.config import Config, with_dotted
-from gtvray.errors import InputError
-from gtvray.io import Workspace
+from gtvray.errors import GateRefusedError, InputError
+from gtvray.io import Workspace, require_path
 from gtvray.runtime import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def promote(
         on_plan: called with what the gate will test, before anything is scored.
 
     Raises:
-        GateRefusedError: the gate refuses the bundle; the evidence is recorded.
+        GateRefusedError: the gate refuses the bundle, and the evidence is recorded; or there are too few held-out
+            cases, and nothing is scored.
         InputError: the data are not those of the bundle, the champion was trained on held-out cases, or it was changed
             from outside.
         BundleError: the bundle is damaged.
@@ -104,7 +105,16 @@ def promote(
             bundle, Path(data), folders, settings, locator=locator, inference=inference or {}, by=by, show=show
         )
         request = Request(candidacy.log.by, gain, override)
-        on_plan(candidacy.plan())
+        plan = candidacy.plan()
+        on_plan(plan)
+        if plan.cases < plan.min_cases and not override:
+            raise GateRefusedError(
+                "too few held-out cases for a decision",
+                where=data,
+                expected=f"at least {plan.min_cases} (promotion.min_cases)",
+                found=plan.cases,
+                do="train on more cases, or with a larger split.held_out_share; nothing was scored",
+            )
         return candidacy.decide(request, decide, show)
 
 
@@ -215,6 +225,7 @@ class _Candidacy:
         from gtvray.models import Bundle
         from gtvray.promotion import require_champion, require_untouched, with_inference
 
+        require_path(model)
         self._folders, self._settings = folders, settings
         self.registry: Registry = open_registry(folders, settings)
         self.log: DecisionLog = open_decisions(folders, settings, by=by, show=show)
@@ -223,7 +234,9 @@ class _Candidacy:
         self.bundle: Bundle = with_inference(original, dict(inference), folders.bundles, located)
         # What would be refused after scoring held-out cases is refused before it.
         self._version = require_champion(self.registry, self.log)
-        self._run_id = str(self.bundle.info["mlflow_run"])
+        # The run that trained a version of another site is not in this MLflow; its import made one.
+        registered = self.registry.find(original.digest)
+        self._run_id = registered.run_id if registered is not None else str(self.bundle.info["mlflow_run"])
         self.registry.require_run(self._run_id)
         self._champion = None if self._version is None else self.registry.fetch(self._version)
         if self._version is not None and self._version.digest == self.bundle.digest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gtvray.api.arguments import ConfigLike, as_config
 from gtvray.errors import NotFoundError
-from gtvray.io import Workspace
+from gtvray.io import Workspace, require_path
 from gtvray.models import Bundle
 from gtvray.runtime import SILENT, ProgressReporter
 
@@ -74,10 +74,12 @@ def find_bundle(model: str, workspace: Workspace, registry: Registry) -> Bundle:
 
     Raises:
         NotFoundError: there is none.
+        InputError: it is a URI.
         BundleError: it is damaged.
     """
     from gtvray.registry import CHAMPION
 
+    require_path(model)
     named = workspace.bundles / model
     if Path(model).is_dir():
         return Bundle.load(Path(model))
@@ -108,6 +110,7 @@ def load_bundle(model: str, workspace: Workspace, config: ConfigLike = None) -> 
     """
     from gtvray.registry import CHAMPION
 
+    require_path(model)
     if Path(model).is_dir():
         return Bundle.load(Path(model))
     registry = open_registry(workspace, config, writing=False)

@@ -50,6 +50,7 @@ class Endpoint:
         registry = open_registry(self._workspace, self._config, writing=False)
         registered = registry.find(self._bundle.digest)
         self.version = registered.version if registered is not None else "unregistered"
+        self._override = registered.override if registered is not None else ""
         self.golden: Path | None = None
         try:
             self.golden = find_golden(self._bundle, self._workspace, self._config)
@@ -90,6 +91,7 @@ class Endpoint:
             settings,
             token,
             self.version,
+            override=self._override,
             digest=self._bundle.digest,
             golden=self.golden,
             token_file=file,
@@ -119,7 +121,8 @@ class Endpoint:
             except MlflowException as error:
                 found = str(error).partition("\n")[0]
                 raise ResourceError("cannot reach MLflow", where=self._config.tracking.uri, found=found) from error
-            return Candidate(champion.version, bundle.digest, bundle.folder.resolve(), golden.resolve())
+            files = bundle.folder.resolve(), golden.resolve()
+            return Candidate(champion.version, bundle.digest, *files, champion.override)
 
         def reject(candidate: Candidate, reason: str) -> None:
             version = registry.find(candidate.digest)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +16,15 @@ from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_
 from gtvray.api.registry import find_bundle, open_decisions, open_registry
 from gtvray.config import flatten
 from gtvray.errors import BundleError, NotFoundError
-from gtvray.io import Workspace, atomic_dir, check_outputs
+from gtvray.io import Workspace, atomic_dir, check_outputs, download_folder, is_uri, upload_folder
 
 if TYPE_CHECKING:
     from gtvray.models import Bundle
     from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
 
 BUNDLE, GOLDEN, RECORD = "bundle", "golden", "record"
+# A copy that was interrupted lacks it, and is refused as an incomplete bundle.
+_LAST = f"{BUNDLE}/manifest.json"
 
 
 @dataclass(frozen=True)
@@ -102,29 +107,32 @@ def diff_versions(
 
 def export_version(
     model: str, folder: PathLike, *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
-) -> Path:
+) -> PathLike:
     """Write a registered version to a folder that another site can serve: bundle, golden cases and decision records.
 
     Args:
         model: as in `show_version`.
-        folder: a folder that does not exist yet.
+        folder: a folder that does not exist yet; also by URI, such as `s3://bucket/folder`.
         workspace: folder with the registry, unless `tracking.uri` names another.
         config: settings; only `tracking.*` matters.
 
     Returns:
-        the folder.
+        the folder, as given.
 
     Raises:
         InputError: the folder exists.
+        ResourceError: the object store of the URI failed.
     """
-    folders, target = as_workspace(workspace), Path(folder)
-    check_outputs([target], folders=[target])
+    if not is_uri(folder):
+        target = Path(folder)
+        check_outputs([target], folders=[target])
+    folders = as_workspace(workspace)
     registry, log = open_registry(folders, config), open_decisions(folders, config)
     details = _details(model, folders, registry, log)
     golden = folders.golden_of(details.version.digest)
     if details.version.golden:
         registry.fetch_golden(details.version, golden)
-    with atomic_dir(target) as temporary:
+    with _new_folder(folder) as temporary:
         shutil.copytree(details.bundle.folder, temporary / BUNDLE)
         if golden.exists():
             shutil.copytree(golden, temporary / GOLDEN)
@@ -133,7 +141,7 @@ def export_version(
                 record = temporary / RECORD / f"{decision.number:04d}-{decision.kind}"
                 record.mkdir(parents=True)
                 log.download_record(decision, record)
-    return target
+    return folder
 
 
 def export_monai(
@@ -151,6 +159,18 @@ def export_monai(
     details = _details(model, folders, open_registry(folders, config), open_decisions(folders, config))
     write_monai_bundle(details.bundle, target, _summary(details))
     return target
+
+
+@contextmanager
+def _new_folder(target: PathLike) -> Iterator[Path]:
+    """A folder to write to in the `with` block; at its end it appears at the path, or is copied to the URI."""
+    if is_uri(target):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            upload_folder(Path(scratch), os.fspath(target), last=_LAST)
+        return
+    with atomic_dir(Path(target)) as temporary:
+        yield temporary
 
 
 def _summary(details: VersionDetails) -> str:
@@ -177,13 +197,18 @@ def import_version(
     """Register a version that another site exported; it becomes champion by `promote` like any other.
 
     Args:
-        folder: the exported folder.
+        folder: the exported folder; also by URI, such as `s3://bucket/folder`.
         workspace: folder with the registry, unless `tracking.uri` names another.
         config: settings; `tracking.*` matters.
 
     Raises:
         BundleError: the folder holds no intact bundle, or the golden cases of another model.
+        ResourceError: the object store of the URI failed.
     """
+    if is_uri(folder):
+        with tempfile.TemporaryDirectory() as scratch:
+            download_folder(os.fspath(folder), Path(scratch))
+            return import_version(scratch, workspace=workspace, config=config)
     from gtvray.evaluation import golden_digest
     from gtvray.models import Bundle
     from gtvray.tracking import connect_mlflow, experiment_id, find_or_create_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -120,7 +119,9 @@ def diff(
 @app.command("export", cls=SettingsCommand)
 def export(
     model: VersionArgument,
-    folder: Annotated[Path, typer.Argument(help="New folder for bundle, golden cases and decision records.")],
+    folder: Annotated[
+        str, typer.Argument(help="New folder for bundle, golden cases and decision records, or its URI.")
+    ],
     form: Annotated[
         Literal["gtvray", "monai"],
         typer.Option("--format", help="gtvray: another site can serve or import it; monai: MONAI's bundle format."),
@@ -131,6 +132,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a version to a folder that another site can serve or import, or in MONAI's bundle format.
+
+    A URI such as s3://bucket/site-b names a folder in an object store; gtvray's own format only.
 
     Example: gtvray models export champion site-b
     """
@@ -144,7 +147,7 @@ def export(
 
 @app.command("import", cls=SettingsCommand)
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder written by `gtvray models export`.")],
+    folder: Annotated[str, typer.Argument(help="Folder written by `gtvray models export`; a path or a URI.")],
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,

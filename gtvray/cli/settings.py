@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from typer.core import TyperCommand, TyperGroup
 
 from gtvray.config import is_setting
+from gtvray.io import require_path
 
 _PARAMETER = "override"
 
@@ -20,10 +22,15 @@ class SettingsCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn settings into `--set` options, then parse as usual."""
+        """Turn settings into `--set` options, then parse as usual, and refuse URIs where only a path works."""
         if any(param.name == _PARAMETER for param in self.params):
             args = list(self._with_options(args))
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for value in ctx.params.values():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, Path):
+                    require_path(each)
+        return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Show settings in the usage line."""

@@ -51,6 +51,10 @@ from .tables import Table as Table
 from .tables import format_value as format_value
 from .text import decode_text as decode_text
 from .text import read_text as read_text
+from .uris import download_folder as download_folder
+from .uris import is_uri as is_uri
+from .uris import require_path as require_path
+from .uris import upload_folder as upload_folder
 from .volumes import decode_nifti as decode_nifti
 from .volumes import decode_volume as decode_volume
 from .volumes import read_open_header as read_open_header

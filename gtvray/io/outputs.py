@@ -18,6 +18,7 @@ from gtvray.geometry import Volume
 from gtvray.io.atomic import atomic_dir, atomic_path
 from gtvray.io.marks import is_own_file, is_own_folder, mark_folder, marked_json, marked_text, marked_volume
 from gtvray.io.names import require_printable_path
+from gtvray.io.uris import require_path
 
 _MOST_NAME_BYTES = 255
 _MOST_SHOWN = 3
@@ -154,6 +155,7 @@ def _is_own(target: Path, is_folder: bool) -> bool:
 
 
 def _require_name(target: Path) -> None:
+    require_path(target)
     require_printable_path(target)
     name = target.name
     size = len(os.fsencode(name))

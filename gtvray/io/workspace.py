@@ -18,6 +18,7 @@ from gtvray.errors import ResourceError
 from gtvray.io.location import Location, current_location
 from gtvray.io.locks import exclusive_lock, open_lock, owner_of, try_lock
 from gtvray.io.names import require_printable_path
+from gtvray.io.uris import require_path
 
 _LOCK, _LOCKS = ".lock", ".locks"
 _LEFTOVERS = (".partial-*", ".retired-*")
@@ -30,12 +31,13 @@ class Workspace:
     """Paths under one root, and the locks for writing there.
 
     Raises:
-        InputError: the root has control characters or bytes that are not UTF-8.
+        InputError: the root is a URI, or has control characters or bytes that are not UTF-8.
     """
 
     root: Path
 
     def __post_init__(self) -> None:
+        require_path(self.root)
         # Trials run in other working directories, where a relative path would resolve differently.
         object.__setattr__(self, "root", self.root.resolve())
         require_printable_path(self.root)

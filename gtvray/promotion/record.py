@@ -52,6 +52,8 @@ def write_record(
     """
     record = {
         "schema": SCHEMA_VERSION,
+        "number": decision.number,
+        "at": decision.at,
         "kind": decision.kind,
         "digest": decision.digest,
         "version": decision.version,
@@ -67,18 +69,26 @@ def write_record(
         "notice": NOTICE,
     }
     write_json(folder / RECORD, record)
-    _document(decision, bundle, evidence, judgement, request).write(folder, "decision")
+    document = _document(decision, bundle, evidence, judgement=judgement, request=request, config=config)
+    document.write(folder, "decision")
     if decision.kind == "promoted":
         model_card(bundle, evidence, judgement, request).write(folder, "card")
 
 
 def _document(
-    decision: Decision, bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request
+    decision: Decision,
+    bundle: Bundle,
+    evidence: Evidence,
+    *,
+    judgement: Judgement,
+    request: Request,
+    config: PromotionConfig,
 ) -> Document:
     return Document(
         title=f"{_OUTCOMES[decision.kind]}: model {decision.digest[:12]}",
-        lead=override_notice(judgement, request),
+        lead=[*override_notice(judgement, request), _finding(decision, judgement)],
         sections=[
+            Section("Decision", table=Table(("", ""), list(_decided(decision, request)))),
             Section(
                 "Models and cases", [_ROLE], table=Table(("", ""), list(_facts(bundle, evidence, judgement, request)))
             ),
@@ -86,7 +96,7 @@ def _document(
             *([Section("Limits of the evidence", points=judgement.warnings)] if judgement.warnings else []),
             Section(
                 "Paired differences",
-                list(_tests(judgement)),
+                list(_tests(judgement, evidence.looks, config)),
                 table=Table(("candidate minus", "mean", "low", "high", "level"), list(_differences(judgement))),
             ),
             Section("Guards", table=Table(("guard", "met", "found"), list(_guards(evidence, judgement)))),
@@ -96,11 +106,33 @@ def _document(
     )
 
 
+def _finding(decision: Decision, judgement: Judgement) -> str:
+    """State what was decided and what the primary test found."""
+    promoted = decision.kind == "promoted"
+    outcome = "The candidate is promoted." if promoted else "The candidate is refused; the champion is unchanged."
+    reference, over = "champion", judgement.over_champion
+    if over is None:
+        reference, over = "baseline", judgement.difference
+    if over is None:
+        return f"{outcome} There were too few cases for a test."
+    interval = f"{100 * over.level:.4g} % interval {over.low:+.3f} to {over.high:+.3f}"
+    return f"{outcome} Mean DSC of the candidate minus that of the {reference}: {over.mean:+.3f} ({interval})."
+
+
+def _decided(decision: Decision, request: Request) -> Iterator[tuple[str, str]]:
+    yield "number", str(decision.number)
+    yield "date", decision.at
+    yield "by", request.by
+    yield "version", decision.version or "not registered"
+    yield "champion before", f"version {decision.previous}" if decision.previous is not None else "none"
+    yield "override", request.override if decision.reason else "none"
+    yield "software", ", ".join(f"{name} {value}" for name, value in stack().items())
+
+
 def _facts(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request) -> Iterator[tuple[str, str]]:
     data, inference = bundle.info.get("training_data", {}), bundle.inference
     yield "candidate", f"bundle {evidence.digest}"
     yield "champion", f"bundle {evidence.champion_digest}" if evidence.champion_digest else "none"
-    yield "requested by", request.by
     yield "rule", _RULES[judgement.rule]
     yield "named gain", request.gain or "none"
     yield "training data", f"fingerprint {evidence.data}; licence: {data.get('licence', 'not stated')}"
@@ -109,12 +141,22 @@ def _facts(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Re
     yield "inference", f"{inference.backend}, {inference.precision}, {inference.mode}"
 
 
-def _tests(judgement: Judgement) -> Iterator[str]:
+def _tests(judgement: Judgement, looks: int, config: PromotionConfig) -> Iterator[str]:
+    over = judgement.over_champion
+    if over is not None:
+        bound = -config.noninferiority_margin if judgement.rule == "non-inferiority" else 0.0
+        yield (
+            f"Primary test: the lower bound of DSC over the champion must exceed {bound:+.3f}. Its level of "
+            f"{100 * over.level:.4g} % is corrected for {looks} model(s) scored on these cases."
+        )
     if judgement.signed_rank_p is not None:
         p = judgement.signed_rank_p
         yield f"Wilcoxon signed-rank test that the candidate's DSC exceeds the champion's, one-sided: p = {p:.3g}."
     if judgement.detectable is not None:
-        yield f"These cases show a mean difference of {judgement.detectable:.3f} in DSC with a power of 80 %."
+        yield (
+            f"With this number of cases and this spread, a mean difference of {judgement.detectable:.3f} in DSC would "
+            "be shown with a power of 80 %."
+        )
 
 
 def _differences(judgement: Judgement) -> Iterator[tuple[str, ...]]:

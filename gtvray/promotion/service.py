@@ -13,7 +13,7 @@ from gtvray.models import Bundle, verify_digest
 from gtvray.promotion.champion import require_champion, settle_unfinished
 from gtvray.promotion.gate import Evidence, Judgement, Request, judge
 from gtvray.promotion.record import write_record
-from gtvray.registry import Decision, DecisionLog, Lease, ModelVersion, Registry
+from gtvray.registry import OVERRIDE_TAG, Decision, DecisionLog, Lease, ModelVersion, Registry
 
 
 def promote(
@@ -58,15 +58,19 @@ def promote(
         settle_unfinished(registry, log)
         champion = require_champion(registry, log)
         _require_same_champion(champion, evidence)
-        version = _register(bundle, run_id, registry, golden, judgement) if judgement.accepted else None
+        reason = request.override if judgement.overridden else ""
+        version = (
+            _register(bundle, run_id, registry, golden, judgement, override=reason) if judgement.accepted else None
+        )
         decision = Decision(
             "promoted" if judgement.accepted else "refused",
             bundle.digest,
             version.version if version is not None else None,
             champion.version if champion is not None else None,
-            reason=request.override if judgement.overridden else "",
+            reason=reason,
             cases=evidence.cases,
         )
+        decision = log.signed(decision, lease)
         record = records / f"{lease.number:04d}-{decision.kind}"
         with atomic_dir(record) as temporary:
             write_record(
@@ -115,7 +119,7 @@ def change_champion(
 
 
 def _register(
-    bundle: Bundle, run_id: str, registry: Registry, golden: Path | None, judgement: Judgement
+    bundle: Bundle, run_id: str, registry: Registry, golden: Path | None, judgement: Judgement, *, override: str
 ) -> ModelVersion:
     version = registry.register(bundle, run_id)
     if golden is not None:
@@ -128,6 +132,7 @@ def _register(
         "gtvray.sweep_run": str(bundle.info.get("sweep_run", "")),
         "gtvray.rule": judgement.rule,
         "gtvray.overridden": str(judgement.overridden).lower(),
+        OVERRIDE_TAG: override,
     }
     registry.describe(version, tags)
     failpoint("promotion.registered")

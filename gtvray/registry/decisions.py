@@ -21,7 +21,7 @@ from gtvray.errors import ResourceError
 from gtvray.failpoints import failpoint
 from gtvray.io import sha256_of
 from gtvray.registry.lease import Holder, Lease, hold_lease
-from gtvray.tracking import experiment_id, require_experiment
+from gtvray.tracking import artifact_errors, experiment_id, mlflow_faults, require_experiment
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -98,7 +98,14 @@ class DecisionLog:
 
     def lease(self) -> AbstractContextManager[Lease]:
         """Hold the exclusive right to change the champion; processes on other hosts wait as well."""
-        return hold_lease(self._client, self._model, Holder.this_process(self.by), self._waiting)
+        # Also where the lease was deleted in MLflow, the next decision must follow the last one.
+        last = max((decision.number for decision in self.decisions()), default=0)
+        return hold_lease(self._client, self._model, Holder.this_process(self.by), self._waiting, above=last)
+
+    def signed(self, decision: Decision, lease: Lease) -> Decision:
+        """Return a decision with its author, number and time, for its record; `add` does so otherwise."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(decision, by=self.by, number=lease.number, at=at)
 
     def add(self, decision: Decision, lease: Lease, record: Path | None = None) -> Decision:
         """Record a decision, and return it with its author, number, time and run.
@@ -107,17 +114,21 @@ class DecisionLog:
             decision: the decision.
             lease: the lease that it is made under; at most one decision each.
             record: folder with its record, `RECORD` among its files.
+
+        Raises:
+            ResourceError: the record cannot be written to MLflow's artifact store; the decision is undone.
         """
-        number, evidence = lease.number, sha256_of(record / RECORD) if record is not None else ""
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        made = replace(decision, by=self.by, number=number, at=at, evidence=evidence)
+        made = decision if decision.number else self.signed(decision, lease)
+        made = replace(made, evidence=sha256_of(record / RECORD) if record is not None else "")
         experiment = experiment_id(self._client, self.experiment, self._artifacts)
-        name = f"{number:04d} {made.kind} {made.digest[:12]}"
+        name = f"{made.number:04d} {made.kind} {made.digest[:12]}"
         run = self._client.create_run(experiment, tags=_tags(made), run_name=name)
         made = replace(made, run_id=str(run.info.run_id))
         failpoint("decision.recorded")
         if record is not None:
-            self._client.log_artifacts(made.run_id, str(record))
+            do = "make it reachable and writable, and run this again; the champion is unchanged"
+            with artifact_errors("the record cannot be written to MLflow's artifact store", run.info.artifact_uri, do):
+                self._client.log_artifacts(made.run_id, str(record))
         return made
 
     def settle(self, decision: Decision, state: State) -> Decision:
@@ -171,14 +182,13 @@ class DecisionLog:
             ResourceError: it cannot be reached, or is not the one that was recorded.
         """
         import mlflow
-        from mlflow.exceptions import MlflowException
 
         try:
             mlflow.artifacts.download_artifacts(
                 run_id=decision.run_id, dst_path=str(folder), tracking_uri=self._client.tracking_uri
             )
             found = sha256_of(folder / RECORD)
-        except (MlflowException, OSError) as error:
+        except mlflow_faults() as error:
             found = str(error)
         if found != decision.evidence:
             raise ResourceError(

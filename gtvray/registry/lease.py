@@ -3,7 +3,7 @@
 MLflow's aliases and tags are last-write-wins and exclude nobody, but a registered model of a given name can be created
 only once. Holding the lease means having created the registered model `MODEL.lease.NUMBER`, where NUMBER follows the
 highest existing one. The highest is never removed, so numbers only grow: a number also orders the decisions that are
-made under it, independent of any clock.
+made under it, independent of any clock. Should someone delete it in MLflow, numbers go on above the last decision.
 
 A holder renews the lease by counting up a tag. Another process takes over when that count has stood still for the
 expiry time on its own clock, or at once if the holder ran on the same host and has ended. A holder that was suspended
@@ -79,12 +79,13 @@ class Lease:
         client: client of the MLflow store.
         model: name of the registered model.
         number: number of the lease.
+        holder: this process.
         expiry_s: seconds without a renewal after which others may take over.
     """
 
-    def __init__(self, client: MlflowClient, model: str, number: int, expiry_s: float) -> None:
+    def __init__(self, client: MlflowClient, model: str, number: int, holder: Holder, expiry_s: float) -> None:
         self.number = number
-        self._client, self._model, self._expiry_s = client, model, expiry_s
+        self._client, self._model, self._holder, self._expiry_s = client, model, holder, expiry_s
         self._name, self._renewed_at = _name(model, number), _now()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -98,7 +99,9 @@ class Lease:
         """
         newest = _newest(self._client, self._model)
         idle_s = _now() - self._renewed_at
-        if newest is None or newest.number != self.number or idle_s > self._expiry_s / 2:
+        # If the lease was deleted, another process may have created it again under the same number.
+        ours = newest is not None and (newest.number, newest.holder) == (self.number, self._holder)
+        if not ours or idle_s > self._expiry_s / 2:
             found = f"lease {newest.number}, {newest.holder}" if newest is not None else "no lease"
             raise ResourceError(
                 "the right to change the champion was lost",
@@ -131,7 +134,9 @@ def hold_lease(
     model: str,
     holder: Holder,
     waiting: Callable[[str], None] = lambda _: None,
+    *,
     expiry_s: float = EXPIRY_S,
+    above: int = 0,
 ) -> Iterator[Lease]:
     """Hold the lease of a registered model in the `with` block; wait while another process has it.
 
@@ -141,8 +146,10 @@ def hold_lease(
         holder: this process.
         waiting: called once with the holder that is waited for.
         expiry_s: seconds without a renewal after which another process's lease is taken over.
+        above: the number of the lease will be higher than this one.
     """
-    lease = Lease(client, model, _acquire(client, model, holder, waiting, expiry_s), expiry_s)
+    number = _acquire(client, model, holder, waiting, expiry_s=expiry_s, above=above)
+    lease = Lease(client, model, number, holder, expiry_s)
     try:
         yield lease
     finally:
@@ -169,7 +176,9 @@ class _Entry:
         return _RELEASED_TAG in self.tags or (holder is not None and holder.has_ended)
 
 
-def _acquire(client: MlflowClient, model: str, holder: Holder, waiting: Callable[[str], None], expiry_s: float) -> int:
+def _acquire(
+    client: MlflowClient, model: str, holder: Holder, waiting: Callable[[str], None], *, expiry_s: float, above: int
+) -> int:
     seen, since, announced = None, _now(), False
     while True:
         current = _newest(client, model)
@@ -177,7 +186,7 @@ def _acquire(client: MlflowClient, model: str, holder: Holder, waiting: Callable
         if state != seen:
             seen, since = state, _now()
         if current is None or current.is_free or _now() - since > expiry_s:
-            number = (current.number if current else 0) + 1
+            number = max(above, current.number if current else 0) + 1
             if _create(client, model, number, holder):
                 return number
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +14,24 @@ from urllib.parse import unquote, urlparse
 from gtvray.errors import BundleError, NotFoundError, NotReadyError, ResourceError
 from gtvray.io import atomic_dir, sha256_of
 from gtvray.models import Bundle, verify_digest
-from gtvray.tracking import filter_text, require_run_kept
+from gtvray.tracking import artifact_errors, filter_text, require_artifact_client, require_run_kept
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
     from mlflow.tracking import MlflowClient
 
 CHAMPION = "champion"
+OVERRIDE_TAG = "gtvray.override"
 _DIGEST_TAG = "gtvray.digest"
 # The tag records that golden cases were added, with the sha256 of golden.json: without it, missing files could not be
 # distinguished from a version without golden cases.
 _GOLDEN_TAG, _GOLDEN_FILE = "gtvray.golden", "golden.json"
 _MANIFEST = "manifest.json"
+_WRITING = "make MLflow's artifact store reachable and writable, and run this again; the champion is unchanged"
+_NO_FILES = "the files of this registered model cannot be reached"
+_NO_FILES_DO = "make MLflow's artifact store reachable, or restore its files"
+_NO_GOLDEN = "the golden cases of this model cannot be reached"
+_NO_GOLDEN_DO = f"{_NO_FILES_DO}; they are needed to verify the model here"
 # MLflow's error codes for a model, version, alias or run that does not exist.
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -39,6 +46,7 @@ class ModelVersion:
         run_id: MLflow run that trained it.
         aliases: its aliases.
         golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
+        override: reason of the person who promoted it although the gate refused it; else empty.
     """
 
     version: str
@@ -46,6 +54,7 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...]
     golden: str = ""
+    override: str = ""
 
 
 class Registry:
@@ -71,7 +80,11 @@ class Registry:
         return self._bundles.parent
 
     def register(self, bundle: Bundle, run_id: str) -> ModelVersion:
-        """Register a bundle as a version; a registered bundle keeps its version."""
+        """Register a bundle as a version; a registered bundle keeps its version.
+
+        Raises:
+            ResourceError: its files cannot be written to MLflow's artifact store.
+        """
         import mlflow
 
         known = self.find(bundle.digest)
@@ -81,7 +94,10 @@ class Registry:
         mlflow.set_tracking_uri(self._client.tracking_uri)
         experiment = self._client.get_run(run_id).info.experiment_id
         model = self._client.create_logged_model(experiment, name=self._name, source_run_id=run_id)
-        self._client.log_model_artifacts(model.model_id, str(bundle.folder))
+        with artifact_errors(
+            "the bundle cannot be written to MLflow's artifact store", model.artifact_location, _WRITING
+        ):
+            self._client.log_model_artifacts(model.model_id, str(bundle.folder))
         self._client.finalize_logged_model(model.model_id, "READY")
         self._ensure_model()
         created = self._client.create_model_version(
@@ -99,6 +115,7 @@ class Registry:
         Raises:
             NotFoundError: the MLflow store does not have the run.
             InputError: the run or its experiment was deleted.
+            ResourceError: its artifacts are in an object store whose client is not installed.
         """
         from mlflow.exceptions import MlflowException
 
@@ -111,9 +128,11 @@ class Registry:
                 "the run that trained this bundle is not in this MLflow",
                 where=self._client.tracking_uri,
                 found=f"no run {run_id}",
-                do="use the workspace or the tracking.uri that it was trained with",
+                do="use the workspace or the tracking.uri that it was trained with; if another site trained it, "
+                "register it with `gtvray models import`",
             ) from error
         require_run_kept(self._client, run)
+        require_artifact_client(run.info.artifact_uri)
 
     def versions(self) -> list[ModelVersion]:
         """Return all versions, oldest first."""
@@ -194,8 +213,14 @@ class Registry:
         return bundle
 
     def add_golden(self, version: ModelVersion, folder: Path) -> None:
-        """Store the golden cases of a version in its run."""
-        self._client.log_artifacts(version.run_id, str(folder), _golden_path(version))
+        """Store the golden cases of a version in its run.
+
+        Raises:
+            ResourceError: they cannot be written to MLflow's artifact store.
+        """
+        location = self._client.get_run(version.run_id).info.artifact_uri
+        with artifact_errors("the golden cases cannot be written to MLflow's artifact store", location, _WRITING):
+            self._client.log_artifacts(version.run_id, str(folder), _golden_path(version))
         self._tag_golden(version, folder)
 
     def fetch_golden(self, version: ModelVersion, folder: Path) -> None:
@@ -207,12 +232,11 @@ class Registry:
             BundleError: they are not the golden cases that were added.
         """
         import mlflow
-        from mlflow.exceptions import MlflowException
 
         if folder.exists():
             return
         # Listing comes first: a failing store must not pass for a version without golden cases.
-        if not self._client.list_artifacts(version.run_id, _golden_path(version)):
+        if not self._has_golden_files(version):
             self._require_no_golden(version)
             raise NotFoundError(
                 "this model has no golden cases",
@@ -220,15 +244,13 @@ class Registry:
                 do="promote it again: a promotion creates them from held-out cases",
             )
         with tempfile.TemporaryDirectory() as scratch:
-            try:
+            with self._golden_errors(version):
                 source = mlflow.artifacts.download_artifacts(
                     run_id=version.run_id,
                     artifact_path=_golden_path(version),
                     dst_path=scratch,
                     tracking_uri=self._client.tracking_uri,
                 )
-            except (MlflowException, OSError) as error:
-                raise self._unreachable(version, error) from error
             self._require_same_golden(version, Path(source))
             with atomic_dir(folder, complete_with=_GOLDEN_FILE) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
@@ -237,9 +259,17 @@ class Registry:
         """Add golden cases to a version that was registered again, from a folder or else from its run."""
         if folder.exists():
             self.add_golden(version, folder)
-        elif self._client.list_artifacts(version.run_id, _golden_path(version)):
+        elif self._has_golden_files(version):
             self.fetch_golden(version, folder)
             self._tag_golden(version, folder)
+
+    def _has_golden_files(self, version: ModelVersion) -> bool:
+        with self._golden_errors(version):
+            return bool(self._client.list_artifacts(version.run_id, _golden_path(version)))
+
+    def _golden_errors(self, version: ModelVersion) -> AbstractContextManager[None]:
+        location = self._client.get_run(version.run_id).info.artifact_uri
+        return artifact_errors(_NO_GOLDEN, location, _NO_GOLDEN_DO)
 
     def _tag_golden(self, version: ModelVersion, folder: Path) -> None:
         digest = sha256_of(folder / _GOLDEN_FILE)
@@ -255,7 +285,7 @@ class Registry:
         location = self._client.get_experiment(experiment).artifact_location
         folder = Path(unquote(urlparse(location).path)) if location.startswith("file:") else None
         if self._version(version.version).golden or (folder is not None and not folder.is_dir()):
-            raise self._unreachable(version, "no files")
+            raise ResourceError(_NO_GOLDEN, where=location, found="no files", do=_NO_GOLDEN_DO)
 
     def _require_same_golden(self, version: ModelVersion, folder: Path) -> None:
         expected, file = self._version(version.version).golden, folder / _GOLDEN_FILE
@@ -269,14 +299,6 @@ class Registry:
                 do="promote the model again; until then its masks cannot be verified",
             )
 
-    def _unreachable(self, version: ModelVersion, found: object) -> ResourceError:
-        return ResourceError(
-            "the golden cases of this model cannot be reached",
-            where=self._client.get_run(version.run_id).info.artifact_uri,
-            found=found,
-            do="make MLflow's artifact store reachable, or restore its files; they are needed to verify the model here",
-        )
-
     def _all_versions(self, condition: str | None) -> list[MlflowModelVersion]:
         found: list[MlflowModelVersion] = []
         token: str | None = None
@@ -289,25 +311,16 @@ class Registry:
 
     def _download(self, version: ModelVersion, folder: Path) -> None:
         import mlflow
-        from mlflow.exceptions import MlflowException
 
         # `models:/NAME/VERSION` cannot express every name.
         location = self._client.get_model_version_download_uri(self._name, version.version)
         with tempfile.TemporaryDirectory() as scratch:
-            try:
+            with artifact_errors(_NO_FILES, location, _NO_FILES_DO):
                 source = mlflow.artifacts.download_artifacts(
                     location, dst_path=scratch, tracking_uri=self._client.tracking_uri
                 )
-                reached, reason = any(Path(source).iterdir()), "no files"
-            except (MlflowException, OSError) as error:
-                reached, reason = False, str(error)
-            if not reached:
-                raise ResourceError(
-                    "the files of this registered model cannot be reached",
-                    where=location,
-                    found=reason,
-                    do="make MLflow's artifact store reachable, or restore its files",
-                )
+                if not any(Path(source).iterdir()):
+                    raise ResourceError(_NO_FILES, where=location, found="no files", do=_NO_FILES_DO)
             verify_digest(Path(source))
             # Another process may have fetched it meanwhile, and may be reading it.
             with atomic_dir(folder, complete_with=_MANIFEST) as temporary:
@@ -315,8 +328,8 @@ class Registry:
 
     def _version(self, version: str) -> ModelVersion:
         entry = self._client.get_model_version(self._name, version)
-        digest, golden = entry.tags.get(_DIGEST_TAG, ""), entry.tags.get(_GOLDEN_TAG, "")
-        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), golden)
+        digest, golden, override = (entry.tags.get(tag, "") for tag in (_DIGEST_TAG, _GOLDEN_TAG, OVERRIDE_TAG))
+        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), golden, override)
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException

@@ -27,6 +27,7 @@ class AppArguments(Section):
         None, description="golden cases that a replica must reproduce to become ready; without them, no check"
     )
     version: str = Field("unversioned", description="version of the model in the registry")
+    override: str = Field("", description="reason for which a person overrode the promotion gate for this version")
     versions: Path | None = Field(
         None, description="file that names the served version, written by `gtvray serve`; replaces bundle"
     )

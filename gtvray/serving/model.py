@@ -132,6 +132,8 @@ class Model:
         return {
             "digest": bundle.digest,
             "version": self._args.version,
+            "gate_override": self._args.override or None,
+            "licence_of_training_data": bundle.info.get("training_data", {}).get("licence", "not stated"),
             "golden": self._golden.outcome,
             "labels": bundle.labels,
             "preprocessing": bundle.preprocessing.model_dump(mode="json"),

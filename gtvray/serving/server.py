@@ -135,6 +135,7 @@ def start_server(
     token: str,
     version: str = "unversioned",
     *,
+    override: str = "",
     digest: str | None = None,
     golden: Path | None = None,
     token_file: Path | None = None,
@@ -150,6 +151,7 @@ def start_server(
         settings: host, port, replicas and limits.
         token: bearer token that clients must send.
         version: version of the model in the registry.
+        override: reason for which a person overrode the promotion gate for it; else empty.
         digest: digest that the bundle must have; None accepts any.
         golden: golden cases, readable from every node, that a replica must reproduce to become ready.
         token_file: file that holds the token on every node. Without it, a cluster of one node gets one, and the
@@ -180,6 +182,7 @@ def start_server(
             "digest": digest,
             "golden": golden,
             "version": version,
+            "override": override,
             "versions": follow.versions if follow is not None else None,
             "token_file": token_file,
             "jobs_dir": jobs_dir,

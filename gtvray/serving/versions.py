@@ -41,12 +41,14 @@ class Candidate:
         digest: digest of the bundle.
         bundle: folder of the bundle, readable from every node.
         golden: folder of its golden cases; None if it has none.
+        override: reason for which a person overrode the promotion gate; else empty.
     """
 
     version: str
     digest: str
     bundle: Path
     golden: Path | None
+    override: str = ""
 
 
 class VersionManager:
@@ -188,6 +190,7 @@ class VersionManager:
             "digest": candidate.digest,
             "golden": candidate.golden,
             "version": candidate.version,
+            "override": candidate.override,
         }
         application = build_model_app(self._args.model_copy(update=changes))
         target = serve.RunTarget(application, name=new.app, route_prefix=None)

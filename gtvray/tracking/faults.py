@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,20 @@ def reason_of(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def mlflow_faults() -> tuple[type[Exception], ...]:
+    """Return the classes of the errors that MLflow's client raises when MLflow or its artifact store fails."""
+    from mlflow.exceptions import MlflowException
+
+    faults: tuple[type[Exception], ...] = (MlflowException, OSError)
+    # Errors of the S3 client derive from neither, and exist only once it has been loaded.
+    if "boto3" in sys.modules:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        faults += (Boto3Error, BotoCoreError, ClientError)
+    return faults
+
+
 @contextmanager
 def mlflow_errors(uri: str, do: str = "check the server and tracking.uri, and run this again") -> Iterator[None]:
     """Convert faults of MLflow raised in the `with` block to a `ResourceError` or `InputError` with an instruction.
@@ -45,14 +60,11 @@ def mlflow_errors(uri: str, do: str = "check the server and tracking.uri, and ru
         uri: the tracking URI.
         do: the instruction, unless the fault is a known one of an SQLite database.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
     except GtvrayError:
         raise
-    # The artifact store's own faults, such as a full disk or a missing folder, are OSErrors.
-    except (MlflowException, OSError) as error:
+    except mlflow_faults() as error:
         explained = explain_database_error(database_path(uri), str(error)) if uri.startswith("sqlite") else None
         what = "MLflow refused the request" if is_permanent(error) else "MLflow does not answer"
         where = uri if uri.startswith("sqlite") else without_credentials(uri)

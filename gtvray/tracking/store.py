@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from gtvray.errors import InputError, ResourceError
 from gtvray.io import LOCATION, Workspace, same_folder
 from gtvray.runtime import bypass_proxies, proxy_endpoint, proxy_for, without_credentials
+from gtvray.tracking.artifacts import require_artifact_client
 from gtvray.tracking.database import database_path, ensure_database, explain_database_error
 from gtvray.tracking.lookup import KEY_TAG, find_run, key_text, require_experiment, require_run_kept
 from gtvray.tracking.relocation import update_locations
@@ -99,22 +100,24 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
 
     Raises:
         InputError: the experiment was deleted in MLflow.
+        ResourceError: its artifacts are in an object store whose client is not installed.
     """
     from mlflow.exceptions import MlflowException
 
     require_experiment(client, name)
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = artifacts.resolve().as_uri() if artifacts is not None else None
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException as error:
-        # Another process has created it in the meantime.
+    if found is None:
+        location = artifacts.resolve().as_uri() if artifacts is not None else None
+        try:
+            client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            # Another process has created it in the meantime.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         found = client.get_experiment_by_name(name)
-        if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return str(found.experiment_id)
+        assert found is not None
+    require_artifact_client(found.artifact_location)
+    return str(found.experiment_id)
 
 
 def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Mapping[str, str]) -> str:

@@ -106,6 +106,17 @@ def test_missing_or_deleted_training_run_is_refused(promotions: Promotions, clie
     assert f"runs restore --run-id {promotions.run_id}" in caught.value.fields["do"]
 
 
+def test_deleted_lease_keeps_the_order_of_decisions(promotions: Promotions, client: MlflowClient) -> None:
+    """In MLflow's list it looks like a model that nobody needs."""
+    promotions.promote(0)
+    promotions.promote(1)
+    client.delete_registered_model(f"{promotions.name}.lease.2")
+    assert promotions.promote(2) == "3"
+    assert [decision.number for decision in promotions.log.decisions()] == [1, 2, 3]
+    assert promotions.rollback() == "2"
+    assert promotions.rollback() == "1"
+
+
 def test_restore_without_a_promotion_is_refused(promotions: Promotions) -> None:
     assert require_champion(promotions.registry, promotions.log) is None
     with pytest.raises(NotReadyError, match="nothing was promoted"):

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
-from gtvray.errors import InputError
+from gtvray import failpoints
+from gtvray.errors import InputError, ResourceError
 from gtvray.promotion import require_champion
 from gtvray.registry import DecisionLog, Holder, hold_lease
 from gtvray.tracking import connect_mlflow
@@ -83,6 +85,40 @@ def test_promotions_of_several_hosts_at_once_are_serialised(
     assert len(decisions) == len({decision.number for decision in decisions}) == 6
     assert {decision.state for decision in decisions} == {"completed"}
     assert hosts[1].registry.champion().version == decisions[-1].version
+
+
+@pytest.mark.parametrize("step", ["promotion.registered", "decision.recorded", "promotion.recorded", "promotion.moved"])
+def test_server_that_is_killed_in_a_promotion_leaves_one_champion(
+    server: MlflowServer, tmp_path: Path, make_evidence: MakeEvidence, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    one, two = (_host(server, tmp_path / by, make_evidence, by) for by in ("ada", "grace"))
+    for host in (one, two):
+        host.registry._name = host.log._model = host.name = f"killed-at-{step.replace('.', '-')}"
+    assert one.promote(0) == "1"
+    evidence = one.evidence(1)
+
+    def kill(_: str) -> bool:
+        server.kill()
+        return False
+
+    monkeypatch.setitem(failpoints._ACTIONS, "down", kill)
+    failpoints.arm(f"{step}=down")
+    try:
+        with pytest.raises((MlflowException, ResourceError)):
+            one.promote(1, evidence)
+    finally:
+        failpoints.arm("")
+        server.start()
+    moved = step == "promotion.moved"
+    champion = require_champion(two.registry, two.log)
+    assert champion is not None
+    assert champion.version == ("2" if moved else "1")
+    # The lease of the interrupted process, which still runs, has to expire.
+    assert two.promote(2, two.evidence(2)) == "3"
+    states = [decision.state for decision in two.log.decisions()]
+    undone = step in ("decision.recorded", "promotion.recorded")
+    assert states == ["completed", *(["undone"] if undone else ["completed"] if moved else []), "completed"]
+    assert two.rollback() == champion.version
 
 
 def test_lease_is_unique_on_postgres(server: MlflowServer, tmp_path: Path) -> None:

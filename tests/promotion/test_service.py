@@ -38,6 +38,11 @@ def test_first_and_second_promotion(promotions: Promotions, tmp_path: Path) -> N
     assert record["evidence"]["candidate"][0]["dsc"] == 0.8
     assert record["judgement"]["difference"]["n"] == 3
     assert record["schema"] == 1
+    assert (record["number"], record["at"]) == (first.number, first.at)
+    page = (tmp_path / "downloaded" / "decision.md").read_text()
+    for words in (f"| date | {first.at} |", f"| number | {first.number} |", "| by | Ada |", "| version | 1 |"):
+        assert words in page
+    assert "**The candidate is promoted. Mean DSC of the candidate minus that of the baseline: +0.600 (95 % " in page
     tags = promotions.client.get_model_version(promotions.name, "1").tags
     assert tags["gtvray.rule"] == "baseline"
     assert tags["gtvray.licence"] == "not stated"
@@ -68,6 +73,9 @@ def test_refusal_is_recorded_and_keeps_the_champion(promotions: Promotions, tmp_
     page = (tmp_path / "decisions" / f"{refused.number:04d}-refused" / "decision.md").read_text()
     assert page.startswith(f"# Refused: model {digest[:12]}")
     assert "missed" in page
+    assert (
+        "**The candidate is refused; the champion is unchanged. Mean DSC of the candidate minus that of the ch" in page
+    )
     assert promotions.promote(2) == "2", "a refusal does not block later promotions"
 
 
@@ -83,6 +91,8 @@ def test_named_person_can_override_the_gate_but_not_its_integrity_checks(
     decision = promotions.log.decisions()[-1]
     assert (decision.kind, decision.by, decision.reason) == ("promoted", "Ada", "needed for a study")
     assert promotions.client.get_model_version(promotions.name, "2").tags["gtvray.overridden"] == "true"
+    assert promotions.registry.champion().override == "needed for a study"
+    assert promotions.registry.get("1").override == ""
     page = tmp_path / "decisions" / f"{decision.number:04d}-promoted" / "decision.md"
     assert "Ada promoted it nevertheless: needed for a study" in page.read_text()
 

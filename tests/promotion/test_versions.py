@@ -10,13 +10,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
-from gtvray.api import find_golden, import_version, load_bundle
+from gtvray.api import find_golden, import_version, load_bundle, plan_promotion, promote
 from gtvray.cli.main import app
-from gtvray.errors import BundleError, GtvrayError, InputError, NotFoundError
+from gtvray.config import Config, with_dotted
+from gtvray.data import open_project
+from gtvray.datasets import index_dataset
+from gtvray.errors import BundleError, GateRefusedError, GtvrayError, InputError, NotFoundError
 from gtvray.io import Workspace, sha256_of
 from gtvray.registry import DecisionLog, Registry
 from gtvray.tracking import connect_mlflow
 
+from ..bundles import random_bundle
 from .conftest import MakeEvidence, Promotions
 
 
@@ -88,6 +92,28 @@ def test_exported_version_is_served_and_imported_at_another_site(site: Promotion
     (row,) = json.loads(call(elsewhere, "--json"))
     assert (row["digest"], row["aliases"], row["decision"]) == (bundle.digest, [], None)
     assert load_bundle("1", Workspace(elsewhere)).digest == bundle.digest
+
+
+@pytest.mark.slow
+def test_imported_version_can_be_a_candidate(
+    phantoms: Path, make_evidence: MakeEvidence, store: MlflowClient, tmp_path: Path
+) -> None:
+    """The run that trained it is in the MLflow of the other site."""
+    settings = {"preprocessing.spacing_mm": (4.0, 4.0, 4.0), "split.held_out_share": 0.25}
+    elsewhere = Workspace(tmp_path / "elsewhere")
+    project = open_project(
+        index_dataset(phantoms), with_dotted(Config(), settings), cache=elsewhere.cache, splits=elsewhere.splits
+    )
+    info = {"training_data": project.provenance(), "config": settings, "mlflow_run": "of another site"}
+    bundle = random_bundle(tmp_path / "exported" / "bundle", 0, info)
+    shutil.copy(store.tracking_uri.removeprefix("sqlite:///"), elsewhere.mlflow_database)
+    version = import_version(tmp_path / "exported", workspace=elsewhere)
+    plan = plan_promotion(version.version, phantoms, workspace=elsewhere)
+    assert (plan.champion, plan.cases, plan.looks) == (None, len(project.held_out), 1)
+    assert version.digest == bundle.digest
+    with pytest.raises(GateRefusedError, match="too few held-out cases"):
+        promote(version.version, phantoms, workspace=elsewhere, config={"promotion.min_cases": plan.cases + 1})
+    assert not elsewhere.ledger.exists(), "no look is spent on a comparison that cannot succeed"
 
 
 def test_import_of_a_changed_export_is_refused(site: Promotions, tmp_path: Path) -> None:

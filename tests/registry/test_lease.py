@@ -56,7 +56,7 @@ def test_holders_on_several_hosts_are_serialised(client: MlflowClient, tmp_path:
 
 
 def test_unrenewed_lease_of_another_host_is_taken_over_and_its_holder_notices(client: MlflowClient) -> None:
-    suspended = Lease(client, "expired", 1, expiry_s=1.0)
+    suspended = Lease(client, "expired", 1, ELSEWHERE, expiry_s=1.0)
     suspended._ended.set()
     client.create_registered_model("expired.lease.1", tags={"gtvray.holder": "not JSON"})
     waited: list[str] = []
@@ -68,6 +68,17 @@ def test_unrenewed_lease_of_another_host_is_taken_over_and_its_holder_notices(cl
             suspended.require_held()
         assert "lease 2, Ada, process 7 on other-host" in caught.value.fields["found"]
     assert waited == ["another process"]
+
+
+def test_lease_that_was_deleted_and_created_again_by_another_is_noticed(client: MlflowClient) -> None:
+    with hold_lease(client, "deleted", ELSEWHERE, above=6) as lease:
+        lease.require_held()
+        client.delete_registered_model("deleted.lease.7")
+        with hold_lease(client, "deleted", replace(ELSEWHERE, by="Grace"), above=6) as other:
+            assert lease.number == other.number == 7
+            other.require_held()
+            with pytest.raises(ResourceError, match="right to change the champion was lost"):
+                lease.require_held()
 
 
 def test_renewed_lease_is_waited_for(client: MlflowClient) -> None:
@@ -98,7 +109,7 @@ def test_lease_of_an_ended_process_of_this_host_is_taken_over_at_once(client: Ml
     assert holder.has_ended
     assert not here.has_ended
     assert not replace(holder, machine="another boot").has_ended, "of other hosts nothing is known"
-    Lease(client, "ended", 1, expiry_s=60.0)._ended.set()
+    Lease(client, "ended", 1, ELSEWHERE, expiry_s=60.0)._ended.set()
     client.create_registered_model("ended.lease.1", tags={"gtvray.holder": str(vars(holder)).replace("'", '"')})
     with hold_lease(client, "ended", here, expiry_s=60.0) as lease:
         assert lease.number == 2

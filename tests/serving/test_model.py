@@ -59,6 +59,15 @@ def test_masks_of_concurrent_scans_equal_offline_ones(bundle: Bundle, tmp_path: 
     assert masks == [encode_nifti(offline.predict(scan), compress=True) for scan in scans]
 
 
+def test_description_states_licence_and_an_overridden_gate(tmp_path: Path) -> None:
+    info = {"training_data": {"licence": "CC BY-NC 4.0"}}
+    bundle = random_bundle(tmp_path / "licensed", 1, info)
+    for reason, shown in (("needed for a study", "needed for a study"), ("", None)):
+        model = Model(AppArguments(bundle=bundle.folder, override=reason))
+        described = asyncio.run(model.describe())
+        assert (described["gate_override"], described["licence_of_training_data"]) == (shown, "CC BY-NC 4.0")
+
+
 def test_locator_s_patches_pass_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = random_bundle(tmp_path / "coarse", 1)
     settings = InferenceConfig(mode="localised", threshold=0.5)

@@ -9,7 +9,7 @@ from gtvray.datasets.layouts.cases import Dataset, natural_key
 from gtvray.datasets.layouts.manifest import MANIFEST, read_manifest
 from gtvray.datasets.layouts.registry import LAYOUTS
 from gtvray.errors import DataError, NotFoundError
-from gtvray.io import find_entry, find_listed, is_system_file, require_printable_path
+from gtvray.io import find_entry, find_listed, is_system_file, require_path, require_printable_path
 
 _EXPECTED = "; or ".join(layout.FILES for layout in LAYOUTS.values())
 
@@ -68,9 +68,10 @@ def find_dataset(folder: str | Path, *, with_test: bool) -> Dataset:
         with_test: include cases without a mask.
 
     Raises:
-        InputError: the folder's path has control characters, or bytes that are not UTF-8.
+        InputError: the folder is a URI, or its path has control characters, or bytes that are not UTF-8.
         NotFoundError, DataError: as `index_dataset`, except for several structures.
     """
+    require_path(folder)
     root = Path(folder)
     require_printable_path(root)
     if not root.is_dir():

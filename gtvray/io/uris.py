@@ -1,0 +1,137 @@
+"""URIs: folders are copied to and from object stores by URI; everything else needs a path.
+
+Commands write to a workspace with file locks, atomic renames and SQLite, and read volumes by memory map; an object
+store has none of these. See docs/decisions/0026-uris.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from gtvray.errors import GtvrayError, InputError, NotFoundError, ResourceError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+_BLOCK_BYTES = 8 * 2**20
+# `Path` collapses the slashes. A scheme of one letter is a Windows drive.
+_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+")
+
+
+def is_uri(location: str | os.PathLike[str]) -> bool:
+    """Whether a location is a URI such as `s3://bucket/folder` rather than a path; `./s3:/folder` is a path."""
+    return _URI.match(os.fspath(location)) is not None
+
+
+def require_path(path: str | os.PathLike[str]) -> None:
+    """Refuse a URI where only a path works: it would become a local folder with a name such as `s3:`.
+
+    Raises:
+        InputError: the location is a URI.
+    """
+    text = os.fspath(path)
+    match = _URI.match(text)
+    if match is None:
+        return
+    scheme, rest = match["scheme"], text[match.end() :]
+    do = (
+        f"write it as /{unquote(rest)}"
+        if scheme.lower() == "file"
+        else "name a path on this host, or on a file system that is mounted here; `gtvray models export` and "
+        "`gtvray models import` copy models to and from an object store"
+    )
+    raise InputError("a path is needed here, not a URI", where=f"{scheme}://{rest}", expected="a path", do=do)
+
+
+def upload_folder(folder: Path, uri: str, last: str) -> None:
+    """Copy a folder to a new place in an object store.
+
+    Args:
+        folder: the local folder.
+        uri: the new folder, such as `s3://bucket/folder`.
+        last: the file that is copied last, relative to the folder, so that an incomplete copy lacks it.
+
+    Raises:
+        InputError: the place is not empty, or the URI is not supported.
+        ResourceError: the store does not answer, or refuses.
+    """
+    from pyarrow.fs import FileSelector
+
+    with _store_errors(uri):
+        store, root = _open(uri)
+        if store.get_file_info(FileSelector(root, allow_not_found=True, recursive=True)):
+            raise InputError("the target is not empty", where=uri, do="choose another one, or remove it")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: (name == last, name)):
+            store.create_dir(str(PurePosixPath(root, name).parent), recursive=True)
+            with (folder / name).open("rb") as source, store.open_output_stream(f"{root}/{name}") as target:
+                shutil.copyfileobj(source, target, _BLOCK_BYTES)
+
+
+def download_folder(uri: str, folder: Path) -> None:
+    """Copy a folder of an object store into an existing local folder; what is copied is not verified.
+
+    Args:
+        uri: the folder, such as `s3://bucket/folder`.
+        folder: the local folder.
+
+    Raises:
+        NotFoundError: there is nothing.
+        InputError: the URI is not supported.
+        ResourceError: the store does not answer, or refuses.
+    """
+    from pyarrow.fs import FileSelector, FileType
+
+    with _store_errors(uri):
+        store, root = _open(uri)
+        found = store.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+        files = [entry.path for entry in found if entry.type == FileType.File]
+        if not files:
+            raise NotFoundError("there are no files", where=uri)
+        for path in files:
+            target = folder / PurePosixPath(path).relative_to(root)
+            # Names come from the store: none may lead out of the folder.
+            if ".." in target.parts:
+                raise InputError("a name in the object store leads out of the folder", where=uri, found=path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with store.open_input_stream(path) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _BLOCK_BYTES)
+
+
+def _open(uri: str) -> tuple[FileSystem, str]:
+    from pyarrow import ArrowException
+    from pyarrow.fs import FileSystem
+
+    try:
+        store, root = FileSystem.from_uri(uri)
+    except (ArrowException, ValueError) as error:
+        raise InputError(
+            "this URI is not supported",
+            where=uri,
+            expected="a path, or a URI that pyarrow opens: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER",
+            found=error,
+        ) from error
+    return store, root.rstrip("/")
+
+
+@contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except GtvrayError:
+        raise
+    except OSError as error:
+        raise ResourceError(
+            "the object store failed",
+            where=uri,
+            found=error,
+            do="check the URI, the store and its variables, such as AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and run this again",
+        ) from error
