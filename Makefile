@@ -15,7 +15,7 @@ test-all: .venv/dev
 	$(BIN)/python -m pytest -m "not gpu" --hypothesis-profile=random $(ARGS)
 
 test-gpu: .venv/dev
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/*/test_gpu.py $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ TINY_FEATURES = (4, 8, 8)
 TINY_PATCHES = {"cube": ((16, 16, 16), (8.0, 8.0, 8.0)), "flat": ((24, 24, 8), (6.0, 6.0, 9.0))}
 STEPS, TINY_STEPS, BATCH = 40, 2, 2
 MODES = ("off", "on", "graphs")
+_SMI_START_S = 5.0
 SETTINGS = (*NNUNET_TRAINER, "training.selection_cases=1", "inference.overlap=0")
 
 
@@ -247,9 +248,9 @@ def inference(given: argparse.Namespace) -> None:
 
 def demo(given: argparse.Namespace) -> None:
     """The demo with training and endpoint on the GPU."""
-    command = [str(Path(sys.executable).with_name("gtvray")), "demo", "--json", "--workspace", str(given.work / "runs")]
+    command = [sys.executable, "-m", "gtvray", "demo", "--json", "--workspace", str(given.work / "runs")]
     if torch.cuda.is_available():
-        command += ["-s", "training.use_gpu=true", "-s", "serving.gpus_per_replica=1"]
+        command += ["training.use_gpu=true", "serving.gpus_per_replica=1"]
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -290,15 +291,20 @@ class Busy:
     samples: list[tuple[float, float]] = field(default_factory=list)
 
     def __enter__(self) -> Busy:
-        self._began = time.perf_counter()
         self._process: subprocess.Popen[str] | None = None
+        self._began = time.perf_counter()
+        first = threading.Event()
         if torch.cuda.is_available():
             try:
                 command = [*_smi("utilization.gpu"), "-lms", "100"]
                 self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-                threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+                threading.Thread(target=self._read, args=(self._process, first), daemon=True).start()
+                # It takes longer to start than a short epoch; what it sampled before is of the time before.
+                first.wait(_SMI_START_S)
             except OSError:
                 pass
+        self.samples.clear()
+        self._began = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -311,8 +317,9 @@ class Busy:
         busy = [value for at_s, value in self.samples if at_s <= first_s]
         return round(statistics.mean(busy) / 100, 3) if busy else None
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
+    def _read(self, process: subprocess.Popen[str], first: threading.Event) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip().isdecimal():
                 self.samples.append((time.perf_counter() - self._began, float(line)))
+                first.set()

@@ -1,7 +1,8 @@
 """Training and inference on one CUDA GPU, beside MONAI and nnU-Net, in at most eight minutes.
 
 Parts run one after another, each in a process of its own with a limit of two minutes; what does not fit into the time
-left is skipped with the reason. After each part, a line of JSON with its result is printed; the last line has all.
+left is skipped with the reason. After each part, a line of JSON with its result is printed, the first with card, driver
+and torch; the last line has all.
 A part reports as it goes, so one that is cut off keeps the repetitions it has finished.
 
 - `training-SIZE-PATCH`: our `fit` on phantoms at 1.5 mm, in bf16 where the GPU has it, batch 2, SGD, nnU-Net's
@@ -76,6 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         given.work = Path(scratch)
         facts = run("prepare", given, PART_S)
+        print(json.dumps({"part": "prepare", **facts}), flush=True)
         parts: dict[str, dict[str, Any]] = {}
         # Without a card every figure is null, and the other benchmarks of `make bench` go on.
         possible = "failed" not in facts and (facts["card"] or given.tiny)

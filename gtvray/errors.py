@@ -17,7 +17,8 @@ GtvrayError
 │   └── ContentTypeError    415           body of another known file format
 └── FailureError            exit 1, 500   valid input, but the operation failed
     ├── ResourceError       503           disk, port, memory, Ray or MLflow unavailable
-    │   └── StorageFullError 507          disk full
+    │   ├── StorageFullError 507          disk full
+    │   └── DeviceLostError               GPU unusable by its process until that is restarted
     ├── BusyError           503           service overloaded, retry later
     │   └── ClientLimitError 429          a client's own limit reached, retry later
     ├── NotReadyError       503           no model promoted yet
@@ -189,6 +190,10 @@ class StorageFullError(ResourceError):
     """Disk full."""
 
     http_status = 507
+
+
+class DeviceLostError(ResourceError):
+    """GPU that fails every further call of its process, which must be replaced."""
 
 
 class ClientLimitError(BusyError):

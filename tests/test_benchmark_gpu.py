@@ -90,6 +90,8 @@ def test_the_parts_run_with_networks_of_seconds() -> None:
     command = [sys.executable, str(SCRIPT), "--json", "--tiny", "--threads=2", f"--only={','.join(parts)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *lines, last = [json.loads(line) for line in done.stdout.splitlines()]
+    first, *lines = lines
+    assert (first["part"], first["card"], first["torch"]) == ("prepare", last["card"], last["torch"])
     assert {line["part"] for line in lines} == set(parts)
     assert set(last["parts"]) == set(parts)
     assert set(last) >= KEYS

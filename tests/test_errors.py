@@ -20,8 +20,8 @@ STATUS = {
     "GeometryError": 422, "AuthError": 401, "ForbiddenError": 403, "NotFoundError": 404, "TooLargeError": 413,
     "RequestError": 400, "SlowBodyError": 408, "ContentTypeError": 415, "NotAcceptableError": 406,
     "ConflictError": 409, "FailureError": 500, "ResourceError": 503, "StorageFullError": 507, "BusyError": 503,
-    "ClientLimitError": 429, "NotReadyError": 503, "NotReproducedError": 503, "BundleError": 500,
-    "DeadlineError": 504, "TrainingError": 500, "GateRefusedError": 409,
+    "DeviceLostError": 503, "ClientLimitError": 429, "NotReadyError": 503, "NotReproducedError": 503,
+    "BundleError": 500, "DeadlineError": 504, "TrainingError": 500, "GateRefusedError": 409,
 }  # fmt: skip
 
 

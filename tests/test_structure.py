@@ -110,3 +110,10 @@ def test_modules_are_short_and_documented(module: Path) -> None:
     text = module.read_text()
     assert len(text.splitlines()) <= 450
     assert text.lstrip().startswith(('"""', 'r"""')), "a module says first what it is for"
+
+
+def test_tests_for_a_gpu_are_where_make_test_gpu_looks() -> None:
+    tests = REPOSITORY / "tests"
+    marked = {file for file in tests.rglob("test_*.py") if "mark." + "gpu" in file.read_text()}
+    assert marked == set(tests.glob("*/test_gpu.py"))
+    assert "tests/*/test_gpu.py" in (REPOSITORY / "Makefile").read_text()

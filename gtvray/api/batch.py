@@ -95,7 +95,7 @@ def predict_folder(
                 read_there,
                 gpus,
                 None if memory_gb is None else int(memory_gb * 1e9),
-                bundle.inference.backend == "torch",
+                bundle.inference.runs_on_gpu,
                 settings.training.resources_wait_s,
                 show,
             )

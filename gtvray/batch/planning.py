@@ -56,12 +56,14 @@ def plan_pool(
         on_gpu: whether the backend of the model runs on GPUs.
 
     Raises:
-        InputError: GPUs for a backend that runs on CPUs only.
+        InputError: more than one GPU, or GPUs for a backend that runs on CPUs only.
         ResourceError: no process fits.
     """
     nodes, growth = list(cluster.nodes), list(cluster.growth)
     if gpus and not on_gpu:
         raise InputError("the backend of this model runs on CPUs only", found=f"--gpus {gpus:g}", do="use --gpus 0")
+    if gpus and gpus > 1:
+        raise InputError("a process uses one GPU", expected="at most 1", found=gpus, do="use --gpus 1, or less")
     if gpus is None:
         gpus = float(on_gpu and any(node.gpus >= 1 for node in (*nodes, *growth)))
     needs = Needs(threads, gpus, memory_bytes)

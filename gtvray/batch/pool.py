@@ -7,6 +7,7 @@ and the others go on. A scan that was lost with its node is not suspected.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from gtvray.batch.planning import IN_FLIGHT, PoolPlan
 from gtvray.batch.steps import Result, Scan
-from gtvray.errors import FailureError, GtvrayError, ResourceError, first_line
+from gtvray.errors import DeviceLostError, FailureError, GtvrayError, ResourceError, first_line
 from gtvray.io import remove_partial
 from gtvray.runtime import waiting_reason
 
@@ -246,7 +247,7 @@ class _Actor:
         return str(ray.get_runtime_context().get_node_id())
 
     def predict(self, scan: Scan) -> Result:
-        """Predict a scan."""
+        """Predict a scan; a process whose GPU has failed ends."""
         try:
             with self._loading:
                 loaded = self._steps.load(scan)
@@ -256,6 +257,9 @@ class _Actor:
                 result: Result = self._steps.store(scan, ran)
                 self._last.append(result)
                 return result
+        except DeviceLostError:
+            # Only another process can use the GPU again. The pool treats it as any process that died with a scan.
+            os._exit(1)
         except GtvrayError as error:
             return Result.failed(scan, error)
 

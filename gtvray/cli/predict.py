@@ -66,7 +66,8 @@ def predict(
         typer.Option(help="Running Ray cluster, host:port or auto, to spread the scans over; by default none."),
     ] = None,
     gpus: Annotated[
-        float | None, typer.Option(min=0, help="On a cluster: GPUs of each process; by default 1 if there are any.")
+        float | None,
+        typer.Option(min=0, max=1, help="On a cluster: GPUs of each process; default: 1 if there are any."),
     ] = None,
     memory_gb: Annotated[
         float | None, typer.Option(min=0.1, help="On a cluster: memory of each process; by default estimated.")

@@ -38,6 +38,11 @@ class InferenceConfig(Section):
     )
     keep_largest: bool = Field(False, description="keep only the largest connected component")
 
+    @property
+    def runs_on_gpu(self) -> bool:
+        """Whether the backend can use a GPU."""
+        return self.backend == "torch"
+
     @field_validator("flips")
     @classmethod
     def _flips_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:

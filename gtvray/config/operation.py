@@ -79,7 +79,9 @@ class ServingConfig(Section):
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     model_replicas: int = Field(1, ge=1, le=1024, description="number of model replicas")
     cpus_per_replica: float = Field(1.0, gt=0, description="CPUs of a model replica, also its thread count")
-    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of a model replica")
+    gpus_per_replica: float = Field(
+        0.0, ge=0, le=1, description="GPUs of a model replica; 0.5 lets two replicas share a GPU"
+    )
     memory_gb_per_replica: float = Field(
         1.0, ge=0, description="memory that Ray reserves for a model replica on its node; 0: none"
     )

@@ -23,12 +23,11 @@ from gtvray.evaluation import (
     summarise,
 )
 from gtvray.experiments.folds import Fold
-from gtvray.experiments.tasks import keep, on_cluster
-from gtvray.inference import Predictor
+from gtvray.experiments.tasks import keep, on_cluster, predictor_on_worker
 from gtvray.io import atomic_path, read_volume, write_json
 from gtvray.models import write_bundle
 from gtvray.reports import render_overlay, scores_table
-from gtvray.training import TrainedNetwork, best_setting, training_device
+from gtvray.training import TrainedNetwork, best_setting
 
 _SEED = 0
 
@@ -197,8 +196,7 @@ def _score(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> ScoredFo
         patch_ijk=config.training.patch_ijk,
         info={"fold": fold.name, "epoch": trained.epoch},
     )
-    threads = config.training.cpus_per_worker
-    predictor = Predictor(bundle, threads=threads, device=training_device(config).type)
+    predictor = predictor_on_worker(bundle, config)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in fold.train_cases)
     scored = score_cases(predictor, fold.validation_cases, fold.folder / "masks", baseline)
     pictures = _draw_overlays(scored, fold.folder / "pictures")

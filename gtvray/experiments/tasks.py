@@ -16,6 +16,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.errors import GtvrayError
+from gtvray.inference import Predictor
+from gtvray.models import Bundle
 from gtvray.runtime import SILENT, Cluster, ProgressReporter, ResourcePlan, plan_trials, reserved
 from gtvray.training import device_bytes, gpus_per_worker, host_bytes, kept_checkpoint, training_device
 
@@ -58,6 +60,12 @@ def keep(best: Path, config: Config, cases: Sequence[CachedCase]) -> tuple[Path,
     """Run `kept_checkpoint` with the threads and the device of the training."""
     torch.set_num_threads(config.training.cpus_per_worker)
     return kept_checkpoint(best, config, cases, training_device(config))
+
+
+def predictor_on_worker(bundle: Bundle, config: Config) -> Predictor:
+    """The predictor of a bundle with the threads and the device of the training; on a CPU if its backend needs one."""
+    device = training_device(config).type if bundle.inference.runs_on_gpu else "cpu"
+    return Predictor(bundle, threads=config.training.cpus_per_worker, device=device)
 
 
 def plan_on(

@@ -1,5 +1,7 @@
 from .aggregate import LogitAccumulator as LogitAccumulator
 from .aggregate import mean_of_views as mean_of_views
+from .backends.faults import is_of_gpu as is_of_gpu
+from .backends.faults import is_out_of_memory as is_out_of_memory
 from .backends.store import ConversionStore as ConversionStore
 from .cost import ScanCost as ScanCost
 from .cost import estimate_cost as estimate_cost

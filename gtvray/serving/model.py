@@ -141,7 +141,7 @@ class Model:
         }
 
     def check_health(self) -> None:
-        """Raise if inference is stalled; Serve calls this periodically and replaces a replica that raises."""
+        """Raise if inference is stalled or the GPU has failed; Serve calls this and replaces a replica that raises."""
         self._scheduler.check_progress(self._args.serving.timeout_s)
 
     async def _segment(

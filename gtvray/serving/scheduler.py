@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gtvray.errors import FailureError
+from gtvray.errors import DeviceLostError, FailureError
 from gtvray.inference import Patch
 
 Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
@@ -105,6 +105,7 @@ class PatchScheduler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._loop_task: asyncio.Task[None] | None = None
         self._batch_began: float | None = None
+        self._lost: DeviceLostError | None = None
 
     @property
     def queued_s(self) -> float:
@@ -115,8 +116,11 @@ class PatchScheduler:
         """Check that batches are still processed.
 
         Raises:
+            DeviceLostError: the GPU has failed, so every batch will.
             FailureError: a batch has been running for more than `longest_s`, or jobs wait and no batch is running.
         """
+        if self._lost is not None:
+            raise self._lost
         stuck = self._batch_began is not None and time.monotonic() - self._batch_began > longest_s
         if stuck or (self._entries and (self._loop_task is None or self._loop_task.done())):
             raise FailureError("inference is stalled", expected=f"a batch within {longest_s:g} s")
@@ -157,6 +161,8 @@ class PatchScheduler:
             if not errors:
                 network.record(batch_s)
             self._on_batch(len(rows), network.batch_size, batch_s, self.queued_s)
+            lost = (error for error in errors.values() if isinstance(error, DeviceLostError))
+            self._lost = next(lost, self._lost)
             for entry in set(rows):
                 self._finish_if_done(entry, errors.get(entry))
 

@@ -100,8 +100,9 @@ def numeric_settings(config: Config, device: torch.device) -> Iterator[None]:
     if deterministic:
         # cuBLAS reads it at its first call and is not repeatable without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.training.gpus_per_worker < 1:
-        torch.cuda.set_per_process_memory_fraction(config.training.gpus_per_worker, device)
+    share = config.training.gpus_per_worker
+    if share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
     try:
         cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
         cudnn.allow_tf32 = training_precision(config) != torch.float32
@@ -110,6 +111,8 @@ def numeric_settings(config: Config, device: torch.device) -> Iterator[None]:
     finally:
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before[:3]
         torch.use_deterministic_algorithms(before[3])
+        if share < 1:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def _cpu_has_bf16() -> bool:

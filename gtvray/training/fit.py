@@ -119,7 +119,9 @@ def fit(
     """
     called = time.perf_counter()
     check_plan(config, train, selection)
-    check_memory(config, device_bytes(config))
+    # The first use of a GPU takes memory too, which other processes may have left none of.
+    with memory_errors(config):
+        check_memory(config, device_bytes(config))
     torch.set_num_threads(config.training.cpus_per_worker)
     device = training_device(config)
     with ExitStack() as stack:

@@ -52,6 +52,12 @@ def _check_device(config: Config) -> None:
         return
     if training.precision == "fp16":
         raise ConfigError("training.precision=fp16 is for GPUs", do="set training.use_gpu=true, or use bf16 or fp32")
+    if config.inference.precision == "fp16":
+        # Its cases are scored where it was trained.
+        raise ConfigError(
+            "inference.precision=fp16 is for GPUs, and so is the training of such a model",
+            do="set training.use_gpu=true, or inference.precision to bf16 or fp32",
+        )
     if training.compile == "graphs":
         raise ConfigError(
             "training.compile=graphs is for GPUs", do="set training.use_gpu=true, or training.compile to on or off"

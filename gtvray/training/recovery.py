@@ -10,23 +10,13 @@ import torch
 
 from gtvray.config import Config
 from gtvray.errors import ResourceError, TrainingError
+from gtvray.inference import is_of_gpu, is_out_of_memory
 from gtvray.models import Checkpoint
 from gtvray.training.execution import training_precision
 from gtvray.training.loop import DivergedError, EpochResult, Loop
 from gtvray.training.reader import BatchReader
 from gtvray.training.state import TrainingState
 
-# Lower-case parts of the messages of allocators that raise a plain RuntimeError: torch's, oneDNN's, the C++ library's,
-# cuDNN's and cuBLAS's.
-_MEMORY_MESSAGES = (
-    "can't allocate memory",
-    "out of memory",
-    "bad_alloc",
-    "failed to allocate",
-    "could not allocate",
-    "status_alloc_failed",
-)
-_GPU_MESSAGES = ("cuda", "cudnn", "cublas")
 _log = logging.getLogger(__name__)
 
 
@@ -79,11 +69,11 @@ def memory_errors(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
+        if not is_out_of_memory(error):
             raise
         training = config.training
         found = f"training.batch_size={training.batch_size}, training.patch_ijk={list(training.patch_ijk)}"
-        on_gpu = training.use_gpu and _is_gpu(error)
+        on_gpu = training.use_gpu and is_of_gpu(error)
         raise ResourceError(
             f"out of memory on {'the GPU' if on_gpu else 'this machine'}",
             where=f"training, {training.num_workers} workers",
@@ -92,20 +82,14 @@ def memory_errors(config: Config) -> Iterator[None]:
         ) from error
 
 
-def _is_memory(error: MemoryError | RuntimeError) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error).lower() for words in _MEMORY_MESSAGES)
-
-
-def _is_gpu(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in _GPU_MESSAGES)
-
-
 def _gpu_use(config: Config) -> str:
-    precision = str(training_precision(config)).removeprefix("torch.")
-    peak_gb = torch.cuda.max_memory_reserved() / 1e9
-    total_gb = torch.cuda.mem_get_info()[1] / 1e9
+    try:
+        precision = str(training_precision(config)).removeprefix("torch.")
+        peak_gb = torch.cuda.max_memory_reserved() / 1e9
+        total_gb = torch.cuda.mem_get_info()[1] / 1e9
+    except RuntimeError:
+        # Other processes have left no memory for this one's context.
+        return ""
     return f", {precision}; {peak_gb:.1f} GB reserved at most of the GPU's {total_gb:.1f} GB"
 
 
@@ -115,6 +99,6 @@ def _remedy(config: Config, on_gpu: bool) -> str:
     steps = ["lower training.batch_size", "lower training.patch_ijk", "lower network.size"]
     if on_gpu and training.micro_batch != 1 and training.batch_size > training.num_workers:
         steps.insert(0, "set training.micro_batch=1")
-    if on_gpu and training_precision(config) == torch.float32:
+    if on_gpu and training.precision == "fp32":
         steps.insert(0, "set training.precision=auto")
     return ", or ".join(steps)

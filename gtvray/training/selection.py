@@ -18,7 +18,7 @@ from gtvray.data import CachedCase
 from gtvray.evaluation import dice
 from gtvray.geometry import largest_component
 from gtvray.inference import SegmentationRequest, forward_batch, run_patches
-from gtvray.training.execution import rank, training_precision, world
+from gtvray.training.execution import numeric_settings, rank, training_precision, world
 
 # Less than in inference: epochs are ranked the same with half the patches.
 _OVERLAP = 0.25
@@ -47,11 +47,13 @@ def calibration_scores(
     """
     settings = _settings(config)
     scores = np.zeros((len(cases), len(settings)))
-    for row, case in zip(scores, cases, strict=True):
-        probability, mask = _case_probability(config, network, case, device)
-        for column, (threshold, largest) in enumerate(settings):
-            marked = probability > threshold
-            row[column] = dice(mask, largest_component(marked) if largest else marked)
+    # As in the training whose epochs were scored on these cases.
+    with numeric_settings(config, device):
+        for row, case in zip(scores, cases, strict=True):
+            probability, mask = _case_probability(config, network, case, device)
+            for column, (threshold, largest) in enumerate(settings):
+                marked = probability > threshold
+                row[column] = dice(mask, largest_component(marked) if largest else marked)
     return scores
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from gtvray.config import Config
+from gtvray.config import Config, with_dotted
 from gtvray.models import build_network
 from gtvray.training import training_device, training_precision
 
@@ -28,8 +28,9 @@ def measure_cost(config: Config, objectives: Sequence[str]) -> dict[str, float]:
         objectives: names of the objectives of the sweep.
 
     Returns:
-        `latency_ms`, the median time of a forward pass for one patch on the device of a worker, and `peak_mb`, the
-        weights and the largest sum of tensors that a forward pass holds at once for one patch, in fp32.
+        `latency_ms`, the median time of a forward pass for one patch, on the device of the worker, or on a CPU with
+        several; and `peak_mb`, the weights and the largest sum of tensors that a forward pass holds at once for one
+        patch, in fp32.
     """
     measured: dict[str, float] = {}
     if LATENCY in objectives:
@@ -47,8 +48,10 @@ def _network(config: Config) -> torch.nn.Module:
 
 
 def _latency_ms(config: Config) -> float:
-    # The process of a trial with several workers has no GPU of its own.
-    device = training_device(config) if config.training.num_workers == 1 else torch.device("cpu")
+    if config.training.use_gpu and config.training.num_workers > 1:
+        # The process of such a trial has no GPU of its own, although torch may see those of its workers.
+        config = with_dotted(config, {"training.use_gpu": False, "training.precision": "auto"})
+    device = training_device(config)
     torch.set_num_threads(config.training.cpus_per_worker)
     network = _network(config).to(device)
     patch = torch.zeros(1, config.preprocessing.channels, *config.training.patch_ijk, device=device)

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from gtvray.config import Config
 from gtvray.datasets import Case, Dataset, read_label
-from gtvray.experiments.tasks import on_cluster
-from gtvray.inference import Predictor
+from gtvray.experiments.tasks import on_cluster, predictor_on_worker
 from gtvray.io import read_volume, write_json
 from gtvray.models import Bundle
 from gtvray.reports import WORST_CASES, render_overlay
-from gtvray.training import training_device
 from gtvray.tuning.folds import FoldCases
 from gtvray.tuning.result import SweepResult
 
@@ -49,9 +47,7 @@ def draw_worst(result: SweepResult, bundle: Bundle, dataset: Dataset, fold: Fold
 
 
 def _draw(bundle: Path, case: Case, path: Path, config: Config) -> None:
-    predictor = Predictor(
-        Bundle.load(bundle), threads=config.training.cpus_per_worker, device=training_device(config).type
-    )
+    predictor = predictor_on_worker(Bundle.load(bundle), config)
     scan = read_volume(case.image)
     render_overlay(
         path, scan, read_label(case, scan), predictor.predict(scan), f"case {case.case_id}", field_mm=_FIELD_MM

@@ -41,6 +41,8 @@ def test_gpus_are_used_where_there_are_any() -> None:
     assert on_cpu.device == "cpu"
     with pytest.raises(InputError, match="CPUs only"):
         plan_pool(WITH_GPU, 9, threads=1, gpus=1, memory_bytes=0, on_gpu=False)
+    with pytest.raises(InputError, match="a process uses one GPU"):
+        plan(WITH_GPU, gpus=2)
 
 
 def test_memory_grows_with_the_largest_scan(tmp_path: Path) -> None:

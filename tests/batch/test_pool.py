@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gtvray.batch import ActorPool, PoolPlan, Result, Scan
-from gtvray.errors import BundleError, ResourceError
+from gtvray.errors import BundleError, DeviceLostError, ResourceError
 from gtvray.runtime import Cluster, Needs
 
 pytestmark = pytest.mark.ray
@@ -67,6 +67,22 @@ def test_a_scan_whose_process_died_once_is_predicted(local_ray: Cluster, tmp_pat
         if scan.name == "s0" and step == "store" and not once.exists():
             once.touch()
             os._exit(1)
+
+    results: list[Result] = []
+    pool(opener(behave), 1, results.append).run(scans(tmp_path, 4))
+    assert sorted(result.scan for result in results if result.error is None) == ["s0", "s1", "s2", "s3"]
+
+
+@pytest.mark.slow
+def test_a_process_whose_gpu_failed_is_replaced(local_ray: Cluster, tmp_path: Path) -> None:
+    failed = tmp_path / "failed"
+
+    def behave(scan: Scan, step: str) -> None:
+        # Once a GPU has failed, every call of its process fails.
+        if step == "run" and scan.name == "s1" and not failed.exists():
+            failed.write_text(str(os.getpid()))
+        if step == "run" and failed.exists() and failed.read_text() == str(os.getpid()):
+            raise DeviceLostError("the GPU has failed")
 
     results: list[Result] = []
     pool(opener(behave), 1, results.append).run(scans(tmp_path, 4))

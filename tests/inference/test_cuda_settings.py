@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from gtvray.errors import ResourceError
+from gtvray.errors import DeviceLostError, ResourceError
 from gtvray.inference.backends.torch import TorchBackend, run_network
 
 CPU = torch.device("cpu")
@@ -41,11 +41,45 @@ def test_settings_of_cudnn_are_left_alone_on_a_cpu() -> None:
     assert torch.backends.cudnn.benchmark
 
 
-def test_a_full_gpu_is_an_error_with_what_to_change() -> None:
-    def full(_: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def failing(error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
+    def network(_: torch.Tensor) -> torch.Tensor:
+        raise error
 
-    with pytest.raises(ResourceError, match="out of memory on the GPU") as caught:
-        run_network(full, np.zeros((2, 1, 8, 8, 8), np.float32), CPU, torch.float32)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the GPU"),
+        (RuntimeError("CUDA error: out of memory"), "the GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the GPU"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "this machine"),
+    ],
+)
+def test_exhausted_memory_is_an_error_with_what_to_change(error: Exception, device: str) -> None:
+    with pytest.raises(ResourceError, match=f"out of memory on {device}") as caught:
+        run_network(failing(error), np.zeros((2, 1, 8, 8, 8), np.float32), CPU, torch.float32)
+    assert not isinstance(caught.value, DeviceLostError)
     assert "[2, 1, 8, 8, 8], float32" in caught.value.fields["found"]
     assert "inference.batch_size" in caught.value.fields["do"]
+
+
+def test_a_failed_gpu_is_told_from_other_errors() -> None:
+    """After a memory fault every further call fails; after these others the process can use the GPU again."""
+    batch = np.zeros((2, 1, 8, 8, 8), np.float32)
+    fault = RuntimeError(
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported at"
+    )
+    with pytest.raises(DeviceLostError, match="the GPU has failed") as caught:
+        run_network(failing(fault), batch, CPU, torch.float32)
+    assert "illegal memory access" in caught.value.fields["found"]
+    assert "restarted" in caught.value.fields["do"]
+    for other in (
+        RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("CUDA error"),
+    ):
+        with pytest.raises(type(other)) as raised:
+            run_network(failing(other), batch, CPU, torch.float32)
+        assert raised.value is other

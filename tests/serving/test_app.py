@@ -14,6 +14,7 @@ import yaml
 from gtvray.errors import AuthError, BundleError, BusyError, ConfigError, DeadlineError, ResourceError, VolumeError
 from gtvray.models import Bundle
 from gtvray.serving import AppArguments, Client, build_app
+from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import TOKEN_VARIABLE, parse_arguments, read_shipped_config, read_token
 from gtvray.serving.model import Model
 from gtvray.serving.problems import error_of, problem_response
@@ -50,6 +51,15 @@ def test_unknown_argument_is_rejected(unknown: dict[str, Any]) -> None:
     (application,) = read_shipped_config()["applications"]
     with pytest.raises(ConfigError, match="unknown config key"):
         build_app({**application["args"], **unknown})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_replica_requests_its_share_of_a_gpu(share: float, bundle: Bundle) -> None:
+    arguments = parse_arguments({"bundle": str(bundle.folder), "serving.gpus_per_replica": share})
+    options = build_model_app(arguments)._bound_deployment.ray_actor_options
+    assert options["num_gpus"] == share
+    with pytest.raises(ConfigError, match="gpus_per_replica"):
+        parse_arguments({"serving.gpus_per_replica": 1.5})
 
 
 def test_nested_and_dotted_arguments_are_equal() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gtvray.errors import FailureError
+from gtvray.errors import DeviceLostError, FailureError
 from gtvray.inference import Patch
 from gtvray.serving.scheduler import Network, PatchScheduler
 
@@ -276,5 +276,23 @@ def test_stalled_batch_is_detected() -> None:
         forward.gate.set()
         await task
         scheduler.check_progress(0.0)
+
+    asyncio.run(run())
+
+
+def test_a_failed_gpu_makes_the_replica_unhealthy() -> None:
+    """Otherwise it would answer every later scan with the same error, and never be replaced."""
+    lost = DeviceLostError("the GPU has failed", found="CUDA error: an illegal memory access was encountered")
+
+    def forward(_: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        raise lost
+
+    async def run() -> None:
+        scheduler = PatchScheduler()
+        scheduler.check_progress(1.0)
+        with pytest.raises(DeviceLostError):
+            await scheduler.run(Numbers(0, 2), Network(forward, 1))
+        with pytest.raises(DeviceLostError):
+            scheduler.check_progress(1.0)
 
     asyncio.run(run())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.errors import ConfigError, ResourceError
 from gtvray.models import build_network
-from gtvray.training import check_plan, device_bytes, fit, training_device, training_precision
+from gtvray.training import calibration_scores, check_plan, device_bytes, fit, training_device, training_precision
 from gtvray.training import compilation as module
 from gtvray.training.compilation import CompiledNetwork, compile_mode, prefers_channels_last
 from gtvray.training.execution import gpus_per_worker, numeric_settings
@@ -275,9 +277,50 @@ def test_numeric_settings_hold_for_a_training_and_no_longer(
     with numeric_settings(config, torch.device("cuda", 1)):
         assert _flags() == flags
     assert _flags() == before
-    assert shares == [0.5]
+    assert shares == [0.5, 1.0]
     with numeric_settings(config, torch.device("cpu")):
         assert _flags() == before
+    with numeric_settings(with_dotted(config, {"training.gpus_per_worker": 1.0}), torch.device("cuda", 1)):
+        pass
+    assert shares == [0.5, 1.0], "a process with a GPU of its own keeps the limit that it was given"
+
+
+def test_checkpoints_are_compared_with_the_settings_of_their_training(
+    on_gpu: Config, fake_gpu: None, selection: list[CachedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of their own, whose defaults are others: fp32 would be TF32."""
+    found = []
+
+    def forward(
+        _: Any, channels: Sequence[np.ndarray[Any, Any]], batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> np.ndarray[Any, Any]:
+        found.append((_flags(), device, dtype))
+        return np.zeros((len(channels), *channels[0].shape[1:]), np.float32)
+
+    monkeypatch.setattr(import_module("gtvray.training.selection"), "forward_batch", forward)
+    asked = with_dotted(on_gpu, {"training.precision": "fp32"})
+    device = torch.device("cuda", 1)
+    calibration_scores(asked, torch.nn.Identity(), selection[:1], device)
+    assert set(found) == {((True, False, False, False), device, torch.float32)}
+
+
+@pytest.mark.parametrize("where", ["mem_get_info", "current_device"])
+def test_a_gpu_that_others_have_filled_is_an_error_with_what_to_change(
+    where: str,
+    on_gpu: Config,
+    fake_gpu: None,
+    train: list[CachedCase],
+    selection: list[CachedCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, where, full)
+    with pytest.raises(ResourceError, match="out of memory on the GPU") as caught:
+        next(iter(fit(on_gpu, train, selection, tmp_path)))
+    assert "training.batch_size" in caught.value.fields["found"]
 
 
 def _flags() -> tuple[bool, ...]:

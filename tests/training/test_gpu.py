@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -111,6 +113,28 @@ def test_deterministic_trainings_are_equal_to_the_last_bit(config: Config, sides
         assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network.deep_supervision": True, "loss.kind": "dice_topk"},
+        {"network.attention": "gates", "loss.kind": "dice_focal"},
+        {"network.attention": "squeeze_excitation", "loss.kind": "dice_boundary", "loss.boundary_warmup_share": 0.0},
+        {"network.kind": "residual_unet", "loss.kind": "batch_dice_ce"},
+        {"network.kind": "residual_encoder_unet", "loss.kind": "batch_dice_focal"},
+        {"network.subvoxels": [2, 2, 2], "loss.kind": "batch_dice_topk"},
+    ],
+    ids=lambda changes: next(iter(changes)).removeprefix("network.") + "-" + changes["loss.kind"],
+)
+def test_every_network_and_loss_has_repeatable_kernels(
+    changes: dict[str, Any], config: Config, sides: Any, tmp_path: Path
+) -> None:
+    """`training.deterministic` raises on an operation that has none."""
+    once = with_dotted(config, {**EXACT, "training.epochs": 1, "training.patch_ijk": [32, 32, 32], **changes})
+    first, second = (list(fit(once, *sides, tmp_path / name)) for name in "ab")
+    assert np.isfinite(losses(first)).all()
+    assert losses(first) == losses(second)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_resumed_training_is_the_uninterrupted_one(
     precision: str, config: Config, sides: Any, tmp_path: Path
@@ -153,6 +177,17 @@ def test_one_worker_of_ray_train_has_the_curve_of_the_bare_loop(
     assert losses(reports) == pytest.approx(losses(alone), rel=1e-6)
 
 
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has no second CUDA device")
+def test_two_workers_on_two_gpus_have_the_curve_of_one(
+    local_ray: Cluster, config: Config, sides: Any, tmp_path: Path
+) -> None:
+    asked = with_dotted(config, EXACT)
+    alone = list(fit(asked, *sides, tmp_path / "alone"))
+    two = list(fit_distributed(with_dotted(asked, {"training.num_workers": 2}), *sides, tmp_path / "two"))
+    assert losses(two) == pytest.approx(losses(alone), rel=TOLERANCES["fp32"])
+
+
 @pytest.fixture
 def little_memory() -> Iterator[None]:
     """A GPU of which this process may take a thousandth."""
@@ -171,6 +206,60 @@ def test_a_full_gpu_is_an_error_with_what_to_change(
         list(fit(with_dotted(config, {**EXACT, **large}), *sides, tmp_path))
     assert "training.batch_size" in caught.value.fields["do"]
     assert "GB reserved" in caught.value.fields["found"]
+
+
+def test_a_full_gpu_in_inference_is_an_error_with_what_to_change(bundle: Bundle, little_memory: None) -> None:
+    # A tenth of what the fixture leaves: the network fits, and a batch does not.
+    torch.cuda.set_per_process_memory_fraction(0.0001)
+    many = replace(bundle, inference=bundle.inference.model_copy(update={"batch_size": 256}))
+    predictor = Predictor(many, device="cuda")
+    with pytest.raises(ResourceError, match="out of memory on the GPU") as caught:
+        predictor.forward([np.zeros((bundle.preprocessing.channels, *bundle.patch_ijk), np.float32)])
+    assert "inference.batch_size" in caught.value.fields["do"]
+
+
+def test_a_fault_of_the_gpu_is_recognised() -> None:
+    """In a process of its own, which cannot use the GPU any more."""
+    script = """
+import numpy as np, torch
+from gtvray.errors import DeviceLostError
+from gtvray.inference.backends.torch import run_network
+
+def outside(patches):
+    return patches[:, torch.full((1,), 9, device="cuda")]
+
+try:
+    run_network(outside, np.zeros((1, 1, 8, 8, 8), np.float32), torch.device("cuda"), torch.float32)
+except DeviceLostError as error:
+    print("recognised:", error.fields["found"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert "recognised: CUDA error" in done.stdout, done.stderr[-2000:]
+
+
+def test_checkpoints_are_scored_on_the_gpu_as_on_the_cpu(config: Config, sides: Any, tmp_path: Path) -> None:
+    *_, last = fit(config, *sides, tmp_path)
+    best = Path(last.best_checkpoint)
+    asked = with_dotted(config, GPU)
+    here = kept_checkpoint(best, config, sides[1], torch.device("cpu"))
+    there = kept_checkpoint(best, asked, sides[1], torch.device("cuda", torch.cuda.current_device()))
+    assert there[0] == here[0]
+    np.testing.assert_allclose(there[1], here[1], atol=5e-3)
+
+
+def test_localised_inference_is_that_of_the_cpu(bundle: Bundle, phantoms: Path) -> None:
+    """With a locator, which runs on the same device."""
+    scan = read_volume(index_dataset(phantoms).cases[0].image)
+    localised = replace(
+        bundle, locator=bundle, inference=bundle.inference.model_copy(update={"mode": "localised", "overlap": 0.5})
+    )
+    masks = []
+    for device in ("cpu", "cuda"):
+        predictor = Predictor(localised, device=device)
+        assert predictor.locator is not None
+        masks.append(predictor.predict(scan).array > 0)
+    assert masks[0].any()
+    assert dice(*masks) >= 0.999
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -25,6 +25,7 @@ from gtvray.training.execution import micro_batch_size
         ({"training.patch_ijk": [256, 256, 256], "network.features": [1, 1, 1]}, "training.patch_ijk"),
         ({"training.precision": "fp16"}, "training.use_gpu"),
         ({"training.compile": "graphs"}, "training.use_gpu"),
+        ({"inference.precision": "fp16"}, "training.use_gpu"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -13,6 +13,8 @@ from gtvray.data import CachedCase
 from gtvray.runtime import Cluster
 from gtvray.tracking import RunRecorder
 from gtvray.tuning import FoldCases, SweepStatus, run_sweep
+from gtvray.tuning.confirm import held_out_dsc
+from gtvray.tuning.cost import measure_cost
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,5 +52,16 @@ def test_two_trials_share_a_gpu(
     )
     assert recorder.close(60)
     assert (len(result.trials), result.failed) == (2, 0)
+    # The end of a sweep runs in tasks of its own, with the same share.
+    (scores,) = held_out_dsc([(result.best.best_checkpoint, half)], cases[4:], cases[:1])
+    assert len(scores) == 1
+    assert 0 <= scores[0] <= 1
     if local_ray.gpus == 1:
         assert max(status.started - status.ended for status in statuses) == 2, "both were running at once"
+
+
+def test_latency_is_measured_on_the_gpu(config: Config) -> None:
+    torch.cuda.reset_peak_memory_stats()
+    asked = with_dotted(config, {"training.use_gpu": True, "training.precision": "auto"})
+    assert measure_cost(asked, ["latency_ms"])["latency_ms"] > 0
+    assert torch.cuda.max_memory_allocated() > 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gtvray.config import Config, SweepConfig, with_dotted
 from gtvray.tracking.trials import COMPLETED, FAILED, STOPPED, Trial
@@ -35,6 +36,22 @@ def test_larger_networks_and_patches_cost_more(config: Config) -> None:
     assert small["peak_mb"] > 16**3 * 4 * (1 + 4) / 1e6
     assert measure_cost(config, ["dsc"]) == {}
     assert measure_cost(config, ["peak_mb"]) == measure_cost(config, ["peak_mb"])
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_latency_of_several_workers_is_measured_without_a_gpu(
+    precision: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch sees the GPUs of the workers in a process that reserves none, and must not use them."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a GPU of another process")
+
+    for name in ("current_device", "is_bf16_supported", "mem_get_info", "synchronize", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_gpus = {"training.use_gpu": True, "training.num_workers": 2, "training.precision": precision}
+    assert measure_cost(with_dotted(config, on_gpus), ["latency_ms"])["latency_ms"] > 0
 
 
 def test_front_has_the_completed_trials_that_none_beats(tmp_path: Path) -> None:

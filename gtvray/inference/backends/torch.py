@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gtvray.errors import ConfigError, ResourceError
+from gtvray.errors import ConfigError, DeviceLostError, GtvrayError, ResourceError, first_line
+from gtvray.inference.backends.faults import is_device_lost, is_of_gpu, is_out_of_memory
 
 if TYPE_CHECKING:
     from gtvray.inference.backends.store import ConversionStore
@@ -71,24 +72,43 @@ def run_network(
     """Logits of the tumour (b, i, j, k) of a batch (b, c, i, j, k), the network in `dtype`, the rest in fp32.
 
     Raises:
-        ResourceError: the GPU's memory is exhausted.
+        ResourceError: memory is exhausted.
+        DeviceLostError: the GPU has failed.
     """
-    patches = torch.from_numpy(batch)
-    if device.type == "cuda":
-        # Copied from pageable memory, a batch would go through a buffer of the driver, in pieces.
-        patches = patches.pin_memory()
     try:
+        patches = torch.from_numpy(batch)
+        if device.type == "cuda":
+            # Copied from pageable memory, a batch would go through a buffer of the driver, in pieces.
+            patches = patches.pin_memory()
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = network(patches.to(device, non_blocking=True))
         tumour: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            "out of memory on the GPU",
-            where="inference",
-            found=f"a batch of shape {list(batch.shape)}, {str(dtype).removeprefix('torch.')}",
-            do="lower inference.batch_size and promote again, or use a GPU with more memory or fewer replicas on it",
-        ) from error
+    except RuntimeError as error:
+        reported = _reported(error, f"a batch of shape {list(batch.shape)}, {str(dtype).removeprefix('torch.')}")
+        if reported is None:
+            raise
+        raise reported from error
     return tumour
+
+
+def _reported(error: RuntimeError, batch: str) -> GtvrayError | None:
+    """The error to report instead of one of torch; None for those that are not about memory or a lost GPU."""
+    if is_out_of_memory(error):
+        return ResourceError(
+            f"out of memory on {'the GPU' if is_of_gpu(error) else 'this machine'}",
+            where="inference",
+            found=batch,
+            do="lower inference.batch_size (of a promoted model: promote it again), or use fewer processes at once or "
+            "more memory",
+        )
+    if is_device_lost(error):
+        return DeviceLostError(
+            "the GPU has failed",
+            where="inference",
+            found=first_line(error),
+            do="look for Xid errors in the kernel log; the process must be restarted before it can use the GPU again",
+        )
+    return None
 
 
 def _make_repeatable(precision: str) -> None:
