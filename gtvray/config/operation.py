@@ -123,6 +123,11 @@ class ServingConfig(Section):
         return self
 
     @property
+    def drain_s(self) -> float:
+        """Time after which requests in progress have ended when the endpoint is stopped."""
+        return self.timeout_s + 30.0
+
+    @property
     def spool_limit_bytes(self) -> int:
         """Disk space for request bodies."""
         return int(self.spool_gb * 1e9)

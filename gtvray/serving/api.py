@@ -103,6 +103,11 @@ class Api:
         app.include_router(JobRoutes(self._jobs, lambda request: str(request.state.client.name)).router())
         return app
 
+    def stop(self) -> None:
+        """End the streams of clients that watch jobs."""
+        if self._jobs is not None:
+            self._jobs.stopping = True
+
     async def healthz(self) -> dict[str, str]:
         """Liveness probe: the process responds."""
         return {"status": "ok"}

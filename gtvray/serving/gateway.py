@@ -55,8 +55,8 @@ class Gateway:
         self._served = Served(args, model)
         self._spool = Spool(args.spool_dir, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
         segmenter = Segmenter(args, self._served, self._spool, self._stream, ray.get_runtime_context().get_node_id())
-        api = Api(args, self._served, self._spool, segmenter).build_app()
-        self._server = _server(api, int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
+        self._api = Api(args, self._served, self._spool, segmenter)
+        self._server = _server(self._api.build_app(), int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
         self._thread = threading.Thread(target=self._run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()
         self._wait_started()
@@ -76,6 +76,7 @@ class Gateway:
         """Let requests in progress finish; Serve calls this when it stops the replica."""
         thread = getattr(self, "_thread", None)
         if thread is not None and thread.is_alive():
+            self._api.stop()
             self._server.should_exit = True
             thread.join(self._limit_s)
 

@@ -26,11 +26,12 @@ from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
 from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
+from gtvray.serving.probe import endpoint_url, probe
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 from gtvray.serving.versions import Candidate, VersionManager, status_text
 
-_STOP_TIMEOUT_S = 60.0
 _ANSWER_TIMEOUT_S = 5.0
+_DRAIN_S = ServingConfig().drain_s
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Server:
     url: str
     name: str
     _private: Path
+    _drain_s: float = _DRAIN_S
     _manager: VersionManager | None = None
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:
@@ -79,7 +81,7 @@ class Server:
             FailureError: the gateway or the model could not be started.
             NotReadyError: it does not answer after `timeout_s`.
         """
-        self._wait(lambda: self._get("/healthz") is not None, "the endpoint", timeout_s)
+        self._wait(lambda: probe(self.url, "/healthz") is not None, "the endpoint", timeout_s)
 
     def stop(self) -> None:
         """Stop the endpoint after the requests in progress have finished."""
@@ -90,7 +92,7 @@ class Server:
             # serve.shutdown() lets Ray retry this call on the controller that has just exited, and Ray then prints a
             # warning to stdout.
             with suppress(RayActorError, GetTimeoutError):
-                ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_STOP_TIMEOUT_S)
+                ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=self._drain_s)
         serve.shutdown()
         shutil.rmtree(self._private, ignore_errors=True)
 
@@ -109,17 +111,8 @@ class Server:
                 )
             time.sleep(0.2)
 
-    def _get(self, path: str) -> httpx.Response | None:
-        """The answer of a probe; None if nothing listens."""
-        try:
-            # The certificate names the address that clients use, not that of this machine; no token is sent.
-            with httpx.Client(verify=False, trust_env=False, timeout=5) as client:  # noqa: S501
-                return client.get(f"{self.url}{path}")
-        except httpx.TransportError:
-            return None
-
     def _ready(self) -> bool:
-        response = self._get("/readyz")
+        response = probe(self.url, "/readyz")
         if response is None:
             return False
         if response.headers.get("content-type") == MEDIA_TYPE:
@@ -198,8 +191,7 @@ def start_server(
         shutil.rmtree(private, ignore_errors=True)
         raise
     name = config["applications"][0]["name"]
-    scheme = "https" if settings.tls_certificate is not None else "http"
-    server = Server(_url(settings.host, settings.port, scheme), name, private)
+    server = Server(endpoint_url(settings), name, private, settings.drain_s)
     try:
         server.wait_listening()
     except BaseException:
@@ -219,12 +211,6 @@ def _manage(args: AppArguments, name: str, follow: Follow) -> VersionManager:
     manager = VersionManager(args, Pointer(follow.versions), in_use, follow.on_reject)
     manager.follow(follow.find, args.serving.follow_s)
     return manager
-
-
-def _url(host: str, port: int, scheme: str = "http") -> str:
-    """The URL at which this machine reaches a server that listens on `host`."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"{scheme}://[{reached}]:{port}" if ":" in reached else f"{scheme}://{reached}:{port}"
 
 
 def _deploy(config: dict[str, Any], args: dict[str, object]) -> None:

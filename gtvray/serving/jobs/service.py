@@ -40,11 +40,15 @@ class Jobs:
         settings: limits and retention.
         volume_bytes: largest file of a volume.
         segment: segments one volume.
+
+    Attributes:
+        stopping: set when the endpoint stops.
     """
 
     def __init__(self, folder: Path, settings: JobsConfig, volume_bytes: int, segment: Segment) -> None:
         self._folder, self._settings, self._volume_bytes, self._segment = folder, settings, volume_bytes, segment
         self._watchers = 0
+        self.stopping = False
 
     @property
     def _keep_s(self) -> float:
@@ -191,11 +195,13 @@ class Jobs:
     async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
         """Yield a job whenever it has changed, and last when it has ended; None while it stays the same.
 
+        It ends early when the endpoint stops, which would otherwise wait for its watchers.
+
         Raises:
             NotFoundError: no such job of this owner.
         """
         shown: JobDocument | None = None
-        while shown is None or shown.ended_at is None:
+        while (shown is None or shown.ended_at is None) and not self.stopping:
             job = await self.document(owner, job_id)
             yield job if job != shown else None
             shown = job
