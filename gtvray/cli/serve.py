@@ -181,7 +181,7 @@ def status(
     Example: gtvray serve status --server http://127.0.0.1:8000
     """
     from gtvray.api import background_endpoints, find_background
-    from gtvray.errors import NotFoundError, NotReadyError, NotReproducedError
+    from gtvray.errors import NotReadyError, NotReproducedError
     from gtvray.serving import Client, Retry
 
     background = None
@@ -203,9 +203,7 @@ def status(
             found["models"] = client.models()
         except NotReadyError:
             found["models"] = None
-        # It may keep no jobs.
-        with suppress(NotFoundError):
-            found["queue"] = client.queue().model_dump()
+        found["queue"] = client.queue().model_dump()
     emit({**found, "notice": NOTICE}, as_json, _status_text(found))
     if not found["ready"]:
         raise typer.Exit(1)
@@ -252,4 +250,7 @@ def _status_text(found: dict[str, Any]) -> str:
         wait = found["queue"]["expected_wait_s"]
         after = f"; a new volume waits about {wait:g} s" if wait is not None else ""
         lines.append(f"jobs: {found['queue']['queued']} volumes wait, {found['queue']['running']} run{after}")
+        for each in found["queue"]["replicas"]:
+            starting = f", {each['starting']} start" if each["starting"] else ""
+            lines.append(f"replicas of {each['model']}: {each['running']} run{starting}, at most {each['largest']}")
     return "\n".join([*lines, NOTICE])

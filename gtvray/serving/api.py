@@ -20,7 +20,7 @@ from gtvray.serving.access import Access
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.audit import AuditLog
 from gtvray.serving.guard import KUBERAY_PATH, OPEN_PATHS, Guard
-from gtvray.serving.jobs import JobRoutes, Jobs
+from gtvray.serving.jobs import JobRoutes, Jobs, ReplicasDocument
 from gtvray.serving.metrics import (
     BODY_BYTES,
     OUT_OF_DOMAIN,
@@ -30,6 +30,7 @@ from gtvray.serving.metrics import (
     SPOOL_BYTES,
     exposition,
     set_model,
+    set_replicas,
 )
 from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors, install_openapi
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
@@ -58,7 +59,7 @@ class Api:
 
     def __init__(self, args: AppArguments, served: Served, spool: Spool, segmenter: Segmenter) -> None:
         self._served, self._spool, self._segmenter = served, spool, segmenter
-        serving = args.serving
+        self._args, serving = args, args.serving
         self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
         self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
@@ -100,7 +101,8 @@ class Api:
                 openapi_extra={"requestBody": VOLUME_BODY},
                 deprecated=path == "/v1/predict",
             )
-        app.include_router(JobRoutes(self._jobs, lambda request: str(request.state.client.name)).router())
+        owner_of = lambda request: str(request.state.client.name)  # noqa: E731
+        app.include_router(JobRoutes(self._jobs, owner_of, self._load).router())
         return app
 
     def stop(self) -> None:
@@ -120,6 +122,7 @@ class Api:
         """Metrics of this gateway for Prometheus, for the role admin."""
         PENDING.set(self._segmenter.pending)
         SPOOL_BYTES.set(self._spool.used_bytes)
+        set_replicas(await self._served.replicas())
         try:
             set_model(await self._served.describe())
         except GtvrayError:
@@ -157,6 +160,22 @@ class Api:
     async def segment_for_job(self, body: Body, client: str, request_id: str, report: Report) -> Prediction:
         """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
         return await self._audited(request_id, client, body, self._segmenter.segment(body, request_id, report))
+
+    async def _load(self) -> dict[str, Any]:
+        """Scans in progress and replicas, for the queue."""
+        serving, found = self._args.serving, await self._served.replicas()
+        replicas = []
+        if found is not None:
+            replicas.append(
+                ReplicasDocument(
+                    model=self._args.model_name,
+                    running=found.running,
+                    starting=found.starting,
+                    smallest=serving.model_replicas,
+                    largest=serving.max_model_replicas or serving.model_replicas,
+                )
+            )
+        return {"scans": self._segmenter.pending, "replicas": replicas}
 
     async def _audited(
         self, request_id: str, client: str, body: Body, work: Coroutine[Any, Any, Prediction]

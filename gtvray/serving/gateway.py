@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import uvicorn
+from ray import serve
 from ray.util import get_node_ip_address
 
 from gtvray.errors import ConfigError, FailureError, ResourceError
@@ -52,7 +53,7 @@ class Gateway:
         self._limit_s = serving.timeout_s
         sockets = [listen(serving.host, serving.port)]
         self._stream = BodyStream()
-        self._served = Served(args, model)
+        self._served = Served(args, model, serve.get_replica_context().app_name)
         self._spool = Spool(args.spool_dir, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
         segmenter = Segmenter(args, self._served, self._spool, self._stream, ray.get_runtime_context().get_node_id())
         self._api = Api(args, self._served, self._spool, segmenter)

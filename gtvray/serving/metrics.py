@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+if TYPE_CHECKING:
+    from gtvray.serving.scaling import ReplicaCounts
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SHARES = [0.125, 0.25, 0.5, 0.75, 1.0]
@@ -30,6 +33,7 @@ REPLICAS_LOST = Counter(
     registry=_REGISTRY,
 )
 MODEL = Gauge("gtvray_model_info", "1 for the served version", ("version", "digest", "golden"), registry=_REGISTRY)
+REPLICAS = Gauge("gtvray_model_replicas", "Model replicas", ("state",), registry=_REGISTRY)
 
 
 def exposition() -> tuple[bytes, str]:
@@ -42,6 +46,14 @@ def set_model(described: dict[str, Any] | None) -> None:
     MODEL.clear()
     if described is not None:
         MODEL.labels(*(described[name] for name in ("version", "digest", "golden"))).set(1)
+
+
+def set_replicas(counts: ReplicaCounts | None) -> None:
+    """Record how many replicas the model has; None if it is not known."""
+    REPLICAS.clear()
+    if counts is not None:
+        REPLICAS.labels("running").set(counts.running)
+        REPLICAS.labels("starting").set(counts.starting)
 
 
 class ReplicaMetrics:

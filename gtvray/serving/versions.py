@@ -166,9 +166,9 @@ class VersionManager:
         """
         serving, free = self._args.serving, ray.available_resources()
         needed = {
-            "CPU": serving.model_replicas * serving.cpus_per_replica,
-            "GPU": serving.model_replicas * serving.gpus_per_replica,
-            "memory": serving.model_replicas * serving.memory_gb_per_replica * 1e9,
+            "CPU": serving.initial_replicas * serving.cpus_per_replica,
+            "GPU": serving.initial_replicas * serving.gpus_per_replica,
+            "memory": serving.initial_replicas * serving.memory_gb_per_replica * 1e9,
         }
         lacking = [name for name, amount in needed.items() if amount > free.get(name, 0.0) + 1e-6]
         if old is None or not lacking:

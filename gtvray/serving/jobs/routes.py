@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -56,10 +56,16 @@ class JobRoutes:
     Args:
         jobs: the jobs; None if this endpoint keeps none.
         owner_of: the client of a request, who sees only its own jobs.
+        load: the fields `scans` and `replicas` of the queue.
     """
 
-    def __init__(self, jobs: Jobs | None, owner_of: Callable[[Request], str]) -> None:
-        self._jobs, self._owner_of = jobs, owner_of
+    def __init__(
+        self,
+        jobs: Jobs | None,
+        owner_of: Callable[[Request], str],
+        load: Callable[[], Awaitable[Mapping[str, Any]]],
+    ) -> None:
+        self._jobs, self._owner_of, self._load = jobs, owner_of, load
 
     def router(self) -> APIRouter:
         """Return the routes, which run the worker within the application's lifespan."""
@@ -97,7 +103,7 @@ class JobRoutes:
         for path, allowed in (("/jobs", ("GET", "POST")), ("/jobs/{job_id}", ("GET", "DELETE"))):
             others = [method for method in _METHODS if method not in allowed]
             router.add_api_route(path, _refuse(allowed), methods=others, include_in_schema=False)
-        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors(404))
+        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors())
         return router
 
     async def submit(
@@ -147,8 +153,11 @@ class JobRoutes:
         return result_response(document, mask, media_type)
 
     async def queue(self) -> QueueDocument:
-        """Return the length of the queue of all clients and the expected wait."""
-        return await self._require().queue()
+        """Return the length of the queue of all clients, the expected wait, and the model's replicas."""
+        queue = QueueDocument(queued=0, running=0, expected_wait_s=None)
+        if self._jobs is not None:
+            queue = await self._jobs.queue()
+        return queue.model_copy(update=dict(await self._load()))
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
