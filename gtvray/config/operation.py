@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from gtvray.config.section import Section
 
+_MODEL_NAME = r"""^[^/:.%"']+$"""
 # As browsers send it: no path, no slash at the end, no pattern.
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -19,9 +20,7 @@ class TrackingConfig(Section):
 
     uri: str | None = Field(None, description="MLflow tracking URI; by default SQLite in the workspace")
     experiment: str = Field("gtvray", min_length=1, description="MLflow experiment")
-    model_name: str = Field(
-        "gtvray-gtv", min_length=1, pattern=r"""^[^/:.%"']+$""", description="registered model name"
-    )
+    model_name: str = Field("gtvray-gtv", min_length=1, pattern=_MODEL_NAME, description="registered model name")
 
 
 class PromotionConfig(Section):
@@ -77,6 +76,9 @@ class ServingConfig(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    further_models: tuple[Annotated[str, Field(min_length=1, pattern=_MODEL_NAME)], ...] = Field(
+        (), description="names of further registered models whose champions are served beside tracking.model_name"
+    )
     model_replicas: int = Field(
         1,
         ge=0,

@@ -32,6 +32,9 @@ class AppArguments(Section):
     versions: Path | None = Field(
         None, description="file that names the served version, written by `gtvray serve`; replaces bundle"
     )
+    further_models: dict[str, Path] = Field(
+        {}, description="further registered models by name, each with its file as in versions"
+    )
     token_file: Path | None = Field(
         None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"
     )

@@ -244,6 +244,7 @@ class Model:
             coverage=job.coverage(),
             digest=self._predictor.bundle.digest,
             version=self._args.version,
+            model=self._args.model_name,
             out_of_domain=job.out_of_domain,
         )
         return Answer(prediction, len(mask_gz))

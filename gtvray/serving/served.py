@@ -46,10 +46,12 @@ class Served:
         app: Serve application of that deployment.
 
     Attributes:
+        name: of the registered model.
         looked_at: monotonic time of the last look in the background.
     """
 
     def __init__(self, args: AppArguments, model: Any, app: str = "") -> None:
+        self.name = args.model_name
         self._sleeps = args.serving.model_replicas == 0
         self._pointer = Pointer(args.versions) if args.versions is not None else None
         # Serve application of a version -> requests that were admitted while it was served.

@@ -7,6 +7,7 @@ is then removed. If anything fails, the old version goes on serving and the new 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -155,7 +156,9 @@ class VersionManager:
     def _named(self, candidate: Candidate) -> ServedVersion:
         # A version can come back by a rollback while its former application is still being removed.
         self._started += 1
-        app = f"gtvray-{candidate.digest[:12]}-{self._started}"
+        # Two models may have the same bundle.
+        model = hashlib.sha256(self._args.model_name.encode()).hexdigest()[:6]
+        app = f"gtvray-{model}-{candidate.digest[:12]}-{self._started}"
         return ServedVersion(app, candidate.version, candidate.digest)
 
     def _require_resources(self, old: ServedVersion | None) -> bool:

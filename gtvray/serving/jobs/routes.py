@@ -18,7 +18,7 @@ from gtvray.serving.jobs.intake import PART
 from gtvray.serving.jobs.records import Priority
 from gtvray.serving.jobs.references import references_schema
 from gtvray.serving.jobs.service import Jobs
-from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors
+from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
 from gtvray.serving.results import negotiate, result_response
 
 EVENTS = "text/event-stream"
@@ -56,6 +56,7 @@ class JobRoutes:
     Args:
         jobs: the jobs; None if this endpoint keeps none.
         owner_of: the client of a request, who sees only its own jobs.
+        choose: checks that the client of a request may use a model, and returns its name; None is the default.
         load: the fields `scans` and `replicas` of the queue.
     """
 
@@ -63,9 +64,10 @@ class JobRoutes:
         self,
         jobs: Jobs | None,
         owner_of: Callable[[Request], str],
+        choose: Callable[[Request, str | None], str | None],
         load: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self._jobs, self._owner_of, self._load = jobs, owner_of, load
+        self._jobs, self._owner_of, self._choose, self._load = jobs, owner_of, choose, load
 
     def router(self) -> APIRouter:
         """Return the routes, which run the worker within the application's lifespan."""
@@ -75,7 +77,7 @@ class JobRoutes:
             self.submit,
             methods=["POST"],
             status_code=202,
-            responses=errors(413, 415, 422, 507),
+            responses=errors(404, 413, 415, 422, 507),
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )
@@ -109,6 +111,7 @@ class JobRoutes:
     async def submit(
         self,
         request: Request,
+        model: ModelQuery = None,
         priority: Annotated[Priority, Query(description="one hour ahead of, or behind, normal jobs")] = "normal",
         idempotency_key: Annotated[
             str | None, Header(description="a repeated request with the same key returns the first one's job")
@@ -116,7 +119,8 @@ class JobRoutes:
     ) -> Response:
         """Accept a job; its inputs are on disk, encrypted, when the answer is sent."""
         jobs, owner = self._require(), self._owner_of(request)
-        job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key)
+        chosen = self._choose(request, model)
+        job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key, chosen)
         document = await jobs.document(owner, job_id)
         headers = {"Location": f"/v1/jobs/{job_id}", **({"Idempotency-Replayed": "true"} if repeated else {})}
         return JSONResponse(document.model_dump(mode="json"), 202, headers)
