@@ -243,6 +243,9 @@ def _status_text(found: dict[str, Any]) -> str:
         lines.append(f"serves version {models['current']['version']}, digest {models['current']['digest'][:16]}")
     if models.get("loading"):
         lines.append(f"loads version {models['loading']['version']}")
+    for each in models.get("models", [])[1:]:
+        version = f"version {each['current']['version']}" if each["current"] else "no version yet"
+        lines.append(f"serves {version} of {each['name']}")
     lines += [f"rejected version {each['version']}: {each['reason']}" for each in models.get("rejected", [])]
     if models.get("problem"):
         lines.append(f"follows nothing at the moment: {models['problem']}")

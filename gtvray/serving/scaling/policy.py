@@ -13,6 +13,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from gtvray.config import ServingConfig
 from gtvray.serving.scaling.load import QUEUED_S, SCANS
 
+# Longer than the ten seconds between two reports. Without a replica, a request starts one for as long after its end.
+_LOOK_BACK_S = 12.0
+
 
 class PatchSecondsPolicy:
     """As many replicas as keep the queue of each below a number of seconds.
@@ -46,7 +49,8 @@ def scaling_options(serving: ServingConfig) -> dict[str, Any]:
         min_replicas=serving.model_replicas,
         initial_replicas=serving.initial_replicas,
         max_replicas=serving.max_model_replicas,
-        # Replicas report every ten seconds, which is delay enough.
+        look_back_period_s=_LOOK_BACK_S,
+        # Reports are delay enough.
         upscale_delay_s=0,
         downscale_delay_s=serving.replica_idle_s,
         policy=AutoscalingPolicy(
