@@ -38,10 +38,11 @@ def main(folder: Path) -> None:
 
 
 def _machine_of_workers() -> str:
-    from ray.util.state import list_actors
+    from ray.util.placement_group import placement_group_table
 
-    alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-    return next(actor.node_id for actor in alive if "RayTrainWorker" in actor.class_name)
+    created = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+    (machine,) = {machine for group in created for machine in group["bundles_to_node_id"].values()}
+    return str(machine)
 
 
 def _groups() -> list[str]:
