@@ -42,7 +42,9 @@ def add(
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a corrected mask with its scan, reviewer and origin; trainings with split.corrections=true use it.
+    """Store a corrected mask with its scan, reviewer and origin.
+
+    Trainings with split.corrections=true use it.
 
     Example: gtvray corrections add scan.nii.gz mask.nrrd --reviewer "A. Physicist" --source "3D Slicer"
     """
@@ -77,7 +79,9 @@ def propose(
     count: Annotated[int, typer.Option("--count", min=1, help="Number of cases to propose.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Propose which predicted cases to review next: failures and flags first, then the most uncertain.
+    """Propose which predicted cases to review next.
+
+    Failures and flagged cases come first, then the most uncertain ones.
 
     Example: gtvray corrections propose masks/report.json
     """

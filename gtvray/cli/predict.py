@@ -78,7 +78,9 @@ def predict(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment the tumour in scans; each mask lies on its scan's own grid. A scan that fails does not stop the others.
+    """Segment the tumour in scans.
+
+    Each mask is on the grid of its scan. A scan that fails does not stop the others.
 
     In a folder, every result is recorded in predictions.jsonl: the same command continues after an interruption.
     Nothing is replaced but gtvray's own earlier outputs, and those only with --overwrite.

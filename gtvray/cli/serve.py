@@ -40,7 +40,9 @@ def serve(
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
-    """Serve a model over HTTP; clients need the bearer token in GTVRAY_TOKEN, or the generated one that is printed.
+    """Serve a model over HTTP.
+
+    Clients need the bearer token in GTVRAY_TOKEN, or the generated one that is printed.
 
     The word "run" may be left out: gtvray serve --port 8080.
 
@@ -83,9 +85,9 @@ def status(
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a running endpoint whether it is ready, which version it serves, and how many jobs wait.
+    """Show the state of a running endpoint.
 
-    The exit code is 0 if it is ready.
+    This is whether it is ready, which version it serves, and how many jobs wait. The exit code is 0 if it is ready.
 
     Example: gtvray serve status --server http://127.0.0.1:8000
     """
