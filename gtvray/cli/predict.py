@@ -138,7 +138,9 @@ def _check_options(server: str | None, jobs: bool, local: dict[str, object]) -> 
         raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
     for option, given in local.items() if server else ():
         if given:
-            raise InputError("an endpoint has its own model and machine", found=f"--server and {option}", do="drop one")
+            raise InputError(
+                "an endpoint has its own model and machine", found=f"--server and {option}", do="leave one out"
+            )
 
 
 def _plan_remote(

@@ -39,7 +39,7 @@ def submit(
     """Run a command on a Ray cluster through Ray Jobs.
 
     The exit code is 0 if the job succeeded. The code of this gtvray and the settings files in the command are sent with
-    the job; data and results do not: their paths, relative to this folder, must be those of storage that the cluster
+    the job; data and results are not: their paths, relative to this folder, must be those of storage that the cluster
     shares. The job goes on without this machine. Ray sets RAY_ADDRESS in the job to the address of the cluster.
 
     The word "run" may be left out: gtvray submit -- COMMAND.

@@ -48,9 +48,9 @@ class Api:
 
     Args:
         args: the application's arguments.
-        served: which model requests go to.
-        spool: for bodies.
-        segmenter: from a spooled body to its mask.
+        served: the model that requests go to.
+        spool: stores the bodies of requests.
+        segmenter: computes the mask of a spooled body.
 
     Raises:
         ConfigError: no token is configured.
@@ -123,7 +123,7 @@ class Api:
         return Response(text, media_type=media_type)
 
     async def readyz(self) -> dict[str, str]:
-        """Readiness probe: a model is loaded and reproduces its golden cases, as of the last look in the background."""
+        """Readiness probe: a model is loaded and reproduces its golden cases, as of the last background check."""
         return {"status": "ready", "golden": (await self._served.describe())["golden"]}
 
     async def describe(self) -> dict[str, Any]:

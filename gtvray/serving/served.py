@@ -43,7 +43,7 @@ class Served:
         model: handle of the Model deployment, if the endpoint does not follow versions and has a model.
 
     Attributes:
-        looked_at: monotonic time of the last look in the background.
+        looked_at: monotonic time of the last background check.
     """
 
     def __init__(self, args: AppArguments, model: Any) -> None:
@@ -173,4 +173,4 @@ def loading() -> NotReadyError:
 
 
 def _not_promoted() -> NotReadyError:
-    return NotReadyError("no model has been promoted yet", do="promote a model: `gtvray promote`")
+    return NotReadyError("no model has been promoted yet", do="promote a model with `gtvray promote`")

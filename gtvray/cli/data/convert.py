@@ -77,8 +77,8 @@ def export_dataset(
 ) -> None:
     """Convert a dataset to another layout.
 
-    With --blind the scans are exported without masks and names, for a test by readers who must not know the cases.
-    `gtvray data import MASKS DST --key KEY` restores the case ids of masks of a blind export.
+    With --blind only the scans are exported, under shuffled numbers, for a hidden test. `gtvray data import MASKS DST
+    --key KEY` restores the case ids of the masks that come back.
 
     Example: gtvray data export Naso_GTV Dataset101_GTV --layout nnunet
     """
