@@ -1,3 +1,8 @@
+from .background import BackgroundEndpoint as BackgroundEndpoint
+from .background import background_endpoints as background_endpoints
+from .background import find_background as find_background
+from .background import require_no_background as require_no_background
+from .background import start_background as start_background
 from .batch import predict_folder as predict_folder
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate

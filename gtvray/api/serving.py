@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.registry import find_golden, load_bundle, open_decisions, open_registry
-from gtvray.errors import NotFoundError, ResourceError
+from gtvray.errors import ConfigError, NotFoundError, ResourceError
 from gtvray.io import Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Endpoint:
         NotFoundError: there is no such version, or a registered one has no golden cases.
         InputError: the champion was changed outside the gate.
         BundleError: the bundle is damaged.
+        ConfigError: a model is named twice in `serving.further_models`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Endpoint:
         from gtvray.registry import CHAMPION
 
         self._workspace, self._config = as_workspace(workspace), as_config(config)
+        self._require_names()
         self._bundle = load_bundle(model, self._workspace, self._config)
         self.follows = model == CHAMPION
         if self.follows:
@@ -75,17 +77,16 @@ class Endpoint:
         settings, folder = self._config.serving, self._workspace.serving / "jobs"
         file = Path(token_file).resolve() if token_file is not None else None
         tokens, audit = self._workspace.tokens, self._workspace.serving
+        shared: dict[str, Any] = {
+            "token_file": file,
+            "jobs_dir": folder,
+            "tokens": tokens,
+            "audit": audit,
+            "model_name": self._config.tracking.model_name,
+            "further": {name: self._follow(name) for name in settings.further_models},
+        }
         if self.follows:
-            return start_server(
-                None,
-                settings,
-                token,
-                token_file=file,
-                follow=self._follow(),
-                tokens=tokens,
-                audit=audit,
-                jobs_dir=folder,
-            )
+            return start_server(None, settings, token, follow=self._follow(), **shared)
         return start_server(
             self._bundle.folder.resolve(),
             settings,
@@ -94,22 +95,34 @@ class Endpoint:
             override=self._override,
             digest=self._bundle.digest,
             golden=self.golden,
-            token_file=file,
-            jobs_dir=folder,
-            tokens=tokens,
-            audit=audit,
+            **shared,
         )
 
-    def _registry(self) -> tuple[Registry, DecisionLog]:
-        return open_registry(self._workspace, self._config), open_decisions(self._workspace, self._config)
+    def _require_names(self) -> None:
+        further, default = self._config.serving.further_models, self._config.tracking.model_name
+        if len({default, *further}) <= len(further):
+            raise ConfigError(
+                "a model is named twice",
+                where="serving.further_models",
+                expected=f"names of other models than {default}, each once",
+                found=", ".join(further),
+            )
 
-    def _follow(self) -> Follow:
+    def _registry(self, name: str | None = None) -> tuple[Registry, DecisionLog]:
+        config = self._config
+        if name is not None:
+            tracking = config.tracking.model_copy(update={"model_name": name})
+            config = config.model_copy(update={"tracking": tracking})
+        return open_registry(self._workspace, config), open_decisions(self._workspace, config)
+
+    def _follow(self, name: str | None = None) -> Follow:
+        """How the champion of a registered model is followed; None means the default model."""
         from mlflow.exceptions import MlflowException
 
         from gtvray.promotion import require_champion
         from gtvray.serving import Candidate, Follow
 
-        folders, (registry, log) = self._workspace, self._registry()
+        folders, (registry, log) = self._workspace, self._registry(name)
 
         def find() -> Candidate | None:
             try:
@@ -129,4 +142,5 @@ class Endpoint:
             if version is not None:
                 registry.describe(version, {"gtvray.rejected": reason})
 
-        return Follow(find, folders.serving / f"{self._config.serving.port}.json", reject)
+        suffix = f"-{name}" if name is not None else ""
+        return Follow(find, folders.serving / f"{self._config.serving.port}{suffix}.json", reject)

@@ -23,7 +23,10 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gtvray.batch import PredictFiles
+    from gtvray.cli.predict_remote import Outcome
     from gtvray.io import Workspace
 
 _COLUMNS = {
@@ -56,6 +59,9 @@ def predict(
     ] = False,
     server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    model_name: Annotated[
+        str | None, typer.Option(help="Name of one of the endpoint's models; by default its default model.")
+    ] = None,
     jobs: Annotated[
         bool, typer.Option("--jobs", help="Send the scans to the endpoint as a job, which survives its restart.")
     ] = False,
@@ -88,14 +94,19 @@ def predict(
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
     from gtvray.api import predict_folder
+    from gtvray.cli.predict_remote import predict_remotely
     from gtvray.config import load_config
     from gtvray.io import Workspace
 
-    _check_options(server, jobs, {"--exhaustive": exhaustive, "--uncertainty": uncertainty, "--address": address})
+    local: dict[str, object] = {"--exhaustive": exhaustive, "--uncertainty": uncertainty, "--address": address}
+    _check_options(server, jobs, model_name, local)
     folders, read, kept = Workspace(workspace), [config] if config is not None else [], 0
     if server:
         files = _plan_remote(inputs, out, model, folders, read, report=report, overwrite=overwrite)
-        rows = _remote_rows(files, server, token, at_once=at_once, jobs=jobs, overwrite=overwrite, as_json=as_json)
+        outcomes = predict_remotely(
+            files.masks, server, token, model=model_name, at_once=at_once, as_job=jobs, overwrite=overwrite
+        )
+        rows = _remote_rows(files, outcomes, as_json)
     else:
         progress = Progress({}, as_json)
         with progress.live():
@@ -130,12 +141,15 @@ def predict(
         raise typer.Exit(1)
 
 
-def _check_options(server: str | None, jobs: bool, local: dict[str, object]) -> None:
+def _check_options(server: str | None, jobs: bool, model_name: str | None, local: dict[str, object]) -> None:
     """Refuse options that contradict each other; `local` are those that an endpoint does not take."""
     from gtvray.errors import InputError
 
     if not server and jobs:
         raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
+    if not server and model_name is not None:
+        do = "use --model, or name the registered model with tracking.model_name=NAME"
+        raise InputError("only an endpoint has models by name", found="--model-name without --server", do=do)
     for option, given in local.items() if server else ():
         if given:
             raise InputError(
@@ -152,20 +166,16 @@ def _plan_remote(
     return plan_files(inputs, out, report=report, uncertainty=False, overwrite=overwrite, read=read, closed=closed)
 
 
-def _remote_rows(
-    files: PredictFiles, server: str, token: str, *, at_once: int, jobs: bool, overwrite: bool, as_json: bool
-) -> list[dict[str, Any]]:
-    """Predict scans through an endpoint; return a row a scan, in order.
+def _remote_rows(files: PredictFiles, outcomes: Iterator[Outcome], as_json: bool) -> list[dict[str, Any]]:
+    """Return a row for each scan that an endpoint predicts, in order.
 
     Raises:
         GtvrayError: of the scan, if there is only one.
     """
-    from gtvray.cli.predict_remote import predict_remotely
     from gtvray.errors import GtvrayError
 
     names, rows = files.names, list[dict[str, Any]]()
     progress = Progress({"predict": 2.0 * len(names)}, as_json)
-    outcomes = predict_remotely(files.masks, server, token, at_once=at_once, as_job=jobs, overwrite=overwrite)
     with progress.live():
         progress.begin("predict", f"{len(names)} scans")
         for path, outcome in outcomes:

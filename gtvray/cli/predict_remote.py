@@ -17,7 +17,14 @@ Outcome = tuple[Path, SegmentedCase | GtvrayError]
 
 
 def predict_remotely(
-    targets: dict[Path, Path], server: str, token: str, *, at_once: int, as_job: bool, overwrite: bool
+    targets: dict[Path, Path],
+    server: str,
+    token: str,
+    *,
+    model: str | None = None,
+    at_once: int,
+    as_job: bool,
+    overwrite: bool,
 ) -> Iterator[Outcome]:
     """Predict scans through an endpoint, and write each mask as it arrives.
 
@@ -25,6 +32,7 @@ def predict_remotely(
         targets: scan -> file of its mask.
         server: address of the endpoint.
         token: the bearer token.
+        model: name of one of the endpoint's models; None for its default.
         at_once: scans that are sent at the same time.
         as_job: send all scans as one job. If this is interrupted, the job is cancelled.
         overwrite: whether earlier outputs of gtvray may be replaced.
@@ -33,7 +41,7 @@ def predict_remotely(
         each scan with its case, or with its error, in order.
     """
     scans, began = list(targets), time.perf_counter()
-    with Client(server, token) as client:
+    with Client(server, token, model=model) as client:
         answers: Iterable[tuple[object, RemoteResult | GtvrayError]]
         answers = _as_job(client, scans) if as_job else client.segment_many(scans, at_once=at_once)
         for scan, (_, outcome) in zip(scans, answers, strict=True):

@@ -1,4 +1,4 @@
-"""`gtvray serve`: serve a registered model or a bundle over HTTP until Ctrl-C, and ask an endpoint how it is."""
+"""`gtvray serve`: serve a registered model or a bundle over HTTP, until Ctrl-C or in the background."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ from gtvray.cli.common import (
     SetOption,
     WorkspaceOption,
     emit,
+    shell_command,
 )
 from gtvray.cli.settings import RunGroup, SettingsCommand
 
 app = typer.Typer(cls=RunGroup, help="Serve a model over HTTP.")
+_PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on.")]
+_WhichOption = Annotated[int | None, typer.Option("--port", help="Port of the endpoint, if there are several.")]
+_TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", help="File with the bearer token, readable on every node of the cluster.")
+]
 
 
 @app.command(RunGroup.default, cls=SettingsCommand)
 def serve(
     model: ModelOption = "champion",
     address: AddressOption = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token, readable on every node of the cluster.")
-    ] = None,
+    port: _PortOption = None,
+    token_file: _TokenFileOption = None,
     workspace: WorkspaceOption = WORKSPACE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -53,13 +57,11 @@ def serve(
     from gtvray.api import Endpoint
     from gtvray.config import load_config
     from gtvray.runtime import connect, require_port
-    from gtvray.serving.arguments import read_token
 
-    base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
+    base = load_config(config, _settings(port, override))
     require_port(base.serving.host, base.serving.port, "--port")
     endpoint = Endpoint(model, workspace=workspace, config=base)
-    given = read_token(token_file) if token_file else os.environ.get("GTVRAY_TOKEN")
-    token = given or secrets.token_urlsafe(24)
+    token, generated = _token(token_file)
     progress = Progress({"ray": 8, "serve": 15}, quiet=False)
     with progress.live():
         progress.begin("ray", "connecting to Ray")
@@ -69,9 +71,9 @@ def serve(
             try:
                 server.wait_ready()
                 unchecked = "" if endpoint.golden else "; masks not checked, as the bundle has no golden cases"
-                generated = "" if given else f"; bearer token: {token}"
+                shown = f"; bearer token: {token}" if generated else ""
                 served = f"version {endpoint.version}{' and every later champion' if endpoint.follows else ''}"
-                typer.echo(f"serving {served} at {server.url} until Ctrl-C{unchecked}{generated}", err=True)
+                typer.echo(f"serving {served} at {server.url} until Ctrl-C{unchecked}{shown}", err=True)
                 Event().wait()
             except KeyboardInterrupt:
                 typer.echo("stopping", err=True)
@@ -79,10 +81,99 @@ def serve(
                 server.stop()
 
 
+@app.command("start", cls=SettingsCommand)
+def start(
+    model: ModelOption = "champion",
+    address: AddressOption = None,
+    port: _PortOption = None,
+    token_file: _TokenFileOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve in the background; returns when the endpoint is ready, or with the reason why it is not.
+
+    Options and token as for `gtvray serve`. The endpoint runs until `gtvray serve stop`, also after logging out.
+
+    Example: gtvray serve start --port 8080
+    """
+    from gtvray.api import Endpoint, require_no_background, start_background
+    from gtvray.config import load_config
+    from gtvray.runtime import require_port
+
+    progress = Progress({"check": 5, "serve": 30}, as_json)
+    with progress.live():
+        progress.begin("check", "checking settings and model")
+        base = load_config(config, _settings(port, override))
+        folder = workspace.resolve()
+        require_no_background(folder, base.serving.port)
+        require_port(base.serving.host, base.serving.port, "--port")
+        endpoint = Endpoint(model, workspace=folder, config=base)
+        token, generated = _token(token_file)
+        words: list[object] = ["--model", Path(model).resolve() if Path(model).is_dir() else model]
+        words += ["--workspace", folder, "--port", base.serving.port]
+        words += ["--address", address] if address is not None else []
+        words += ["--token-file", token_file.resolve()] if token_file is not None else []
+        words += ["--config", config.resolve()] if config is not None else []
+        words += [word for setting in override or [] for word in ("--set", setting)]
+        started = start_background([str(word) for word in words], token, base.serving, workspace=folder, show=progress)
+    found = {
+        **started.as_dict(),
+        "version": endpoint.version,
+        "golden": endpoint.golden is not None,
+        # The only place where it is shown.
+        "token": token if generated else None,
+        "stop": shell_command("gtvray", "serve", "stop", "--workspace", folder, "--port", started.port),
+    }
+    emit(found, as_json, _start_text(found, endpoint.follows))
+
+
+@app.command("stop")
+def stop(port: _WhichOption = None, workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
+    """Stop an endpoint that `start` has started, after its requests in progress; nothing else is stopped.
+
+    Example: gtvray serve stop
+    """
+    from gtvray.api import find_background
+
+    endpoint = find_background(workspace, port)
+    was_running = endpoint.is_running
+    progress = Progress({"stop": 10}, as_json)
+    with progress.live():
+        progress.begin("stop", f"requests in progress at {endpoint.url} are completed")
+        killed = endpoint.stop()
+    ended = "stopped" if was_running else "had ended by itself"
+    ended += f"; {killed} of its processes had to be killed" if killed else ""
+    found = {**endpoint.as_dict(), "was_running": was_running, "killed": killed}
+    emit(found, as_json, f"the endpoint at {endpoint.url} {ended}; its log is {endpoint.log}")
+
+
+@app.command("logs")
+def logs(
+    port: _WhichOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until it ends, or Ctrl-C.")] = False,
+) -> None:
+    """Print the output of an endpoint that `start` has started.
+
+    Example: gtvray serve logs -f
+    """
+    from gtvray.api import find_background
+
+    with suppress(KeyboardInterrupt):
+        for piece in find_background(workspace, port).lines(follow):
+            typer.echo(piece, nl=False)
+
+
 @app.command("status")
 def status(
-    server: Annotated[str, typer.Option(help="Address of the endpoint.")] = "http://127.0.0.1:8000",
+    server: Annotated[
+        str | None, typer.Option(help="Address of the endpoint; by default that in the background, or port 8000 here.")
+    ] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    port: _WhichOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Show the state of a running endpoint.
@@ -91,11 +182,21 @@ def status(
 
     Example: gtvray serve status --server http://127.0.0.1:8000
     """
-    from gtvray.errors import NotFoundError, NotReadyError, NotReproducedError
+    from gtvray.api import background_endpoints, find_background
+    from gtvray.errors import NotReadyError, NotReproducedError
     from gtvray.serving import Client, Retry
 
-    found: dict[str, Any] = {"server": server, "ready": True, "reason": None, "golden": None, "queue": None}
-    with Client(server, token, retry=Retry(attempts=1)) as client:
+    background = None
+    if server is None and (port is not None or background_endpoints(workspace)):
+        background = find_background(workspace, port)
+    url = server or (background.url if background is not None else "http://127.0.0.1:8000")
+    found: dict[str, Any] = {"server": url, "ready": True, "reason": None, "golden": None, "queue": None}
+    found["background"] = background.as_dict() if background is not None else None
+    if background is not None and not background.is_running:
+        found |= {"ready": False, "reason": f"it has ended: {background.last_words}", "models": None}
+        emit({**found, "notice": NOTICE}, as_json, _status_text(found))
+        raise typer.Exit(1)
+    with Client(url, token, retry=Retry(attempts=1)) as client:
         try:
             found["golden"] = client.ready()
         except (NotReadyError, NotReproducedError) as error:
@@ -104,22 +205,49 @@ def status(
             found["models"] = client.models()
         except NotReadyError:
             found["models"] = None
-        # It may keep no jobs.
-        with suppress(NotFoundError):
-            found["queue"] = client.queue().model_dump()
+        found["queue"] = client.queue().model_dump()
     emit({**found, "notice": NOTICE}, as_json, _status_text(found))
     if not found["ready"]:
         raise typer.Exit(1)
 
 
+def _settings(port: int | None, override: list[str] | None) -> list[str]:
+    return [*(override or []), *([f"serving.port={port}"] if port is not None else [])]
+
+
+def _token(token_file: Path | None) -> tuple[str, bool]:
+    """The bearer token, and whether it is a new one."""
+    from gtvray.serving.arguments import read_token
+
+    given = read_token(token_file) if token_file else os.environ.get("GTVRAY_TOKEN")
+    return given or secrets.token_urlsafe(24), not given
+
+
+def _start_text(found: dict[str, Any], follows: bool) -> str:
+    lines = [
+        f"serving version {found['version']}{' and every later champion' if follows else ''} at {found['url']}",
+        f"process {found['pid']}, log {found['log']}",
+    ]
+    if not found["golden"]:
+        lines.append("masks not checked, as the bundle has no golden cases")
+    if found["token"]:
+        lines.append(f"bearer token: {found['token']}")
+    return "\n".join([*lines, f"stop it: {found['stop']}", NOTICE])
+
+
 def _status_text(found: dict[str, Any]) -> str:
     golden = "" if found["golden"] in (None, "none") else f", golden cases {found['golden']}"
     lines = [f"ready{golden}" if found["ready"] else f"not ready: {found['reason']}"]
+    if found["background"] is not None:
+        lines.append(f"in the background: process {found['background']['pid']}, log {found['background']['log']}")
     models = found["models"] or {}
     if models.get("current"):
         lines.append(f"serves version {models['current']['version']}, digest {models['current']['digest'][:16]}")
     if models.get("loading"):
         lines.append(f"loads version {models['loading']['version']}")
+    for each in models.get("models", [])[1:]:
+        version = f"version {each['current']['version']}" if each["current"] else "no version yet"
+        lines.append(f"serves {version} of {each['name']}")
     lines += [f"rejected version {each['version']}: {each['reason']}" for each in models.get("rejected", [])]
     if models.get("problem"):
         lines.append(f"follows nothing at the moment: {models['problem']}")
@@ -127,4 +255,7 @@ def _status_text(found: dict[str, Any]) -> str:
         wait = found["queue"]["expected_wait_s"]
         after = f"; a new volume waits about {wait:g} s" if wait is not None else ""
         lines.append(f"jobs: {found['queue']['queued']} volumes wait, {found['queue']['running']} run{after}")
+        for each in found["queue"]["replicas"]:
+            starting = f", {each['starting']} start" if each["starting"] else ""
+            lines.append(f"replicas of {each['model']}: {each['running']} run{starting}, at most {each['largest']}")
     return "\n".join([*lines, NOTICE])

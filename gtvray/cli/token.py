@@ -29,6 +29,10 @@ class RoleName(StrEnum):
 def add(
     name: NameArgument,
     role: Annotated[RoleName, typer.Option("--role", help="What the client may do.")] = RoleName.SEGMENT,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Name of a registered model that it may use; by default every one."),
+    ] = None,
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,8 +45,8 @@ def add(
     from gtvray.io import Workspace
     from gtvray.serving.tokens import Role, TokenFile
 
-    token = TokenFile(Workspace(workspace).tokens).add(name, Role[role.name])
-    emit({"name": name, "role": role.value, "token": token}, as_json, token)
+    token = TokenFile(Workspace(workspace).tokens).add(name, Role[role.name], model or ())
+    emit({"name": name, "role": role.value, "models": model or [], "token": token}, as_json, token)
 
 
 @app.command("list")
@@ -55,11 +59,12 @@ def list_(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -
     from gtvray.serving.tokens import TokenFile
 
     rows = [
-        {"name": token.name, "role": token.role, "created": token.created}
+        {"name": token.name, "role": token.role, "models": list(token.models), "created": token.created}
         for token in TokenFile(Workspace(workspace).tokens).read()
     ]
-    columns = {"name": "client", "role": "role", "created": "created"}
-    emit(rows, as_json, table(rows, columns) if rows else "no client has a token")
+    columns = {"name": "client", "role": "role", "models": "models", "created": "created"}
+    shown = [{**row, "models": ", ".join(row["models"]) or "all"} for row in rows]
+    emit(rows, as_json, table(shown, columns) if rows else "no client has a token")
 
 
 @app.command("revoke")

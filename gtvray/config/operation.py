@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from gtvray.config.section import Section
 
+_MODEL_NAME = r"""^[^/:.%"']+$"""
 # As browsers send it: no path, no slash at the end, no pattern.
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -19,9 +20,7 @@ class TrackingConfig(Section):
 
     uri: str | None = Field(None, description="MLflow tracking URI; by default SQLite in the workspace")
     experiment: str = Field("gtvray", min_length=1, description="MLflow experiment")
-    model_name: str = Field(
-        "gtvray-gtv", min_length=1, pattern=r"""^[^/:.%"']+$""", description="registered model name"
-    )
+    model_name: str = Field("gtvray-gtv", min_length=1, pattern=_MODEL_NAME, description="registered model name")
 
 
 class PromotionConfig(Section):
@@ -77,7 +76,24 @@ class ServingConfig(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    model_replicas: int = Field(1, ge=1, le=1024, description="number of model replicas")
+    further_models: tuple[Annotated[str, Field(min_length=1, pattern=_MODEL_NAME)], ...] = Field(
+        (), description="names of further registered models whose champions are served beside tracking.model_name"
+    )
+    model_replicas: int = Field(
+        1,
+        ge=0,
+        le=1024,
+        description="number of model replicas; with max_model_replicas the smallest one, or 0",
+    )
+    max_model_replicas: int | None = Field(
+        None, ge=1, le=1024, description="largest number of model replicas, started by load; none: the number is fixed"
+    )
+    replica_queue_s: float = Field(
+        30.0, gt=0, description="seconds of waiting patches per model replica above which another one is started"
+    )
+    replica_idle_s: float = Field(
+        300.0, gt=0, description="seconds for which fewer model replicas must suffice before some are stopped"
+    )
     cpus_per_replica: float = Field(1.0, gt=0, description="CPUs of a model replica, also its thread count")
     gpus_per_replica: float = Field(
         0.0, ge=0, le=1, description="GPUs of a model replica; 0.5 lets two replicas share a GPU"
@@ -121,6 +137,25 @@ class ServingConfig(Section):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key are set together")
         return self
+
+    @model_validator(mode="after")
+    def _valid_replicas(self) -> Self:
+        if self.max_model_replicas is None:
+            if not self.model_replicas:
+                raise ValueError("model_replicas is 0 and max_model_replicas is not set")
+        elif self.max_model_replicas < self.model_replicas:
+            raise ValueError("max_model_replicas is below model_replicas")
+        return self
+
+    @property
+    def initial_replicas(self) -> int:
+        """Model replicas of a version that starts, at least one to reproduce its golden cases."""
+        return max(1, self.model_replicas)
+
+    @property
+    def drain_s(self) -> float:
+        """Time after which requests in progress have ended when the endpoint is stopped."""
+        return self.timeout_s + 30.0
 
     @property
     def spool_limit_bytes(self) -> int:

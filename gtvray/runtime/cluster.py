@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ class Cluster:
 def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
     """Connect to a running cluster, or start a local one, for the duration of a `with` block.
 
+    If this process is connected to the cluster already, by `ray.init` or an outer block, that connection is used and
+    stays open.
+
     Args:
         address: address of a running cluster; "auto" finds one on this machine. None uses RAY_ADDRESS, which Ray sets
             in a job, and otherwise starts a local cluster. If the cluster requires a token, call `use_token` before
@@ -85,7 +89,8 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
 
     Raises:
         AuthError: the cluster requires a token.
-        InputError: the address is that of Ray Client or of the dashboard.
+        InputError: the address is that of Ray Client or of the dashboard, or this process is connected to another
+            cluster.
         ResourceError: the cluster does not respond, or none can be started.
     """
     for name, value in _ENVIRONMENT.items():
@@ -95,6 +100,10 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     if address not in (None, "auto"):
         _require_gcs_address(str(address))
         _require_response(str(address))
+    joined = _existing_connection(address)
+    if joined is not None:
+        yield joined
+        return
     # Before the import of Ray, which reads the variables set here.
     options = _remote_options(str(address)) if address else _local_options(cpus)
     import ray
@@ -131,6 +140,25 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         if address is None and is_clean:
             # After an error its logs may be needed.
             shutil.rmtree(options["_temp_dir"], ignore_errors=True)
+
+
+def _existing_connection(address: str | None) -> Cluster | None:
+    """The cluster that this process is connected to; None without a connection."""
+    if "ray" not in sys.modules:
+        return None
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    gcs = str(ray.get_runtime_context().gcs_address)
+    if address not in (None, "auto", gcs):
+        raise InputError(
+            "this process is connected to another Ray cluster",
+            expected=address,
+            found=gcs,
+            do="omit the address, or call ray.shutdown() first",
+        )
+    return Cluster(gcs, False, read_nodes(ray.nodes()), read_growth())
 
 
 def _local_options(cpus: int | None) -> dict[str, Any]:

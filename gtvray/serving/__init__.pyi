@@ -6,6 +6,8 @@ from .client_transport import Retry as Retry
 from .client_transport import Timeouts as Timeouts
 from .client_volumes import RemoteResult as RemoteResult
 from .client_volumes import Scan as Scan
+from .probe import endpoint_url as endpoint_url
+from .probe import probe as probe
 from .scheduler import PatchScheduler as PatchScheduler
 from .server import Follow as Follow
 from .server import Server as Server

@@ -24,10 +24,26 @@ class Client:
     Attributes:
         name: of the client.
         role: what it may do.
+        models: names of the models that it may use; empty: every model.
     """
 
     name: str
     role: Role
+    models: tuple[str, ...] = ()
+
+    def require_model(self, name: str) -> None:
+        """Check that the client may use a model.
+
+        Raises:
+            ForbiddenError: it may not.
+        """
+        if self.models and name not in self.models:
+            raise ForbiddenError(
+                "the token does not permit this model",
+                expected=", ".join(self.models),
+                found=name,
+                do="name one of these models, or ask the operator for another token",
+            )
 
     def require(self, role: Role) -> None:
         """Check that the client has a role.
@@ -115,4 +131,4 @@ class Access:
         except ConfigError as error:
             log_event("tokens_unreadable", "access", logging.ERROR, kind=type(error).__name__)
             return
-        self._clients = {each.sha256: Client(each.name, Role[each.role.upper()]) for each in tokens}
+        self._clients = {each.sha256: Client(each.name, Role[each.role.upper()], tuple(each.models)) for each in tokens}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -20,7 +20,7 @@ from gtvray.serving.access import Access
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.audit import AuditLog
 from gtvray.serving.guard import KUBERAY_PATH, OPEN_PATHS, Guard
-from gtvray.serving.jobs import JobRoutes, Jobs
+from gtvray.serving.jobs import JobRoutes, Jobs, ReplicasDocument
 from gtvray.serving.metrics import (
     BODY_BYTES,
     OUT_OF_DOMAIN,
@@ -29,11 +29,13 @@ from gtvray.serving.metrics import (
     SCANS,
     SPOOL_BYTES,
     exposition,
-    set_model,
+    set_models,
+    set_replicas,
 )
-from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors, install_openapi
+from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors, install_openapi
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.results import negotiate, result_document, result_response
+from gtvray.serving.routing import ServedModels
 from gtvray.serving.segmenter import Report, Segmenter
 from gtvray.serving.served import Served
 from gtvray.serving.spool import Body, Spool
@@ -48,7 +50,7 @@ class Api:
 
     Args:
         args: the application's arguments.
-        served: the model that requests go to.
+        models: the models that requests may name.
         spool: stores the bodies of requests.
         segmenter: computes the mask of a spooled body.
 
@@ -56,9 +58,9 @@ class Api:
         ConfigError: no token is configured.
     """
 
-    def __init__(self, args: AppArguments, served: Served, spool: Spool, segmenter: Segmenter) -> None:
-        self._served, self._spool, self._segmenter = served, spool, segmenter
-        serving = args.serving
+    def __init__(self, args: AppArguments, models: ServedModels, spool: Spool, segmenter: Segmenter) -> None:
+        self._models, self._spool, self._segmenter = models, spool, segmenter
+        self._args, serving = args, args.serving
         self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
         self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
@@ -87,7 +89,7 @@ class Api:
         app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
         app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=errors())
         app.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=Response, responses=errors())
-        app.add_api_route("/v1/model", self.describe, methods=["GET"], responses=errors())
+        app.add_api_route("/v1/model", self.describe, methods=["GET"], responses=errors(404))
         app.add_api_route("/v1/models", self.models, methods=["GET"], responses=errors())
         for path in ("/v1/segment", "/v1/predict"):
             app.add_api_route(
@@ -96,12 +98,18 @@ class Api:
                 name=path.rpartition("/")[2],
                 methods=["POST"],
                 response_class=Response,
-                responses=RESULT_RESPONSE | errors(406, 408, 413, 415, 422, 504, 507),
+                responses=RESULT_RESPONSE | errors(404, 406, 408, 413, 415, 422, 504, 507),
                 openapi_extra={"requestBody": VOLUME_BODY},
                 deprecated=path == "/v1/predict",
             )
-        app.include_router(JobRoutes(self._jobs, lambda request: str(request.state.client.name)).router())
+        owner_of = lambda request: str(request.state.client.name)  # noqa: E731
+        app.include_router(JobRoutes(self._jobs, owner_of, self._choose, self._load).router())
         return app
+
+    def stop(self) -> None:
+        """End the streams of clients that watch jobs."""
+        if self._jobs is not None:
+            self._jobs.stopping = True
 
     async def healthz(self) -> dict[str, str]:
         """Liveness probe: the process responds."""
@@ -115,55 +123,100 @@ class Api:
         """Metrics of this gateway for Prometheus, for the role admin."""
         PENDING.set(self._segmenter.pending)
         SPOOL_BYTES.set(self._spool.used_bytes)
-        try:
-            set_model(await self._served.describe())
-        except GtvrayError:
-            set_model(None)
+        described, replicas = {}, {}
+        for served in self._models:
+            if (counts := await served.replicas()) is not None:
+                replicas[served.name] = counts
+            with suppress(GtvrayError):
+                described[served.name] = await served.describe()
+        set_replicas(replicas)
+        set_models(described)
         text, media_type = exposition()
         return Response(text, media_type=media_type)
 
     async def readyz(self) -> dict[str, str]:
-        """Readiness probe: a model is loaded and reproduces its golden cases, as of the last background check."""
-        return {"status": "ready", "golden": (await self._served.describe())["golden"]}
+        """Readiness probe: the default model is loaded and reproduces its golden cases, as of the last check."""
+        return {"status": "ready", "golden": (await self._models.default.describe())["golden"]}
 
-    async def describe(self) -> dict[str, Any]:
-        """Describe the served model and its intended use."""
-        return {**await self._served.describe(), "intended_use": NOTICE}
+    async def describe(self, request: Request, model: ModelQuery = None) -> dict[str, Any]:
+        """Describe the served version of a model and its intended use."""
+        served = self._chosen(request, model)
+        return {**await served.describe(), "name": served.name, "intended_use": NOTICE}
 
     async def models(self) -> dict[str, Any]:
-        """List the served version, the one being loaded, and those that were rejected with their reasons."""
-        versions = self._served.versions().as_dict()
-        if not self._served.follows:
-            described = await self._served.describe()
-            versions["current"] = {"version": described["version"], "digest": described["digest"]}
-        return {**versions, "intended_use": NOTICE}
+        """List the served, loading and rejected versions of each model; those of the default model also at the top."""
+        default, *further = [await _versions(served) for served in self._models]
+        each = [
+            {"name": served.name, "default": served is self._models.default, **versions}
+            for served, versions in zip(self._models, (default, *further), strict=True)
+        ]
+        return {**default, "models": each, "intended_use": NOTICE}
 
-    async def segment(self, request: Request) -> Response:
+    async def segment(self, request: Request, model: ModelQuery = None) -> Response:
         """Segment a NIfTI or NRRD body; the response is the mask on the scan's own grid, or its metadata as JSON."""
         began, media_type = time.monotonic(), negotiate(request.headers.get("accept"))
-        async with self.received(request) as body:
-            work = self._segmenter.segment(body, request.state.request_id)
+        served = self._chosen(request, model)
+        async with self.received(request, served) as body:
+            work = self._segmenter.segment(served, body, request.state.request_id)
             prediction = await self._audited(
-                request.state.request_id, request.state.client.name, body, unless_disconnected(request, work)
+                request.state.request_id, request.state.client.name, served, body, unless_disconnected(request, work)
             )
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
         return result_response(document, prediction.mask_gz, media_type)
 
-    async def segment_for_job(self, body: Body, client: str, request_id: str, report: Report) -> Prediction:
+    async def segment_for_job(
+        self, body: Body, model: str | None, client: str, request_id: str, report: Report
+    ) -> Prediction:
         """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
-        return await self._audited(request_id, client, body, self._segmenter.segment(body, request_id, report))
+        served = self._models.of(model)
+        work = self._segmenter.segment(served, body, request_id, report)
+        return await self._audited(request_id, client, served, body, work)
+
+    def _chosen(self, request: Request, name: str | None) -> Served:
+        """The model that a request names.
+
+        Raises:
+            NotFoundError: the endpoint does not serve it.
+            ForbiddenError: the client may not use it.
+        """
+        served = self._models.of(name)
+        request.state.client.require_model(served.name)
+        return served
+
+    def _choose(self, request: Request, name: str | None) -> str | None:
+        """Check the model of a job; see `gtvray.serving.jobs.JobRoutes`."""
+        served = self._chosen(request, name)
+        return None if served is self._models.default else served.name
+
+    async def _load(self) -> dict[str, Any]:
+        """Scans in progress and replicas, for the queue."""
+        serving = self._args.serving
+        counted = [(served.name, await served.replicas()) for served in self._models]
+        replicas = [
+            ReplicasDocument(
+                model=name,
+                running=found.running,
+                starting=found.starting,
+                smallest=serving.model_replicas,
+                largest=serving.max_model_replicas or serving.model_replicas,
+            )
+            for name, found in counted
+            if found is not None
+        ]
+        return {"scans": self._segmenter.pending, "replicas": replicas}
 
     async def _audited(
-        self, request_id: str, client: str, body: Body, work: Coroutine[Any, Any, Prediction]
+        self, request_id: str, client: str, served: Served, body: Body, work: Coroutine[Any, Any, Prediction]
     ) -> Prediction:
         """Await the segmentation of a body, and record its outcome."""
-        model, outcome = dict[str, str](), "failed"
+        model, outcome = {"model_name": served.name}, "failed"
         BODY_BYTES.inc(body.size)
         try:
-            with SCAN_SECONDS.time():
+            with SCAN_SECONDS.labels(served.name).time():
                 prediction = await work
-            model, outcome = {"model": prediction.digest, "version": prediction.version}, "segmented"
-            OUT_OF_DOMAIN.inc(bool(prediction.out_of_domain))
+            model |= {"model": prediction.digest, "version": prediction.version}
+            outcome = "segmented"
+            OUT_OF_DOMAIN.labels(served.name).inc(bool(prediction.out_of_domain))
         except GtvrayError as error:
             outcome = type(error).__name__
             raise
@@ -171,26 +224,34 @@ class Api:
             outcome = "disconnected"
             raise
         finally:
-            SCANS.labels(outcome).inc()
+            SCANS.labels(outcome, served.name).inc()
             await self._audit.write(request_id, client=client, input=body.sha256, outcome=outcome, **model)
         return prediction
 
     @asynccontextmanager
-    async def received(self, request: Request) -> AsyncIterator[Body]:
-        """The body of a request in the spool, which exists within the `async with` block.
+    async def received(self, request: Request, served: Served) -> AsyncIterator[Body]:
+        """The body of a request for a model in the spool, which exists within the `async with` block.
 
         Capacity, declared size and free space are checked before the first byte is read.
 
         Raises:
             GtvrayError: the body cannot be accepted.
         """
-        with self._served.pinned():
+        with served.pinned():
             self._segmenter.require_capacity()
         declared = check_declared(request.headers, self._limits)
         client = request.state.client.name
         self._spool.require_room(client, declared)
         async with self._spool.create(client) as file:
             yield await spool_upload(request, file, self._limits)
+
+
+async def _versions(served: Served) -> dict[str, Any]:
+    versions = served.versions().as_dict()
+    if not served.follows:
+        described = await served.describe()
+        versions["current"] = {"version": described["version"], "digest": described["digest"]}
+    return versions
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -13,6 +13,7 @@ from gtvray.serving.arguments import AppArguments, parse_arguments, read_token
 from gtvray.serving.gateway import Gateway
 from gtvray.serving.model import Model
 from gtvray.serving.nodes import count_nodes, one_per_node
+from gtvray.serving.scaling import scaling_options
 
 # Requests beyond max_pending that a deployment accepts, so that probes and rejections get through at capacity.
 _SPARE_REQUESTS = 64
@@ -82,13 +83,13 @@ def _model(args: AppArguments) -> Any:
     return serve.deployment(
         Model,
         name="Model",
-        num_replicas=serving.model_replicas,
         max_ongoing_requests=serving.max_pending + _SPARE_REQUESTS,
         ray_actor_options={
             "num_cpus": serving.cpus_per_replica,
             "num_gpus": serving.gpus_per_replica,
             "memory": serving.memory_gb_per_replica * 1e9,
         },
+        **scaling_options(serving),
         **_lifecycle_options(args, health_check_period_s=2),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from gtvray.config import Section, ServingConfig, build, nested
+from gtvray.config import Section, ServingConfig, TrackingConfig, build, nested
 from gtvray.errors import ConfigError, InputError
 from gtvray.io import decode_text, read_text
 
@@ -26,10 +26,14 @@ class AppArguments(Section):
     golden: Path | None = Field(
         None, description="golden cases that a replica must reproduce to become ready; without them, no check"
     )
+    model_name: str = Field(TrackingConfig().model_name, description="name of the registered model")
     version: str = Field("unversioned", description="version of the model in the registry")
     override: str = Field("", description="reason for which a person overrode the promotion gate for this version")
     versions: Path | None = Field(
         None, description="file that names the served version, written by `gtvray serve`; replaces bundle"
+    )
+    further_models: dict[str, Path] = Field(
+        {}, description="further registered models by name, each with its file as in versions"
     )
     token_file: Path | None = Field(
         None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"

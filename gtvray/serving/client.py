@@ -32,8 +32,18 @@ class Client:
         retry: when a request is sent again.
     """
 
-    def __init__(self, url: str, token: str, *, timeouts: Timeouts | None = None, retry: Retry | None = None) -> None:
-        self._open: Callable[[], AsyncClient] = lambda: AsyncClient(url, token, timeouts=timeouts, retry=retry)
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        self._open: Callable[[], AsyncClient] = lambda: AsyncClient(
+            url, token, model=model, timeouts=timeouts, retry=retry
+        )
         self._client: AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()

@@ -58,6 +58,7 @@ class AsyncClient:
     Args:
         url: address of the endpoint, such as http://127.0.0.1:8000.
         token: the bearer token.
+        model: name of one of the endpoint's models, for all scans; None for its default model.
         timeouts: time limits by phase.
         retry: when a request is sent again.
 
@@ -66,10 +67,18 @@ class AsyncClient:
         ResourceError: the address is invalid.
     """
 
-    def __init__(self, url: str, token: str, *, timeouts: Timeouts | None = None, retry: Retry | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+    ) -> None:
         self._url, self._timeouts, self._retry = url.rstrip("/"), timeouts or Timeouts(), retry or Retry()
         self._authorization = {"Authorization": f"Bearer {token}"}
-        self._reached = False
+        self._reached, self._model = False, {"model": model} if model is not None else {}
         require_address(url, self._timeouts)
         self._http = open_async_client(url, self._timeouts)
 
@@ -112,7 +121,11 @@ class AsyncClient:
         grid = asyncio.create_task(asyncio.to_thread(grid_of, scan))
         try:
             response = await self._send(
-                "POST", "/v1/segment", lambda _: {"content": content}, headers=headers, succeeded=is_result
+                "POST",
+                "/v1/segment",
+                lambda _: {"content": content, "params": self._model},
+                headers=headers,
+                succeeded=is_result,
             )
             result = await asyncio.to_thread(decode_result, response, self._url)
             require_grid(result, await grid)
@@ -343,7 +356,7 @@ class AsyncClient:
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
 
         def with_priority(stack: ExitStack) -> dict[str, Any]:
-            return {**body(stack), "params": {"priority": priority}}
+            return {**body(stack), "params": {"priority": priority, **self._model}}
 
         return _parsed(JobDocument, await self._send("POST", "/v1/jobs", with_priority, headers=headers), self._url)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import uvicorn
+from ray import serve
 from ray.util import get_node_ip_address
 
 from gtvray.errors import ConfigError, FailureError, ResourceError
@@ -23,8 +24,8 @@ from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.connection import Connection
 from gtvray.serving.request_log import log_event
+from gtvray.serving.routing import serve_models
 from gtvray.serving.segmenter import Segmenter
-from gtvray.serving.served import Served
 from gtvray.serving.spool import Spool
 from gtvray.serving.stream import BodyStream
 
@@ -52,30 +53,31 @@ class Gateway:
         self._limit_s = serving.timeout_s
         sockets = [listen(serving.host, serving.port)]
         self._stream = BodyStream()
-        self._served = Served(args, model)
+        self._models = serve_models(args, model, serve.get_replica_context().app_name)
         self._spool = Spool(args.spool_dir, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
-        segmenter = Segmenter(args, self._served, self._spool, self._stream, ray.get_runtime_context().get_node_id())
-        api = Api(args, self._served, self._spool, segmenter).build_app()
-        self._server = _server(api, int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
+        segmenter = Segmenter(args, self._spool, self._stream, ray.get_runtime_context().get_node_id())
+        self._api = Api(args, self._models, self._spool, segmenter)
+        self._server = _server(self._api.build_app(), int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
         self._thread = threading.Thread(target=self._run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()
         self._wait_started()
 
     async def in_use(self, app: str) -> int:
         """Number of requests in progress that belong to a version; called by the version manager."""
-        return self._served.in_use(app)
+        return self._models.in_use(app)
 
     def check_health(self) -> None:
         """Raise if the server has ended or is stalled; Serve calls this periodically and then replaces the replica."""
         if not self._thread.is_alive():
             raise FailureError("the HTTP server has ended")
-        if time.monotonic() - self._served.looked_at > _STALLED_S:
+        if time.monotonic() - self._models.looked_at > _STALLED_S:
             raise FailureError("the HTTP server is stalled", expected=f"a step within {_STALLED_S:g} s")
 
     def __del__(self) -> None:
         """Let requests in progress finish; Serve calls this when it stops the replica."""
         thread = getattr(self, "_thread", None)
         if thread is not None and thread.is_alive():
+            self._api.stop()
             self._server.should_exit = True
             thread.join(self._limit_s)
 
@@ -83,7 +85,7 @@ class Gateway:
         asyncio.run(self._serve(sockets))
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
-        beside = [asyncio.create_task(self._served.refresh_forever()), asyncio.create_task(self._serve_nodes())]
+        beside = [asyncio.create_task(self._models.refresh_forever()), asyncio.create_task(self._serve_nodes())]
         try:
             await self._server.serve(sockets)
         finally:

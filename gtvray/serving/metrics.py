@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+if TYPE_CHECKING:
+    from gtvray.serving.scaling import ReplicaCounts
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SHARES = [0.125, 0.25, 0.5, 0.75, 1.0]
 _REGISTRY = CollectorRegistry()
 
 REQUESTS = Counter("gtvray_requests", "HTTP requests", ("route", "method", "status"), registry=_REGISTRY)
-SCANS = Counter("gtvray_scans", "Scans by outcome", ("outcome",), registry=_REGISTRY)
+SCANS = Counter("gtvray_scans", "Scans by outcome", ("outcome", "model"), registry=_REGISTRY)
 SCAN_SECONDS = Histogram(
-    "gtvray_scan_seconds", "From the end of a body to its mask", buckets=_SECONDS, registry=_REGISTRY
+    "gtvray_scan_seconds", "From the end of a body to its mask", ("model",), buckets=_SECONDS, registry=_REGISTRY
 )
 BODY_BYTES = Counter("gtvray_body_bytes", "Bytes of complete bodies", registry=_REGISTRY)
-OUT_OF_DOMAIN = Counter("gtvray_scans_out_of_domain", "Segmented scans with the flag", registry=_REGISTRY)
+OUT_OF_DOMAIN = Counter("gtvray_scans_out_of_domain", "Segmented scans with the flag", ("model",), registry=_REGISTRY)
 PENDING = Gauge("gtvray_scans_in_progress", "Complete scans that are not answered", registry=_REGISTRY)
 SPOOL_BYTES = Gauge("gtvray_spool_bytes", "Bytes of bodies in the spool", registry=_REGISTRY)
 REPLICAS_LOST = Counter(
@@ -29,7 +32,10 @@ REPLICAS_LOST = Counter(
     ("scan",),
     registry=_REGISTRY,
 )
-MODEL = Gauge("gtvray_model_info", "1 for the served version", ("version", "digest", "golden"), registry=_REGISTRY)
+MODEL = Gauge(
+    "gtvray_model_info", "1 for the served version", ("model", "version", "digest", "golden"), registry=_REGISTRY
+)
+REPLICAS = Gauge("gtvray_model_replicas", "Model replicas", ("model", "state"), registry=_REGISTRY)
 
 
 def exposition() -> tuple[bytes, str]:
@@ -37,11 +43,19 @@ def exposition() -> tuple[bytes, str]:
     return generate_latest(_REGISTRY), CONTENT_TYPE_PLAIN_0_0_4
 
 
-def set_model(described: dict[str, Any] | None) -> None:
-    """Record which model is served; None for none."""
+def set_models(described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Record which version of each model is served, by the model's name."""
     MODEL.clear()
-    if described is not None:
-        MODEL.labels(*(described[name] for name in ("version", "digest", "golden"))).set(1)
+    for model, version in described.items():
+        MODEL.labels(model, *(version[name] for name in ("version", "digest", "golden"))).set(1)
+
+
+def set_replicas(replicas: Mapping[str, ReplicaCounts]) -> None:
+    """Record how many replicas each model has."""
+    REPLICAS.clear()
+    for model, counts in replicas.items():
+        REPLICAS.labels(model, "running").set(counts.running)
+        REPLICAS.labels(model, "starting").set(counts.starting)
 
 
 class ReplicaMetrics:

@@ -30,6 +30,7 @@ from gtvray.serving.golden import check_golden
 from gtvray.serving.metrics import ReplicaMetrics
 from gtvray.serving.quarantine import Journal
 from gtvray.serving.request_log import log_event
+from gtvray.serving.scaling import Load
 from gtvray.serving.scheduler import Network, PatchJob, PatchScheduler
 from gtvray.serving.spool import Spool
 from gtvray.serving.work import Answer, Prediction, Work, fetched
@@ -68,6 +69,7 @@ class Model:
         self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
         self._metrics = ReplicaMetrics()
         self._scheduler = PatchScheduler(on_batch=self._metrics.batch)
+        self._load = Load(self._scheduler, self._network)
         # Bounds the decoded scans in memory; further requests wait as files.
         self._budget = MemoryBudget(int(args.serving.scan_memory_gb * 1e9))
         self._small = ThreadPoolExecutor(1, thread_name_prefix="small-scan")
@@ -140,6 +142,10 @@ class Model:
             "inference": bundle.inference.model_dump(mode="json"),
         }
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Report to the autoscaling policy; Serve calls this periodically if the number of replicas may change."""
+        return self._load.stats()
+
     def check_health(self) -> None:
         """Raise if inference is stalled or the GPU has failed; Serve calls this and replaces a replica that raises."""
         self._scheduler.check_progress(self._args.serving.timeout_s)
@@ -154,12 +160,13 @@ class Model:
             with clock.stage(name), self._metrics.stage(name):
                 yield
 
-        with Journal(work.journal) as journal:
+        with Journal(work.journal) as journal, self._load.scan() as expected:
             most = serving.max_volume_mb << 20, self._budget.largest_bytes
             cost = await _in_thread(self._small, journal.at("header", admit), body, self._predictor.bundle, *most)
             log_event(
                 "admitted", request_id, voxels=cost.prepared_voxels, patches=cost.patches, mb=cost.peak_bytes >> 20
             )
+            expected.patches = cost.patches
             small = self._budget.is_small(cost.peak_bytes)
             in_thread = partial(_in_thread, self._small if small else self._large)
             async with self._memory(cost.peak_bytes, stage):
@@ -171,6 +178,7 @@ class Model:
                     job = await in_thread(journal.at("patches", self._request), prepared, reasons, suspicion)
                     if started is not None:
                         started(job)
+                    expected.patches = 0
                     await self._scheduler.run(_Recorded(job, journal, "patch"), self._network)
                 with stage("mask"):
                     answer = await in_thread(journal.at("mask", self._finish), job, work)
@@ -236,6 +244,7 @@ class Model:
             coverage=job.coverage(),
             digest=self._predictor.bundle.digest,
             version=self._args.version,
+            model=self._args.model_name,
             out_of_domain=job.out_of_domain,
         )
         return Answer(prediction, len(mask_gz))

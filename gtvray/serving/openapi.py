@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.openapi.utils import get_openapi
 
 from gtvray.serving.problems import MEDIA_TYPE, Problem
@@ -24,6 +24,10 @@ RESULT_RESPONSE: dict[int | str, dict[str, Any]] = {
         "content": {GZIP: {"schema": _BINARY}, JSON: {}},
     }
 }
+ModelQuery = Annotated[
+    str | None,
+    Query(alias="model", max_length=256, description="name of a served model; by default the endpoint's default model"),
+]
 _STATUS = {
     400: "a request that HTTP or the endpoint does not permit",
     401: "no valid bearer token",

@@ -31,6 +31,7 @@ class ModelVersion(BaseModel):
 
     version: str = Field(description="version in the registry")
     digest: str = Field(description="sha256 of the bundle's manifest")
+    name: str = Field("", description="name in the registry")
 
 
 class Flags(BaseModel):
@@ -78,7 +79,7 @@ def result_document(
     coverage = prediction.coverage
     return SegmentationResult(
         request_id=request_id,
-        model=ModelVersion(version=prediction.version, digest=prediction.digest),
+        model=ModelVersion(version=prediction.version, digest=prediction.digest, name=prediction.model),
         volume_ml=round(prediction.volume_ml, 3),
         mode=coverage.mode,
         flags=Flags(out_of_domain=list(prediction.out_of_domain), fallback=coverage.fallback),

@@ -28,11 +28,10 @@ Report = Callable[[int, int], None]
 
 
 class Segmenter:
-    """Segment scans on the replicas of the served version.
+    """Segment scans on the replicas of the served version of a model.
 
     Args:
         args: the application's arguments.
-        served: which model requests go to.
         spool: for masks, until they are read.
         stream: for replicas on other nodes.
         node: id of this node.
@@ -41,8 +40,8 @@ class Segmenter:
         pending: complete scans that are not answered.
     """
 
-    def __init__(self, args: AppArguments, served: Served, spool: Spool, stream: BodyStream, node: str) -> None:
-        self._serving, self._served, self._spool = args.serving, served, spool
+    def __init__(self, args: AppArguments, spool: Spool, stream: BodyStream, node: str) -> None:
+        self._serving, self._spool = args.serving, spool
         self._stream, self._node = stream, node
         self._quarantine = Quarantine()
         # Scans that wait here are files. A slot is taken by a scan that is complete, never by one that is being sent.
@@ -61,10 +60,11 @@ class Segmenter:
                 "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
             )
 
-    async def segment(self, body: Body, request_id: str, report: Report | None = None) -> Prediction:
-        """Segment a scan on the version that is served now. A cancelled call is in no later batch.
+    async def segment(self, served: Served, body: Body, request_id: str, report: Report | None = None) -> Prediction:
+        """Segment a scan on the version of a model that is served now. A cancelled call is in no later batch.
 
         Args:
+            served: the model.
             body: the scan's file, which this node can read.
             request_id: for the logs.
             report: called with the patches that were processed and those known so far, for a volume of a job, which
@@ -82,7 +82,7 @@ class Segmenter:
         limit_s = self._serving.timeout_s if report is None else None
         self.pending += 1
         try:
-            with self._served.pinned() as (app, model):
+            with served.pinned() as (app, model):
                 async with asyncio.timeout(limit_s), self._slots:
                     return await self._attempt_until_done(app, model, body, request_id, report)
         except TimeoutError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import serve
@@ -18,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from gtvray.errors import GtvrayError, NotReadyError, NotReproducedError
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.pointer import Pointer, Versions
+from gtvray.serving.scaling import ReplicaCounts, count_replicas
 
 REPLICA_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _REFRESH_S = 1.0
@@ -41,18 +43,23 @@ class Served:
     Args:
         args: the application's arguments.
         model: handle of the Model deployment, if the endpoint does not follow versions and has a model.
+        app: Serve application of that deployment.
 
     Attributes:
+        name: of the registered model.
         looked_at: monotonic time of the last background check.
     """
 
-    def __init__(self, args: AppArguments, model: Any) -> None:
+    def __init__(self, args: AppArguments, model: Any, app: str = "") -> None:
+        self.name = args.model_name
+        self._sleeps = args.serving.model_replicas == 0
         self._pointer = Pointer(args.versions) if args.versions is not None else None
         # Serve application of a version -> requests that were admitted while it was served.
         self._pinned: Counter[str] = Counter()
         self._state: _State | None = None
         self.looked_at = time.monotonic()
-        self._handle: tuple[str, Any] = ("", near(model) if model is not None else None)
+        self._handle: tuple[str, Any] = (app, near(model) if model is not None else None)
+        self._replicas: tuple[float, str, ReplicaCounts | None] = (-math.inf, "", None)
 
     def in_use(self, app: str) -> int:
         """Number of requests in progress that belong to a version."""
@@ -97,6 +104,18 @@ class Served:
             raise self._state.answer
         return self._state.answer
 
+    async def replicas(self) -> ReplicaCounts | None:
+        """The model's replicas, at most a second ago; None if there is no model, or Serve does not answer."""
+        try:
+            app, _ = self._current()
+        except GtvrayError:
+            return None
+        at, counted, replicas = self._replicas
+        if counted != app or time.monotonic() - at > _REFRESH_S:
+            replicas = await asyncio.to_thread(count_replicas, app)
+            self._replicas = time.monotonic(), app, replicas
+        return replicas
+
     async def refresh_forever(self) -> None:
         """Refresh the state until cancelled."""
         while True:
@@ -110,6 +129,8 @@ class Served:
             app, model = self._current()
         except GtvrayError as error:
             self._state = _State("", error, time.monotonic())
+            return
+        if await self._is_asleep(app):
             return
         response = model.describe.remote()
         answer: dict[str, Any] | GtvrayError
@@ -125,6 +146,17 @@ class Served:
             cause = cause_of(error)
             answer = cause if isinstance(cause, GtvrayError) else loading()
         self._state = _State(app, answer, time.monotonic())
+
+    async def _is_asleep(self, app: str) -> bool:
+        """Whether the model has answered and has no replica now; a question would start one."""
+        state = self._state
+        if not self._sleeps or state is None or state.app != app or isinstance(state.answer, GtvrayError):
+            return False
+        replicas = await self.replicas()
+        if replicas is None or replicas.running:
+            return False
+        self._state = replace(state, at=time.monotonic())
+        return True
 
     def _is_valid(self, app: str) -> bool:
         state = self._state

@@ -6,10 +6,11 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -19,18 +20,19 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from gtvray.config import ServingConfig
+from gtvray.config import ServingConfig, TrackingConfig
 from gtvray.errors import FailureError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.runtime import create_private_file, require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
 from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
+from gtvray.serving.probe import endpoint_url, probe
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 from gtvray.serving.versions import Candidate, VersionManager, status_text
 
-_STOP_TIMEOUT_S = 60.0
 _ANSWER_TIMEOUT_S = 5.0
+_DRAIN_S = ServingConfig().drain_s
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Server:
     url: str
     name: str
     _private: Path
-    _manager: VersionManager | None = None
+    _drain_s: float = _DRAIN_S
+    _managers: Mapping[str, VersionManager] = field(default_factory=dict)
+    _model_name: str = ""
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until a model is loaded and has reproduced its golden cases.
@@ -79,18 +83,18 @@ class Server:
             FailureError: the gateway or the model could not be started.
             NotReadyError: it does not answer after `timeout_s`.
         """
-        self._wait(lambda: self._get("/healthz") is not None, "the endpoint", timeout_s)
+        self._wait(lambda: probe(self.url, "/healthz") is not None, "the endpoint", timeout_s)
 
     def stop(self) -> None:
         """Stop the endpoint after the requests in progress have finished."""
-        if self._manager is not None:
-            self._manager.stop()
+        for manager in self._managers.values():
+            manager.stop()
         controller = _controller()
         if controller is not None:
             # serve.shutdown() lets Ray retry this call on the controller that has just exited, and Ray then prints a
             # warning to stdout.
             with suppress(RayActorError, GetTimeoutError):
-                ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_STOP_TIMEOUT_S)
+                ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=self._drain_s)
         serve.shutdown()
         shutil.rmtree(self._private, ignore_errors=True)
 
@@ -99,8 +103,8 @@ class Server:
         while not reached():
             status = serve.status().applications[self.name]
             message = status_text(status)
-            if self._manager is not None:
-                self._manager.require_hopeful()
+            if self._model_name in self._managers:
+                self._managers[self._model_name].require_hopeful()
             if status.status == ApplicationStatus.DEPLOY_FAILED:
                 raise FailureError(f"{what} could not be started", where=self.url, found=message)
             if time.monotonic() > deadline:
@@ -109,17 +113,8 @@ class Server:
                 )
             time.sleep(0.2)
 
-    def _get(self, path: str) -> httpx.Response | None:
-        """The answer of a probe; None if nothing listens."""
-        try:
-            # The certificate names the address that clients use, not that of this machine; no token is sent.
-            with httpx.Client(verify=False, trust_env=False, timeout=5) as client:  # noqa: S501
-                return client.get(f"{self.url}{path}")
-        except httpx.TransportError:
-            return None
-
     def _ready(self) -> bool:
-        response = self._get("/readyz")
+        response = probe(self.url, "/readyz")
         if response is None:
             return False
         if response.headers.get("content-type") == MEDIA_TYPE:
@@ -139,7 +134,9 @@ def start_server(
     digest: str | None = None,
     golden: Path | None = None,
     token_file: Path | None = None,
+    model_name: str = TrackingConfig().model_name,
     follow: Follow | None = None,
+    further: Mapping[str, Follow] = MappingProxyType({}),
     jobs_dir: Path | None = None,
     tokens: Path | None = None,
     audit: Path | None = None,
@@ -156,7 +153,9 @@ def start_server(
         golden: golden cases, readable from every node, that a replica must reproduce to become ready.
         token_file: file that holds the token on every node. Without it, a cluster of one node gets one, and the
             nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
+        model_name: name of the registered model.
         follow: serve the champion that this finds, and every later one without a restart, instead of a bundle.
+        further: further registered models by name, whose champions are served beside it.
         jobs_dir: folder of the job store; None accepts no jobs.
         tokens: file of the clients' tokens, readable from every node.
         audit: folder of the audit log.
@@ -183,32 +182,36 @@ def start_server(
             "golden": golden,
             "version": version,
             "override": override,
+            "model_name": model_name,
             "versions": follow.versions if follow is not None else None,
+            "further_models": {name: each.versions for name, each in further.items()},
             "token_file": token_file,
             "jobs_dir": jobs_dir,
             "tokens": tokens,
             "audit": audit,
             "serving": settings.model_dump(),
         }
-        if follow is not None:
-            follow.versions.parent.mkdir(parents=True, exist_ok=True)
-            Pointer(follow.versions).write(Versions())
+        followed = {**({model_name: follow} if follow is not None else {}), **further}
+        for each in followed.values():
+            each.versions.parent.mkdir(parents=True, exist_ok=True)
+            Pointer(each.versions).write(Versions())
         _deploy(config, args)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
     name = config["applications"][0]["name"]
-    scheme = "https" if settings.tls_certificate is not None else "http"
-    server = Server(_url(settings.host, settings.port, scheme), name, private)
+    server = Server(endpoint_url(settings), name, private, settings.drain_s)
     try:
         server.wait_listening()
     except BaseException:
         server.stop()
         raise
-    return replace(server, _manager=_manage(parse_arguments(args), name, follow)) if follow is not None else server
+    arguments = parse_arguments(args)
+    managers = {model: _manage(arguments, name, model, each) for model, each in followed.items()}
+    return replace(server, _managers=managers, _model_name=model_name)
 
 
-def _manage(args: AppArguments, name: str, follow: Follow) -> VersionManager:
+def _manage(args: AppArguments, name: str, model: str, follow: Follow) -> VersionManager:
     def in_use(app: str) -> int:
         """Ask the API; one that does not answer works on nothing any more."""
         try:
@@ -216,15 +219,10 @@ def _manage(args: AppArguments, name: str, follow: Follow) -> VersionManager:
         except (RayError, RayServeException, TimeoutError):
             return 0
 
+    args = args.model_copy(update={"model_name": model})
     manager = VersionManager(args, Pointer(follow.versions), in_use, follow.on_reject)
     manager.follow(follow.find, args.serving.follow_s)
     return manager
-
-
-def _url(host: str, port: int, scheme: str = "http") -> str:
-    """The URL at which this machine reaches a server that listens on `host`."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"{scheme}://[{reached}]:{port}" if ":" in reached else f"{scheme}://{reached}:{port}"
 
 
 def _deploy(config: dict[str, Any], args: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -38,12 +39,14 @@ class Token:
         role: name of a Role, in lower case.
         sha256: of the token.
         created: UTC time, ISO 8601.
+        models: names of the models that the client may use; empty: every model.
     """
 
     name: str
     role: str
     sha256: str
     created: str
+    models: Sequence[str] = ()
 
 
 class TokenFile:
@@ -68,12 +71,19 @@ class TokenFile:
             tokens = [Token(**each) for each in read_json(self._path)["tokens"]]
             for token in tokens:
                 Role[token.role.upper()]
+                if isinstance(token.models, str):
+                    raise TypeError
         except (InputError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError("not a file of tokens", where=self._path, found=type(error).__name__) from error
         return tokens
 
-    def add(self, name: str, role: Role) -> str:
+    def add(self, name: str, role: Role, models: Sequence[str] = ()) -> str:
         """Create a token for a client and return it; it is stored nowhere.
+
+        Args:
+            name: of the client.
+            role: what it may do.
+            models: names of the models that it may use; empty: every model.
 
         Raises:
             InputError: the client has a token, or its name is not valid.
@@ -86,7 +96,7 @@ class TokenFile:
             tokens = self.read()
             if any(each.name == name for each in tokens):
                 raise InputError("this client has a token", found=name, do=f"gtvray token revoke {name}")
-            self._write([*tokens, Token(name, role.name.lower(), digest_of(token), created)])
+            self._write([*tokens, Token(name, role.name.lower(), digest_of(token), created, list(models))])
         return token
 
     def revoke(self, name: str) -> None:

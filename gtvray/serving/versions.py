@@ -7,6 +7,7 @@ is then removed. If anything fails, the old version goes on serving and the new 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -155,7 +156,9 @@ class VersionManager:
     def _named(self, candidate: Candidate) -> ServedVersion:
         # A version can come back by a rollback while its former application is still being removed.
         self._started += 1
-        app = f"gtvray-{candidate.digest[:12]}-{self._started}"
+        # Two models may have the same bundle.
+        model = hashlib.sha256(self._args.model_name.encode()).hexdigest()[:6]
+        app = f"gtvray-{model}-{candidate.digest[:12]}-{self._started}"
         return ServedVersion(app, candidate.version, candidate.digest)
 
     def _require_resources(self, old: ServedVersion | None) -> bool:
@@ -166,9 +169,9 @@ class VersionManager:
         """
         serving, free = self._args.serving, ray.available_resources()
         needed = {
-            "CPU": serving.model_replicas * serving.cpus_per_replica,
-            "GPU": serving.model_replicas * serving.gpus_per_replica,
-            "memory": serving.model_replicas * serving.memory_gb_per_replica * 1e9,
+            "CPU": serving.initial_replicas * serving.cpus_per_replica,
+            "GPU": serving.initial_replicas * serving.gpus_per_replica,
+            "memory": serving.initial_replicas * serving.memory_gb_per_replica * 1e9,
         }
         lacking = [name for name, amount in needed.items() if amount > free.get(name, 0.0) + 1e-6]
         if old is None or not lacking:

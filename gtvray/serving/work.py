@@ -33,7 +33,7 @@ class Prediction:
         mask_gz: the mask.
         volume_ml: its volume.
         coverage: which part of the scan the network was run on.
-        digest, version: the model.
+        digest, version, model: the model's bundle, its version and its name in the registry.
         out_of_domain: how the scan differs from the model's intended input.
         seconds: time of each stage: waiting for memory, preparing, locating, running the patches, making the mask.
     """
@@ -45,6 +45,7 @@ class Prediction:
     version: str
     out_of_domain: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass(frozen=True)

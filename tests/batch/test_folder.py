@@ -24,6 +24,12 @@ from .conftest import write_ball
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def _without_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set while this process is connected to the tests' cluster; a prediction would be spread over it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 def predict(scans: Path, bundle: Bundle, **options: object) -> BatchOutcome:
     return gtvray.predict_folder(scans, scans.parent / "masks", model=str(bundle.folder), **options)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import pytest
 
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
+from gtvray.failpoints import ONCE_VARIABLE, VARIABLE
 from gtvray.training import fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,6 +29,9 @@ def test_training_survives_a_lost_machine(
     (tmp_path / "job.json").write_text(json.dumps({"config": pair, **cases}))
     script = str(Path(__file__).with_name("machines.py"))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # In its third epoch of three steps a worker waits for the loss: it might have trained to the end before.
+    (tmp_path / "once").mkdir()
+    environment |= {VARIABLE: "training.before_step@0:8=hang", ONCE_VARIABLE: str(tmp_path / "once")}
     subprocess.run([sys.executable, script, str(tmp_path)], env=environment, timeout=800, check=True)
     found = json.loads((tmp_path / "reports.json").read_text())
     alone = [[report.epoch, pytest.approx(report.train_loss, rel=1e-5)] for report in

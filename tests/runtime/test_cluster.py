@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from gtvray.errors import InputError, ResourceError
-from gtvray.runtime import connect
+from gtvray.runtime import Cluster, connect
 
 # Prints the address of its cluster and keeps it running until stdin is closed.
 _HOLDER = """
@@ -122,3 +123,16 @@ def test_ray_address_is_refused_like_an_argument(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(InputError, match="Ray Client"), connect():
         pass
+
+
+@pytest.mark.ray
+def test_connection_of_this_process_is_used_and_stays_open(local_ray: Cluster) -> None:
+    for address in (None, "auto", local_ray.address):
+        with connect(address) as cluster:
+            assert (cluster.address, cluster.is_local) == (local_ray.address, False)
+    assert ray.is_initialized()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(InputError, match="connected to another Ray cluster") as caught, connect(address):
+            pass
+    assert caught.value.fields["found"] == local_ray.address

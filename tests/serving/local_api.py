@@ -14,6 +14,7 @@ from gtvray.config import ServingConfig
 from gtvray.inference import Coverage
 from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.routing import ServedModels
 from gtvray.serving.segmenter import Segmenter
 from gtvray.serving.served import Served
 from gtvray.serving.spool import Spool
@@ -85,7 +86,12 @@ class _Reporting:
 
 
 def make_api(
-    folder: Path, serving: ServingConfig, model: Any = None, spool: Spool | None = None, jobs: bool = False
+    folder: Path,
+    serving: ServingConfig,
+    model: Any = None,
+    spool: Spool | None = None,
+    jobs: bool = False,
+    **further: Any,
 ) -> FastAPI:
     """The application with its tokens, audit log, spool and jobs in a folder.
 
@@ -95,6 +101,7 @@ def make_api(
         model: what is called instead of the handle of the Model deployment.
         spool: instead of one in the folder.
         jobs: whether it accepts jobs.
+        further: what is called for further models, by name.
     """
     token_file = folder / "token"
     token_file.write_text(TOKEN)
@@ -107,7 +114,9 @@ def make_api(
     )
     served = Served(args, model if model is not None else object())
     spool = spool or Spool(folder, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
-    return Api(args, served, spool, Segmenter(args, served, spool, BodyStream(), "node")).build_app()
+    others = [Served(args.model_copy(update={"model_name": name}), each) for name, each in further.items()]
+    models = ServedModels([served, *others])
+    return Api(args, models, spool, Segmenter(args, spool, BodyStream(), "node")).build_app()
 
 
 def problem_of(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:

@@ -168,6 +168,7 @@ def test_scan_of_a_client_is_in_the_audit_log(tmp_path: Path, file: TokenFile) -
     assert entry == {
         "request": answer.headers["X-Request-ID"],
         "client": "station",
+        "model_name": "gtvray-gtv",
         "input": hashlib.sha256(SCAN).hexdigest(),
         "outcome": "segmented",
         "model": "digest",
@@ -192,11 +193,11 @@ def test_metrics_are_for_the_operator(tmp_path: Path, file: TokenFile) -> None:
     token = file.add("station", Role.JOBS)
     (refused,) = post(tmp_path, token, "/metrics", method="GET")
     problem_of(refused, 403, "urn:gtvray:ForbiddenError")
-    before = metric(tmp_path, 'gtvray_scans_total{outcome="segmented"}')
+    before = metric(tmp_path, 'gtvray_scans_total{model="gtvray-gtv",outcome="segmented"}')
     post(tmp_path, token, "/v1/predict")
-    assert metric(tmp_path, 'gtvray_scans_total{outcome="segmented"}') == before + 1
+    assert metric(tmp_path, 'gtvray_scans_total{model="gtvray-gtv",outcome="segmented"}') == before + 1
     assert metric(tmp_path, 'gtvray_requests_total{method="POST",route="/v1/predict",status="200"}') > 0
-    assert metric(tmp_path, 'gtvray_model_info{digest="digest",golden="none",version="1"}') == 1
+    assert metric(tmp_path, 'gtvray_model_info{digest="digest",golden="none",model="gtvray-gtv",version="1"}') == 1
     assert metric(tmp_path, "gtvray_scans_in_progress") == 0
 
 

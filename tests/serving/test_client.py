@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from gtvray.cli.submit import submit
+from gtvray.config import ServingConfig
 from gtvray.errors import (
     AuthError,
     ContentTypeError,
@@ -21,9 +22,8 @@ from gtvray.errors import (
     VolumeError,
 )
 from gtvray.io import encode_nifti
-from gtvray.serving import Server
+from gtvray.serving import Server, endpoint_url
 from gtvray.serving.client_transport import response_error
-from gtvray.serving.server import _url
 from gtvray.tracking import connect_mlflow
 
 from ..proxies import Recorder, clear_proxies, refusing_proxy, serving, set_proxy
@@ -187,6 +187,6 @@ def test_request_id_that_could_identify_a_patient_is_not_sent(request_id: str, l
 
 
 def test_server_url_is_reachable_for_wildcard_hosts() -> None:
-    assert _url("0.0.0.0", 80) == "http://127.0.0.1:80"
-    assert _url("::", 80) == "http://[::1]:80"
-    assert _url("host.example.org", 80) == "http://host.example.org:80"
+    reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "host.example.org": "host.example.org"}
+    for host, shown in reached.items():
+        assert endpoint_url(ServingConfig(host=host, port=80)) == f"http://{shown}:80"

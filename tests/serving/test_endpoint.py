@@ -80,7 +80,7 @@ def test_segment_answers_with_the_mask_or_with_json(http: httpx.Client, bundle: 
     document = answered.json()
     assert base64.b64decode(document["mask"]["base64"]) == mask.content
     assert np.array_equal(decode_nifti(gzip.decompress(mask.content)).array, Predictor(bundle).predict(scan).array)
-    assert document["model"] == {"version": "7", "digest": bundle.digest}
+    assert document["model"] == {"name": "gtvray-gtv", "version": "7", "digest": bundle.digest}
     assert document["request_id"] == answered.headers["X-Request-ID"]
     assert f"{document['volume_ml']:.3f}" == mask.headers["X-Gtvray-Volume-Ml"]
     assert set(document["timings_s"]) == {"wait", "prepare", "locate", "patches", "mask", "total"}

@@ -24,7 +24,7 @@ from .local_api import make_api
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MASK = encode_nifti(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4)), compress=True)
 PREDICTION = Prediction(
-    MASK, 1.23456, Coverage("body", "no suspicion", 3, 1, 0.25), "d" * 64, "7", ("no skull",), {"wait": 0.5}
+    MASK, 1.23456, Coverage("body", "no suspicion", 3, 1, 0.25), "d" * 64, "7", ("no skull",), {"wait": 0.5}, "nodes"
 )
 
 
@@ -59,7 +59,7 @@ def test_document_holds_the_mask_or_its_address() -> None:
     assert base64.b64decode(answered["mask"].pop("base64")) == MASK
     assert answered == {
         "request_id": "r" * 32,
-        "model": {"version": "7", "digest": "d" * 64},
+        "model": {"version": "7", "digest": "d" * 64, "name": "nodes"},
         "volume_ml": 1.235,
         "mode": "body",
         "flags": {"out_of_domain": ["no skull"], "fallback": "no suspicion"},

@@ -33,7 +33,8 @@ class Bench:
         folder.mkdir(exist_ok=True)
         args = AppArguments(serving=ServingConfig(**settings))
         self.spool, self.replica = Spool(folder, 1 << 20, 1 << 20), Replica(behaviour)
-        self.segmenter = Segmenter(args, Served(args, self.replica), self.spool, BodyStream(), "node")
+        self.served = Served(args, self.replica)
+        self.segmenter = Segmenter(args, self.spool, BodyStream(), "node")
         self._folder = folder
 
     def body(self, content: bytes) -> Body:
@@ -42,7 +43,7 @@ class Bench:
         return Body(path, len(content), hashlib.sha256(content).hexdigest())
 
     async def segment(self, content: bytes, **options: Any) -> bytes:
-        return (await self.segmenter.segment(self.body(content), "r", **options)).mask_gz
+        return (await self.segmenter.segment(self.served, self.body(content), "r", **options)).mask_gz
 
 
 async def at_once(work: Work, content: bytes) -> None: ...

@@ -1,2 +1,3 @@
+from .documents import ReplicasDocument as ReplicasDocument
 from .routes import JobRoutes as JobRoutes
 from .service import Jobs as Jobs

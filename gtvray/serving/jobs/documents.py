@@ -49,6 +49,16 @@ class JobList(BaseModel):
     jobs: list[JobDocument]
 
 
+class ReplicasDocument(BaseModel):
+    """Replicas of a model; requests wait while none runs."""
+
+    model: str = Field(description="name of the registered model")
+    running: int = Field(description="replicas that process scans")
+    starting: int = Field(description="replicas that load the model, or wait for resources of the cluster")
+    smallest: int = Field(description="number of replicas without load")
+    largest: int = Field(description="number of replicas that load may start")
+
+
 class QueueDocument(BaseModel):
     """The queue of all clients."""
 
@@ -58,6 +68,8 @@ class QueueDocument(BaseModel):
         description="time until a new volume of normal priority would begin, from the time of the last volumes; null: "
         "no volume was processed yet"
     )
+    scans: int = Field(0, description="requests and volumes of jobs in progress on this node, also those that wait")
+    replicas: list[ReplicasDocument] = Field([], description="replicas of each model; empty: not known at the moment")
 
 
 def job_document(job: JobStatus, keep_s: float, live: Mapping[tuple[str, int], float]) -> JobDocument:

@@ -150,6 +150,7 @@ class Intake:
         self._open = None
 
 
-def input_digest(priority: str, inputs: list[NewVolume]) -> str:
+def input_digest(priority: str, inputs: list[NewVolume], model: str | None = None) -> str:
     """Return the digest by which the repetition of a request is recognised."""
-    return sha256("\n".join([priority, *(each.digest for each in inputs)]).encode()).hexdigest()
+    named = [f"model {model}"] if model is not None else []
+    return sha256("\n".join([priority, *(each.digest for each in inputs), *named]).encode()).hexdigest()

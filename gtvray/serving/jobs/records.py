@@ -38,6 +38,7 @@ class NewJob:
         input_digest: digest of volumes and priority, by which a repeated request is compared.
         priority: its priority.
         volumes: its volumes.
+        model: name of the model; None for the default.
     """
 
     id: str
@@ -46,6 +47,7 @@ class NewJob:
     input_digest: str
     priority: Priority
     volumes: tuple[NewVolume, ...]
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Claim:
         attempt: number of this claim.
         reference: as in `NewVolume`.
         input: as in `NewVolume`.
+        model: as in `NewJob`.
     """
 
     job_id: str
@@ -74,6 +77,7 @@ class Claim:
     attempt: int
     reference: bool
     input: bytes = field(repr=False)
+    model: str | None = None
 
     @property
     def volume(self) -> tuple[str, int]:

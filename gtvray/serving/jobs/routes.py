@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from gtvray.serving.jobs.intake import PART
 from gtvray.serving.jobs.records import Priority
 from gtvray.serving.jobs.references import references_schema
 from gtvray.serving.jobs.service import Jobs
-from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, errors
+from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
 from gtvray.serving.results import negotiate, result_response
 
 EVENTS = "text/event-stream"
@@ -56,10 +56,18 @@ class JobRoutes:
     Args:
         jobs: the jobs; None if this endpoint keeps none.
         owner_of: the client of a request, who sees only its own jobs.
+        choose: checks that the client of a request may use a model, and returns its name; None is the default.
+        load: the fields `scans` and `replicas` of the queue.
     """
 
-    def __init__(self, jobs: Jobs | None, owner_of: Callable[[Request], str]) -> None:
-        self._jobs, self._owner_of = jobs, owner_of
+    def __init__(
+        self,
+        jobs: Jobs | None,
+        owner_of: Callable[[Request], str],
+        choose: Callable[[Request, str | None], str | None],
+        load: Callable[[], Awaitable[Mapping[str, Any]]],
+    ) -> None:
+        self._jobs, self._owner_of, self._choose, self._load = jobs, owner_of, choose, load
 
     def router(self) -> APIRouter:
         """Return the routes, which run the worker within the application's lifespan."""
@@ -69,7 +77,7 @@ class JobRoutes:
             self.submit,
             methods=["POST"],
             status_code=202,
-            responses=errors(413, 415, 422, 507),
+            responses=errors(404, 413, 415, 422, 507),
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )
@@ -97,12 +105,13 @@ class JobRoutes:
         for path, allowed in (("/jobs", ("GET", "POST")), ("/jobs/{job_id}", ("GET", "DELETE"))):
             others = [method for method in _METHODS if method not in allowed]
             router.add_api_route(path, _refuse(allowed), methods=others, include_in_schema=False)
-        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors(404))
+        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors())
         return router
 
     async def submit(
         self,
         request: Request,
+        model: ModelQuery = None,
         priority: Annotated[Priority, Query(description="one hour ahead of, or behind, normal jobs")] = "normal",
         idempotency_key: Annotated[
             str | None, Header(description="a repeated request with the same key returns the first one's job")
@@ -110,7 +119,8 @@ class JobRoutes:
     ) -> Response:
         """Accept a job; its inputs are on disk, encrypted, when the answer is sent."""
         jobs, owner = self._require(), self._owner_of(request)
-        job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key)
+        chosen = self._choose(request, model)
+        job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key, chosen)
         document = await jobs.document(owner, job_id)
         headers = {"Location": f"/v1/jobs/{job_id}", **({"Idempotency-Replayed": "true"} if repeated else {})}
         return JSONResponse(document.model_dump(mode="json"), 202, headers)
@@ -147,8 +157,11 @@ class JobRoutes:
         return result_response(document, mask, media_type)
 
     async def queue(self) -> QueueDocument:
-        """Return the length of the queue of all clients and the expected wait."""
-        return await self._require().queue()
+        """Return the length of the queue of all clients, the expected wait, and the model's replicas."""
+        queue = QueueDocument(queued=0, running=0, expected_wait_s=None)
+        if self._jobs is not None:
+            queue = await self._jobs.queue()
+        return queue.model_copy(update=dict(await self._load()))
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

@@ -40,11 +40,15 @@ class Jobs:
         settings: limits and retention.
         volume_bytes: largest file of a volume.
         segment: segments one volume.
+
+    Attributes:
+        stopping: set when the endpoint stops.
     """
 
     def __init__(self, folder: Path, settings: JobsConfig, volume_bytes: int, segment: Segment) -> None:
         self._folder, self._settings, self._volume_bytes, self._segment = folder, settings, volume_bytes, segment
         self._watchers = 0
+        self.stopping = False
 
     @property
     def _keep_s(self) -> float:
@@ -75,7 +79,9 @@ class Jobs:
             await asyncio.gather(*tasks, return_exceptions=True)
             engine.dispose()
 
-    async def accept(self, owner: str, request: Request, priority: Priority, key: str | None) -> tuple[str, bool]:
+    async def accept(
+        self, owner: str, request: Request, priority: Priority, key: str | None, model: str | None = None
+    ) -> tuple[str, bool]:
         """Read a request's body into the store and queue its volumes.
 
         Args:
@@ -83,6 +89,7 @@ class Jobs:
             request: the request.
             priority: priority of the job.
             key: idempotency key; a repeated one returns the earlier job.
+            model: name of the model; None for the default.
 
         Returns:
             the job's id, once its inputs are durable; and whether it is an earlier job.
@@ -102,8 +109,8 @@ class Jobs:
         with self._files.new_job(job_id):
             inputs = await Intake(self._files, job_id, limits).read(request)
         failpoint("jobs.durable")
-        digest = input_digest(priority, inputs)
-        new = NewJob(job_id, owner, key_digest, digest, priority, tuple(inputs))
+        digest = input_digest(priority, inputs, model)
+        new = NewJob(job_id, owner, key_digest, digest, priority, tuple(inputs), model)
         try:
             accepted = await asyncio.to_thread(self._store.accept, new)
         except Exception:
@@ -116,7 +123,7 @@ class Jobs:
             if accepted.input_digest != digest:
                 raise InputError(
                     "this Idempotency-Key was used for another request",
-                    expected="the same volumes and priority, or a new key",
+                    expected="the same volumes, priority and model, or a new key",
                 )
             return accepted.id, True
         log_event("job_accepted", job_id, volumes=len(inputs))
@@ -191,11 +198,13 @@ class Jobs:
     async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
         """Yield a job whenever it has changed, and last when it has ended; None while it stays the same.
 
+        It ends early when the endpoint stops, which would otherwise wait for its watchers.
+
         Raises:
             NotFoundError: no such job of this owner.
         """
         shown: JobDocument | None = None
-        while shown is None or shown.ended_at is None:
+        while (shown is None or shown.ended_at is None) and not self.stopping:
             job = await self.document(owner, job_id)
             yield job if job != shown else None
             shown = job

@@ -71,6 +71,7 @@ class JobStore:
             "key_digest": new.key_digest,
             "input_digest": new.input_digest,
             "priority": new.priority,
+            "model": new.model,
             "created_at": now,
             "cancelled": False,
         }
@@ -97,7 +98,7 @@ class JobStore:
         )
         with self._engine.begin() as connection:
             row = connection.execute(
-                select(volumes, jobs.c.owner)
+                select(volumes, jobs.c.owner, jobs.c.model)
                 .join(jobs)
                 .where(ready)
                 .order_by(volumes.c.due)
@@ -121,7 +122,7 @@ class JobStore:
                     "started_at": now,
                 },
             )
-        return Claim(row.job_id, row.number, row.owner, row.attempt + 1, row.reference, row.input)
+        return Claim(row.job_id, row.number, row.owner, row.attempt + 1, row.reference, row.input, row.model)
 
     def renew(self, claims: Mapping[Claim, float]) -> set[Claim]:
         """Renew leases and record percentages.

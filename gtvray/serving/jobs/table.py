@@ -21,6 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    inspect,
     make_url,
 )
 from sqlalchemy.engine import Connection
@@ -45,6 +46,8 @@ jobs = Table(
     Column("created_at", Float, nullable=False),
     Column("ended_at", Float),
     Column("cancelled", Boolean, nullable=False),
+    # Null: the endpoint's default model.
+    Column("model", String(256)),
     UniqueConstraint("owner", "key_digest"),
 )
 volumes = Table(
@@ -106,7 +109,21 @@ def open_database(url: str | None, folder: Path) -> Engine:
     except DBAPIError:
         # Another gateway has created them just now; otherwise this raises again.
         metadata.create_all(engine)
+    _add_missing_column(engine)
     return engine
+
+
+def _add_missing_column(engine: Engine) -> None:
+    """Complete the table of an earlier version."""
+    with engine.begin() as connection:
+        if any(column["name"] == "model" for column in inspect(connection).get_columns(jobs.name)):
+            return
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {jobs.name} ADD COLUMN model VARCHAR(256)")
+    except DBAPIError:
+        # Another gateway has added it just now; otherwise the first job is an error.
+        pass
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:

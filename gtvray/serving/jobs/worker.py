@@ -37,12 +37,13 @@ class Segment(Protocol):
     """The part of the endpoint that jobs use."""
 
     def __call__(
-        self, body: Body, client: str, request_id: str, report: Callable[[int, int], None]
+        self, body: Body, model: str | None, client: str, request_id: str, report: Callable[[int, int], None]
     ) -> Awaitable[Prediction]:
         """Segment a volume; cancelling the call stops its patches.
 
         Args:
             body: a NIfTI or NRRD file.
+            model: name of the model; None for the default.
             client: for whom.
             request_id: id for the log.
             report: called with the patches that were processed, and those known so far.
@@ -175,7 +176,7 @@ class Worker:
             # More patches may become known, but progress does not go back.
             self._percent[claim] = max(self._percent[claim], 100.0 * processed / max(known, 1))
 
-        prediction = await self._segment(body, claim.owner, claim.job_id, report)
+        prediction = await self._segment(body, claim.model, claim.owner, claim.job_id, report)
         if claim.reference:
             # The replica has read the file itself, possibly after a change.
             await asyncio.to_thread(require_unchanged, self._files.read_reference(claim), self._roots)

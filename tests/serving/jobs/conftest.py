@@ -41,7 +41,7 @@ async def threshold(content: bytes, request_id: str, report: Report) -> Predicti
 def reading(segment: Segment) -> worker.Segment:
     """Call a model of the test with the content of each volume."""
 
-    async def segment_body(body: Body, client: str, request_id: str, report: Report) -> Prediction:
+    async def segment_body(body: Body, model: str | None, client: str, request_id: str, report: Report) -> Prediction:
         with body.open() as file:
             content = file.read()
         return await segment(content, request_id, report)
@@ -60,8 +60,13 @@ def build_jobs_app(
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(Guard, access=Access(TOKEN, None, 60_000))
     jobs = Jobs(folder, JobsConfig(**settings), limit_bytes, reading(segment))
-    app.include_router(JobRoutes(jobs, owner_of).router())
+    app.include_router(JobRoutes(jobs, owner_of, lambda _, name: name, no_load).router())
     return app
+
+
+async def no_load() -> dict[str, object]:
+    """The part of the queue that the gateway knows."""
+    return {}
 
 
 @asynccontextmanager

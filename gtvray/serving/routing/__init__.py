@@ -1,0 +1,5 @@
+"""Which model, and which version of it, a request goes to."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
