@@ -92,9 +92,10 @@ def start(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve in the background; returns when the endpoint is ready, or with the reason why it is not.
+    """Serve a model over HTTP in the background.
 
-    Options and token as for `gtvray serve`. The endpoint runs until `gtvray serve stop`, also after logging out.
+    The command returns when the endpoint is ready, or with the reason why it is not. Options and token are those of
+    `gtvray serve`. The endpoint runs until `gtvray serve stop`, also after logging out.
 
     Example: gtvray serve start --port 8080
     """
@@ -131,7 +132,9 @@ def start(
 
 @app.command("stop")
 def stop(port: _WhichOption = None, workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
-    """Stop an endpoint that `start` has started, after its requests in progress; nothing else is stopped.
+    """Stop an endpoint that `start` has started.
+
+    Its requests in progress end first; nothing else is stopped.
 
     Example: gtvray serve stop
     """
