@@ -15,13 +15,14 @@ from gtvray.runtime import Cluster, ProgressReporter, shown_waiting
 
 @dataclass(frozen=True)
 class OnCluster:
-    """Predicts scans on the connected cluster.
+    """Predict scans on the connected cluster.
 
     Attributes:
         cluster: the connected cluster.
         opener: loads the model in each process; its device is set here.
         read: files and folders that every node must have.
-        gpus, memory_bytes: of a process; None for 1 GPU if the cluster has GPUs, and for an estimate.
+        gpus: of each process; None for 1 if the cluster has GPUs.
+        memory_bytes: of each process; None for an estimate.
         on_gpu: whether the backend of the model runs on GPUs.
         wait_s: longest wait for resources.
         show: receives progress.
@@ -41,9 +42,9 @@ class OnCluster:
 
         Raises:
             ResourceError: a node does not see the files, or no process fits or starts.
-            GtvrayError: the model could be loaded nowhere.
+            GtvrayError: no process could load the model.
         """
-        # A scan that is not there is reported as such.
+        # A missing scan has an error of its own, which is better than one about storage.
         seen = [path for path in self.read if path.exists()]
         require_storage(self.cluster, scans[0].mask.parent, *seen)
         needed = self.memory_bytes or estimate_memory_bytes([scan.path for scan in scans])

@@ -14,11 +14,13 @@ from gtvray.cli.settings import SettingsCommand
 if TYPE_CHECKING:
     from gtvray.api import LocalCluster, ServiceHealth
 
-app = typer.Typer(help="A Ray head, an MLflow server and the endpoint on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Run Ray, MLflow and the endpoint on this machine.", no_args_is_help=True)
 _FolderOption = Annotated[
     Path | None,
     typer.Option(
-        "--folder", envvar="GTVRAY_CLUSTER", help="Folder for tokens, process ids and logs; by default ~/.local/state."
+        "--folder",
+        envvar="GTVRAY_CLUSTER",
+        help="Folder for tokens, process ids and logs; by default ~/.local/state/gtvray-cluster.",
     ),
 ]
 
@@ -44,9 +46,11 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
     as_json: JsonOption = False,
 ) -> None:
-    """Start what does not run yet, and wait until it is healthy; everything listens on this machine only, with tokens.
+    """Start the services that do not run yet.
 
-    Ray's own ports listen on every address of the machine; its token protects them, and a firewall protects better.
+    The command waits until they are healthy. Dashboard, MLflow and endpoint listen on localhost; MLflow has no
+    authentication. Ray's own ports listen on every address of the machine: a token protects them, and a firewall
+    protects better.
 
     Example: gtvray cluster up --workspace gtvray-runs
     """
@@ -63,7 +67,9 @@ def up(
 
 @app.command("status", cls=SettingsCommand)
 def status(folder: _FolderOption = None, as_json: JsonOption = False) -> None:
-    """Print the health of each service; the exit code is 1 if one that was started is not healthy.
+    """Print the health of each service.
+
+    The exit code is 1 if one that was started is not healthy.
 
     Example: gtvray cluster status
     """
@@ -76,7 +82,9 @@ def status(folder: _FolderOption = None, as_json: JsonOption = False) -> None:
 
 @app.command("down", cls=SettingsCommand)
 def down(folder: _FolderOption = None, as_json: JsonOption = False) -> None:
-    """Stop every service that `up` has started, with all its processes; no other Ray or MLflow is affected.
+    """Stop every service that `up` has started.
+
+    All of their processes end; no other Ray or MLflow is affected.
 
     Example: gtvray cluster down
     """

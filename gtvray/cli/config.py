@@ -23,12 +23,12 @@ from gtvray.cli.settings import SettingsCommand
 if TYPE_CHECKING:
     from gtvray.config import Config
 
-app = typer.Typer(help="Show settings, their schema, or what differs from the defaults.", no_args_is_help=True)
+app = typer.Typer(help="Show, compare or plan settings.", no_args_is_help=True)
 
 
 @app.command(cls=SettingsCommand)
 def show(config: ConfigOption = None, override: SetOption = None, as_json: JsonOption = False) -> None:
-    """Every key with its value.
+    """Show every key with its value.
 
     Example: gtvray config show optimizer.lr=3e-4
     """
@@ -40,7 +40,7 @@ def show(config: ConfigOption = None, override: SetOption = None, as_json: JsonO
 
 @app.command(cls=SettingsCommand)
 def schema(as_json: JsonOption = False) -> None:
-    """Every key with its default and what it means.
+    """Show every key with its default and its meaning.
 
     Example: gtvray config schema --json
     """
@@ -56,7 +56,7 @@ def diff(
     other: Annotated[Path | None, typer.Argument(help="Another one; the defaults otherwise.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keys whose values differ.
+    """Show the keys whose values differ.
 
     Example: gtvray config diff my.yaml
     """
@@ -78,10 +78,11 @@ def plan(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Spacing, patch, batch and network from the training cases and a worker's memory, and why each.
+    """Derive settings from the training cases and a worker's memory.
 
-    What the file or an override sets stays. A training that cannot fit is refused. With training.use_gpu=true a Ray
-    worker with a GPU is asked for its memory: on the cluster that RAY_ADDRESS names, or on this machine.
+    These are spacing, patch, batch and network, each with its reason. What the file or an override sets stays. A
+    training that cannot fit is refused. With training.use_gpu=true a Ray worker with a GPU is asked for its memory: on
+    the cluster that RAY_ADDRESS names, or on this machine.
 
     Example: gtvray config plan Naso_GTV --out naso_gtv.yaml
     """

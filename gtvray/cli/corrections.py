@@ -42,7 +42,9 @@ def add(
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a corrected mask with its scan, reviewer and origin; trainings with split.corrections=true use it.
+    """Store a corrected mask with its scan, reviewer and origin.
+
+    Trainings with split.corrections=true use it.
 
     Example: gtvray corrections add scan.nii.gz mask.nrrd --reviewer "A. Physicist" --source "3D Slicer"
     """
@@ -77,14 +79,16 @@ def propose(
     count: Annotated[int, typer.Option("--count", min=1, help="Number of cases to propose.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Propose which predicted cases to review next: failures and flags first, then the most uncertain.
+    """Propose which predicted cases to review next.
+
+    Failures and flagged cases come first, then the most uncertain ones.
 
     Example: gtvray corrections propose masks/report.json
     """
     from gtvray.reports import VALUE_OF_ORDER, review_order
 
     rows = [asdict(each) for each in review_order(report)[:count]]
-    columns = {"scan": "scan", "reason": "reason", "doubt": "doubt"}
+    columns = {"scan": "scan", "reason": "reason", "doubt": "uncertainty"}
     shown = [{**row, "doubt": "-" if row["doubt"] is None else f"{row['doubt']:.2f}"} for row in rows]
     text = table(shown, columns) if rows else "no cases"
     emit({"cases": rows, "value": VALUE_OF_ORDER}, as_json, f"{text}\n\n{VALUE_OF_ORDER}")

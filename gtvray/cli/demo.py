@@ -45,7 +45,9 @@ def demo(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Scans, sweep, MLflow, promotion, serving and masks over HTTP, in one go.
+    """Run the full pipeline, from scans to masks over HTTP.
+
+    The stages: data, preparation, sweep, evaluation, promotion, serving, and requests for the held-out scans.
 
     Example: gtvray demo --data Naso_GTV --json
     """

@@ -28,7 +28,9 @@ def doctor(
     data: Annotated[Path | None, typer.Option(help="With --cluster: a dataset that every node must see.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check versions, devices, user, folders, limits, ports, Ray and MLflow; the exit code is 1 if a check fails.
+    """Check this machine, Ray and MLflow.
+
+    Versions, devices, user, folders, limits and ports are checked too. The exit code is 1 if a check fails.
 
     A check marked "note" passed, and its advice is optional.
 

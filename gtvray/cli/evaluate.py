@@ -47,7 +47,9 @@ def evaluate(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every score of one or more models, a case at a time and together, on the original grid; one page with all of it.
+    """Score models on a dataset and write a report.
+
+    Masks are scored on the original grid of their scans, case by case and together; `report.html` has everything.
 
     Example: gtvray evaluate --data val --model champion --baseline train
     """

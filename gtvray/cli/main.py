@@ -115,7 +115,7 @@ def _require_submitted_version() -> None:
             "the cluster has another version of gtvray",
             expected=f"{submitted}, as where the job was submitted",
             found=__version__,
-            do="submit without --installed, so that the code travels, or install the same version",
+            do="submit without --installed, so that this code is sent with the job, or install the same version",
         )
 
 
@@ -125,7 +125,8 @@ def _misused(error: typer.TyperException) -> int:
         # Without a command the message is the help.
         sys.stderr.write(f"{message}\n")
         return InputError.exit_code
-    return _fail(InputError(message, do="see --help"))
+    path = getattr(getattr(error, "ctx", None), "command_path", "gtvray")
+    return _fail(InputError(message, do=f"see `{path} --help`"))
 
 
 def _fail(error: GtvrayError) -> int:

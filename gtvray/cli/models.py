@@ -13,7 +13,7 @@ from gtvray.cli.settings import ListGroup, SettingsCommand
 
 app = typer.Typer(
     cls=ListGroup,
-    help="Registered versions: list, show, compare, export, import, adopt and repair.",
+    help="List, show, compare, export or import registered versions.",
 )
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why it may be served without evidence; recorded.")]
 VersionArgument = Annotated[str, typer.Argument(help="A version, champion, or the run that made it.")]
@@ -26,7 +26,7 @@ def list_(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the registered versions with the last decision about each.
+    """List the registered versions with their last decisions.
 
     Example: gtvray models list
     """
@@ -104,7 +104,7 @@ def diff(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two versions: settings, data and metrics that differ.
+    """Show settings, data and metrics that differ in two versions.
 
     Example: gtvray models diff 3 champion
     """
@@ -131,7 +131,7 @@ def export(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version to a folder that another site can serve or import, or in MONAI's bundle format.
+    """Write a version to a folder that another site can use.
 
     A URI such as s3://bucket/site-b names a folder in an object store; gtvray's own format only.
 
@@ -153,7 +153,9 @@ def import_(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Register a version that another site exported; `gtvray promote VERSION` can make it the champion.
+    """Register a version that another site exported.
+
+    `gtvray promote VERSION` can make it the champion.
 
     Example: gtvray models import site-a
     """
@@ -194,7 +196,9 @@ def repair(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Complete what a crash left unfinished, and restore the champion of the last decision.
+    """Complete a change of the champion that was interrupted.
+
+    The champion of the last decision is restored.
 
     Example: gtvray models repair
     """

@@ -84,7 +84,9 @@ def predict(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment the tumour in scans; each mask lies on its scan's own grid. A scan that fails does not stop the others.
+    """Segment the tumour in scans.
+
+    Each mask is on the grid of its scan. A scan that fails does not stop the others.
 
     In a folder, every result is recorded in predictions.jsonl: the same command continues after an interruption.
     Nothing is replaced but gtvray's own earlier outputs, and those only with --overwrite.
@@ -150,7 +152,9 @@ def _check_options(server: str | None, jobs: bool, model_name: str | None, local
         raise InputError("only an endpoint has models by name", found="--model-name without --server", do=do)
     for option, given in local.items() if server else ():
         if given:
-            raise InputError("an endpoint has its own model and machine", found=f"--server and {option}", do="drop one")
+            raise InputError(
+                "an endpoint has its own model and machine", found=f"--server and {option}", do="leave one out"
+            )
 
 
 def _plan_remote(
@@ -203,7 +207,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     ]
     parts = [table(done, _COLUMNS)] if done else []
     parts += [f"{row['scan']}: {note}" for row in done for note in row["notes"]]
-    parts += [f"{row['scan']}: doubt {row['uncertainty']['doubt']:.2f}" for row in done if "uncertainty" in row]
+    parts += [f"{row['scan']}: uncertainty {row['uncertainty']['doubt']:.2f}" for row in done if "uncertainty" in row]
     parts += [f"OUT OF DOMAIN {row['scan']}: {reason}" for row in done for reason in row["out_of_domain"]]
     if failed:
         parts += [

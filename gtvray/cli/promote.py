@@ -110,10 +110,10 @@ def rollback(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the previous champion the champion again; repeated rollbacks lead further back.
+    """Make the previous champion the champion again.
 
-    With --restore the champion of the last decision is restored instead: the alias is set to it, and if its version was
-    deleted in MLflow, the bundle is registered again.
+    Repeated rollbacks lead further back. With --restore the champion of the last decision is restored instead: the
+    alias is set to it, and if its version was deleted in MLflow, the bundle is registered again.
 
     Example: gtvray rollback
     """

@@ -24,9 +24,9 @@ def qa(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reproduce a promoted model's golden cases on this host; run it after every upgrade.
+    """Reproduce a promoted model's golden cases on this host.
 
-    The exit code is 1 if a mask falls below Dice 0.999, the tolerance for another stack.
+    Run it after every upgrade. The exit code is 1 if a mask falls below Dice 0.999, the tolerance for another stack.
 
     Example: gtvray qa --model champion
     """

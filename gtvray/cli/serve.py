@@ -44,7 +44,9 @@ def serve(
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
-    """Serve a model over HTTP; clients need the bearer token in GTVRAY_TOKEN, or the generated one that is printed.
+    """Serve a model over HTTP.
+
+    Clients need the bearer token in GTVRAY_TOKEN, or the generated one that is printed.
 
     The word "run" may be left out: gtvray serve --port 8080.
 
@@ -90,9 +92,10 @@ def start(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve in the background; returns when the endpoint is ready, or with the reason why it is not.
+    """Serve a model over HTTP in the background.
 
-    Options and token as for `gtvray serve`. The endpoint runs until `gtvray serve stop`, also after logging out.
+    The command returns when the endpoint is ready, or with the reason why it is not. Options and token are those of
+    `gtvray serve`. The endpoint runs until `gtvray serve stop`, also after logging out.
 
     Example: gtvray serve start --port 8080
     """
@@ -129,7 +132,9 @@ def start(
 
 @app.command("stop")
 def stop(port: _WhichOption = None, workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
-    """Stop an endpoint that `start` has started, after its requests in progress; nothing else is stopped.
+    """Stop an endpoint that `start` has started.
+
+    Its requests in progress end first; nothing else is stopped.
 
     Example: gtvray serve stop
     """
@@ -174,9 +179,9 @@ def status(
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a running endpoint whether it is ready, which version it serves, and how many jobs wait.
+    """Show the state of a running endpoint.
 
-    The exit code is 0 if it is ready.
+    This is whether it is ready, which version it serves, and how many jobs wait. The exit code is 0 if it is ready.
 
     Example: gtvray serve status --server http://127.0.0.1:8000
     """

@@ -36,11 +36,11 @@ def submit(
     ] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a command on a Ray cluster through Ray Jobs; the exit code is 0 if the job succeeded.
+    """Run a command on a Ray cluster through Ray Jobs.
 
-    The code of this gtvray and the settings files in the command travel with the job; data and results do not: their
-    paths, relative to this folder, must be those of storage that the cluster shares. The job goes on without this
-    machine. Ray sets RAY_ADDRESS in the job to the address of the cluster.
+    The exit code is 0 if the job succeeded. The code of this gtvray and the settings files in the command are sent with
+    the job; data and results are not: their paths, relative to this folder, must be those of storage that the cluster
+    shares. The job goes on without this machine. Ray sets RAY_ADDRESS in the job to the address of the cluster.
 
     The word "run" may be left out: gtvray submit -- COMMAND.
 
@@ -68,7 +68,7 @@ def list_jobs(address: DashboardOption = _DASHBOARD, as_json: JsonOption = False
 
 @app.command("status", cls=SettingsCommand)
 def status(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
-    """State of a job.
+    """Show the state of a job.
 
     Example: gtvray submit status raysubmit_dM3xqgn2Jc --address http://head:8265
     """
@@ -99,7 +99,9 @@ def logs(
 
 @app.command("stop", cls=SettingsCommand)
 def stop(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
-    """Stop a job as Ctrl-C would; what it has completed is kept, and --resume continues it.
+    """Stop a job as Ctrl-C would.
+
+    What it has completed is kept, and --resume continues it.
 
     Example: gtvray submit stop raysubmit_dM3xqgn2Jc
     """
@@ -113,7 +115,9 @@ def stop(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: Json
 
 @app.command("wait", cls=SettingsCommand)
 def wait_for(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
-    """Follow a job until it ends; the exit code is 0 if it succeeded.
+    """Follow a job until it ends.
+
+    The exit code is 0 if it succeeded.
 
     Example: gtvray submit wait raysubmit_dM3xqgn2Jc
     """

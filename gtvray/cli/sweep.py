@@ -51,7 +51,9 @@ def sweep(
     describe: Annotated[bool, typer.Option("--describe", help="Print what would run from the settings alone.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search over trainings, record every trial in MLflow, and write the bundle of the best one.
+    """Search for settings and write the bundle of the best trial.
+
+    Every trial is recorded in MLflow.
 
     Example: gtvray sweep tune_configs/demo.yaml --data Naso_GTV
 

@@ -12,7 +12,7 @@ from gtvray.cli.settings import ListGroup
 
 app = typer.Typer(
     cls=ListGroup,
-    help="Tokens of the clients of an endpoint: add, list and revoke, also while it runs.",
+    help="Add, list and revoke the tokens of clients of an endpoint.",
 )
 NameArgument = Annotated[str, typer.Argument(help="Name of the client, for the audit log.")]
 
@@ -36,7 +36,9 @@ def add(
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a token for a client, and print it once: only its SHA-256 is stored.
+    """Create a token for a client.
+
+    It is printed once: only its SHA-256 is stored.
 
     Example: gtvray token add planning-station --role jobs
     """
@@ -67,7 +69,9 @@ def list_(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -
 
 @app.command("revoke")
 def revoke(name: NameArgument, workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
-    """Revoke the token of a client; a running endpoint refuses it within a second.
+    """Revoke the token of a client.
+
+    A running endpoint refuses it within a second.
 
     Example: gtvray token revoke planning-station
     """

@@ -48,7 +48,9 @@ def train(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train, judge every fold by its own cases beside the baseline, and bundle the networks as an ensemble.
+    """Train one network, or one per fold, and write their bundle.
+
+    Every fold is scored on its own cases beside the baseline; the bundle has the networks of all folds as an ensemble.
 
     Folds run side by side where the cluster has free resources, each from its newest checkpoint; one that fails does
     not end the others. Held-out cases are left alone: `gtvray promote` is for them.

@@ -9,7 +9,7 @@ import typer
 
 from gtvray.cli.common import JsonOption, emit
 
-app = typer.Typer(help="Maintain the workspace, the folder that everything is written to.", no_args_is_help=True)
+app = typer.Typer(help="Make a copied workspace independent of its original.", no_args_is_help=True)
 
 
 @app.callback()

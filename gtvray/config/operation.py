@@ -101,7 +101,7 @@ class ServingConfig(Section):
     memory_gb_per_replica: float = Field(
         1.0, ge=0, description="memory that Ray reserves for a model replica on its node; 0: none"
     )
-    follow_s: float = Field(5.0, ge=0.1, description="seconds between two looks at which version is champion")
+    follow_s: float = Field(5.0, ge=0.1, description="seconds between two checks of which version is champion")
     interrupt_to_swap: bool = Field(
         False,
         description="stop the served version first where two versions do not fit; otherwise such a swap is refused",

@@ -13,7 +13,7 @@ from gtvray.config.section import Section, build, leaves
 from gtvray.config.space import SpaceEntry, applies
 from gtvray.errors import ConfigError
 
-# Keys that may differ between trials; the others hold for a sweep.
+# Keys that may differ between trials; all others are the same for the whole sweep.
 _SEARCHABLE = (
     "preprocessing.windows_hu",
     "augmentation.",
@@ -30,7 +30,7 @@ _PLANNED_ONCE = (
     "training.use_gpu",
     "training.gpus_per_worker",
 )
-# Keys that a training may continue with after they have changed.
+# Keys that may change while a training runs, as with population-based training.
 _MUTABLE = (
     "augmentation.",
     "loss.",
@@ -40,7 +40,7 @@ _MUTABLE = (
     "optimizer.clip_norm",
     "training.foreground_share",
 )
-# Trials are compared on the same cases, marked at the same threshold.
+# Keys that determine the score of a trial: all trials are compared on the same cases at the same threshold.
 _JUDGES = ("training.selection_cases", "inference.")
 
 
@@ -103,7 +103,7 @@ class SweepConfig(Section):
     )
     objectives: dict[Literal["dsc", "latency_ms", "peak_mb"], Literal["max", "min"]] = Field(
         {"dsc": "max"},
-        description="what trials are judged by: dsc, alone or with latency_ms and peak_mb, time and memory of a "
+        description="what trials are compared by: dsc, alone or with latency_ms and peak_mb, time and memory of a "
         "forward pass for one patch. The scheduler uses dsc alone; the searcher looks for the Pareto front",
     )
     target: float | None = Field(None, gt=0, le=1, description="stop once a trial has this selection DSC")
@@ -177,7 +177,7 @@ def _require_consistent_folds(sweep: SweepConfig, path: Path) -> None:
     found = [text for text, present in others.items() if present]
     if found:
         raise ConfigError(
-            "folds decide which points continue",
+            "these settings cannot be combined with folds",
             where=path,
             expected="scheduler.kind: none, and neither repeats, target, plateau nor several objectives",
             found="; ".join(found),
@@ -204,11 +204,17 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
         )
     if sweep.warm_start and sweep.searcher not in ("optuna", "gp"):
         raise ConfigError(
-            "this searcher learns nothing", where=path, found=f"warm_start with {sweep.searcher}", do="use optuna or gp"
+            "this searcher cannot use earlier sweeps",
+            where=path,
+            found=f"warm_start with {sweep.searcher}",
+            do="use optuna or gp",
         )
     if sweep.repeats > 1 and sweep.scheduler.kind == "pbt":
         raise ConfigError(
-            "settings that change cannot be repeated", where=path, found="repeats with scheduler.kind pbt"
+            "points cannot be repeated if their settings change during the training",
+            where=path,
+            found="repeats with scheduler.kind pbt",
+            do="set repeats: 1, or take another scheduler",
         )
     if len(sweep.objectives) > 1 and sweep.searcher == "gp":
         raise ConfigError(

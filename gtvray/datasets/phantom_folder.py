@@ -83,7 +83,7 @@ def _prepare_folder(folder: Path, parameters: dict[str, int], overwrite: bool) -
     files: dict[str, str] = stored.get("files", {})
     same = {name: stored.get(name) for name in parameters} == parameters
     if stored and not same:
-        _require_replaceable(folder, stored, overwrite)
+        _require_replaceable(folder, stored, parameters, overwrite)
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if same:
@@ -97,12 +97,18 @@ def _prepare_folder(folder: Path, parameters: dict[str, int], overwrite: bool) -
     return {}
 
 
-def _require_replaceable(folder: Path, stored: Mapping[str, Any], overwrite: bool) -> None:
+def _require_replaceable(
+    folder: Path, stored: Mapping[str, Any], parameters: Mapping[str, int], overwrite: bool
+) -> None:
     """Refuse to replace phantoms without `overwrite`, or if a file was added or modified."""
-    parameters = ", ".join(f"{name} {stored.get(name)}" for name in ("count", "seed", "phantom_version"))
     if not overwrite:
-        do = "add --overwrite to replace them, or choose another folder"
-        raise DataError("the folder contains other phantoms", where=folder, found=parameters, do=do)
+        raise DataError(
+            "the folder contains other phantoms",
+            where=folder,
+            expected=_format(parameters),
+            found=_format(stored),
+            do="add --overwrite to replace them, or choose another folder",
+        )
     files: Mapping[str, str] = stored.get("files", {})
     cases = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
     paths = {path.relative_to(folder).as_posix(): path for case in cases for path in (case, *case.rglob("*"))}
@@ -118,6 +124,10 @@ def _require_replaceable(folder: Path, stored: Mapping[str, Any], overwrite: boo
             found=", ".join(sorted(changed)[:5]),
             do="move them away, or choose another folder",
         )
+
+
+def _format(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {parameters.get(name)}" for name in ("count", "seed", "phantom_version"))
 
 
 def _require_no_other_files(case: Path) -> None:

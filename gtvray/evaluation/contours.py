@@ -27,7 +27,7 @@ def added_path_length_mm(reference: Volume, prediction: Volume) -> float:
 
 
 def count_tumours(reference: Mask, prediction: Mask) -> tuple[int, int, int]:
-    """Count tumours as connected components (26 neighbours); one shared voxel makes a tumour found.
+    """Count tumours as connected components (26 neighbours); a tumour counts as found if the masks share a voxel of it.
 
     Returns:
         number of components of the reference, of those without any predicted voxel, and of components of the

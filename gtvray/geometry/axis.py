@@ -121,7 +121,7 @@ def _folded(array: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
 
 
 def _banded(weights: NDArray[np.float32], source: NDArray[np.float32], result: NDArray[np.float32]) -> None:
-    """Compute result[l, :, m] = weights @ source[l, :, m] in products too small for BLAS to use threads.
+    """Compute result[l, :, m] = weights @ source[l, :, m] in products that are too small for BLAS threads.
 
     BLAS threads would wait for each other on a busy machine, and slabs are already distributed over threads.
     """

@@ -55,7 +55,7 @@ NETWORKS: Mapping[str, NetworkBuilder] = {
 def build_network(config: NetworkConfig, channels: int, spacing_mm: Millimetres, patch_ijk: Axes) -> torch.nn.Module:
     """Build a network: (b, channels, i, j, k) to tumour logits (b, 1, i, j, k).
 
-    With deep supervision, training mode returns (b, heads, 1, i, j, k), finest first, all at the size of the patch.
+    With deep supervision, training mode returns (b, 1 + heads, 1, i, j, k), finest first, all at the size of the patch.
 
     Raises:
         ConfigError: as `plan_network`.

@@ -164,7 +164,9 @@ class Registry:
             if error.error_code not in _ABSENT:
                 raise
             raise NotReadyError(
-                "nothing has been promoted yet", where=self._name, do="promote a model: `gtvray promote`"
+                "nothing has been promoted yet",
+                where=f"registered model {self._name}",
+                do="promote a model with `gtvray promote`, or name the folder of a bundle (--model)",
             ) from error
         return self._version(str(entry.version))
 
@@ -185,8 +187,9 @@ class Registry:
         except MlflowException as error:
             if error.error_code not in _ABSENT:
                 raise
-            known = ", ".join(entry.version for entry in self.versions()) or "none"
-            raise NotFoundError("no such model version", found=version, expected=known) from error
+            known = ", ".join(entry.version for entry in self.versions())
+            expected = f"a registered version: {known}" if known else "a registered version; there is none yet"
+            raise NotFoundError("no such model version", expected=expected, found=version) from error
 
     def fetch(self, version: ModelVersion) -> Bundle:
         """Return the bundle of a version, downloaded once and verified against its registered digest.

@@ -10,8 +10,8 @@ from gtvray.errors import InputError
 from gtvray.io import read_json
 
 VALUE_OF_ORDER = (
-    "A failure, an empty mask and a scan outside the training domain are reasons to review. The order by doubt is "
-    "weak: across 42 real cases uncertainty did not follow Dice (Spearman -0.05), so a case that is not listed may be "
+    "A failure, an empty mask and a scan outside the training domain are reasons to review. The order by uncertainty "
+    "is weak: across 42 real cases it did not follow Dice (Spearman -0.05), so a case that is not listed may be "
     "worse. Review a random sample as well."
 )
 
@@ -32,7 +32,7 @@ class ReviewCase:
 
 
 def review_order(report: Path) -> list[ReviewCase]:
-    """Order the cases of a report: failed, out of domain, empty, with a fallback, then by doubt.
+    """Order the cases of a report: failed, out of domain, empty, with a fallback, then by uncertainty.
 
     Raises:
         NotFoundError: no such file.

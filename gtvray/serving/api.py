@@ -51,8 +51,8 @@ class Api:
     Args:
         args: the application's arguments.
         models: the models that requests may name.
-        spool: for bodies.
-        segmenter: from a spooled body to its mask.
+        spool: stores the bodies of requests.
+        segmenter: computes the mask of a spooled body.
 
     Raises:
         ConfigError: no token is configured.
@@ -135,7 +135,7 @@ class Api:
         return Response(text, media_type=media_type)
 
     async def readyz(self) -> dict[str, str]:
-        """Readiness probe: the default model is loaded and reproduces its golden cases, as of the last look."""
+        """Readiness probe: the default model is loaded and reproduces its golden cases, as of the last check."""
         return {"status": "ready", "golden": (await self._models.default.describe())["golden"]}
 
     async def describe(self, request: Request, model: ModelQuery = None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Served:
 
     Attributes:
         name: of the registered model.
-        looked_at: monotonic time of the last look in the background.
+        looked_at: monotonic time of the last background check.
     """
 
     def __init__(self, args: AppArguments, model: Any, app: str = "") -> None:
@@ -205,4 +205,4 @@ def loading() -> NotReadyError:
 
 
 def _not_promoted() -> NotReadyError:
-    return NotReadyError("no model has been promoted yet", do="promote a model: `gtvray promote`")
+    return NotReadyError("no model has been promoted yet", do="promote a model with `gtvray promote`")

@@ -109,7 +109,7 @@ class TokenFile:
             tokens = self.read()
             kept = [each for each in tokens if each.name != name]
             if len(kept) == len(tokens):
-                raise InputError("this client has no token", found=name, do="gtvray token list")
+                raise InputError("this client has no token", found=name, do="`gtvray token list` lists the clients")
             self._write(kept)
 
     @property

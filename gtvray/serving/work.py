@@ -1,4 +1,4 @@
-"""What the gateway sends to a replica, and receives: paths and keys. Scans and masks stay in files.
+"""Messages between the gateway and a replica: paths and keys. Scans and masks stay in files.
 
 Arguments and results of a call may lie in Ray's object store, which spills to disk. So a replica on the gateway's node
 reads the scan from the spool and writes the mask there, both encrypted. On another node it copies the encrypted files
@@ -68,7 +68,7 @@ class Work:
     Attributes:
         body: the scan's file.
         result: path for the mask.
-        result_key: under which the mask is encrypted.
+        result_key: key that the mask is encrypted with.
         journal: path of the journal.
         node: id of the node on which the paths are valid.
         stream: address at which another node gets the scan and puts the mask; empty on a cluster of one node.
@@ -113,10 +113,10 @@ class Work:
 
 @contextmanager
 def fetched(work: Work, spool: Spool) -> Iterator[Work]:
-    """Work of another node, with the encrypted scan copied to this one; the mask is sent back at the end.
+    """Work of another node with its encrypted scan copied to this one; the mask is sent back when the block ends.
 
-    A plain file is not copied: it is one that every node can read. The gateway is asked for it nevertheless, and so
-    learns that the scan is here.
+    A plain file is not copied: every node can read it. The request is sent nevertheless, since it reports to the
+    gateway that this node has the scan.
 
     Args:
         work: of the other node.
@@ -143,7 +143,7 @@ def fetched(work: Work, spool: Spool) -> Iterator[Work]:
                     client.put(work.stream, content=file).raise_for_status()
     except (httpx.HTTPError, OSError) as error:
         raise ResourceError(
-            "the scan could not be copied between two nodes", found=type(error).__name__, do="send it again"
+            "the scan could not be copied between two nodes", found=type(error).__name__, do="send the scan again"
         ) from error
     finally:
         here.remove()

@@ -1,4 +1,4 @@
-"""The points of a search space: dotted keys -> values, with the keys that apply to each other."""
+"""The points of a search space: values by dotted key, for the keys whose conditions hold."""
 
 from __future__ import annotations
 

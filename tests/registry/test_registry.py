@@ -200,7 +200,7 @@ def test_unknown_version_is_reported_with_the_known_ones(registry: Registry, bun
     registry.register(bundle, run_id)
     with pytest.raises(NotFoundError) as caught:
         registry.get("7")
-    assert caught.value.fields["expected"] == "1"
+    assert caught.value.fields["expected"] == "a registered version: 1"
 
 
 def test_version_registered_outside_gtvray_does_not_affect_others(

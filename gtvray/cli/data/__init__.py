@@ -8,7 +8,7 @@ from gtvray.cli.data.prepare import prepare, split
 from gtvray.cli.settings import SettingsCommand
 
 app = typer.Typer(
-    help="Describe, check, convert or prepare a dataset, or make one of phantoms.",
+    help="Describe, check, convert, split or prepare a dataset.",
     no_args_is_help=True,
 )
 app.command("describe", cls=SettingsCommand)(describe)

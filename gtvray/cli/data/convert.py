@@ -33,12 +33,12 @@ def import_dataset(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a dataset of one structure from a dataset in StructSeg's, nnU-Net's or the Decathlon's layout.
+    """Make a dataset of one structure from one of any layout.
 
-    Voxels and affines are unchanged, and transfer.json records how each file was written. Mask values within 0.001 of
-    an integer are rounded to it and reported. Other values are refused, and so is a mask without a voxel of the
-    structure. With --key, masks predicted on a blind export are compared with the grids of their scans and written as
-    DST/CASE.nii.gz.
+    Layouts are those of StructSeg, nnU-Net and the Medical Segmentation Decathlon. Voxels and affines are unchanged,
+    and transfer.json records how each file was written. Mask values within 0.001 of an integer are rounded to it and
+    reported. Other values are refused, and so is a mask without a voxel of the structure. With --key, masks predicted
+    on a blind export are compared with the grids of their scans and written as DST/CASE.nii.gz.
 
     Example: gtvray data import Dataset017_Organs Parotid --label parotid_left
     """
@@ -75,9 +75,10 @@ def export_dataset(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a dataset for other tools, or export it blind for a hidden test.
+    """Convert a dataset to another layout.
 
-    `gtvray data import MASKS DST --key KEY` restores the case ids of masks of a blind export.
+    With --blind only the scans are exported, under shuffled numbers, for a hidden test. `gtvray data import MASKS DST
+    --key KEY` restores the case ids of the masks that come back.
 
     Example: gtvray data export Naso_GTV Dataset101_GTV --layout nnunet
     """
@@ -107,7 +108,9 @@ def phantom(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write head-and-neck CT phantoms with a tumour, in StructSeg's layout.
+    """Write head-and-neck CT phantoms with a tumour.
+
+    The layout is that of StructSeg.
 
     Example: gtvray data phantom phantoms --count 8
     """

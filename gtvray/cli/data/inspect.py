@@ -32,7 +32,9 @@ def describe(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute the tables of a dataset card from the files; with --out also a page with pictures.
+    """Compute the tables of a dataset card from the files.
+
+    With --out they are written to a folder, with a page of histograms and pictures.
 
     Example: gtvray data describe Naso_GTV --out naso_gtv_described
     """
@@ -72,7 +74,9 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 2 for warnings too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every case for the requirements of training and inference; exit code 2 if there is an error.
+    """Check that every case can be used for training and inference.
+
+    The exit code is 2 if there is an error.
 
     Example: gtvray data check Naso_GTV --against other_cases
     """
@@ -106,9 +110,10 @@ def check(
 
 
 def ledger(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
-    """List who scored which model on which cases, and how many models had been scored on these cases by then.
+    """List who scored which model on which cases.
 
-    A look carries the name in GTVRAY_WHO, or else that of the account, which is stored only in the workspace's ledger.
+    Each entry has the number of models that had been scored on these cases by then, and the name in GTVRAY_WHO, or else
+    that of the account, which is stored only in the workspace's ledger.
 
     Example: gtvray data ledger
     """

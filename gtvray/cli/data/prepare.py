@@ -21,10 +21,11 @@ def prepare(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fill the workspace's cache with prepared cases, so that trainings with these settings start at once.
+    """Fill the workspace's cache with prepared cases.
 
-    Cached cases are checked against their checksums and prepared again if damaged. The cache is limited to
-    cache.max_gb; the least recently used cases are evicted, but never those of a run in progress.
+    Trainings with the same settings then start at once. Cached cases are checked against their checksums and prepared
+    again if damaged. The cache is limited to cache.max_gb; the least recently used cases are evicted, but never those
+    of a run in progress.
 
     Example: gtvray data prepare Naso_GTV preprocessing.spacing_mm=[1,1,3]
     """
@@ -75,7 +76,9 @@ def split(
     override: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show and store the split of a dataset, by patient if patients are known, under the data's fingerprint.
+    """Show and store the split of a dataset.
+
+    Cases are split by patient if patients are known. The split is stored under the data's fingerprint.
 
     Example: gtvray data split Naso_GTV --folds 5
     """

@@ -23,7 +23,8 @@ class Layout(Protocol):
         FILES: where scans and masks lie, for error messages.
         TEST_FOLDER: name of the folder of cases without a mask.
         FOLDERS: folders that readers of the layout expect, even if they are empty.
-        WRAPPERS: relative paths at which archives of this layout keep the dataset's folder.
+        WRAPPERS: relative paths at which archives of this layout keep the dataset's folder. Without a dataset.json they
+            are the only folders that are searched below the given one, so EXAMPLE_NAME must be among them.
     """
 
     EXAMPLE_NAME: str
@@ -33,7 +34,7 @@ class Layout(Protocol):
     WRAPPERS: tuple[str, ...]
 
     def recognise(self, folder: Path) -> bool:
-        """Return whether a folder has this layout."""
+        """Return whether a folder has this layout; False if it does not exist."""
 
     def find(self, folder: Path, *, with_test: bool) -> Dataset:
         """Find the cases of a folder; `with_test` includes those without a mask.

@@ -70,6 +70,6 @@ def load_key(folder: Path) -> bytes:
             "the key of the job store is invalid",
             where=KEY_VARIABLE if KEY_VARIABLE in os.environ else path,
             expected=f"{_KEY_BYTES} bytes as base64",
-            do="python3 -c 'import os, base64; print(base64.b64encode(os.urandom(32)).decode())'",
+            do="create one: python3 -c 'import os, base64; print(base64.b64encode(os.urandom(32)).decode())'",
         )
     return key

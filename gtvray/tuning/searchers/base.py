@@ -26,9 +26,9 @@ class WaitForTrial(Exception):  # noqa: N818  # not an error
 
 
 class Searcher(Protocol):
-    """Proposes points; what it proposes depends on its seed and on the earlier trials, and on nothing else.
+    """Propose points from the seed and the earlier trials, and from nothing else.
 
-    So a sweep that is resumed from its record continues as if it had not been interrupted.
+    A sweep that is resumed from its record therefore continues as if it had not been interrupted.
     """
 
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
@@ -43,7 +43,7 @@ class Searcher(Protocol):
 
 
 class NoSearcher:
-    """Proposes nothing: for trials that only continue."""
+    """Propose nothing, for sweeps that only continue their trials."""
 
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
         """Return None."""
@@ -51,9 +51,9 @@ class NoSearcher:
 
 
 def value_of(trial: Trial) -> float | None:
-    """Return the value of a trial, its best epoch's; None without an epoch.
+    """Return the value of a trial, which is that of its best epoch; None without an epoch.
 
-    Searchers, schedulers and the ranking all use this value: it is that of the checkpoint which is kept.
+    Searchers, schedulers and the ranking all use it, since the checkpoint of that epoch is kept.
     """
     return max((value for _, value in trial.curve(METRIC)), default=None)
 
