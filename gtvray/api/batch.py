@@ -69,7 +69,15 @@ def predict_folder(
             resources.
         NotReproducedError: no node of the cluster reproduces the golden cases of the model.
     """
-    from gtvray.batch import BatchJob, Making, OnCluster, PredictorOpener, find_files, model_folders, predict_here
+    from gtvray.batch import (
+        BatchJob,
+        ClusterPredictor,
+        Making,
+        PredictorOpener,
+        find_files,
+        model_folders,
+        predict_here,
+    )
 
     folders, settings = as_workspace(workspace), as_config(config)
     given = [Path(each) for each in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
@@ -89,7 +97,7 @@ def predict_folder(
         read_there = [*given, opener.bundle, *([opener.golden] if opener.golden else [])]
         show.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
-            execute = OnCluster(
+            execute = ClusterPredictor(
                 cluster,
                 opener,
                 read_there,

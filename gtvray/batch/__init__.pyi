@@ -1,4 +1,4 @@
-from .cluster import OnCluster as OnCluster
+from .cluster import ClusterPredictor as ClusterPredictor
 from .files import PredictFiles as PredictFiles
 from .files import find_files as find_files
 from .files import model_folders as model_folders

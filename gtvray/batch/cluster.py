@@ -14,7 +14,7 @@ from gtvray.runtime import Cluster, ProgressReporter, shown_waiting
 
 
 @dataclass(frozen=True)
-class OnCluster:
+class ClusterPredictor:
     """Predict scans on the connected cluster.
 
     Attributes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gtvray.datasets import find_scans, volume_stem
-from gtvray.errors import InputError
+from gtvray.errors import InputError, NotFoundError
 from gtvray.inference import entropy_file
 from gtvray.io import Workspace, check_outputs, require_printable_path
 
@@ -110,7 +110,11 @@ def find_files(
 
     Raises:
         InputError: no scan, two scans with the same name, or a file for several masks.
+        NotFoundError: none of the inputs exists.
     """
+    if inputs and not any(entry.exists() for entry in inputs):
+        # Otherwise the model would be loaded first.
+        raise NotFoundError("no such file", where=inputs[0], expected="a .nii, .nii.gz or .nrrd file, or a folder")
     scans: dict[str, Path] = {}
     skipped: dict[str, str] = {}
     scan_folders: list[Path] = []

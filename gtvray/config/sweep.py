@@ -41,7 +41,7 @@ _MUTABLE = (
     "training.foreground_share",
 )
 # Keys that determine the score of a trial: all trials are compared on the same cases at the same threshold.
-_JUDGES = ("training.selection_cases", "inference.")
+_COMPARED_BY = ("training.selection_cases", "inference.")
 
 
 class SchedulerConfig(Section):
@@ -186,7 +186,7 @@ def _require_consistent_folds(sweep: SweepConfig, path: Path) -> None:
 
 
 def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
-    if key.startswith(_JUDGES):
+    if key.startswith(_COMPARED_BY):
         raise ConfigError(
             "this key cannot be searched",
             where=path,

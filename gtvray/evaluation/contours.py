@@ -33,8 +33,8 @@ def count_tumours(reference: Mask, prediction: Mask) -> tuple[int, int, int]:
         number of components of the reference, of those without any predicted voxel, and of components of the
         prediction without any reference voxel.
     """
-    tumours, missed = _untouched(reference, prediction)
-    _, false = _untouched(prediction, reference)
+    tumours, missed = _count_components(reference, prediction)
+    _, false = _count_components(prediction, reference)
     return tumours, missed, false
 
 
@@ -52,7 +52,7 @@ def _contours(mask: Mask, axis: int) -> Mask:
     return mask & ~inner
 
 
-def _untouched(mask: Mask, other: Mask) -> tuple[int, int]:
+def _count_components(mask: Mask, other: Mask) -> tuple[int, int]:
     """Number of components of a mask, and number of those that share no voxel with the other mask."""
     labels, count = label_components(mask)
     touched = np.unique(labels[other])

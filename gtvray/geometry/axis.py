@@ -112,7 +112,7 @@ class AxisSampler:
             weights = self._spline[a:b, low:high]
             # Folded to (dimensions before, axis, dimensions after).
             taken = _folded(source, dim)[:, low - start : high - start]
-            _banded(weights, taken, _folded(result, dim)[:, a - first : b - first])
+            _matmul_in_chunks(weights, taken, _folded(result, dim)[:, a - first : b - first])
         return result
 
 
@@ -120,7 +120,7 @@ def _folded(array: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     return array.reshape(math.prod(array.shape[:dim]), array.shape[dim], math.prod(array.shape[dim + 1 :]))
 
 
-def _banded(weights: NDArray[np.float32], source: NDArray[np.float32], result: NDArray[np.float32]) -> None:
+def _matmul_in_chunks(weights: NDArray[np.float32], source: NDArray[np.float32], result: NDArray[np.float32]) -> None:
     """Compute result[l, :, m] = weights @ source[l, :, m] in products that are too small for BLAS threads.
 
     BLAS threads would wait for each other on a busy machine, and slabs are already distributed over threads.

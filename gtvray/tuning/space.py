@@ -14,7 +14,7 @@ Point = dict[str, Any]
 # Keys on which the plan of a training and its memory depend.
 _PLANNED = ("network.", "training.patch_ijk", "training.batch_size", "training.precision", "training.compile")
 # Above this number of combinations, only those in which at most two keys differ from the first corner are checked.
-_MOST_CORNERS = 512
+_MAX_CORNERS = 512
 
 
 class Space:
@@ -80,7 +80,7 @@ class Space:
         planned = {
             key: entry.corners() for key, entry in self.entries.items() if key.startswith(_PLANNED) or key in conditions
         }
-        if math.prod(map(len, planned.values())) <= _MOST_CORNERS:
+        if math.prod(map(len, planned.values())) <= _MAX_CORNERS:
             return self._combinations(first | planned)
         pairs = itertools.combinations(planned, 2)
         return [

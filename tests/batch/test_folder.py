@@ -10,7 +10,7 @@ import pytest
 
 import gtvray
 from gtvray.batch import RECORD, BatchOutcome
-from gtvray.errors import InputError, ResourceError
+from gtvray.errors import InputError, NotFoundError, ResourceError
 from gtvray.failpoints import ONCE_VARIABLE, VARIABLE, arm
 from gtvray.inference import Predictor
 from gtvray.io import exclusive_lock, read_json_lines, read_volume, write_volume
@@ -151,3 +151,10 @@ def test_a_killed_run_goes_on_where_it_was(scans: Path, bundle: Bundle, tmp_path
     }
     assert len(finished.json()["masks"]) == 4
     assert partial_files(tmp_path / "masks") == []
+
+
+def test_missing_scan_is_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no such file") as caught:
+        gtvray.predict_folder(tmp_path / "missing.nii.gz", tmp_path / "mask.nii.gz", workspace=tmp_path / "runs")
+    assert caught.value.fields["where"] == str(tmp_path / "missing.nii.gz")
+    assert list(tmp_path.iterdir()) == []
