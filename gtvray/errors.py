@@ -2,7 +2,7 @@
 
 GtvrayError
 ├── InputError              exit 2, 422   invalid user input
-│   ├── ConfigError                       invalid configuration key or value
+│   ├── ConfigError                       unknown setting or invalid value
 │   ├── DataError                         invalid case or dataset
 │   │   ├── VolumeError                   invalid or damaged volume file
 │   │   └── GeometryError                 mismatched or unusable voxel grids
@@ -101,7 +101,7 @@ class InputError(GtvrayError):
 
 
 class ConfigError(InputError):
-    """Invalid configuration key or value."""
+    """Unknown setting or invalid value."""
 
 
 class DataError(InputError):

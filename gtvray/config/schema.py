@@ -98,7 +98,7 @@ def check_key(key: str, where: object) -> None:
         ConfigError: an unknown key, with the nearest valid one.
     """
     if key not in known_keys():
-        raise ConfigError("unknown config key", where=where, found=key, do=suggestion(key, Config))
+        raise ConfigError("unknown setting", where=where, found=key, do=suggestion(key, Config))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

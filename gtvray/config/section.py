@@ -34,11 +34,9 @@ def build(section: type[S], values: Mapping[str, Any], where: object) -> S:
         key = _written_key(first["loc"], values)
         more = f" (and {others} more)" if others else ""
         if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"unknown config key{more}", where=where, found=key, do=suggestion(key, section)
-            ) from None
+            raise ConfigError(f"unknown setting{more}", where=where, found=key, do=suggestion(key, section)) from None
         raise ConfigError(
-            f"invalid config value: {key}{more}",
+            f"invalid setting: {key}{more}",
             where=where,
             expected=first["msg"].removeprefix("Value error, "),
             found=first.get("input"),

@@ -86,7 +86,7 @@ def require_port(host: str, port: int, setting: str) -> None:
     Args:
         host: address to listen on.
         port: port to listen on.
-        setting: config key or option of the port, for the error.
+        setting: setting or option of the port, for the error.
 
     Raises:
         ResourceError: the port is in use, or the address does not belong to this machine.

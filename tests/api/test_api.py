@@ -59,7 +59,7 @@ def test_config_may_be_a_file_or_a_mapping(tmp_path: Path) -> None:
     file.write_text("optimizer.lr: 0.1\n")
     assert as_config(file) == as_config(str(file)) == as_config({"optimizer.lr": 0.1})
     assert as_config(None) == Config()
-    with pytest.raises(ConfigError, match="unknown config key"):
+    with pytest.raises(ConfigError, match="unknown setting"):
         as_config({"optimizer.learning_rate": 0.1})
 
 

@@ -75,7 +75,7 @@ def test_unknown_key_is_refused_with_the_nearest(tmp_path: Path, written: str, m
     path = tmp_path / "cfg.yaml"
     path.write_text(f"{section}:\n  {leaf}: 1\n" if section else f"{leaf}: 1\n")
     for attempt in (lambda: load_config(None, [f"{written}=1"]), lambda: load_config(path)):
-        with pytest.raises(ConfigError, match="unknown config key") as caught:
+        with pytest.raises(ConfigError, match="unknown setting") as caught:
             attempt()
         assert f"did you mean {meant}" in caught.value.fields["do"] or section == "optimiser"
         assert len(str(caught.value).splitlines()) <= 5

@@ -99,7 +99,7 @@ def test_an_invalid_entry_of_the_space_is_named_in_plain_words(tmp_path: Path, e
 def test_an_invalid_value_is_named_by_its_key_alone(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         _load(tmp_path, base={key: value}, space={"optimizer.lr": LR})
-    assert re.match(rf"invalid config value: {re.escape(key)}(\.\d+)*( \(and \d+ more\))?\n", str(caught.value))
+    assert re.match(rf"invalid setting: {re.escape(key)}(\.\d+)*( \(and \d+ more\))?\n", str(caught.value))
 
 
 def test_base_may_be_nested(tmp_path: Path) -> None:

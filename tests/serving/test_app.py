@@ -49,7 +49,7 @@ def test_shipped_config_is_valid_for_serve_and_shows_the_defaults() -> None:
 )
 def test_unknown_argument_is_rejected(unknown: dict[str, Any]) -> None:
     (application,) = read_shipped_config()["applications"]
-    with pytest.raises(ConfigError, match="unknown config key"):
+    with pytest.raises(ConfigError, match="unknown setting"):
         build_app({**application["args"], **unknown})
 
 
@@ -69,7 +69,7 @@ def test_nested_and_dotted_arguments_are_equal() -> None:
 
 
 def test_invalid_arguments_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="unknown config key") as unknown:
+    with pytest.raises(ConfigError, match="unknown setting") as unknown:
         build_app({"serving": {"max_uplaod_mb": 5}})
     assert "max_upload_mb" in str(unknown.value)
     with pytest.raises(BundleError, match="no bundle in this folder"):
