@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gtvray.runtime import Cluster
 from gtvray.tracking import read_trials
 
 from ..cli.command import KILLED_GONE_S, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
@@ -16,8 +15,6 @@ from ..stores import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
-# Here the cluster of the sweep dies with its process.
-WITH_ITS_CLUSTER = ("tuning.after_start:1", "tuning.after_report:5", "tuning.before_result:1")
 
 
 @pytest.mark.parametrize(
@@ -35,13 +32,11 @@ WITH_ITS_CLUSTER = ("tuning.after_start:1", "tuning.after_report:5", "tuning.bef
         "tuning.before_result:1",
     ],
 )
-def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path, local_ray: Cluster) -> None:
+def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> None:
     """No trial is lost, none is there twice, and no epoch is recorded twice, wherever the process is killed."""
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json"]
-    # Elsewhere the cluster is there before and after: it takes longer to start than a trial to run.
-    command += [] if point in WITH_ITS_CLUSTER else ["--address", local_ray.address]
     killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
     assert killed.end(within_s=400).code == -signal.SIGKILL
     (folder,) = (workspace / "sweeps").iterdir()
