@@ -36,6 +36,8 @@ _DAMAGED: tuple[type[BaseException], ...] = (
     EOFError,
     OSError,
     ValueError,
+    # isal's, for a gzip header of more than 512 KiB.
+    OverflowError,
     zlib.error,
     igzip_lib.IsalError,  # type: ignore[assignment]
 )

@@ -203,6 +203,13 @@ def test_size_beyond_the_file_is_rejected_before_allocation(compress: bool) -> N
     assert caught.value.fields["found"] == f"at most {most}"
 
 
+@pytest.mark.parametrize("flag", [b"\x08", b"\x10"])
+def test_overlong_name_or_comment_of_a_gzip_stream_is_rejected(flag: bytes) -> None:
+    compressed = gzip.compress(encode_nifti(made_volume(), compress=False), mtime=0)
+    with pytest.raises(VolumeError, match="gzip stream is damaged"):
+        decode_nifti(compressed[:3] + flag + compressed[4:10] + b"n" * (1 << 20) + b"\0" + compressed[10:])
+
+
 def test_overlong_gzip_stream_is_rejected() -> None:
     bomb = gzip.compress(encode_nifti(made_volume(), compress=False) + bytes(2 << 20))
     with pytest.raises(VolumeError, match="longer"):

@@ -286,9 +286,18 @@ def test_unterminated_header_is_rejected() -> None:
         decode_volume(_header()[:-1] + b"k:=" + b"x" * (2 << 20))
     with pytest.raises(VolumeError, match="too long"):
         decode_volume(_header()[:-1] + b"#\n" * (1 << 20))
+    # 80 kB, which gzip makes one hundred bytes of.
+    with pytest.raises(VolumeError, match="too long"):
+        decode_volume(_header()[:-1] + b"#\n" * 40_000 + b"\n" + VOXELS)
     for magic in ("NRRD0006", "NRRD00041", "NRRD", "NRRD0004 "):
         with pytest.raises(VolumeError, match="not an NRRD"):
             decode_volume(_header(magic=magic) + VOXELS)
+
+
+def test_overlong_header_of_gzipped_voxels_is_rejected() -> None:
+    named = gzip.compress(VOXELS)[:3] + b"\x08" + bytes(6) + b"n" * (1 << 20)
+    with pytest.raises(VolumeError, match="gzip stream is damaged"):
+        decode_volume(_header({"encoding": "gzip"}) + named)
 
 
 def test_byte_skip() -> None:
