@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gtvray import NOTICE, __version__
 from gtvray.errors import GtvrayError, InputError
@@ -88,7 +88,9 @@ class Api:
         # Where KubeRay looks for Serve's proxy.
         app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
         app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=errors())
-        app.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=Response, responses=errors())
+        app.add_api_route(
+            "/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse, responses=errors()
+        )
         app.add_api_route("/v1/model", self.describe, methods=["GET"], responses=errors(404))
         app.add_api_route("/v1/models", self.models, methods=["GET"], responses=errors())
         for path in ("/v1/segment", "/v1/predict"):

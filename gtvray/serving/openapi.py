@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from fastapi.openapi.utils import get_openapi
 
 from gtvray.serving.problems import MEDIA_TYPE, Problem
-from gtvray.serving.results import GZIP, JSON, SegmentationResult
+from gtvray.serving.results import GZIP, JSON, MASK_TYPES, SegmentationResult
 
 _BINARY = {"type": "string", "format": "binary"}
 VOLUME_BODY: dict[str, Any] = {
@@ -17,12 +17,53 @@ VOLUME_BODY: dict[str, Any] = {
     "required": True,
     "content": {"application/octet-stream": {"schema": _BINARY}, GZIP: {"schema": _BINARY}},
 }
+
+
+def _header(description: str, kind: str, *, required: bool = True) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}, "required": required}
+
+
+_REQUEST_ID = {"X-Request-ID": _header("id of the request in the server's log", "string")}
+_RESULT_HEADERS = {
+    "X-Gtvray-Model-Digest": _header("sha256 of the manifest of the model's bundle", "string"),
+    "X-Gtvray-Model-Version": _header("version of the model", "string"),
+    "X-Gtvray-Volume-Ml": _header("volume of the mask in ml", "number"),
+    "X-Gtvray-Mode": _header("inference mode", "string"),
+    "X-Gtvray-Fallback": _header("why this is not the mode that the model names", "string", required=False),
+    "X-Gtvray-Out-Of-Domain": _header("how the scan differs from the training data", "string", required=False),
+    "X-Gtvray-Patches": _header("patches that the network was run on", "integer"),
+    "X-Gtvray-Patches-Skipped": _header("further patches that mode `exhaustive` would have run", "integer"),
+    "X-Gtvray-Volume-Skipped-Share": _header("share of the scan's volume that no patch covered", "number"),
+    "X-Gtvray-Milliseconds": _header("time on the server", "integer"),
+    "X-Gtvray-Notice": _header("the intended use", "string"),
+}
+_JOB_HEADERS = {
+    "Location": _header("address of the job", "string"),
+    "Idempotency-Replayed": _header("`true` for the job of an earlier request", "string", required=False),
+}
+_RETRY = {"Retry-After": _header("seconds after which to try again", "integer")}
+_ERROR_HEADERS = {
+    401: {"WWW-Authenticate": _header("how to authenticate", "string")},
+    429: _RETRY,
+    503: _RETRY,
+}
+_HEADERS = {**_REQUEST_ID, **_RESULT_HEADERS, **_JOB_HEADERS, **_ERROR_HEADERS[401], **_RETRY}
+
+
+def _references(headers: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
+
+
 RESULT_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the mask, or with `Accept: application/json` its metadata",
+        "headers": _references(_RESULT_HEADERS),
         "model": SegmentationResult,
-        "content": {GZIP: {"schema": _BINARY}, JSON: {}},
+        "content": {**{kind: {"schema": _BINARY} for kind in MASK_TYPES}, JSON: {}},
     }
+}
+ACCEPTED_RESPONSE: dict[int | str, dict[str, Any]] = {
+    202: {"description": "the job", "headers": _references(_JOB_HEADERS)}
 }
 ModelQuery = Annotated[
     str | None,
@@ -71,6 +112,7 @@ def _builder(app: FastAPI, open_paths: frozenset[str]) -> Callable[[], dict[str,
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             components = document.setdefault("components", {})
+            components["headers"] = _HEADERS
             components["securitySchemes"] = {_SCHEME: {"type": "http", "scheme": "bearer"}}
             schemas = components.setdefault("schemas", {})
             schemas["Problem"] = Problem.model_json_schema()
@@ -93,9 +135,12 @@ def _complete(operation: dict[str, Any], protected: bool) -> None:
     if protected:
         operation["security"] = [{_SCHEME: []}]
         responses |= {str(status): _problem(status) for status in _PROTECTED}
+    for response in responses.values():
+        response["headers"] = _references(_REQUEST_ID) | response.get("headers", {})
     operation["responses"] = dict(sorted(responses.items()))
 
 
 def _problem(status: int) -> dict[str, Any]:
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {"description": _STATUS[status], "content": {MEDIA_TYPE: schema}}
+    headers = {"headers": _references(_ERROR_HEADERS[status])} if status in _ERROR_HEADERS else {}
+    return {"description": _STATUS[status], **headers, "content": {MEDIA_TYPE: schema}}

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from gtvray.errors import BusyError, FailureError, GtvrayError, InputError, NotFoundError, NotReadyError, SlowBodyError
+from gtvray.errors import FailureError, GtvrayError, InputError, NotFoundError, SlowBodyError
 from gtvray.serving.request_log import LOGGER, log_event
 
 MEDIA_TYPE = "application/problem+json"
@@ -58,7 +58,7 @@ def problem_headers(error: GtvrayError) -> dict[str, str]:
     if isinstance(error, SlowBodyError):
         # Otherwise the rest of the body would be read at its rate, to be discarded.
         return {"Connection": "close"}
-    if isinstance(error, BusyError | NotReadyError):
+    if error.http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {"Retry-After": str(_RETRY_AFTER_S)}
     return {}
 

@@ -16,6 +16,7 @@ from gtvray.errors import NotAcceptableError
 from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti
+from gtvray.serving.openapi import RESULT_RESPONSE
 from gtvray.serving.results import negotiate, result_document, result_response
 from gtvray.serving.work import Prediction
 
@@ -74,6 +75,8 @@ def test_document_holds_the_mask_or_its_address() -> None:
     assert (stored.mask.base64, stored.mask.href) == (None, "/v1/jobs/1/results/0")
     response = result_response(document, MASK, "application/gzip")
     assert (response.body, response.headers["Vary"]) == (MASK, "Accept")
+    described = {name.lower() for name in RESULT_RESPONSE[200]["headers"]}
+    assert {name for name in response.headers if name.startswith("x-gtvray")} == described
 
 
 def test_openapi_document_is_the_snapshot(tmp_path: Path) -> None:
@@ -86,4 +89,5 @@ def test_openapi_document_is_the_snapshot(tmp_path: Path) -> None:
             protected = path.startswith(("/v1/", "/metrics"))
             assert ("security" in operation) == ("401" in operation["responses"]) == protected
             for status, response in operation["responses"].items():
+                assert "X-Request-ID" in response["headers"]
                 assert status in {"200", "202"} or "application/problem+json" in response["content"]

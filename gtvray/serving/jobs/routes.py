@@ -18,7 +18,7 @@ from gtvray.serving.jobs.intake import PART
 from gtvray.serving.jobs.records import Priority
 from gtvray.serving.jobs.references import references_schema
 from gtvray.serving.jobs.service import Jobs
-from gtvray.serving.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
+from gtvray.serving.openapi import ACCEPTED_RESPONSE, RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
 from gtvray.serving.results import negotiate, result_response
 
 EVENTS = "text/event-stream"
@@ -34,18 +34,31 @@ _BODY: dict[str, Any] = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "properties": {PART: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                "properties": {PART: {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}},
                 "required": [PART],
+                "additionalProperties": False,
             }
         },
         "application/json": {"schema": references_schema()},
     },
 }
 
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["progress", "end"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobDocument"},
+        },
+    },
+    "required": ["event", "data"],
+}
 _EVENTS_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "server-sent events; their data is the job",
-        "content": {EVENTS: {"schema": {"type": "string"}}},
+        "description": "server-sent events, each of which has this schema; their data is the job",
+        "content": {EVENTS: {"schema": _EVENT}},
     }
 }
 
@@ -77,7 +90,7 @@ class JobRoutes:
             self.submit,
             methods=["POST"],
             status_code=202,
-            responses=errors(404, 413, 415, 422, 507),
+            responses=ACCEPTED_RESPONSE | errors(404, 413, 415, 422, 507),
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )
@@ -114,7 +127,12 @@ class JobRoutes:
         model: ModelQuery = None,
         priority: Annotated[Priority, Query(description="one hour ahead of, or behind, normal jobs")] = "normal",
         idempotency_key: Annotated[
-            str | None, Header(description="a repeated request with the same key returns the first one's job")
+            str | None,
+            Header(
+                min_length=1,
+                max_length=255,
+                description="a repeated request with the same key returns the first one's job",
+            ),
         ] = None,
     ) -> Response:
         """Accept a job; its inputs are on disk, encrypted, when the answer is sent."""

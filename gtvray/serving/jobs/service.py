@@ -29,7 +29,6 @@ from gtvray.serving.results import SegmentationResult
 _CLEAN_EVERY_S = 600.0
 _WATCH_EVERY_S = 0.5
 _MOST_WATCHERS = 32
-_LONGEST_KEY = 255
 
 
 class Jobs:
@@ -100,8 +99,6 @@ class Jobs:
             BusyError: the store is full.
             ResourceError: the disk is full.
         """
-        if key is not None and not (0 < len(key) <= _LONGEST_KEY):
-            raise InputError("invalid Idempotency-Key", expected=f"1 to {_LONGEST_KEY} characters")
         key_digest = sha256(key.encode()).hexdigest() if key is not None else None
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
         limits = IntakeLimits(self._volume_bytes, self._settings.max_volumes, free, self._settings.roots)

@@ -39,7 +39,7 @@ class ServedModels:
                 where="model",
                 expected=", ".join(self._served),
                 found=name,
-                do="GET /v1/models lists the models; name further ones in serving.models",
+                do="GET /v1/models lists the models; name further ones in serving.further_models",
             )
         return self._served[name]
 
