@@ -72,12 +72,10 @@ def read_scaled_nifti(
     Raises:
         as `gtvray.io.read_volume`.
     """
-    header = _read_header(source, start)
-    array = source.read_voxels(_shape(header, source.where), _dtype(header, source.where), limit_bytes)
-    affine = check_affine(header_affine(header, source.where), source.where)
-    scaling = _scaling(header, source.where)
+    header, scaling = _read_checked(source, start, limit_bytes)
+    array = source.read_voxels(header.shape, header.dtype, limit_bytes)
     array = to_finite(array, source.where) if scaling is None else _scaled(array, scaling, source.where)
-    return Volume(array, affine), scaling
+    return Volume(array, header.affine), scaling
 
 
 def read_nifti_header(source: Source, start: bytes, limit_bytes: int = MAX_VOLUME_BYTES) -> VolumeHeader:
@@ -86,11 +84,7 @@ def read_nifti_header(source: Source, start: bytes, limit_bytes: int = MAX_VOLUM
     Raises:
         as `read_nifti`, as far as the header shows it.
     """
-    header = _read_header(source, start)
-    shape, dtype = _shape(header, source.where), _dtype(header, source.where)
-    source.check_size(shape, dtype, limit_bytes)
-    affine = check_affine(header_affine(header, source.where), source.where)
-    return VolumeHeader(shape, dtype, affine, _scaling(header, source.where) is not None)
+    return _read_checked(source, start, limit_bytes)[0]
 
 
 def encode_nifti(volume: Volume, *, compress: bool) -> bytes:
@@ -105,6 +99,16 @@ def encode_nifti(volume: Volume, *, compress: bool) -> bytes:
     image.header.set_xyzt_units("mm")
     content: bytes = image.to_bytes()
     return igzip.compress(content, GZIP_LEVEL, mtime=0) if compress else content
+
+
+def _read_checked(source: Source, start: bytes, limit_bytes: int) -> tuple[VolumeHeader, Scaling | None]:
+    """Read and check a header, in the same order whether or not voxels are read after it; advance to the voxels."""
+    header = _read_header(source, start)
+    shape, dtype = _shape(header, source.where), _dtype(header, source.where)
+    source.check_size(shape, dtype, limit_bytes)
+    affine = check_affine(header_affine(header, source.where), source.where)
+    scaling = _scaling(header, source.where)
+    return VolumeHeader(shape, dtype, affine, scaling is not None), scaling
 
 
 def _read_header(source: Source, start: bytes) -> Nifti1Header:

@@ -66,7 +66,7 @@ class Api:
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
-            self._jobs = Jobs(args.jobs_dir, serving.jobs, self._limits.most_bytes, self.segment_for_job)
+            self._jobs = Jobs(args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
 
     def build_app(self) -> FastAPI:
         """Build the ASGI application."""

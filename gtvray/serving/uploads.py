@@ -77,7 +77,7 @@ async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) 
         ResourceError: the spool is full.
     """
     size, head = 0, b""
-    async for chunk in _chunks(request, limits):
+    async for chunk in body_chunks(request, limits):
         size += len(chunk)
         if size > limits.most_bytes:
             raise _too_large(limits)
@@ -93,8 +93,12 @@ async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) 
     return await file.finish()
 
 
-async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
-    """The chunks of a body. Only the time spent waiting for the client counts against its rate."""
+async def body_chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
+    """Yield the chunks of a body. Only the time spent waiting for the client counts against its rate.
+
+    Raises:
+        SlowBodyError: the body arrives too slowly.
+    """
     credit_s, stream = PATIENCE_S, request.stream()
     while True:
         began = time.monotonic()

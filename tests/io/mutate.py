@@ -48,14 +48,18 @@ class Original:
     header: Any = None
 
 
-def originals() -> list[Original]:
-    """NIfTI-1 and NIfTI-2 in both byte orders, plain and gzipped; NRRD, raw and gzipped."""
+def noise() -> Volume:
+    """A small oblique volume."""
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", [10, -20, 165], degrees=True).as_matrix() * (0.9, 1.1, -2.5)
     affine[:3, 3] = -120.5, 33.25, 900
     array = np.random.default_rng(0).integers(-1000, 1000, (7, 6, 5)).astype(np.int16)
-    volume = Volume(array, affine.astype(np.float32).astype(np.float64))
-    found = []
+    return Volume(array, affine.astype(np.float32).astype(np.float64))
+
+
+def originals(volume: Volume) -> list[Original]:
+    """An int16 volume as NIfTI-1 and NIfTI-2 in both byte orders, plain and gzipped, and as NRRD, raw and gzipped."""
+    array, found = volume.array, []
     for kind, order in product((nibabel.Nifti1Image, nibabel.Nifti2Image), "<>"):
         header = kind.header_class(endianness=order)
         header.set_data_dtype(array.dtype.newbyteorder(order))
@@ -237,7 +241,7 @@ def broken_claim(claim: Claim, original: Original, content: bytes, volume: Volum
 
 def run(seed: int, first: int, count: int) -> dict[str, Any]:
     """Read `count` damaged files starting with number `first`."""
-    good = originals()
+    good = originals(noise())
     for original in good:
         assert broken_claim("same", original, original.content, decode_volume(original.content)) is None
     accepted: Counter[str] = Counter()

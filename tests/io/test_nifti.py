@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from gtvray.errors import GtvrayError, TooLargeError, VolumeError
+from gtvray.errors import GeometryError, GtvrayError, TooLargeError, VolumeError
 from gtvray.geometry import Volume
-from gtvray.io import decode_nifti, encode_nifti, read_volume, write_volume
+from gtvray.io import decode_nifti, encode_nifti, read_open_header, read_volume, write_volume
 
 from .headers import AFFINE, DATATYPE, DIM, MAGIC, PIXDIM, QUATERN, SLOPE, SROW, VOX_OFFSET, made_volume, patched
 
@@ -201,6 +202,16 @@ def test_size_beyond_the_file_is_rejected_before_allocation(compress: bool) -> N
         decode_nifti(content)
     most = 1032 * len(content) if compress else 5 * 6 * 7 * 2
     assert caught.value.fields["found"] == f"at most {most}"
+
+
+def test_header_is_refused_for_the_same_reason_with_and_without_voxels() -> None:
+    """A wrong affine and trailing bytes: the endpoint, which reads the header first, and `predict` give one answer."""
+    content = patched(encode_nifti(made_volume(), compress=False), srow=(SROW, bytes(48))) + b"more"
+    with pytest.raises(GeometryError) as offline:
+        decode_nifti(content)
+    with pytest.raises(GeometryError) as online:
+        read_open_header(io.BytesIO(content), "upload")
+    assert offline.value.what == online.value.what
 
 
 @pytest.mark.parametrize("flag", [b"\x08", b"\x10"])

@@ -49,12 +49,22 @@ def serving(app: ASGIApp, certificate: Path | None = None, key: Path | None = No
     thread.join(20)
 
 
-def start_upload(port: int, size: int) -> socket.socket:
+def start_upload(port: int, size: int, path: str = "/v1/predict", media_type: str = "") -> socket.socket:
     """A connection that has sent the head of a request with a body of this size."""
     client = socket.create_connection(("127.0.0.1", port), timeout=20)
-    head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {size}\r\n\r\n"
-    client.sendall(head.encode())
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {size}\r\n"
+    client.sendall(f"{head}Content-Type: {media_type}\r\n\r\n".encode())
     return client
+
+
+def require_slow(client: socket.socket) -> None:
+    """The answer to a body that arrives too slowly, after which the connection is closed."""
+    answer = b""
+    while chunk := client.recv(4096):
+        answer += chunk
+    client.close()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"urn:gtvray:SlowBodyError" in answer
 
 
 def until(over: Callable[[], bool]) -> None:
@@ -99,12 +109,19 @@ def test_slow_body_is_answered_and_takes_no_slot(tmp_path: Path, monkeypatch: py
         clients = [start_upload(port, 1 << 20) for _ in range(20)]
         assert httpx.post(f"http://127.0.0.1:{port}/v1/predict", content=SCAN, headers=BEARER).status_code == 200
         for client in clients:
-            answer = b""
-            while chunk := client.recv(4096):
-                answer += chunk
-            assert answer.startswith(b"HTTP/1.1 408"), "and the connection is closed"
-            assert b"urn:gtvray:SlowBodyError" in answer
-            client.close()
+            require_slow(client)
+
+
+@pytest.mark.parametrize(
+    "media_type", ["application/octet-stream", "multipart/form-data; boundary=x", "application/json"]
+)
+def test_slow_body_of_a_job_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, media_type: str) -> None:
+    monkeypatch.setattr(uploads, "PATIENCE_S", 0.5)
+    with serving(make_api(tmp_path, ServingConfig(), Replica(at_once), jobs=True)) as port:
+        client = start_upload(port, 1 << 20, "/v1/jobs", media_type)
+        client.sendall(b"--x\r\nContent-Disposition: form-data; name=scan; filename=a\r\n\r\n" + SCAN[:100])
+        require_slow(client)
+        assert [path for path in (tmp_path / "jobs" / "files").rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("head", [b"", b"GET /healthz HTTP/1.1\r\nHost"])

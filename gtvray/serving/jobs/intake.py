@@ -16,7 +16,7 @@ from gtvray.errors import BusyError, InputError, TooLargeError
 from gtvray.serving.jobs.files import JobFiles, NewInput
 from gtvray.serving.jobs.records import NewVolume
 from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, parse_references, pin_reference
-from gtvray.serving.uploads import check_headers
+from gtvray.serving.uploads import UploadLimits, body_chunks, check_headers
 
 PART = "scan"
 # The decoder gets the body in pieces, and holds no more than this, so that the headers of a part are bounded.
@@ -30,13 +30,13 @@ class IntakeLimits:
     """Limits of a new job.
 
     Attributes:
-        volume_bytes: largest file of a volume.
+        upload: size of a volume, and rate of the body.
         volumes: most volumes.
         free_bytes: what the job store can still take.
         roots: folders whose files may be named.
     """
 
-    volume_bytes: int
+    upload: UploadLimits
     volumes: int
     free_bytes: int
     roots: tuple[Path, ...]
@@ -63,6 +63,7 @@ class Intake:
         Raises:
             InputError: the body is no volume, no form of volumes, or names no files that may be read.
             TooLargeError: a volume, or their number, exceeds its limit.
+            SlowBodyError: the body arrives too slowly.
             BusyError: the job store is full.
         """
         media_type, options = parse_options_header(request.headers.get("content-type"))
@@ -74,7 +75,7 @@ class Intake:
             else:
                 check_headers(request.headers)
                 self._begin()
-                async for chunk in request.stream():
+                async for chunk in body_chunks(request, self._limits.upload):
                     self._write(chunk)
                 await self._end()
             await asyncio.to_thread(self._files.make_durable, self._job_id)
@@ -88,7 +89,7 @@ class Intake:
             raise InputError("the form has no boundary", where="Content-Type", expected=_FORM)
         try:
             decoder = MultipartDecoder(boundary.encode(), _MOST_HELD_BYTES)
-            async for chunk in request.stream():
+            async for chunk in body_chunks(request, self._limits.upload):
                 for start in range(0, len(chunk), _PIECE_BYTES):
                     decoder.receive_data(chunk[start : start + _PIECE_BYTES])
                     await self._process(decoder)
@@ -114,18 +115,18 @@ class Intake:
 
     async def _read_references(self, request: Request) -> None:
         body = bytearray()
-        async for chunk in request.stream():
+        async for chunk in body_chunks(request, self._limits.upload):
             body += chunk
             if len(body) > MOST_REFERENCES_BYTES:
                 raise TooLargeError("too many references", expected=f"at most {MOST_REFERENCES_BYTES} bytes of JSON")
         limits = self._limits
         for reference in parse_references(bytes(body)):
-            pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.volume_bytes)
+            pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.upload.most_bytes)
             self._require_space(len(pinned))
             self._inputs.append(self._files.new_reference(self._job_id, self._next_number(), pinned))
 
     def _begin(self) -> None:
-        self._open = self._files.new_input(self._job_id, self._next_number(), self._limits.volume_bytes)
+        self._open = self._files.new_input(self._job_id, self._next_number(), self._limits.upload.most_bytes)
 
     def _next_number(self) -> int:
         if len(self._inputs) == self._limits.volumes:

@@ -90,7 +90,7 @@ class JobRoutes:
             self.submit,
             methods=["POST"],
             status_code=202,
-            responses=ACCEPTED_RESPONSE | errors(404, 413, 415, 422, 507),
+            responses=ACCEPTED_RESPONSE | errors(404, 408, 413, 415, 422, 507),
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )

@@ -25,6 +25,7 @@ from gtvray.serving.jobs.worker import Segment, StoredResult, Worker, result_pur
 from gtvray.serving.problems import error_of
 from gtvray.serving.request_log import LOGGER, log_event
 from gtvray.serving.results import SegmentationResult
+from gtvray.serving.uploads import UploadLimits
 
 _CLEAN_EVERY_S = 600.0
 _WATCH_EVERY_S = 0.5
@@ -37,15 +38,15 @@ class Jobs:
     Args:
         folder: folder of the job store; it is created, readable by its owner only.
         settings: limits and retention.
-        volume_bytes: largest file of a volume.
+        upload: size of a volume, and rate of a body.
         segment: segments one volume.
 
     Attributes:
         stopping: set when the endpoint stops.
     """
 
-    def __init__(self, folder: Path, settings: JobsConfig, volume_bytes: int, segment: Segment) -> None:
-        self._folder, self._settings, self._volume_bytes, self._segment = folder, settings, volume_bytes, segment
+    def __init__(self, folder: Path, settings: JobsConfig, upload: UploadLimits, segment: Segment) -> None:
+        self._folder, self._settings, self._upload, self._segment = folder, settings, upload, segment
         self._watchers = 0
         self.stopping = False
 
@@ -101,7 +102,7 @@ class Jobs:
         """
         key_digest = sha256(key.encode()).hexdigest() if key is not None else None
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
-        limits = IntakeLimits(self._volume_bytes, self._settings.max_volumes, free, self._settings.roots)
+        limits = IntakeLimits(self._upload, self._settings.max_volumes, free, self._settings.roots)
         job_id = new_job_id()
         with self._files.new_job(job_id):
             inputs = await Intake(self._files, job_id, limits).read(request)

@@ -21,6 +21,7 @@ from gtvray.serving.access import Access
 from gtvray.serving.guard import Guard
 from gtvray.serving.jobs import JobRoutes, Jobs, worker
 from gtvray.serving.spool import Body
+from gtvray.serving.uploads import UploadLimits
 from gtvray.serving.work import Prediction
 
 TOKEN = "a-test-token"
@@ -59,7 +60,7 @@ def build_jobs_app(
 
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(Guard, access=Access(TOKEN, None, 60_000))
-    jobs = Jobs(folder, JobsConfig(**settings), limit_bytes, reading(segment))
+    jobs = Jobs(folder, JobsConfig(**settings), UploadLimits(limit_bytes, 16 << 10), reading(segment))
     app.include_router(JobRoutes(jobs, owner_of, lambda _, name: name, no_load).router())
     return app
 
