@@ -52,6 +52,7 @@ POINTS: dict[str, str] = {
     "jobs.written": "the mask of a job's volume is on disk; the volume is not yet recorded as done",
     "jobs.finished": "a job's volume is recorded as done; its input is still on disk",
     "serving.patch": "a replica is about to run a patch of a scan",
+    "serving.shadow": "a replica of a shadow version is about to segment a scan that was answered",
     "tracking.before_delivery": "metrics are queued on disk; not yet sent to MLflow",
     "tracking.after_delivery": "MLflow has the metrics; the queue position is not yet advanced",
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.registry import find_golden, load_bundle, open_decisions, open_registry
+from gtvray.api.shadow import ShadowVersion
 from gtvray.errors import ConfigError, NotFoundError, ResourceError
 from gtvray.io import Workspace
 
@@ -31,10 +33,10 @@ class Endpoint:
 
     Raises:
         NotReadyError: nothing has been promoted yet.
-        NotFoundError: there is no such version, or a registered one has no golden cases.
+        NotFoundError: there is no such version, or a registered one has no golden cases; or no such shadow version.
         InputError: the champion was changed outside the gate.
         BundleError: the bundle is damaged.
-        ConfigError: a model is named twice in `serving.further_models`.
+        ConfigError: a model is named twice in `serving.further_models`, or the shadow version is the served one.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class Endpoint:
             # A registered model must reproduce its golden cases here; a bundle that was never promoted has none.
             if registered is not None:
                 raise
+        self._shadow: ShadowVersion | None = None
+        if self._config.serving.shadow_version is not None:
+            self._shadow = ShadowVersion(self._workspace, self._config, self._bundle.digest, self.follows)
 
     def start(self, token: str, token_file: PathLike | None = None) -> Server:
         """Deploy it on the Ray cluster that this process is connected to; returns before it is ready.
@@ -85,6 +90,10 @@ class Endpoint:
             "model_name": self._config.tracking.model_name,
             "further": {name: self._follow(name) for name in settings.further_models},
         }
+        if self._shadow is not None:
+            # No name of a further model has a dot.
+            versions = self._workspace.serving / f"{settings.port}.shadow.json"
+            shared["shadow"] = self._shadow.plan(versions, self._rejecter(self._registry()[0]))
         if self.follows:
             return start_server(None, settings, token, follow=self._follow(), **shared)
         return start_server(
@@ -137,10 +146,15 @@ class Endpoint:
             files = bundle.folder.resolve(), golden.resolve()
             return Candidate(champion.version, bundle.digest, *files, champion.override)
 
+        suffix = f"-{name}" if name is not None else ""
+        versions = folders.serving / f"{self._config.serving.port}{suffix}.json"
+        return Follow(find, versions, self._rejecter(registry))
+
+    @staticmethod
+    def _rejecter(registry: Registry) -> Callable[[Candidate, str], None]:
         def reject(candidate: Candidate, reason: str) -> None:
             version = registry.find(candidate.digest)
             if version is not None:
                 registry.describe(version, {"gtvray.rejected": reason})
 
-        suffix = f"-{name}" if name is not None else ""
-        return Follow(find, folders.serving / f"{self._config.serving.port}{suffix}.json", reject)
+        return reject

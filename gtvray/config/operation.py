@@ -106,6 +106,15 @@ class ServingConfig(Section):
         False,
         description="stop the served version first where two versions do not fit; otherwise such a swap is refused",
     )
+    shadow_version: int | None = Field(
+        None,
+        ge=1,
+        description="version of tracking.model_name that sees a share of the requests after they were answered; its "
+        "masks are compared with those of the served version",
+    )
+    shadow_share: float = Field(
+        0.1, gt=0, le=1, description="share of the requests that the shadow version sees, if no scan is in progress"
+    )
     max_upload_mb: int = Field(256, ge=1, le=4096, description="maximum size of a request body")
     max_volume_mb: int = Field(1024, ge=1, le=4096, description="maximum size of a decompressed volume")
     max_pending: int = Field(

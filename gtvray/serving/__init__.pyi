@@ -12,5 +12,9 @@ from .scheduler import PatchScheduler as PatchScheduler
 from .server import Follow as Follow
 from .server import Server as Server
 from .server import start_server as start_server
+from .shadow import ShadowPlan as ShadowPlan
+from .shadow import record_files as record_files
+from .shadow import shadow_metrics as shadow_metrics
+from .shadow import summarise_shadow as summarise_shadow
 from .versions import Candidate as Candidate
 from .versions import VersionManager as VersionManager

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -38,6 +39,7 @@ from gtvray.serving.results import negotiate, result_document, result_response
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.segmenter import Report, Segmenter
 from gtvray.serving.served import Served
+from gtvray.serving.shadow import Shadow
 from gtvray.serving.spool import Body, Spool
 from gtvray.serving.uploads import UploadLimits, check_declared, spool_upload
 from gtvray.serving.work import Prediction
@@ -53,13 +55,21 @@ class Api:
         models: the models that requests may name.
         spool: stores the bodies of requests.
         segmenter: computes the mask of a spooled body.
+        shadow: compares a candidate version on requests for the default model; None if there is none.
 
     Raises:
         ConfigError: no token is configured.
     """
 
-    def __init__(self, args: AppArguments, models: ServedModels, spool: Spool, segmenter: Segmenter) -> None:
-        self._models, self._spool, self._segmenter = models, spool, segmenter
+    def __init__(
+        self,
+        args: AppArguments,
+        models: ServedModels,
+        spool: Spool,
+        segmenter: Segmenter,
+        shadow: Shadow | None = None,
+    ) -> None:
+        self._models, self._spool, self._segmenter, self._shadow = models, spool, segmenter, shadow
         self._args, serving = args, args.serving
         self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
         self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
@@ -146,13 +156,14 @@ class Api:
         return {**await served.describe(), "name": served.name, "intended_use": NOTICE}
 
     async def models(self) -> dict[str, Any]:
-        """List the served, loading and rejected versions of each model; those of the default model also at the top."""
+        """List the versions of each model, those of the default model also at the top, and the shadow version."""
         default, *further = [await _versions(served) for served in self._models]
         each = [
             {"name": served.name, "default": served is self._models.default, **versions}
             for served, versions in zip(self._models, (default, *further), strict=True)
         ]
-        return {**default, "models": each, "intended_use": NOTICE}
+        shadow = self._shadow.describe() if self._shadow is not None else None
+        return {**default, "models": each, "shadow": shadow, "intended_use": NOTICE}
 
     async def segment(self, request: Request, model: ModelQuery = None) -> Response:
         """Segment a NIfTI or NRRD body; the response is the mask on the scan's own grid, or its metadata as JSON."""
@@ -163,8 +174,11 @@ class Api:
             prediction = await self._audited(
                 request.state.request_id, request.state.client.name, served, body, unless_disconnected(request, work)
             )
+            compare = self._offer(served, body, prediction, request.state.request_id)
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
-        return result_response(document, prediction.mask_gz, media_type)
+        response = result_response(document, prediction.mask_gz, media_type)
+        response.background = compare
+        return response
 
     async def segment_for_job(
         self, body: Body, model: str | None, client: str, request_id: str, report: Report
@@ -173,6 +187,12 @@ class Api:
         served = self._models.of(model)
         work = self._segmenter.segment(served, body, request_id, report)
         return await self._audited(request_id, client, served, body, work)
+
+    def _offer(self, served: Served, body: Body, prediction: Prediction, request_id: str) -> BackgroundTask | None:
+        """Offer an answered request to the shadow version."""
+        if self._shadow is None or served is not self._models.default:
+            return None
+        return self._shadow.offer(body, prediction, request_id)
 
     def _chosen(self, request: Request, name: str | None) -> Served:
         """The model that a request names.
@@ -213,6 +233,8 @@ class Api:
         """Await the segmentation of a body, and record its outcome."""
         model, outcome = {"model_name": served.name}, "failed"
         BODY_BYTES.inc(body.size)
+        if self._shadow is not None:
+            self._shadow.make_way()
         try:
             with SCAN_SECONDS.labels(served.name).time():
                 prediction = await work

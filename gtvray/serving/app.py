@@ -8,12 +8,13 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from gtvray.errors import BundleError
+from gtvray.errors import BundleError, ConfigError
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_token
 from gtvray.serving.gateway import Gateway
 from gtvray.serving.model import Model
 from gtvray.serving.nodes import count_nodes, one_per_node
 from gtvray.serving.scaling import scaling_options
+from gtvray.serving.shadow.model import ShadowModel
 
 # Requests beyond max_pending that a deployment accepts, so that probes and rejections get through at capacity.
 _SPARE_REQUESTS = 64
@@ -30,18 +31,28 @@ def build_app(args: Mapping[str, Any]) -> Any:
         a `ray.serve` Application.
 
     Raises:
-        ConfigError: an unknown key, a value out of range, or no token.
+        ConfigError: an unknown key, a value out of range, no token, or a shadow version that nobody starts.
         BundleError: the folder holds no bundle, or no golden cases.
     """
     arguments = parse_arguments(args)
     read_token(arguments.token_file)
+    if arguments.serving.shadow_version is not None and arguments.shadow is None:
+        raise ConfigError(
+            "a shadow version needs the process of `gtvray serve`",
+            where="serving.shadow_version",
+            do="leave it out, or start the endpoint with `gtvray serve`",
+        )
     if arguments.bundle is None or arguments.versions is not None:
         return _gateway(arguments).bind(arguments, None)
     return _gateway(arguments).bind(arguments, build_model_app(arguments))
 
 
-def build_model_app(arguments: AppArguments) -> Any:
+def build_model_app(arguments: AppArguments, *, shadow: bool = False) -> Any:
     """Build the application of one version, without HTTP routes.
+
+    Args:
+        arguments: that name the version.
+        shadow: whether it is a shadow version: one replica, which reserves no CPU and has the lowest priority.
 
     Raises:
         BundleError: the folder holds no bundle, or no golden cases.
@@ -56,7 +67,7 @@ def build_model_app(arguments: AppArguments) -> Any:
         raise BundleError(
             "no golden cases in this folder", where=arguments.golden, do="name their folder, readable from every node"
         )
-    return _model(arguments).bind(arguments)
+    return _model(arguments, shadow).bind(arguments)
 
 
 def _gateway(args: AppArguments) -> Any:
@@ -78,18 +89,18 @@ def _gateway(args: AppArguments) -> Any:
     )
 
 
-def _model(args: AppArguments) -> Any:
+def _model(args: AppArguments, shadow: bool) -> Any:
     serving = args.serving
     return serve.deployment(
-        Model,
+        ShadowModel if shadow else Model,
         name="Model",
         max_ongoing_requests=serving.max_pending + _SPARE_REQUESTS,
         ray_actor_options={
-            "num_cpus": serving.cpus_per_replica,
+            "num_cpus": 0 if shadow else serving.cpus_per_replica,
             "num_gpus": serving.gpus_per_replica,
             "memory": serving.memory_gb_per_replica * 1e9,
         },
-        **scaling_options(serving),
+        **({"num_replicas": 1} if shadow else scaling_options(serving)),
         **_lifecycle_options(args, health_check_period_s=2),
     )
 

@@ -35,6 +35,9 @@ class AppArguments(Section):
     further_models: dict[str, Path] = Field(
         {}, description="further registered models by name, each with its file as in versions"
     )
+    shadow: Path | None = Field(
+        None, description="file that names the shadow version, written by `gtvray serve`; without it, there is none"
+    )
     token_file: Path | None = Field(
         None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"
     )

@@ -26,6 +26,7 @@ from gtvray.serving.connection import Connection
 from gtvray.serving.request_log import log_event
 from gtvray.serving.routing import serve_models
 from gtvray.serving.segmenter import Segmenter
+from gtvray.serving.shadow import make_shadow
 from gtvray.serving.spool import Spool
 from gtvray.serving.stream import BodyStream
 
@@ -56,15 +57,16 @@ class Gateway:
         self._models = serve_models(args, model, serve.get_replica_context().app_name)
         self._spool = Spool(args.spool_dir, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
         segmenter = Segmenter(args, self._spool, self._stream, ray.get_runtime_context().get_node_id())
-        self._api = Api(args, self._models, self._spool, segmenter)
+        self._shadow = make_shadow(args, self._spool, segmenter)
+        self._api = Api(args, self._models, self._spool, segmenter, self._shadow)
         self._server = _server(self._api.build_app(), int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
         self._thread = threading.Thread(target=self._run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()
         self._wait_started()
 
     async def in_use(self, app: str) -> int:
-        """Number of requests in progress that belong to a version; called by the version manager."""
-        return self._models.in_use(app)
+        """Number of requests and comparisons in progress that belong to a version; called by the version managers."""
+        return self._models.in_use(app) + (self._shadow.in_use(app) if self._shadow is not None else 0)
 
     def check_health(self) -> None:
         """Raise if the server has ended or is stalled; Serve calls this periodically and then replaces the replica."""

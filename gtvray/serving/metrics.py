@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gtvray.serving.scaling import ReplicaCounts
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_DICE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _SHARES = [0.125, 0.25, 0.5, 0.75, 1.0]
 _REGISTRY = CollectorRegistry()
 
@@ -36,6 +37,11 @@ MODEL = Gauge(
     "gtvray_model_info", "1 for the served version", ("model", "version", "digest", "golden"), registry=_REGISTRY
 )
 REPLICAS = Gauge("gtvray_model_replicas", "Model replicas", ("model", "state"), registry=_REGISTRY)
+
+SHADOW_SCANS = Counter(
+    "gtvray_shadow_scans", "Requests chosen for the shadow version", ("outcome",), registry=_REGISTRY
+)
+SHADOW_DICE = Histogram("gtvray_shadow_dice", "Dice of served and shadow version", buckets=_DICE, registry=_REGISTRY)
 
 
 def exposition() -> tuple[bytes, str]:

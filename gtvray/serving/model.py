@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _REPORT_EVERY_S = 1.0
 _Result = TypeVar("_Result")
 _Stage = Callable[[str], AbstractContextManager[None]]
-# Of threads that prepare large scans, so that small ones are prepared beside them without delay.
+# How much nicer threads are that prepare large scans, so that small ones are prepared beside them without delay.
 _LARGE_NICENESS = 10
 
 
@@ -297,7 +297,9 @@ async def _in_thread(pool: ThreadPoolExecutor, function: Callable[..., _Result],
 
 def _be_nice() -> None:
     # On Linux, niceness is that of a thread, and inherited by the threads that it starts.
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LARGE_NICENESS)
+    thread = threading.get_native_id()
+    # Ray's workers have niceness 15 already, and only root may lower it.
+    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _LARGE_NICENESS)
 
 
 def _warm_predictor(args: AppArguments) -> Predictor:

@@ -91,6 +91,24 @@ class Segmenter:
         finally:
             self.pending -= 1
 
+    async def segment_once(self, model: Any, body: Body, request_id: str) -> Prediction:
+        """Segment a scan on a replica without slot, time limit, quarantine and further attempts, as a shadow does.
+
+        Args:
+            model: handle of the version.
+            body: the scan's file, which this node can read.
+            request_id: for the logs.
+
+        Raises:
+            RayError: the replica died.
+            GtvrayError: as `segment`.
+        """
+        work = self._new_work(body)
+        try:
+            return await self._attempt(model, work, request_id, None)
+        finally:
+            await asyncio.to_thread(work.remove)
+
     async def _attempt_until_done(
         self, app: str, model: Any, body: Body, request_id: str, report: Report | None
     ) -> Prediction:
@@ -102,9 +120,7 @@ class Segmenter:
                 attempt += 1
                 work = self._new_work(body)
                 try:
-                    with self._stream.offered(work):
-                        answer = await self._call(model, work, request_id, report)
-                    mask_gz = await asyncio.to_thread(work.read_result, answer.mask_bytes)
+                    prediction = await self._attempt(model, work, request_id, report)
                 except REPLICA_LOST as error:
                     point = self._point(work, attempt)
                     if point is not None:
@@ -116,10 +132,16 @@ class Segmenter:
                     )
                 else:
                     self._quarantine.record_success(app, body.sha256)
-                    return replace(answer.prediction, mask_gz=mask_gz)
+                    return prediction
                 finally:
                     await asyncio.to_thread(work.remove)
             await asyncio.sleep(_PAUSE_S)
+
+    async def _attempt(self, model: Any, work: Work, request_id: str, report: Report | None) -> Prediction:
+        with self._stream.offered(work):
+            answer = await self._call(model, work, request_id, report)
+        mask_gz = await asyncio.to_thread(work.read_result, answer.mask_bytes)
+        return replace(answer.prediction, mask_gz=mask_gz)
 
     async def _call(self, model: Any, work: Work, request_id: str, report: Report | None) -> Answer:
         response: Any

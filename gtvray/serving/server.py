@@ -29,6 +29,7 @@ from gtvray.serving.nodes import require_on_every_node
 from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.probe import endpoint_url, probe
 from gtvray.serving.problems import MEDIA_TYPE, error_of
+from gtvray.serving.shadow import RecordSender, ShadowManager, ShadowPlan
 from gtvray.serving.versions import Candidate, VersionManager, status_text
 
 _ANSWER_TIMEOUT_S = 5.0
@@ -65,6 +66,7 @@ class Server:
     _drain_s: float = _DRAIN_S
     _managers: Mapping[str, VersionManager] = field(default_factory=dict)
     _model_name: str = ""
+    _shadow: tuple[ShadowManager, RecordSender] | None = None
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until a model is loaded and has reproduced its golden cases.
@@ -89,6 +91,8 @@ class Server:
         """Stop the endpoint after the requests in progress have finished."""
         for manager in self._managers.values():
             manager.stop()
+        if self._shadow is not None:
+            self._shadow[0].stop()
         controller = _controller()
         if controller is not None:
             # serve.shutdown() lets Ray retry this call on the controller that has just exited, and Ray then prints a
@@ -96,6 +100,8 @@ class Server:
             with suppress(RayActorError, GetTimeoutError):
                 ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=self._drain_s)
         serve.shutdown()
+        if self._shadow is not None:
+            self._shadow[1].stop()
         shutil.rmtree(self._private, ignore_errors=True)
 
     def _wait(self, reached: Callable[[], bool], what: str, timeout_s: float) -> None:
@@ -140,6 +146,7 @@ def start_server(
     jobs_dir: Path | None = None,
     tokens: Path | None = None,
     audit: Path | None = None,
+    shadow: ShadowPlan | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is ready.
 
@@ -159,6 +166,7 @@ def start_server(
         jobs_dir: folder of the job store; None accepts no jobs.
         tokens: file of the clients' tokens, readable from every node.
         audit: folder of the audit log.
+        shadow: a version of the default model that sees a share of the requests.
 
     Raises:
         ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
@@ -185,6 +193,7 @@ def start_server(
             "model_name": model_name,
             "versions": follow.versions if follow is not None else None,
             "further_models": {name: each.versions for name, each in further.items()},
+            "shadow": shadow.versions if shadow is not None else None,
             "token_file": token_file,
             "jobs_dir": jobs_dir,
             "tokens": tokens,
@@ -195,6 +204,9 @@ def start_server(
         for each in followed.values():
             each.versions.parent.mkdir(parents=True, exist_ok=True)
             Pointer(each.versions).write(Versions())
+        if shadow is not None:
+            shadow.versions.parent.mkdir(parents=True, exist_ok=True)
+            Pointer(shadow.versions).write(Versions())
         _deploy(config, args)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
@@ -208,10 +220,28 @@ def start_server(
         raise
     arguments = parse_arguments(args)
     managers = {model: _manage(arguments, name, model, each) for model, each in followed.items()}
-    return replace(server, _managers=managers, _model_name=model_name)
+    server = replace(server, _managers=managers, _model_name=model_name)
+    return server if shadow is None else replace(server, _shadow=_manage_shadow(arguments, name, shadow, server.url))
 
 
 def _manage(args: AppArguments, name: str, model: str, follow: Follow) -> VersionManager:
+    args = args.model_copy(update={"model_name": model})
+    manager = VersionManager(args, Pointer(follow.versions), _in_use(name), follow.on_reject)
+    manager.follow(follow.find, args.serving.follow_s)
+    return manager
+
+
+def _manage_shadow(args: AppArguments, name: str, plan: ShadowPlan, url: str) -> tuple[ShadowManager, RecordSender]:
+    def is_ready() -> bool:
+        response = probe(url, "/readyz")
+        return response is not None and response.status_code == httpx.codes.OK
+
+    manager = ShadowManager(args, plan, _in_use(name), is_ready)
+    manager.follow(plan.find, args.serving.follow_s)
+    return manager, RecordSender(plan.versions, plan.deliver, args.serving.follow_s)
+
+
+def _in_use(name: str) -> Callable[[str], int]:
     def in_use(app: str) -> int:
         """Ask the API; one that does not answer works on nothing any more."""
         try:
@@ -219,10 +249,7 @@ def _manage(args: AppArguments, name: str, model: str, follow: Follow) -> Versio
         except (RayError, RayServeException, TimeoutError):
             return 0
 
-    args = args.model_copy(update={"model_name": model})
-    manager = VersionManager(args, Pointer(follow.versions), in_use, follow.on_reject)
-    manager.follow(follow.find, args.serving.follow_s)
-    return manager
+    return in_use
 
 
 def _deploy(config: dict[str, Any], args: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +60,12 @@ class VersionManager:
         pointer: read by the API.
         in_use: returns the number of requests that a Serve application still works on.
         on_reject: called with a version that could not be served, and the reason.
+
+    Attributes:
+        prefix: of the names of the Serve applications.
     """
+
+    prefix = "gtvray"
 
     def __init__(
         self,
@@ -112,7 +117,7 @@ class VersionManager:
         old = self._versions.current
         new = self._named(candidate)
         self._update(loading=new)
-        interrupt = self._require_resources(old)
+        interrupt = self._require_resources()
         try:
             if interrupt and old is not None:
                 self._drain(old)
@@ -158,30 +163,28 @@ class VersionManager:
         self._started += 1
         # Two models may have the same bundle.
         model = hashlib.sha256(self._args.model_name.encode()).hexdigest()[:6]
-        app = f"gtvray-{model}-{candidate.digest[:12]}-{self._started}"
+        app = f"{self.prefix}-{model}-{candidate.digest[:12]}-{self._started}"
         return ServedVersion(app, candidate.version, candidate.digest)
 
-    def _require_resources(self, old: ServedVersion | None) -> bool:
+    def _require_resources(self) -> bool:
         """Return whether the old version must go first.
 
         Raises:
             ResourceError: both do not fit, and interruptions are not permitted.
         """
-        serving, free = self._args.serving, ray.available_resources()
+        serving = self._args.serving
         needed = {
             "CPU": serving.initial_replicas * serving.cpus_per_replica,
             "GPU": serving.initial_replicas * serving.gpus_per_replica,
             "memory": serving.initial_replicas * serving.memory_gb_per_replica * 1e9,
         }
-        lacking = [name for name, amount in needed.items() if amount > free.get(name, 0.0) + 1e-6]
-        if old is None or not lacking:
+        if self._versions.current is None or not (lacking := missing_resources(needed)):
             return False
         if not serving.interrupt_to_swap:
             self._update(loading=None)
             raise ResourceError(
                 "a new version does not fit beside the one that serves",
-                expected=", ".join(f"{name} {needed[name]:g}" for name in lacking),
-                found=", ".join(f"{name} {free.get(name, 0.0):g} free" for name in lacking),
+                **lacking,
                 do="use fewer or smaller replicas, or set serving.interrupt_to_swap=true",
             )
         return True
@@ -195,7 +198,7 @@ class VersionManager:
             "version": candidate.version,
             "override": candidate.override,
         }
-        application = build_model_app(self._args.model_copy(update=changes))
+        application = self._application(self._args.model_copy(update=changes))
         target = serve.RunTarget(application, name=new.app, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -210,6 +213,9 @@ class VersionManager:
                 raise NotReadyError("the model is not ready", expected=f"within {_START_TIMEOUT_S:g} s")
             time.sleep(_POLL_S)
         raise NotReadyError("the endpoint is stopping")
+
+    def _application(self, args: AppArguments) -> Any:
+        return build_model_app(args)
 
     def _restore(self, candidate: Candidate) -> None:
         """Serve again what was stopped for a version that then failed."""
@@ -246,6 +252,18 @@ class VersionManager:
         if versions != self._versions:
             self._versions = versions
             self._pointer.write(versions)
+
+
+def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
+    """Resources of which the cluster has too few free, as the fields of an error; empty if there are none."""
+    free = ray.available_resources()
+    lacking = [name for name, amount in needed.items() if amount > free.get(name, 0.0) + 1e-6]
+    if not lacking:
+        return {}
+    return {
+        "expected": ", ".join(f"{name} {needed[name]:g}" for name in lacking),
+        "found": ", ".join(f"{name} {free.get(name, 0.0):g} free" for name in lacking),
+    }
 
 
 def status_text(status: ApplicationStatusOverview) -> str:

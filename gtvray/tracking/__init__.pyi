@@ -12,12 +12,14 @@ from .recorder import RunRecorder as RunRecorder
 from .rejected import Refused as Refused
 from .rejected import Rejection as Rejection
 from .rejected import read_rejections as read_rejections
+from .rejected import send_each as send_each
 from .rejected import summarise_rejections as summarise_rejections
 from .relocation import Adoption as Adoption
 from .relocation import adopt_workspace as adopt_workspace
 from .store import connect_mlflow as connect_mlflow
 from .store import experiment_id as experiment_id
 from .store import find_or_create_run as find_or_create_run
+from .store import log_metrics as log_metrics
 from .trials import Trial as Trial
 from .trials import TrialRecord as TrialRecord
 from .trials import read_trials as read_trials

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gtvray.io import append_json_line, read_json_lines
+from gtvray.tracking.faults import is_permanent, reason_of
 
 _SUFFIX = ".rejected.jsonl"
 
@@ -82,6 +83,19 @@ class RejectedFile:
         """Remove the file."""
         self._path.unlink(missing_ok=True)
         self._known.clear()
+
+
+def send_each(entries: Iterable[dict[str, Any]], send: Callable[[dict[str, Any]], None]) -> list[Rejection]:
+    """Send entries one by one, and return those that MLflow refuses permanently; other faults are raised."""
+    refused = []
+    for entry in entries:
+        try:
+            send(entry)
+        except Exception as error:
+            if not is_permanent(error):
+                raise
+            refused.append(Rejection(entry, reason_of(error)))
+    return refused
 
 
 def read_rejections(queue: Path) -> list[Rejection]:

@@ -139,6 +139,21 @@ def find_or_create_run(client: MlflowClient, experiment: str, key: str, tags: Ma
     return str(client.create_run(experiment, tags={KEY_TAG: key_text(key), **tags}).info.run_id)
 
 
+def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int, at_ms: int) -> None:
+    """Log metrics to a run, idempotent as long as the time stamp is the same.
+
+    Args:
+        client: client of the store.
+        run_id: the run, which may have ended.
+        metrics: name -> value.
+        step: their step.
+        at_ms: time stamp, Unix time in milliseconds.
+    """
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(name, value, at_ms, step) for name, value in metrics.items()])
+
+
 def _require_connection(uri: str, host: str, port: int) -> None:
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S):

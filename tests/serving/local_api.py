@@ -17,6 +17,7 @@ from gtvray.serving.arguments import AppArguments
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.segmenter import Segmenter
 from gtvray.serving.served import Served
+from gtvray.serving.shadow import Shadow
 from gtvray.serving.spool import Spool
 from gtvray.serving.stream import BodyStream
 from gtvray.serving.work import Answer, Prediction, Work
@@ -91,6 +92,7 @@ def make_api(
     model: Any = None,
     spool: Spool | None = None,
     jobs: bool = False,
+    make_shadow: Callable[[Spool, Segmenter], Shadow] | None = None,
     **further: Any,
 ) -> FastAPI:
     """The application with its tokens, audit log, spool and jobs in a folder.
@@ -101,6 +103,7 @@ def make_api(
         model: what is called instead of the handle of the Model deployment.
         spool: instead of one in the folder.
         jobs: whether it accepts jobs.
+        make_shadow: makes the shadow of the default model.
         further: what is called for further models, by name.
     """
     token_file = folder / "token"
@@ -116,7 +119,9 @@ def make_api(
     spool = spool or Spool(folder, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
     others = [Served(args.model_copy(update={"model_name": name}), each) for name, each in further.items()]
     models = ServedModels([served, *others])
-    return Api(args, models, spool, Segmenter(args, spool, BodyStream(), "node")).build_app()
+    segmenter = Segmenter(args, spool, BodyStream(), "node")
+    shadow = make_shadow(spool, segmenter) if make_shadow is not None else None
+    return Api(args, models, spool, segmenter, shadow).build_app()
 
 
 def problem_of(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:

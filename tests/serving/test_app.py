@@ -74,6 +74,8 @@ def test_invalid_arguments_are_rejected(tmp_path: Path, monkeypatch: pytest.Monk
     assert "max_upload_mb" in str(unknown.value)
     with pytest.raises(BundleError, match="no bundle in this folder"):
         build_app({"bundle": str(tmp_path)})
+    with pytest.raises(ConfigError, match="needs the process of `gtvray serve`"):
+        build_app({"serving.shadow_version": 8})
     monkeypatch.delenv(TOKEN_VARIABLE)
     with pytest.raises(ConfigError, match="no token"):
         build_app({})

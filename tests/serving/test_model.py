@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,18 @@ def test_cancelled_scan_leaves_no_file(bundle: Bundle, tmp_path: Path, monkeypat
 
     asyncio.run(run())
     assert [path.name for path in tmp_path.iterdir()] == [work.body.path.name]
+
+
+def test_large_scans_are_prepared_at_a_lower_priority_than_small_ones(bundle: Bundle) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def in_a_worker() -> tuple[int, int]:
+        # As of Ray's workers.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+        model = Model(AppArguments(bundle=bundle.folder))
+        return model._small.submit(niceness).result(), model._large.submit(niceness).result()
+
+    with ThreadPoolExecutor(1) as worker:
+        small, large = worker.submit(in_a_worker).result()
+    assert (small, large) == (15, 19)

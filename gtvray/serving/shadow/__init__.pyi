@@ -1,0 +1,10 @@
+from .comparison import mask_dice as mask_dice
+from .manager import ShadowManager as ShadowManager
+from .manager import ShadowPlan as ShadowPlan
+from .records import RecordSender as RecordSender
+from .records import record_file as record_file
+from .records import record_files as record_files
+from .records import shadow_metrics as shadow_metrics
+from .records import summarise_shadow as summarise_shadow
+from .shadow import Shadow as Shadow
+from .shadow import make_shadow as make_shadow

@@ -1,0 +1,71 @@
+"""The shadow version as a Serve application of its own, started beside the served one and removed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gtvray.errors import ResourceError
+from gtvray.serving.app import build_model_app
+from gtvray.serving.arguments import AppArguments
+from gtvray.serving.pointer import Pointer
+from gtvray.serving.shadow.records import Deliver
+from gtvray.serving.versions import Candidate, VersionManager, missing_resources
+
+
+@dataclass(frozen=True)
+class ShadowPlan:
+    """Which version is a shadow, and where its disagreement goes.
+
+    Attributes:
+        find: returns the version, fetched and verified; None while it must not run, as it is the champion.
+        versions: file for its state, readable from every node; records of comparisons lie in a folder beside it.
+        on_reject: called with a version that could not be started, and the reason.
+        deliver: sends records on; see `gtvray.tracking.MetricQueue`.
+    """
+
+    find: Callable[[], Candidate | None]
+    versions: Path
+    on_reject: Callable[[Candidate, str], None]
+    deliver: Deliver
+
+
+class ShadowManager(VersionManager):
+    """Starts the shadow version once the endpoint is ready, and removes it.
+
+    Args:
+        args: arguments of the application.
+        plan: which version.
+        in_use: as in `VersionManager`.
+        is_ready: whether the served version is ready, which therefore gets its resources first.
+    """
+
+    prefix = "gtvray-shadow"
+
+    def __init__(
+        self, args: AppArguments, plan: ShadowPlan, in_use: Callable[[str], int], is_ready: Callable[[], bool]
+    ) -> None:
+        super().__init__(args, Pointer(plan.versions), in_use, plan.on_reject)
+        self._is_ready = is_ready
+
+    def _step(self, find: Callable[[], Candidate | None]) -> None:
+        found, current = find(), self._versions.current
+        if found is None and current is not None:
+            self._update(current=None)
+            self._drain(current)
+        elif current is not None or self._is_ready():
+            super()._step(lambda: found)
+
+    def _application(self, args: AppArguments) -> Any:
+        return build_model_app(args, shadow=True)
+
+    def _require_resources(self) -> bool:
+        serving = self._args.serving
+        needed = {"GPU": serving.gpus_per_replica, "memory": serving.memory_gb_per_replica * 1e9}
+        lacking = missing_resources(needed)
+        if lacking:
+            self._update(loading=None)
+            raise ResourceError("the shadow version does not fit beside the one that serves", **lacking)
+        return False
