@@ -15,7 +15,8 @@ import pytest
 from gtvray.io import read_volume
 from gtvray.runtime import Cluster
 
-from .cli.command import ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, Running, free_port, partial_files, run
+from .cli.command import ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
+from .ports import free_port
 from .stores import open_store
 
 if TYPE_CHECKING:

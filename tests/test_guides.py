@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .cli.command import OPEN_GATE, TINY_SWEEP, free_port
+from .cli.command import OPEN_GATE, TINY_SWEEP
+from .ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -14,8 +14,11 @@ from typing import Any
 from ray import cloudpickle
 from ray.cluster_utils import Cluster as Simulated
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from gtvray.batch import ActorPool, PoolPlan, Result, Scan
 from gtvray.runtime import Needs, connect
+from tests.ports import head_arguments
 
 # Workers do not have this folder on their path.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -37,7 +40,7 @@ class Steps:
 
 
 def main(folder: Path) -> None:
-    simulated = Simulated(initialize_head=True, head_node_args={"num_cpus": 0})
+    simulated = Simulated(initialize_head=True, head_node_args=head_arguments())
     simulated.add_node(num_cpus=1)
     lost = [simulated.add_node(num_cpus=1)]
     simulated.wait_for_nodes()

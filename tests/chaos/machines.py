@@ -11,10 +11,13 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.runtime import connect
 from gtvray.training import fit_distributed
+from tests.ports import head_arguments
 
 
 def main(folder: Path) -> None:
@@ -23,7 +26,7 @@ def main(folder: Path) -> None:
         [CachedCase(case_id, Path(place), meta) for case_id, place, meta in job[side]]
         for side in ("train", "selection")
     )
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args=head_arguments())
     machines = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
     cluster.wait_for_nodes()
     reports = []

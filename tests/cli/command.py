@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -197,13 +196,6 @@ def call(*arguments: object) -> Finished:
 def partial_files(workspace: Path) -> list[Path]:
     """What an interrupted writer left in a workspace."""
     return [*workspace.rglob(".partial-*"), *workspace.rglob(".retired-*")]
-
-
-def free_port() -> int:
-    """A port nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _environment() -> dict[str, str]:

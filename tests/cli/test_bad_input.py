@@ -17,7 +17,8 @@ import pytest
 from gtvray.io import read_volume, write_volume
 from gtvray.runtime import Cluster
 
-from .command import TINY_SWEEP, Running, call, free_port, partial_files, run
+from ..ports import free_port
+from .command import TINY_SWEEP, Running, call, partial_files, run
 
 
 def _empty(folder: Path) -> None:

@@ -12,7 +12,8 @@ from gtvray.reports import Study
 
 from ..bundles import random_bundle
 from ..pages import assert_self_contained
-from .command import free_port, partial_files, run
+from ..ports import free_port
+from .command import partial_files, run
 
 
 @pytest.fixture

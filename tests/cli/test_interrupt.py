@@ -16,7 +16,8 @@ import pytest
 
 from gtvray.runtime import Cluster
 
-from .command import KILLED_GONE_S, ONE_TRIAL_SWEEP, OPEN_GATE, Running, free_port, partial_files, run
+from ..ports import free_port
+from .command import KILLED_GONE_S, ONE_TRIAL_SWEEP, OPEN_GATE, Running, partial_files, run
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,8 @@ from gtvray.runtime import Cluster
 
 from ..bundles import random_bundle
 from ..golden_cases import made_golden, spoil
-from .command import free_port, run
+from ..ports import free_port
+from .command import run
 
 # One process pays for the bundle that these tests share.
 pytestmark = pytest.mark.xdist_group("ray")

@@ -24,8 +24,9 @@ from gtvray.models import Bundle
 from gtvray.runtime import Process, port_is_free, start_service
 
 from ..bundles import random_bundle
+from ..ports import free_port
 from ..serving.conftest import make_scan
-from .command import Finished, call, free_port, run
+from .command import Finished, call, run
 
 TOKEN = {"GTVRAY_TOKEN": "a-test-token"}
 

@@ -14,7 +14,8 @@ from gtvray.failpoints import ONCE_VARIABLE, VARIABLE
 from gtvray.io import read_json_lines
 from gtvray.runtime import Cluster
 
-from .command import OPEN_GATE, Finished, free_port, run
+from ..ports import free_port
+from .command import OPEN_GATE, Finished, run
 
 pytestmark = pytest.mark.ray
 

@@ -12,7 +12,8 @@ from gtvray import __version__
 from gtvray.cli.main import _unexpected, app
 from gtvray.config import known_keys
 
-from .command import call, free_port, run
+from ..ports import free_port
+from .command import call, run
 
 GROUPS = {group.name: group.typer_instance for group in app.registered_groups}
 COMMANDS = [

@@ -15,10 +15,13 @@ from typing import Any
 
 from ray.cluster_utils import Cluster as Simulated
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from gtvray.config import load_config
 from gtvray.errors import GtvrayError
 from gtvray.experiments.tasks import plan_on, worker_memory_bytes
 from gtvray.runtime import Needs, connect, reserved, shown_waiting
+from tests.ports import head_arguments
 
 GPU = load_config(overrides=["training.use_gpu=true"])
 SIX = load_config(overrides=["training.cpus_per_worker=6"])
@@ -41,7 +44,7 @@ class Recorder:
 
 
 def main(file: Path) -> None:
-    simulated = Simulated(initialize_head=True, head_node_args={"num_cpus": 0})
+    simulated = Simulated(initialize_head=True, head_node_args=head_arguments())
     for _ in range(4):
         simulated.add_node(num_cpus=2, memory=8_000_000_000)
     simulated.wait_for_nodes()

@@ -19,8 +19,9 @@ from gtvray.models import Bundle
 from gtvray.runtime import Process, start_service, stop_service
 
 from ..bundles import random_bundle
-from ..cli.command import Finished, call, free_port, run
+from ..cli.command import Finished, call, run
 from ..databases import postgres
+from ..ports import free_port
 
 
 def test_a_program_and_its_orphans_are_stopped(tmp_path: Path) -> None:

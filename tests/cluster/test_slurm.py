@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ..cli.command import TINY_SWEEP
+from ..ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,8 +118,3 @@ def wait(over: Callable[[], bool], folder: Path, limit_s: float) -> None:
     while not over():
         assert time.monotonic() < deadline, (folder / "out.log").read_text()[-3000:]
         time.sleep(2)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

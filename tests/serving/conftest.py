@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from gtvray.io import decode_nifti, encode_nifti
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
 from gtvray.runtime import Cluster
 from gtvray.serving import Client, RemoteResult, Retry, Scan, Server, Timeouts, start_server
+
+from ..ports import free_port
 
 TOKEN = "a-test-token"
 PATCH_IJK = (16, 16, 16)
@@ -91,12 +92,6 @@ def predict_remote(
     """Send a scan once, so that an error is the first one."""
     with Client(url, token, timeouts=Timeouts(read_s=timeout_s), retry=Retry(attempts=1)) as client:
         return client.segment(scan, request_id=request_id)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def log_lines(deployment: str, text: str) -> list[str]:

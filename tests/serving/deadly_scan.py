@@ -21,7 +21,8 @@ from gtvray.io import encode_nifti
 from gtvray.runtime import connect
 from gtvray.serving import Server, start_server
 from tests.bundles import random_bundle
-from tests.serving.conftest import TOKEN, free_port, make_scan
+from tests.ports import free_port
+from tests.serving.conftest import TOKEN, make_scan
 
 
 def main(file: Path, folder: Path) -> None:

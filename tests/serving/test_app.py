@@ -19,7 +19,8 @@ from gtvray.serving.arguments import TOKEN_VARIABLE, parse_arguments, read_shipp
 from gtvray.serving.model import Model
 from gtvray.serving.problems import error_of, problem_response
 
-from .conftest import TOKEN, free_port, make_scan, predict_remote
+from ..ports import free_port
+from .conftest import TOKEN, make_scan, predict_remote
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
 

@@ -26,8 +26,9 @@ from gtvray.serving import Server, endpoint_url
 from gtvray.serving.client_transport import response_error
 from gtvray.tracking import connect_mlflow
 
+from ..ports import free_port
 from ..proxies import Recorder, clear_proxies, refusing_proxy, serving, set_proxy
-from .conftest import TOKEN, free_port, make_scan, predict_remote
+from .conftest import TOKEN, make_scan, predict_remote
 
 
 @pytest.fixture

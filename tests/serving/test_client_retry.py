@@ -38,7 +38,8 @@ from gtvray.serving.problems import problem_response
 from gtvray.serving.results import result_document, result_response
 from gtvray.serving.work import Prediction
 
-from .conftest import TOKEN, free_port, make_scan
+from ..ports import free_port
+from .conftest import TOKEN, make_scan
 
 SCAN = make_scan((12, 14, 16))
 FAST = Retry(first_s=0.01, longest_s=0.02)

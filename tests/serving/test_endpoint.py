@@ -25,8 +25,9 @@ from gtvray.io import decode_nifti, encode_nifti, write_volume
 from gtvray.models import Bundle
 from gtvray.serving import Server, start_server
 
+from ..ports import free_port
 from ..proxies import refusing_proxy, serving, set_proxy
-from .conftest import TOKEN, free_port, log_lines, make_scan, predict_remote, wait_for_log
+from .conftest import TOKEN, log_lines, make_scan, predict_remote, wait_for_log
 
 pytestmark = pytest.mark.ray
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

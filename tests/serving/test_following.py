@@ -22,7 +22,8 @@ from gtvray.runtime import Cluster
 from gtvray.serving import Candidate, Follow, Server, start_server
 
 from ..bundles import random_bundle
-from .conftest import TOKEN, free_port, make_scan
+from ..ports import free_port
+from .conftest import TOKEN, make_scan
 
 pytestmark = pytest.mark.ray
 SCAN = encode_nifti(make_scan((24, 24, 24)), compress=True)

@@ -31,7 +31,8 @@ from gtvray.models import Bundle
 from gtvray.runtime import connect
 from gtvray.serving import Server, start_server
 from tests.bundles import random_bundle
-from tests.serving.conftest import TOKEN, free_port, make_scan
+from tests.ports import free_port, head_arguments
+from tests.serving.conftest import TOKEN, make_scan
 
 SCAN = encode_nifti(make_scan((24, 24, 24)), compress=True)
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -41,7 +42,7 @@ def main(file: Path, folder: Path) -> None:
     bundle = random_bundle(folder / "bundle", inference=InferenceConfig(threshold=0.5))
     token = folder / "token"
     token.write_text(TOKEN)
-    simulated = Simulated(initialize_head=True, head_node_args={"num_cpus": 0})
+    simulated = Simulated(initialize_head=True, head_node_args=head_arguments())
     with connect(simulated.address):
         settings = ServingConfig(port=free_port(), memory_gb_per_replica=0, timeout_s=60)
         server = start_server(bundle.folder, settings, TOKEN, "1", token_file=token)

@@ -15,7 +15,8 @@ from gtvray.errors import ConflictError, DeadlineError, FailureError, GtvrayErro
 from gtvray.io import decode_volume, write_volume
 from gtvray.serving.work import Prediction
 
-from ..conftest import free_port, make_scan
+from ...ports import free_port
+from ..conftest import make_scan
 from ..test_client_retry import running
 from .conftest import TOKEN, Report, build_jobs_app, threshold
 

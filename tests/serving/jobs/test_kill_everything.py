@@ -16,7 +16,8 @@ from gtvray.inference import Predictor
 from gtvray.models import Bundle
 
 from ...cli.command import Running
-from ..conftest import TOKEN, free_port, make_scan
+from ...ports import free_port
+from ..conftest import TOKEN, make_scan
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 PATIENT = Retry(attempts=1000, first_s=0.2, longest_s=1.0, total_s=150.0, first_contact_s=150.0)

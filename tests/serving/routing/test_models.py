@@ -28,7 +28,8 @@ from gtvray.serving.tokens import Role, TokenFile
 from gtvray.serving.work import Work
 
 from ...bundles import random_bundle
-from ..conftest import TOKEN, free_port, make_scan
+from ...ports import free_port
+from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api, problem_of
 from ..test_following import Champion
 

@@ -20,7 +20,8 @@ from gtvray.runtime import Cluster
 from gtvray.serving import Follow, Server, start_server
 
 from ...bundles import random_bundle
-from ..conftest import TOKEN, free_port, make_scan
+from ...ports import free_port
+from ..conftest import TOKEN, make_scan
 from ..test_following import Champion, serves
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]

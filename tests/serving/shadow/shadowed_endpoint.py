@@ -29,7 +29,8 @@ from gtvray.models import Bundle
 from gtvray.runtime import connect
 from gtvray.serving import Candidate, Follow, Server, ShadowPlan, start_server
 from tests.bundles import random_bundle
-from tests.serving.conftest import TOKEN, free_port, make_scan
+from tests.ports import free_port
+from tests.serving.conftest import TOKEN, make_scan
 
 SCANS = {"small": make_scan((24, 24, 24)), "large": make_scan((60, 60, 60))}
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
