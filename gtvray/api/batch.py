@@ -13,7 +13,7 @@ from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_
 from gtvray.api.registry import find_golden, load_bundle
 from gtvray.config import Config
 from gtvray.errors import NotFoundError
-from gtvray.io import Workspace
+from gtvray.io import Workspace, require_path
 from gtvray.models import Bundle
 from gtvray.runtime import SILENT, ProgressReporter, connect
 
@@ -79,6 +79,7 @@ def predict_folder(
         predict_here,
     )
 
+    require_path(model)
     folders, settings = as_workspace(workspace), as_config(config)
     given = [Path(each) for each in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     files = find_files(given, Path(out), report=report, read=read, closed=model_folders(folders, model))

@@ -10,7 +10,14 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from gtvray.errors import FailureError, GtvrayError, InputError, NotFoundError, SlowBodyError
+from gtvray.errors import (
+    FailureError,
+    GtvrayError,
+    InputError,
+    NotFoundError,
+    NotReproducedError,
+    SlowBodyError,
+)
 from gtvray.serving.request_log import LOGGER, log_event
 
 MEDIA_TYPE = "application/problem+json"
@@ -58,7 +65,9 @@ def problem_headers(error: GtvrayError) -> dict[str, str]:
     if isinstance(error, SlowBodyError):
         # Otherwise the rest of the body would be read at its rate, to be discarded.
         return {"Connection": "close"}
-    if error.http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+    # A model that does not reproduce its golden cases stays unavailable until somebody acts.
+    may_pass = not isinstance(error, NotReproducedError)
+    if may_pass and error.http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {"Retry-After": str(_RETRY_AFTER_S)}
     return {}
 
