@@ -114,6 +114,7 @@ def test_modules_are_short_and_documented(module: Path) -> None:
 
 def test_tests_for_a_gpu_are_where_make_test_gpu_looks() -> None:
     tests = REPOSITORY / "tests"
-    marked = {file for file in tests.rglob("test_*.py") if "mark." + "gpu" in file.read_text()}
+    marks = ("mark." + "gpu", "NEEDS_" + "GPU")
+    marked = {file for file in tests.rglob("test_*.py") if any(mark in file.read_text() for mark in marks)}
     assert marked == set(tests.glob("*/test_gpu.py"))
     assert "tests/*/test_gpu.py" in (REPOSITORY / "Makefile").read_text()

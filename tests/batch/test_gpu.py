@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from gtvray.inference import Predictor
 from gtvray.io import read_volume
@@ -14,15 +13,9 @@ from gtvray.models import Bundle
 from gtvray.runtime import Cluster
 
 from ..cli.command import run
+from ..gpu import NEEDS_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    # Compilers and drivers warn of what differs from machine to machine.
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.ray,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.ray]
 
 
 @pytest.mark.parametrize("share", ["0.5", "1"])

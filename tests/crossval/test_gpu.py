@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from gtvray.config import Config, with_dotted
 from gtvray.runtime import Cluster
 
+from ..gpu import NEEDS_GPU
 from .test_train import make_job
 
-pytestmark = [
-    pytest.mark.gpu,
-    # Compilers and drivers warn of what differs from machine to machine.
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.ray,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.ray]
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])

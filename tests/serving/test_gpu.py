@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from gtvray.datasets import index_dataset
 from gtvray.inference import Predictor
@@ -18,19 +17,13 @@ from gtvray.models import Bundle
 from gtvray.serving import Server
 
 from ..golden_cases import made_golden
+from ..gpu import NEEDS_GPU
 from ..training.conftest import cases, config, selection, train  # noqa: F401  # fixtures of `promoted`
 from ..training.test_gpu import bundle as promoted  # noqa: F401
 from ..training.test_gpu import sides  # noqa: F401
 from .conftest import TOKEN, make_scan, predict_remote
 
-pytestmark = [
-    pytest.mark.gpu,
-    # Compilers and drivers warn of what differs from machine to machine.
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.ray,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.ray]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

@@ -28,14 +28,9 @@ from gtvray.training import EpochReport, export_bundle, fit, fit_distributed, ke
 from gtvray.training.reader import BatchReader
 
 from ..golden_cases import made_golden
+from ..gpu import NEEDS_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    # Compilers and drivers warn of what differs from machine to machine.
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+pytestmark = NEEDS_GPU
 GPU = {"training.use_gpu": True}
 EXACT = {**GPU, "training.deterministic": True, "training.compile": "off"}
 # Relative difference of losses to the CPU's in fp32. fp32 has TF32 off; 16-bit formats have 8 and 11 bits of mantissa.

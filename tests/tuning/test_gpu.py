@@ -16,14 +16,9 @@ from gtvray.tuning import FoldCases, SweepStatus, run_sweep
 from gtvray.tuning.confirm import held_out_dsc
 from gtvray.tuning.cost import measure_cost
 
-pytestmark = [
-    pytest.mark.gpu,
-    # Compilers and drivers warn of what differs from machine to machine.
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.ray,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+from ..gpu import NEEDS_GPU
+
+pytestmark = [*NEEDS_GPU, pytest.mark.ray]
 
 
 def test_two_trials_share_a_gpu(
