@@ -45,8 +45,7 @@ _RETRY = {"Retry-After": _header("seconds after which to try again", "integer")}
 _ERROR_HEADERS = {
     401: {"WWW-Authenticate": _header("how to authenticate", "string")},
     429: _RETRY,
-    # Absent if waiting does not help: the model does not reproduce its golden cases.
-    503: {"Retry-After": _header("seconds after which to try again", "integer", required=False)},
+    503: _RETRY,
 }
 _HEADERS = {**_REQUEST_ID, **_RESULT_HEADERS, **_JOB_HEADERS, **_ERROR_HEADERS[401], **_RETRY}
 
