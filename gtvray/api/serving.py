@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
 from gtvray.api.registry import find_golden, load_bundle, open_decisions, open_registry
 from gtvray.api.shadow import ShadowVersion
-from gtvray.errors import ConfigError, NotFoundError, ResourceError
+from gtvray.errors import ConfigError, NotFoundError, ResourceError, first_line
 from gtvray.io import Workspace
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Endpoint:
         if self._shadow is not None:
             # No name of a further model has a dot.
             versions = self._workspace.serving / f"{settings.port}.shadow.json"
-            shared["shadow"] = self._shadow.plan(versions, self._rejecter(self._registry()[0]))
+            shared["shadow"] = self._shadow.plan(versions, self._rejecter(open_registry(self._workspace, self._config)))
         if self.follows:
             return start_server(None, settings, token, follow=self._follow(), **shared)
         return start_server(
@@ -141,8 +141,8 @@ class Endpoint:
                 bundle, golden = registry.fetch(champion), folders.golden_of(champion.digest)
                 registry.fetch_golden(champion, golden)
             except MlflowException as error:
-                found = str(error).partition("\n")[0]
-                raise ResourceError("cannot reach MLflow", where=self._config.tracking.uri, found=found) from error
+                where = self._config.tracking.uri
+                raise ResourceError("cannot reach MLflow", where=where, found=first_line(error)) from error
             files = bundle.folder.resolve(), golden.resolve()
             return Candidate(champion.version, bundle.digest, *files, champion.override)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtvray.errors import BundleError, FailureError, GtvrayError, ResourceError
+from gtvray.errors import BundleError, FailureError, GtvrayError, ResourceError, first_line
 from gtvray.failpoints import failpoint
 from gtvray.inference import LocalCases
 from gtvray.io import read_volume_header, sha256_of
@@ -182,10 +182,9 @@ def _as_failure(scan: Scan) -> Iterator[None]:
             raise ResourceError("the disk is full", where=scan.mask.parent, do="free some disk space") from error
         if os.environ.get("GTVRAY_DEBUG"):
             raise
-        lines = str(error).strip().splitlines() or [""]
         raise FailureError(
             "unexpected error while predicting a scan",
             where=scan.path,
-            found=f"{type(error).__name__}: {lines[0]}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             do="predict this scan alone with GTVRAY_DEBUG=1 and report the output",
         ) from error

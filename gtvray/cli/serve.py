@@ -27,6 +27,7 @@ from gtvray.cli.common import (
 from gtvray.cli.settings import RunGroup, SettingsCommand
 
 app = typer.Typer(cls=RunGroup, help="Serve a model over HTTP.")
+_UNCHECKED = "masks not checked, as the bundle has no golden cases"
 _PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on.")]
 _WhichOption = Annotated[int | None, typer.Option("--port", help="Port of the endpoint, if there are several.")]
 _TokenFileOption = Annotated[
@@ -70,10 +71,10 @@ def serve(
             server = endpoint.start(token, token_file)
             try:
                 server.wait_ready()
-                unchecked = "" if endpoint.golden else "; masks not checked, as the bundle has no golden cases"
+                unchecked = "" if endpoint.golden else f"; {_UNCHECKED}"
                 shown = f"; bearer token: {token}" if generated else ""
-                served = f"version {endpoint.version}{' and every later champion' if endpoint.follows else ''}"
-                typer.echo(f"serving {served} at {server.url} until Ctrl-C{unchecked}{shown}", err=True)
+                serving = _serving_text(endpoint.version, endpoint.follows, server.url)
+                typer.echo(f"{serving} until Ctrl-C{unchecked}{shown}", err=True)
                 Event().wait()
             except KeyboardInterrupt:
                 typer.echo("stopping", err=True)
@@ -226,13 +227,17 @@ def _token(token_file: Path | None) -> tuple[str, bool]:
     return given or secrets.token_urlsafe(24), not given
 
 
+def _serving_text(version: str, follows: bool, url: str) -> str:
+    return f"serving version {version}{' and every later champion' if follows else ''} at {url}"
+
+
 def _start_text(found: dict[str, Any], follows: bool) -> str:
     lines = [
-        f"serving version {found['version']}{' and every later champion' if follows else ''} at {found['url']}",
+        _serving_text(found["version"], follows, found["url"]),
         f"process {found['pid']}, log {found['log']}",
     ]
     if not found["golden"]:
-        lines.append("masks not checked, as the bundle has no golden cases")
+        lines.append(_UNCHECKED)
     if found["token"]:
         lines.append(f"bearer token: {found['token']}")
     return "\n".join([*lines, f"stop it: {found['stop']}", NOTICE])

@@ -201,12 +201,10 @@ def start_server(
             "serving": settings.model_dump(),
         }
         followed = {**({model_name: follow} if follow is not None else {}), **further}
-        for each in followed.values():
-            each.versions.parent.mkdir(parents=True, exist_ok=True)
-            Pointer(each.versions).write(Versions())
-        if shadow is not None:
-            shadow.versions.parent.mkdir(parents=True, exist_ok=True)
-            Pointer(shadow.versions).write(Versions())
+        pointers = [each.versions for each in followed.values()]
+        for file in [*pointers, shadow.versions] if shadow is not None else pointers:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Pointer(file).write(Versions())
         _deploy(config, args)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)

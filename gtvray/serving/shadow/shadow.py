@@ -44,7 +44,7 @@ class Shadow:
         served: the shadow version.
         records: file for the comparisons.
         spool: keeps the scan of a comparison.
-        segmenter: tells whether scans are in progress, and calls the candidate.
+        segmenter: counts the scans in progress, and calls the candidate.
         draw: returns a number of [0, 1); a request is compared if it is below `serving.shadow_share`.
     """
 
