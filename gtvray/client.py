@@ -7,10 +7,10 @@ with Client("http://127.0.0.1:8000", token) as client:
 print(result.volume_ml, result.mask.spacing_mm)
 """
 
-from gtvray.serving.client import Client
-from gtvray.serving.client_async import AsyncClient
-from gtvray.serving.client_transport import Retry, Timeouts
-from gtvray.serving.client_volumes import RemoteResult
+from gtvray.serving.client.async_client import AsyncClient
+from gtvray.serving.client.client import Client
+from gtvray.serving.client.transport import Retry, Timeouts
+from gtvray.serving.client.volumes import RemoteResult
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument
 
 __all__ = ["AsyncClient", "Client", "JobDocument", "QueueDocument", "RemoteResult", "Retry", "Timeouts"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,14 +77,23 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_packages_list_their_public_names() -> None:
-    packages = [package for package in PACKAGES if package != "cli"]
-    assert [package for package in packages if not (PACKAGE / package / "__init__.pyi").is_file()] == []
+    stubs = [stub.parent.relative_to(PACKAGE).parts for stub in PACKAGE.rglob("*/__init__.pyi")]
+    packages = [".".join(parts) for parts in stubs]
+    assert {package for package in PACKAGES if package != "cli"} <= set(packages)
     opened = "".join(
         f"import gtvray.{name} as opened\nassert opened.__all__\n[getattr(opened, each) for each in opened.__all__]\n"
         for name in packages
     )
     done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_wheel_contains_every_package() -> None:
+    """setuptools has no automatic discovery beside listed folders: a new package must be added to the list."""
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inside = {".".join(file.parent.relative_to(REPOSITORY).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert inside | {"gtvray.deploy", "gtvray.tune_configs"} == set(listed)
+    assert len(listed) == len(set(listed))
 
 
 def test_text_files_are_read_in_one_place() -> None:

@@ -11,7 +11,7 @@ from gtvray.errors import GtvrayError
 from gtvray.inference import SegmentedCase
 from gtvray.io import write_output_volume
 from gtvray.serving import Client, RemoteResult
-from gtvray.serving.client_volumes import open_scan
+from gtvray.serving.client.volumes import open_scan
 
 Outcome = tuple[Path, SegmentedCase | GtvrayError]
 

@@ -43,7 +43,7 @@ def add(
     Example: gtvray token add planning-station --role jobs
     """
     from gtvray.io import Workspace
-    from gtvray.serving.tokens import Role, TokenFile
+    from gtvray.serving.gateway.tokens import Role, TokenFile
 
     token = TokenFile(Workspace(workspace).tokens).add(name, Role[role.name], model or ())
     emit({"name": name, "role": role.value, "models": model or [], "token": token}, as_json, token)
@@ -56,7 +56,7 @@ def list_(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -
     Example: gtvray token list
     """
     from gtvray.io import Workspace
-    from gtvray.serving.tokens import TokenFile
+    from gtvray.serving.gateway.tokens import TokenFile
 
     rows = [
         {"name": token.name, "role": token.role, "models": list(token.models), "created": token.created}
@@ -76,7 +76,7 @@ def revoke(name: NameArgument, workspace: WorkspaceOption = WORKSPACE, as_json: 
     Example: gtvray token revoke planning-station
     """
     from gtvray.io import Workspace
-    from gtvray.serving.tokens import TokenFile
+    from gtvray.serving.gateway.tokens import TokenFile
 
     TokenFile(Workspace(workspace).tokens).revoke(name)
     emit({"revoked": name}, as_json, f"revoked the token of {name}")

@@ -10,9 +10,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from gtvray.errors import BundleError, ConfigError
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_token
-from gtvray.serving.gateway import Gateway
-from gtvray.serving.model import Model
+from gtvray.serving.gateway.deployment import Gateway
 from gtvray.serving.nodes import count_nodes, one_per_node
+from gtvray.serving.replica.deployment import Model
 from gtvray.serving.scaling import scaling_options
 from gtvray.serving.shadow.model import ShadowModel
 

@@ -26,11 +26,11 @@ from gtvray.runtime import create_private_file, require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
 from gtvray.serving.nodes import require_on_every_node
-from gtvray.serving.pointer import Pointer, Versions
 from gtvray.serving.probe import endpoint_url, probe
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 from gtvray.serving.shadow import RecordSender, ShadowManager, ShadowPlan
-from gtvray.serving.versions import Candidate, VersionManager, status_text
+from gtvray.serving.versions.manager import Candidate, VersionManager, status_text
+from gtvray.serving.versions.pointer import Pointer, Versions
 
 _ANSWER_TIMEOUT_S = 5.0
 _DRAIN_S = ServingConfig().drain_s

@@ -10,9 +10,9 @@ import pytest
 
 from gtvray.io import read_volume, write_volume
 
+from ..serving.client.test_client_retry import Scripted, running
 from ..serving.conftest import TOKEN, make_scan
 from ..serving.jobs.conftest import build_jobs_app
-from ..serving.test_client_retry import Scripted, running
 from .command import Running, call
 
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from gtvray.cli.main import app
 from gtvray.errors import InputError
-from gtvray.serving.access import Access
-from gtvray.serving.tokens import Role
+from gtvray.serving.gateway.access import Access
+from gtvray.serving.gateway.tokens import Role
 
 
 def token(workspace: Path, *words: str) -> str:

@@ -12,15 +12,15 @@ from fastapi import FastAPI
 
 from gtvray.config import ServingConfig
 from gtvray.inference import Coverage
-from gtvray.serving.api import Api
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.gateway.api import Api
+from gtvray.serving.gateway.segmenter import Segmenter
 from gtvray.serving.routing import ServedModels
-from gtvray.serving.segmenter import Segmenter
-from gtvray.serving.served import Served
 from gtvray.serving.shadow import Shadow
-from gtvray.serving.spool import Spool
-from gtvray.serving.stream import BodyStream
-from gtvray.serving.work import Answer, Prediction, Work
+from gtvray.serving.transfer.spool import Spool
+from gtvray.serving.transfer.stream import BodyStream
+from gtvray.serving.transfer.work import Answer, Prediction, Work
+from gtvray.serving.versions.served import Served
 
 from .conftest import TOKEN
 

@@ -16,8 +16,8 @@ from gtvray.models import Bundle
 from gtvray.serving import AppArguments, Client, build_app
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import TOKEN_VARIABLE, parse_arguments, read_shipped_config, read_token
-from gtvray.serving.model import Model
 from gtvray.serving.problems import error_of, problem_response
+from gtvray.serving.replica.deployment import Model
 
 from ..ports import free_port
 from .conftest import TOKEN, make_scan, predict_remote
@@ -98,7 +98,7 @@ def test_model_rejects_a_bundle_with_another_digest(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "loaded"), [("gtvray.serving.app", ["ray"]), ("gtvray.serving.client", []), ("gtvray.client", [])]
+    ("module", "loaded"), [("gtvray.serving.app", ["ray"]), ("gtvray.serving.client.client", []), ("gtvray.client", [])]
 )
 def test_api_loads_no_torch_and_client_neither_torch_nor_ray(module: str, loaded: list[str]) -> None:
     probe = f"import sys, {module}; print([m for m in ('torch', 'monai', 'mlflow', 'ray') if m in sys.modules])"

@@ -27,7 +27,7 @@ from gtvray.inference import Predictor
 from gtvray.io import HEAD_BYTES, decode_nifti, decode_volume, read_volume
 from gtvray.models import Bundle
 from gtvray.serving import Server
-from gtvray.serving.uploads import check_body
+from gtvray.serving.transfer.uploads import check_body
 
 from ..conftest import REPOSITORY
 from ..io.mutate import broken_claim

@@ -18,9 +18,9 @@ from gtvray.errors import FailureError, InputError, ResourceError, TooLargeError
 from gtvray.io import HEAD_BYTES
 from gtvray.serving.jobs.records import OPEN, Claim, NewVolume, StoredVolume
 from gtvray.serving.jobs.sealing import seal, unseal
-from gtvray.serving.sealed import SealedWriter, new_key
-from gtvray.serving.spool import Body
-from gtvray.serving.uploads import CURL, EXPECTED, check_body
+from gtvray.serving.transfer.sealed import SealedWriter, new_key
+from gtvray.serving.transfer.spool import Body
+from gtvray.serving.transfer.uploads import CURL, EXPECTED, check_body
 
 # An upload takes less time than this; what is older and in no job was left by a process that was killed.
 _ABANDONED_S = 3600.0

@@ -16,7 +16,7 @@ from gtvray.errors import BusyError, InputError, TooLargeError
 from gtvray.serving.jobs.files import JobFiles, NewInput
 from gtvray.serving.jobs.records import NewVolume
 from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, parse_references, pin_reference
-from gtvray.serving.uploads import UploadLimits, body_chunks, check_headers
+from gtvray.serving.transfer.uploads import UploadLimits, body_chunks, check_headers
 
 PART = "scan"
 # The decoder gets the body in pieces, and holds no more than this, so that the headers of a part are bounded.

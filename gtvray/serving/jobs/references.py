@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gtvray.errors import ConflictError, InputError, NotFoundError, TooLargeError
 from gtvray.io import HEAD_BYTES
-from gtvray.serving.spool import Body, open_plain
-from gtvray.serving.uploads import check_body
+from gtvray.serving.transfer.spool import Body, open_plain
+from gtvray.serving.transfer.uploads import check_body
 
 MOST_REFERENCES_BYTES = 1 << 20
 

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gtvray.errors import NotFoundError
+from gtvray.serving.gateway.openapi import ACCEPTED_RESPONSE, RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
+from gtvray.serving.gateway.results import negotiate, result_response
 from gtvray.serving.jobs.documents import JobDocument, JobList, QueueDocument
 from gtvray.serving.jobs.intake import PART
 from gtvray.serving.jobs.records import Priority
 from gtvray.serving.jobs.references import references_schema
 from gtvray.serving.jobs.service import Jobs
-from gtvray.serving.openapi import ACCEPTED_RESPONSE, RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
-from gtvray.serving.results import negotiate, result_response
 
 EVENTS = "text/event-stream"
 _KEEP_ALIVE_AFTER = 20

@@ -1,8 +1,8 @@
 """The key of the job store, and what is encrypted under it: the keys of files, and result documents.
 
-A file is encrypted under a random key of its own (`gtvray.serving.sealed`). That key is stored in the tables, encrypted
-under the store's key with AES-256-GCM. What it is for is associated data, so that one file or document cannot take the
-place of another. Nonces are random: NIST SP 800-38D, section 8.3, allows 2^32 of them under one key.
+A file is encrypted under a random key of its own (`gtvray.serving.transfer.sealed`). That key is stored in the tables,
+encrypted under the store's key with AES-256-GCM. What it is for is associated data, so that one file or document cannot
+take the place of another. Nonces are random: NIST SP 800-38D, section 8.3, allows 2^32 of them under one key.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from gtvray.config import JobsConfig
 from gtvray.errors import BusyError, ConflictError, InputError, NotFoundError
 from gtvray.failpoints import failpoint
+from gtvray.serving.gateway.results import SegmentationResult
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
@@ -24,8 +25,7 @@ from gtvray.serving.jobs.table import DATABASE_VARIABLE, open_database
 from gtvray.serving.jobs.worker import Segment, StoredResult, Worker, result_purpose
 from gtvray.serving.problems import error_of
 from gtvray.serving.request_log import LOGGER, log_event
-from gtvray.serving.results import SegmentationResult
-from gtvray.serving.uploads import UploadLimits
+from gtvray.serving.transfer.uploads import UploadLimits
 
 _CLEAN_EVERY_S = 600.0
 _WATCH_EVERY_S = 0.5

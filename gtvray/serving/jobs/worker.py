@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gtvray.errors import BusyError, GtvrayError, NotReadyError, NotReproducedError, ResourceError
 from gtvray.failpoints import failpoint
+from gtvray.serving.gateway.results import SegmentationResult, result_document
 from gtvray.serving.jobs.documents import result_path
 from gtvray.serving.jobs.files import JobFiles, StoredFile
 from gtvray.serving.jobs.records import Claim
@@ -23,11 +24,10 @@ from gtvray.serving.jobs.sealing import seal
 from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.problems import internal_error
 from gtvray.serving.request_log import LOGGER, log_event
-from gtvray.serving.results import SegmentationResult, result_document
 
 if TYPE_CHECKING:
-    from gtvray.serving.spool import Body
-    from gtvray.serving.work import Prediction
+    from gtvray.serving.transfer.spool import Body
+    from gtvray.serving.transfer.work import Prediction
 
 _POLL_S = 1.0
 _WAIT_FOR_MODEL_S = 2.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from gtvray.errors import NotFoundError
 from gtvray.serving.arguments import AppArguments
-from gtvray.serving.served import Served
+from gtvray.serving.versions.served import Served
 
 
 class ServedModels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gtvray.serving.scheduler import Network, PatchScheduler
+from gtvray.serving.replica.scheduler import Network, PatchScheduler
 
 # Names of what a replica reports.
 QUEUED_S, SCANS = "queued_s", "scans"

@@ -10,9 +10,9 @@ from typing import Any
 from gtvray.errors import ResourceError
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
-from gtvray.serving.pointer import Pointer
 from gtvray.serving.shadow.records import Deliver
-from gtvray.serving.versions import Candidate, VersionManager, missing_resources
+from gtvray.serving.versions.manager import Candidate, VersionManager, missing_resources
+from gtvray.serving.versions.pointer import Pointer
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from gtvray.failpoints import failpoint
 from gtvray.serving.arguments import AppArguments
-from gtvray.serving.model import Model
-from gtvray.serving.work import Answer, Work
+from gtvray.serving.replica.deployment import Model
+from gtvray.serving.transfer.work import Answer, Work
 
 if TYPE_CHECKING:
     from gtvray.inference import SegmentationRequest

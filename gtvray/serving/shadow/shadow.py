@@ -24,14 +24,14 @@ from starlette.background import BackgroundTask
 from gtvray.config import ServingConfig
 from gtvray.io import append_json_line
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.gateway.segmenter import Segmenter
 from gtvray.serving.metrics import SHADOW_DICE, SHADOW_SCANS
 from gtvray.serving.request_log import log_event
-from gtvray.serving.segmenter import Segmenter
-from gtvray.serving.served import Served
 from gtvray.serving.shadow.comparison import mask_dice
 from gtvray.serving.shadow.records import record_file
-from gtvray.serving.spool import Body, Spool
-from gtvray.serving.work import Prediction
+from gtvray.serving.transfer.spool import Body, Spool
+from gtvray.serving.transfer.work import Prediction
+from gtvray.serving.versions.served import Served
 
 COMPARED, DROPPED, FAILED = "compared", "dropped", "failed"
 

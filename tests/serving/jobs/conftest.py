@@ -17,12 +17,12 @@ from starlette.requests import Request
 from gtvray.config import JobsConfig
 from gtvray.inference import Coverage
 from gtvray.io import decode_volume, encode_nifti
-from gtvray.serving.access import Access
-from gtvray.serving.guard import Guard
+from gtvray.serving.gateway.access import Access
+from gtvray.serving.gateway.guard import Guard
 from gtvray.serving.jobs import JobRoutes, Jobs, worker
-from gtvray.serving.spool import Body
-from gtvray.serving.uploads import UploadLimits
-from gtvray.serving.work import Prediction
+from gtvray.serving.transfer.spool import Body
+from gtvray.serving.transfer.uploads import UploadLimits
+from gtvray.serving.transfer.work import Prediction
 
 TOKEN = "a-test-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -13,11 +13,11 @@ import pytest
 from gtvray.client import AsyncClient, Client, JobDocument, Retry
 from gtvray.errors import ConflictError, DeadlineError, FailureError, GtvrayError, InputError, NotFoundError
 from gtvray.io import decode_volume, write_volume
-from gtvray.serving.work import Prediction
+from gtvray.serving.transfer.work import Prediction
 
 from ...ports import free_port
+from ..client.test_client_retry import running
 from ..conftest import make_scan
-from ..test_client_retry import running
 from .conftest import TOKEN, Report, build_jobs_app, threshold
 
 SCANS = [make_scan((12 + n, 14, 16), seed=n) for n in range(3)]

@@ -20,7 +20,7 @@ from gtvray.config import ServingConfig
 from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
-from gtvray.serving.work import Prediction
+from gtvray.serving.transfer.work import Prediction
 
 from ...databases import postgres
 from ..conftest import make_scan

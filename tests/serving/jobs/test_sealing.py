@@ -14,7 +14,7 @@ from gtvray.io import encode_nifti
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.records import Claim, NewVolume
 from gtvray.serving.jobs.sealing import KEY_VARIABLE, load_key, seal, unseal
-from gtvray.serving.sealed import FRAME_BYTES
+from gtvray.serving.transfer.sealed import FRAME_BYTES
 
 from ..conftest import make_scan
 

@@ -19,10 +19,10 @@ from ray.exceptions import RayActorError
 
 from gtvray.config import JobsConfig, ServingConfig
 from gtvray.io import encode_nifti
-from gtvray.serving.quarantine import Journal
-from gtvray.serving.spool import Body, Spool
-from gtvray.serving.tokens import Role, TokenFile
-from gtvray.serving.work import Work
+from gtvray.serving.gateway.tokens import Role, TokenFile
+from gtvray.serving.replica.quarantine import Journal
+from gtvray.serving.transfer.spool import Body, Spool
+from gtvray.serving.transfer.work import Work
 
 from ..conftest import make_scan
 from ..local_api import Behaviour, Replica, make_api

@@ -21,17 +21,17 @@ from gtvray.io import decode_nifti, encode_nifti
 from gtvray.models import Bundle
 from gtvray.runtime import Cluster
 from gtvray.serving import Client, Follow, Retry, start_server
+from gtvray.serving.gateway.tokens import Role, TokenFile
 from gtvray.serving.jobs.records import NewJob, NewVolume
 from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.jobs.table import open_database
-from gtvray.serving.tokens import Role, TokenFile
-from gtvray.serving.work import Work
+from gtvray.serving.transfer.work import Work
 
 from ...bundles import random_bundle
 from ...ports import free_port
 from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api, problem_of
-from ..test_following import Champion
+from ..versions.test_following import Champion
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 SCAN = encode_nifti(make_scan((24, 24, 24)), compress=True)

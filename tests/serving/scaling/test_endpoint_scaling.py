@@ -22,7 +22,7 @@ from gtvray.serving import Follow, Server, start_server
 from ...bundles import random_bundle
 from ...ports import free_port
 from ..conftest import TOKEN, make_scan
-from ..test_following import Champion, serves
+from ..versions.test_following import Champion, serves
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 SCAN = make_scan((72, 72, 60))

@@ -15,8 +15,8 @@ from ray.serve.config import AutoscalingPolicy
 from gtvray.config import ServingConfig, load_config
 from gtvray.errors import ConfigError
 from gtvray.inference import Patch
+from gtvray.serving.replica.scheduler import Network, PatchScheduler
 from gtvray.serving.scaling import Load, PatchSecondsPolicy, scaling_options
-from gtvray.serving.scheduler import Network, PatchScheduler
 
 
 @dataclass

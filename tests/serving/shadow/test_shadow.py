@@ -22,12 +22,12 @@ from gtvray.geometry import Volume
 from gtvray.inference import Coverage
 from gtvray.io import encode_nifti, read_json_lines
 from gtvray.serving.arguments import AppArguments
-from gtvray.serving.pointer import ServedVersion, Versions
-from gtvray.serving.segmenter import Segmenter
-from gtvray.serving.served import Served
+from gtvray.serving.gateway.segmenter import Segmenter
 from gtvray.serving.shadow import Shadow
-from gtvray.serving.spool import Spool
-from gtvray.serving.work import Answer, Prediction, Work
+from gtvray.serving.transfer.spool import Spool
+from gtvray.serving.transfer.work import Answer, Prediction, Work
+from gtvray.serving.versions.pointer import ServedVersion, Versions
+from gtvray.serving.versions.served import Served
 
 from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api

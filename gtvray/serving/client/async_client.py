@@ -1,0 +1,436 @@
+"""The asynchronous HTTP client of an endpoint. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from gtvray.errors import BusyError, DeadlineError, GtvrayError, InputError
+from gtvray.serving.client.transport import (
+    Retry,
+    Timeouts,
+    as_httpx,
+    is_repeatable,
+    is_repeatable_status,
+    open_async_client,
+    require_address,
+    response_error,
+    retry_after_s,
+    transport_error,
+)
+from gtvray.serving.client.volumes import (
+    RemoteResult,
+    Scan,
+    decode_result,
+    grid_of,
+    is_result,
+    open_scan,
+    require_grid,
+)
+from gtvray.serving.jobs.documents import JobDocument, JobList, QueueDocument
+from gtvray.serving.jobs.records import Priority
+from gtvray.serving.request_log import REQUEST_ID_FORM, REQUEST_ID_HEADER, is_request_id
+
+Document = TypeVar("Document", bound=BaseModel)
+Body = Callable[[ExitStack], dict[str, Any]]
+
+_POLL_S = 1.0
+_EVENTS_READ_S = 60.0
+
+
+class AsyncClient:
+    """A client of one endpoint; it may be used by many tasks of one event loop at once.
+
+    An endpoint on this machine is reached without a proxy, any other through the proxy that the environment sets for
+    it. Every error is of the classes in gtvray/errors.py; those that the endpoint reports have the class that it names.
+
+    Args:
+        url: address of the endpoint, such as http://127.0.0.1:8000.
+        token: the bearer token.
+        model: name of one of the endpoint's models, for all scans; None for its default model.
+        timeouts: time limits by phase.
+        retry: when a request is sent again.
+
+    Raises:
+        InputError: the environment sets a proxy that cannot be used.
+        ResourceError: the address is invalid.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        self._url, self._timeouts, self._retry = url.rstrip("/"), timeouts or Timeouts(), retry or Retry()
+        self._authorization = {"Authorization": f"Bearer {token}"}
+        self._reached, self._model = False, {"model": model} if model is not None else {}
+        require_address(url, self._timeouts)
+        self._http = open_async_client(url, self._timeouts)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def segment(self, scan: Scan, *, request_id: str | None = None) -> RemoteResult:
+        """Send a scan and return its mask, whose grid is compared with that of the scan.
+
+        Args:
+            scan: a volume, or a NIfTI or NRRD file, whose content is sent unchanged and whose name is not sent.
+            request_id: a UUID or 32 hexadecimal digits; by default the server assigns one.
+
+        Raises:
+            NotFoundError: the file does not exist.
+            VolumeError: the file is not a valid volume; detected before sending where its first bytes show it.
+            ContentTypeError: the file is of another known format; detected before sending.
+            InputError: the request id is invalid.
+            ResourceError: nothing responds, or something other than a gtvray server, which is named.
+            DeadlineError: the server did not respond in time.
+            FailureError: the mask is not on the grid of the scan.
+            GtvrayError: an error reported by the server, in the class that the server names.
+        """
+        headers = {"Content-Type": "application/octet-stream"}
+        if request_id is not None:
+            if not is_request_id(request_id):
+                raise InputError("invalid request id", where="request_id", expected=REQUEST_ID_FORM)
+            headers[REQUEST_ID_HEADER] = request_id
+        with await asyncio.to_thread(open_scan, scan) as file:
+            content = await asyncio.to_thread(file.read)
+        grid = asyncio.create_task(asyncio.to_thread(grid_of, scan))
+        try:
+            response = await self._send(
+                "POST",
+                "/v1/segment",
+                lambda _: {"content": content, "params": self._model},
+                headers=headers,
+                succeeded=is_result,
+            )
+            result = await asyncio.to_thread(decode_result, response, self._url)
+            require_grid(result, await grid)
+        finally:
+            grid.cancel()
+            await asyncio.gather(grid, return_exceptions=True)
+        return result
+
+    async def segment_many(
+        self, scans: Iterable[Scan], *, at_once: int = 4
+    ) -> AsyncIterator[tuple[Scan, RemoteResult | GtvrayError]]:
+        """Segment many scans, some of them at the same time; one that fails does not stop the others.
+
+        Args:
+            scans: as in `segment`.
+            at_once: scans that are sent and predicted at the same time.
+
+        Yields:
+            each scan with its result or its error, in the given order.
+        """
+        slots = asyncio.Semaphore(at_once)
+        waiting, begun = iter(scans), deque[tuple[Scan, asyncio.Task[RemoteResult | GtvrayError]]]()
+
+        async def attempt(scan: Scan) -> RemoteResult | GtvrayError:
+            try:
+                async with slots:
+                    return await self.segment(scan)
+            except GtvrayError as error:
+                return error
+
+        try:
+            while True:
+                # Results that wait for an earlier one are held, so their number is bounded too.
+                while len(begun) < 2 * at_once and (scan := next(waiting, None)) is not None:
+                    begun.append((scan, asyncio.create_task(attempt(scan))))
+                if not begun:
+                    return
+                first, task = begun[0]
+                outcome = await task
+                begun.popleft()
+                yield first, outcome
+        finally:
+            for _, task in begun:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
+
+    async def submit(
+        self, scans: Sequence[Scan], *, priority: Priority = "normal", idempotency_key: str | None = None
+    ) -> JobDocument:
+        """Send scans as one job; the job is accepted, and survives a restart of the endpoint, when this returns.
+
+        Args:
+            scans: as in `segment`.
+            priority: of the job.
+            idempotency_key: a job that was sent with the same key is returned instead of a new one; by default a new
+                key, so that a repeated request does not become a second job.
+
+        Raises:
+            InputError: no scan, or the key was used for other scans.
+            GtvrayError: as `segment`.
+        """
+        if not scans:
+            raise InputError("a job needs at least one scan")
+
+        def body(stack: ExitStack) -> dict[str, Any]:
+            # Names are not sent, as they may be those of patients.
+            files = [("scan", (str(number), stack.enter_context(open_scan(scan)))) for number, scan in enumerate(scans)]
+            return {"files": files}
+
+        return await self._submit(body, priority, idempotency_key)
+
+    async def submit_paths(
+        self,
+        paths: Sequence[str | PathLike[str]],
+        *,
+        priority: Priority = "normal",
+        idempotency_key: str | None = None,
+    ) -> JobDocument:
+        """Submit scans that the server reads itself, from below the folders of `serving.jobs.roots`.
+
+        Args:
+            paths: absolute paths on the server.
+            priority: as in `submit`.
+            idempotency_key: as in `submit`.
+
+        Raises:
+            NotFoundError: a path is not below an allowed folder, or there is no such file.
+            GtvrayError: as `submit`.
+        """
+        volumes = [{"path": str(path)} for path in paths]
+        return await self._submit(lambda _: {"json": {"volumes": volumes}}, priority, idempotency_key)
+
+    async def job(self, job_id: str) -> JobDocument:
+        """Return a job.
+
+        Raises:
+            NotFoundError: no such job of this client.
+        """
+        return _parsed(JobDocument, await self._send("GET", f"/v1/jobs/{job_id}"), self._url)
+
+    async def jobs(self, limit: int = 100) -> list[JobDocument]:
+        """Return this client's jobs, newest first, at most 1000."""
+        response = await self._send("GET", "/v1/jobs", lambda _: {"params": {"limit": limit}})
+        return _parsed(JobList, response, self._url).jobs
+
+    async def wait(
+        self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[JobDocument], None] | None = None
+    ) -> JobDocument:
+        """Return a job once it has ended, whatever came of it; the server may be restarted meanwhile.
+
+        Args:
+            job_id: the job.
+            timeout_s: longest wait; None waits as long as it takes.
+            on_change: called whenever the job has changed.
+
+        Raises:
+            DeadlineError: the job did not end in time; it goes on.
+        """
+        began, shown = time.monotonic(), None
+        while True:
+            job = await self.job(job_id)
+            if on_change is not None and job != shown:
+                on_change(job)
+            shown = job
+            if job.ended_at is not None:
+                return job
+            if timeout_s is not None and time.monotonic() - began > timeout_s:
+                raise DeadlineError("the job has not ended", where=job_id, expected=f"within {timeout_s:g} s")
+            await asyncio.sleep(_POLL_S)
+
+    async def events(self, job_id: str) -> AsyncIterator[JobDocument]:
+        """Yield a job whenever it has changed, until it has ended; a lost connection is opened again."""
+        timeout = as_httpx(replace(self._timeouts, read_s=_EVENTS_READ_S))
+        attempt, began = 1, time.monotonic()
+        while True:
+            pause: float | None
+            try:
+                async with self._http.stream(
+                    "GET", f"{self._url}/v1/jobs/{job_id}/events", headers=self._authorization, timeout=timeout
+                ) as response:
+                    if response.status_code != httpx.codes.OK:
+                        await response.aread()
+                        raise _Unanswered(response)
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: "):
+                            job = JobDocument.model_validate_json(line.removeprefix("data: "))
+                            yield job
+                            if job.ended_at is not None:
+                                return
+                            attempt, began = 1, time.monotonic()
+                # The server ended the stream, for example as it stops.
+                pause, error = self._retry.pause_s(attempt, time.monotonic() - began), None
+            except (httpx.TransportError, httpx.InvalidURL) as lost:
+                error, pause = self._lost(lost, attempt, began)
+            except _Unanswered as refused:
+                error, pause = self._refused(refused.response, attempt, began)
+            if pause is None:
+                raise error or BusyError("the server ends the events before the job has ended", where=self._url)
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def result(self, job_id: str, number: int, *, scan: Scan | None = None) -> RemoteResult:
+        """Return the mask of a volume of a job.
+
+        Args:
+            job_id: the job.
+            number: position of the volume in the job.
+            scan: the scan that was sent, with whose grid that of the mask is compared; None compares nothing.
+
+        Raises:
+            ConflictError: the volume has not ended.
+            NotFoundError: no such job or volume, or its result was deleted.
+            GtvrayError: why the volume has no mask.
+        """
+        response = await self._send("GET", f"/v1/jobs/{job_id}/results/{number}", succeeded=is_result)
+        result = replace(await asyncio.to_thread(decode_result, response, self._url), request_id=job_id)
+        if scan is not None:
+            require_grid(result, await asyncio.to_thread(grid_of, scan))
+        return result
+
+    async def results(
+        self, job_id: str, *, scans: Sequence[Scan] | None = None
+    ) -> AsyncIterator[tuple[int, RemoteResult | GtvrayError]]:
+        """Wait for a job and yield each of its volumes with its result or its error.
+
+        Args:
+            job_id: the job.
+            scans: the scans that were sent, as in `result`.
+
+        Raises:
+            NotFoundError: no such job of this client.
+        """
+        for volume in (await self.wait(job_id)).volumes:
+            try:
+                scan = scans[volume.number] if scans is not None else None
+                outcome: RemoteResult | GtvrayError = await self.result(job_id, volume.number, scan=scan)
+            except GtvrayError as error:
+                outcome = error
+            yield volume.number, outcome
+
+    async def cancel(self, job_id: str) -> JobDocument:
+        """Stop a job, and delete its inputs and results.
+
+        Raises:
+            NotFoundError: no such job of this client.
+        """
+        return _parsed(JobDocument, await self._send("DELETE", f"/v1/jobs/{job_id}"), self._url)
+
+    async def queue(self) -> QueueDocument:
+        """Return the length of the queue of all clients' jobs, and the expected wait."""
+        return _parsed(QueueDocument, await self._send("GET", "/v1/queue"), self._url)
+
+    async def ready(self) -> str:
+        """Return the outcome of the golden cases, `identical`, `reproduced` or `none`, if the endpoint is ready.
+
+        Raises:
+            NotReadyError: no model is loaded.
+            NotReproducedError: the model does not reproduce its golden cases.
+        """
+        return str((await self._send("GET", "/readyz", succeeded=_is_ready)).json()["golden"])
+
+    async def models(self) -> dict[str, Any]:
+        """Return the served version, the one being loaded, and those that were rejected."""
+        found: dict[str, Any] = (await self._send("GET", "/v1/models")).json()
+        return found
+
+    async def _submit(self, body: Body, priority: Priority, idempotency_key: str | None) -> JobDocument:
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+
+        def with_priority(stack: ExitStack) -> dict[str, Any]:
+            return {**body(stack), "params": {"priority": priority, **self._model}}
+
+        return _parsed(JobDocument, await self._send("POST", "/v1/jobs", with_priority, headers=headers), self._url)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Body = lambda _: {},
+        *,
+        headers: dict[str, str] | None = None,
+        succeeded: Callable[[httpx.Response], bool] = lambda response: response.is_success,
+    ) -> httpx.Response:
+        """Send a request, again where that may help, until it succeeds.
+
+        Args:
+            method: the method.
+            path: path of the route.
+            body: arguments of httpx for one attempt; files that it opens are closed after it.
+            headers: further headers.
+            succeeded: whether a response is what was asked for.
+        """
+        attempt, began = 1, time.monotonic()
+        while True:
+            try:
+                with ExitStack() as stack:
+                    arguments = await asyncio.to_thread(body, stack)
+                    response = await self._http.request(
+                        method, self._url + path, headers={**self._authorization, **(headers or {})}, **arguments
+                    )
+            except (httpx.TransportError, httpx.InvalidURL) as lost:
+                error, pause = self._lost(lost, attempt, began)
+            else:
+                if succeeded(response):
+                    self._reached = True
+                    return response
+                error, pause = self._refused(response, attempt, began)
+            if pause is None:
+                raise error
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    def _lost(
+        self, lost: httpx.TransportError | httpx.InvalidURL, attempt: int, began: float
+    ) -> tuple[GtvrayError, float | None]:
+        """The error of a request without a response, and the pause before the next attempt if one may succeed."""
+        error = transport_error(lost, self._url, self._timeouts)
+        error.__cause__ = lost
+        if not is_repeatable(lost):
+            return error, None
+        return error, self._retry.pause_s(attempt, time.monotonic() - began, reached=self._reached)
+
+    def _refused(self, response: httpx.Response, attempt: int, began: float) -> tuple[GtvrayError, float | None]:
+        """The error of a response, and the pause before the next attempt if one may succeed."""
+        self._reached = True
+        error = response_error(response, self._url)
+        if not is_repeatable_status(response, error):
+            return error, None
+        return error, self._retry.pause_s(attempt, time.monotonic() - began, retry_after_s(response))
+
+
+def _is_ready(response: httpx.Response) -> bool:
+    return response.is_success and response.headers.get("content-type") == "application/json"
+
+
+class _Unanswered(Exception):  # noqa: N818  # not an error of its own
+    """A stream was answered with an error."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+def _parsed(kind: type[Document], response: httpx.Response, url: str) -> Document:
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError:
+        raise response_error(response, url) from None

@@ -1,0 +1,134 @@
+"""Who sent a request, what that client may do, and how often."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtvray.errors import AuthError, ClientLimitError, ConfigError, ForbiddenError
+from gtvray.serving.gateway.tokens import OPERATOR, Role, TokenFile, digest_of
+from gtvray.serving.request_log import log_event
+
+_MINUTE_S = 60.0
+# The file of tokens is looked at this often at most, as every request asks.
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who sent a request.
+
+    Attributes:
+        name: of the client.
+        role: what it may do.
+        models: names of the models that it may use; empty: every model.
+    """
+
+    name: str
+    role: Role
+    models: tuple[str, ...] = ()
+
+    def require_model(self, name: str) -> None:
+        """Check that the client may use a model.
+
+        Raises:
+            ForbiddenError: it may not.
+        """
+        if self.models and name not in self.models:
+            raise ForbiddenError(
+                "the token does not permit this model",
+                expected=", ".join(self.models),
+                found=name,
+                do="name one of these models, or ask the operator for another token",
+            )
+
+    def require(self, role: Role) -> None:
+        """Check that the client has a role.
+
+        Raises:
+            ForbiddenError: it does not.
+        """
+        if self.role < role:
+            raise ForbiddenError(
+                "the token does not permit this",
+                expected=f"the role {role.name.lower()}",
+                found=self.role.name.lower(),
+                do="ask the operator for a token with that role",
+            )
+
+
+class Access:
+    """The endpoint's own token, which may do everything, and those of clients.
+
+    Args:
+        token: the endpoint's own.
+        file: of the clients' tokens, read again when it changes; None if there are none.
+        requests_per_minute: of one client.
+    """
+
+    def __init__(self, token: str, file: Path | None, requests_per_minute: int) -> None:
+        self._own = digest_of(token)
+        self._file = file
+        self._per_minute = requests_per_minute
+        self._clients: dict[str, Client] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._looked_at = -_LOOK_S
+        # Client -> requests it may still send, and when that was counted.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def identify(self, authorization: str | None) -> Client:
+        """The client that sent an Authorization header.
+
+        Raises:
+            AuthError: the token is missing or wrong.
+        """
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() == "bearer":
+            # Digests are compared, so that the time of a comparison says nothing about a token.
+            digest = digest_of(given.strip())
+            if hmac.compare_digest(digest, self._own):
+                return Client(OPERATOR, Role.ADMIN)
+            self._look()
+            if digest in self._clients:
+                return self._clients[digest]
+        raise AuthError("a valid bearer token is required", do="send the header Authorization: Bearer <token>")
+
+    def count(self, client: Client) -> None:
+        """Count a request of a client.
+
+        Raises:
+            ClientLimitError: it sends too many.
+        """
+        now = time.monotonic()
+        left, at = self._left.get(client.name, (float(self._per_minute), now))
+        left = min(float(self._per_minute), left + (now - at) * self._per_minute / _MINUTE_S)
+        if left < 1:
+            raise ClientLimitError(
+                "this client sends too many requests",
+                expected=f"at most {self._per_minute} per minute",
+                do="retry later",
+            )
+        self._left[client.name] = left - 1, now
+
+    def _look(self) -> None:
+        """Read the file again if it has changed. A file that cannot be read any more permits nobody."""
+        if self._file is None or time.monotonic() - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            stat = self._file.stat()
+            stamp = stat.st_mtime_ns, stat.st_ino
+        except OSError:
+            stamp = None
+        if stamp == self._stamp:
+            return
+        self._stamp, self._clients = stamp, {}
+        try:
+            tokens = TokenFile(self._file).read()
+        except ConfigError as error:
+            log_event("tokens_unreadable", "access", logging.ERROR, kind=type(error).__name__)
+            return
+        self._clients = {each.sha256: Client(each.name, Role[each.role.upper()], tuple(each.models)) for each in tokens}

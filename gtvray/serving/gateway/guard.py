@@ -1,0 +1,163 @@
+"""ASGI middleware around the application: request ids, bearer token, CORS, problem documents, and request logging.
+
+CORS: https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gtvray.serving.gateway.access import Access, Client
+from gtvray.serving.gateway.tokens import Role
+from gtvray.serving.metrics import REQUESTS
+from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
+from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
+
+KUBERAY_PATH = "/-/healthz"
+OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
+# Paths below these need a role; all others outside OPEN_PATHS, the least one.
+_ROLES = {"/v1/jobs": Role.JOBS, "/metrics": Role.ADMIN}
+_CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
+_CORS_EXPOSED_HEADERS = (
+    "X-Request-ID, Location, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, "
+    "X-Gtvray-Volume-Ml, X-Gtvray-Mode, X-Gtvray-Fallback, X-Gtvray-Patches, X-Gtvray-Patches-Skipped, "
+    "X-Gtvray-Volume-Skipped-Share, X-Gtvray-Out-Of-Domain, X-Gtvray-Milliseconds, X-Gtvray-Notice"
+)
+_CORS_MAX_AGE_S = 600
+
+
+class Guard:
+    """Middleware around the application.
+
+    Args:
+        app: the application.
+        access: whose token is required outside OPEN_PATHS, except for OPTIONS, with which browsers send no token.
+        origins: origins whose pages may call the endpoint from a browser.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, origins: Sequence[str] = ()) -> None:
+        self._app, self._access, self._origins = app, access, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Process one request."""
+        if scope["type"] == "websocket":
+            # There are no WebSocket routes; the application would respond without token and problem document.
+            request_id = request_id_of(Headers(scope=scope).getlist(REQUEST_ID_HEADER))
+            await JSONResponse(http_problem(404, request_id), 404, media_type=MEDIA_TYPE)(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, headers = time.monotonic(), Headers(scope=scope)
+        request_id = request_id_of(headers.getlist(REQUEST_ID_HEADER))
+        inner = _normalised(scope, request_id)
+        response = _Response(scope["method"], headers, self._origins, request_id, send)
+        try:
+            inner["state"]["client"] = self._admit(inner, headers)
+            await self._app(inner, receive, response.send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if response.status:
+                raise
+            await problem_response(error, request_id)(scope, receive, response.send)
+        finally:
+            route = getattr(inner.get("route"), "path", "none")
+            status = response.status or "disconnected"
+            REQUESTS.labels(route, inner["method"] if route != "none" else "none", status).inc()
+            log_event(
+                "request",
+                request_id,
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(1000 * (time.monotonic() - began)),
+            )
+
+    def _admit(self, scope: Scope, headers: Headers) -> Client | None:
+        """The client of a request, if it may send it; None where no token is required."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in OPEN_PATHS or scope["method"] == "OPTIONS":
+            return None
+        client = self._access.identify(headers.get("authorization"))
+        self._access.count(client)
+        for above, role in _ROLES.items():
+            if path == above or path.startswith(f"{above}/"):
+                client.require(role)
+        return client
+
+
+class _Response:
+    """Sends a response with request id and CORS headers, without a body to HEAD, and with status 204 to OPTIONS."""
+
+    def __init__(self, method: str, request: Headers, origins: Sequence[str], request_id: str, send: Send) -> None:
+        self._method, self._request, self._origins = method, request, origins
+        self._request_id, self._send = request_id, send
+        self._without_body = method == "HEAD"
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """Forward a message of the application."""
+        if message["type"] == "http.response.start":
+            message = self._start(message)
+        elif message["type"] == "http.response.body" and self._without_body:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    def _start(self, message: Message) -> Message:
+        headers = MutableHeaders(raw=list(message.get("headers", [])))
+        status = message["status"]
+        if "allow" in headers:
+            headers["Allow"] = _allowed_methods(headers["allow"])
+            if self._method == "OPTIONS" and status == 405:
+                status, self._without_body = 204, True
+                del headers["content-type"], headers["content-length"]
+        headers[REQUEST_ID_HEADER] = self._request_id
+        add_cors_headers(headers, self._request, self._origins)
+        self.status = status
+        return {**message, "status": status, "headers": headers.raw}
+
+
+def add_cors_headers(response: MutableHeaders, request: Headers, origins: Sequence[str]) -> None:
+    """Allow the page that sent a request to read the response, if its origin is one of `origins`.
+
+    Args:
+        response: headers of the response; those to OPTIONS include `Allow`, which lists the methods.
+        request: headers of the request.
+        origins: allowed origins, as scheme://host[:port].
+    """
+    if not origins:
+        return
+    response.add_vary_header("Origin")
+    origin = request.get("origin")
+    if origin is None or origin not in origins:
+        return
+    response["Access-Control-Allow-Origin"] = origin
+    if "access-control-request-method" in request and "allow" in response:
+        response["Access-Control-Allow-Methods"] = response["allow"]
+        response["Access-Control-Allow-Headers"] = _CORS_REQUEST_HEADERS
+        response["Access-Control-Max-Age"] = str(_CORS_MAX_AGE_S)
+    else:
+        response["Access-Control-Expose-Headers"] = _CORS_EXPOSED_HEADERS
+
+
+def _allowed_methods(methods: str) -> str:
+    """The methods of a route, with HEAD for GET, and OPTIONS."""
+    names = [name.strip() for name in methods.split(",")]
+    return ", ".join(dict.fromkeys([*names, *(["HEAD"] if "GET" in names else []), "OPTIONS"]))
+
+
+def _normalised(scope: Scope, request_id: str) -> Scope:
+    """The scope for the routes: HEAD becomes GET, and a trailing slash is removed."""
+    path = scope["path"]
+    if path.endswith("/") and path.removeprefix(scope.get("root_path", "")) != "/":
+        path = path[:-1]
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    state = {**scope.get("state", {}), "request_id": request_id}
+    return {**scope, "path": path, "method": method, "state": state}

@@ -1,0 +1,140 @@
+"""The answer to a segmentation: its media type, and the mask or a JSON document with the mask's metadata.
+
+The JSON document of a synchronous request holds the mask as base64: the endpoint keeps nothing of such a request, so
+there is no address to fetch it from later. The result of a job is stored, and its document links to the mask instead.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from gtvray import NOTICE
+from gtvray.errors import NotAcceptableError
+
+if TYPE_CHECKING:
+    from gtvray.serving.transfer.work import Prediction
+
+JSON = "application/json"
+GZIP: Literal["application/gzip"] = "application/gzip"
+# A gzipped NIfTI has no media type of its own, and clients ask for it by each of these.
+MASK_TYPES = (GZIP, "application/x-gzip", "application/octet-stream")
+
+
+class ModelVersion(BaseModel):
+    """The model that predicted a mask."""
+
+    version: str = Field(description="version in the registry")
+    digest: str = Field(description="sha256 of the bundle's manifest")
+    name: str = Field("", description="name in the registry")
+
+
+class Flags(BaseModel):
+    """Reasons to distrust a mask."""
+
+    out_of_domain: list[str] = Field(description="how the scan differs from the training data; empty: no difference")
+    fallback: str | None = Field(description="why the inference mode is not the one that the model names; null: it is")
+
+
+class Mask(BaseModel):
+    """The mask: gzipped NIfTI, uint8, 0 and 1, on the grid of the scan; either its bytes or its address."""
+
+    media_type: Literal["application/gzip"] = GZIP
+    base64: str | None = Field(None, description="the bytes, in answers to /v1/segment")
+    href: str | None = Field(None, description="the address, in results of jobs")
+
+
+class SegmentationResult(BaseModel):
+    """A mask and its metadata."""
+
+    request_id: str = Field(description="id of the request in the server's log")
+    model: ModelVersion
+    volume_ml: float = Field(description="volume of the mask in ml")
+    mode: str = Field(description="inference mode that shaped the mask")
+    flags: Flags
+    patches: int = Field(description="patches that the network was run on")
+    patches_skipped: int = Field(description="further patches that mode `exhaustive` would have run")
+    volume_skipped_share: float = Field(description="share of the scan's volume that no patch covered")
+    timings_s: dict[str, float] = Field(description="stage -> seconds on the server; `total` is the complete request")
+    mask: Mask
+    notice: str = Field(NOTICE, description="the intended use")
+
+
+def result_document(
+    prediction: Prediction, request_id: str, seconds: float, href: str | None = None
+) -> SegmentationResult:
+    """Return the JSON document of a prediction.
+
+    Args:
+        prediction: mask and metadata.
+        request_id: id of the request.
+        seconds: time on the server.
+        href: address of the mask; None puts the mask into the document.
+    """
+    coverage = prediction.coverage
+    return SegmentationResult(
+        request_id=request_id,
+        model=ModelVersion(version=prediction.version, digest=prediction.digest, name=prediction.model),
+        volume_ml=round(prediction.volume_ml, 3),
+        mode=coverage.mode,
+        flags=Flags(out_of_domain=list(prediction.out_of_domain), fallback=coverage.fallback),
+        patches=coverage.patches,
+        patches_skipped=coverage.patches_skipped,
+        volume_skipped_share=round(coverage.volume_skipped_share, 6),
+        timings_s={stage: round(value, 4) for stage, value in {**prediction.seconds, "total": seconds}.items()},
+        mask=Mask(base64=base64.b64encode(prediction.mask_gz).decode() if href is None else None, href=href),
+    )
+
+
+def negotiate(accept: str | None) -> str:
+    """Return the media type of an answer; without an Accept header, the mask.
+
+    Raises:
+        NotAcceptableError: the header excludes the mask and JSON.
+    """
+    if not (accept or "").strip():
+        return GZIP
+    chosen = parse_accept_header(accept, MIMEAccept).best_match([*MASK_TYPES, JSON])
+    if chosen is None:
+        raise NotAcceptableError(
+            "none of the accepted media types can be answered", expected=f"{GZIP} or {JSON}", do="change Accept"
+        )
+    return str(chosen)
+
+
+def result_response(document: SegmentationResult, mask_gz: bytes, media_type: str) -> Response:
+    """Respond with the mask and its metadata as headers, or with the document.
+
+    Args:
+        document: the metadata.
+        mask_gz: the mask as .nii.gz.
+        media_type: as negotiated.
+    """
+    if media_type == JSON:
+        content: str | bytes = document.model_dump_json()
+    else:
+        content = mask_gz
+    return Response(content, media_type=media_type, headers={**result_headers(document), "Vary": "Accept"})
+
+
+def result_headers(document: SegmentationResult) -> dict[str, str]:
+    """Return the metadata as headers."""
+    flags = document.flags
+    return {
+        "X-Gtvray-Model-Digest": document.model.digest,
+        "X-Gtvray-Model-Version": document.model.version,
+        "X-Gtvray-Volume-Ml": f"{document.volume_ml:.3f}",
+        "X-Gtvray-Mode": document.mode,
+        **({"X-Gtvray-Fallback": flags.fallback} if flags.fallback else {}),
+        **({"X-Gtvray-Out-Of-Domain": "; ".join(flags.out_of_domain)} if flags.out_of_domain else {}),
+        "X-Gtvray-Patches": str(document.patches),
+        "X-Gtvray-Patches-Skipped": str(document.patches_skipped),
+        "X-Gtvray-Volume-Skipped-Share": f"{document.volume_skipped_share:.6f}",
+        "X-Gtvray-Milliseconds": str(round(1000 * document.timings_s["total"])),
+        "X-Gtvray-Notice": document.notice,
+    }

@@ -1,0 +1,188 @@
+"""From a spooled scan to its mask: slots, the version, replicas that die, and the time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from gtvray.errors import BusyError, DeadlineError, ResourceError
+from gtvray.serving.arguments import AppArguments
+from gtvray.serving.metrics import REPLICAS_LOST
+from gtvray.serving.replica.quarantine import Quarantine, read_point
+from gtvray.serving.request_log import log_event
+from gtvray.serving.transfer.sealed import new_key
+from gtvray.serving.transfer.spool import Body, Spool
+from gtvray.serving.transfer.stream import BodyStream
+from gtvray.serving.transfer.work import Answer, Prediction, Work
+from gtvray.serving.versions.served import REPLICA_LOST, Served, cause_of
+
+_PAUSE_S = 0.2
+# Receives the patches that were processed, and those known so far.
+Report = Callable[[int, int], None]
+
+
+class Segmenter:
+    """Segment scans on the replicas of the served version of a model.
+
+    Args:
+        args: the application's arguments.
+        spool: for masks, until they are read.
+        stream: for replicas on other nodes.
+        node: id of this node.
+
+    Attributes:
+        pending: complete scans that are not answered.
+    """
+
+    def __init__(self, args: AppArguments, spool: Spool, stream: BodyStream, node: str) -> None:
+        self._serving, self._spool = args.serving, spool
+        self._stream, self._node = stream, node
+        self._quarantine = Quarantine()
+        # Scans that wait here are files. A slot is taken by a scan that is complete, never by one that is being sent.
+        self._slots = asyncio.Semaphore(args.serving.max_pending)
+        self.pending = 0
+
+    def require_capacity(self) -> None:
+        """Check that another scan may be sent.
+
+        Raises:
+            BusyError: too many are in progress.
+        """
+        limit = self._serving.max_pending
+        if self.pending >= limit:
+            raise BusyError(
+                "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
+            )
+
+    async def segment(self, served: Served, body: Body, request_id: str, report: Report | None = None) -> Prediction:
+        """Segment a scan on the version of a model that is served now. A cancelled call is in no later batch.
+
+        Args:
+            served: the model.
+            body: the scan's file, which this node can read.
+            request_id: for the logs.
+            report: called with the patches that were processed and those known so far, for a volume of a job, which
+                has no time limit; None for a request.
+
+        Raises:
+            DataError: the scan is not valid, or has killed replicas.
+            TooLargeError: it exceeds a limit.
+            NotReadyError: no model is served.
+            DeadlineError: the mask was not ready in time.
+            ResourceError: the model cannot be started.
+            FailureError: the scan's file was changed.
+            NotFoundError: a plain file is missing on the node of the model.
+        """
+        limit_s = self._serving.timeout_s if report is None else None
+        self.pending += 1
+        try:
+            with served.pinned() as (app, model):
+                async with asyncio.timeout(limit_s), self._slots:
+                    return await self._attempt_until_done(app, model, body, request_id, report)
+        except TimeoutError:
+            expected = f"within {self._serving.timeout_s:g} s"
+            raise DeadlineError("the mask was not ready in time", expected=expected) from None
+        finally:
+            self.pending -= 1
+
+    async def segment_once(self, model: Any, body: Body, request_id: str) -> Prediction:
+        """Segment a scan on a replica without slot, time limit, quarantine and further attempts, as a shadow does.
+
+        Args:
+            model: handle of the version.
+            body: the scan's file, which this node can read.
+            request_id: for the logs.
+
+        Raises:
+            RayError: the replica died.
+            GtvrayError: as `segment`.
+        """
+        work = self._new_work(body)
+        try:
+            return await self._attempt(model, work, request_id, None)
+        finally:
+            await asyncio.to_thread(work.remove)
+
+    async def _attempt_until_done(
+        self, app: str, model: Any, body: Body, request_id: str, report: Report | None
+    ) -> Prediction:
+        """Call replicas until one answers: Serve does not retry a request that a dying replica had accepted."""
+        attempt = 0
+        while True:
+            self._quarantine.require_harmless(app, body.sha256)
+            async with self._quarantine.suspicion(app, body.sha256):
+                attempt += 1
+                work = self._new_work(body)
+                try:
+                    prediction = await self._attempt(model, work, request_id, report)
+                except REPLICA_LOST as error:
+                    point = self._point(work, attempt)
+                    if point is not None:
+                        self._quarantine.record_death(app, body.sha256, point)
+                    REPLICAS_LOST.labels("waiting" if point is None else "active").inc()
+                    kind = type(error).__name__
+                    log_event(
+                        "replica_lost", request_id, logging.WARNING, attempt=attempt, kind=kind, at=point or "waiting"
+                    )
+                else:
+                    self._quarantine.record_success(app, body.sha256)
+                    return prediction
+                finally:
+                    await asyncio.to_thread(work.remove)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _attempt(self, model: Any, work: Work, request_id: str, report: Report | None) -> Prediction:
+        with self._stream.offered(work):
+            answer = await self._call(model, work, request_id, report)
+        mask_gz = await asyncio.to_thread(work.read_result, answer.mask_bytes)
+        return replace(answer.prediction, mask_gz=mask_gz)
+
+    async def _call(self, model: Any, work: Work, request_id: str, report: Report | None) -> Answer:
+        response: Any
+        answer: Answer
+        if report is None:
+            response = waiting = model.predict.remote(work, request_id)
+        else:
+            response = model.options(stream=True).predict_reporting.remote(work, request_id)
+            waiting = _last(response, report)
+        try:
+            answer = await waiting
+        except DeploymentUnavailableError:
+            raise ResourceError("the model could not be started", do="see the server's log") from None
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return answer
+
+    def _new_work(self, body: Body) -> Work:
+        return Work(
+            body=body,
+            result=self._spool.path(".mask"),
+            result_key=new_key(),
+            journal=self._spool.path(".at"),
+            node=self._node,
+            stream=self._stream.new_address(),
+        )
+
+    def _point(self, work: Work, attempt: int) -> str | None:
+        """Where a scan was when its replica died; None if it only waited."""
+        if self._stream.was_fetched(work):
+            return f"attempt {attempt} on another node"
+        return read_point(work.journal)
+
+
+async def _last(messages: AsyncIterator[tuple[int, int] | Answer], report: Report) -> Answer:
+    """The answer at the end of a stream, whose earlier messages are reported."""
+    async for message in messages:
+        if isinstance(message, Answer):
+            return message
+        report(*message)
+    raise RayActorError

@@ -1,0 +1,5 @@
+"""Model replicas: memory admission, patch scheduling, golden cases, and scans that end a replica."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

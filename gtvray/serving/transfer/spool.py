@@ -1,0 +1,255 @@
+"""The upload spool: bodies on disk, encrypted under keys that live in memory only, with limits per client and in all.
+
+Each gateway has a folder of its own, which it locks. A process that died cannot remove its folder; the next one that
+starts on the node does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from gtvray.errors import BusyError, ClientLimitError, NotFoundError, ResourceError, StorageFullError
+from gtvray.io.locks import try_lock
+from gtvray.serving.request_log import new_request_id
+from gtvray.serving.transfer.sealed import SealedWriter, new_key, open_sealed
+
+_PREFIX, _UNLOCKED_PREFIX = "gtvray-spool-", ".gtvray-spool-"
+# Written by a thread at once; what an upload holds in memory.
+_PIECE_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A scan's file: an encrypted one on a disk of one node, or a plain one that every node can read.
+
+    Attributes:
+        path: of the file.
+        size: bytes of its content.
+        sha256: of its content.
+        key: under which it is encrypted; None for a plain file.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    key: bytes | None = field(repr=False, default=None)
+
+    def open(self) -> BinaryIO:
+        """Open the content for reading.
+
+        Raises:
+            ResourceError: it cannot be read.
+            FailureError: an encrypted file was changed; reading raises it too.
+            NotFoundError: a plain file is missing on this node.
+        """
+        if self.key is not None:
+            return open_sealed(self.path, self.key, self.size)
+        try:
+            return open_plain(self.path)
+        except (FileNotFoundError, PermissionError) as error:
+            raise NotFoundError(
+                "a named file cannot be read where the model runs",
+                found=error.strerror,
+                do="name files that every node of the endpoint can read",
+            ) from error
+        except OSError as error:
+            raise ResourceError("a named file cannot be read", found=error.strerror) from error
+
+
+class Spool:
+    """The folder of one gateway.
+
+    Args:
+        parent: folder of the spool; None for the system's temporary folder.
+        limit_bytes: for all bodies.
+        client_limit_bytes: for the bodies of one client.
+
+    Attributes:
+        folder: of this gateway.
+        used_bytes: of all bodies.
+
+    Raises:
+        ResourceError: the folder cannot be used.
+    """
+
+    def __init__(self, parent: Path | None, limit_bytes: int, client_limit_bytes: int) -> None:
+        self._limit, self._client_limit = limit_bytes, client_limit_bytes
+        self.used_bytes = 0
+        self._of_client: Counter[str] = Counter()
+        parent = parent or Path(tempfile.gettempdir())
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(parent)
+            self.folder, self._lock = _locked_folder(parent)
+        except OSError as error:
+            raise ResourceError("the upload spool cannot be used", found=error.strerror) from error
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+    def require_room(self, client: str, count: int) -> None:
+        """Check that more bytes fit, in the limits and on the disk.
+
+        Raises:
+            ClientLimitError: this client's bodies take too much.
+            BusyError: all bodies take too much.
+            StorageFullError: the disk is full.
+        """
+        if self._of_client[client] + count > self._client_limit:
+            raise ClientLimitError(
+                "this client's uploads in progress take too much of the spool",
+                expected=f"at most {self._client_limit} bytes at once",
+                do="wait for the answers to earlier requests",
+            )
+        if self.used_bytes + count > self._limit:
+            raise BusyError(
+                "the upload spool is full", expected=f"at most {self._limit} bytes at once", do="retry later"
+            )
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
+        if count > free:
+            raise _disk_full(f"{free} bytes free, {count} needed")
+
+    def create(self, client: str) -> SpoolFile:
+        """Open a new file for the body of a client."""
+        return SpoolFile(self, client)
+
+    def path(self, suffix: str) -> Path:
+        """A path in the folder that is not in use."""
+        return self.folder / f"{new_request_id()}{suffix}"
+
+    def count(self, client: str, change: int) -> None:
+        """Count bytes of a client that were added, or removed if negative."""
+        self.used_bytes += change
+        self._of_client[client] += change
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+
+class SpoolFile:
+    """A body that is being received; a context manager that removes it at the end.
+
+    Args:
+        spool: the folder.
+        client: whose body it is.
+    """
+
+    def __init__(self, spool: Spool, client: str) -> None:
+        self._spool, self._client = spool, client
+        self._path, self._key = spool.path(".body"), new_key()
+        self._digest, self._piece, self._counted = hashlib.sha256(), bytearray(), 0
+        self._writer = SealedWriter(self._path, self._key)
+
+    async def __aenter__(self) -> SpoolFile:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.discard()
+        await asyncio.to_thread(self._path.unlink, missing_ok=True)
+        self._spool.count(self._client, -self._counted)
+
+    async def write(self, chunk: bytes) -> None:
+        """Append a chunk; it is written by a thread when enough has come together.
+
+        Raises:
+            as `Spool.require_room`.
+        """
+        self._spool.require_room(self._client, len(chunk))
+        self._spool.count(self._client, len(chunk))
+        self._counted += len(chunk)
+        self._piece += chunk
+        if len(self._piece) >= _PIECE_BYTES:
+            await self._flush()
+
+    async def finish(self) -> Body:
+        """Write what is left, and return the body; it exists until the end of the `async with` block."""
+        await self._flush(last=True)
+        return Body(self._path, self._writer.size, self._digest.hexdigest(), self._key)
+
+    async def _flush(self, last: bool = False) -> None:
+        piece, self._piece = self._piece, bytearray()
+        try:
+            await _completed(asyncio.to_thread(self._write, piece, last))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise ResourceError("the upload spool cannot be written to", found=error.strerror) from error
+            raise _disk_full(error.strerror) from error
+
+    def _write(self, piece: bytearray, last: bool) -> None:
+        self._digest.update(piece)
+        self._writer.write(piece)
+        if last:
+            self._writer.close()
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a regular file for reading, without following a link or waiting for the other end of a pipe.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders of gateways that do not live any more; their keys are gone."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if try_lock(lock, fcntl.LOCK_EX, folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder with mode 0700 whose lock this process holds from the moment it has its name."""
+    made = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX, dir=parent))
+    lock = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try_lock(lock, fcntl.LOCK_EX, made)
+    folder = made.with_name(_PREFIX + made.name.removeprefix(_UNLOCKED_PREFIX))
+    made.rename(folder)
+    return folder, lock
+
+
+async def _completed(work: Coroutine[None, None, None]) -> None:
+    """Await work in a thread to its end, also if the caller is cancelled: the file must not be closed under it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _disk_full(found: object) -> StorageFullError:
+    return StorageFullError(
+        "the disk of the upload spool is full",
+        found=found,
+        do="retry later; the operator frees the disk, or names a larger one in spool_dir",
+    )

@@ -1,0 +1,283 @@
+"""The version manager: the endpoint follows a registry's champion without a restart.
+
+A new champion is started as a Serve application of its own beside the one that serves. When it is loaded and has
+reproduced its golden cases, new requests go to it; requests in progress finish on the version that admitted them, which
+is then removed. If anything fails, the old version goes on serving and the new one is rejected with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
+from gtvray.serving.app import build_model_app
+from gtvray.serving.arguments import AppArguments
+from gtvray.serving.request_log import log_event
+from gtvray.serving.versions.pointer import Pointer, RejectedVersion, ServedVersion, Versions
+
+_START_TIMEOUT_S = 600.0
+_POLL_S = 0.2
+_DESCRIBE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that may be served; its files are verified.
+
+    Attributes:
+        version: number in the registry.
+        digest: digest of the bundle.
+        bundle: folder of the bundle, readable from every node.
+        golden: folder of its golden cases; None if it has none.
+        override: reason for which a person overrode the promotion gate; else empty.
+    """
+
+    version: str
+    digest: str
+    bundle: Path
+    golden: Path | None
+    override: str = ""
+
+
+class VersionManager:
+    """Starts, checks and swaps versions.
+
+    Args:
+        args: arguments of the application; bundle, digest, golden and version are replaced by those of a version.
+        pointer: read by the API.
+        in_use: returns the number of requests that a Serve application still works on.
+        on_reject: called with a version that could not be served, and the reason.
+
+    Attributes:
+        prefix: of the names of the Serve applications.
+    """
+
+    prefix = "gtvray"
+
+    def __init__(
+        self,
+        args: AppArguments,
+        pointer: Pointer,
+        in_use: Callable[[str], int],
+        on_reject: Callable[[Candidate, str], None] = lambda *_: None,
+    ) -> None:
+        self._args, self._pointer, self._in_use, self._on_reject = args, pointer, in_use, on_reject
+        self._versions = pointer.read()
+        self._started = 0
+        self._served: Candidate | None = None
+        self._rejected: Candidate | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def follow(self, find: Callable[[], Candidate | None], every_s: float) -> None:
+        """Serve what `find` returns, now and whenever it returns another version, until `stop`.
+
+        Args:
+            find: returns the champion, fetched and verified; None before the first promotion.
+            every_s: seconds between two calls.
+        """
+        self._thread = threading.Thread(target=self._follow, args=(find, every_s), name="versions", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following; a swap in progress is finished or given up."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(30)
+
+    def require_hopeful(self) -> None:
+        """Check that a version is served, is being started, or may still be found.
+
+        Raises:
+            FailureError: the first version cannot be served.
+        """
+        versions = self._versions
+        if versions.current is None and versions.loading is None and versions.rejected:
+            raise FailureError("the model could not be started", found=versions.rejected[-1].reason)
+
+    def swap(self, candidate: Candidate) -> None:
+        """Serve a version instead of the current one.
+
+        Raises:
+            GtvrayError: it cannot be served; the current version goes on, or is started again where both do not fit.
+        """
+        old = self._versions.current
+        new = self._named(candidate)
+        self._update(loading=new)
+        interrupt = self._require_resources()
+        try:
+            if interrupt and old is not None:
+                self._drain(old)
+                self._update(current=None)
+            self._start(new, candidate)
+        except GtvrayError as error:
+            self._delete(new.app)
+            self._reject(candidate, error)
+            if interrupt and self._served is not None:
+                self._restore(self._served)
+            raise
+        self._rejected, self._served = None, candidate
+        self._update(current=new, loading=None)
+        log_event("swapped", "versions", version=new.version)
+        if old is not None and not interrupt:
+            self._drain(old)
+
+    def _follow(self, find: Callable[[], Candidate | None], every_s: float) -> None:
+        while True:
+            try:
+                self._step(find)
+            except GtvrayError as error:
+                log_event("not_followed", "versions", logging.ERROR, kind=type(error).__name__)
+                self._update(problem=error.what)
+            except Exception as error:  # noqa: BLE001  # what is served stays, and the next look may succeed
+                log_event("not_followed", "versions", logging.ERROR, kind=type(error).__name__)
+                self._update(problem=f"the cluster or the registry does not answer: {type(error).__name__}")
+            if self._stop.wait(every_s):
+                return
+
+    def _step(self, find: Callable[[], Candidate | None]) -> None:
+        found = find()
+        if self._versions.problem:
+            self._update(problem="")
+        current = self._versions.current
+        # A rejected version is tried again only after another one, or from other files.
+        if found is None or (current is not None and current.digest == found.digest) or found == self._rejected:
+            return
+        self.swap(found)
+
+    def _named(self, candidate: Candidate) -> ServedVersion:
+        # A version can come back by a rollback while its former application is still being removed.
+        self._started += 1
+        # Two models may have the same bundle.
+        model = hashlib.sha256(self._args.model_name.encode()).hexdigest()[:6]
+        app = f"{self.prefix}-{model}-{candidate.digest[:12]}-{self._started}"
+        return ServedVersion(app, candidate.version, candidate.digest)
+
+    def _require_resources(self) -> bool:
+        """Return whether the old version must go first.
+
+        Raises:
+            ResourceError: both do not fit, and interruptions are not permitted.
+        """
+        serving = self._args.serving
+        needed = {
+            "CPU": serving.initial_replicas * serving.cpus_per_replica,
+            "GPU": serving.initial_replicas * serving.gpus_per_replica,
+            "memory": serving.initial_replicas * serving.memory_gb_per_replica * 1e9,
+        }
+        if self._versions.current is None or not (lacking := missing_resources(needed)):
+            return False
+        if not serving.interrupt_to_swap:
+            self._update(loading=None)
+            raise ResourceError(
+                "a new version does not fit beside the one that serves",
+                **lacking,
+                do="use fewer or smaller replicas, or set serving.interrupt_to_swap=true",
+            )
+        return True
+
+    def _start(self, new: ServedVersion, candidate: Candidate) -> None:
+        """Start a version and wait until it is loaded and reproduces its golden cases."""
+        changes = {
+            "bundle": candidate.bundle,
+            "digest": candidate.digest,
+            "golden": candidate.golden,
+            "version": candidate.version,
+            "override": candidate.override,
+        }
+        application = self._application(self._args.model_copy(update=changes))
+        target = serve.RunTarget(application, name=new.app, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._stop.is_set():
+            status = serve.status().applications.get(new.app)
+            if status is not None and status.status == ApplicationStatus.RUNNING:
+                _require_reproduced(new.app)
+                return
+            if status is not None and status.status == ApplicationStatus.DEPLOY_FAILED:
+                raise FailureError("the model could not be started", found=status_text(status))
+            if time.monotonic() > deadline:
+                raise NotReadyError("the model is not ready", expected=f"within {_START_TIMEOUT_S:g} s")
+            time.sleep(_POLL_S)
+        raise NotReadyError("the endpoint is stopping")
+
+    def _application(self, args: AppArguments) -> Any:
+        return build_model_app(args)
+
+    def _restore(self, candidate: Candidate) -> None:
+        """Serve again what was stopped for a version that then failed."""
+        again = self._named(candidate)
+        self._update(loading=again)
+        self._start(again, candidate)
+        self._update(current=again, loading=None)
+
+    def _drain(self, old: ServedVersion) -> None:
+        """Remove a version after the requests that it admitted; none takes longer than the endpoint's time limit."""
+        deadline = time.monotonic() + self._args.serving.timeout_s + 5
+        # The API may have read the pointer just before it changed.
+        time.sleep(_POLL_S)
+        while time.monotonic() < deadline and not self._stop.is_set() and self._in_use(old.app):
+            time.sleep(_POLL_S)
+        self._delete(old.app)
+
+    def _delete(self, app: str) -> None:
+        serve.delete(app, _blocking=False)
+
+    def _reject(self, candidate: Candidate, error: GtvrayError) -> None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        rejected = RejectedVersion(candidate.version, candidate.digest, str(error).replace("\n", ";"), at)
+        self._rejected = candidate
+        log_event("rejected", "versions", logging.ERROR, version=candidate.version, kind=type(error).__name__)
+        try:
+            self._on_reject(candidate, rejected.reason)
+        except Exception as failed:  # noqa: BLE001  # the registry being away changes nothing here
+            log_event("rejection_not_recorded", "versions", logging.ERROR, kind=type(failed).__name__)
+        self._update(loading=None, rejected=(*self._versions.rejected, rejected))
+
+    def _update(self, **changes: Any) -> None:
+        versions: Versions = replace(self._versions, **changes)
+        if versions != self._versions:
+            self._versions = versions
+            self._pointer.write(versions)
+
+
+def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
+    """Resources of which the cluster has too few free, as the fields of an error; empty if there are none."""
+    free = ray.available_resources()
+    lacking = [name for name, amount in needed.items() if amount > free.get(name, 0.0) + 1e-6]
+    if not lacking:
+        return {}
+    return {
+        "expected": ", ".join(f"{name} {needed[name]:g}" for name in lacking),
+        "found": ", ".join(f"{name} {free.get(name, 0.0):g} free" for name in lacking),
+    }
+
+
+def status_text(status: ApplicationStatusOverview) -> str:
+    """The end of what Serve says about an application, on one line."""
+    return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+
+
+def _require_reproduced(app: str) -> None:
+    """Call a version; a golden case that is not reproduced is raised."""
+    try:
+        serve.get_app_handle(app).describe.remote().result(timeout_s=_DESCRIBE_TIMEOUT_S)
+    except RayTaskError as error:
+        if isinstance(error.cause, GtvrayError):
+            raise error.cause from None
+        raise FailureError("the model could not be started", found=type(error.cause).__name__) from error
+    except TimeoutError as error:
+        raise NotReadyError("the model does not answer", expected=f"within {_DESCRIBE_TIMEOUT_S:g} s") from error
