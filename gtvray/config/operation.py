@@ -137,6 +137,12 @@ class ServingConfig(Section):
     jobs: JobsConfig = JobsConfig()
     tls_certificate: Path | None = Field(None, description="PEM file of the certificate with its chain; enables TLS")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    traces_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="address of a collector for OpenTelemetry traces of requests (OTLP over HTTP), such as "
+        "http://127.0.0.1:4318/v1/traces; none: no traces",
+    )
     cors_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may call the endpoint from a browser, each as https://host[:port]"
     )

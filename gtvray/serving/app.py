@@ -15,6 +15,7 @@ from gtvray.serving.nodes import count_nodes, one_per_node
 from gtvray.serving.replica.deployment import Model
 from gtvray.serving.scaling import scaling_options
 from gtvray.serving.shadow.model import ShadowModel
+from gtvray.serving.tracing import require_sender
 
 # Requests beyond max_pending that a deployment accepts, so that probes and rejections get through at capacity.
 _SPARE_REQUESTS = 64
@@ -31,11 +32,13 @@ def build_app(args: Mapping[str, Any]) -> Any:
         a `ray.serve` Application.
 
     Raises:
-        ConfigError: an unknown key, a value out of range, no token, or a shadow version that nobody starts.
+        ConfigError: an unknown key, a value out of range, no token, no package for traces, or a shadow version that
+            nobody starts.
         BundleError: the folder holds no bundle, or no golden cases.
     """
     arguments = parse_arguments(args)
     read_token(arguments.token_file)
+    require_sender(arguments.serving.traces_url)
     if arguments.serving.shadow_version is not None and arguments.shadow is None:
         raise ConfigError(
             "a shadow version needs the process of `gtvray serve`",

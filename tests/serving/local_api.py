@@ -17,6 +17,7 @@ from gtvray.serving.gateway.api import Api
 from gtvray.serving.gateway.segmenter import Segmenter
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
+from gtvray.serving.tracing import Tracing
 from gtvray.serving.transfer.spool import Spool
 from gtvray.serving.transfer.stream import BodyStream
 from gtvray.serving.transfer.work import Answer, Prediction, Work
@@ -119,9 +120,10 @@ def make_api(
     spool = spool or Spool(folder, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
     others = [Served(args.model_copy(update={"model_name": name}), each) for name, each in further.items()]
     models = ServedModels([served, *others])
-    segmenter = Segmenter(args, spool, BodyStream(), "node")
+    tracing = Tracing(serving.traces_url, "gtvray-gateway")
+    segmenter = Segmenter(args, spool, BodyStream(), "node", tracing)
     shadow = make_shadow(spool, segmenter) if make_shadow is not None else None
-    return Api(args, models, spool, segmenter, shadow).build_app()
+    return Api(args, models, spool, segmenter, shadow, tracing=tracing).build_app()
 
 
 def problem_of(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from gtvray.serving.metrics import (
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
+from gtvray.serving.tracing import NO_TRACES, Tracing
 from gtvray.serving.transfer.spool import Body, Spool
 from gtvray.serving.transfer.uploads import UploadLimits, check_declared, spool_upload
 from gtvray.serving.transfer.work import Prediction
@@ -56,6 +57,7 @@ class Api:
         spool: stores the bodies of requests.
         segmenter: computes the mask of a spooled body.
         shadow: compares a candidate version on requests for the default model; None if there is none.
+        tracing: receives the spans of requests.
 
     Raises:
         ConfigError: no token is configured.
@@ -68,8 +70,11 @@ class Api:
         spool: Spool,
         segmenter: Segmenter,
         shadow: Shadow | None = None,
+        *,
+        tracing: Tracing = NO_TRACES,
     ) -> None:
         self._models, self._spool, self._segmenter, self._shadow = models, spool, segmenter, shadow
+        self._tracing = tracing
         self._args, serving = args, args.serving
         self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
         self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
@@ -90,7 +95,7 @@ class Api:
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
         )
-        app.add_middleware(Guard, access=self._access, origins=self._origins)
+        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing)
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)
@@ -267,7 +272,9 @@ class Api:
         client = request.state.client.name
         self._spool.require_room(client, declared)
         async with self._spool.create(client) as file:
-            yield await spool_upload(request, file, self._limits)
+            with self._tracing.span("receive"):
+                body = await spool_upload(request, file, self._limits)
+            yield body
 
 
 async def _versions(served: Served) -> dict[str, Any]:

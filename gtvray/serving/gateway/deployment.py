@@ -27,6 +27,7 @@ from gtvray.serving.gateway.segmenter import Segmenter
 from gtvray.serving.request_log import log_event
 from gtvray.serving.routing import serve_models
 from gtvray.serving.shadow import make_shadow
+from gtvray.serving.tracing import Tracing
 from gtvray.serving.transfer.spool import Spool
 from gtvray.serving.transfer.stream import BodyStream
 
@@ -56,9 +57,11 @@ class Gateway:
         self._stream = BodyStream()
         self._models = serve_models(args, model, serve.get_replica_context().app_name)
         self._spool = Spool(args.spool_dir, serving.spool_limit_bytes, serving.client_spool_limit_bytes)
-        segmenter = Segmenter(args, self._spool, self._stream, ray.get_runtime_context().get_node_id())
+        tracing = Tracing(serving.traces_url, "gtvray-gateway")
+        node = ray.get_runtime_context().get_node_id()
+        segmenter = Segmenter(args, self._spool, self._stream, node, tracing)
         self._shadow = make_shadow(args, self._spool, segmenter)
-        self._api = Api(args, self._models, self._spool, segmenter, self._shadow)
+        self._api = Api(args, self._models, self._spool, segmenter, self._shadow, tracing=tracing)
         self._server = _server(self._api.build_app(), int(serving.timeout_s), serving.tls_certificate, serving.tls_key)
         self._thread = threading.Thread(target=self._run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()

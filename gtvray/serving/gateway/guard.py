@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
+from opentelemetry.trace import Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -18,12 +20,14 @@ from gtvray.serving.gateway.tokens import Role
 from gtvray.serving.metrics import REQUESTS
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
+from gtvray.serving.tracing import NO_TRACES, Tracing
 
 KUBERAY_PATH = "/-/healthz"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
+_UNTRACED = OPEN_PATHS | {"/metrics"}
 # Paths below these need a role; all others outside OPEN_PATHS, the least one.
 _ROLES = {"/v1/jobs": Role.JOBS, "/metrics": Role.ADMIN}
-_CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
+_CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID, traceparent, tracestate"
 _CORS_EXPOSED_HEADERS = (
     "X-Request-ID, Location, Retry-After, WWW-Authenticate, X-Gtvray-Model-Digest, X-Gtvray-Model-Version, "
     "X-Gtvray-Volume-Ml, X-Gtvray-Mode, X-Gtvray-Fallback, X-Gtvray-Patches, X-Gtvray-Patches-Skipped, "
@@ -39,10 +43,11 @@ class Guard:
         app: the application.
         access: whose token is required outside OPEN_PATHS, except for OPTIONS, with which browsers send no token.
         origins: origins whose pages may call the endpoint from a browser.
+        tracing: receives a span for each request.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, origins: Sequence[str] = ()) -> None:
-        self._app, self._access, self._origins = app, access, origins
+    def __init__(self, app: ASGIApp, access: Access, origins: Sequence[str] = (), tracing: Tracing = NO_TRACES) -> None:
+        self._app, self._access, self._origins, self._tracing = app, access, origins, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Process one request."""
@@ -59,17 +64,12 @@ class Guard:
         inner = _normalised(scope, request_id)
         response = _Response(scope["method"], headers, self._origins, request_id, send)
         try:
-            inner["state"]["client"] = self._admit(inner, headers)
-            await self._app(inner, receive, response.send)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            if response.status:
-                raise
-            await problem_response(error, request_id)(scope, receive, response.send)
+            with self._request_span(inner, headers) as span:
+                await self._answer(inner, headers, receive, response)
+                span.update_name(f"{inner['method']} {_route(inner)}")
+                span.set_attributes({"http.route": _route(inner), "http.response.status_code": response.status})
         finally:
-            route = getattr(inner.get("route"), "path", "none")
-            status = response.status or "disconnected"
+            route, status = _route(inner), response.status or "disconnected"
             REQUESTS.labels(route, inner["method"] if route != "none" else "none", status).inc()
             log_event(
                 "request",
@@ -79,6 +79,24 @@ class Guard:
                 status=status,
                 ms=round(1000 * (time.monotonic() - began)),
             )
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, response: _Response) -> None:
+        """Have the application answer; an error becomes a problem document."""
+        try:
+            scope["state"]["client"] = self._admit(scope, headers)
+            await self._app(scope, receive, response.send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if response.status:
+                raise
+            await problem_response(error, scope["state"]["request_id"])(scope, receive, response.send)
+
+    def _request_span(self, scope: Scope, headers: Headers) -> AbstractContextManager[Span]:
+        """The span of a request, which continues the client's trace; probes and metrics have none."""
+        tracing = NO_TRACES if scope["path"] in _UNTRACED else self._tracing
+        known = {"http.request.method": scope["method"], "gtvray.request_id": scope["state"]["request_id"]}
+        return tracing.span(scope["method"], headers, SpanKind.SERVER, known)
 
     def _admit(self, scope: Scope, headers: Headers) -> Client | None:
         """The client of a request, if it may send it; None where no token is required."""
@@ -145,6 +163,11 @@ def add_cors_headers(response: MutableHeaders, request: Headers, origins: Sequen
         response["Access-Control-Max-Age"] = str(_CORS_MAX_AGE_S)
     else:
         response["Access-Control-Expose-Headers"] = _CORS_EXPOSED_HEADERS
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the route that a request took."""
+    return str(getattr(scope.get("route"), "path", "none"))
 
 
 def _allowed_methods(methods: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from opentelemetry.trace import SpanKind
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -16,6 +17,7 @@ from gtvray.serving.arguments import AppArguments
 from gtvray.serving.metrics import REPLICAS_LOST
 from gtvray.serving.replica.quarantine import Quarantine, read_point
 from gtvray.serving.request_log import log_event
+from gtvray.serving.tracing import NO_TRACES, Tracing, current_headers
 from gtvray.serving.transfer.sealed import new_key
 from gtvray.serving.transfer.spool import Body, Spool
 from gtvray.serving.transfer.stream import BodyStream
@@ -35,14 +37,17 @@ class Segmenter:
         spool: for masks, until they are read.
         stream: for replicas on other nodes.
         node: id of this node.
+        tracing: receives a span for each call of a replica.
 
     Attributes:
         pending: complete scans that are not answered.
     """
 
-    def __init__(self, args: AppArguments, spool: Spool, stream: BodyStream, node: str) -> None:
+    def __init__(
+        self, args: AppArguments, spool: Spool, stream: BodyStream, node: str, tracing: Tracing = NO_TRACES
+    ) -> None:
         self._serving, self._spool = args.serving, spool
-        self._stream, self._node = stream, node
+        self._stream, self._node, self._tracing = stream, node, tracing
         self._quarantine = Quarantine()
         # Scans that wait here are files. A slot is taken by a scan that is complete, never by one that is being sent.
         self._slots = asyncio.Semaphore(args.serving.max_pending)
@@ -138,7 +143,9 @@ class Segmenter:
             await asyncio.sleep(_PAUSE_S)
 
     async def _attempt(self, model: Any, work: Work, request_id: str, report: Report | None) -> Prediction:
-        with self._stream.offered(work):
+        known = {"gtvray.request_id": request_id}
+        with self._tracing.span("replica", kind=SpanKind.CLIENT, attributes=known), self._stream.offered(work):
+            work = replace(work, trace=current_headers())
             answer = await self._call(model, work, request_id, report)
         mask_gz = await asyncio.to_thread(work.read_result, answer.mask_bytes)
         return replace(answer.prediction, mask_gz=mask_gz)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
+from opentelemetry.trace import SpanKind
 
 from gtvray.errors import BundleError, NotReadyError, ResourceError
 from gtvray.failpoints import failpoint
@@ -32,6 +33,7 @@ from gtvray.serving.replica.quarantine import Journal
 from gtvray.serving.replica.scheduler import Network, PatchJob, PatchScheduler
 from gtvray.serving.request_log import log_event
 from gtvray.serving.scaling import Load
+from gtvray.serving.tracing import Tracing
 from gtvray.serving.transfer.spool import Spool
 from gtvray.serving.transfer.work import Answer, Prediction, Work, fetched
 
@@ -68,7 +70,8 @@ class Model:
         locator = self._predictor.locator
         self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
         self._metrics = ReplicaMetrics()
-        self._scheduler = PatchScheduler(on_batch=self._metrics.batch)
+        self._tracing = Tracing(args.serving.traces_url, "gtvray-model")
+        self._scheduler = PatchScheduler(on_batch=self._metrics.batch, tracing=self._tracing)
         self._load = Load(self._scheduler, self._network)
         # Bounds the decoded scans in memory; further requests wait as files.
         self._budget = MemoryBudget(int(args.serving.scan_memory_gb * 1e9))
@@ -91,15 +94,16 @@ class Model:
             NotReproducedError: this replica failed the golden cases.
         """
         self._golden.require()
-        began = time.monotonic()
-        async with self._local(work) as here:
-            try:
-                answer = await self._segment(here, request_id, started)
-            except asyncio.CancelledError:
-                # The gateway has removed them already, perhaps before they were written.
-                here.remove()
-                log_event("cancelled", request_id, logging.WARNING)
-                raise
+        began, known = time.monotonic(), {"gtvray.request_id": request_id, "gtvray.version": self._args.version}
+        with self._tracing.span("scan", work.trace, SpanKind.SERVER, known):
+            async with self._local(work) as here:
+                try:
+                    answer = await self._segment(here, request_id, started)
+                except asyncio.CancelledError:
+                    # The gateway has removed them already, perhaps before they were written.
+                    here.remove()
+                    log_event("cancelled", request_id, logging.WARNING)
+                    raise
         patches = answer.prediction.coverage.patches
         log_event("predicted", request_id, patches=patches, ms=round(1000 * (time.monotonic() - began)))
         return answer
@@ -157,7 +161,7 @@ class Model:
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
-            with clock.stage(name), self._metrics.stage(name):
+            with clock.stage(name), self._metrics.stage(name), self._tracing.span(name):
                 yield
 
         with Journal(work.journal) as journal, self._load.scan() as expected:

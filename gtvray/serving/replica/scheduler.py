@@ -18,9 +18,11 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.trace import get_current_span
 
 from gtvray.errors import DeviceLostError, FailureError
 from gtvray.inference import Patch
+from gtvray.serving.tracing import NO_TRACES, Tracing
 
 Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 
@@ -81,7 +83,7 @@ class _Entry:
     def __init__(self, job: PatchJob, network: Network) -> None:
         self.job, self.network = job, network
         # A batch at once, counted when the first one is planned.
-        self.deficit_s = math.inf
+        self.deficit_s, self.span = math.inf, get_current_span()
         self.served_at = time.monotonic()
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -96,10 +98,13 @@ class PatchScheduler:
     Args:
         ageing_s: a job that has had no patch for longer comes before all others.
         on_batch: called after each batch with its filled rows, all rows, its seconds, and `queued_s`.
+        tracing: receives a span for each batch within the span of each job that shared it.
     """
 
-    def __init__(self, ageing_s: float = AGEING_S, on_batch: OnBatch = lambda *_: None) -> None:
-        self._ageing_s, self._on_batch = ageing_s, on_batch
+    def __init__(
+        self, ageing_s: float = AGEING_S, on_batch: OnBatch = lambda *_: None, tracing: Tracing = NO_TRACES
+    ) -> None:
+        self._ageing_s, self._on_batch, self._tracing = ageing_s, on_batch, tracing
         self._new: deque[_Entry] = deque()
         self._old: deque[_Entry] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
@@ -154,7 +159,7 @@ class PatchScheduler:
     async def _run_batches(self) -> None:
         loop = asyncio.get_running_loop()
         while rows := self._plan_batch():
-            self._batch_began = time.monotonic()
+            self._batch_began, began_ns = time.monotonic(), time.time_ns()
             errors = await loop.run_in_executor(self._thread, self._run_batch, rows)
             network, batch_s = rows[0].network, time.monotonic() - self._batch_began
             self._batch_began = None
@@ -163,7 +168,9 @@ class PatchScheduler:
             self._on_batch(len(rows), network.batch_size, batch_s, self.queued_s)
             lost = (error for error in errors.values() if isinstance(error, DeviceLostError))
             self._lost = next(lost, self._lost)
-            for entry in set(rows):
+            for entry, count in Counter(rows).items():
+                known = {"gtvray.patches": count, "gtvray.rows": len(rows), "gtvray.batch_size": network.batch_size}
+                self._tracing.add("batch", entry.span, began_ns, known)
                 self._finish_if_done(entry, errors.get(entry))
 
     def _finish_if_done(self, entry: _Entry, error: Exception | None) -> None:

@@ -7,7 +7,7 @@ through the gateway's stream, under an address that cannot be guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,6 +72,7 @@ class Work:
         journal: path of the journal.
         node: id of the node on which the paths are valid.
         stream: address at which another node gets the scan and puts the mask; empty on a cluster of one node.
+        trace: headers with the span that the call belongs to; empty without traces.
     """
 
     body: Body
@@ -80,6 +81,7 @@ class Work:
     journal: Path
     node: str
     stream: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     def write_result(self, mask_gz: bytes) -> None:
         """Write the mask.
