@@ -76,7 +76,7 @@ def certainty(asked: Any, job: Any, mask: Volume, truth: Volume) -> dict[str, fl
     )
     body = job.prepared.hu.placed_on(entropy, AIR_HU).array > asked.bundle.preprocessing.body_threshold_hu
     return {
-        "doubt": sure.doubt,
+        "doubt": sure.expected_dice_loss,
         "views_dice": sure.pairwise_dice,
         # Air is never uncertain and never wrong, so it would inflate the result.
         "auroc_entropy": auroc(entropy.array[body], (marked != right)[body]),

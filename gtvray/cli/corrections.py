@@ -88,7 +88,7 @@ def propose(
     from gtvray.reports import VALUE_OF_ORDER, review_order
 
     rows = [asdict(each) for each in review_order(report)[:count]]
-    columns = {"scan": "scan", "reason": "reason", "doubt": "uncertainty"}
-    shown = [{**row, "doubt": "-" if row["doubt"] is None else f"{row['doubt']:.2f}"} for row in rows]
+    columns = {"scan": "scan", "reason": "reason", "uncertainty": "uncertainty"}
+    shown = [{**row, "uncertainty": "-" if row["uncertainty"] is None else f"{row['uncertainty']:.2f}"} for row in rows]
     text = table(shown, columns) if rows else "no cases"
     emit({"cases": rows, "value": VALUE_OF_ORDER}, as_json, f"{text}\n\n{VALUE_OF_ORDER}")

@@ -207,7 +207,11 @@ def _text(rows: list[dict[str, Any]]) -> str:
     ]
     parts = [table(done, _COLUMNS)] if done else []
     parts += [f"{row['scan']}: {note}" for row in done for note in row["notes"]]
-    parts += [f"{row['scan']}: uncertainty {row['uncertainty']['doubt']:.2f}" for row in done if "uncertainty" in row]
+    parts += [
+        f"{row['scan']}: uncertainty {row['uncertainty']['expected_dice_loss']:.2f}"
+        for row in done
+        if "uncertainty" in row
+    ]
     parts += [f"OUT OF DOMAIN {row['scan']}: {reason}" for row in done for reason in row["out_of_domain"]]
     if failed:
         parts += [

@@ -43,7 +43,7 @@ class Suspicion:
     suspected: NDArray[np.bool_]
     highest: float
 
-    def doubt(self, threshold: float) -> str | None:
+    def fallback_reason(self, threshold: float) -> str | None:
         """Why the suspicion is not reliable, or None if it is.
 
         Args:

@@ -163,7 +163,7 @@ class Localisation:
 
     def _search(self, suspicion: Suspicion) -> Stage:
         numbers = self._required.around(suspicion.suspected)
-        reason = suspicion.doubt(self._threshold) or (None if numbers else EMPTY)
+        reason = suspicion.fallback_reason(self._threshold) or (None if numbers else EMPTY)
         return self._full_body(reason) if reason else self._run(numbers)
 
     def _full_body(self, reason: str) -> Stage:

@@ -28,14 +28,14 @@ class Uncertainty:
     """Uncertainty of a case.
 
     Attributes:
-        doubt: 0 to 1: one minus the expected Dice; for an empty mask, the highest probability.
+        expected_dice_loss: 0 to 1: one minus the expected Dice; for an empty mask, the highest probability.
         mean_entropy_bits: mean entropy of the marked voxels; 0 for an empty mask.
         views: number of views compared.
         pairwise_dice: mean Dice between the views' masks; None with one view.
         volume_sd_ml: standard deviation of the views' volumes; None with one view.
     """
 
-    doubt: float
+    expected_dice_loss: float
     mean_entropy_bits: float
     views: int
     pairwise_dice: float | None
@@ -70,7 +70,7 @@ def estimate_uncertainty(predictor: Predictor, prepared: Prepared, mask: Volume)
     pairs = [_dice(a, b) for a, b in combinations(masks, 2)]
     volumes_ml = [np.count_nonzero(each) * near.hu.voxel_volume_ml for each in masks]
     found = Uncertainty(
-        doubt=_doubt(mean, marked),
+        expected_dice_loss=_expected_dice_loss(mean, marked),
         mean_entropy_bits=float(entropy[marked].mean()) if marked.any() else 0.0,
         views=len(views),
         pairwise_dice=float(np.mean(pairs)) if pairs else None,
@@ -113,7 +113,7 @@ def _marked(probability: NDArray[np.floating[Any]], threshold: float, keep_large
     return largest_component(marked) if keep_largest else marked
 
 
-def _doubt(mean: NDArray[np.float64], marked: NDArray[np.bool_]) -> float:
+def _expected_dice_loss(mean: NDArray[np.float64], marked: NDArray[np.bool_]) -> float:
     if not marked.any():
         return float(mean.max())
     return float(1 - 2 * mean[marked].sum() / (mean.sum() + np.count_nonzero(marked)))

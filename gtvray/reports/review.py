@@ -23,12 +23,12 @@ class ReviewCase:
     Attributes:
         scan: the scan as named in the report.
         reason: why.
-        doubt: 0 to 1, one minus the expected Dice; None if it was not estimated.
+        uncertainty: 0 to 1, one minus the expected Dice; None if it was not estimated.
     """
 
     scan: str
     reason: str
-    doubt: float | None
+    uncertainty: float | None
 
 
 def review_order(report: Path) -> list[ReviewCase]:
@@ -44,11 +44,11 @@ def review_order(report: Path) -> list[ReviewCase]:
         raise InputError("not a report of `gtvray predict --report`", where=report, expected='an entry "cases"')
     ranked = [(_rank(row), _case(row)) for row in rows]
     # Sorting is stable: cases of equal rank without an estimate keep the order of the report.
-    return [case for _, case in sorted(ranked, key=lambda each: (each[0], -(each[1].doubt or 0.0)))]
+    return [case for _, case in sorted(ranked, key=lambda each: (each[0], -(each[1].uncertainty or 0.0)))]
 
 
 def _case(row: dict[str, Any]) -> ReviewCase:
-    doubt = row.get("uncertainty", {}).get("doubt")
+    uncertainty = row.get("uncertainty", {}).get("expected_dice_loss")
     match _rank(row):
         case 0:
             reason = f"failed: {row['error']['title']}"
@@ -59,8 +59,8 @@ def _case(row: dict[str, Any]) -> ReviewCase:
         case 3:
             reason = f"fallback: {row['fallback']}"
         case _:
-            reason = "no flag" if doubt is None else "doubt"
-    return ReviewCase(str(row["scan"]), reason, doubt)
+            reason = "no flag" if uncertainty is None else "uncertainty"
+    return ReviewCase(str(row["scan"]), reason, uncertainty)
 
 
 def _rank(row: dict[str, Any]) -> int:

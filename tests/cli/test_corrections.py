@@ -27,13 +27,13 @@ def test_a_correction_is_added_and_listed(phantoms: Path, tmp_path: Path) -> Non
     assert "mask" in refused.error(2)
 
 
-def test_failures_and_flags_are_proposed_before_doubt(tmp_path: Path) -> None:
+def test_failures_and_flags_are_proposed_before_uncertainty(tmp_path: Path) -> None:
     sound = {"volume_ml": 9.0, "out_of_domain": [], "fallback": None}
     rows = [
-        {"scan": "sure", **sound, "uncertainty": {"doubt": 0.1}},
-        {"scan": "unsure", **sound, "uncertainty": {"doubt": 0.6}},
-        {"scan": "empty", **sound, "volume_ml": 0.0, "uncertainty": {"doubt": 0.2}},
-        {"scan": "foreign", **sound, "out_of_domain": ["spacing"], "uncertainty": {"doubt": 0.1}},
+        {"scan": "sure", **sound, "uncertainty": {"expected_dice_loss": 0.1}},
+        {"scan": "unsure", **sound, "uncertainty": {"expected_dice_loss": 0.6}},
+        {"scan": "empty", **sound, "volume_ml": 0.0, "uncertainty": {"expected_dice_loss": 0.2}},
+        {"scan": "foreign", **sound, "out_of_domain": ["spacing"], "uncertainty": {"expected_dice_loss": 0.1}},
         {"scan": "broken", "error": {"title": "damaged"}},
         {"scan": "unknown", **sound},
     ]

@@ -41,7 +41,7 @@ def test_cases_are_prepared_once(tmp_path: Path, dataset: Path) -> None:
     assert "gantry tilt" in first["notes"]["2"][0]
     other = run(*arguments, "-s", "preprocessing.spacing_mm=[4, 4, 4]").json()
     assert (other["made"], other["cache_bytes"]) == (2, first["bytes"] + other["bytes"])
-    # No more than is there now: what was used longest ago makes room.
+    # No more than is there now: the least recently used entries are evicted.
     bound_gb = other["cache_bytes"] / 1e9
     last = run(*arguments, "-s", "preprocessing.body_margin_mm=7", "-s", f"cache.max_gb={bound_gb:.9f}").json()
     assert last["made"] == 2

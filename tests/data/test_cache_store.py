@@ -40,7 +40,7 @@ def make(key, size=1000):
         with atomic_dir(store.path(key), complete_with="meta.json") as temporary:
             (temporary / "hu.b2nd").write_bytes(key.encode() * (size // len(key)))
             seal(temporary, {"key": key})
-        return store.make_room()
+        return store.make_space()
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -107,7 +107,7 @@ def test_the_least_recently_used_unleased_entries_are_evicted_first(tmp_path: Pa
         _evict_beside(other, tmp_path, size)
         other.kill()
     # A process that is gone, killed or not, holds nothing.
-    assert EntryStore(tmp_path, 2 * size).make_room() == 1
+    assert EntryStore(tmp_path, 2 * size).make_space() == 1
     assert _names(tmp_path) == ["b", "f"]
 
 
@@ -116,12 +116,12 @@ def _evict_beside(other: subprocess.Popen[str], tmp_path: Path, size: int) -> No
     store = EntryStore(tmp_path, 3 * size)
     store.lease("f")
     assert store.find("b") == json.loads((tmp_path / "b" / "meta.json").read_text())
-    assert store.make_room() == 3
+    assert store.make_space() == 3
     assert _names(tmp_path) == ["a", "b", "f"]
-    assert store.make_room() == 0
+    assert store.make_space() == 0
     store.lease("b")
     with pytest.raises(ResourceError, match="do not fit") as caught:
-        EntryStore(tmp_path, 2 * size).make_room()
+        EntryStore(tmp_path, 2 * size).make_space()
     assert "max_gb" in caught.value.fields["do"]
 
 
@@ -140,7 +140,7 @@ def test_reading_an_evicted_case_is_an_error_and_it_can_be_prepared_again(tmp_pa
 
 def test_an_unbounded_cache_evicts_nothing(tmp_path: Path) -> None:
     _make(tmp_path, "a", age_s=1e6)
-    assert EntryStore(tmp_path, 0).make_room() == 0
+    assert EntryStore(tmp_path, 0).make_space() == 0
     assert _names(tmp_path) == ["a"]
 
 
@@ -149,7 +149,7 @@ def test_old_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     for name, age_s in ((".partial-1-a", 1e5), (".retired-2", 1e5), (".partial-3-b", 10)):
         (tmp_path / name / "inner").mkdir(parents=True)
         os.utime(tmp_path / name, (time.time() - age_s,) * 2)
-    EntryStore(tmp_path, 10_000).make_room()
+    EntryStore(tmp_path, 10_000).make_space()
     assert sorted(entry.name for entry in tmp_path.glob(".[pr]*")) == [".partial-3-b"]
 
 
@@ -176,7 +176,7 @@ print(evicted)
     assert [worker.returncode for worker in workers] == [0, 0, 0]
     assert sum(evicted) > 0
     store = EntryStore(tmp_path, 7000)
-    store.make_room()
+    store.make_space()
     assert 0 < store.size_bytes() <= 7000
     for key in _names(tmp_path):
         assert store.find(key) is not None

@@ -59,7 +59,7 @@ def test_agreeing_confident_views_have_no_uncertainty() -> None:
     assert found.views == 2
     assert found.pairwise_dice == 1.0
     assert found.volume_sd_ml == 0.0
-    assert found.doubt < 1e-3
+    assert found.expected_dice_loss < 1e-3
     assert float(entropy.array.max()) < 1e-3
 
 
@@ -80,26 +80,26 @@ def test_disagreeing_views_have_entropy_at_the_edge() -> None:
 def test_single_view_has_entropy_but_no_agreement() -> None:
     found, _ = _estimate(_Views([0.75], sharpness=20.0), _scan())
     assert (found.views, found.pairwise_dice, found.volume_sd_ml) == (1, None, None)
-    assert 0.1 < found.doubt < 0.5
+    assert 0.1 < found.expected_dice_loss < 0.5
     assert found.mean_entropy_bits > 0.5
     empty, _ = _estimate(_Views([0.9], sharpness=20.0), _scan())
     assert empty.mean_entropy_bits == 0.0
-    assert empty.doubt == pytest.approx(1 / (1 + np.exp(2.0)), abs=1e-3), "the largest probability there is"
+    assert empty.expected_dice_loss == pytest.approx(1 / (1 + np.exp(2.0)), abs=1e-3), "the largest probability"
 
 
-def test_doubt_rises_where_dice_falls() -> None:
-    """With less contrast to the noise, Dice of the cube falls and doubt rises."""
+def test_expected_loss_rises_where_dice_falls() -> None:
+    """With less contrast to the noise, Dice of the cube falls and the expected loss rises."""
     truth = np.zeros((32, 32, 32), bool)
     truth[10:22, 10:22, 10:22] = True
     views = _Views([0.62, 0.65, 0.68], sharpness=40.0)
-    doubts, dices = [], []
+    losses, dices = [], []
     for seed, contrast_hu in enumerate(np.linspace(600, 250, 8)):
         noise = np.random.default_rng(seed).normal(0, 80, truth.shape)
         noise[:2] = -1000
         scan = Volume((noise + contrast_hu * truth).astype(np.int16), np.diag([-4.0, -4, 4, 1]))
         mask = views.mask(scan).array > 0
         dices.append(2 * np.count_nonzero(mask & truth) / (np.count_nonzero(mask) + np.count_nonzero(truth)))
-        doubts.append(_estimate(views, scan)[0].doubt)
+        losses.append(_estimate(views, scan)[0].expected_dice_loss)
     assert dices[0] > 0.95
     assert dices[-1] < 0.5
-    assert spearmanr(doubts, dices).statistic < -0.9, (doubts, dices)
+    assert spearmanr(losses, dices).statistic < -0.9, (losses, dices)

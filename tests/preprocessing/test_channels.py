@@ -203,7 +203,7 @@ def test_bundle_with_mirror_image_predicts_mask_and_uncertainty(tmp_path: Path, 
     assert mask.shape == scan.shape
     prepared = prepare(scan, MIRRORED)
     found, _ = estimate_uncertainty(predictor, prepared, mask)
-    assert 0 <= found.doubt <= 1
+    assert 0 <= found.expected_dice_loss <= 1
     part = prepared.cropped(Box((1, 2, 3), (9, 12, 14)))
     assert part.mirrored is not None
     assert prepared.mirrored is not None

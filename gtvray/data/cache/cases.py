@@ -95,7 +95,7 @@ class CaseCache:
             with atomic_dir(folder, complete_with=META) as temporary:
                 self._write(case, digests, temporary)
             meta = read_json(folder / META)
-            evicted = self._store.make_room()
+            evicted = self._store.make_space()
         with self._counting:
             self.made += made
             self.found += not made

@@ -82,7 +82,7 @@ class EntryStore:
                 return self.find(key)
         return None
 
-    def make_room(self) -> int:
+    def make_space(self) -> int:
         """Evict the least recently used entries until the rest is within the limit; also what killed writers left.
 
         Returns:

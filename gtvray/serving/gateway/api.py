@@ -270,7 +270,7 @@ class Api:
             self._segmenter.require_capacity()
         declared = check_declared(request.headers, self._limits)
         client = request.state.client.name
-        self._spool.require_room(client, declared)
+        self._spool.require_space(client, declared)
         async with self._spool.create(client) as file:
             with self._tracing.span("receive"):
                 body = await spool_upload(request, file, self._limits)

@@ -41,7 +41,8 @@ _JOB_HEADERS = {
     "Location": _header("address of the job", "string"),
     "Idempotency-Replayed": _header("`true` for the job of an earlier request", "string", required=False),
 }
-_RETRY = {"Retry-After": _header("seconds after which to try again", "integer")}
+# A model that does not reproduce its golden cases stays unavailable until somebody acts: that 503 names no time.
+_RETRY = {"Retry-After": _header("seconds after which to try again", "integer", required=False)}
 _ERROR_HEADERS = {
     401: {"WWW-Authenticate": _header("how to authenticate", "string")},
     429: _RETRY,
@@ -82,7 +83,7 @@ _STATUS = {
     422: "the body is no valid volume, or a parameter is invalid",
     429: "too many requests or bytes of this client; Retry-After says when to try again",
     500: "unexpected; the server's log has the details under the instance",
-    503: "not available at the moment; Retry-After says when to try again",
+    503: "not available; Retry-After says when to try again, unless somebody has to act first",
     504: "not ready in time",
     507: "the disk is full",
 }

@@ -103,7 +103,7 @@ class Spool:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
-    def require_room(self, client: str, count: int) -> None:
+    def require_space(self, client: str, count: int) -> None:
         """Check that more bytes fit, in the limits and on the disk.
 
         Raises:
@@ -168,9 +168,9 @@ class SpoolFile:
         """Append a chunk; it is written by a thread when enough has come together.
 
         Raises:
-            as `Spool.require_room`.
+            as `Spool.require_space`.
         """
-        self._spool.require_room(self._client, len(chunk))
+        self._spool.require_space(self._client, len(chunk))
         self._spool.count(self._client, len(chunk))
         self._counted += len(chunk)
         self._piece += chunk

@@ -77,7 +77,7 @@ def test_replica_reads_the_stored_or_named_file_itself(tmp_path: Path) -> None:
     folder = tmp_path / "jobs" / "files" / stored
     assert [body.path for body in seen] == [folder / "input-0", folder / "input-1", tmp_path / "data" / "scan.nii.gz"]
     assert [body.key is None for body in seen] == [False, False, True]
-    assert ".body" not in in_spool, "and not a copy in the spool, which has room for one byte"
+    assert ".body" not in in_spool, "and not a copy in the spool, which has space for one byte"
     entries = audited(tmp_path)
     assert {(entry["client"], entry["outcome"]) for entry in entries} == {("station", "segmented")}
     assert [entry["request"] for entry in entries] == [stored, stored, named]

@@ -132,20 +132,20 @@ def test_limits_per_client_and_in_all(tmp_path: Path) -> None:
         async with spool.create("one") as one, spool.create("two") as two:
             await one.write(bytes(500))
             with pytest.raises(ClientLimitError, match="this client's uploads"):
-                spool.require_room("one", 101)
-            spool.require_room("two", 500)
+                spool.require_space("one", 101)
+            spool.require_space("two", 500)
             with pytest.raises(BusyError, match="spool is full"):
-                spool.require_room("two", 501)
+                spool.require_space("two", 501)
             with pytest.raises(ClientLimitError):
                 await one.write(bytes(101))
             await two.write(bytes(500))
             with pytest.raises(BusyError, match="spool is full"):
                 await two.write(bytes(1))
-        spool.require_room("one", 600)
+        spool.require_space("one", 600)
 
     asyncio.run(run())
     with pytest.raises(StorageFullError, match="disk of the upload spool is full"):
-        Spool(tmp_path, 1 << 60, 1 << 60).require_room("one", 1 << 59)
+        Spool(tmp_path, 1 << 60, 1 << 60).require_space("one", 1 << 59)
 
 
 def send(folder: Path, body: Any, serving: ServingConfig, headers: dict[str, str], spool: Spool) -> httpx.Response:
