@@ -66,30 +66,37 @@ def main() -> None:
 
 def serve(folder: Path) -> None:
     """Start the endpoint, write its address, and run until stdin is closed."""
-    import torch
-
-    from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig, ServingConfig
-    from gtvray.models import build_network, weights_of, write_bundle
+    from gtvray.config import ServingConfig
     from gtvray.runtime import connect
     from gtvray.serving import start_server
 
+    bundle = write_random(folder / "bundle")
+    with connect():
+        server = start_server(bundle, ServingConfig(port=18_431), TOKEN)
+        server.wait_ready()
+        (folder / "port").write_text("18431")
+        sys.stdin.read()
+        server.stop()
+
+
+def write_random(folder: Path) -> Path:
+    """Write a bundle with random weights; return its folder."""
+    import torch
+
+    from gtvray.config import InferenceConfig, NetworkConfig, PreprocessingConfig
+    from gtvray.models import build_network, weights_of, write_bundle
+
     torch.manual_seed(0)
     preprocessing, network, patch_ijk = PreprocessingConfig(), NetworkConfig(size="tiny"), (PATCH, PATCH, PATCH)
-    bundle = write_bundle(
-        folder / "bundle",
+    return write_bundle(
+        folder,
         weights=weights_of(build_network(network, preprocessing.channels, preprocessing.spacing_mm, patch_ijk)),
         preprocessing=preprocessing,
         network=network,
         inference=InferenceConfig(threshold=0.6),
         patch_ijk=patch_ijk,
         info={},
-    )
-    with connect():
-        server = start_server(bundle.folder, ServingConfig(port=18_431), TOKEN)
-        server.wait_ready()
-        (folder / "port").write_text("18431")
-        sys.stdin.read()
-        server.stop()
+    ).folder
 
 
 class Endpoint:

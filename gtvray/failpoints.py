@@ -37,6 +37,7 @@ POINTS: dict[str, str] = {
     "checkpoint.written": "a checkpoint is complete; older ones are not yet removed",
     "tuning.after_plan": "a trial is recorded; Ray Tune does not know it yet",
     "tuning.after_start": "the driver has recorded that a trial runs; no epoch of it is recorded",
+    "tuning.after_exploit": "the driver has recorded that a trial takes over weights; its process has not done so",
     "tuning.after_end": "the driver has recorded the end of a trial; the searcher has not proposed the next",
     "tuning.before_result": "all trials have ended; the bundle of the best is not yet written",
     "tuning.after_report": "the driver has recorded an epoch of a trial; Ray Tune has not yet continued",

@@ -20,37 +20,58 @@ from gtvray.models import Bundle
 from gtvray.preprocessing import prepare, restore_mask, to_channels
 
 
-def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Run MONAI's usual pipeline from file to file, twice or once."""
-    import torch
-    from monai import transforms
+class Chain:
+    """MONAI's usual pipeline from a file to a mask, with the network of a bundle.
 
-    began = time.perf_counter()
-    bundle = Bundle.load(given.model)
-    network = Counted(sole_network(bundle))
-    inferer = sliding_window(bundle)
-    chain = transforms.Compose(
-        [
-            transforms.LoadImage(ensure_channel_first=True),
-            transforms.Orientation("RAS", labels=None),
-            transforms.Spacing(bundle.preprocessing.spacing_mm, mode="bilinear"),
+    Args:
+        bundle: with one network.
+
+    Attributes:
+        network: counts its patches.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        from monai import transforms
+
+        self._bundle = bundle
+        self.network = Counted(sole_network(bundle))
+        self._inferer = sliding_window(bundle)
+        self._chain = transforms.Compose(
+            [
+                transforms.LoadImage(ensure_channel_first=True),
+                transforms.Orientation("RAS", labels=None),
+                transforms.Spacing(bundle.preprocessing.spacing_mm, mode="bilinear"),
+            ]
+        )
+        self._windows = [
+            transforms.ScaleIntensityRange(*w, 0.0, 1.0, clip=True) for w in bundle.preprocessing.windows_hu
         ]
-    )
-    windows = [transforms.ScaleIntensityRange(*w, 0.0, 1.0, clip=True) for w in bundle.preprocessing.windows_hu]
-    seconds: list[float] = []
-    for _ in range(1 if given.once else 2):
-        image = chain(str(given.scan))
+
+    def segment(self, scan: Path) -> Volume:
+        """The mask of a scan on its own grid."""
+        import torch
+
+        image = self._chain(str(scan))
         with torch.inference_mode():
-            logits = inferer(torch.cat([window(image) for window in windows])[None], network)[0, :1]
+            logits = self._inferer(torch.cat([window(image) for window in self._windows])[None], self.network)[0, :1]
         # Resampling and reorientation are inverted linearly, as by Invertd.
-        probability = chain.inverse(
+        probability = self._chain.inverse(
             type(image)(torch.sigmoid(logits), meta=image.meta, applied_operations=image.applied_operations)
         )
-        mask = (probability[0] > bundle.inference.threshold).numpy().astype(np.uint8)
-        write_volume(out, Volume(mask, np.asarray(probability.affine)))
+        mask = (probability[0] > self._bundle.inference.threshold).numpy().astype(np.uint8)
+        return Volume(mask, np.asarray(probability.affine))
+
+
+def run_chain(given: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Run MONAI's usual pipeline from file to file, twice or once."""
+    began = time.perf_counter()
+    chain = Chain(Bundle.load(given.model))
+    seconds: list[float] = []
+    for _ in range(1 if given.once else 2):
+        write_volume(out, chain.segment(given.scan))
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-    return {"cold_s": seconds[0], "warm_s": seconds[-1], "patches": network.patches // len(seconds)}
+    return {"cold_s": seconds[0], "warm_s": seconds[-1], "patches": chain.network.patches // len(seconds)}
 
 
 def run_same_grid(given: argparse.Namespace, out: Path) -> dict[str, Any]:

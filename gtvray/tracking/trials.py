@@ -6,7 +6,8 @@ A line is an event of a trial, or of the sweep:
     {"event": "plan",  "trial": ID, "at": TIME, "settings": {KEY: VALUE}, "origin": ORIGIN}
     {"event": "start", "trial": ID, "at": TIME}
     {"event": "epoch", "trial": ID, "at": TIME, "epoch": N, "metrics": {NAME: VALUE}, "cases": [DSC, ...]}
-    {"event": "settings", "trial": ID, "at": TIME, "epoch": N, "settings": {KEY: VALUE}, "text": TEXT}
+    {"event": "settings", "trial": ID, "at": TIME, "epoch": N, "settings": {KEY: VALUE}, "text": TEXT,
+     "source": [ID, N]}
     {"event": "note",  "trial": ID, "at": TIME, "text": TEXT}
     {"event": "end",   "trial": ID, "at": TIME, "state": STATE, "rung": N or null, "reason": TEXT or null}
 
@@ -49,6 +50,7 @@ class Trial:
             search, random, a grid, or informed by earlier trials.
         failures: how often it has failed.
         exploits: changes of its settings by the scheduler: (epoch, settings, description).
+        to_take_over: trial and epoch whose weights it takes over before its next epoch; None if there are none.
     """
 
     trial_id: str
@@ -62,6 +64,7 @@ class Trial:
     origin: str = "given"
     failures: int = 0
     exploits: list[tuple[int, dict[str, Any], str]] = field(default_factory=list)
+    to_take_over: tuple[str, int] | None = None
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(epoch, value) of a metric, for the epochs that have it."""
@@ -119,9 +122,17 @@ class TrialRecord:
         """Record the metrics of an epoch, and the DSC of each selection case."""
         self._append("epoch", trial, epoch=epoch, metrics=dict(metrics), **({"cases": list(cases)} if cases else {}))
 
-    def change(self, trial: str, epoch: int, settings: Mapping[str, Any], text: str) -> None:
-        """Record that the scheduler changed the settings of a trial after an epoch."""
-        self._append("settings", trial, epoch=epoch, settings=dict(settings), text=text)
+    def change(self, trial: str, epoch: int, settings: Mapping[str, Any], text: str, source: tuple[str, int]) -> None:
+        """Record that a trial continues after an epoch with changed settings and the weights of another trial's epoch.
+
+        Args:
+            trial: its id.
+            epoch: its last epoch.
+            settings: its settings from now on.
+            text: what changed.
+            source: id of the other trial, and the epoch.
+        """
+        self._append("settings", trial, epoch=epoch, settings=dict(settings), text=text, source=list(source))
 
     def note(self, trial: str, text: str) -> None:
         """Record an incident in a trial that continues."""
@@ -162,11 +173,14 @@ def _apply(trials: dict[str, Trial], line: Mapping[str, Any]) -> None:
             trial.state, trial.reason, trial.rung = RUNNING, None, None
         case "epoch":
             trial.epochs[int(line["epoch"])] = line["metrics"]
+            if trial.exploits and int(line["epoch"]) > trial.exploits[-1][0]:
+                trial.to_take_over = None
             if line.get("cases"):
                 trial.cases[int(line["epoch"])] = tuple(line["cases"])
         case "settings":
             trial.settings = line["settings"]
             trial.exploits.append((int(line["epoch"]), line["settings"], line["text"]))
+            trial.to_take_over = (line["source"][0], int(line["source"][1]))
         case "note":
             trial.notes.append(line["text"])
         case "end":

@@ -25,6 +25,7 @@ from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
 from gtvray.training import check_memory
 from gtvray.tuning.folds import FoldCases, check_folds
 from gtvray.tuning.memory import largest_host_bytes
+from gtvray.tuning.pins import take_over
 from gtvray.tuning.result import SweepResult, rank
 from gtvray.tuning.resume import read_result, unfinished_trials
 from gtvray.tuning.schedulers.registry import Setting, build_scheduler
@@ -146,6 +147,7 @@ class _Runner:
             return search.is_finished()
 
         setting = Setting(sweep, self._space, self._epochs, self.record, exhausted)
+        self._take_over_weights()
         scheduler = build_scheduler(setting, self._unfinished)
         search = SweepSearch(
             searcher,
@@ -160,6 +162,14 @@ class _Runner:
         )
         if not search.is_finished():
             self._tune(search, scheduler, self._stopper)
+
+    def _take_over_weights(self) -> None:
+        """Give trials the weights that they were to take over when the sweep was killed."""
+        trials = {name: self.record.trials[name] for name in self._unfinished}
+        for name, trial in trials.items():
+            if trial.to_take_over is not None:
+                source, epoch = trial.to_take_over
+                take_over(self._context.folder / source, self._context.folder / name, epoch)
 
     def finish_default(self) -> None:
         """Train the first trial to its end if the scheduler has stopped it and there is time."""

@@ -121,9 +121,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
     ) -> None:
         """Record the metrics of an epoch."""
         name, epoch = trial.trial_id, result["epoch"]
-        known = self._record.trials[name].epochs.get(epoch)
-        if known is not None and known[METRIC] == result[METRIC]:
-            # A training that continues from a checkpoint reports its earlier epochs again.
+        if self._is_known(name, epoch, result[METRIC]):
             return
         metrics = {metric: result[metric] for metric in (*EPOCH_METRICS, LATENCY, PEAK) if metric in result}
         self._record.epoch(name, epoch, metrics, result.get("case_dsc", ()))
@@ -134,6 +132,16 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
             self._recorder.note(name, note)
         failpoint("tuning.after_report")
         self._send(name, "epoch")
+
+    def _is_known(self, name: str, epoch: int, value: float) -> bool:
+        """Return whether an epoch is reported again, as by a training that continues from a checkpoint."""
+        recorded = self._record.trials[name]
+        known = recorded.epochs.get(epoch)
+        if known is None:
+            return False
+        # In the checkpoint of a trial that took over weights, earlier epochs are those of the other trial.
+        of_another = bool(recorded.exploits) and epoch <= recorded.exploits[-1][0]
+        return of_another or known[METRIC] == value
 
     def _changed(self, name: str) -> dict[str, float]:
         """Return the numbers among changed settings: params of a run cannot change, so they are logged as metrics."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gtvray.models import Checkpoint
 from gtvray.tracking import read_trials
 
 from ..cli.command import KILLED_GONE_S, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
@@ -71,6 +72,62 @@ def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> Non
     assert again.json()["trials"] == finished.json()["trials"]
     assert tree(workspace / "bundles") == before
     assert len(client.search_runs([experiment.experiment_id])) == logged
+
+
+# The default learns, the others do next to nothing, so that they take over its weights after the second epoch.
+POPULATION = """
+trials: 3
+searcher: random
+scheduler: {kind: pbt, grace_epochs: 2}
+start: [{optimizer.lr: 1.0e-9}, {optimizer.lr: 1.0e-8}]
+base:
+  preprocessing.spacing_mm: [8.0, 8.0, 8.0]
+  network.features: [8, 16, 16]
+  training.patch_ijk: [24, 24, 24]
+  training.epochs: 4
+  training.steps_per_epoch: 8
+  training.precision: fp32
+  optimizer.lr: 0.02
+space:
+  optimizer.lr: {low: 1.0e-9, high: 0.05, log: true}
+"""
+
+
+@pytest.mark.parametrize("point", ["tuning.after_exploit:1", "tuning.after_report:8"])
+def test_killed_population_resumes_with_the_weights_that_it_took_over(
+    point: str, phantoms: Path, tmp_path: Path
+) -> None:
+    """Killed before a trial has loaded the weights that it was to take over, or in the epochs after that."""
+    space, workspace = tmp_path / "population.yaml", tmp_path / "workspace"
+    space.write_text(POPULATION)
+    command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json"]
+    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
+    assert killed.end(within_s=400).code == -signal.SIGKILL
+    (folder,) = (workspace / "sweeps").iterdir()
+    before = {trial.trial_id: trial for trial in read_trials(folder)}
+    taken = {name: trial.exploits[0] for name, trial in before.items() if trial.exploits}
+    assert taken
+
+    finished = run(*command, "--resume", folder.name, within_s=400)
+    assert finished.code == 0, finished
+    trials = {trial.trial_id: trial for trial in read_trials(folder)}
+    for name, (epoch, _, text) in taken.items():
+        source = text.split(" ")[3].removesuffix(",")
+        newest = Checkpoint.load(max((folder / "trials" / name).glob("epoch-*"))).meta["history"]
+        curve = [entry["selection_dsc"] for entry in newest]
+        assert curve[:epoch] == [value for _, value in before[source].curve("selection_dsc")][:epoch]
+        assert trials[name].curve("selection_dsc")[:epoch] == before[name].curve("selection_dsc")[:epoch], (
+            "the record keeps what the trial itself had scored"
+        )
+    assert [max(trial.epochs) for trial in trials.values()] == [4, 4, 4]
+    client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
+    experiment = client.get_experiment_by_name("gtvray")
+    assert experiment is not None
+    children = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` LIKE '%'")
+    assert len(children) == 3
+    for child in children:
+        history = client.get_metric_history(child.info.run_id, "selection_dsc")
+        assert [figure.step for figure in history] == [1, 2, 3, 4], "no epoch twice"
 
 
 def test_unknown_or_different_sweep_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:

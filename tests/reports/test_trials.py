@@ -113,7 +113,7 @@ def test_what_trials_took_over_is_counted_and_listed(tmp_path: Path) -> None:
     record = TrialRecord(tmp_path)
     record.plan("t0", {"optimizer.lr": 0.1}, "random")
     for epoch in (2, 4):
-        record.change("t0", epoch, {"optimizer.lr": 0.1 * epoch}, f"epoch {epoch} of t1")
+        record.change("t0", epoch, {"optimizer.lr": 0.1 * epoch}, f"epoch {epoch} of t1", ("t1", epoch))
     record.end("t0", "completed")
     page = assert_self_contained(_page(tmp_path))
     assert ["t0", "took over", "epoch 4 of t1"] in page.rows

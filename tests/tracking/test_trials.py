@@ -64,11 +64,23 @@ def test_repeated_epoch_replaces_the_earlier_one_and_restarted_trial_is_running(
 def test_changed_settings_are_those_of_the_trial_from_then_on(tmp_path: Path) -> None:
     record = TrialRecord(tmp_path)
     record.plan("t0", {"optimizer.lr": 0.1}, "random")
-    record.change("t0", 4, {"optimizer.lr": 0.2}, "from t1")
+    record.change("t0", 4, {"optimizer.lr": 0.2}, "from t1", ("t1", 4))
     record.end("t0", COMPLETED)
     (trial,) = read_trials(tmp_path)
     assert trial.settings == {"optimizer.lr": 0.2}
     assert trial.exploits == [(4, {"optimizer.lr": 0.2}, "from t1")]
+    assert trial.to_take_over == ("t1", 4)
+
+
+def test_weights_are_to_be_taken_over_until_an_epoch_was_trained_from_them(tmp_path: Path) -> None:
+    record = TrialRecord(tmp_path)
+    record.plan("t0", {"optimizer.lr": 0.1}, "random")
+    record.change("t0", 4, {"optimizer.lr": 0.2}, "from t1", ("t1", 4))
+    # The epoch after which it was changed may be recorded after the change.
+    record.epoch("t0", 4, {"selection_dsc": 0.1})
+    assert read_trials(tmp_path)[0].to_take_over == ("t1", 4)
+    record.epoch("t0", 5, {"selection_dsc": 0.2})
+    assert read_trials(tmp_path)[0].to_take_over is None
 
 
 def test_unknown_events_and_keys_and_a_truncated_line_are_ignored(tmp_path: Path) -> None:

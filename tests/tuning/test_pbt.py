@@ -79,7 +79,9 @@ def test_domains_are_those_of_the_space() -> None:
 def test_an_exploit_is_recorded_with_its_source(record: TrialRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     pbt = RecordedPbt(SWEEP, SPACE, record)
     better, worse = trial("t0"), trial("t1")
-    pbt._trial_state = {better: SimpleNamespace(last_result={"epoch": 4}), worse: SimpleNamespace(last_result={})}
+    # Of the epoch that was reported last the record has nothing yet.
+    states = {better: {"epoch": 5}, worse: {"epoch": 5}}
+    pbt._trial_state = {each: SimpleNamespace(last_result=result) for each, result in states.items()}
 
     def exploit(self: Any, controller: Any, target: TuneTrial, source: TuneTrial) -> None:
         target.set_config({**POINT, "optimizer.lr": 0.08})
@@ -87,10 +89,11 @@ def test_an_exploit_is_recorded_with_its_source(record: TrialRecord, monkeypatch
     monkeypatch.setattr(PopulationBasedTraining, "_exploit", exploit)
     pbt._exploit(None, worse, better)
     (found,) = record.trials["t1"].exploits
-    assert found[:2] == (4, {**POINT, "optimizer.lr": 0.08})
-    assert found[2].startswith("epoch 4 of t0, with optimizer.lr=0.08 ")
+    assert found[:2] == (5, {**POINT, "optimizer.lr": 0.08})
+    assert found[2].startswith("epoch 5 of t0, with optimizer.lr=0.08 ")
     assert record.trials["t1"].settings["optimizer.lr"] == 0.08
     assert record.trials["t0"].exploits == []
+    assert record.trials["t1"].to_take_over == ("t0", 5)
 
 
 def test_earlier_epochs_of_a_resumed_population_change_nothing(record: TrialRecord) -> None:

@@ -131,13 +131,27 @@ def test_epochs_that_are_reported_again_are_recorded_once(watched: Watched, tmp_
 def test_params_stay_and_changed_settings_are_metrics(watched: Watched) -> None:
     trial = watched.start("t0")
     watched.epoch(trial, 1, 0.1)
-    watched.record.change("t0", 1, {"optimizer.lr": 0.7}, "epoch 1 of t1")
+    watched.record.change("t0", 1, {"optimizer.lr": 0.7}, "epoch 1 of t1", ("t1", 1))
     watched.start("t0")
     watched.epoch(trial, 2, 0.2)
     (run,) = watched.runs().values()
     assert run.data.params == {"optimizer.lr": "0.5"}
     assert watched.history(run, "settings.optimizer.lr") == [(2, 0.7)]
     assert (run.data.tags["gtvray.origin"], run.data.tags["gtvray.data"]) == ("random", "d1")
+
+
+def test_epochs_of_the_trial_that_weights_came_from_are_not_recorded(watched: Watched, tmp_path: Path) -> None:
+    trial = watched.start("t0")
+    watched.epoch(trial, 1, 0.1)
+    watched.record.change("t0", 2, {"optimizer.lr": 0.7}, "epoch 2 of t1", ("t1", 2))
+    # Reported before the change, and recorded after it.
+    watched.epoch(trial, 2, 0.2)
+    # Resumed from a checkpoint with the history of t1.
+    for epoch, dsc in ((1, 0.5), (2, 0.6), (3, 0.7)):
+        watched.epoch(trial, epoch, dsc)
+    assert read_trials(tmp_path)[0].curve("selection_dsc") == [(1, 0.1), (2, 0.2), (3, 0.7)]
+    (run,) = watched.runs().values()
+    assert watched.history(run) == [(1, 0.1), (2, 0.2), (3, 0.7)]
 
 
 def test_objectives_and_notes_are_recorded(watched: Watched, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
 
 from gtvray.config import Choice, Range, SweepConfig
+from gtvray.failpoints import failpoint
 from gtvray.tracking import TrialRecord
 from gtvray.tuning.searchers.base import METRIC
 from gtvray.tuning.space import Space, describe_point
@@ -48,10 +49,12 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships n
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         super()._exploit(tune_controller, trial, trial_to_clone)
-        source = self._trial_state[trial_to_clone].last_result["epoch"]
-        epoch = max(self._record.trials[trial.trial_id].epochs, default=0)
-        text = f"epoch {source} of {trial_to_clone.trial_id}, with {describe_point(trial.config)}"
-        self._record.change(trial.trial_id, epoch, trial.config, text)
+        source = trial_to_clone.trial_id, self._trial_state[trial_to_clone].last_result["epoch"]
+        # The record may lack the epoch that has just been reported.
+        epoch = self._trial_state[trial].last_result["epoch"]
+        text = f"epoch {source[1]} of {source[0]}, with {describe_point(trial.config)}"
+        self._record.change(trial.trial_id, epoch, trial.config, text, source)
+        failpoint("tuning.after_exploit")
 
 
 def _domain(entry: Range | Choice) -> Any:

@@ -175,25 +175,32 @@ def test_swap_back_loses_no_request(server: Server, champion: Champion, bundles:
     swap_under_load(server, champion, bundles, "1")
 
 
+FAULTS = ("damaged", "another digest", "golden")
+
+
+def set_broken(champion: Champion, version: str, bundle: Bundle, fault: str, folder: Path) -> None:
+    """Make a version champion that cannot be served."""
+    shutil.copytree(bundle.folder, folder / "bundle")
+    broken = Bundle.load(folder / "bundle")
+    if fault == "damaged":
+        (broken.folder / "weights-0.safetensors").write_bytes(b"")
+        champion.set(version, broken)
+    elif fault == "another digest":
+        champion.set(version, broken, digest="0" * 64)
+    else:
+        champion.set(version, broken, write_golden(folder / "golden", bundle, wrong=True))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["damaged", "another digest", "golden"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_version_that_cannot_be_served_is_rejected_and_the_old_one_goes_on(
     server: Server, champion: Champion, bundles: dict[str, Bundle], tmp_path: Path, fault: str
 ) -> None:
     champion.set("2", bundles["2"])
     wait_for(server, serves("2"))
-    folder = tmp_path / "broken"
-    shutil.copytree(bundles["1"].folder, folder)
-    broken = Bundle.load(folder)
     load = Load(server)
     load.wait("2")
-    if fault == "damaged":
-        (folder / "weights-0.safetensors").write_bytes(b"")
-        champion.set(fault, broken)
-    elif fault == "another digest":
-        champion.set(fault, broken, digest="0" * 64)
-    else:
-        champion.set(fault, broken, write_golden(tmp_path / "golden", bundles["1"], wrong=True))
+    set_broken(champion, fault, bundles["1"], fault, tmp_path)
     found = wait_for(server, lambda found: any(each["version"] == fault for each in found["rejected"]))
     assert found["current"]["version"] == "2"
     load.answers.clear()
@@ -205,6 +212,41 @@ def test_version_that_cannot_be_served_is_rejected_and_the_old_one_goes_on(
     # A rejected version does not block the next one.
     champion.set("1", bundles["1"])
     wait_for(server, serves("1"))
+    champion.rejected.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_swaps_of_which_half_are_broken_lose_no_request(
+    server: Server, champion: Champion, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    masks = {
+        name: encode_nifti(Predictor(bundle, threads=1).predict(make_scan((24, 24, 24))), compress=True)
+        for name, bundle in bundles.items()
+    }
+    expected = {"1": masks["1"]}
+    champion.set("1", bundles["1"])
+    wait_for(server, serves("1"))
+    load, broken = Load(server), []
+    load.wait("1")
+    for number in range(10):
+        name, other = ("2", "1") if number % 2 == 0 else ("1", "2")
+        version = f"good-{number}"
+        champion.set(version, bundles[name])
+        expected[version] = masks[name]
+        wait_for(server, serves(version))
+        load.wait(version)
+        broken.append(f"broken-{number}")
+        (folder := tmp_path / broken[-1]).mkdir()
+        set_broken(champion, broken[-1], bundles[other], FAULTS[number % len(FAULTS)], folder)
+        found = wait_for(server, lambda found: any(each["version"] == broken[-1] for each in found["rejected"]))
+        assert found["current"]["version"] == version
+    load.answers.clear()
+    load.wait(version)
+    load.stop()
+    assert load.failed == []
+    assert load.masks == {version: {mask} for version, mask in expected.items()}
+    assert [version for version, _ in champion.rejected] == broken
     champion.rejected.clear()
 
 
