@@ -11,8 +11,12 @@ demo: .venv/run
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup $(ARGS)
 
+# Two processes again, with new random examples; each slow test file runs in one of them, with a Ray of its own.
 test-all: .venv/dev
-	$(BIN)/python -m pytest -m "not gpu" --hypothesis-profile=random $(ARGS)
+	status=0; \
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup --hypothesis-profile=random $(ARGS) || status=1; \
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --hypothesis-profile=random $(ARGS) || status=1; \
+	exit $$status
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu tests/*/test_gpu.py $(ARGS)

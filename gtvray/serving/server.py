@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,14 +176,11 @@ def start_server(
     require_port(settings.host, settings.port, "serving.port")
     _check_no_serve()
     config = read_shipped_config()
+    name = config["applications"][0]["name"]
+    followed = {**({model_name: follow} if follow is not None else {}), **further}
     private = Path(tempfile.mkdtemp(prefix="gtvray-serve-"))
     try:
-        if sum(row["Alive"] for row in ray.nodes()) > 1:
-            require_on_every_node(token, token_file, [folder for folder in (bundle_dir, golden) if folder])
-        elif token_file is None:
-            # The token is passed in a file that only its owner can read, as arguments are shown in Ray's dashboard.
-            token_file = private / "token"
-            create_private_file(token_file, token)
+        folders = [folder for folder in (bundle_dir, golden) if folder is not None]
         args: dict[str, object] = {
             "bundle": bundle_dir,
             "digest": digest,
@@ -194,22 +191,17 @@ def start_server(
             "versions": follow.versions if follow is not None else None,
             "further_models": {name: each.versions for name, each in further.items()},
             "shadow": shadow.versions if shadow is not None else None,
-            "token_file": token_file,
+            "token_file": _provide_token(token, token_file, private, folders),
             "jobs_dir": jobs_dir,
             "tokens": tokens,
             "audit": audit,
             "serving": settings.model_dump(),
         }
-        followed = {**({model_name: follow} if follow is not None else {}), **further}
-        pointers = [each.versions for each in followed.values()]
-        for file in [*pointers, shadow.versions] if shadow is not None else pointers:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Pointer(file).write(Versions())
+        _clear_pointers([*followed.values(), *([shadow] if shadow is not None else [])])
         _deploy(config, args)
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
-    name = config["applications"][0]["name"]
     server = Server(endpoint_url(settings), name, private, settings.drain_s)
     try:
         server.wait_listening()
@@ -220,6 +212,28 @@ def start_server(
     managers = {model: _manage(arguments, name, model, each) for model, each in followed.items()}
     server = replace(server, _managers=managers, _model_name=model_name)
     return server if shadow is None else replace(server, _shadow=_manage_shadow(arguments, name, shadow, server.url))
+
+
+def _provide_token(token: str, token_file: Path | None, private: Path, folders: list[Path]) -> Path | None:
+    """Return a file with the token; None where each node has it in its environment.
+
+    Raises:
+        ConfigError: a node of the cluster lacks the token or a folder.
+    """
+    if sum(row["Alive"] for row in ray.nodes()) > 1:
+        require_on_every_node(token, token_file, folders)
+    elif token_file is None:
+        # The token is passed in a file that only its owner can read, as arguments are shown in Ray's dashboard.
+        token_file = private / "token"
+        create_private_file(token_file, token)
+    return token_file
+
+
+def _clear_pointers(plans: Iterable[Follow | ShadowPlan]) -> None:
+    """Let the files of the served versions name none, until the version managers have started one."""
+    for plan in plans:
+        plan.versions.parent.mkdir(parents=True, exist_ok=True)
+        Pointer(plan.versions).write(Versions())
 
 
 def _manage(args: AppArguments, name: str, model: str, follow: Follow) -> VersionManager:

@@ -282,6 +282,26 @@ def test_full_disk_during_a_sweep(disk: Disk, phantoms: Path, tiny_sweep: Path, 
     assert partial_files(disk.place) == []
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_sweep_continues_after_its_disk_was_full(
+    disk: Disk, phantoms: Path, tiny_sweep: Path, local_ray: Cluster
+) -> None:
+    disk.resize("64m")
+    command = ["sweep", tiny_sweep, "--data", phantoms, "--workspace", disk.place, "--address", local_ray.address]
+    sweep = Running(*command)
+    sweep.wait_for("epoch 1/2")
+    disk.fill()
+    failed = sweep.end().error(code=1)
+    (folder,) = (disk.place / "sweeps").iterdir()
+    assert f"--resume {folder.name}" in failed
+    (disk.place / "filler").unlink()
+    finished = run(*command, "--json", "--resume", folder.name)
+    assert finished.code == 0, finished
+    assert [(trial["epochs"], trial["ending"]) for trial in finished.json()["trials"]] == [(2, "completed")] * 2
+    assert partial_files(disk.place) == []
+
+
 def test_full_disk_at_the_phantoms(disk: Disk) -> None:
     disk.resize("1500k")
     error = run("data", "phantom", disk.place / "phantoms", "--count", "8").error(code=1)

@@ -130,6 +130,20 @@ def test_a_sweep_continues_when_the_head_is_killed_and_restarted(site: Site, pha
     site.wait(3)
 
 
+def test_a_sweep_continues_when_the_disk_of_a_host_is_full(site: Site, phantoms: Path, tmp_path: Path) -> None:
+    """The host's own disk, with Ray's logs and spilled objects; that of the checkpoints is shared."""
+    sweep = begun(site, _LONGER, phantoms, tmp_path)
+    fill = "mount -o remount,size=64m /tmp/ray; dd if=/dev/zero of=/tmp/ray/filler bs=64k 2>/dev/null; df /tmp/ray"
+    host = site.hosts[2]
+    full = host.run("sh", "-c", fill, environment=site.environment, timeout_s=60).stdout
+    assert "100%" in full, full
+    try:
+        ended(sweep, "the disk of a host was full")
+    finally:
+        host.run("sh", "-c", "rm /tmp/ray/filler", environment=site.environment, timeout_s=60)
+        host.run("mount", "-o", "remount,size=50%", "/tmp/ray", environment=site.environment, timeout_s=60)
+
+
 def test_a_slow_link_changes_no_result(site: Site, phantoms: Path, tmp_path: Path) -> None:
     site.hosts[2].limit_rate(20)
     ended(begun(site, SPACE, phantoms, tmp_path), "the first checkpoint over a slow link")
