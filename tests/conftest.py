@@ -30,13 +30,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run all tests that start Ray in one process, one after the other, so that they share a cluster.
 
-    They take up to 70 s beside the tests of the other process, and twice that on a slow machine.
+    They take up to 70 s beside the tests of the other process, and twice that on a slow machine; slow ones several
+    times as long, as they start commands with a Ray of their own.
     """
     for item in items:
         if item.get_closest_marker("ray") is not None:
             item.add_marker(pytest.mark.xdist_group("ray"))
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(240))
+                slow = item.get_closest_marker("slow") is not None
+                item.add_marker(pytest.mark.timeout(600 if slow else 240))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -72,10 +72,14 @@ def second(
     port = free_port()
     keep = ("--keep-serving", "--address", local_ray.address)
     running = Running(*base, *one_trial, *OPEN_GATE, "--port", port, *keep)
-    said = running.wait_for("bearer token: ")
-    yield Endpoint(f"http://127.0.0.1:{port}", said.rpartition("bearer token: ")[2].split()[0], running)
-    running.interrupt()
-    running.end()
+    try:
+        said = running.wait_for("bearer token: ", within_s=500)
+        yield Endpoint(f"http://127.0.0.1:{port}", said.rpartition("bearer token: ")[2].split()[0], running)
+        running.interrupt()
+        running.end()
+    finally:
+        # Otherwise it would go on, and its endpoint would refuse those of later tests.
+        running.kill_all()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from gtvray.errors import ResourceError
 from gtvray.runtime.environment import can_write, private_folder, set_variable
 
 # A UNIX socket's path has at most 107 bytes. Ray adds session_DATE_TIME_MICROSECONDS_PID/sockets/NAME.
-MAX_TEMP_BYTES = 107 - len("/ray-4194304/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead") - 3
+MAX_TEMP_BYTES = 107 - len("/r4194304/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead") - 3
+# Of a link's name, so that /tmp/gtvray-UID/NAME is short enough for every user id.
+_LINK_CHARS = 4
 
 
 def temp_folder() -> str:
@@ -48,7 +50,7 @@ def ray_temp_folder() -> str:
             if name == "TMPDIR" or name in os.environ:
                 set_variable(name, folder)
         tempfile.tempdir = None
-    return os.path.join(folder, f"ray-{os.getpid()}")
+    return os.path.join(folder, f"r{os.getpid()}")
 
 
 def no_temp_folder() -> ResourceError:
@@ -62,7 +64,7 @@ def no_temp_folder() -> ResourceError:
 
 def _short_link(folder: str) -> str:
     private = private_folder()
-    link = None if private is None else private / hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    link = None if private is None else private / hashlib.sha256(os.fsencode(folder)).hexdigest()[:_LINK_CHARS]
     if link is None or len(os.fsencode(link)) > MAX_TEMP_BYTES:
         raise ResourceError(
             "the path of the folder for temporary files is too long for Ray's sockets",

@@ -18,6 +18,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
 
 
+# A start of the command takes longer than all that it then finds done.
+_RESUMED_TWICE = ("tuning.after_report:3", "tuning.before_result:1")
+
+
 @pytest.mark.parametrize(
     "point",
     [
@@ -61,6 +65,8 @@ def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> Non
         assert [figure.step for figure in history] == [1, 2, 3]
         assert child.info.status == "FINISHED"
     assert partial_files(workspace) == []
+    if point not in _RESUMED_TWICE:
+        return
     # Resuming it once more changes nothing.
     before, logged = tree(workspace / "bundles"), len(client.search_runs([experiment.experiment_id]))
     again = run(*command, "--resume", folder.name, within_s=400)

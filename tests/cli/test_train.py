@@ -117,7 +117,7 @@ def base(phantoms: Path, settings: Path) -> tuple[Any, ...]:
 @pytest.fixture(scope="module")
 def undisturbed(base: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     workspace = tmp_path_factory.mktemp("undisturbed")
-    return workspace, run(*base, "--workspace", workspace).json()
+    return workspace, run(*base, "--workspace", workspace, within_s=500).json()
 
 
 def _same(workspace: Path, done: Any, undisturbed: tuple[Path, Any]) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from gtvray.tracking import read_trials
+
 from ..cli.command import TINY_SWEEP
 from ..ports import free_port
 
@@ -105,7 +107,7 @@ def test_requeued_sweep_resumes(slurm: dict[str, str], phantoms: Path, tmp_path:
     wait(lambda: "JobState=COMPLETED" in run(["scontrol", "show", "job", job], slurm, tmp_path), tmp_path, 900)
     (sweep,) = (workspace / "sweeps").iterdir()
     assert sweep.name == f"space-slurm-{job}"
-    assert len(list((sweep / "trials").iterdir())) == 3
+    assert [(trial.state, len(trial.epochs)) for trial in read_trials(sweep)] == [("completed", 4)] * 3
     assert len(list((workspace / "bundles").iterdir())) == 1
 
 

@@ -52,6 +52,9 @@ class Show:
             self._begun = True
             self._begin()
 
+    def waiting(self, reason: str | None) -> None:
+        """Nothing is shown."""
+
 
 @pytest.fixture
 def workspace(client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:

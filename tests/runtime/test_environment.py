@@ -99,7 +99,7 @@ def test_long_ray_folder_gets_a_short_link(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(temporary.tempfile, "tempdir", None)
     monkeypatch.setattr(environment, "CHANGED", {})
     folder = Path(temporary.ray_temp_folder())
-    assert len(str(folder)) <= temporary.MAX_TEMP_BYTES + len(f"/ray-{os.getpid()}")
+    assert len(str(folder)) <= temporary.MAX_TEMP_BYTES + len(f"/r{os.getpid()}")
     assert folder.parent.resolve() == scratch
     assert folder.parent.parent == private_folder()
     # Child processes create sockets in TMPDIR too.
@@ -107,12 +107,21 @@ def test_long_ray_folder_gets_a_short_link(tmp_path: Path, monkeypatch: pytest.M
     folder.parent.unlink()
 
 
+@pytest.mark.parametrize("uid", [0, 1000, 12345, 4294967294])
+def test_link_is_short_enough_for_every_user_id(uid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked: list[Path] = []
+    monkeypatch.setattr(temporary, "private_folder", lambda: Path(f"/tmp/gtvray-{uid}"))
+    monkeypatch.setattr(temporary, "_link", lambda link, folder: linked.append(link))
+    assert temporary._short_link(str(tmp_path / ("x" * 120))) == str(linked[0])
+    assert len(str(linked[0])) <= temporary.MAX_TEMP_BYTES
+
+
 def test_short_ray_folder_is_used_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for value, folder in (("/tmp", "/tmp"), ("/etc/passwd/none", "/tmp"), ("/var/tmp", "/var/tmp")):
         monkeypatch.setenv("TMPDIR", value)
         monkeypatch.setattr(temporary.tempfile, "tempdir", None)
-        assert temporary.ray_temp_folder() == f"{folder}/ray-{os.getpid()}"
+        assert temporary.ray_temp_folder() == f"{folder}/r{os.getpid()}"
 
 
 def test_existing_file_instead_of_the_link_is_rejected(tmp_path: Path) -> None:
