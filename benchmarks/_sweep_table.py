@@ -139,6 +139,11 @@ class Table:
         """Return every second row after the default's, which both halves have."""
         return Table(self.space, self.settings, [self.rows[0], *self.rows[1 + which :: 2]])
 
+    def without_default(self, seed: int) -> Table:
+        """Return all rows but the default's in random order, for searches that do not know the default settings."""
+        order = np.random.default_rng([seed, 1]).permutation(np.arange(1, len(self.rows)))
+        return Table(self.space, self.settings, [self.rows[row] for row in order])
+
     def positions(self) -> Scores:
         """Return the rows' points in the unit cube, (rows, keys)."""
         entries = SweepConfig.model_validate({"space": self.space}).space

@@ -94,12 +94,21 @@ def test_report_has_the_agreed_keys_and_the_same_result_for_the_same_seeds(bench
     assert "--record" in empty["missing"]
 
 
-def test_a_winner_that_is_worse_on_untouched_cases_is_counted(bench: Any, tables: Path) -> None:
+def test_a_search_without_the_default_settings_starts_with_a_random_row(bench: Any, tables: Path) -> None:
     table = table_of(bench, tables)
-    worse = bench.sweep_replay.Outcome([0.5], row=1, epoch=0)
-    assert bench.sweep_efficiency._worse_than_default(table, worse, 0)
-    same = bench.sweep_replay.Outcome([0.5], row=0, epoch=int(np.argmax(table.rows[0].curve)))
-    assert not bench.sweep_efficiency._worse_than_default(table, same, 0)
+    shuffled = [table.without_default(seed) for seed in range(3)]
+    points = {str(row.point) for row in table.rows[1:]}
+    assert all({str(row.point) for row in each.rows} == points for each in shuffled)
+    assert len({str(each.rows[0].point) for each in shuffled}) > 1
+    found = bench.sweep_replay.gtvray_method(3, "random", kind="none")(shuffled[0], 0)
+    assert found.best[:EPOCHS] == [max(shuffled[0].rows[0].curve[: n + 1]) for n in range(EPOCHS)]
+
+
+def test_a_winner_that_is_worse_on_untouched_cases_is_counted(bench: Any, tables: Path) -> None:
+    default, other = table_of(bench, tables).rows[:2]
+    assert bench.sweep_efficiency._worse_than_default(default, other, 0, 0)
+    best = int(np.argmax(default.curve))
+    assert not bench.sweep_efficiency._worse_than_default(default, default, best, 0)
 
 
 @pytest.mark.slow

@@ -25,15 +25,11 @@ _RESUMED_TWICE = ("tuning.after_report:3", "tuning.before_result:1")
 @pytest.mark.parametrize(
     "point",
     [
-        "tuning.after_plan:1",
         "tuning.after_plan:2",
-        "tuning.after_start:1",
         "tuning.after_start:2",
-        "tuning.after_report:2",
         "tuning.after_report:3",
         "tuning.after_report:5",
         "tuning.after_end:1",
-        "tuning.after_end:3",
         "tuning.before_result:1",
     ],
 )
@@ -93,7 +89,6 @@ base:
   training.epochs: 4
   training.steps_per_epoch: 8
   training.precision: fp32
-  optimizer.lr: 0.02
 space:
   optimizer.lr: {low: 1.0e-9, high: 0.05, log: true}
 """
@@ -106,7 +101,7 @@ def test_killed_population_resumes_with_the_weights_that_it_took_over(
     """Killed before a trial has loaded the weights that it was to take over, or in the epochs after that."""
     space, workspace = tmp_path / "population.yaml", tmp_path / "workspace"
     space.write_text(POPULATION)
-    command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json"]
+    command = ["sweep", space, "optimizer.lr=0.02", "--data", phantoms, "--workspace", workspace, "--json"]
     killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
     assert killed.end(within_s=400).code == -signal.SIGKILL
     (folder,) = (workspace / "sweeps").iterdir()
@@ -120,11 +115,13 @@ def test_killed_population_resumes_with_the_weights_that_it_took_over(
     for name, (epoch, _, text) in taken.items():
         source = text.split(" ")[3].removesuffix(",")
         newest = Checkpoint.load(max((folder / "trials" / name).glob("epoch-*"))).meta["history"]
-        curve = [entry["selection_dsc"] for entry in newest]
-        assert curve[:epoch] == [value for _, value in before[source].curve("selection_dsc")][:epoch]
-        assert trials[name].curve("selection_dsc")[:epoch] == before[name].curve("selection_dsc")[:epoch], (
-            "the record keeps what the trial itself had scored"
+        losses = [entry["train_loss"] for entry in newest[:epoch]]
+        assert losses == [value for _, value in trials[source].curve("train_loss")][:epoch]
+        own = before[name].curve("train_loss")
+        assert trials[name].curve("train_loss")[: len(own)] == own, (
+            "the record keeps what the trial itself had reported"
         )
+        assert [value for _, value in own] != losses[: len(own)]
     assert [max(trial.epochs) for trial in trials.values()] == [4, 4, 4]
     client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
     experiment = client.get_experiment_by_name("gtvray")

@@ -292,9 +292,10 @@ def test_sweep_continues_after_its_disk_was_full(
     sweep = Running(*command)
     sweep.wait_for("epoch 1/2")
     disk.fill()
-    failed = sweep.end().error(code=1)
+    failed = sweep.end()
+    failed.error(code=1)
     (folder,) = (disk.place / "sweeps").iterdir()
-    assert f"--resume {folder.name}" in failed
+    assert f"--resume {folder.name}" in failed.stderr
     (disk.place / "filler").unlink()
     finished = run(*command, "--json", "--resume", folder.name)
     assert finished.code == 0, finished
