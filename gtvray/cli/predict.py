@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from gtvray.batch import PredictFiles
     from gtvray.cli.predict_remote import Outcome
@@ -166,7 +167,7 @@ def _plan_remote(
     return plan_files(inputs, out, report=report, uncertainty=False, overwrite=overwrite, read=read, closed=closed)
 
 
-def _remote_rows(files: PredictFiles, outcomes: Iterator[Outcome], as_json: bool) -> list[dict[str, Any]]:
+def _remote_rows(files: PredictFiles, outcomes: Generator[Outcome, None, None], as_json: bool) -> list[dict[str, Any]]:
     """Return a row for each scan that an endpoint predicts, in order.
 
     Raises:
@@ -176,7 +177,8 @@ def _remote_rows(files: PredictFiles, outcomes: Iterator[Outcome], as_json: bool
 
     names, rows = files.names, list[dict[str, Any]]()
     progress = Progress({"predict": 2.0 * len(names)}, as_json)
-    with progress.live():
+    # Closed here and not when it is collected, so that nothing is sent after the last outcome.
+    with progress.live(), closing(outcomes):
         progress.begin("predict", f"{len(names)} scans")
         for path, outcome in outcomes:
             if not isinstance(outcome, GtvrayError):

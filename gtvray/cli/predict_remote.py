@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def predict_remotely(
     at_once: int,
     as_job: bool,
     overwrite: bool,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Predict scans through an endpoint, and write each mask as it arrives.
 
     Args:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gtvray.errors import AuthError
 from gtvray.io import read_volume, write_volume
 
 from ..serving.client.test_client_retry import Scripted, running
 from ..serving.conftest import TOKEN, make_scan
 from ..serving.jobs.conftest import build_jobs_app
-from .command import Running, call
+from .command import Running, call, run
 
 
 @pytest.fixture
@@ -46,6 +47,15 @@ def test_many_scans_and_one_that_fails(scans: Path, tmp_path: Path, as_job: bool
 
 def test_jobs_need_a_server(scans: Path, tmp_path: Path) -> None:
     assert "--jobs without --server" in call("predict", scans, "-o", tmp_path / "m", "--jobs").error(code=2)
+
+
+def test_refused_scan_ends_the_command(scans: Path, tmp_path: Path) -> None:
+    """The client is closed before the interpreter ends, when its thread could not be waited for any more."""
+    with running(Scripted(AuthError("the token is not valid"))) as url:
+        refused = run(
+            "predict", scans / "0.nii.gz", "-o", tmp_path / "m.nii.gz", "--server", url, within_s=60, GTVRAY_TOKEN=TOKEN
+        )
+    assert "the token is not valid" in refused.error(code=2)
 
 
 def test_interrupt_does_not_wait_for_the_answer(scans: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from os import PathLike
@@ -57,7 +58,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and stop the thread; a later call starts them again, one in progress is cancelled."""
+        """Close the connections and stop the thread; a later call starts them again, one in progress is cancelled.
+
+        Does nothing while the interpreter ends, as when a generator that holds the client is collected then: the thread
+        does not run any more, and would be waited for without end.
+        """
+        if sys.is_finalizing():
+            return
         with self._lock:
             client, loop = self._client, self._loop
             self._client = self._loop = None
@@ -146,8 +153,8 @@ class Client:
             while (found := _result(_next(items), loop)) is not None:
                 yield found[0]
         finally:
-            # The end of the loop closes what is open then.
-            if self._loop is loop:
+            # The end of the loop closes what is open then; at the end of the interpreter its thread has stopped.
+            if self._loop is loop and not sys.is_finalizing():
                 _result(_close(items), loop)
 
     def _started(self) -> tuple[AsyncClient, asyncio.AbstractEventLoop]:

@@ -69,7 +69,13 @@ def server(local_ray: Cluster, champion: Champion, tmp_path_factory: pytest.Temp
     versions = tmp_path_factory.mktemp("served") / "versions.json"
     follow = Follow(champion.find, versions, champion.reject)
     # Small, so that two versions fit on two CPUs beside each other.
-    settings = ServingConfig(port=free_port(), follow_s=0.2, cpus_per_replica=0.5, memory_gb_per_replica=0)
+    settings = ServingConfig(
+        port=free_port(),
+        follow_s=0.2,
+        cpus_per_replica=0.5,
+        memory_gb_per_replica=0,
+        client_requests_per_minute=100_000,
+    )
     server = start_server(None, settings, TOKEN, follow=follow)
     yield server
     server.stop()
