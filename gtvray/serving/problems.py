@@ -18,7 +18,7 @@ from gtvray.errors import (
     NotReproducedError,
     SlowBodyError,
 )
-from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.request_log import log_event
 
 MEDIA_TYPE = "application/problem+json"
 _FIELDS = ("where", "expected", "found", "do")
@@ -51,7 +51,7 @@ def internal_error() -> FailureError:
 def problem_response(error: Exception, request_id: str) -> JSONResponse:
     """The response for an error; an unexpected exception is logged, and its text is not sent."""
     if not isinstance(error, GtvrayError):
-        LOGGER.error("event=unexpected_error request=%s kind=%s", request_id, type(error).__name__, exc_info=error)
+        log_event("unexpected_error", request_id, logging.ERROR, trace=error, kind=type(error).__name__)
         error = internal_error()
     elif error.http_status >= 500:
         log_event("failed", request_id, logging.WARNING, kind=type(error).__name__)

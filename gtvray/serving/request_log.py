@@ -32,7 +32,12 @@ def request_id_of(values: list[str]) -> str:
     return values[0] if len(values) == 1 and is_request_id(values[0]) else new_request_id()
 
 
-def log_event(event: str, request_id: str, level: int = logging.INFO, **values: object) -> None:
-    """Log one line of key=value pairs about a request; values are numbers, fixed words or class names."""
+def log_event(
+    event: str, request_id: str, level: int = logging.INFO, *, trace: BaseException | None = None, **values: object
+) -> None:
+    """Log one line of key=value pairs about a request; values are numbers, fixed words or class names.
+
+    The stack trace of an unforeseen error follows if it is given as `trace`.
+    """
     pairs = {"event": event, "request": request_id, **values}
-    LOGGER.log(level, " ".join(f"{key}={value}" for key, value in pairs.items()))
+    LOGGER.log(level, " ".join(f"{key}={value}" for key, value in pairs.items()), exc_info=trace)

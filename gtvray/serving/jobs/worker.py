@@ -160,7 +160,7 @@ class Worker:
         except GtvrayError as error:
             await self._fail(claim, error)
         except Exception as error:  # noqa: BLE001  # the volume fails, and the worker goes on
-            LOGGER.error("event=unexpected_error request=%s", claim.job_id, exc_info=error)
+            log_event("unexpected_error", claim.job_id, logging.ERROR, trace=error)
             await self._fail(claim, internal_error())
         finally:
             self._running.pop(claim, None)

@@ -25,7 +25,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
-from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.request_log import log_event
 from gtvray.serving.versions.pointer import Pointer, RejectedVersion, ServedVersion, Versions
 
 _START_TIMEOUT_S = 600.0
@@ -143,7 +143,7 @@ class VersionManager:
                 log_event("not_followed", "versions", logging.ERROR, kind=type(error).__name__)
                 self._update(problem=error.what)
             except Exception as error:  # noqa: BLE001  # what is served stays, and the next look may succeed
-                LOGGER.error("event=not_followed request=versions kind=%s", type(error).__name__, exc_info=error)
+                log_event("not_followed", "versions", logging.ERROR, trace=error, kind=type(error).__name__)
                 self._update(problem=f"the cluster or the registry does not answer: {type(error).__name__}")
             if self._stop.wait(every_s):
                 return
