@@ -10,8 +10,8 @@ import edt
 import numpy as np
 import torch
 import torch.distributed as dist
-from monai.losses.dice import DiceLoss
-from monai.losses.focal_loss import FocalLoss
+
+from gtvray.models.monai_parts import DiceLoss, FocalLoss
 
 Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOPK_SHARE = 0.1

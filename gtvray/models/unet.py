@@ -6,11 +6,8 @@ from math import prod
 from typing import Any
 
 import torch
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.blocks.dynunet_block import UnetBasicBlock, get_conv_layer
-from monai.networks.blocks.squeeze_and_excitation import ChannelSELayer
-from monai.networks.nets.dynunet import DynUNet
 
+from gtvray.models.monai_parts import ChannelSELayer, Convolution, DynUNet, UnetBasicBlock, get_conv_layer
 from gtvray.models.planning import Axes, NetworkPlan
 
 _SQUEEZE = 2

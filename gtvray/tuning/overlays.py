@@ -37,18 +37,16 @@ def draw_worst(result: SweepResult, bundle: Bundle, dataset: Dataset, fold: Fold
     ids = [case.case_id for case in fold.selection[: len(scores)]]
     worst = sorted(zip(scores, ids, strict=True))[:_SHOWN]
     names = [f"worst-{number}.png" for number in range(1, len(worst) + 1)]
-    work = [
-        (bundle.folder, dataset.subset((case_id,))[0], folder / name, config)
-        for name, (_, case_id) in zip(names, worst, strict=True)
-    ]
-    on_cluster(_draw, work, config, lambda _: None)
+    work = [(dataset.subset((case_id,))[0], folder / name) for name, (_, case_id) in zip(names, worst, strict=True)]
+    # One task: a second process would take longer to start than to draw.
+    on_cluster(_draw, [(bundle.folder, work, config)], config, lambda _: None)
     rows = [{"case": case_id, "dsc": dsc, "picture": name} for name, (dsc, case_id) in zip(names, worst, strict=True)]
     write_json(folder / WORST_CASES, {"trial": best.trial_id, "cases": rows})
 
 
-def _draw(bundle: Path, case: Case, path: Path, config: Config) -> None:
+def _draw(bundle: Path, pictures: list[tuple[Case, Path]], config: Config) -> None:
     predictor = predictor_on_worker(Bundle.load(bundle), config)
-    scan = read_volume(case.image)
-    render_overlay(
-        path, scan, read_label(case, scan), predictor.predict(scan), f"case {case.case_id}", field_mm=_FIELD_MM
-    )
+    for case, path in pictures:
+        scan = read_volume(case.image)
+        label, mask = read_label(case, scan), predictor.predict(scan)
+        render_overlay(path, scan, label, mask, f"case {case.case_id}", field_mm=_FIELD_MM)
