@@ -208,7 +208,10 @@ def test_missing_champion_is_reported(words: str, new_workspace: Path, phantoms:
 
 def test_unreachable_endpoint_is_reported(phantoms: Path, tmp_path: Path) -> None:
     url, mask = f"http://127.0.0.1:{free_port()}", tmp_path / "mask.nii.gz"
-    assert url in call("predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url).error(code=1)
+    words = ["predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url]
+    assert url in call(*words, "--token", "a-token").error(code=1)
+    for token in ("", " ", "two words", "clé", "a\nb"):
+        assert "GTVRAY_TOKEN" in call(*words, "--token", token).error(code=2)
     assert not mask.exists()
 
 

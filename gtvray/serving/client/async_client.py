@@ -25,6 +25,7 @@ from gtvray.serving.client.transport import (
     is_repeatable_status,
     open_async_client,
     require_address,
+    require_token,
     response_error,
     retry_after_s,
     transport_error,
@@ -63,6 +64,7 @@ class AsyncClient:
         retry: when a request is sent again.
 
     Raises:
+        AuthError: the token is empty or cannot be a header's value.
         InputError: the environment sets a proxy that cannot be used.
         ResourceError: the address is invalid.
     """
@@ -80,6 +82,7 @@ class AsyncClient:
         self._authorization = {"Authorization": f"Bearer {token}"}
         self._reached, self._model = False, {"model": model} if model is not None else {}
         require_address(url, self._timeouts)
+        require_token(token)
         self._http = open_async_client(url, self._timeouts)
 
     async def __aenter__(self) -> Self:

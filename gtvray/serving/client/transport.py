@@ -13,7 +13,7 @@ from http import HTTPStatus
 
 import httpx
 
-from gtvray.errors import DeadlineError, GtvrayError, InputError, NotReproducedError, ResourceError
+from gtvray.errors import AuthError, DeadlineError, GtvrayError, InputError, NotReproducedError, ResourceError
 from gtvray.runtime import proxy_for, without_credentials
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 
@@ -111,6 +111,22 @@ def require_address(url: str, timeouts: Timeouts) -> None:
             raise httpx.InvalidURL(f"a port is at most {_HIGHEST_PORT}")
     except httpx.InvalidURL as error:
         raise transport_error(error, url, timeouts) from error
+
+
+def require_token(token: str) -> None:
+    """Check a bearer token before it becomes a header.
+
+    Raises:
+        AuthError: there is none, or it has characters that no header can have.
+    """
+    if token and token.isascii() and token.isprintable() and " " not in token:
+        return
+    raise AuthError(
+        "the endpoint requires a bearer token",
+        expected="printable ASCII characters without spaces",
+        found="no token" if not token.strip() else "a token with other characters",
+        do="set GTVRAY_TOKEN to the token that the endpoint's administrator gave you",
+    )
 
 
 def _transport(url: str) -> httpx.AsyncHTTPTransport:
