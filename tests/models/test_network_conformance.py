@@ -105,6 +105,31 @@ def test_deep_supervision_adds_heads_in_training_only(kind: Any) -> None:
     assert network.eval()(patches).shape == (2, 1, 32, 32, 32)
 
 
+@every_kind
+def test_dropout_acts_in_training_only(kind: Any) -> None:
+    network, patch = _built(_config({"kind": kind}, dropout=0.5)), torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert not torch.equal(network(patch), network(patch))
+        network.eval()
+        assert torch.equal(network(patch), network(patch))
+
+
+@pytest.mark.parametrize("attention", [each for each in ATTENTIONS if each != "none"])
+@every_kind
+def test_attention_weighs_what_the_plain_network_passes_on(kind: Any, attention: str) -> None:
+    """It adds weights, and the others alone give another output than with them."""
+    plain, weighed = _built(_config({"kind": kind})), _built(_config({"kind": kind, "attention": attention}))
+    added = weights_of(weighed).keys() - weights_of(plain).keys()
+    assert added
+    patch = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        before = weighed.eval()(patch)
+        for name, weight in weighed.named_parameters():
+            if name in added:
+                weight.zero_()
+        assert not torch.equal(weighed(patch), before)
+
+
 @pytest.mark.parametrize("deep_supervision", [False, True])
 @every_kind
 def test_mirror_average_makes_logits_symmetric(kind: Any, deep_supervision: bool) -> None:
