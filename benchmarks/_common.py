@@ -1,4 +1,4 @@
-"""What several benchmarks share."""
+"""Helpers shared by several benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of `gpu.py` that run ours and MONAI's; each prints its results so far as a line of JSON."""
+"""Parts of `gpu.py` that run gtvray and MONAI; each prints intermediate results as lines of JSON."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def precision() -> torch.dtype:
 
 
 def prepare(given: argparse.Namespace) -> None:
-    """Name the card; make and prepare the phantoms, the scan and the model that all parts share."""
+    """Report the GPU; create and prepare the phantoms, the scan and the model that all parts share."""
     cuda = torch.cuda.is_available()
     tell(
         {
@@ -109,7 +109,7 @@ def prepare(given: argparse.Namespace) -> None:
 
 
 def write_nnunet(given: argparse.Namespace) -> None:
-    """What nnU-Net's parts need: cases in its raw form, our plans' strides, and the model as TorchScript."""
+    """Write the input of nnU-Net's parts: raw cases, the strides of gtvray's plans, and the model as TorchScript."""
     from gtvray.models import plan_network
 
     plans = {}
@@ -183,7 +183,7 @@ def cases_of(config: Config, given: argparse.Namespace) -> tuple[list[CachedCase
 
 
 def training(config: Config, given: argparse.Namespace) -> None:
-    """Our loop: eager, compiled, and with CUDA graphs; the fastest counts."""
+    """Time gtvray's training loop: eager, compiled, and with CUDA graphs; the fastest is reported."""
     from gtvray.config import with_dotted
     from gtvray.training import fit
 
@@ -214,7 +214,7 @@ def training(config: Config, given: argparse.Namespace) -> None:
 
 
 def inference(given: argparse.Namespace) -> None:
-    """Our path from file to file with the large network, mode by mode; then the logits of a patch."""
+    """Time gtvray from file to file with the large network in each mode; then compare the logits of a patch."""
     from gtvray.inference import LocalCases, Predictor
 
     name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision()]
@@ -264,12 +264,12 @@ def demo(given: argparse.Namespace) -> None:
 
 
 def peak_gb() -> float | None:
-    """The most that torch's allocator has held on the GPU since it was last reset."""
+    """Peak GPU memory reserved by torch's allocator since the last reset; None without a GPU."""
     return round(torch.cuda.max_memory_reserved() / 1e9, 3) if torch.cuda.is_available() else None
 
 
 def nvidia_smi(field_name: str) -> str | None:
-    """A property of the first visible GPU, from the driver's own tool."""
+    """Query a property of the first visible GPU with nvidia-smi; None if it is not available."""
     try:
         done = subprocess.run(
             [*_smi(field_name)], capture_output=True, text=True, check=True, timeout=20
@@ -286,7 +286,7 @@ def _smi(field_name: str) -> list[str]:
 
 @dataclass
 class Busy:
-    """Samples how busy the GPU is, every 100 ms, for the length of a `with` block; nothing without nvidia-smi."""
+    """Samples GPU utilisation every 100 ms during a `with` block; no samples without nvidia-smi."""
 
     samples: list[tuple[float, float]] = field(default_factory=list)
 
@@ -299,7 +299,7 @@ class Busy:
                 command = [*_smi("utilization.gpu"), "-lms", "100"]
                 self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
                 threading.Thread(target=self._read, args=(self._process, first), daemon=True).start()
-                # It takes longer to start than a short epoch; what it sampled before is of the time before.
+                # nvidia-smi may take longer to start than an epoch; samples from before the block are dropped.
                 first.wait(_SMI_START_S)
             except OSError:
                 pass
@@ -313,7 +313,7 @@ class Busy:
             self._process.wait()
 
     def share(self, first_s: float) -> float | None:
-        """Mean share of the time that a kernel was running, over the first seconds of the block."""
+        """Mean utilisation during the first seconds of the block; None without samples."""
         busy = [value for at_s, value in self.samples if at_s <= first_s]
         return round(statistics.mean(busy) / 100, 3) if busy else None
 

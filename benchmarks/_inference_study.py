@@ -134,7 +134,7 @@ def tuple_of(volumes: Any) -> tuple[Volume, Volume]:
 
 
 def tumours_touched(label: Volume, mask: Volume) -> int:
-    """Return the components of the label that a mask touches."""
+    """Return the number of components of the label that a mask touches."""
     import cc3d
 
     parts = cc3d.connected_components(np.ascontiguousarray(label.array > 0), connectivity=26)

@@ -1,6 +1,6 @@
 """Searches replayed on a table of recorded trainings: one worker, no training, no model of the table.
 
-A method proposes points; the row that is nearest and was not tried yet is its trial, so proposals are restricted to
+A method proposes points; each trial is the nearest row that has not been tried yet, so proposals are restricted to
 rows of the table. Schedulers and searchers are those of gtvray; the plain baselines are Ray Tune's and Optuna's own.
 """
 
@@ -31,7 +31,7 @@ RANDOM_TRIALS = 32
 
 @dataclass
 class Outcome:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         best: best selection DSC after each trained epoch.
@@ -105,7 +105,7 @@ class TableSearcher:
 
 
 def gtvray_method(trials: int, searcher: str, **scheduler: Any) -> Method:
-    """A sweep of gtvray, as its settings are in a sweep file."""
+    """A sweep of gtvray with these settings of a sweep file."""
 
     def run(table: Table, seed: int) -> Outcome:
         sweep = SweepConfig.model_validate(
@@ -120,7 +120,7 @@ def gtvray_method(trials: int, searcher: str, **scheduler: Any) -> Method:
 
 
 class _Controller:
-    """What a scheduler asks of Tune's controller, for one trial at a time."""
+    """The part of Tune's controller that schedulers use, with one running trial at a time."""
 
     def __init__(self, sweep: SweepConfig, space: Space, searcher: TableSearcher, table: Table) -> None:
         self._sweep, self._searcher, self._table = sweep, searcher, table
@@ -146,7 +146,7 @@ class _Controller:
         return self._trials
 
     def stop_trial(self, trial: TuneTrial) -> None:
-        """Stop a trial that waits."""
+        """Stop a paused trial."""
         self._scheduler.on_trial_remove(self, trial)
         self._end(trial, STOPPED)
 
@@ -200,7 +200,7 @@ def random_full(trials: int) -> Method:
 
 
 def plain_asha(trials: int) -> Method:
-    """Ray Tune's OptunaSearch and ASHA as they come: a stopped trial is told as complete with its last value."""
+    """Ray Tune's OptunaSearch and ASHA by default: a stopped trial is reported as complete with its last value."""
 
     def run(table: Table, seed: int) -> Outcome:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -232,7 +232,7 @@ def _ask_row(study: Any, sweep: SweepConfig, rows: Rows, fixed: dict[str, Any] |
         return rows.take(fixed)
     asked = study.ask()
     point = {key: _suggest(asked, key, entry) for key, entry in sweep.space.items()}
-    # The row that is trained comes into the study instead of the point that was asked for.
+    # The nearest row is trained and added to the study in place of the suggested point.
     study.tell(asked, state=optuna.trial.TrialState.FAIL)
     return rows.take(point)
 

@@ -1,7 +1,7 @@
-"""Share of the time that slots are busy when many short trials run on them, with gtvray's search and record.
+"""Utilisation of slots by many short trials, with gtvray's search and trial record.
 
-Trials wait instead of training, without torch, so that many slots fit on a small machine. Measured beside it: how much
-the memory of the driver grows per trial.
+Trials sleep instead of training, without torch, so that many slots fit on a small machine. The growth of the driver's
+memory per trial is measured as well.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Waiting(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """A trial of one step that waits."""
+    """A trial with one step that sleeps."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the seconds."""
+        """Store the duration of the step."""
         self._seconds = config["seconds"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial."""
+        """Reuse the actor for another trial."""
         self._seconds = new_config["seconds"]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait."""
+        """Sleep."""
         time.sleep(self._seconds)
         return {METRIC: 0.5, "epoch": 1, "done": True}
 
 
 class Numbered:
-    """Proposes trials that differ in their number."""
+    """A searcher whose proposals differ only in their number."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -81,12 +81,12 @@ class Recording(tune.Callback):  # type: ignore[misc]
 
 
 def measure_slots(trials: int, seconds: float, slots: int, address: str | None = None) -> dict[str, Any]:
-    """Run trials that wait, and return the share of the slots' time that they filled.
+    """Run trials that sleep, and return the utilisation of the slots.
 
     Args:
         trials: number of trials.
         seconds: time of each.
-        slots: number that run at once.
+        slots: number of trials that run in parallel.
         address: running cluster; by default one is started.
     """
     with tempfile.TemporaryDirectory() as folder, connect(address, cpus=None if address else slots):

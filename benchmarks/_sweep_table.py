@@ -1,4 +1,4 @@
-"""Record what real trainings with many settings score, epoch by epoch and case by case, as a table for replays.
+"""Record the scores of real trainings with many settings, per epoch and case, as a table for replays.
 
 A line of the table is a training: `{"point": settings, "selection": [[DSC of each case], ...], "held_out": [...],
 "seconds": [...]}` with an entry per epoch. The first line is its header. A training that is interrupted is repeated; a
@@ -29,7 +29,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table records.
+    """Trainings that a table records.
 
     Attributes:
         settings: of all trainings, as `key=value`.

@@ -2,7 +2,7 @@
 
 The cases are phantoms magnified to 512 x 512 x 124 voxels, with scanner-like noise, so that gzip has as much work as on
 a real scan. Each command runs in its own process; start-up is included in its time. The results are valid only if the
-check finds the one scan that is there twice, in another orientation and data type (`found`).
+check finds the duplicate scan, which has another orientation and data type (`found`).
 
     python benchmarks/checking.py --json [--cases 6]
 """

@@ -1,4 +1,4 @@
-"""A cluster of gtvray: scans per second from 1 to 2 nodes, driver overhead per trial from 1 to 8, submit to first step.
+"""Cluster overhead: scans per second on 1 and 2 nodes, driver time per trial on 1 to 8, submission to first step.
 
 The nodes are raylets of one machine (`ray.cluster_utils.Cluster`), so they share its cores, its disk and its memory
 bandwidth, and no network lies between them: the results bound what the driver and Ray cost, and say nothing about the
@@ -35,7 +35,7 @@ from gtvray.io import sha256_of
 from gtvray.models import Bundle, build_network, weights_of, write_bundle
 from gtvray.runtime import Jobs, Needs, connect
 
-# A step of seconds, most of which are the start of processes.
+# One training step; most of the seconds that it takes are the start of processes.
 TRAINING = (
     "preprocessing.spacing_mm=[8, 8, 8]",
     "network.features=[4, 8, 8]",
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
     parser.add_argument("--scans", type=int, default=24, help="scans of batch prediction")
-    parser.add_argument("--trials", type=int, default=40, help="trials by number of nodes")
+    parser.add_argument("--trials", type=int, default=40, help="number of trials for each number of nodes")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of nodes for trials")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -116,7 +116,7 @@ def simulated(nodes: int) -> Iterator[str]:
 
 
 def predict(bundle: Bundle, root: Path, nodes: int) -> dict[str, Any]:
-    """Predict all phantoms with one process a node; the rate is that after the first mask, when models are loaded."""
+    """Predict all phantoms with one process per node; the rate is measured after the first mask, with models loaded."""
     files = find_files([root / "phantoms"], root / f"masks-{nodes}", report=False)
     scans = [Scan(name, path, files.masks[path]) for path, name in files.names.items()]
     opener = PredictorOpener(bundle.folder, bundle.digest, exhaustive=False, uncertainty=False, threads=1)
@@ -141,9 +141,9 @@ def predict(bundle: Bundle, root: Path, nodes: int) -> dict[str, Any]:
 
 
 def overhead(nodes: int, trials: int) -> dict[str, Any]:
-    """Seconds of a slot that a trial takes beyond its own second; trials wait, one at once on each node.
+    """Slot time per trial beyond the second that it sleeps, with one trial at a time on each node.
 
-    The start of one process per node is part of it, so few trials on many nodes of a small machine measure that.
+    It includes the start of one process per node, which dominates with few trials on many nodes of a small machine.
     """
     with simulated(nodes) as address:
         found = measure_slots(trials, 1.0, nodes, address)

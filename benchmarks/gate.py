@@ -1,7 +1,7 @@
 """Error rates and power of the promotion gate, and the time of a promotion and a rollback.
 
 A draw resamples n cases of the recorded per-case scores of two real models (33 head-and-neck CTs, `benchmarks/results`)
-and asks the gate. None of the recorded models missed a tumour, so everything is also measured with 3 % of the cases
+and runs the gate. None of the recorded models missed a tumour, so everything is also measured with 3 % of the cases
 missed by each model at random.
 
 - equal: candidate and champion are exchanged case by case at random, so neither is better.
@@ -105,7 +105,7 @@ def _earlier(path: Path, draws: int) -> dict[str, Any]:
 
 
 def _summary(rates: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The greatest rates of false promotions, and the power by number of cases."""
+    """The highest rates of false promotions, and the power by number of cases."""
     power = {
         f"power_{shift[1:].replace('.', '')}_look_{looks}": {
             str(n): rates[f"{shift}, n={n}, look {looks}"]["accepted"] for n in CASES

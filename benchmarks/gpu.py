@@ -1,27 +1,27 @@
 """Training and inference on one CUDA GPU, beside MONAI and nnU-Net, in at most eight minutes.
 
-Parts run one after another, each in a process of its own with a limit of two minutes; what does not fit into the time
-left is skipped with the reason. After each part, a line of JSON with its result is printed, the first with card, driver
-and torch; the last line has all.
-A part reports as it goes, so one that is cut off keeps the repetitions it has finished.
+Parts run one after another, each in its own process with a limit of two minutes; a part for which too little time is
+left is skipped with the reason. After each part, a line of JSON with its result is printed: the first has the GPU, the
+driver and the version of torch, the last all results. A part reports intermediate results, so that one that exceeds
+its limit keeps the repetitions it has finished.
 
-- `training-SIZE-PATCH`: our `fit` on phantoms at 1.5 mm, in bf16 where the GPU has it, batch 2, SGD, nnU-Net's
-  augmentation: eager, compiled, and with CUDA graphs. Steps a second of the second epoch, the share of time that the
-  GPU was busy (nvidia-smi, every 100 ms), the share spent waiting for patches, and peak memory. SIZE is `small` (our
+- `training-SIZE-PATCH`: gtvray's `fit` on phantoms at 1.5 mm, in bf16 where the GPU has it, batch 2, SGD, nnU-Net's
+  augmentation: eager, compiled, and with CUDA graphs. Steps per second of the second epoch, the share of time that the
+  GPU was busy (nvidia-smi, every 100 ms), the share spent waiting for patches, and peak memory. SIZE is `small` (the
   default network) or `large` (31 million parameters); PATCH is `cube` (128 x 128 x 128) or `flat` (192 x 192 x 32).
 - `training-SIZE-PATCH-monai`: the same network, patch, batch, precision and optimizer in the loop of MONAI's
   tutorials: CacheDataset, its random transforms with the same probabilities, a DataLoader with worker processes,
   DiceCELoss.
-- `training-SIZE-PATCH-nnunet`: nnU-Net's own trainer, loader and augmentation processes and torch.compile, as it is by
-  default. Only where `--nnunet-python` names a Python that has it; its preprocessing is not timed.
+- `training-SIZE-PATCH-nnunet`: nnU-Net's own trainer, loader, augmentation processes and torch.compile, with its
+  defaults. Only if `--nnunet-python` names a Python with nnU-Net; its preprocessing is not timed.
 - `inference`: a scan of StructSeg's size (512 x 512 x 124) from file to mask with the large network, modes body and
   localised, by stage, cold and warm; `inference-monai` is MONAI's sliding window and `inference-nnunet` nnU-Net's
   predictor with the same, random, weights. `logits_rmse_to_cpu` is the difference between the GPU's logits of a patch
   and the CPU's in fp32, as a share of their standard deviation.
 - `demo`: `gtvray demo` with training and endpoint on the GPU.
 
-`--tiny` runs every part with networks and patches of seconds, also on a CPU, to test this script; its figures mean
-nothing.
+`--tiny` runs every part with networks and patches that take seconds, also on a CPU, to test this script; its results
+have no meaning.
 
     python benchmarks/gpu.py --json [--nnunet-python /path/to/its/bin/python] [--only training-large-cube,inference]
 """
@@ -45,7 +45,7 @@ from _common import version
 PART_S, WHOLE_S = 120.0, 480.0
 # Started with less time than this left, a part would be cut off before its first result.
 LEAST_S = 15.0
-# The most informative first: what there is no time for is at the end.
+# The most informative parts come first, because the last ones are skipped if time runs out.
 PARTS = (
     "training-large-cube",
     "inference",
@@ -65,7 +65,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Run the parts and print one JSON line each, then one of all."""
+    """Run the parts and print one JSON line for each, then one with all results."""
     given = arguments()
     if given.part:
         from _gpu_parts import run_part
@@ -79,7 +79,7 @@ def main() -> None:
         facts = run("prepare", given, PART_S)
         print(json.dumps({"part": "prepare", **facts}), flush=True)
         parts: dict[str, dict[str, Any]] = {}
-        # Without a card every figure is null, and the other benchmarks of `make bench` go on.
+        # Without a GPU all results are null, so that the other benchmarks of `make bench` still run.
         possible = "failed" not in facts and (facts["card"] or given.tiny)
         for name in PARTS:
             if name not in asked or not possible:
@@ -94,9 +94,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; JSON is all that is printed")
-    parser.add_argument("--tiny", action="store_true", help="networks and patches of seconds, to test this script")
-    parser.add_argument("--only", help=f"parts, with commas: {', '.join(PARTS)}")
+    parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--tiny", action="store_true", help="small networks and patches, to test this script")
+    parser.add_argument("--only", help=f"parts, separated by commas: {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1))
     here = sys.executable if find_spec("nnunetv2") else None
     parser.add_argument("--nnunet-python", type=Path, default=os.environ.get("GTVRAY_BENCH_NNUNET", here))
@@ -115,7 +115,7 @@ def skipped(name: str, given: argparse.Namespace, left_s: float) -> dict[str, An
 
 
 def run(name: str, given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
-    """Run one part in a process of its own; its last line of JSON counts, also when it is cut off."""
+    """Run one part in its own process; return the JSON that it printed, also if it exceeded the limit."""
     if name.endswith("-nnunet"):
         script = str(HERE / "peers" / "gpu_nnunet.py")
         command = [str(given.nnunet_python), script, name, str(given.work), str(given.threads)]
@@ -126,7 +126,7 @@ def run(name: str, given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
     log = given.work / f"{name}.log"
     began = time.monotonic()
     with log.open("w") as errors:
-        # A session of its own: whatever the part has started ends with it.
+        # In its own session, so that processes that the part has started are killed with it.
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, cwd=given.work
         )
@@ -147,7 +147,7 @@ def run(name: str, given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
 
 
 def report(parts: dict[str, dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """The headline figures; null where a part did not give one."""
+    """Return the headline results; null where a part gave none."""
 
     def steps(name: str) -> dict[str, float | None]:
         ends = {"cube": f"large-cube{name}", "flat": f"large-flat{name}"}
@@ -183,7 +183,7 @@ def report(parts: dict[str, dict[str, Any]], facts: dict[str, Any]) -> dict[str,
 
 
 def ratio(over: float | None, under: float | None) -> float | None:
-    """A quotient of two figures that may be missing."""
+    """Return the quotient of two values; None if either is missing or zero."""
     return round(over / under, 3) if over and under else None
 
 

@@ -118,7 +118,7 @@ def contest(name: str, case: Path, out: Path, given: argparse.Namespace) -> dict
 
 
 def settings(spacing_mm: tuple[float, ...], interpolation: str) -> PreprocessingConfig:
-    """Run gtvray with the peer's interpolation."""
+    """Return gtvray's settings with the peer's interpolation."""
     return PreprocessingConfig(spacing_mm=spacing_mm, antialias=False, interpolation=interpolation)
 
 

@@ -1,11 +1,11 @@
 """The endpoint under load: small scans beside large ones, large bodies, slow clients, a killed gateway.
 
-The endpoint runs in a process of its own with a local Ray, the load comes from this one. The model has random weights
+The endpoint runs in its own process with a local Ray; this process generates the load. The model has random weights
 (network of size tiny, patches of 48 voxels at 3 mm), so that times are those of a small trained network.
 
 `small`: seconds of a scan of one patch, alone and while ten scans of about 300 patches are in progress.
 `uploads`: 16 bodies of 200 MB at once; memory of the endpoint's process tree above idle (proportional set size, which
-counts shared memory and tmpfs mappings once and page cache not), and the slowest answer of `/healthz` meanwhile.
+counts shared memory and tmpfs mappings once and excludes page cache), and the slowest answer of `/healthz` meanwhile.
 `slow`: seconds of the scan of one patch while 40 clients send a body at 1 kB/s.
 `kill`: seconds until `/healthz` answers again after SIGKILL of the gateway.
 
@@ -44,7 +44,7 @@ PATCH = 48
 
 
 def main() -> None:
-    """Run the sections and print one JSON line; with --serve, be the endpoint."""
+    """Run the sections and print one JSON line; with --serve, run the endpoint."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the results as JSON (the only format)")
     parser.add_argument("--sections", default=",".join(SECTIONS))

@@ -2,7 +2,7 @@
 
 All have the same model and threads, run one after the other, and get the same requests over the loopback.
 
-`throughput`: scans a second with 1, 4 and 16 clients, each sending its next scan when the last is answered.
+`throughput`: scans per second with 1, 4 and 16 clients, each of which sends a scan when the previous one is answered.
 `beside`: seconds of a scan of one patch, alone and while ten of the largest scans are in progress.
 `overhead`: median seconds of a scan of one patch over HTTP, less those of decoding, prediction and encoding in a
 process that does nothing else.
@@ -48,7 +48,7 @@ SERVERS = ("gtvray", "fastapi", "fastapi_monai")
 
 
 def main() -> None:
-    """Run all servers and print one JSON line; with --be, be one part of it."""
+    """Run all servers and print one JSON line; with --be, run as one of its processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
     parser.add_argument("--model", type=Path, help="bundle with one network; random weights by default")
@@ -104,7 +104,7 @@ def compare(folder: Path, model: Path, bodies: list[bytes], given: argparse.Name
 
 
 def ratios(result: dict[str, Any]) -> dict[str, Any]:
-    """What is compared, from the measurements."""
+    """Compute the compared ratios from the measurements."""
     ours, found = result.get("gtvray"), dict[str, Any]()
     if ours is None:
         return found
@@ -124,7 +124,7 @@ Client = Callable[[bytes], tuple[float, bytes]]
 
 
 def throughput(client: Client, bodies: list[bytes], clients: int, count: int) -> dict[str, Any]:
-    """Scans a second, and the seconds of each."""
+    """Scans per second, and the seconds of each."""
     queue = list(itertools.islice(itertools.cycle(bodies), count))
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
@@ -237,7 +237,7 @@ def be_offline(given: argparse.Namespace) -> None:
 
 
 def be_endpoint(given: argparse.Namespace) -> None:
-    """Be gtvray's endpoint until stdin is closed."""
+    """Run gtvray's endpoint until stdin is closed."""
     from gtvray.config import ServingConfig
     from gtvray.runtime import connect
     from gtvray.serving import start_server

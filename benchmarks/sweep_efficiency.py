@@ -1,12 +1,12 @@
-"""Compute that a sweep needs to find what random search finds, replayed on tables of real trainings.
+"""Compute that a sweep needs to match random search, replayed on tables of real trainings.
 
 Recording takes hours and resumes where it was interrupted; each finished training is kept. Replays take minutes.
 
     python benchmarks/sweep_efficiency.py --record main --data openkbp_ptv70/train
     python benchmarks/sweep_efficiency.py --json
 
-Replays are made twice: every method starts with the default settings, or none knows them and all start with the same
-random row. The second is the headline, because default settings that are among the best of a table hide the search.
+Replays are run in two variants: all methods start with the default settings, or all start with the same random row
+and the defaults are left out. The second is the headline result, because good defaults leave little to search for.
 Random search trains 32 settings to the end; the target is the DSC it reaches, the median over seeds. A method's compute
 is the number of epochs it has trained when it first has a trial with that DSC. Settings of gtvray's method are chosen
 on one half of the rows and reported on the other half and on the second table. Medians with 95 % bootstrap intervals
@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 SEEDS = 24
 _RESAMPLES = 2000
 Start = Callable[[Table, int], Table]
-# What a search finds in the first row of its table is its first trial.
+# The first row of its table is the first trial of every search.
 STARTS: dict[str, Start] = {"default": lambda table, _: table, "random": Table.without_default}
 HEADLINE = "random"
 # Searchers and schedulers of which the best on one half of the rows is gtvray's method.
@@ -75,7 +75,7 @@ def main() -> None:
         record(PLANS[arguments.record], arguments.data, files[arguments.record])
         return
     tables = {name: table for name, path in files.items() if (table := read_table(path)) is not None}
-    # A replay of a table that is still being recorded would say something else every time.
+    # Replays of a table that is still being recorded would not be reproducible.
     incomplete = {name: len(table.rows) for name, table in tables.items() if len(table.rows) < PLANS[name].configs}
     complete = {name: table for name, table in tables.items() if name not in incomplete}
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
@@ -100,7 +100,7 @@ def report(tables: dict[str, Table], seeds: range) -> dict[str, Any]:
     return {
         **base,
         **{key: half[key] for key in base if key in half},
-        # A sweep always trains the default settings; without them its winner cannot be held to be as good.
+        # From the variant with the default settings, which every real sweep trains.
         "worse_than_default": found["default"]["tables"]["half"]["worse_than_default"],
         "headline": HEADLINE,
         "first_trial": found,

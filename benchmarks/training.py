@@ -112,7 +112,7 @@ def arguments() -> argparse.Namespace:
 
 
 def select_cases(given: argparse.Namespace) -> None:
-    """Return the training cases, and one patch of another case for selection, which then takes no time."""
+    """Link the training cases, and write a small part of another case for selection, so that it takes little time."""
     source = given.data
     if source is None:
         source = given.work / "phantoms"
@@ -247,7 +247,7 @@ def write_network(config: Config, given: argparse.Namespace) -> dict[str, Any]:
     patches = torch.rand(given.batch, preprocessing.channels, *patch_ijk)
     cost = step_cost(network, patches)
     with torch.no_grad():
-        # Norms are initialised with one and zero, which would hide a permutation.
+        # Normalisation layers are initialised with ones and zeros, which would hide a permutation.
         for name, parameter in network.named_parameters():
             if "norm" in name:
                 parameter.add_(torch.rand_like(parameter), alpha=0.5)

@@ -12,7 +12,7 @@ from gtvray.runtime.environment import prepare_environment
 
 __version__ = "0.1.0"
 
-# Part of every mask, report and message that leaves the system.
+# Included in every mask, report and message that is output.
 NOTICE = "Research use only, not a medical device; a clinician must review every mask."
 
 # Before any module of gtvray imports Ray, MLflow, MONAI or torch, which read the environment when they are imported.

@@ -52,21 +52,21 @@ _NEED_BYTES = 2_000_000_000
 _CLIENTS = 4
 _OVERLAY_FIELD_MM = 160.0
 
-# Called with URL and token of the endpoint; returns when the endpoint shall stop.
+# Called with URL and token of the endpoint; blocks until the endpoint should stop.
 Hold = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What a user may choose.
+    """Options of the demo.
 
     Attributes:
-        workspace: where everything is written.
-        data: a folder in StructSeg's layout; phantoms are made without it.
-        address: of a running Ray cluster; one is started here without it.
-        sweep: a file of a search space; without it the shipped `demo.yaml`, or `demo_data.yaml` with `data`.
-        config: everything else.
-        hold: keeps the endpoint up at the end.
+        workspace: workspace for all output.
+        data: a folder in StructSeg's layout; None to generate phantoms.
+        address: address of a running Ray cluster; None to start one on this machine.
+        sweep: sweep file; None for the shipped `demo.yaml`, or `demo_data.yaml` with `data`.
+        config: all other settings.
+        hold: keeps the endpoint running at the end.
     """
 
     workspace: Workspace
@@ -79,7 +79,7 @@ class DemoOptions:
 
 @dataclass
 class DemoResult:
-    """What came of it, ready for JSON."""
+    """Results of the demo as JSON-serialisable values."""
 
     data: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Demo:
         shipped = Path(str(resources.files("gtvray.tune_configs") / name))
         sweep = load_sweep(self._options.sweep or shipped)
         serving = self._config.serving
-        # What would fail at the end is looked at first.
+        # Check first what would otherwise fail at the end.
         require_port(serving.host, serving.port, "--port")
         job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
         written = [job.folder, self._workspace.decisions, *([] if self._options.data else [self._workspace.phantoms])]
@@ -172,7 +172,7 @@ class Demo:
     def _evaluate(self, outcome: SweepOutcome, project: Project, champion: Bundle | None) -> Gathered:
         from gtvray.promotion import gather_evidence
 
-        with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their own grids"):
+        with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their original grids"):
             gathered = gather_evidence(
                 outcome.bundle,
                 project,
@@ -270,7 +270,7 @@ class Demo:
         offline = read_binary(entry.mask)
         if not (served.mask.same_grid(offline) and np.array_equal(served.mask.array, offline.array)):
             raise FailureError(
-                "the served mask is not the offline one",
+                "the served mask differs from the offline mask",
                 where=f"case {entry.case.case_id}, request {served.request_id}",
                 do="do not use this model here; run `gtvray doctor`",
             )
@@ -280,7 +280,7 @@ class Demo:
         return {**row, "milliseconds": milliseconds, "request_id": served.request_id, "same_as_offline": True}
 
     def _threads(self) -> int:
-        # As many as a replica has: with another count of threads sums are taken in another order.
+        # As many as a replica has, since another number of threads changes the order of summation.
         return max(1, int(self._config.serving.cpus_per_replica))
 
     def _picture(self, name: str, case: Case, title: str, prediction: Path | None = None) -> None:

@@ -45,7 +45,7 @@ class GtvrayError(Exception):
         where: affected file, key or address.
         expected: valid value or state.
         found: actual value or state.
-        do: instruction that solves the problem.
+        do: how to resolve the problem.
     """
 
     exit_code: ClassVar[int] = 1

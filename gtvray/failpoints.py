@@ -5,10 +5,10 @@ the COUNT-th time (default 1) that execution reaches NAME, ACTION happens once:
 
     kill    send SIGKILL to this process
     raise   raise RuntimeError
-    hang    block this thread for ever
+    hang    block this thread forever
     enospc  raise the OSError of a full disk
     memory  raise MemoryError
-    nan     tell the caller to replace its value by NaN
+    nan     make the caller replace its value by NaN
 
 A process that replaces a dead one counts from the beginning. With `GTVRAY_FAILPOINT_ONCE`, the path of a folder, each
 entry acts once over all processes that share the folder.

@@ -1,4 +1,4 @@
-"""Bundles of random weights: models that take seconds to make and find nothing."""
+"""Bundles with random weights: models that are created in seconds and predict nothing useful."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def random_bundle(
     inference: InferenceConfig | None = None,
     locator: Bundle | None = None,
 ) -> Bundle:
-    """A bundle by its seed: a small network on a grid of 4 mm."""
+    """Write a bundle with random weights by seed: a small network on a grid of 4 mm."""
     torch.manual_seed(seed)
     network, patch_ijk = NetworkConfig(features=(4, 4, 8)), (16, 16, 16)
     return write_bundle(

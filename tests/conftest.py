@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # A job that a shell put into the background ignores Ctrl-C, and so would every process the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about the machine than about the code. `make test` draws the same examples
-# every time, so that a change is judged by what it changed; `make test-all` draws new ones.
+# No deadline, because the duration of an example depends on the machine. `make test` draws the same examples every
+# time, so that failures are caused by the change under test; `make test-all` draws new ones.
 settings.register_profile("gtvray", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None)
 settings.load_profile("gtvray")
@@ -51,7 +51,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real volumes, kept beside the repository and never in it."""
+    """Folder of real volumes, which are stored beside the repository and never in it."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("real volumes are not here (../shared/data)")

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from Debian's package; see `tests/install_servers.sh`."""
+"""A temporary PostgreSQL server, from Debian's package; see `tests/install_servers.sh`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def postgres() -> Iterator[str]:
         pytest.skip("needs PostgreSQL (tests/install_servers.sh) and root, to run it under its own account")
     pytest.importorskip("psycopg")
     account = pwd.getpwnam(_ACCOUNT)
-    # Folders of pytest are closed to other accounts.
+    # Other accounts have no access to pytest's folders.
     data = Path(tempfile.mkdtemp(prefix="gtvray-postgres-"))
     shutil.chown(data, account.pw_uid, account.pw_gid)
     with socket.socket() as free:

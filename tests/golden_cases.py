@@ -1,4 +1,4 @@
-"""Golden cases made by hand, and spoilt: as a stack that answers otherwise would find them."""
+"""Golden cases for tests, and a change to them that makes their reproduction fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gtvray.models import Bundle
 
 
 def made_golden(folder: Path, bundle: Bundle, scans: Sequence[Volume]) -> Path:
-    """Scans with the masks that a bundle gives here on one thread."""
+    """Write golden cases with the masks that a bundle predicts on this machine with one thread."""
     predictor = Predictor(bundle, threads=1)
     with atomic_dir(folder) as temporary:
         for number, scan in enumerate(scans):
@@ -26,7 +26,7 @@ def made_golden(folder: Path, bundle: Bundle, scans: Sequence[Volume]) -> Path:
 
 
 def spoil(folder: Path, number: int = 0) -> None:
-    """Let the promoted mask of a case have been another: one corner of the scan, of eight voxels."""
+    """Replace the stored mask of a case by eight voxels in a corner of the scan."""
     mask = folder / f"mask-{number}.nii.gz"
     before = read_volume(mask)
     other = np.zeros(before.shape, np.uint8)

@@ -1,4 +1,4 @@
-"""Marks of tests that need a CUDA device; they are run by `make test-gpu` and skip without one."""
+"""Marks for tests that need a CUDA device; `make test-gpu` runs them, and they are skipped without one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 NEEDS_GPU = [
     pytest.mark.gpu,
-    # Compilers and drivers warn of what differs from machine to machine.
+    # Warnings of compilers and drivers differ between machines.
     pytest.mark.filterwarnings("default"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),

@@ -1,4 +1,4 @@
-"""Commands run as in a container: as a user without a name, or with a network that leads nowhere."""
+"""Run commands as in a container: as a user without a name, or in an isolated network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 
 def as_nameless_user() -> list[str]:
-    """What to put before a command so that its user has no entry in the password database; skips where it may not."""
+    """Return a command prefix for a user without an entry in the password database; skip the test if not permitted."""
     return _permitted(["unshare", "--user", "--map-user=12345", "--map-group=12345"])
 
 
 def with_own_network() -> list[str]:
-    """What to put before a command so that it may set up a network of its own; skips where it may not."""
+    """Return a command prefix for a new network namespace; skip the test if not permitted."""
     return _permitted(["unshare", "--user", "--map-root-user", "--net"], "ip link add out type veth peer name far")
 
 

@@ -48,12 +48,12 @@ class ObjectStore:
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
-            # An answer within a second where there is none.
+            # Fail within a second while the store is down.
             "AWS_MAX_ATTEMPTS": "1",
         }
 
     def start(self) -> None:
-        """Answer requests."""
+        """Accept requests."""
         self._command("start")
 
     def stop(self, _: str = "") -> bool:

@@ -1,4 +1,4 @@
-"""Run a command in a network that leads nowhere, and write down whom it tries to reach.
+"""Run a command in an isolated network, and log the destinations that it tries to reach.
 
     unshare --user --map-root-user --net python packets.py LOG COMMAND...
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 
-# A made-up machine at the other end, so that packets are sent without asking who has the address.
+# The gateway has a static neighbour entry, so that packets are sent without ARP requests.
 _SET_UP = """
 ip link set lo up
 ip link add out type veth peer name far
@@ -28,7 +28,7 @@ _IPV4, _TCP, _UDP, _DNS = b"\x08\x00", 6, 17, 53
 
 
 def describe(frame: bytes) -> str | None:
-    """A packet as a line; None for what is not IPv4, such as the kernel's own IPv6 announcements."""
+    """Describe a packet in one line; None if it is not IPv4, such as the kernel's IPv6 announcements."""
     if frame[12:14] != _IPV4:
         return None
     packet = frame[14:]

@@ -23,9 +23,9 @@ from gtvray.tracking import connect_mlflow
 
 
 def open_store(database: Path, artifacts: Path) -> MlflowClient:
-    """A client of a SQLite store, which is made when it is not there."""
+    """Return a client of a SQLite store, which is created if it does not exist."""
     with warnings.catch_warnings():
-        # SQLAlchemy's and MLflow's own deprecations, when they are loaded.
+        # SQLAlchemy and MLflow raise deprecation warnings when they are imported.
         warnings.simplefilter("ignore")
         return connect_mlflow(sqlite_uri(database), artifacts)
 

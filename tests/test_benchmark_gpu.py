@@ -1,4 +1,4 @@
-"""The GPU benchmark's own machinery: partial results, limits, missing cards and peers; never its figures."""
+"""The GPU benchmark's script: partial results, time limits, missing GPUs and peers; not its measurements."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_the_report_has_every_key_with_null_for_what_was_not_run(script: ModuleT
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_parts_run_with_networks_of_seconds() -> None:
-    # Not the demo, which has a test of its own and takes minutes on a CPU.
+def test_parts_run_with_tiny_networks() -> None:
+    # Without the demo, which has its own tests and takes minutes on a CPU.
     parts = ("training-small-cube", "training-small-cube-monai", "training-large-flat", "inference", "inference-monai")
     command = [sys.executable, str(SCRIPT), "--json", "--tiny", "--threads=2", f"--only={','.join(parts)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -115,7 +115,7 @@ def test_a_winner_that_is_worse_on_untouched_cases_is_counted(bench: Any, tables
 
 
 @pytest.mark.slow
-def test_recording_goes_on_where_it_was_interrupted(bench: Any, phantoms: Path, tmp_path: Path) -> None:
+def test_interrupted_recording_resumes(bench: Any, phantoms: Path, tmp_path: Path) -> None:
     small = ("network.features=[4, 8, 8]", "training.patch_ijk=[16, 16, 16]", "training.epochs=2")
     settings = (*bench.sweep_table.PLANS["main"].settings, *small, "training.steps_per_epoch=1")
     plan = bench.sweep_table.Plan(settings, bench.sweep_table.SPACE, 3, 0)

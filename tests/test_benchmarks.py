@@ -1,4 +1,4 @@
-"""The accuracy figure's own machinery, from scans to tables, with trainings of seconds."""
+"""The script of the accuracy benchmark, from scans to tables, with trainings that take seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ inference: {overlap: 0}
 
 
 def script(*arguments: str) -> tuple[dict[str, Any], str]:
-    """What the script prints, and what it tells of its stages."""
+    """Run the script; return its result and its log of stages."""
     command = [sys.executable, str(SCRIPT), "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -32,7 +32,7 @@ def script(*arguments: str) -> tuple[dict[str, Any], str]:
 
 
 class Bench:
-    """The script with a folder of its own."""
+    """The script with its own folder."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.results, self.ledger = folder / "results", folder / "LEDGER.md"
@@ -44,7 +44,7 @@ class Bench:
         self._base += [f"--ledger={self.ledger}", "--threads=2"]
 
     def run(self, *arguments: str) -> dict[str, Any]:
-        """What it prints; `said` is what it reported of its stages."""
+        """Run the script and return its result; `said` is its log of stages."""
         found, self.said = script(*self._base, *arguments)
         return found
 
@@ -76,7 +76,7 @@ def test_accuracy_tables_name_their_ledger_entries(bench: Bench, tmp_path: Path)
     assert found["ours"]["budget"] == "4 epochs"
     assert [each["epochs"] for each in found["ours"]["seeds"][0]["trainings"]] == [2, 2]
     assert [each["epochs"] for each in found["quarter"]["seeds"][0]["trainings"]] == [1]
-    # Without nnU-Net nothing is won over it.
+    # Without nnU-Net the mean mask is the only peer, and the quarter budget has no result.
     assert (found["peer"], found["peers"]["nnunet"], found["goals_met"]["quarter"]) == ("mean", None, None)
     assert found["diff_low"] <= found["dsc"] - found["peer_dsc"] <= found["diff_high"]
     assert bench.ledger.read_text().count("accuracy figure") == 3

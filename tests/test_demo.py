@@ -1,4 +1,4 @@
-"""The main job from end to end, and the commands that use its workspace afterwards."""
+"""The demo from end to end, and the commands that use its workspace afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRIALS, EPOCHS = 2, 2
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> list[object]:
-    """A demo of seconds, its workspace shared by the tests of this module."""
+    """Arguments of a demo that takes seconds, in a workspace shared by the tests of this module."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "tiny.yaml").write_text(TINY_SWEEP)
     return ["demo", "--data", phantoms, "--sweep", folder / "tiny.yaml", "--workspace", folder / "workspace"]
@@ -41,7 +41,7 @@ def workspace(base: list[object]) -> Path:
 
 @pytest.fixture(scope="module")
 def one_trial(workspace: Path) -> list[object]:
-    """What makes a demo quicker still."""
+    """Options for an even shorter demo, with one trial of one epoch."""
     path = workspace.parent / "one.yaml"
     path.write_text(ONE_TRIAL_SWEEP)
     return ["--sweep", path]
@@ -49,7 +49,7 @@ def one_trial(workspace: Path) -> list[object]:
 
 @pytest.fixture(scope="module")
 def first(base: list[object]) -> dict[str, Any]:
-    """What the first demo says, on a cluster of its own."""
+    """The JSON output of the first demo, which starts its own cluster."""
     finished = run(*base, *OPEN_GATE, "--port", free_port(), "--json")
     assert (finished.code, finished.stderr) == (0, "")
     return dict(finished.json())
@@ -68,7 +68,7 @@ class Endpoint:
 def second(
     base: list[object], one_trial: list[object], first: dict[str, Any], local_ray: Cluster
 ) -> Iterator[Endpoint]:
-    """The endpoint of a second demo in the same workspace, held by `--keep-serving`."""
+    """The endpoint of a second demo in the same workspace, kept running by `--keep-serving`."""
     port = free_port()
     keep = ("--keep-serving", "--address", local_ray.address)
     running = Running(*base, *one_trial, *OPEN_GATE, "--port", port, *keep)
@@ -78,7 +78,7 @@ def second(
         running.interrupt()
         running.end()
     finally:
-        # Otherwise it would go on, and its endpoint would refuse those of later tests.
+        # Otherwise its endpoint would keep running, and later tests could not start theirs.
         running.kill_all()
 
 

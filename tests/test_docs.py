@@ -1,4 +1,4 @@
-"""The documents keep up with the code: every name, link, command and setting in them is real, and none is left out."""
+"""Documentation matches the code: every name, link, command and setting in it exists, and none is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gtvray.config import known_keys
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("cluster/*.md")])
-# What `make docs` generates is checked where it comes from.
+# Without the pages that `make docs` generates, whose sources are checked.
 GUIDES = [path for path in DOCUMENTS if not {"reference", "_build"} & set(path.parts)]
 
 
@@ -78,7 +78,7 @@ STATED = {
     "network namespaces": ("README.md", "docs/guide-cluster.md"),
     "three trials with two workers each over two hosts": ("README.md", "docs/guide-cluster.md"),
 }
-# Statements that were true once.
+# Outdated statements that must not reappear.
 RETIRED = (r"rank correlation\s+of \+0\.15", r"a sweep that is stopped is not resumed", r"only one-node clusters")
 
 

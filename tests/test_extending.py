@@ -34,7 +34,7 @@ def _apply(path: Path, hunk: str) -> None:
 
 @pytest.fixture
 def extended(tmp_path: Path) -> Path:
-    """Copy the package and the suite, and apply the three blocks as the text says."""
+    """Copy the package and the suite, and apply the three blocks as described."""
     shutil.copytree(REPOSITORY / "gtvray", tmp_path / "gtvray", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / SUITE.parent, tmp_path / SUITE.parent, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)

@@ -1,4 +1,4 @@
-"""The commands of the guides work as they are printed, in their order, in a folder as a user has it."""
+"""The commands of the guides work as printed, in order, in a folder like a user's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(line: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
-    """A folder with the data that the guides name, and a search of seconds under the name of the shipped one."""
+    """A folder with the data that the guides name, and a short sweep file under the name of a shipped one."""
     folder = tmp_path_factory.mktemp("home")
     shutil.copytree(phantoms, folder / "Naso_GTV")
     (folder / "tune_configs").mkdir()
@@ -55,12 +55,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def workspace(home: Path) -> Path:
-    """The guide from a folder to a served model, up to the endpoint."""
+    """Run the section "From a folder to a served model" up to the promotion; return the workspace."""
     (check, sweep, promote, *_) = commands("guide-your-data.md", "From a folder to a served model")
     run(check, home)
     run(sweep, home)
     (bundle,) = (home / "gtvray-runs" / "bundles").iterdir()
-    # A model that has learned next to nothing passes a gate that is open only.
+    # A model that is hardly trained passes only an open gate.
     run(f"{promote.replace('NAME', bundle.name)} {shlex.join(OPEN_GATE)}", home)
     return home / "gtvray-runs"
 

@@ -48,7 +48,7 @@ def test_packages_import_lower_layers_only() -> None:
 
 @pytest.mark.parametrize("name", ["gtvray", "gtvray.config", "gtvray.data", "gtvray.preprocessing"])
 def test_light_packages_load_nothing_heavy(name: str) -> None:
-    # Patches are changed in torch; all else that the data package holds must do without.
+    # Patches are augmented in torch; all other names of the data package must not load it.
     names = f"[each for each in dir({name}) if each != 'PatchSampler']"
     assert _loaded(f"import {name}\n[getattr({name}, each) for each in {names}]") == []
 
@@ -97,8 +97,8 @@ def test_wheel_contains_every_package() -> None:
 
 
 def test_text_files_are_read_in_one_place() -> None:
-    """What people edit on other systems comes with byte-order marks and other encodings: gtvray/io/text.py knows."""
-    # Files of the kernel: /proc and the limits of a cgroup.
+    """Text files from other systems may have byte-order marks or other encodings, which gtvray/io/text.py handles."""
+    # These read files of the kernel, such as /proc and the limits of a cgroup.
     exempt = {
         "cli/doctor.py",
         "registry/lease.py",
@@ -119,7 +119,7 @@ def test_text_files_are_read_in_one_place() -> None:
 def test_modules_are_short_and_documented(module: Path) -> None:
     text = module.read_text()
     assert len(text.splitlines()) <= 450
-    assert text.lstrip().startswith(('"""', 'r"""')), "a module says first what it is for"
+    assert text.lstrip().startswith(('"""', 'r"""')), "a module starts with a docstring"
 
 
 def test_tests_for_a_gpu_are_where_make_test_gpu_looks() -> None:

@@ -1,7 +1,7 @@
 """Nothing calls home: not gtvray, and none of the libraries and processes it starts.
 
-Commands run outside pytest's environment, in which MLflow switches its telemetry off by itself, in a network whose
-packets are written down, and with a proxy that records what it is asked for and refuses it.
+Commands run without pytest's environment variables, with which MLflow disables its telemetry, in a network whose
+packets are logged, and with a proxy that records and refuses every request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from .cli.command import ONE_TRIAL_SWEEP
 from .namespaces import with_own_network
 
-# Each of these makes MLflow or OpenVINO believe it runs in a test.
+# With any of these, MLflow or OpenVINO assumes that it runs in a test.
 _TEST_SIGNS = ("PYTEST_CURRENT_TEST", "PYTEST_VERSION", "GITHUB_ACTIONS", "CI", "GITLAB_CI", "JENKINS_URL", "TF_BUILD")
 _SWITCHES = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED", "RAY_USAGE_STATS_PROMPT_ENABLED")
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
@@ -27,7 +27,7 @@ _PACKETS = Path(__file__).with_name("packets.py")
 
 
 class RecordingProxy:
-    """A proxy that notes the first line of every request and refuses it."""
+    """A proxy that records the first line of every request and refuses it."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -57,7 +57,7 @@ def proxy() -> Iterator[RecordingProxy]:
 
 
 def environment(home: Path, **changes: str) -> dict[str, str]:
-    """A user's environment: neither a test's, nor one where telemetry is off already."""
+    """Return a user's environment, without variables that indicate a test or disable telemetry."""
     hidden = {*_TEST_SIGNS, *_SWITCHES, *_PROXIES, "RAY_ADDRESS"}
     return {name: value for name, value in os.environ.items() if name not in hidden} | {"HOME": str(home)} | changes
 
@@ -67,7 +67,7 @@ def behind(proxy: RecordingProxy) -> dict[str, str]:
 
 
 def packets_of(folder: Path, *command: object) -> list[str]:
-    """What a command tries to send off the machine."""
+    """Run a command; return the packets that it tries to send to other machines."""
     log = folder / "packets.log"
     line = [*with_own_network(), sys.executable, str(_PACKETS), str(log), *map(str, command)]
     done = subprocess.run(line, env=environment(folder), cwd=folder, capture_output=True, text=True, check=False)
@@ -82,7 +82,7 @@ def test_recorder_sees_connections(tmp_path: Path) -> None:
     assert packets_of(tmp_path, sys.executable, "-c", code) == ["udp 169.254.169.254:80"]
 
 
-# As evaluations and sweeps use the store. MLflow asks for its telemetry settings in the background.
+# Uses the store like evaluations and sweeps. MLflow requests its telemetry settings in the background.
 _USE_MLFLOW = """
 import sys
 from pathlib import Path

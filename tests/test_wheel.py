@@ -29,7 +29,7 @@ def _run(*command: object, cwd: Path, timeout_s: float = 600) -> subprocess.Comp
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
-    """The wheel in an environment that has its dependencies from here, as a new installation takes minutes."""
+    """The wheel is installed without dependencies, which this environment provides: installing them takes minutes."""
     build = _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, REPOSITORY, cwd=tmp_path)
     if "Could not find a version" in build.stderr:
         pytest.skip("no package index is reachable to build a wheel")
@@ -37,7 +37,7 @@ def test_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     assert _run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path).returncode == 0
     binaries = tmp_path / "env" / "bin"
-    # What an editable installation adds to the path is not read from there.
+    # .pth files in the added folder are not processed, so an editable installation of the clone is not found.
     (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     installed = _run(binaries / "pip", "install", "--quiet", "--no-deps", "--ignore-installed", wheel, cwd=tmp_path)

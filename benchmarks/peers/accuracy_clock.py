@@ -51,7 +51,7 @@ def _running_children_s() -> float:
 
 
 class EpochClock:
-    """Seconds and CPU seconds per epoch, in a file, so that an interrupted training reports its cost without a break.
+    """Seconds and CPU seconds per epoch, in a file, so that an interrupted training reports its cost without the pause.
 
     Args:
         file: where they are stored. An epoch that is stored already is not counted again, because it is repeated or

@@ -162,7 +162,7 @@ def predict(val: Path, work: Path, out: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What ran."""
+    """Return the versions of nnU-Net and its libraries."""
     return {name: metadata.version(name) for name in ("nnunetv2", "torch", "dynamic-network-architectures")}
 
 

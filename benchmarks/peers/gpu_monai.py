@@ -1,7 +1,7 @@
 """MONAI as a contestant of `gpu.py`: the training loop of its tutorials, and its sliding window from file to file.
 
-Network, patch, batch, optimizer and precision are ours. The loader is MONAI's: prepared cases in a CacheDataset, random
-dictionary transforms with nnU-Net's probabilities, and a DataLoader with worker processes.
+Network, patch, batch, optimizer and precision are gtvray's. The loader is MONAI's: prepared cases in a CacheDataset,
+random dictionary transforms with nnU-Net's probabilities, and a DataLoader with worker processes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def training(
 
 
 def loader(config: Config, train: list[CachedCase], workers: int) -> Any:
-    """Endless batches."""
+    """Return an endless iterator of batches."""
     low, high = config.preprocessing.windows_hu[0]
     data = []
     for case in train:
@@ -102,7 +102,7 @@ def loader(config: Config, train: list[CachedCase], workers: int) -> Any:
             mt.RandAdjustContrastd("image", prob=aug.gamma, gamma=(0.7, 1.5), retain_stats=True),
         ]
     )
-    # One entry a patch, so that an epoch of the loader is longer than the cases are many.
+    # One entry per patch, so that an epoch of the loader is not limited to the number of cases.
     size = config.training.batch_size * config.training.steps_per_epoch
     dataset = CacheDataset([data[n % len(data)] for n in range(size)], chain, cache_rate=0.0, progress=False)
     return cycle_of(
@@ -118,13 +118,13 @@ def loader(config: Config, train: list[CachedCase], workers: int) -> Any:
 
 
 def cycle_of(batches: Any) -> Any:
-    """The loader again and again; `itertools.cycle` would repeat the first epoch's very patches."""
+    """Iterate over the loader endlessly; `itertools.cycle` would repeat the patches of the first epoch."""
     for _ in cycle([None]):
         yield from batches
 
 
 def inference(model: Path, scan: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """MONAI's usual chain from file to file: the network and its sliding window on the device."""
+    """Time MONAI's usual pipeline from file to file, with network and sliding window on the device."""
     bundle = Bundle.load(model)
     settings = bundle.inference
     chain = mt.Compose(

@@ -1,7 +1,7 @@
 """nnU-Net as a contestant of `gpu.py`, run in its own environment without gtvray; prints lines of JSON.
 
-Training is its own `run_training` with its loader, augmentation processes and torch.compile as they are by default, on
-the network, patch, spacing and batch of our plan, which `gpu.py` left in WORK/nnunet.json. Inference is
+Training is its own `run_training` with its loader, augmentation processes and torch.compile, all with defaults, on the
+network, patch, spacing and batch of gtvray's plan, which `gpu.py` has written to WORK/nnunet.json. Inference is
 `inference_nnunet.py` on the GPU.
 
     python gpu_nnunet.py training-SIZE-PATCH-nnunet|inference-nnunet WORK THREADS
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def training(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """An epoch to warm up, with compiling, then one that counts."""
+    """Run a warm-up epoch, which includes compilation, then a timed one."""
     base.FEATURES = tuple(plan["features"])
     base.architecture = lambda planned, **changes: architecture(planned, plan, **changes)
     base.trainer_of = base.trainer
@@ -51,7 +51,7 @@ def training(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def architecture(planned: dict[str, Any], plan: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Its planned network with the stages of ours; its axes are the other way round."""
+    """Return nnU-Net's planned network with the stages of gtvray's; its axes are in reverse order."""
     stages = len(plan["features"])
     settings = {
         **planned["arch_kwargs"],
@@ -67,7 +67,7 @@ def architecture(planned: dict[str, Any], plan: dict[str, Any], **changes: Any) 
 
 
 def inference(work: Path) -> dict[str, Any]:
-    """Its predictor from file to file."""
+    """Run nnU-Net's predictor from file to file."""
     os.environ["GTVRAY_BENCH_DEVICE"] = DEVICE
     for key in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{key}"] = str(work / "job")

@@ -1,7 +1,7 @@
 """Plain FastAPI around a predictor, as a contestant of `serving_peers.py`: the body is read, then a thread segments it.
 
-`predictor` has gtvray's own predictor behind it, `monai` MONAI's usual pipeline with the network of the bundle. Both
-get the threads that gtvray's endpoint gets.
+`predictor` uses gtvray's predictor, `monai` MONAI's usual pipeline with the network of the bundle. Both have as many
+threads as gtvray's endpoint.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _KERNELS = {3: "convolution", 2: "upsampling", 1: "head"}
 
 
 def main() -> None:
-    """One stage."""
+    """Run one stage and print its result."""
     stage, work, given = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3:]
     for key in ("raw", "preprocessed", "results"):
         (work / "nnunet" / key).mkdir(parents=True, exist_ok=True)

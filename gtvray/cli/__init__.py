@@ -1,4 +1,4 @@
-"""The command line: one module per command, which imports what it needs when it runs."""
+"""The command line: one module per command, with imports inside the commands."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def up(
     """Start the services that do not run yet.
 
     The command waits until they are healthy. Dashboard, MLflow and endpoint listen on localhost; MLflow has no
-    authentication. Ray's own ports listen on every address of the machine: a token protects them, and a firewall
-    protects better.
+    authentication. Ray's own ports listen on every address of the machine and require a token; close them with a
+    firewall as well.
 
     Example: gtvray cluster up --workspace gtvray-runs
     """
@@ -84,7 +84,7 @@ def status(folder: _FolderOption = None, as_json: JsonOption = False) -> None:
 def down(folder: _FolderOption = None, as_json: JsonOption = False) -> None:
     """Stop every service that `up` has started.
 
-    All of their processes end; no other Ray or MLflow is affected.
+    All of their processes are ended. Other Ray clusters and MLflow servers are not affected.
 
     Example: gtvray cluster down
     """

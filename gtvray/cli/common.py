@@ -24,7 +24,7 @@ WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for a
 WORKSPACE = Path("gtvray-runs")
 # Without a terminal, progress within a stage is a line at most this often.
 _LINE_EVERY_S = 10.0
-# Work of many parts, such as thousands of scans, takes long to complete a share worth mentioning.
+# After this time a small share is used for the estimate too, such as the first of thousands of scans.
 _OBSERVED_S = 60.0
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
@@ -166,7 +166,7 @@ class Progress:
 
 
 def take_sigterm() -> None:
-    """Handle SIGTERM like Ctrl-C."""
+    """Handle SIGTERM in the same way as Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
@@ -174,7 +174,7 @@ def take_sigterm() -> None:
 def ended_by_second_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
     """Within the block, the first Ctrl-C or SIGTERM is raised and a further one ends the process at once.
 
-    Nothing is lost by it: what was recorded is on disk, and Ray ends the workers of a process that is gone.
+    Nothing is lost: recorded results are on disk, and Ray ends the workers of a terminated process.
 
     Args:
         last_words: returns what to print then.
@@ -184,8 +184,8 @@ def ended_by_second_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         if interrupted:
-            # Not through streams, in whose middle the signal may have come.
-            os.write(2, f"\nerror: interrupted twice, ended at once\n{last_words()}".encode())
+            # Bypass the streams, since the signal may have interrupted a write.
+            os.write(2, f"\nerror: interrupted twice, terminated immediately\n{last_words()}".encode())
             os._exit(GtvrayError.exit_code)
         interrupted = True
         raise KeyboardInterrupt
@@ -204,7 +204,7 @@ def emit(value: Any, as_json: bool, text: str) -> None:
 
 
 def shell_command(*words: object) -> str:
-    """Format a command line that can be pasted into a shell, whatever characters its paths have.
+    """Format a command line that can be pasted into a shell; words are quoted as needed.
 
     Args:
         words: program, options and values; a `Path` with a leading dash is prefixed with `./`, so it is no option.
@@ -237,7 +237,7 @@ def _cell(value: Any) -> str:
         return "-"
     if not isinstance(value, float):
         return str(value)
-    # Three decimals suit scores; a learning rate would be 0.000.
+    # Three decimals suit scores, but would show a learning rate as 0.000.
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
 
 

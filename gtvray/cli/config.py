@@ -1,4 +1,4 @@
-"""`gtvray config show|schema|diff|plan`: the one schema, as it is and as it would be."""
+"""`gtvray config show|schema|diff|plan`: show, compare and plan settings."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def plan(
 ) -> None:
     """Derive settings from the training cases and a worker's memory.
 
-    These are spacing, patch, batch and network, each with its reason. What the file or an override sets stays. A
-    training that cannot fit is refused. With training.use_gpu=true a Ray worker with a GPU is asked for its memory: on
-    the cluster that RAY_ADDRESS names, or on this machine.
+    These are spacing, patch, batch and network, each with its reason. Values set in the file or as key=value are kept.
+    A training that does not fit into memory is rejected. With training.use_gpu=true the memory is read on a Ray worker
+    with a GPU, on the cluster that RAY_ADDRESS names or on this machine.
 
     Example: gtvray config plan Naso_GTV --out naso_gtv.yaml
     """
@@ -109,7 +109,7 @@ def plan(
 
 
 def _worker_memory_bytes(config: Config) -> int:
-    """Memory of what a worker of this training trains on."""
+    """Return the memory of the device that a worker of this training uses, in bytes."""
     from gtvray.training import device_bytes
 
     if not config.training.use_gpu:

@@ -1,4 +1,4 @@
-"""`gtvray corrections`: masks that come back from review."""
+"""`gtvray corrections`: masks corrected in a review."""
 
 from __future__ import annotations
 

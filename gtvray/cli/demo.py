@@ -1,4 +1,4 @@
-"""`gtvray demo`: the main job."""
+"""`gtvray demo`: run the full pipeline."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _COLUMNS = {
 def demo(
     data: Annotated[Path | None, typer.Option(help="A folder in StructSeg's layout; phantoms otherwise.")] = None,
     address: AddressOption = None,
-    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the endpoint up until Ctrl-C.")] = False,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Keep serving until Ctrl-C.")] = False,
     sweep: Annotated[Path | None, typer.Option(help="A search space; the shipped one otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the endpoint.")] = None,
     workspace: WorkspaceOption = WORKSPACE,
@@ -53,7 +53,7 @@ def demo(
     """
     from gtvray.config import load_config, load_sweep
 
-    # What a file or an option says is held against the schema before anything large is loaded.
+    # Validate files and options against the schema before importing large libraries.
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
     if sweep is not None:
         load_sweep(sweep)

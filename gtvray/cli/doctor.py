@@ -24,8 +24,8 @@ def doctor(
     address: AddressOption = None,
     tracking: Annotated[str | None, typer.Option(help="An MLflow tracking URI to check.")] = None,
     port: Annotated[int, typer.Option(help="The port of the endpoint.")] = 8000,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Check what every node of the cluster sees.")] = False,
-    data: Annotated[Path | None, typer.Option(help="With --cluster: a dataset that every node must see.")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check every node of the cluster.")] = False,
+    data: Annotated[Path | None, typer.Option(help="With --cluster: a dataset that all nodes must have.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine, Ray and MLflow.

@@ -1,4 +1,4 @@
-"""`gtvray evaluate`: models on cases, beside the baseline."""
+"""`gtvray evaluate`: score models and the baseline on a dataset."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def evaluate(
         typer.Option("--model", "-m", help="A bundle's folder, a version, or champion; several are ranked."),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Training cases for the mean-position baseline to know.")
+        Path | None, typer.Option(help="Training dataset for computing the mean-position baseline.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")] = None,
     send: Annotated[
-        Path | None, typer.Option(help="Only send a report's folder to MLflow, which was away when it was made.")
+        Path | None, typer.Option(help="Only send a report folder to MLflow, if MLflow was unreachable before.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     overwrite: OverwriteOption = False,
@@ -49,7 +49,7 @@ def evaluate(
 ) -> None:
     """Score models on a dataset and write a report.
 
-    Masks are scored on the original grid of their scans, case by case and together; `report.html` has everything.
+    Masks are scored on the original grid of their scans; `report.html` has the scores per case and all summaries.
 
     Example: gtvray evaluate --data val --model champion --baseline train
     """
@@ -60,7 +60,7 @@ def evaluate(
 
     folders, settings = Workspace(workspace), load_config(config, override or [])
     if (data is None) == (send is None):
-        raise InputError("evaluate scores a dataset, or sends a report", expected="--data or --send, and not both")
+        raise InputError("a dataset or a report is required", expected="--data or --send", do="pass one of the two")
     if send is not None:
         runs = api.send_report(send, workspace=folders, config=settings)
         emit({"mlflow": runs}, as_json, _runs_text(runs))

@@ -108,12 +108,12 @@ def _run(arguments: list[str]) -> None:
 
 
 def _require_submitted_version() -> None:
-    """Refuse to run a submitted job with another version than the one that it was submitted with."""
+    """Refuse to run a submitted job with a version other than the one that submitted it."""
     submitted = os.environ.get(VERSION_VARIABLE, __version__)
     if submitted != __version__:
         raise InputError(
             "the cluster has another version of gtvray",
-            expected=f"{submitted}, as where the job was submitted",
+            expected=f"{submitted}, the version that submitted the job",
             found=__version__,
             do="submit without --installed, so that this code is sent with the job, or install the same version",
         )
@@ -163,7 +163,7 @@ def _of_name(error: UnicodeEncodeError) -> GtvrayError:
 def _unexpected(error: Exception) -> GtvrayError:
     if os.environ.get("GTVRAY_DEBUG"):
         raise error
-    # An error of a task of Ray has the lines of the task's process; its cause says what happened there.
+    # The text of a Ray task error contains the remote traceback; its cause is the original error.
     cause = getattr(error, "cause", None)
     if isinstance(cause, OSError):
         return _of_system(cause)
@@ -179,7 +179,7 @@ def _unexpected(error: Exception) -> GtvrayError:
     if any(text in str(error) for text in ("disk is full", os.strerror(errno.ENOSPC))):
         return ResourceError("the disk is full", found=found, do="free some space and run it again")
     if type(error).__module__.partition(".")[0] == "mlflow":
-        do = "check that MLflow answers and tracking.uri is right, then run it again; completed work is kept"
+        do = "check that MLflow is reachable and tracking.uri is correct, then run it again; completed work is kept"
         return ResourceError("MLflow failed", found=found, do=do)
     return FailureError(
         "unexpected error",

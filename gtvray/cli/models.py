@@ -15,8 +15,8 @@ app = typer.Typer(
     cls=ListGroup,
     help="List, show, compare, export or import registered versions.",
 )
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why it may be served without evidence; recorded.")]
-VersionArgument = Annotated[str, typer.Argument(help="A version, champion, or the run that made it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Reason for serving it without evidence; recorded.")]
+VersionArgument = Annotated[str, typer.Argument(help="A version, champion, or the MLflow run of its training.")]
 
 
 @app.command("list", cls=SettingsCommand)
@@ -168,7 +168,7 @@ def import_(
 
 @app.command("adopt", cls=SettingsCommand)
 def adopt(
-    version: Annotated[str, typer.Argument(help="The version that champion points to, as a confirmation.")],
+    version: Annotated[str, typer.Argument(help="The version that champion points to, for confirmation.")],
     reason: ReasonOption,
     by: ByOption = None,
     workspace: WorkspaceOption = WORKSPACE,
@@ -185,7 +185,7 @@ def adopt(
 
     settings = load_config(config, override or [])
     adopted = adopt_champion(version, reason, by=by, workspace=workspace, config=settings)
-    emit(asdict(adopted), as_json, f"version {adopted.version} is champion by decision")
+    emit(asdict(adopted), as_json, f"version {adopted.version} is adopted as champion")
 
 
 @app.command("repair", cls=SettingsCommand)

@@ -1,4 +1,4 @@
-"""`gtvray predict`: scans to masks, here or through an endpoint, with the same result."""
+"""`gtvray predict`: segment scans on this machine, on a cluster or through an endpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLUMNS = {
     "volume_ml": "ml",
     "mode": "mode",
     "patches": "patches",
-    "skipped": "not looked at",
+    "skipped": "skipped",
     "seconds": "s",
     "mask": "mask",
 }
@@ -48,17 +48,19 @@ def predict(
         typer.Option("--out", "-o", help="For one scan a file (.nii, .nii.gz, .nrrd), or a folder for any number."),
     ],
     model: ModelOption = "champion",
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Run every patch, whatever the model does.")] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Run every patch, regardless of the inference mode of the model.")
+    ] = False,
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Estimate uncertainty; write the entropy beside each mask.")
     ] = False,
     report: Annotated[
         bool,
         typer.Option(
-            "--report", help="Write report.json and report.html beside the masks: times, mode, what was skipped."
+            "--report", help="Write report.json and report.html beside the masks: times, mode, skipped patches."
         ),
     ] = False,
-    server: Annotated[str | None, typer.Option(help="An endpoint to ask, such as http://127.0.0.1:8000.")] = None,
+    server: Annotated[str | None, typer.Option(help="URL of an endpoint, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
     model_name: Annotated[
         str | None, typer.Option(help="Name of one of the endpoint's models; by default its default model.")
@@ -89,8 +91,8 @@ def predict(
 
     Each mask is on the grid of its scan. A scan that fails does not stop the others.
 
-    In a folder, every result is recorded in predictions.jsonl: the same command continues after an interruption.
-    Nothing is replaced but gtvray's own earlier outputs, and those only with --overwrite.
+    In a folder, every result is recorded in predictions.jsonl, so the same command continues after an interruption.
+    Only gtvray's own earlier outputs are ever replaced, and only with --overwrite.
 
     Example: gtvray predict scan.nii.gz -o mask.nii.gz
     """
@@ -143,18 +145,18 @@ def predict(
 
 
 def _check_options(server: str | None, jobs: bool, model_name: str | None, local: dict[str, object]) -> None:
-    """Refuse options that contradict each other; `local` are those that an endpoint does not take."""
+    """Reject options that contradict each other; `local` are those that do not apply to an endpoint."""
     from gtvray.errors import InputError
 
     if not server and jobs:
-        raise InputError("only an endpoint takes jobs", found="--jobs without --server", do="add --server")
+        raise InputError("--jobs requires an endpoint", found="--jobs without --server", do="add --server")
     if not server and model_name is not None:
         do = "use --model, or name the registered model with tracking.model_name=NAME"
-        raise InputError("only an endpoint has models by name", found="--model-name without --server", do=do)
+        raise InputError("--model-name requires an endpoint", found="--model-name without --server", do=do)
     for option, given in local.items() if server else ():
         if given:
             raise InputError(
-                "an endpoint has its own model and machine", found=f"--server and {option}", do="leave one out"
+                "this option does not apply to an endpoint", found=f"--server and {option}", do="omit one of the two"
             )
 
 

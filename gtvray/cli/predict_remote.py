@@ -61,14 +61,14 @@ def _as_job(client: Client, scans: list[Path]) -> Iterator[tuple[Path, RemoteRes
         for scan in scans:
             yield scan, refused[scan] if scan in refused else next(results)[1]
     finally:
-        # Its results have been fetched, or are not wanted any more; without this they expire.
+        # The results have been fetched or are no longer needed; if this fails, they expire.
         if job is not None:
             with suppress(GtvrayError):
                 client.cancel(job.id)
 
 
 def _fault(scan: Path) -> GtvrayError | None:
-    """Why a file cannot be sent: one such file would have the job refused."""
+    """Return why a file cannot be sent, or None; a single such file would cause the whole job to be rejected."""
     try:
         open_scan(scan).close()
     except GtvrayError as error:

@@ -21,7 +21,7 @@ ByOption = Annotated[
 
 
 class Gain(StrEnum):
-    """What a candidate gains that need not be better than the champion."""
+    """Gains for which a candidate need not be better than the champion."""
 
     LATENCY = "latency"
     MEMORY = "memory"
@@ -53,7 +53,7 @@ def promote(
 ) -> None:
     """Make a bundle the champion if it passes the promotion gate.
 
-    The gate scores the bundle, the present champion and a baseline on the held-out cases. The bundle must be better
+    The gate scores the bundle, the current champion and a baseline on the held-out cases. The bundle must be better
     than both: the lower bound of the paired difference in DSC must exceed zero, at a level that becomes stricter with
     every model scored on the same cases. The decision, with all evidence, is recorded in the workspace and in MLflow.
 
@@ -112,7 +112,7 @@ def rollback(
 ) -> None:
     """Make the previous champion the champion again.
 
-    Repeated rollbacks lead further back. With --restore the champion of the last decision is restored instead: the
+    Repeated rollbacks go further back. With --restore the champion of the last decision is restored instead: the
     alias is set to it, and if its version was deleted in MLflow, the bundle is registered again.
 
     Example: gtvray rollback
@@ -134,8 +134,8 @@ def _describe(plan: PromotionPlan) -> str:
         lines.append("no champion yet: the candidate must be better than the baseline")
     else:
         lines.append(
-            f"to be better than version {plan.champion} at a confidence level of {100 * plan.level:.4g} %: these cases "
-            f"show a gain of {plan.detectable:.3f} DSC with a power of 80 %, if differences spread as assumed"
+            f"it must be better than version {plan.champion} at a confidence level of {100 * plan.level:.4g} %; these "
+            f"cases detect a gain of {plan.detectable:.3f} DSC with a power of 80 %, for the assumed spread"
         )
     return "\n".join(lines)
 
@@ -145,7 +145,7 @@ def _summary(promoted: Promotion) -> str:
     over = []
     for name, gain in (("champion", judgement.over_champion), ("baseline", judgement.difference)):
         if gain is not None:
-            over.append(f"DSC {gain.mean:+.3f} over the {name} (from {gain.low:+.3f})")
+            over.append(f"DSC {gain.mean:+.3f} over the {name} (lower bound {gain.low:+.3f})")
     lines = [", ".join([f"version {promoted.version.version} is champion", *over])]
     if judgement.overridden:
         lines += ["the gate was overridden; it had refused the model:", *(f"- {each}" for each in judgement.reasons)]

@@ -1,4 +1,4 @@
-"""What a training or sweep reports about its record in MLflow."""
+"""Output of a training or sweep about its record in MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def tracking_found(delivered: bool, refused: Sequence[Refused]) -> dict[str, Any]:
-    """The part of a command's JSON object."""
+    """Return the MLflow entries of a command's JSON object."""
     return {
         "mlflow_has_everything": delivered and not refused,
         "mlflow_refused": [asdict(each) for each in refused],
@@ -19,14 +19,14 @@ def tracking_found(delivered: bool, refused: Sequence[Refused]) -> dict[str, Any
 
 
 def tracking_lines(delivered: bool, refused: Sequence[Refused], resume: str) -> list[str]:
-    """The lines of a command's text; none if MLflow has everything.
+    """Return the lines about MLflow for a command's text output; none if MLflow has everything.
 
     Args:
         delivered: whether nothing waits in the queue.
         refused: what MLflow refused permanently.
         resume: the command that sends everything again.
     """
-    lines = [] if delivered else [f"MLflow was away; the rest goes there with {resume}"]
+    lines = [] if delivered else [f"MLflow was unreachable; send the remaining entries with: {resume}"]
     if refused:
-        lines += [*map(str, refused), f"sent again, once the cause is corrected, by {resume}"]
+        lines += [*map(str, refused), f"correct the cause, then send them again with: {resume}"]
     return lines

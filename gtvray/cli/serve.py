@@ -124,7 +124,7 @@ def start(
         **started.as_dict(),
         "version": endpoint.version,
         "golden": endpoint.golden is not None,
-        # The only place where it is shown.
+        # The token is shown here only.
         "token": token if generated else None,
         "stop": shell_command("gtvray", "serve", "stop", "--workspace", folder, "--port", started.port),
     }
@@ -135,7 +135,7 @@ def start(
 def stop(port: _WhichOption = None, workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
     """Stop an endpoint that `start` has started.
 
-    Its requests in progress end first; nothing else is stopped.
+    Requests in progress are completed first. Nothing else is stopped.
 
     Example: gtvray serve stop
     """
@@ -147,7 +147,7 @@ def stop(port: _WhichOption = None, workspace: WorkspaceOption = WORKSPACE, as_j
     with progress.live():
         progress.begin("stop", f"requests in progress at {endpoint.url} are completed")
         killed = endpoint.stop()
-    ended = "stopped" if was_running else "had ended by itself"
+    ended = "stopped" if was_running else "had already ended"
     ended += f"; {killed} of its processes had to be killed" if killed else ""
     found = {**endpoint.as_dict(), "was_running": was_running, "killed": killed}
     emit(found, as_json, f"the endpoint at {endpoint.url} {ended}; its log is {endpoint.log}")
@@ -182,7 +182,8 @@ def status(
 ) -> None:
     """Show the state of a running endpoint.
 
-    This is whether it is ready, which version it serves, and how many jobs wait. The exit code is 0 if it is ready.
+    It prints whether the endpoint is ready, which version it serves, and how many jobs are queued. The exit code is 0
+    if it is ready.
 
     Example: gtvray serve status --server http://127.0.0.1:8000
     """
@@ -220,7 +221,7 @@ def _settings(port: int | None, override: list[str] | None) -> list[str]:
 
 
 def _token(token_file: Path | None) -> tuple[str, bool]:
-    """The bearer token, and whether it is a new one."""
+    """Return the bearer token, and whether it was generated."""
     from gtvray.serving.arguments import read_token
 
     given = read_token(token_file) if token_file else os.environ.get("GTVRAY_TOKEN")
@@ -258,7 +259,7 @@ def _status_text(found: dict[str, Any]) -> str:
         lines.append(f"serves {version} of {each['name']}")
     lines += [f"rejected version {each['version']}: {each['reason']}" for each in models.get("rejected", [])]
     if models.get("problem"):
-        lines.append(f"follows nothing at the moment: {models['problem']}")
+        lines.append(f"cannot follow the champion at the moment: {models['problem']}")
     if found["queue"] is not None:
         wait = found["queue"]["expected_wait_s"]
         after = f"; a new volume waits about {wait:g} s" if wait is not None else ""

@@ -15,7 +15,7 @@ _PARAMETER = "override"
 
 
 class SettingsCommand(TyperCommand):
-    """A command that reads words such as `optimizer.lr=3e-4` as settings, wherever they stand among its arguments.
+    """A command that reads words such as `optimizer.lr=3e-4` as settings, at any position among its arguments.
 
     A word is a setting if its first part is a section of the schema. After `--`, or with a leading `./`, it is a path.
     Settings reach the command through the parameter of its `--set` option.

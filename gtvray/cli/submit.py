@@ -1,4 +1,4 @@
-"""`gtvray submit`: run a command as a job on a running cluster, and look after jobs."""
+"""`gtvray submit`: run a command as a job on a running cluster, and manage jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def submit(
     retries: Annotated[
         int,
         typer.Option(
-            min=0, max=100, help="Restarts of a sweep, training or prediction whose process is killed; each continues."
+            min=0, max=100, help="Restarts of a sweep, training or prediction whose process is killed; each resumes it."
         ),
     ] = 2,
     as_json: JsonOption = False,
@@ -40,7 +40,7 @@ def submit(
 
     The exit code is 0 if the job succeeded. The code of this gtvray and the settings files in the command are sent with
     the job; data and results are not: their paths, relative to this folder, must be those of storage that the cluster
-    shares. The job goes on without this machine. Ray sets RAY_ADDRESS in the job to the address of the cluster.
+    shares. The job does not depend on this machine. Ray sets RAY_ADDRESS in the job to the address of the cluster.
 
     The word "run" may be left out: gtvray submit -- COMMAND.
 
@@ -82,7 +82,7 @@ def status(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: Js
 def logs(
     job: _JobArgument,
     address: DashboardOption = _DASHBOARD,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the job ends.")] = False,
 ) -> None:
     """Print the log of a job.
 
@@ -101,7 +101,7 @@ def logs(
 def stop(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: JsonOption = False) -> None:
     """Stop a job as Ctrl-C would.
 
-    What it has completed is kept, and --resume continues it.
+    Completed work is kept, and --resume continues it.
 
     Example: gtvray submit stop raysubmit_dM3xqgn2Jc
     """
@@ -128,7 +128,7 @@ def wait_for(job: _JobArgument, address: DashboardOption = _DASHBOARD, as_json: 
 
 
 def _conclude(jobs: Jobs, job: str, final: JobState | None, as_json: bool) -> None:
-    """Report a job that has ended, or one that was submitted or left to itself."""
+    """Report a job that has ended, or one that was submitted or detached from."""
     from gtvray.errors import FailureError
 
     state = jobs.state(job) if final is None else final
@@ -138,7 +138,7 @@ def _conclude(jobs: Jobs, job: str, final: JobState | None, as_json: bool) -> No
 
 
 def _follow(jobs: Jobs, job: str, address: str) -> JobState | None:
-    """Copy the log of a job to stderr until the job ends; None if the user leaves it to itself."""
+    """Copy the log of a job to stderr until the job ends; return None if the user detaches from it."""
     while True:
         try:
             return jobs.follow(job, lambda text: typer.echo(text, nl=False, err=True))
@@ -151,7 +151,7 @@ def _follow(jobs: Jobs, job: str, address: str) -> JobState | None:
 
 
 def _ask(job: str, address: str) -> str:
-    """After Ctrl-C: whether to leave the job, stop it or follow it on.
+    """Ask after Ctrl-C whether to detach from the job, stop it or keep following it.
 
     Raises:
         FailureError: there is no terminal to ask on.
@@ -161,12 +161,12 @@ def _ask(job: str, address: str) -> str:
     where = f"--address {address}"
     if not sys.stdin.isatty():
         raise FailureError(
-            "no longer following the job, which goes on",
+            "no longer following the job, which continues to run",
             where=job,
             do=f"gtvray submit wait {job} {where}, or gtvray submit stop {job} {where}",
         )
-    typer.echo(f"\njob {job} goes on without this command", err=True)
-    answer = typer.prompt("d: leave it running, s: stop it, f: follow it further", default="d", err=True)
+    typer.echo(f"\njob {job} continues to run without this command", err=True)
+    answer = typer.prompt("d: detach, s: stop it, f: keep following", default="d", err=True)
     return str(answer).strip().lower()[:1]
 
 

@@ -1,4 +1,4 @@
-"""`gtvray sweep`: a hyperparameter search that ends in a bundle."""
+"""`gtvray sweep`: run a hyperparameter search and write the bundle of the best trial."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sweep(
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="With --resume: number of further trials.")] = 0,
     budget: Annotated[
-        str | None, typer.Option(help="Time budget, such as 90s, 45m or 2h, instead of that of the file.")
+        str | None, typer.Option(help="Time budget, such as 90s, 45m or 2h; overrides the one in the file.")
     ] = None,
     promote: Annotated[
         bool, typer.Option("--promote", help="Promote the best trial at the end, if it passes the gate.")
@@ -155,7 +155,7 @@ class _Session:
         sys.stderr.write(f"sweep {name}\nresume it: {self.command}\n")
 
     def stop(self) -> None:
-        """Print them again, below everything else, if the sweep has started."""
+        """Print name and command again at the end, if the sweep has started."""
         sys.stderr.write(self.resume_hint())
 
     def resume_hint(self) -> str:

@@ -48,7 +48,7 @@ def sweep_text(
         keys: searched keys.
         resume: command that resumes it.
         promote: command that promotes the best trial.
-        promotion: what came of the promotion, if it was asked for.
+        promotion: result of the promotion, if it was requested.
     """
     outcome, result = run.outcome, run.outcome.result
     columns = {"trial": "trial", "origin": "origin", "epochs": "epochs", "dsc": "best DSC", "ending": "ending"}
@@ -88,7 +88,7 @@ def _front(run: SweepRun) -> list[str]:
 
 
 def trial_rows(run: SweepRun) -> list[dict[str, Any]]:
-    """Return a row per trial: those that can win by rank, then the others."""
+    """Return a row per trial: ranked trials first, then the others."""
     result = run.outcome.result
     trials: dict[str, Trial] = {trial.trial_id: trial for trial in result.ended}
     best = {trial.trial_id: trial.best_dsc for trial in result.trials}

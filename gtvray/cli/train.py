@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from gtvray.training import Plan
 
 _WORST_SHOWN = 10
-_STAGES = {"data": 10.0, "prepare": 20.0, "ray": 8.0, "train": 3600.0, "judge": 60.0, "bundle": 2.0}
+_STAGES = {"data": 10.0, "prepare": 20.0, "ray": 8.0, "train": 3600.0, "score": 60.0, "bundle": 2.0}
 
 
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of settings.")] = None,
     data: Annotated[Path | None, typer.Option(help="A dataset with masks.")] = None,
     fold: Annotated[
-        str | None, typer.Option(help="A fold's number, or all; without it the split's training cases.")
+        str | None, typer.Option(help="Number of a fold, or all; by default the training cases of the split are used.")
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="How many folds the cases are divided into.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     resume: Annotated[
         str | None, typer.Option(help="Name of an interrupted training to resume with its own settings and data.")
     ] = None,
@@ -52,8 +52,8 @@ def train(
 
     Every fold is scored on its own cases beside the baseline; the bundle has the networks of all folds as an ensemble.
 
-    Folds run side by side where the cluster has free resources, each from its newest checkpoint; one that fails does
-    not end the others. Held-out cases are left alone: `gtvray promote` is for them.
+    Folds run in parallel as far as the cluster has free resources, each from its newest checkpoint. A failed fold does
+    not stop the others. Held-out cases are not used; `gtvray promote` scores them.
 
     Example: gtvray train my.yaml optimizer.lr=3e-4 --data Naso_GTV --fold all
     """
@@ -87,14 +87,14 @@ def train(
 
 
 class FoldProgress(Progress):
-    """Stages as everywhere; below them on a terminal, while folds train, a line a fold."""
+    """Progress by stage; on a terminal, with one line per fold below it while folds train."""
 
     def __init__(self, expected_s: Mapping[str, float], quiet: bool) -> None:
         super().__init__(expected_s, quiet)
         self._statuses: list[FoldStatus] = []
 
     def folds(self, statuses: list[FoldStatus]) -> None:
-        """The folds at this moment."""
+        """Update the status of the folds."""
         self._statuses = statuses
         done = sum(status.epoch for status in statuses)
         total = sum(status.epochs for status in statuses)
@@ -122,7 +122,7 @@ class FoldProgress(Progress):
         self._status = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a fold, for a table."""
+        """Return one row per fold, for a table."""
         return [
             {
                 "fold": status.fold,
@@ -155,7 +155,7 @@ _COLUMNS = {
 
 
 class _Screen:
-    """A stage's line and the table of folds, as one picture."""
+    """Live display of the stage line and the table of folds."""
 
     def __init__(self, screen: Any, progress: FoldProgress) -> None:
         self._screen, self._progress = screen, progress
@@ -193,7 +193,7 @@ def _require_consistent(resume: str | None, data: Path | None, *others: object) 
         raise InputError(
             "a resumed training has its own settings, data and folds",
             where="--resume",
-            do="leave the others out, or start a new training",
+            do="omit the other options, or start a new training",
         )
 
 
@@ -230,7 +230,7 @@ def outcome_text(outcome: TrainOutcome, workspace: Path) -> str:
     headings = {"fold": "fold", "case": "case", "dsc": "DSC", "hd95_mm": "HD95 mm"}
     headings |= {"baseline_dsc": "baseline DSC", "baseline_hd95_mm": "baseline HD95 mm"}
     lines = [
-        f"the worst {len(shown)} of {len(cases)} cases, on their own grids:",
+        f"the worst {len(shown)} of {len(cases)} cases, on their original grids:",
         table(shown, headings),
         "",
         _folds_table(validation),

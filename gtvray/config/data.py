@@ -34,7 +34,7 @@ class SplitConfig(Section):
 
     corrections: bool = Field(
         False,
-        description="train on the corrected masks of the workspace too (`gtvray corrections`); never on those of "
+        description="also train on the corrected masks of the workspace (`gtvray corrections`); never on those of "
         "selection and held-out cases",
     )
 

@@ -26,7 +26,7 @@ def _channels(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
 
 def _blocks(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
     if not all(1 <= v <= 16 for v in value or ()):
-        raise ValueError("1 to 16 blocks a stage")
+        raise ValueError("1 to 16 blocks per stage")
     return value
 
 

@@ -30,11 +30,11 @@ class PromotionConfig(Section):
         0.05,
         gt=0,
         le=0.2,
-        description="probability that any of all promotions judged by the same held-out cases is of a model that is "
-        "not better than its champion",
+        description="maximum probability that any promotion based on the same held-out cases is of a model that is not "
+        "better than its champion",
     )
     noninferiority_margin: float = Field(
-        0.02, gt=0, le=0.2, description="loss of mean DSC that a promotion for a named gain may not reach"
+        0.02, gt=0, le=0.2, description="loss of mean DSC that must be excluded to promote a model for a named gain"
     )
     max_hd95_increase_mm: float = Field(
         3.0, ge=0, description="increase of the mean HD95 over the champion's above which a candidate is refused"
@@ -54,7 +54,7 @@ class PromotionConfig(Section):
 class JobsConfig(Section):
     """Jobs of the endpoint."""
 
-    at_once: int = Field(2, ge=1, le=1024, description="volumes of jobs that a gateway has segmented at the same time")
+    at_once: int = Field(2, ge=1, le=1024, description="maximum job volumes that a gateway segments concurrently")
     keep_h: float = Field(
         24.0, gt=0, le=8760, description="hours that results are kept after a job's end; also the longest wait of a job"
     )
@@ -101,7 +101,7 @@ class ServingConfig(Section):
     memory_gb_per_replica: float = Field(
         1.0, ge=0, description="memory that Ray reserves for a model replica on its node; 0: none"
     )
-    follow_s: float = Field(5.0, ge=0.1, description="seconds between two checks of which version is champion")
+    follow_s: float = Field(5.0, ge=0.1, description="seconds between checks for a new champion")
     interrupt_to_swap: bool = Field(
         False,
         description="stop the served version first where two versions do not fit; otherwise such a swap is refused",
@@ -109,11 +109,11 @@ class ServingConfig(Section):
     shadow_version: int | None = Field(
         None,
         ge=1,
-        description="version of tracking.model_name that sees a share of the requests after they were answered; its "
-        "masks are compared with those of the served version",
+        description="version of tracking.model_name that also processes a share of the requests, after their answers; "
+        "its masks are compared with those of the served version",
     )
     shadow_share: float = Field(
-        0.1, gt=0, le=1, description="share of the requests that the shadow version sees, if no scan is in progress"
+        0.1, gt=0, le=1, description="share of the requests for the shadow version, if no scan is in progress"
     )
     max_upload_mb: int = Field(256, ge=1, le=4096, description="maximum size of a request body")
     max_volume_mb: int = Field(1024, ge=1, le=4096, description="maximum size of a decompressed volume")
@@ -130,7 +130,7 @@ class ServingConfig(Section):
     spool_gb: float = Field(16.0, gt=0, description="disk space for request bodies on a node")
     client_spool_gb: float = Field(8.0, gt=0, description="disk space on a node for the request bodies of one client")
     min_upload_kb_per_s: int = Field(
-        16, ge=1, description="rate below which a request body is given up, as a mean over ten seconds"
+        16, ge=1, description="rate below which a request body is rejected, as a mean over ten seconds"
     )
     client_requests_per_minute: int = Field(600, ge=1, description="requests of one client; further ones get 429")
     timeout_s: float = Field(300.0, gt=0, description="time limit of a request")

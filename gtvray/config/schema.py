@@ -1,4 +1,4 @@
-"""The root of the config schema, and how YAML files and `key=value` settings become a `Config`."""
+"""The root of the config schema, and loading of a `Config` from YAML files and `key=value` settings."""
 
 from __future__ import annotations
 

@@ -45,9 +45,9 @@ def build(section: type[S], values: Mapping[str, Any], where: object) -> S:
 
 
 def _written_key(location: tuple[int | str, ...], values: Any) -> str:
-    """Return the dotted key of a fault as it stands in the file, without the names that pydantic gives to branches."""
+    """Return the dotted key of a fault as written in the file, without the names that pydantic gives to branches."""
     if not location:
-        return "values that do not fit together"
+        return "inconsistent values"
     *parents, last = location
     parts = []
     for part in parents:

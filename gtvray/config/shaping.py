@@ -1,11 +1,11 @@
-"""Which settings shape the result of a training: an interrupted one resumes although others have changed."""
+"""Settings that affect the result of a training; all others may change before it is resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Where results are recorded and how they are judged and served, and what only bounds waits, retries and resources.
+# Settings of tracking, promotion, serving and caching, and limits on waiting, retries and resources.
 _OTHER_SECTIONS = ("tracking", "promotion", "serving", "cache")
 _OTHER_KEYS = (
     "training.cpus_per_worker",
@@ -17,7 +17,7 @@ _OTHER_KEYS = (
 
 
 def shaping(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that shape a result.
+    """Return the settings that affect the result of a training.
 
     Args:
         values: settings by dotted key.

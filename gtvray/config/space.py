@@ -12,7 +12,7 @@ from gtvray.config.section import Section
 
 
 class _Entry(Section):
-    """What every entry has."""
+    """Fields of every entry."""
 
     when: dict[str, Any] = Field(
         default_factory=dict,
@@ -63,7 +63,7 @@ class Range(_Entry):
         return [self._typed(self.low), self._typed(self._highest)]
 
     def at(self, position: float) -> float | int:
-        """Return the value at a position in [0, 1): uniform positions give values as the range is to be sampled."""
+        """Map a position in [0, 1) to a value; uniform positions give the sampling distribution of the range."""
         if self.grain is None or self.log:
             # An integer owns the interval up to the next one.
             high = self.high + 1 if self.integer else self.high
@@ -72,12 +72,12 @@ class Range(_Entry):
         return self._typed(self.low + int(position * self._levels) * self.grain)
 
     def nearest(self, value: Any) -> float | int:
-        """Return the value of the range next to a number."""
+        """Return the value of the range that is nearest to a number."""
         inside = min(max(float(value), self.low), self._highest)
         return self._typed(inside if self.grain is None else self._on_grain(inside))
 
     def grid(self) -> list[float | int]:
-        """Return `points` values from end to end, fewer if the range has fewer."""
+        """Return `points` evenly spaced values including both ends, fewer if the range has fewer."""
         positions = [index / (self.points - 1) for index in range(self.points)]
         values = [self._between(position, self.low, self._highest) for position in positions]
         if self.grain is not None:

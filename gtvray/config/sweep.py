@@ -51,8 +51,8 @@ class SchedulerConfig(Section):
         "asha",
         description="asha: successive halving, asynchronous; hyperband: several brackets of it; median: stop a trial "
         "below the median of the others; pasha: halving whose rungs grow only while the ranking changes; top_k: all "
-        "trials to grace_epochs, then the best `keep` to the end; pbt: population-based training, where trials take "
-        "over weights and changed settings of better ones every grace_epochs; none: every trial to the end",
+        "trials to grace_epochs, then the best `keep` to the end; pbt: population-based training, where trials copy "
+        "the weights of better ones and change their settings every grace_epochs; none: every trial to the end",
     )
     grace_epochs: int = Field(
         2, ge=1, description="epochs that every trial runs before it can be stopped; the interval of pbt"
@@ -93,7 +93,7 @@ class SweepConfig(Section):
         1,
         ge=1,
         le=100,
-        description="trainings of each point, one on each of so many folds of the training and selection cases; a "
+        description="number of folds of the training and selection cases; a trial trains a point on one of them. A "
         "point that is significantly worse than the best on the cases of its folds so far gets no further fold, and "
         "the bundle of the best has the networks of all its folds",
     )
@@ -214,21 +214,21 @@ def _require_searchable(key: str, sweep: SweepConfig, path: Path) -> None:
             "points cannot be repeated if their settings change during the training",
             where=path,
             found="repeats with scheduler.kind pbt",
-            do="set repeats: 1, or take another scheduler",
+            do="set repeats: 1, or use another scheduler",
         )
     if len(sweep.objectives) > 1 and sweep.searcher == "gp":
         raise ConfigError(
             "the Gaussian process has one objective", where=path, found="searcher: gp", do="use optuna, random or grid"
         )
     if (sweep.repeats > 1 or sweep.folds > 1) and key == "training.seed":
-        raise ConfigError("repeats and folds set this key", where=path, found=key, do="take it out of the space")
+        raise ConfigError("repeats and folds set this key", where=path, found=key, do="remove it from the space")
     if sweep.scheduler.kind == "pbt" and (not key.startswith(_MUTABLE) or sweep.space[key].when):
         raise ConfigError(
             "this key cannot change during a training",
             where=path,
             expected="with scheduler.kind pbt, without conditions: " + ", ".join(each.rstrip(".") for each in _MUTABLE),
             found=key,
-            do="set it under base, or take another scheduler",
+            do="set it under base, or use another scheduler",
         )
     if key in sweep.base:
         raise ConfigError("a key is both fixed and searched", where=path, found=key, do="keep one of the two")
@@ -247,7 +247,12 @@ def _require_valid_points(sweep: SweepConfig, path: Path) -> None:
 def _require_in_space(point: Mapping[str, Any], sweep: SweepConfig, path: Path) -> None:
     unknown = set(point) - set(sweep.space)
     if unknown:
-        raise ConfigError("a start point has a key outside the space", where=path, found=sorted(unknown))
+        raise ConfigError(
+            "a start point has a key outside the space",
+            where=path,
+            found=sorted(unknown),
+            do="add the key to the space, or set it under base",
+        )
     for key, value in point.items():
         entry = sweep.space[key]
         if not entry.holds(value):

@@ -16,7 +16,7 @@ from gtvray.tracking import RunRecorder
 from gtvray.training import EPOCH_METRICS, EpochReport
 
 _REPORTS = "reports.jsonl"
-# The time left is estimated from the latest epochs, because folds share the machine with a varying number of others.
+# The remaining time is estimated from the latest epochs, since the number of folds that share the machine varies.
 _RECENT = 5
 
 State = Literal["waiting", "training", "trained", "failed"]
@@ -50,7 +50,7 @@ class FoldStatus:
 
 
 class FoldProgress:
-    """Records the epochs of folds; continues from what an earlier process stored.
+    """Records the epochs of folds, and continues the stored reports of an earlier process.
 
     Args:
         folds: folds of this training.
@@ -75,7 +75,7 @@ class FoldProgress:
         for fold in folds:
             params = flatten(fold.config) | {"train_cases": len(fold.train), "validation_cases": len(fold.validation)}
             recorder.start(fold.name, params, {**tags, "mlflow.runName": fold.name, "gtvray.fold": fold.name})
-            # A crash may have happened between disk and MLflow; MLflow stores equal metrics of one time only once.
+            # The last report may have been stored but not queued before a crash; MLflow stores a repeated metric once.
             for entry in self._reports[fold.name][-1:]:
                 self._send(fold, entry)
 

@@ -1,4 +1,4 @@
-"""Out-of-fold scores: every fold on its own cases, on the original grid, beside its own baseline."""
+"""Out-of-fold scores: every fold on its own validation cases, on the original grid, with its own baseline."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def settings_by_fold(
 
 
 def _score(fold: Fold, checkpoint: Path, inference: InferenceConfig) -> ScoredFold:
-    """Score a fold as a promoted model is scored: a bundle, its predictor, files on their own grids."""
+    """Score a fold in the same way as a promoted model: predict with its bundle and score on the original grids."""
     config, trained = fold.config, TrainedNetwork.load(checkpoint)
     bundle = write_bundle(
         fold.folder / "bundle",

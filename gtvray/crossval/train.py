@@ -113,7 +113,7 @@ class TrainOutcome:
 
 @dataclass
 class TrainJob:
-    """A training.
+    """A training, from opening the data to writing the bundle.
 
     Attributes:
         request: arguments of the training.
@@ -143,7 +143,12 @@ class TrainJob:
             NotFoundError: there is no training of that name.
         """
         if Path(name).name != name or not name:
-            raise NotFoundError("no such training", where=workspace.trainings, found=name)
+            raise NotFoundError(
+                "no such training",
+                where=workspace.trainings,
+                found=name,
+                do="pass the name of a training to --resume",
+            )
         request, fingerprint = TrainRequest.load(workspace.trainings / name)
         # Data inside the workspace, such as phantoms, move with it.
         request = replace(request, data=workspace.follow(request.data))
@@ -202,13 +207,13 @@ class TrainJob:
         )
         if self.expected not in (None, project.fingerprint.digest):
             raise InputError(
-                "the data are not those that the training was started with",
+                "the data differ from those that the training was started with",
                 where=request.data,
                 expected=self.expected,
                 found=project.fingerprint.digest,
                 do="restore them, or start a new training",
             )
-        # These load torch: after the check of the data, and before a cluster is touched.
+        # These import torch, so they run after the data check, and before a cluster is connected.
         from gtvray.experiments.folds import plan_folds
         from gtvray.training import check_plan
 
@@ -219,7 +224,7 @@ class TrainJob:
         return project, folds
 
     def plan(self, project: Project) -> Plan:
-        """Return the settings that shape the training, and the memory that they need.
+        """Return the main settings of the training and the estimated memory of a worker.
 
         The memory of a worker is not known here: this machine may be the head of a cluster.
         """
@@ -283,7 +288,7 @@ class TrainJob:
             raise TrainingError(
                 "every fold failed", where=first, found=reason, do=f"correct the cause, then pass --resume {self.name}"
             )
-        self.show.begin("score", f"{sum(len(fold.validation_cases) for fold in trained)} cases on their own grids")
+        self.show.begin("score", f"{sum(len(fold.validation_cases) for fold in trained)} cases on their original grids")
         validation = score_folds([(fold, progress.best(fold)[0]) for fold in trained], self.show.advance)
         validation.write(self.folder)
         self.show.begin("bundle", f"{len(trained)} networks")

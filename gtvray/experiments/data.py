@@ -33,7 +33,7 @@ def open_data(
         config: settings of split and preprocessing.
         workspace: contains the cache and the split.
         show: receives progress.
-        make: creates the content of the folder first.
+        make: called first to create the content of the folder.
         before_preparing: called once the data have been checked; raises if the work cannot continue.
 
     Returns:
@@ -78,7 +78,7 @@ def _with_corrections(
 def versions() -> dict[str, str]:
     """Return the versions of the main packages, as tags of a run."""
     return {
-        # The code of a submitted job need not be installed.
+        # Not from package metadata: the code of a submitted job need not be installed.
         "version.gtvray": __version__,
         **{f"version.{name}": metadata.version(name) for name in ("ray", "torch", "monai", "numpy")},
     }

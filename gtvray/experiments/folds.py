@@ -23,7 +23,7 @@ from gtvray.runtime import Needs, ResourcePlan
 from gtvray.training import EpochReport, fit, fit_distributed
 
 ALONE = "train"
-# An actor may be lost with its node or killed by the kernel; one that dies three times in an epoch will die again.
+# An actor may be lost with its node or killed by the kernel; after three deaths without an epoch the fold fails.
 _DEATHS = 2
 _POLL_S = 1.0
 _CLOSE_S = 120.0
@@ -57,13 +57,13 @@ class FoldListener(Protocol):
         """Return the last recorded epoch of a fold; 0 if there is none."""
 
     def epoch(self, fold: Fold, report: EpochReport) -> None:
-        """A fold has completed an epoch."""
+        """Handle a completed epoch."""
 
     def lost(self, fold: Fold, reason: str) -> None:
-        """The actor of a fold died and is replaced."""
+        """Handle the replacement of an actor that died."""
 
     def ended(self, fold: Fold, reason: str | None) -> None:
-        """A fold has been trained completely, or failed for a reason."""
+        """Handle the end of a fold; `reason` is None if it was trained completely."""
 
 
 def plan_folds(project: Project, config: Config, folds: Folds | None, chosen: int | None, folder: Path) -> list[Fold]:
@@ -71,7 +71,7 @@ def plan_folds(project: Project, config: Config, folds: Folds | None, chosen: in
 
     Args:
         project: the data.
-        config: settings; the number of a fold is added to its seed, so that ensemble members differ in more than cases.
+        config: settings; the number of a fold is added to its seed, so that ensemble members differ in seed too.
         folds: folds of a cross-validation; None uses training and selection cases of the split.
         chosen: number of the only fold to run; None runs all.
         folder: contains a folder per training.
@@ -152,7 +152,7 @@ class _Running:
         return True
 
     def end(self) -> None:
-        """Stop the actor; with several workers at the end of their epoch, since their placement group would leak."""
+        """Stop the actor; several workers first finish their epoch, or their placement group would leak."""
         if not self._alone:
             ray.wait([self._actor.close.remote()], timeout=_CLOSE_S)
         ray.kill(self._actor)

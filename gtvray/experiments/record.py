@@ -47,11 +47,11 @@ class OpenRecord:
 
 
 class ExperimentRecord:
-    """Where an experiment is recorded.
+    """The MLflow record of an experiment.
 
     Args:
         tracking: settings of the tracking store.
-        workspace: whose SQLite store is used unless `tracking.uri` names another.
+        workspace: workspace whose SQLite store is used unless `tracking.uri` is set.
         name: name of the experiment and of its parent run.
         folder: folder of the experiment, for queued metrics.
     """
@@ -88,8 +88,8 @@ class ExperimentRecord:
     def open(self) -> Iterator[OpenRecord]:
         """Open the parent run for a `with` block, and end it with the status that the block sets.
 
-        A `GtvrayError` sets FAILED. Any other exception leaves KILLED. Once the record is open, MLflow being away
-        raises nothing.
+        A `GtvrayError` sets FAILED. Any other exception leaves KILLED. Once the record is open, an unreachable MLflow
+        raises no error.
 
         Raises:
             InputError: the experiment or a run was deleted in MLflow.

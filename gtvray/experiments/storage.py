@@ -1,4 +1,4 @@
-"""Whether every node of a cluster sees what trainings read and write: data, workspace and MLflow."""
+"""Checks that every node of a cluster can access the data, the workspace and MLflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("ray", "torch", "monai", "mlflow")
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node sees.
+    """Versions and problems of a node.
 
     Attributes:
         node: its address.
@@ -33,7 +33,7 @@ class NodeReport:
 
 
 def examine_nodes(workspace: Path, data: Sequence[Path] = (), tracking: str | None = None) -> list[NodeReport]:
-    """Ask every node of the connected cluster what it sees.
+    """Check storage, versions and MLflow on every node of the connected cluster.
 
     Args:
         workspace: a file is written there by this process, and looked for by the nodes.
@@ -50,7 +50,7 @@ def examine_nodes(workspace: Path, data: Sequence[Path] = (), tracking: str | No
 
 
 def require_storage(cluster: Cluster, written: Path, *read: Path) -> None:
-    """Refuse to start on a cluster where a node does not see what is read or written.
+    """Refuse to start on a cluster with a node that cannot access what is read or written.
 
     Args:
         cluster: the connected cluster.
@@ -81,9 +81,9 @@ def look(marker: Path, data: Sequence[Path], tracking: str | None) -> tuple[dict
         data: files or folders.
         tracking: URI of an MLflow server.
     """
-    problems = [f"{path} is not there" for path in data if not path.exists()]
+    problems = [f"{path} does not exist" for path in data if not path.exists()]
     if not marker.is_file():
-        problems.append(f"{marker.parent} is not there, or is another folder")
+        problems.append(f"{marker.parent} does not exist, or is another folder")
     else:
         try:
             tempfile.TemporaryFile(dir=marker.parent).close()

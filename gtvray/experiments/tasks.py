@@ -63,7 +63,7 @@ def keep(best: Path, config: Config, cases: Sequence[CachedCase]) -> tuple[Path,
 
 
 def predictor_on_worker(bundle: Bundle, config: Config) -> Predictor:
-    """The predictor of a bundle with the threads and the device of the training; on a CPU if its backend needs one."""
+    """Return a predictor with the threads and device of the training, or on the CPU if the backend requires it."""
     device = training_device(config).type if bundle.inference.runs_on_gpu else "cpu"
     return Predictor(bundle, threads=config.training.cpus_per_worker, device=device)
 
@@ -89,7 +89,7 @@ def plan_on(
 def worker_memory_bytes(config: Config, cluster: Cluster, show: ProgressReporter = SILENT) -> int:
     """Return the memory of the device of a worker of the training on the connected cluster, in bytes.
 
-    The resources of a whole training are reserved meanwhile, so nodes that an autoscaler has yet to start are there
+    The resources of a whole training are reserved for this, so that the nodes that an autoscaler must start are running
     when the first training begins.
 
     Raises:

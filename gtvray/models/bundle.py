@@ -33,12 +33,12 @@ _BUNDLE, _MANIFEST, _LOCATOR = "bundle.json", "manifest.json", "locator"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with the settings that shape its masks.
+    """A trained model with the settings that determine its masks.
 
     Attributes:
-        folder: of the bundle.
+        folder: folder of the bundle.
         digest: sha256 of its manifest; identifies the bundle.
-        preprocessing, network, inference: settings that shape its masks.
+        preprocessing, network, inference: settings that determine its masks.
         patch_ijk: patch size in voxels of the prepared spacing.
         labels: name -> value in the mask.
         members: number of networks whose logits are averaged; 1 for a single network.
@@ -117,11 +117,11 @@ def write_bundle(
     """Write a bundle to a folder, atomically, and read it back.
 
     Args:
-        folder: to write to.
-        weights: of the network, or of each member of an ensemble, whose networks differ in their weights only.
-        preprocessing: its settings, shared by all members, as are the next three.
-        network: its settings.
-        inference: its settings.
+        folder: folder to write to.
+        weights: weights of the network, or of each member of an ensemble; members differ in their weights only.
+        preprocessing: preprocessing settings, shared by all members like the next three arguments.
+        network: network settings.
+        inference: inference settings.
         patch_ijk: patch size in voxels of the prepared spacing.
         info: further entries, ready for JSON.
         locator: a bundle that is copied into this one, without a locator of its own.
@@ -187,7 +187,12 @@ def verify_digest(folder: Path) -> str:
     own = {name for name in present if not name.startswith(f"{_LOCATOR}/")}
     differing = set(changed) | (present ^ set(files)) | (own ^ _required_files(len(own) - 1))
     if differing:
-        raise BundleError("bundle does not match its manifest", where=folder, found=", ".join(sorted(differing)))
+        raise BundleError(
+            "bundle does not match its manifest",
+            where=folder,
+            found=", ".join(sorted(differing)),
+            do="fetch or write it again",
+        )
     return sha256_of(folder / _MANIFEST)
 
 
@@ -226,7 +231,11 @@ def _require_readable(stored: Mapping[str, Any], folder: Path) -> None:
     files = len(list(folder.glob("weights*")))
     if files != stored["members"]:
         raise BundleError(
-            "weights of a member are missing", where=folder, expected=f"{stored['members']} files", found=files
+            "weights of a member are missing",
+            where=folder,
+            expected=f"{stored['members']} files",
+            found=files,
+            do="fetch or write it again",
         )
 
 

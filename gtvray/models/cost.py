@@ -49,7 +49,7 @@ def network_cost(
 
 
 def kept_bytes(network: torch.nn.Module, patches: torch.Tensor) -> int:
-    """Bytes that a forward pass saves for the backward pass, each storage once, without weights."""
+    """Return the bytes that a forward pass saves for the backward pass; each storage counts once, weights do not."""
     weights = {parameter.untyped_storage() for parameter in network.parameters()}
     kept: set[torch.UntypedStorage] = set()
 

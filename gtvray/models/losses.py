@@ -1,4 +1,4 @@
-"""The registry of losses. Each states its reduction, so that workers that share a batch train as one with all of it.
+"""The registry of losses. Each has a reduction, so that workers that share a batch train like a single worker.
 
 A `per_sample` loss is the mean of a value per sample: workers average it. A `global` loss is one value of the full
 batch: workers exchange the sums it consists of, and each computes the same loss.
@@ -67,7 +67,7 @@ def build_loss(config: LossConfig, spacing_mm: tuple[float, float, float] = (1.0
 
     Args:
         config: its kind and weights.
-        spacing_mm: of a patch, for distances.
+        spacing_mm: voxel spacing of a patch, for distances.
     """
     recipe = LOSSES[config.kind]
 

@@ -1,8 +1,8 @@
 """The parts of MONAI that networks and losses are made of, imported without the rest of MONAI.
 
-`import monai` imports every module of MONAI and then executes each of them once more, with the experiment trackers
-that they find installed. On one core of the test machine this takes 4 s in every process: commands, workers of trials,
-replicas. Here only the modules that are needed are imported, in 2 s. A later `import monai.x` works as usual.
+`import monai` imports every module of MONAI, including installed experiment trackers, and then executes each module a
+second time. On one core of the test machine this takes 4 s in every process (commands, workers of trials, replicas).
+This module imports only what is needed, in 2 s. A later `import monai.x` works as usual.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 @contextmanager
 def _without_submodules() -> Iterator[None]:
-    """Within the block, `import monai` finds no submodules to import beforehand."""
+    """Prevent `import monai` from importing all submodules within a `with` block."""
     if "monai" in sys.modules:
         yield
         return
@@ -32,7 +32,7 @@ def _without_submodules() -> Iterator[None]:
 
 
 with _without_submodules():
-    # MONAI's modules import each other in a circle: this is the one with which it begins itself.
+    # MONAI has circular imports; this module must come first, as in MONAI itself.
     import monai.apps  # noqa: F401
     from monai.losses.dice import DiceLoss
     from monai.losses.focal_loss import FocalLoss

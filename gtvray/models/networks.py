@@ -28,15 +28,15 @@ class MirrorAverage(torch.nn.Module):
         self.network = network
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """As the network; axis i runs from one side of the patient to the other."""
+        """Return the averaged logits; axis i runs from one side of the patient to the other."""
         direct: torch.Tensor = self.network(patches)
         mirrored: torch.Tensor = self.network(patches.flip(_LEFT_RIGHT_AXIS)).flip(_LEFT_RIGHT_AXIS)
         return (direct + mirrored) / 2
 
 
 def _planned_unet(config: NetworkConfig, channels: int, spacing_mm: Millimetres, patch_ijk: Axes) -> torch.nn.Module:
-    # Imported here because MONAI imports every optional package it finds, MLflow among them: seconds and 250 MB, which
-    # a process that runs a converted network does not need.
+    # Imported here because MONAI takes seconds and up to 250 MB to import, which a process that runs a converted
+    # network does not need.
     from gtvray.models.unet import PlannedUNet
 
     return PlannedUNet(plan_network(config, spacing_mm, patch_ijk), channels, config.dropout)

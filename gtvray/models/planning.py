@@ -135,6 +135,7 @@ def plan_network(config: NetworkConfig, spacing_mm: Millimetres, patch_ijk: Axes
             "network.subvoxels do not divide training.patch_ijk",
             expected=f"a multiple of {_times(subvoxels)} voxels",
             found=patch_ijk,
+            do="change training.patch_ijk or network.subvoxels",
         )
     spacing_mm, patch_ijk = _times_each(spacing_mm, subvoxels), _divided(patch_ijk, subvoxels)
     strides = config.strides or _strides(_deepest(config), spacing_mm, patch_ijk)

@@ -91,7 +91,7 @@ def signed_distances_mm(masks: torch.Tensor, spacing_mm: tuple[float, float, flo
 
 
 def sum_over_workers(values: torch.Tensor) -> torch.Tensor:
-    """Sum over all workers, with gradient; the values themselves if there is one worker."""
+    """Sum values over all workers, differentiably; with one worker, return them unchanged."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     total: torch.Tensor = _SumOverWorkers.apply(values)  # type: ignore[no-untyped-call]

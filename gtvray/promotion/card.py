@@ -27,10 +27,10 @@ _LIMITS = (
 
 
 def override_notice(judgement: Judgement, request: Request) -> list[str]:
-    """The sentence about an override of the gate; none if the gate accepted the model."""
+    """Return the notice of an override of the gate; empty if the gate accepted the model."""
     if not judgement.overridden:
         return []
-    return [f"The promotion gate refused this model. {request.by} promoted it nevertheless: {request.override}"]
+    return [f"The promotion gate refused this model. {request.by} promoted it anyway; reason: {request.override}"]
 
 
 def model_card(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request) -> Document:

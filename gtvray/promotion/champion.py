@@ -1,4 +1,4 @@
-"""The champion as decided: checked against the decision log, completed after a crash, found again after a change."""
+"""Checks of the champion against the decision log, and recovery after a crash or an external change."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from gtvray.registry import CHAMPION, Decision, DecisionLog, ModelVersion, Regis
 
 
 def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | None:
-    """Return the champion, or None; refuse a champion that no decision made, since it has no evidence.
+    """Return the champion, or None; reject a champion that was not set by a decision, since it has no evidence.
 
-    Call it before held-out cases are scored, too: every scoring (a "look" in the ledger) weakens their later use.
+    Call it also before held-out cases are scored, since every scoring (a "look" in the ledger) makes later tests
+    stricter.
 
     Raises:
         InputError: the champion was changed outside the gate; the error says how to restore or adopt it.
@@ -21,7 +22,7 @@ def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | Non
     found, decisions = find_champion(registry), log.decisions()
     current = next(reversed(champions_of(decisions)), None)
     decided = {current.digest if current is not None else ""}
-    # A crash directly after a change: the next process that holds the lease completes its decision.
+    # Set by a process that crashed before completing its decision; the next holder of the lease completes it.
     decided |= {decision.digest for decision in decisions if decision.state == "intended"}
     if (found.digest if found is not None else "") in decided:
         return found
@@ -35,12 +36,12 @@ def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | Non
 
 
 def settle_unfinished(registry: Registry, log: DecisionLog) -> list[Decision]:
-    """Complete or undo the decisions that a crash left between recording and changing the champion.
+    """Settle the decisions that a crash left intended: mark them as completed or undone.
 
     Call it under the lease, before any other change.
 
     Returns:
-        these decisions.
+        the settled decisions.
     """
     champion = find_champion(registry)
     settled = []
@@ -84,7 +85,11 @@ def register_again(registry: Registry, digest: str, folder: Path, golden: Path) 
     bundle = Bundle.load(folder)
     if bundle.digest != digest:
         raise BundleError(
-            "the bundle is not the one that was promoted", where=folder, expected=digest, found=bundle.digest
+            "the bundle is not the one that was promoted",
+            where=folder,
+            expected=digest,
+            found=bundle.digest,
+            do="replace this folder by the promoted bundle and run this again",
         )
     run_id = str(bundle.info["mlflow_run"])
     registry.require_run(run_id)

@@ -12,7 +12,7 @@ from gtvray.io import Table, render_page
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document; whatever is empty is left out.
+    """A section of a document; empty parts are omitted.
 
     Attributes:
         title: its heading.
@@ -29,7 +29,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """Title, sentences that no reader may miss, and sections."""
+    """A title, highlighted sentences at the top (`lead`), and sections."""
 
     title: str
     lead: Sequence[str]

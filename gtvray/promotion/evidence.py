@@ -1,4 +1,4 @@
-"""Evidence for the gate: scores of candidate, champion and baseline on held-out cases, and a fresh process."""
+"""Evidence for the gate: scores of candidate, champion and baseline on held-out cases, and a run in a fresh process."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def gather_evidence(
         report: called with (done, all) after each case.
 
     Raises:
-        InputError: a model was trained on a held-out case or chosen by it, or the masks' folder holds other files than
-            earlier masks; nothing is scored or counted then.
+        InputError: a model was trained or selected on a held-out case, or the masks' folder holds files other than
+            earlier masks. Nothing is scored or counted in that case.
     """
     require_untouched(bundle, champion, project)
     cases, of_champion = project.held_out, masks / "champion"
@@ -113,7 +113,7 @@ def cases_digest(project: Project) -> str:
 
 
 def require_untouched(candidate: Bundle, champion: Bundle | None, project: Project) -> None:
-    """Refuse held-out cases that a model was trained on or chosen by.
+    """Reject held-out cases that a model was trained or selected on.
 
     Args:
         candidate: the candidate.
@@ -121,7 +121,7 @@ def require_untouched(candidate: Bundle, champion: Bundle | None, project: Proje
         project: the data with the held-out cases.
 
     Raises:
-        InputError: at least one held-out case was, or it cannot be excluded.
+        InputError: a model was trained or selected on a held-out case, or its training cases are unknown.
     """
     held_out = {project.scans[case_id]: case_id for case_id in project.split.held_out}
     judged = {"candidate": candidate} | ({} if champion is None else {"champion": champion})
@@ -136,8 +136,8 @@ def require_untouched(candidate: Bundle, champion: Bundle | None, project: Proje
             known = sorted(held_out[scan] for scan in scans or () if scan in held_out)
             if known or scans is None:
                 raise InputError(
-                    f"the {name} cannot be judged by these held-out cases",
-                    expected="cases that it was neither trained on nor chosen by",
+                    f"the {name} cannot be evaluated on these held-out cases",
+                    expected="cases that were used neither for its training nor for its selection",
                     found=f"{len(known)} of {len(held_out)} were: {', '.join(known[:5])}"
                     if known
                     else "a model whose training cases are not recorded",

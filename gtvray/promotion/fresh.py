@@ -1,4 +1,4 @@
-"""A bundle in a fresh process: that it loads there, computes the same, and what it costs.
+"""A run of a bundle in a fresh process: whether it loads and computes the same logits, and its time and memory.
 
 `python -m gtvray.promotion.fresh JSON` is that process; JSON has the keys `bundle`, `threads`, `golden` and `scan`.
 """
@@ -24,13 +24,13 @@ from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.gate import Cost
 
-# Starting Python and loading torch takes most of it on a busy host.
+# On a busy host, starting Python and importing torch takes most of this time.
 TIMEOUT_S = 110.0
 
 
 @dataclass(frozen=True)
 class FreshRun:
-    """What a fresh process found.
+    """Result of a run in a fresh process.
 
     Attributes:
         same: whether it loaded the bundle and computed bit-identical logits for a fixed patch.
@@ -51,14 +51,14 @@ def run_fresh(
     scan: Path | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> FreshRun:
-    """Load a bundle in a fresh process and compare what it computes there.
+    """Load a bundle in a fresh process and compare its logits with those of this process.
 
     Args:
         bundle: the bundle.
         threads: CPU threads of the network.
         golden: folder of its golden cases, to be reproduced.
         scan: file of a scan that time and memory are measured with.
-        timeout_s: a process that takes longer has failed.
+        timeout_s: time limit in seconds; a process that takes longer counts as failed.
     """
     files = {"golden": golden and str(golden), "scan": scan and str(scan)}
     job = {"bundle": str(bundle.folder), "threads": threads, **files}

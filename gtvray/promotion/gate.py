@@ -2,10 +2,10 @@
 
 The primary test is the paired difference in DSC, case by case. Its lower confidence bound must exceed zero
 (superiority), or minus the margin if the candidate has a named gain (non-inferiority). HD95, missed tumours, single
-cases that get worse, time and memory are guards beside it.
+cases that get worse, time and memory are additional guards.
 
-Repeated tests on the same cases find a better model by chance sooner or later, so the k-th model that is scored on them
-is tested at the one-sided level a / (k (k + 1)). These levels sum to a, which bounds the probability that any of all
+Repeated tests on the same cases eventually find a better model by chance, so the k-th model that is scored on them is
+tested at the one-sided level a / (k (k + 1)). These levels sum to a, which bounds the probability that any of all
 promotions is of a model that is no better than its champion (alpha spending: Tian and Ramdas, Online control of the
 familywise error rate, Stat. Methods Med. Res. 30, 2021). With the default of 5 % the first model is tested by the usual
 95 % interval.
@@ -32,7 +32,7 @@ from gtvray.evaluation import (
 Rule = Literal["baseline", "superiority", "non-inferiority"]
 Gain = Literal["latency", "memory", "retired-data"]
 _SEED = 0
-# A model that is worse by the margin may pass in 1 % of the promotions at most.
+# Maximum probability of accepting a model that is worse by the margin.
 _NONINFERIORITY_RATE = 0.01
 _FEW_CASES = 20
 # Standard deviation of the paired difference in DSC that is assumed before anything is scored; two trainings of the
@@ -101,11 +101,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Request:
-    """How a promotion was asked for.
+    """Who requests a promotion, and by which rule.
 
     Attributes:
         by: name of the person or account.
-        gain: what the candidate gains; asks for non-inferiority instead of superiority.
+        gain: gain of the candidate; if set, non-inferiority is tested instead of superiority.
         override: reason for promoting a candidate that the gate refuses; empty to respect the gate.
     """
 
@@ -116,7 +116,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Guard:
-    """A requirement beside the primary test.
+    """A requirement in addition to the primary test.
 
     Attributes:
         name: what is required.
@@ -136,14 +136,14 @@ class Judgement:
     Attributes:
         accepted: whether the candidate may be promoted.
         reasons: reasons for a refusal; also stated if it was overridden.
-        warnings: limits of the evidence that do not refuse the candidate.
+        warnings: limits of the evidence; they do not lead to a refusal.
         difference: paired difference in DSC, candidate minus baseline, with its 95 % interval; None with too few cases.
         rule: the primary test.
         over_champion: paired difference in DSC, candidate minus champion; None without champion or with too few cases.
         hd95_over_champion: the same for HD95 in mm, with its 95 % interval.
-        guards: requirements beside the primary test.
+        guards: requirements in addition to the primary test.
         signed_rank_p: one-sided p value of the Wilcoxon signed-rank test, candidate over champion.
-        detectable: mean difference over the champion that these cases show with a power of 80 %.
+        detectable: smallest mean DSC difference to the champion that these cases detect with a power of 80 %.
         overridden: whether a named person accepted the candidate despite `reasons`.
     """
 
@@ -171,7 +171,7 @@ def level_at(looks: int, rate: float) -> float:
 
 
 def expected_detectable(cases: int, looks: int, config: PromotionConfig) -> float:
-    """Mean DSC gain over the champion that is shown with a power of 80 %, before anything is scored.
+    """Estimate, before scoring, the smallest mean DSC gain over the champion that is detected with a power of 80 %.
 
     Args:
         cases: number of held-out cases, at least two.
@@ -273,7 +273,7 @@ def _champion_guards(evidence: Evidence, config: PromotionConfig, hd95: PairedDi
 
 
 def _gains(evidence: Evidence, request: Request) -> list[Guard]:
-    """A gain that can be measured must exist; retired data are a statement of the person who asks."""
+    """Require a measured gain in time or memory; `retired-data` is declared by the requester and not measured."""
     if request.gain not in ("latency", "memory"):
         return []
     name = f"less {'time' if request.gain == 'latency' else 'memory'} than the champion, the named gain"
@@ -302,7 +302,7 @@ def _budgets(evidence: Evidence, config: PromotionConfig) -> list[Guard]:
 
 
 def _integrity(evidence: Evidence) -> list[str]:
-    """Reasons that nobody can override: the bundle would not be what was evaluated."""
+    """Return the reasons that cannot be overridden: the loaded bundle differs from the one that was scored."""
     reasons = []
     if not evidence.loads_fresh:
         reasons.append("a fresh process could not load the bundle, or computed different logits")
@@ -331,7 +331,7 @@ def _warnings(evidence: Evidence, draft: Judgement) -> list[str]:
     if draft.over_champion is None:
         return warnings
     if count < _FEW_CASES:
-        warnings.append(f"only {count} held-out cases: smaller differences than {draft.detectable:.3f} cannot be shown")
+        warnings.append(f"only {count} held-out cases: differences below {draft.detectable:.3f} cannot be detected")
     superior = draft.over_champion.low > 0
     if draft.signed_rank_p is not None and superior != (2 * draft.signed_rank_p < 1 - draft.over_champion.level):
         warnings.append(f"the signed-rank test disagrees with the mean difference: p = {draft.signed_rank_p:.2g}")
@@ -339,7 +339,7 @@ def _warnings(evidence: Evidence, draft: Judgement) -> list[str]:
 
 
 def _misses(score: CaseScore) -> bool:
-    """Whether a tumour was missed: an empty mask, or one that does not touch it."""
+    """Return whether the tumour was missed: the mask is empty or does not overlap it."""
     return score.missed or score.dsc == 0
 
 

@@ -1,4 +1,4 @@
-"""The record of a decision: JSON with all evidence, and a document to be filed."""
+"""The record of a decision: JSON with all evidence, and a readable document for archiving."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gtvray.registry import RECORD, Decision
 
 SCHEMA_VERSION = 1
 _ROLE = (
-    "The cases are held out: locked since the split was made, used neither for training nor for any choice. Their "
-    "scores judge these models. Out-of-fold scores judge a training procedure and are not used here."
+    "The cases are held out: fixed when the split was made, and used neither for training nor for model selection. "
+    "Their scores evaluate these models; out-of-fold scores evaluate a training procedure and are not used here."
 )
 _OUTCOMES = {"promoted": "Promoted", "refused": "Refused"}
 _RULES = {
@@ -45,9 +45,9 @@ def write_record(
         folder: existing folder; gets `decision.json`, `.md` and `.html`, and `card.md` and `.html`.
         decision: the decision, not yet in the log.
         bundle: the candidate.
-        evidence: what the gate was given.
-        judgement: what it found.
-        request: how the promotion was asked for.
+        evidence: input of the gate.
+        judgement: decision of the gate.
+        request: request of the promotion.
         config: thresholds of the gate.
     """
     record = {
@@ -101,13 +101,13 @@ def _document(
             ),
             Section("Guards", table=Table(("guard", "met", "found"), list(_guards(evidence, judgement)))),
             Section("Largest scan", table=Table(("model", "time (s)", "memory (MB)", "host"), list(_costs(evidence)))),
-            Section("Cases, the greatest loss first", table=_cases(evidence)),
+            Section("Cases, largest loss first", table=_cases(evidence)),
         ],
     )
 
 
 def _finding(decision: Decision, judgement: Judgement) -> str:
-    """State what was decided and what the primary test found."""
+    """Summarise the decision and the result of the primary test."""
     promoted = decision.kind == "promoted"
     outcome = "The candidate is promoted." if promoted else "The candidate is refused; the champion is unchanged."
     reference, over = "champion", judgement.over_champion
@@ -155,7 +155,7 @@ def _tests(judgement: Judgement, looks: int, config: PromotionConfig) -> Iterato
     if judgement.detectable is not None:
         yield (
             f"With this number of cases and this spread, a mean difference of {judgement.detectable:.3f} in DSC would "
-            "be shown with a power of 80 %."
+            "be detected with a power of 80 %."
         )
 
 

@@ -11,7 +11,7 @@ from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
 
 
 def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
-    """Make the previous champion the champion again; repeated rollbacks lead further back.
+    """Make the previous champion the champion again; repeated rollbacks go further back.
 
     Raises:
         NotReadyError: there is no previous champion.
@@ -62,7 +62,11 @@ def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -
         settle_unfinished(registry, log)
         current = log.current()
         if current is None:
-            raise NotReadyError("no champion to restore: nothing was promoted", where=registry.name)
+            raise NotReadyError(
+                "no champion to restore: nothing was promoted",
+                where=registry.name,
+                do="promote a model with `gtvray promote`",
+            )
         version = registry.find(current.digest)
         if version is None:
             version = register_again(registry, current.digest, bundles / current.digest[:16], golden)
@@ -77,24 +81,29 @@ def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -
 
 
 def adopt(registry: Registry, log: DecisionLog, version: str, reason: str) -> ModelVersion:
-    """Accept a champion that was set in MLflow: a named person takes the place of the gate's evidence.
+    """Accept a champion that was set in MLflow, on the authority of a named person instead of the gate.
 
     Args:
         registry: the registry.
         log: log of decisions, whose `by` names the person.
-        version: the version that the alias points to, as a confirmation.
+        version: the version that the alias points to, given for confirmation.
         reason: why it may be served.
 
     Raises:
         NotReadyError: there is no champion.
-        InputError: the alias points to another version, or a decision made it champion.
+        InputError: the alias points to another version, or a decision made this version champion.
         BundleError: the bundle is damaged, or was not registered by gtvray.
     """
     with log.lease() as lease:
         settle_unfinished(registry, log)
         champion = registry.champion()
         if champion.version != version:
-            raise InputError("not the champion", expected=f"version {champion.version}", found=f"version {version}")
+            raise InputError(
+                "not the champion",
+                expected=f"version {champion.version}",
+                found=f"version {version}",
+                do="pass the version that the alias champion points to",
+            )
         current = log.current()
         if current is not None and current.digest == champion.digest:
             raise InputError("a decision made this version champion already", found=f"decision {current.number}")

@@ -1,4 +1,4 @@
-"""Promotion of a bundle: under the lease, recorded before the alias moves and completed afterwards."""
+"""Promotion of a bundle under the lease: the decision is recorded, the alias is moved, the decision is completed."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def promote(
         log: log of decisions.
         records: folder for the record of the decision, which also goes to MLflow.
         request: how the promotion was asked for; by default for superiority, without an override.
-        golden: folder of its golden cases; None registers it without.
+        golden: folder of its golden cases; None to register the bundle without them.
 
     Returns:
-        the version that is now champion, what the gate found, and the folder of the record.
+        the version that is now champion, the decision of the gate, and the folder of the record.
 
     Raises:
         GateRefusedError: the gate refuses it; the refusal and its evidence are in the log.
@@ -141,10 +141,19 @@ def _register(
 
 def _require_same_bundle(bundle: Bundle, evidence: Evidence) -> None:
     if evidence.digest != bundle.digest:
-        raise InputError("the evidence belongs to another bundle", expected=bundle.digest, found=evidence.digest)
+        raise InputError(
+            "the evidence belongs to another bundle",
+            expected=bundle.digest,
+            found=evidence.digest,
+            do="score this bundle with `gather_evidence`",
+        )
     if (digest := verify_digest(bundle.folder)) != bundle.digest:
         raise BundleError(
-            "the bundle has changed since it was scored", where=bundle.folder, expected=bundle.digest, found=digest
+            "the bundle has changed since it was scored",
+            where=bundle.folder,
+            expected=bundle.digest,
+            found=digest,
+            do="promote it again, so that the changed bundle is scored",
         )
 
 
@@ -155,5 +164,5 @@ def _require_same_champion(champion: ModelVersion | None, evidence: Evidence) ->
             "the champion has changed since the candidate was scored",
             expected=evidence.champion_digest or "no champion",
             found=digest or "no champion",
-            do="promote it again: it must be compared with the present champion",
+            do="promote it again, so that it is compared with the current champion",
         )

@@ -1,4 +1,4 @@
-"""Bundles with changed inference settings as candidates for the gate, and timings of the backends to choose them by."""
+"""Candidate bundles with changed inference settings, and timings of the backends for choosing these settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def with_inference(bundle: Bundle, changes: Mapping[str, Any], bundles: Path, lo
         bundle: the original; it is not modified.
         changes: inference setting -> value.
         bundles: folder that the new bundle is written to.
-        locator: bundle that localises the tumour on a coarser grid; replaces the bundle's own locator, if any.
+        locator: bundle that localises the tumour on a coarser grid; replaces the locator of the bundle, if any.
 
     Raises:
         ConfigError: an unknown setting, an invalid value, or a locator without localised inference.

@@ -1,4 +1,4 @@
-"""The log of the gate's decisions, refusals included, in MLflow: every workspace and host sees the same one.
+"""The log of promotion decisions, including refusals, in MLflow, shared by all workspaces and hosts.
 
 Each decision is a run of the experiment `MODEL-decisions`. Its tags hold what later decisions depend on and are written
 with the run in one transaction; the record with the evidence is an artifact. Decisions are ordered by the number of the
@@ -46,8 +46,8 @@ class Decision:
         version: its registered version; None for a refused bundle.
         previous: the version that was champion before.
         by: name of the person or account.
-        reason: why the gate was overridden, or an external change was restored or adopted; else empty.
-        cases: digest of the held-out cases it rests on; empty without evidence.
+        reason: why the gate was overridden, or an external change was restored or adopted; otherwise empty.
+        cases: digest of the held-out cases it is based on; empty without evidence.
         evidence: sha256 of its record in MLflow; empty without one.
         number: number of the lease it was made under; decisions are ordered by it.
         at: UTC time, ISO 8601.
@@ -98,12 +98,12 @@ class DecisionLog:
 
     def lease(self) -> AbstractContextManager[Lease]:
         """Hold the exclusive right to change the champion; processes on other hosts wait as well."""
-        # Also where the lease was deleted in MLflow, the next decision must follow the last one.
+        # Even if the lease was deleted in MLflow, the next decision must have a higher number than the last one.
         last = max((decision.number for decision in self.decisions()), default=0)
         return hold_lease(self._client, self._model, Holder.this_process(self.by), self._waiting, above=last)
 
     def signed(self, decision: Decision, lease: Lease) -> Decision:
-        """Return a decision with its author, number and time, for its record; `add` does so otherwise."""
+        """Return a copy of a decision with author, number and time, for its record; otherwise `add` sets them."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         return replace(decision, by=self.by, number=lease.number, at=at)
 
@@ -116,7 +116,8 @@ class DecisionLog:
             record: folder with its record, `RECORD` among its files.
 
         Raises:
-            ResourceError: the record cannot be written to MLflow's artifact store; the decision is undone.
+            ResourceError: the record cannot be written to MLflow's artifact store; the decision stays `intended` until
+                the next holder of the lease settles it.
         """
         made = decision if decision.number else self.signed(decision, lease)
         made = replace(made, evidence=sha256_of(record / RECORD) if record is not None else "")
@@ -134,7 +135,7 @@ class DecisionLog:
     def settle(self, decision: Decision, state: State) -> Decision:
         """Record whether the change of a decision took place."""
         if self._client.get_run(decision.run_id).info.lifecycle_stage == "deleted":
-            # It was deleted in MLflow's UI, and MLflow changes no deleted run; the log keeps its decisions.
+            # The run was deleted in MLflow's UI, and MLflow does not modify deleted runs; the log keeps its decisions.
             self._client.restore_run(decision.run_id)
         self._client.set_tag(decision.run_id, f"{_PREFIX}state", state)
         self._client.set_terminated(decision.run_id, "FINISHED" if state == "completed" else "FAILED")
@@ -202,7 +203,7 @@ class DecisionLog:
 
 
 def champions_of(decisions: Sequence[Decision]) -> list[Decision]:
-    """Return what `DecisionLog.champions` does, for decisions that have been read already."""
+    """Return the result of `DecisionLog.champions` for decisions that were read before."""
     champions: list[Decision] = []
     for decision in decisions:
         if decision.state != "completed" or decision.kind == "refused":

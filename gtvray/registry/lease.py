@@ -1,13 +1,13 @@
 """The lease of a registered model: at most one process, on any host, changes its champion at a time.
 
 MLflow's aliases and tags are last-write-wins and exclude nobody, but a registered model of a given name can be created
-only once. Holding the lease means having created the registered model `MODEL.lease.NUMBER`, where NUMBER follows the
-highest existing one. The highest is never removed, so numbers only grow: a number also orders the decisions that are
-made under it, independent of any clock. Should someone delete it in MLflow, numbers go on above the last decision.
+only once. A process acquires the lease by creating the registered model `MODEL.lease.NUMBER`, where NUMBER follows the
+highest existing one. The highest is never removed, so numbers increase monotonically and also order the decisions that
+are made under them, independent of any clock. If it is deleted in MLflow, numbering continues above the last decision.
 
-A holder renews the lease by counting up a tag. Another process takes over when that count has stood still for the
-expiry time on its own clock, or at once if the holder ran on the same host and has ended. A holder that was suspended
-for longer than that finds a higher number before it changes anything.
+The holder renews the lease by incrementing a tag. Another process takes over if the tag has not changed for the expiry
+time, measured with its own clock, or immediately if the holder ran on the same host and has ended. A holder that was
+suspended for longer than that finds a higher number before it changes anything.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ EXPIRY_S = 30.0
 _RENEWAL_S = 5.0
 _POLL_S = 0.5
 _HOLDER_TAG, _RENEWALS_TAG, _RELEASED_TAG = "gtvray.holder", "gtvray.renewals", "gtvray.released"
-_DESCRIPTION = "Lock of gtvray for changes of the champion; not a model. The newest one must stay."
-# Time asleep counts as well.
+_DESCRIPTION = "Lock that gtvray uses while it changes the champion; not a model. Do not delete the newest one."
+# CLOCK_BOOTTIME includes the time that the host is suspended.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -68,7 +68,7 @@ class Holder:
         return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
 
     def __str__(self) -> str:
-        """Name the process for a message."""
+        """Format the process for messages."""
         return f"{self.by}, process {self.pid} on {self.host}"
 
 
@@ -112,7 +112,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Let the next process take over; without MLflow the lease expires."""
+        """Release the lease; if MLflow is unreachable, it expires."""
         self._ended.set()
         self._thread.join(_RENEWAL_S)
         with contextlib.suppress(Exception):

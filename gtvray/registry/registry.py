@@ -46,7 +46,7 @@ class ModelVersion:
         run_id: MLflow run that trained it.
         aliases: its aliases.
         golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
-        override: reason of the person who promoted it although the gate refused it; else empty.
+        override: reason for promoting it although the gate refused it; otherwise empty.
     """
 
     version: str
@@ -80,7 +80,7 @@ class Registry:
         return self._bundles.parent
 
     def register(self, bundle: Bundle, run_id: str) -> ModelVersion:
-        """Register a bundle as a version; a registered bundle keeps its version.
+        """Register a bundle as a new version, or return its version if it is registered already.
 
         Raises:
             ResourceError: its files cannot be written to MLflow's artifact store.
@@ -125,7 +125,7 @@ class Registry:
             if error.error_code not in _ABSENT:
                 raise
             raise NotFoundError(
-                "the run that trained this bundle is not in this MLflow",
+                "the run that trained this bundle is not in this MLflow store",
                 where=self._client.tracking_uri,
                 found=f"no run {run_id}",
                 do="use the workspace or the tracking.uri that it was trained with; if another site trained it, "
@@ -211,7 +211,11 @@ class Registry:
         bundle = Bundle.load(folder)
         if bundle.digest != version.digest:
             raise BundleError(
-                "the bundle is not the one registered", where=folder, expected=version.digest, found=bundle.digest
+                "the bundle is not the one registered",
+                where=folder,
+                expected=version.digest,
+                found=bundle.digest,
+                do="remove this folder; the bundle is then downloaded again",
             )
         return bundle
 
@@ -238,7 +242,7 @@ class Registry:
 
         if folder.exists():
             return
-        # Listing comes first: a failing store must not pass for a version without golden cases.
+        # List first: a failing store must not be mistaken for a version without golden cases.
         if not self._has_golden_files(version):
             self._require_no_golden(version)
             raise NotFoundError(
@@ -259,7 +263,7 @@ class Registry:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
 
     def restore_golden(self, version: ModelVersion, folder: Path) -> None:
-        """Add golden cases to a version that was registered again, from a folder or else from its run."""
+        """Add golden cases to a re-registered version, from a folder if it exists, otherwise from its run."""
         if folder.exists():
             self.add_golden(version, folder)
         elif self._has_golden_files(version):
@@ -279,7 +283,7 @@ class Registry:
         self._client.set_model_version_tag(self._name, version.version, _GOLDEN_TAG, digest)
 
     def _require_no_golden(self, version: ModelVersion) -> None:
-        """Check that a version was registered without golden cases, rather than that its files are missing.
+        """Check that a version was registered without golden cases, and not that their files are missing.
 
         Raises:
             ResourceError: the version has golden cases, or the artifact folder does not exist.
@@ -345,7 +349,7 @@ class Registry:
             try:
                 self._client.create_registered_model(self._name)
             except MlflowException as raced:
-                # Another process was faster.
+                # Another process created it first.
                 if raced.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
 

@@ -15,7 +15,7 @@ from gtvray.reports.drawing import COLOURS, LINE_COLOUR, add_legend, encode_char
 
 Scores = Mapping[str, Sequence[CaseScore]]
 
-# A missed case scores the grid's diagonal: on a linear axis it would press all other distances onto the bottom.
+# A missed case scores the diagonal of the grid, which would compress all other distances on a linear axis.
 _LOG_FROM_MM = 100
 _NORMAL_95 = 1.96
 

@@ -56,13 +56,13 @@ def encode_chart(figure: Figure, title: str, description: str, marks: int) -> Pi
 def add_legend(figure: Figure) -> None:
     """Add a legend above the axes; searching for free space within them is slow, and matplotlib warns about it."""
     for text in figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False).get_texts():
-        # A dollar sign in a name does not start a formula.
+        # A dollar sign in a name must not start a formula.
         text.set_parse_math(False)
         text.set_text(drawable(text.get_text()))
 
 
 def drawable(text: str) -> str:
-    """A text with every character that matplotlib's font lacks written as its code; it would be drawn as a box."""
+    """Replace characters that matplotlib's font lacks by their escape codes; they would be drawn as boxes."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))

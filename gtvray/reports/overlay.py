@@ -43,7 +43,7 @@ def render_overlay(
 ) -> None:
     """Write a PNG of the axial, coronal and sagittal slices through a case's mask, with the outlines of its masks.
 
-    The slices pass through the middle of the reference, else of the prediction, else of the grid. Display is
+    The slices pass through the centre of the reference, or without one, of the prediction or the grid. Display is
     radiological, patient left on the viewer's right, at a window of -160 to 240 HU.
 
     Args:
@@ -89,7 +89,7 @@ def _overlay_figure(
         _draw_view(axes, view, list(colours.values()))
         if field_mm is not None:
             _limit_field(axes, view, field_mm)
-    # A dollar sign in a case's name does not start a formula.
+    # A dollar sign in the name of a case must not start a formula.
     figure.suptitle(drawable(title), x=0.01, ha="left", color="white", fontsize=14, parse_math=False)
     figure.supxlabel(NOTICE, color="#a0a0a0", fontsize=10)
     _add_legend(figure, colours)

@@ -92,8 +92,8 @@ def _definitions(outcome: Outcome) -> list[str]:
         f"NSD: share of both surfaces' area within the tolerance of the other surface{f'; {note}' if note else ''}.",
         "Empty masks: both empty scores DSC 1, NSD 1 and distances of 0; one empty scores DSC 0, NSD 0 and the grid's "
         "diagonal as HD95 and ASSD, and is a missed case. No score is left out of a mean.",
-        f"95 %: interval of the mean, {RESAMPLES:,} bootstrap resamples of the cases; below ten cases no narrower than "
-        "Student's t interval, below three none.",
+        f"95 %: interval of the mean, {RESAMPLES:,} bootstrap resamples of the cases; with fewer than ten cases no "
+        "narrower than Student's t interval, with fewer than three no interval.",
         "Aggregated DSC: all cases taken as one mask. Detectable difference: 95 % two-sided, with a power of 80 %.",
         f"{BASELINE}: the mean position of the training masks; it does not use the image.",
     ]

@@ -1,4 +1,4 @@
-"""Which predicted cases to review next, from the report of `gtvray predict`."""
+"""Ranking of predicted cases for review, from the report of `gtvray predict`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,14 @@ def review_order(report: Path) -> list[ReviewCase]:
     stored = read_json(report)
     rows = stored.get("cases") if isinstance(stored, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "scan" in row for row in rows):
-        raise InputError("not a report of `gtvray predict --report`", where=report, expected='an entry "cases"')
+        raise InputError(
+            "not a report of `gtvray predict --report`",
+            where=report,
+            expected='an entry "cases"',
+            do="pass the report.json that `gtvray predict --report` wrote",
+        )
     ranked = [(_rank(row), _case(row)) for row in rows]
-    # Sorting is stable: cases of equal rank without an estimate keep the order of the report.
+    # The sort is stable, so cases of equal rank without an estimate keep the order of the report.
     return [case for _, case in sorted(ranked, key=lambda each: (each[0], -(each[1].uncertainty or 0.0)))]
 
 

@@ -32,10 +32,10 @@ _DIGEST_LENGTH = 12
 
 
 def check_study(dataset: Dataset, bundles: Iterable[Bundle], folder: Path, *, overwrite: bool) -> None:
-    """Refuse a study whose masks or report would replace anything else; before a case is read or a look recorded.
+    """Reject a study whose masks or report would replace other files; call it before reading cases or recording looks.
 
     Raises:
-        InputError: naming what is in the way.
+        InputError: a file is in the way; the error names it.
     """
     models = list(bundles)
     check_masks(
@@ -58,7 +58,7 @@ class Study:
         overwrite: replace earlier masks and an earlier report in the folder, if they are unchanged.
 
     Raises:
-        InputError: two names refer to one bundle, or a model has the baseline's name.
+        InputError: two names refer to the same bundle, or a model has the name of the baseline.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Study:
             the result, and the report's folder.
 
         Raises:
-            InputError: another report is there that may not be replaced.
+            InputError: the folder contains another report that may not be replaced.
         """
         target = self._folder / REPORT
         with output_folder(target, overwrite=self._overwrite) as temporary:
@@ -174,7 +174,7 @@ class Study:
 
 
 def _in_uri(case_id: str) -> str:
-    """A case id as part of a file's name that MLflow can send back: it takes `%` and `#` in one for parts of a URI."""
+    """Return a case id that is safe in MLflow artifact names, where `%`, `#` and `?` are parts of a URI."""
     plain = re.sub(r"[%#?]", "_", case_id)
     return plain if plain == case_id else f"{plain}-{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"
 

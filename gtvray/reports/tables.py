@@ -94,7 +94,7 @@ def difference_table(comparison: Comparison) -> Table:
     heads = ("model", "minus", "score", "mean difference", "95 % from", "to", "detectable difference")
     caption = (
         "Case by case. The detectable difference is the smallest that these cases would show with a power of 80 %; a "
-        "smaller one may exist and stay unseen."
+        "smaller one may exist and remain undetected."
     )
     return Table(heads, rows, caption)
 

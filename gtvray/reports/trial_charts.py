@@ -70,7 +70,7 @@ def parallel_chart(settings: Mapping[str, Sequence[str]], best: Sequence[float])
 
 
 def front_chart(seconds: Sequence[float], best: Sequence[float]) -> Picture:
-    """Draw best DSC against training time, with the Pareto front: the trials that no other beats in both."""
+    """Draw best DSC against training time, with the Pareto front of the trials that are not dominated."""
     front: list[tuple[float, float]] = []
     for cost, dsc in sorted(zip(seconds, best, strict=True), key=lambda trial: (trial[0], -trial[1])):
         if not front or dsc > front[-1][1]:
@@ -89,9 +89,9 @@ def _add_colours(axes: Axes, best: Sequence[float]) -> list[tuple[float, ...]]:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    # The pale end is left out. A dark page inverts the lightness, where the best trials stand out just as well.
+    # The pale end is omitted. A dark page inverts the lightness, and the best trials still stand out.
     colormap = LinearSegmentedColormap.from_list("scores", mpl.colormaps["YlGnBu"](np.linspace(0.3, 1, 256)))
-    # Equal scores need a scale of some length, too.
+    # Equal scores would give a scale of length zero.
     scale = Normalize(min(best), max(best) + 1e-6)
     axes.figure.colorbar(ScalarMappable(scale, colormap), ax=axes, label="best DSC").outline.set_visible(False)
     return [colormap(float(scale(value))) for value in best]

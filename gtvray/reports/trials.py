@@ -39,7 +39,7 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         name: name of the sweep.
         trials: its trials; those without an epoch appear in the tables only.
         refused: what MLflow refused permanently.
-        folder: the sweep's folder, for what is known at its end.
+        folder: folder of the sweep, for the files that are written at its end.
     """
     with_epochs = [trial for trial in trials if trial.curve("selection_dsc")]
     # The ranking of a sweep that has ended also knows folds, repeats and damaged checkpoints.
@@ -52,7 +52,7 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         *((state, number) for state in STATES if (number := sum(trial.state == state for trial in trials))),
     ]
     if any(trial.exploits for trial in trials):
-        facts.append(("taken over from other trials", sum(len(trial.exploits) for trial in trials)))
+        facts.append(("exploits (weights from other trials)", sum(len(trial.exploits) for trial in trials)))
     if trained:
         facts += [("best trial", trained[0].trial_id), ("best DSC", f"{best_dsc(trained[0]):.4f}")]
     return render_page(
@@ -74,7 +74,7 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
 
 
 def _read(folder: Path | None, name: str) -> dict[str, Any]:
-    """Read a file of the sweep's folder that is there once the sweep has ended."""
+    """Read a file that is written when the sweep ends; empty if it does not exist."""
     return dict(read_json(folder / name)) if folder is not None and (folder / name).exists() else {}
 
 
@@ -86,7 +86,7 @@ def _worst_pictures(folder: Path | None) -> Iterator[Picture]:
 
 
 def _importance_table(stored: Mapping[str, Any]) -> Table:
-    caption = f"PED-ANOVA over {stored.get('trials', 0)} completed trials; below some thirty, read it with caution."
+    caption = f"PED-ANOVA over {stored.get('trials', 0)} completed trials; interpret with caution if fewer than 30."
     rows = [(key, f"{value:.2f}") for key, value in stored.get("importances", {}).items()]
     return Table(("setting", "importance"), rows, caption)
 
@@ -98,7 +98,7 @@ def _front_table(stored: Mapping[str, Any]) -> Table:
 
 
 def _command(best: Trial, request: Mapping[str, Any]) -> str:
-    """Return the command that trains with the settings of a trial; those that are the default are left out."""
+    """Return the command that trains with the settings of a trial, without those equal to the defaults."""
     if not request:
         return ""
     default = flatten(Config())

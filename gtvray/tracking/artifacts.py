@@ -33,7 +33,7 @@ def require_artifact_client(location: str) -> None:
 def artifact_errors(what: str, location: str, do: str) -> Iterator[None]:
     """Convert faults of the artifact store raised in the `with` block to a `ResourceError`.
 
-    A full disk stays the `OSError` that it is.
+    An `OSError` of a full disk is raised unchanged.
 
     Args:
         what: the fault, such as "the files of this model cannot be read".
@@ -56,7 +56,7 @@ def artifact_errors(what: str, location: str, do: str) -> Iterator[None]:
 
 def _no_client(location: str) -> ResourceError:
     return ResourceError(
-        "the artifacts of this MLflow are in an S3 object store, and its client is not installed",
+        "the artifacts of this MLflow store are in S3, and the S3 client is not installed",
         where=_shown(location),
         expected=f"the package {_CLIENT}",
         do="pip install 'gtvray[s3]', or start the MLflow server with --artifacts-destination, so that it reads and "

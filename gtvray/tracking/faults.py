@@ -19,7 +19,7 @@ _PERMANENT_HTTP = frozenset({413})
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether MLflow would refuse the same request again, however often it is repeated."""
+    """Return whether MLflow would refuse the same request again on every retry."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):

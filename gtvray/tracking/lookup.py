@@ -1,4 +1,4 @@
-"""Look-up of runs by key, and checks for deleted runs and experiments with the command that restores them."""
+"""Lookup of runs by key, and checks for deleted runs and experiments whose errors give the command to restore them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A durable queue between a run and MLflow: entries are delivered in order and never lost.
 
-Each entry is appended to a file before anything else happens. A thread delivers the entries and then advances a mark, a
-byte offset in a file of its own; after a failed delivery it retries with growing delays. An entry that the consumer
-will never accept is set aside in a further file with the reason, and those behind it go on. A crash between delivery
+Each entry is first appended to a file. A thread delivers the entries and then advances a mark, a byte offset stored in
+a file of its own; after a failed delivery it retries with increasing delays. An entry that the consumer will never
+accept is moved to a separate file with the reason, and delivery continues with the next one. A crash between delivery
 and mark delivers entries a second time, so delivery must be idempotent: metrics carry their time stamp, and MLflow
 stores one row for equal (key, step, time, value).
 """
@@ -41,7 +41,7 @@ class MetricQueue:
         path: the queue's file; entries that an earlier process left undelivered are delivered first.
         deliver: consumes entries in order and returns those that it will never accept; if it raises, the same entries
             are delivered again later.
-        again: deliver all entries from the first one, also those that were delivered or set aside before.
+        again: deliver all entries from the first one, including those that were delivered or set aside before.
     """
 
     def __init__(self, path: Path, deliver: Callable[[list[Entry]], list[Rejection]], again: bool = False) -> None:
@@ -70,13 +70,13 @@ class MetricQueue:
     def flush(self, timeout_s: float) -> bool:
         """Wait until every entry added so far is delivered or set aside.
 
-        A delivery in progress, such as the upload of a bundle, is waited for, at most ten minutes.
+        It waits up to ten minutes for a delivery in progress, such as the upload of a bundle.
 
         Args:
-            timeout_s: how long to wait while deliveries fail.
+            timeout_s: maximum time to wait while deliveries fail, in seconds.
 
         Returns:
-            whether everything was delivered.
+            whether everything was delivered or set aside.
         """
         size = self._path.stat().st_size
         self._wake.set()
@@ -170,7 +170,7 @@ class MetricQueue:
 
 
 def _parsed(text: str) -> Entry | None:
-    """The entry of a line; None if a crash or a faulty disk damaged it."""
+    """Parse the entry of a line; None if the line is damaged."""
     try:
         entry = json.loads(text)
     except ValueError:

@@ -29,10 +29,9 @@ _PARTS = ("params", "tags", "metrics")
 class RunRecorder:
     """Records one sweep or training in MLflow.
 
-    The server must be reachable when this is created; entries of later outages are buffered on disk. Entries that
-    MLflow refuses permanently, such as those of a run that was deleted, are set aside (`rejections`). They are sent
-    again, with all others, when a further recorder is created for the same queue file; so is everything if MLflow
-    lacks a run that was recorded before.
+    The server must be reachable when the recorder is created; entries of later outages are buffered on disk. Entries
+    that MLflow refuses permanently, such as those of a deleted run, are set aside (`rejections`). If there are any, or
+    if MLflow lacks a run that was recorded before, a new recorder for the same queue file sends all entries again.
 
     Args:
         client: client of the tracking store.
@@ -61,7 +60,7 @@ class RunRecorder:
         self._logged = {_identity(entry) for entry in earlier if "metrics" in entry}
         # Trials that an earlier process left running end with the parent run, unless they are resumed.
         for entry in earlier:
-            # Tags and files, such as those of the best trial, follow its end and do not start it again.
+            # Tags and files may follow the end of a trial, such as those of the best one; they do not reopen it.
             if entry["trial"] is not None and (entry.get("params") or "metrics" in entry):
                 self._open.add(entry["trial"])
             if "status" in entry:
@@ -98,7 +97,7 @@ class RunRecorder:
             self._queue.put(entry)
 
     def note(self, trial: str, text: str) -> None:
-        """Record an incident in a trial and how it was handled, as a tag of its run."""
+        """Set the tag `gtvray.notes` of a trial's run to an incident and its handling; replaces an earlier one."""
         self.describe({}, {"gtvray.notes": text[:_TAG_LIMIT]}, trial)
 
     def attach(self, trial: str | None, path: Path, into: str) -> None:
@@ -126,7 +125,7 @@ class RunRecorder:
     def trial_run_id(self, trial: str) -> str:
         """Return the id of a trial's MLflow run; that of the parent run if MLflow does not answer or has no such run.
 
-        A bundle names the run that trained it, and is written while MLflow is away, too.
+        A bundle stores the run that trained it, and is written even if MLflow is unreachable.
         """
         if trial not in self._runs:
             try:
@@ -166,7 +165,7 @@ class RunRecorder:
             run = self._client.get_run(self._run(entry["trial"]))
             require_run_kept(self._client, run)
         except InputError as deleted:
-            # With the command that restores it, which MLflow's own message lacks.
+            # This error contains the command that restores it, unlike MLflow's own message.
             return [Rejection(entry, reason_of(deleted))]
         except Exception as missing:
             if not is_permanent(missing):
@@ -243,7 +242,7 @@ def _texts(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _halves(entry: Entry) -> list[Entry]:
-    """Divide an entry with several params, tags or metrics into two; an entry of one thing has no halves."""
+    """Split an entry with several params, tags or metrics into two; return no entries if it has a single one."""
     names = [(part, name) for part in _PARTS for name in entry.get(part, {})]
     if len(names) < 2:
         return []

@@ -53,7 +53,7 @@ def update_locations(workspace: Workspace, writing: bool = True) -> None:
     Args:
         workspace: the workspace that holds the database, which may not exist yet.
         writing: require write access. A reader may use a workspace that is mounted read-only at another path, since
-            fetched bundles and golden cases lie in it.
+            it contains the downloaded bundles and golden cases.
 
     Raises:
         InputError: the workspace is a copy, and its original still exists.

@@ -49,7 +49,7 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
             _require_connection(f"{uri}, through the proxy {without_credentials(proxy)}", *proxy_endpoint(proxy))
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # Its client prints links to runs on stdout, where `--json` has one line.
+    # MLflow's client prints links to runs on stdout, which is reserved for the result with `--json`.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # The metric queue retries deliveries; MLflow's own retries would block the caller for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -63,7 +63,7 @@ def connect_mlflow(uri: str, artifacts: Path, *, writing: bool = True) -> Mlflow
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("mlflow.")]:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It logs the stack trace of errors that are also raised.
+    # This logger writes the stack trace of errors that are also raised.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     database = database_path(uri) if parsed.scheme.startswith("sqlite") else None
     if database is not None:

@@ -11,7 +11,7 @@ A line is an event of a trial, or of the sweep:
     {"event": "note",  "trial": ID, "at": TIME, "text": TEXT}
     {"event": "end",   "trial": ID, "at": TIME, "state": STATE, "rung": N or null, "reason": TEXT or null}
 
-A trial is planned before Ray Tune hears of it, so no trial can exist that the record does not have. Times are in UTC,
+A trial is recorded before it is passed to Ray Tune, so every existing trial is in the record. Times are in UTC,
 ISO 8601. An epoch that is repeated after a restart replaces the earlier one, and a trial that starts again is running
 again. Readers ignore events and keys that they do not know, so that further ones can be added.
 """
@@ -38,7 +38,7 @@ class Trial:
 
     Attributes:
         trial_id: its id, `t` and its number.
-        settings: searched settings, dotted key -> value; those of its end if a scheduler changed them.
+        settings: searched settings, dotted key -> value; the latest ones if a scheduler changed them.
         epochs: epoch -> metrics, in order of epochs.
         cases: epoch -> DSC of each selection case.
         notes: incidents during the training and how it recovered.
@@ -67,7 +67,7 @@ class Trial:
     to_take_over: tuple[str, int] | None = None
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
-        """(epoch, value) of a metric, for the epochs that have it."""
+        """Return (epoch, value) of a metric, for the epochs that have it."""
         return [(epoch, metrics[metric]) for epoch, metrics in self.epochs.items() if metric in metrics]
 
     @property
@@ -77,7 +77,7 @@ class Trial:
 
     @property
     def ending(self) -> str:
-        """How the trial ended, in words; its state if it has not."""
+        """How the trial ended, as text; its state if it has not ended."""
         at = f" at rung {self.rung} (epoch {max(self.epochs, default=0)})" if self.rung is not None else ""
         return f"{self.state}{at}" + (f": {self.reason}" if self.reason else "")
 
@@ -106,7 +106,7 @@ class TrialRecord:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds that the sweep has run for, with those before it was resumed."""
+        """Seconds that the sweep has run, including earlier sessions."""
         now = 0.0 if self._began is None else (datetime.now(UTC) - self._began).total_seconds()
         return self._spent_s + now
 

@@ -1,4 +1,4 @@
-"""Training: `fit` yields a report an epoch and does not depend on Ray; `ray.py` distributes it over workers."""
+"""Training: `fit` yields one report per epoch and does not depend on Ray; `ray.py` distributes it over workers."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The folder of checkpoints of a training: writing them in a thread, finding the newest sound one."""
+"""The checkpoint folder of a training: writing in a background thread, and finding the newest intact checkpoint."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins, decided once and handed to all of its workers.
+    """The starting point of a training, determined once and passed to all of its workers.
 
-    On shared storage a worker may see an older list of files than another, and would begin at another epoch.
+    On shared storage workers may see different lists of files, and would start at different epochs.
 
     Attributes:
-        checkpoint: folder to resume from; None begins with random weights.
+        checkpoint: folder to resume from; None to start from random weights.
         has_best: whether the checkpoint of the best epoch so far is in the training's folder.
         damaged: names of newer checkpoints that were skipped.
     """
@@ -66,7 +66,7 @@ def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Check
 
     Args:
         folder: of its checkpoints.
-        resume: a checkpoint to begin from; without it the newest sound one in `folder`, if any.
+        resume: a checkpoint to start from; by default the newest intact one in `folder`, if any.
 
     Returns:
         the decision, and the checkpoint.
@@ -97,7 +97,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return Checkpoint.load(path), damaged
         except TrainingError as error:
-            _log.warning("checkpoint %s is skipped: %s", path, error.what)
+            _log.warning("skipping checkpoint %s: %s", path, error.what)
             damaged.append(path.name)
     if damaged:
         raise TrainingError(
@@ -113,14 +113,12 @@ class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, while training continues; keeps the newest two and the best.
 
     Args:
-        folder: for the checkpoints; created, and cleared of what a killed writer left.
-        active: False on all workers but the first, which write nothing.
+        folder: for the checkpoints; created if needed, and leftovers of a killed writer are removed.
+        active: False on all workers but the first; these write nothing.
 
     Raises:
         InputError: the folder cannot be written to.
         ResourceError: the disk is full.
-
-    A writer that was created later for the same folder takes it over: this one then raises TrainingError.
     """
 
     def __init__(self, folder: Path, *, active: bool) -> None:
@@ -149,7 +147,7 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def start(self, checkpoint: Checkpoint, epoch: int, best: int) -> None:
-        """Start to write a checkpoint, whose tensors must not change any more.
+        """Start writing a checkpoint; its tensors must not be modified afterwards.
 
         Args:
             checkpoint: the state.
@@ -165,6 +163,7 @@ class CheckpointWriter:
 
         Raises:
             ResourceError, InputError: it could not be written.
+            TrainingError: a writer that was created later for the same folder has taken it over.
         """
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -1,4 +1,4 @@
-"""Compiling the network of a training, with a logged fall-back to eager execution."""
+"""Compilation of the network of a training, with a logged fallback to eager execution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 # A forward and backward pass of so few operations takes a data-centre GPU about two milliseconds (at a tenth of its
 # peak), less than Python and the driver need to launch its kernels one by one. An estimate: not measured on a GPU yet.
 _SHORT_PASS_FLOPS = 2e11
-# Compiling takes about a minute. A training of fewer steps, or less time, would not win that back.
+# Compiling takes about a minute, which a training with fewer steps or less time does not recover.
 _WORTHWHILE_STEPS, _WORTHWHILE_S = 2000, 600.0
 # A training step takes about three times the operations of a forward pass.
 _TRAINING_FACTOR = 3
@@ -84,7 +84,7 @@ class CompiledNetwork:
     def __call__(self, patches: torch.Tensor) -> torch.Tensor:
         """The network's logits."""
         if self.mode == "reduce-overhead":
-            # The gradients of the replay before have been added up: its memory may be overwritten.
+            # The gradients of the previous replay have been accumulated, so its memory may be overwritten.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         logits: torch.Tensor = self._network(patches)
         return logits
@@ -100,7 +100,7 @@ class CompiledNetwork:
             passes: calls this network; running it twice has the effect of running it once.
 
         Raises:
-            Whatever `passes` raises eagerly, and out-of-memory errors.
+            Exception: an error of `passes` in eager execution, or an out-of-memory error.
         """
         try:
             return passes()
@@ -110,14 +110,14 @@ class CompiledNetwork:
             lines = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
             _log.warning("the network cannot be compiled and runs eagerly: %s", reason)
-            # What `Module.compile` sets, and all that it does.
+            # `Module.compile` sets only this attribute.
             self._network._compiled_call_impl = None
             self.mode = None
             return passes()
 
 
 def _is_long(config: Config) -> bool:
-    """Whether a training runs long enough to win back the time of compiling."""
+    """Return whether a training runs long enough for compiling to pay off."""
     training = config.training
     if training.time_budget_s:
         return training.time_budget_s >= _WORTHWHILE_S

@@ -1,7 +1,7 @@
 """Spacing, patch, batch and network size of a training from its data and device, with a reason for each.
 
 The order is nnU-Net's (Isensee et al., Nature Methods 2021): spacing from the scans, the largest patch that memory
-allows, then the batch, then the depth, which follows from the patch. Values that the user has set stay.
+allows, then the batch, then the depth, which follows from the patch. Values set by the user are kept.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class PlannedValue:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that fits.
+    """Settings of a training that fits into memory.
 
     Attributes:
-        config: with every value decided.
+        config: settings with all values decided.
         choices: the decided values, in order of decision.
         origin: dotted keys that were given.
         needed_bytes: estimate of what a worker takes.
@@ -77,9 +77,9 @@ def plan_training(
     Args:
         fingerprint: of cases prepared by `config.preprocessing`.
         memory_bytes: of the device that a worker trains on; a fifth of it is left free. None where it is not known:
-            then nothing is refused for lack of memory, and all of `KEYS` must be given.
+            then memory is not checked, and all of `KEYS` must be given.
         config: all other settings, and the given values.
-        given: dotted keys whose values stay; by default those that `config` was made with explicitly.
+        given: dotted keys whose values are kept; by default those that were set explicitly in `config`.
 
     Raises:
         ConfigError: the given values need more memory than there is, or contradict each other.
@@ -123,9 +123,9 @@ def describe_plan(plan: Plan) -> str:
     rows = [f"{choice.key}: {_text(choice.value)} ({choice.why})" for choice in plan.choices]
     memory = f"memory: about {plan.needed_bytes / 1e9:.1f}"
     if plan.memory_bytes is None:
-        rows.append(f"{memory} GB a worker, checked on the worker")
+        rows.append(f"{memory} GB per worker, checked on the worker")
     else:
-        rows.append(f"{memory} of {plan.memory_bytes / 1e9:.1f} GB a worker")
+        rows.append(f"{memory} of {plan.memory_bytes / 1e9:.1f} GB per worker")
     network = plan_network(config.network, config.preprocessing.spacing_mm, config.training.patch_ijk)
     return "\n".join([*rows, network.as_text()])
 
@@ -163,21 +163,23 @@ class _Planner:
         extent = _text([n * mm for n, mm in zip(patch, spacing_mm, strict=True)])
         return tuple(
             patch
-        ), f"{extent} mm of a median body of {_text(self._extent_mm)} mm, as {self._device} and memory allow"
+        ), f"{extent} mm of a median body of {_text(self._extent_mm)} mm, limited by {self._device} and memory"
 
     def batch_size(self) -> tuple[int, str]:
         training = self.config.training
         workers = training.num_workers
         smallest = batch = -(-_SMALLEST_BATCH // workers) * workers
         if not training.use_gpu:
-            return batch, f"the smallest that averages, shared by {workers} workers"
+            return batch, f"the smallest with at least {_SMALLEST_BATCH} patches, shared by {workers} workers"
         voxels = self._fingerprint.cases * prod(self._extent_mm) / prod(self.config.preprocessing.spacing_mm)
         most = _MOST_OF_DATA * voxels / prod(training.patch_ijk)
         while batch + workers <= most and self._fits({"training.batch_size": batch + workers}):
             batch += workers
         return (
             batch,
-            "what memory and a twentieth of all voxels allow" if batch > smallest else "the smallest that averages",
+            "limited by memory and a twentieth of all voxels"
+            if batch > smallest
+            else f"the smallest with at least {_SMALLEST_BATCH} patches",
         )
 
     def _fits(self, change: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import torch
 # Up to this product of a patch's channels and first two edges torch convolves by unfolding, which takes two to three
 # times as long as oneDNN (`use_mkldnn` in ATen's native/Convolution.cpp); it uses oneDNN for larger batches and bf16.
 _UNFOLDED = 20480
-# Parameters of glibc's `mallopt`, and the values it arrives at by itself once large blocks have been freed.
+# Parameters of glibc's `mallopt`, and the values that its dynamic adjustment reaches once large blocks were freed.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _USUAL = {_TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65536}
 _KEEPING = {_TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20, _MMAP_MAX: 0}
@@ -29,7 +29,7 @@ def route_convolutions(network: torch.nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     for module in network.modules():
-        # The faster of the two for a kernel of one voxel is torch's own.
+        # For kernels of one voxel torch's own convolution is faster.
         if isinstance(module, torch.nn.Conv3d) and max(module.kernel_size) > 1:
             module.register_forward_pre_hook(_to_onednn)
             module.register_forward_hook(_from_onednn)

@@ -16,13 +16,13 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 
 
 def training_device(config: Config) -> torch.device:
-    """The device this process trains on; only a worker may ask.
+    """Return the device this process trains on; call it in workers only.
 
     A CUDA device carries its index: `torch.cuda.set_device` holds for one thread, and the threads that read patches
     would otherwise use device 0 for every worker of a node.
 
     Raises:
-        ResourceError: a GPU is asked for and torch sees none.
+        ResourceError: a GPU is requested and torch sees none.
     """
     if not config.training.use_gpu:
         return torch.device("cpu")
@@ -39,12 +39,12 @@ def training_device(config: Config) -> torch.device:
 
 
 def training_precision(config: Config) -> torch.dtype:
-    """The data type of the forward pass; `auto` is bf16 where the hardware computes in it. Only a worker may ask."""
+    """Return the dtype of the forward pass; `auto` is bf16 if the hardware supports it. Call it in workers only."""
     asked = config.training.precision
     if asked != "auto":
         return _PRECISIONS[asked]
     if config.training.use_gpu:
-        # GPUs before Ampere have fp16 in hardware, and bf16 by emulation only.
+        # GPUs before Ampere support fp16 in hardware and only emulate bf16.
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
@@ -64,7 +64,7 @@ def gpus_per_worker(config: Config) -> float:
 
 
 def rank() -> int:
-    """This worker's number, 0 alone."""
+    """Return the rank of this worker; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -89,7 +89,7 @@ def numeric_settings(config: Config, device: torch.device) -> Iterator[None]:
 
     On a CPU nothing is changed: its kernels are deterministic as they are. On a GPU, cuDNN times its algorithms for
     each shape and keeps the fastest; with `training.deterministic` it takes repeatable ones, and any operation that has
-    none raises. With precision fp32, TF32 is off: its 10 bits of mantissa are not what "fp32" says.
+    none raises. With precision fp32, TF32 is off, since it has a mantissa of 10 bits only.
     """
     if device.type == "cpu":
         yield

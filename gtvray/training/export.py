@@ -31,7 +31,7 @@ class TrainedNetwork:
     Attributes:
         weights: moving average of the weights.
         settings: of the network.
-        epoch: epochs done.
+        epoch: number of completed epochs.
     """
 
     weights: dict[str, torch.Tensor]
@@ -63,7 +63,7 @@ class TrainedNetwork:
 
 
 def domain_ranges(cases: Sequence[CachedCase]) -> dict[str, tuple[float, float]]:
-    """Ranges of the domain check for a model trained on these cases; of many cases, an even selection is read."""
+    """Return the ranges of the domain check for these training cases; of many cases, evenly spaced ones are read."""
     chosen = cases[:: max(1, len(cases) // _DOMAIN_CASES)]
     return training_ranges(case.whole()[0].hu for case in chosen)
 
@@ -73,7 +73,7 @@ def kept_checkpoint(
 ) -> tuple[Path, NDArray[np.float64]]:
     """Choose a training's checkpoint: the newest, unless the best epoch is better by more than chance.
 
-    The best of many epochs on few cases is in part the luckiest, and often from before the learning rate came down.
+    The best of many epochs on few cases is biased upwards, and often from before the learning rate has decayed.
     Both are compared with the inference settings that suit each, over all cases, by the paired 95 % interval.
 
     Args:

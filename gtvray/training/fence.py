@@ -1,6 +1,6 @@
-"""Ownership of a training's folder: the process that began to write last owns it, earlier ones may write no more.
+"""Ownership of the folder of a training: the latest writer owns it, and earlier writers must not write any more.
 
-A process that is only unreachable, such as one on a machine that was cut off, is replaced while it still runs.
+A process that is only unreachable, such as one on a disconnected machine, is replaced while it is still running.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FILE = ".writer.json"
 
 
 class Fence:
-    """Takes the folder over from every earlier writer.
+    """Takes over the folder from all earlier writers.
 
     Args:
         folder: of checkpoints.
@@ -36,7 +36,7 @@ class Fence:
         """Refuse to write to a folder that a later process has taken over.
 
         Raises:
-            TrainingError: it has.
+            TrainingError: a later process has taken over the folder.
         """
         try:
             owner = read_json(self._path)
@@ -48,5 +48,5 @@ class Fence:
                 "another process continues this training",
                 where=self._path.parent,
                 found=f"process {owner['pid']} on {owner['host']}",
-                do="let that process go on: it has all epochs up to its start",
+                do="wait for that process; it continues from the newest checkpoint",
             )

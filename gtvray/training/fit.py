@@ -1,7 +1,7 @@
 """The training loop: a generator that yields a report, and leaves a checkpoint, after every epoch.
 
-It is data-parallel when a torch process group exists, and single otherwise. The checkpoint is written while the next
-epoch runs; a training that is killed meanwhile resumes from the one before, with the same results.
+It is data-parallel if a torch process group exists, and runs in a single process otherwise. A checkpoint is written
+while the next epoch runs; a training that is killed in between resumes from the previous one, with the same results.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EpochReport:
     """Measurements of one epoch; `EPOCH_METRICS` names those that are logged.
 
     Attributes:
-        epoch: epochs done, from 1.
+        epoch: number of completed epochs, from 1.
         epochs: planned number of epochs.
         train_loss: mean over the epoch's steps.
         selection_dsc: mean DSC of the averaged weights over the selection cases, on the prepared grid.
@@ -62,10 +62,10 @@ class EpochReport:
         data_wait_share: share of that time spent waiting for patches.
         seconds: wall-clock time of the epoch with selection.
         retries: restarts of an epoch at a lower rate, since the beginning.
-        checkpoint: folder of the epoch's checkpoint. It is complete once the next report is there, or this is the
-            last, or the generator is closed.
+        checkpoint: folder of the epoch's checkpoint. It is complete when the next report is yielded or the generator is
+            closed; that of the last epoch is complete when the report is yielded.
         best_checkpoint: folder of the best epoch's checkpoint.
-        notes: what went wrong in this epoch, or before it since the last report, and what was done about it.
+        notes: incidents since the last report, and how they were handled.
         case_dsc: DSC of each selection case, in order; empty if a checkpoint of an earlier version has none.
     """
 
@@ -99,27 +99,27 @@ def fit(
     start: Start | None = None,
     known_epoch: int | None = None,
 ) -> Iterator[EpochReport]:
-    """Train, one report an epoch.
+    """Train, and yield one report per epoch.
 
     Args:
         config: all settings.
         train: prepared training cases.
         selection: prepared cases that compare epochs and trials.
         folder: for checkpoints; shared by all workers.
-        resume: a checkpoint to resume from; without it the newest sound one in `folder`, if any.
-        start: where to begin, decided for all workers; instead of `resume`.
-        known_epoch: the last epoch whose report the caller has; reports of later epochs that the checkpoint holds are
-            yielded again. None is the checkpoint's own epoch.
+        resume: a checkpoint to resume from; by default the newest intact one in `folder`, if any.
+        start: starting point determined for all workers; replaces `resume`.
+        known_epoch: last epoch whose report the caller has received; reports of later epochs in the checkpoint are
+            yielded again. None means the epoch of the checkpoint, so that no report is repeated.
 
     Raises:
         ConfigError, DataError: the plan cannot work, or does not fit into the memory of the device.
         InputError: `folder` cannot be written to.
-        TrainingError: the loss is not finite, also at a lower rate; or every checkpoint is damaged.
-        ResourceError: the disk is full, memory is exhausted, or torch sees no GPU where one is asked for.
+        TrainingError: the loss or gradient stays non-finite at lower learning rates, or every checkpoint is damaged.
+        ResourceError: the disk is full, memory is exhausted, or torch sees no GPU although one is requested.
     """
     called = time.perf_counter()
     check_plan(config, train, selection)
-    # The first use of a GPU takes memory too, which other processes may have left none of.
+    # Initialising a GPU takes memory, which other processes may have used up.
     with memory_errors(config):
         check_memory(config, device_bytes(config))
     torch.set_num_threads(config.training.cpus_per_worker)

@@ -1,4 +1,4 @@
-"""The gradient of a step: the mean over the patches of all workers, whichever worker had which.
+"""The gradient of a step: the mean over the patches of all workers, independent of their distribution over workers.
 
 A batch goes through the network in micro-batches. Their gradients are added up in double precision, over a worker's
 micro-batches and then over workers, and rounded once, so the result does not depend on the order of summation, which

@@ -1,7 +1,7 @@
 """A group of workers of Ray Train that trains one job after another.
 
-Starting a group takes most of the time of a short training: processes are created and import torch. So the group of a
-trial is kept for the next trial with the same resources; it ends by itself when it has no job for a minute.
+Starting a group takes most of the time of a short training, because processes are created and import torch. The group
+of a trial is therefore kept for the next trial with the same resources; it exits after a minute without a job.
 
 `TorchTrainer.fit()` blocks, so it runs in a thread. Workers honour a request to stop at the end of an epoch.
 Their placement group is removed only after a deadline, or when they have failed: it is found by the group's controller,
@@ -36,11 +36,11 @@ from gtvray.training.memory import host_bytes
 
 # The mailbox answers as soon as there is a report; without one, the driver asks again after this time.
 _POLL_S = 2.0
-# While a group waits for resources, groups that a killed trial has left are looked for this often.
+# Interval in seconds for removing groups left by killed trials while a group waits for resources.
 _ORPHANS_S = 10.0
 _STOP_DEADLINE_S = 60.0
 _CONTROLLER_S = 15.0
-# Ray's default is unlimited. A group that fails to start is started again by `fit_distributed`, which counts.
+# Ray's default is unlimited. A group that fails to start is restarted by `fit_distributed`, which limits restarts.
 _CONTROLLER_FAILURES = 0
 
 
@@ -125,7 +125,7 @@ class _Group:
                 looked = time.monotonic()
 
     def finish(self) -> bool:
-        """Stop the current job at the end of an epoch; False if the group is of no further use."""
+        """Stop the current job at the end of an epoch; False if the group cannot be used again."""
         if self._done or self._failed:
             return self._done
         ray.get(self._mailbox.stop.remote())
@@ -168,7 +168,7 @@ def _resources(config: Config) -> tuple[Any, ...]:
 
 
 class _Registration(ControllerCallback):  # type: ignore[misc]  # Ray ships no types
-    """Tells the mailbox which actor creates the placement group of the workers."""
+    """Registers with the mailbox the actor that creates the placement group of the workers."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
@@ -186,7 +186,7 @@ class _Binding(WorkerCallback):  # type: ignore[misc]
 
 def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threading.Event) -> None:
     training = job.config.training
-    # Read by Ray Train's controller. After its default of 60 s it would begin to wait again, without end or reason.
+    # Read by Ray Train's controller. After its default of 60 s it would retry indefinitely, without giving a reason.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(training.resources_wait_s)
     trainer = TorchTrainer(
         _worker,
@@ -227,7 +227,7 @@ def _worker(loop: dict[str, Any]) -> None:
             ray.get(mailbox.fail.remote(error))
             raise
         number += 1
-        # A worker that is still in the job's last collective operation must not be asked for the next.
+        # No worker may start the next job while another is still in the last collective operation of this one.
         dist.barrier()
         if dist.get_rank() == 0:
             ray.get(mailbox.done.remote())

@@ -24,7 +24,7 @@ from gtvray.training.state import TrainingState
 
 
 class DivergedError(TrainingError):
-    """A step whose loss or gradient is not finite; the weights are as they were before it."""
+    """A step with a non-finite gradient, before which it stops, or an epoch with a non-finite mean loss."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Loop:
             group["lr"] = rate
         loss = self._gradients.compute(self._numbers(step), images, masks, step / total)
         state.scaler.unscale_(state.optimizer)
-        # The one time in a step that the CPU waits for the GPU: what follows must not touch the weights before it is
-        # known that the gradient is finite.
+        # The only synchronisation with the GPU in a step: the weights must not be updated before the gradient is known
+        # to be finite.
         norm = float(torch.nn.utils.clip_grad_norm_(state.network.parameters(), self._optimizing.clip_norm))
         value = float(loss)
         # A finite loss may have a gradient that is not, and one step along it makes every weight NaN. Workers have
@@ -99,4 +99,4 @@ class Loop:
 
 
 def _diverged(step: int, found: str) -> DivergedError:
-    return DivergedError("the loss is not a number any more", where=f"step {step}", found=found)
+    return DivergedError("the loss or its gradient is not finite", where=f"step {step}", found=found)

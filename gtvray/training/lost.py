@@ -76,7 +76,7 @@ _KINDS = (
 
 
 def lost(error: BaseException) -> Lost:
-    """Find the reason for which a group ended.
+    """Determine why a group ended.
 
     Args:
         error: raised by Ray Train's `fit`; it holds the errors of the workers by rank, or is the controller's.
@@ -93,7 +93,7 @@ def lost(error: BaseException) -> Lost:
 
 
 def lost_error(why: Lost, config: Config, epoch: int) -> FailureError:
-    """The error that ends a training which has lost its workers once too often.
+    """Return the error for a training that has lost its workers too often, or could not start them.
 
     Args:
         why: the reason for the last loss.

@@ -36,7 +36,7 @@ class Job:
 
 @dataclass(frozen=True)
 class News:
-    """What the driver learns at once.
+    """New reports and state of the current job, returned by one call of `take`.
 
     Attributes:
         reports: of the current job, in order.
@@ -50,9 +50,9 @@ class News:
 
 
 class Mailbox:
-    """State of one group.
+    """State of one group of workers.
 
-    The driver's request waits here until there is news: asking ten times a second takes CPU time from workers.
+    `take` blocks until there is news (long polling), since polling ten times a second takes CPU time from workers.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Mailbox:
         return self._controller
 
     async def give(self, job: Job) -> bool:
-        """Hand the next job to the workers; False if they have none left to hand it to."""
+        """Pass the next job to the workers; return False if the group accepts no more jobs."""
         async with self._changed:
             if self._closed:
                 return False
@@ -85,7 +85,7 @@ class Mailbox:
             return True
 
     async def job(self, number: int) -> Job | None:
-        """The job of a number, from 0, as soon as it is given; None to end the worker.
+        """Wait for the job with a number, counted from 0, and return it; None if the worker must end.
 
         After some time without a job all workers end, and no further job is accepted.
         """
@@ -106,7 +106,7 @@ class Mailbox:
             self._changed.notify_all()
 
     async def put(self, report: EpochReport) -> bool:
-        """Leave a report; returns whether to stop."""
+        """Store a report; return whether to stop."""
         self._reports.append(report)
         self._news.set()
         return self._stop
@@ -117,7 +117,7 @@ class Mailbox:
         self._news.set()
 
     async def fail(self, error: GtvrayError) -> None:
-        """Leave the error that ends a worker; the first one counts."""
+        """Store the error that ended a worker; only the first one is kept."""
         self._failure = self._failure or error
         self._news.set()
 
@@ -126,7 +126,7 @@ class Mailbox:
         self._news.set()
 
     async def take(self, wait_s: float) -> News:
-        """The news that is there or arrives within some seconds."""
+        """Return the news, waiting up to `wait_s` seconds if there is none."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), wait_s)
         self._news.clear()

@@ -1,4 +1,4 @@
-"""Memory of a training: an estimate before it starts, and what a worker's device has."""
+"""Memory of a training: the estimated demand, and the memory available on the device of a worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gtvray.models import NetworkCost, loss_reduction, network_cost
 from gtvray.runtime import usable_memory_bytes
 from gtvray.training.execution import micro_batch_size, training_device
 
-# Bytes a parameter: weights, moving average, gradient and its flat copy in fp32, the sum of gradients in fp64.
+# Bytes per parameter: weights, moving average, gradient and its flat copy in fp32, the sum of gradients in fp64.
 _PARAMETER_BYTES = 4 + 4 + 4 + 4 + 8
 _OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4}
 # Peak working memory as a multiple of the bytes kept for the backward pass; the rest are temporaries of a layer, blocks
@@ -61,7 +61,7 @@ def host_bytes(config: Config) -> int:
 def device_bytes(config: Config) -> int:
     """Memory of the device this process trains on: its share of a GPU, or this machine's or container's memory.
 
-    Only a worker may ask: the driver's machine may have another GPU, or none.
+    Call it in workers only, since the driver's machine may have another GPU, or none.
 
     Raises:
         ResourceError: a GPU is asked for and torch sees none.
@@ -82,7 +82,7 @@ def check_memory(config: Config, memory_bytes: int) -> None:
         gb = [each / 1e9 for each in (memory_bytes, needed, needed - memory_bytes)]
         raise ConfigError(
             "the training does not fit into memory",
-            expected=f"at most {gb[0]:.1f} GB a worker",
+            expected=f"at most {gb[0]:.1f} GB per worker",
             found=f"about {gb[1]:.1f} GB, {gb[2]:.1f} GB too much",
             do=_remedy(config, memory_bytes),
         )
@@ -115,5 +115,5 @@ def _remedy(config: Config, memory_bytes: int) -> str:
     return "lower training.patch_ijk, network.size or network.features"
 
 
-# Sweeps ask for few networks, each many times.
+# Sweeps request few networks, each many times.
 _network_cost = lru_cache(maxsize=64)(network_cost)

@@ -13,7 +13,7 @@ from gtvray.models import plan_network
 def check_plan(config: Config, train: Sequence[CachedCase], selection: Sequence[CachedCase]) -> None:
     """Refuse a training that cannot work, from its settings and cases alone.
 
-    The device is not looked at, so the driver of a cluster can check too. `fit` checks memory in the worker.
+    It does not inspect the device, so the driver of a cluster can call it. `fit` checks memory in the worker.
 
     Raises:
         ConfigError: the batch cannot be shared by the workers, several workers share a GPU, the patch cannot be halved
@@ -35,6 +35,7 @@ def _check_workers(config: Config) -> None:
             "the batch cannot be shared evenly",
             expected=f"training.batch_size a multiple of training.num_workers = {training.num_workers}",
             found=training.batch_size,
+            do="change training.batch_size or training.num_workers",
         )
     if training.use_gpu and training.num_workers > 1 and training.gpus_per_worker < 1:
         raise ConfigError(
@@ -53,7 +54,7 @@ def _check_device(config: Config) -> None:
     if training.precision == "fp16":
         raise ConfigError("training.precision=fp16 is for GPUs", do="set training.use_gpu=true, or use bf16 or fp32")
     if config.inference.precision == "fp16":
-        # Its cases are scored where it was trained.
+        # Its selection cases are scored on the device it is trained on.
         raise ConfigError(
             "inference.precision=fp16 is for GPUs, and so is the training of such a model",
             do="set training.use_gpu=true, or inference.precision to bf16 or fp32",
@@ -67,7 +68,11 @@ def _check_device(config: Config) -> None:
 def _check_cases(config: Config, train: Sequence[CachedCase], selection: Sequence[CachedCase]) -> None:
     workers = config.training.num_workers
     if not train or not selection:
-        raise DataError("no case to train on or to select by", found=f"{len(train)} and {len(selection)} cases")
+        raise DataError(
+            "no training cases or no selection cases",
+            found=f"{len(train)} training and {len(selection)} selection cases",
+            do="add cases, or change split.selection_share and split.held_out_share",
+        )
     if len(train) < workers:
         raise DataError(
             "more workers than training cases",
@@ -77,18 +82,22 @@ def _check_cases(config: Config, train: Sequence[CachedCase], selection: Sequenc
         )
     shared = {case.meta["image_sha256"] for case in train} & {case.meta["image_sha256"] for case in selection}
     if shared:
-        raise DataError("a scan is in training and in selection", found=f"{len(shared)} scans")
+        raise DataError(
+            "scans are in both training and selection",
+            found=f"{len(shared)} scans",
+            do="`gtvray data check` lists duplicates; keep one copy of each scan",
+        )
     for side, cases in (("training", train), ("selection", selection)):
         if not any(case.meta["tumour_ml"] > 0 for case in cases):
             raise DataError(
                 f"no {side} case has a tumour",
                 found=f"{len(cases)} cases with empty masks",
-                do="look at the masks with `gtvray data check`, or divide the cases by another split.seed",
+                do="check the masks with `gtvray data check`, or use another split.seed",
             )
 
 
 def _check_patch(config: Config, train: Sequence[CachedCase]) -> None:
-    """Refuse a patch larger than every case on every axis; one that sticks out of some cases sees air there."""
+    """Reject a patch that exceeds every case on every axis; where it exceeds some cases it is padded with air."""
     patch, largest = config.training.patch_ijk, [max(sizes) for sizes in zip(*(c.shape for c in train), strict=True)]
     if all(size > most for size, most in zip(patch, largest, strict=True)):
         raise ConfigError(
@@ -96,5 +105,5 @@ def _check_patch(config: Config, train: Sequence[CachedCase]) -> None:
             where="training.patch_ijk",
             expected=f"at most {largest} along one axis, at preprocessing.spacing_mm {config.preprocessing.spacing_mm}",
             found=list(patch),
-            do="lower training.patch_ijk, or preprocessing.spacing_mm to have more voxels a case",
+            do="lower training.patch_ijk, or preprocessing.spacing_mm to have more voxels per case",
         )

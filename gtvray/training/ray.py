@@ -39,10 +39,18 @@ def fit_distributed(
     newest checkpoint, at most `training.max_failures` times; the next report's `notes` name the reason. Closing the
     generator stops the workers at the end of their epoch.
 
-    Args, Raises:
-        as `fit`; also TrainingError when workers are lost too often or cannot be started, and ResourceError when that
-        was for lack of memory. `workers` are used, and kept for the caller's next training; without them the workers
-        end with the training.
+    Args:
+        config: see `fit`.
+        train: see `fit`.
+        selection: see `fit`.
+        folder: see `fit`.
+        resume: see `fit`.
+        known_epoch: see `fit`.
+        workers: workers to use and to keep for the caller's next training; by default they end with this one.
+
+    Raises:
+        TrainingError: also if workers are lost too often.
+        ResourceError: also if workers are lost for lack of memory, or the cluster has no free resources for them.
     """
     remove_orphaned_groups()
     kept = workers or Workers()
@@ -62,7 +70,7 @@ def fit_distributed(
                         notes = []
                 return
             except GroupLostError as error:
-                # To wait once more would exceed the stated limit.
+                # Waiting again would exceed training.resources_wait_s.
                 if failures == config.training.max_failures or error.why.is_resources:
                     raise lost_error(error.why, config, last) from error
                 notes.append(f"workers restarted after epoch {last}: {error.why.reason}")

@@ -43,7 +43,7 @@ class BatchReader:
     Args:
         sampler: makes the patches, on the CPU or on `device`.
         device: where batches are needed.
-        threads: CPU threads of the worker; a CPU, which computes the steps too, reads with one.
+        threads: CPU threads of the worker; on a CPU one thread reads, since the steps use the CPU as well.
     """
 
     def __init__(self, sampler: PatchSampler, device: torch.device, threads: int) -> None:

@@ -55,7 +55,7 @@ def epoch_with_retries(
             retries, factor = state.retries + 1, state.lr_factor * training.nan_lr_factor
             state.restore(start)
             state.retries, state.lr_factor = retries, factor
-            notes.append(f"{error.what} at {error.fields['where']}: epoch restarted with {factor:g} of the rate")
+            notes.append(f"{error.what} at {error.fields['where']}: epoch restarted at {factor:g} of the learning rate")
             _log.warning("%s", notes[-1])
 
 

@@ -1,4 +1,4 @@
-"""Decisions by selection cases: the better epoch and trial, and how probabilities become a mask.
+"""Scores on the selection cases, which choose the best epoch and trial, the threshold and the component filter.
 
 Scores are on the prepared grid, for speed; during training the cases are shared between workers.
 """
@@ -20,7 +20,7 @@ from gtvray.geometry import largest_component
 from gtvray.inference import SegmentationRequest, forward_batch, run_patches
 from gtvray.training.execution import numeric_settings, rank, training_precision, world
 
-# Less than in inference: epochs are ranked the same with half the patches.
+# Less than in inference: half the patches give the same ranking of epochs.
 _OVERLAP = 0.25
 _SETTINGS = [(twentieths / 20, largest) for twentieths in range(6, 16) for largest in (False, True)]
 
@@ -60,8 +60,8 @@ def calibration_scores(
 def best_setting(config: Config, scores: NDArray[np.float64]) -> tuple[InferenceConfig, NDArray[np.float64]]:
     """The threshold, and whether to keep the largest component only, with the best mean DSC.
 
-    Oversampling the tumour in training makes networks mark too much at one half. Correcting that is a choice between
-    models like any other, so it is made on the selection cases, or out of fold. Ties go to the setting nearer to the
+    Oversampling the tumour in training makes networks over-segment at a threshold of 0.5. Correcting that is a choice
+    between models, so it is made on the selection cases, or out of fold. Ties go to the setting nearer to the
     configured one.
 
     Args:

@@ -26,10 +26,10 @@ class TrainingState:
         averaged: exponential moving average of the weights; its `module` is the network that is selected and kept.
         scaler: of the loss in fp16; disabled otherwise.
         epochs: planned number of epochs.
-        epoch: epochs done.
+        epoch: number of completed epochs.
         lr_factor: multiplies the planned learning rate; below 1 after retries.
         retries: restarts of an epoch at a lower rate, since the beginning.
-        history: one entry an epoch, the values of its report.
+        history: one entry per epoch, with the values of its report.
     """
 
     config: Config
@@ -48,7 +48,7 @@ class TrainingState:
 
     @classmethod
     def build(cls, config: Config) -> TrainingState:
-        """A fresh state; weights and dropout follow the seed."""
+        """Create the initial state; weights and dropout are determined by the seed."""
         torch.manual_seed(config.training.seed)
         device = training_device(config)
         network = build_network(
@@ -91,13 +91,13 @@ class TrainingState:
         return network
 
     def finish_epoch(self, dsc: float) -> None:
-        """Count the epoch and remember it if it is the best so far."""
+        """Count the epoch, and record it if it is the best so far."""
         self.epoch += 1
         if dsc > self.best_dsc:
             self.best_dsc, self.best_epoch = dsc, self.epoch
 
     def forget_best(self) -> None:
-        """Start over looking for the best epoch, when the checkpoint of the known one is not in this folder."""
+        """Reset the best epoch, for use when its checkpoint is not in the folder of the training."""
         self.best_dsc, self.best_epoch = -1.0, 0
 
     def checkpoint(self) -> Checkpoint:
@@ -129,7 +129,7 @@ class TrainingState:
             TrainingError: it belongs to another network.
         """
         mine = self.config.network.model_dump(mode="json")
-        # Settings newer than the checkpoint have their defaults.
+        # Settings introduced after the checkpoint was written take their defaults.
         if build(NetworkConfig, checkpoint.meta["network"], "checkpoint") != self.config.network:
             raise TrainingError(
                 "checkpoint is of another network",

@@ -1,4 +1,4 @@
-"""The best trial of a sweep against the default settings, on held-out cases that the search has not seen."""
+"""Compare the best trial of a sweep with the default settings on held-out cases that the search did not use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gtvray.experiments.tasks import keep, on_cluster
 from gtvray.io import read_json, write_json
 from gtvray.training import TrainedNetwork, best_setting, calibration_scores, training_device
 
-# With fewer cases an interval says little about further cases.
+# With fewer cases the confidence interval of a paired difference is not reliable.
 FEWEST_CASES = 10
 _SEED = 0
 _FILE = "confirmation.json"
@@ -32,7 +32,7 @@ class Confirmation:
     Attributes:
         verdict: "better" or "worse" if the 95 % interval of the paired difference excludes zero, and "not better" if it
             does not; "undecided" if there is nothing to compare, "default" if the default settings are the best.
-        text: the verdict in words.
+        text: the verdict as a sentence.
         best_dsc, default_dsc: DSC of each held-out case, on the prepared grid.
         mean, low, high: paired difference with its 95 % interval.
     """
@@ -83,7 +83,7 @@ def compare_dsc(best: str, best_dsc: Sequence[float], default_dsc: Sequence[floa
 
 
 def undecided(reason: str) -> Confirmation:
-    """Return the outcome of a sweep whose best cannot be compared with the default settings."""
+    """Return the outcome of a sweep whose best trial cannot be compared with the default settings."""
     return Confirmation("undecided", f"undecided whether the best is better than the default settings: {reason}")
 
 

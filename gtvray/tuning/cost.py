@@ -1,4 +1,4 @@
-"""Cost of a trial's network in use: latency and memory of a forward pass, the further objectives of a sweep."""
+"""Inference cost of a trial's network: latency and peak memory of a forward pass, as objectives of a sweep."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def measure_cost(config: Config, objectives: Sequence[str]) -> dict[str, float]:
         objectives: names of the objectives of the sweep.
 
     Returns:
-        `latency_ms`, the median time of a forward pass for one patch, on the device of the worker, or on a CPU with
-        several; and `peak_mb`, the weights and the largest sum of tensors that a forward pass holds at once for one
-        patch, in fp32.
+        `latency_ms`: median time of a forward pass for one patch, in ms, on the device of the worker; on the CPU if a
+        trial has several workers. `peak_mb`: size of the weights, one patch, and the tensors that are alive at the peak
+        of its forward pass, in MB (1e6 bytes), in fp32.
     """
     measured: dict[str, float] = {}
     if LATENCY in objectives:
@@ -63,12 +63,12 @@ def _latency_ms(config: Config) -> float:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(1000 * (time.perf_counter() - began))
-    # The first pass allocates and chooses kernels.
+    # The first pass is a warm-up: it allocates memory and selects kernels.
     return median(times[1:])
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and their largest sum."""
+    """Tracks the total size of live tensors in bytes, and its peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # of torch

@@ -1,4 +1,4 @@
-"""A sweep in words, before it runs: its space, its first trials, and what they need."""
+"""Description of a sweep before it runs: search space, first trials and resources per trial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SweepDescription:
     Attributes:
         facts: what it will do, as (name, value).
         space: the search space: key, values, default, condition.
-        first: the points of the first trials, as far as they depend on no result, with their origin.
+        first: points of the first trials that do not depend on results, with their origin.
     """
 
     facts: list[tuple[str, str]]
@@ -45,7 +45,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
 
     Args:
         sweep: space, searcher, scheduler, budget.
-        config: settings where the sweep states none.
+        config: settings that the sweep does not set.
         default: point of the first trial, if it is not that of the settings.
     """
     base = with_dotted(config, sweep.base, "base")
@@ -63,7 +63,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
         ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
         ("scheduler", scheduler.kind + (f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else "")),
         *(
-            [("folds", f"{sweep.folds}; a point that is significantly worse gets no further one")]
+            [("folds", f"{sweep.folds}; a point significantly worse than the best gets no further fold")]
             if sweep.folds > 1
             else []
         ),
@@ -71,7 +71,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
             "seeds of the trainings",
             ", ".join(str(base.training.seed + each) for each in range(max(sweep.repeats, sweep.folds))),
         ),
-        ("stops early after", "; ".join(filter(None, stops)) or "nothing but its trials"),
+        ("stops early after", "; ".join(filter(None, stops)) or "never"),
         ("per trial", _resources(base)),
     ]
     return SweepDescription(facts, _space_rows(space, first), _first_points(sweep, space, first))

@@ -1,4 +1,4 @@
-"""Export trials of a sweep as bundles, the best also to its MLflow run when MLflow answers."""
+"""Export trials of a sweep as bundles, and queue that of the best trial for its MLflow run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Exporter:
         result: result of the sweep.
         project: its data.
         folds: cases of its trials, by fold.
-        recorder: its recorder, with its queue delivered if MLflow answers. MLflow need not answer.
+        recorder: recorder of the sweep, flushed by the caller. MLflow may be unreachable.
     """
 
     result: SweepResult
@@ -34,11 +34,7 @@ class Exporter:
     recorder: RunRecorder
 
     def export_best(self, folder: Path) -> tuple[Bundle, str]:
-        """Write the bundle of the best trial and queue it for the run of the trial.
-
-        Args, Returns, Raises:
-            as `export`.
-        """
+        """Write the bundle of the best trial and queue it for the run of the trial; see `export`."""
         best = self.result.best
         bundle, run_id = self.export(best, folder)
         self.recorder.attach(best.trial_id, bundle.folder, "bundle")
@@ -46,7 +42,7 @@ class Exporter:
         return bundle, run_id
 
     def export(self, trial: TrialResult, folder: Path) -> tuple[Bundle, str]:
-        """Write the bundle of a trial; with folds, of the networks of all folds of its point.
+        """Write the bundle of a trial; with folds, an ensemble of the networks of all folds of its point.
 
         Args:
             trial: a trial whose checkpoint exists.

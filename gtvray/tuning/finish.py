@@ -1,4 +1,4 @@
-"""The end of a sweep: bundle of the best trial, comparison with the default settings, importances, clean-up."""
+"""Final steps of a sweep: export, comparison with the default settings, importances, clean-up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMPORTANCES = "importances.json"
 
 @dataclass
 class SweepEnd:
-    """What happens once all trials have ended; every step may be repeated after an interruption.
+    """Final steps of a sweep, run once all trials have ended; each may be repeated after an interruption.
 
     Attributes:
         workspace: contains the bundles and the ledger.
@@ -64,16 +64,16 @@ class SweepEnd:
         best, stored = self.result.best, read_result(self.folder)
         target = self.workspace.bundles / f"{self.name}-{best.trial_id}"
         if stored is not None and stored.bundle == target.name and best.best_dsc == stored.ranking[best.trial_id][0]:
-            # The sweep was extended, and the further trials are no better.
+            # The sweep was extended, and no additional trial is better.
             return Bundle.load(target), stored.run_id
         return self._exporter.export_best(target)
 
     def confirm(self, bundle: Bundle, default_bundle: Path) -> None:
-        """Compare the best trial with the default settings, and write the bundle of those unless it is better.
+        """Compare the best trial with the default settings; for "not better" and "worse" also write a bundle of those.
 
         Args:
             bundle: bundle of the best trial.
-            default_bundle: folder for that of the default settings.
+            default_bundle: folder for the bundle of the default settings.
         """
         self.confirmation = self._compare(bundle)
         self.confirmation.save(self.folder)
@@ -82,29 +82,29 @@ class SweepEnd:
             self._exporter.export(default, default_bundle)
 
     def draw_worst(self, bundle: Bundle) -> None:
-        """Draw the worst selection cases of the best trial.
+        """Draw the worst selection cases of the best trial; does nothing with folds.
 
-        Not with folds: each of these cases was trained on by other networks of the bundle.
+        With folds, every selection case is a training case of other networks of the ensemble.
         """
         if len(self.folds) == 1:
             draw_worst(self.result, bundle, self.project.dataset, self.folds[0], self.folder)
 
     def export_front(self, sweep: SweepConfig) -> None:
-        """With several objectives, store the Pareto front and write a bundle of each of its trials."""
+        """Store the Pareto front and write a bundle of each of its trials; does nothing with a single objective."""
         if len(sweep.objectives) == 1:
             return
         front = pareto_front(sweep.objectives, self.result.ended)
         front.save(self.folder)
         for trial in self.result.trials:
             folder = self.workspace.bundles / f"{self.name}-{trial.trial_id}"
-            # A trial of an earlier front whose checkpoint is gone has its bundle.
+            # If the checkpoint of a trial was removed after an earlier session, its bundle exists already.
             if trial.trial_id in front.trials and not folder.is_dir():
                 self._exporter.export(trial, folder)
         self.recorder.log(None, {"hypervolume": front.hypervolume}, len(self.result.ended))
         self.recorder.describe({}, {"gtvray.front": ", ".join(front.trials)})
 
     def measure_importances(self, sweep: SweepConfig) -> None:
-        """Store how much each setting matters for the DSC of the completed trials."""
+        """Store the importance of each setting for the DSC of the completed trials."""
         found, trials = importances(sweep, Space(sweep.space, self.result.config), as_points(self.result.ended, sweep))
         write_json(self.folder / IMPORTANCES, {"trials": trials, "importances": found})
 

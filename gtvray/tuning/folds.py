@@ -77,6 +77,6 @@ def fold_number(config: Config, of_trial: Config, folds: Sequence[FoldCases]) ->
 
 
 def folds_of_point(trial: TrialResult, trials: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the trials of a trial's point, by fold; the trial alone if its point has no other."""
+    """Return all trials with the same point as a trial, in order of their folds."""
     same = [each for each in trials if same_point(each.point, trial.point)]
     return sorted(same, key=lambda each: int(each.point.get(SEED, 0)))

@@ -1,4 +1,4 @@
-"""A sweep from data to the bundle of its best trial."""
+"""Run a sweep, from opening the data to writing the bundle of the best trial."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SweepOutcome:
     Attributes:
         result: trials.
         bundle: bundle of the best trial.
-        run_id: MLflow run of the best trial; that of the sweep if MLflow was away or has no such run.
+        run_id: MLflow run of the best trial; that of the sweep if MLflow was unreachable or has no such run.
         sweep_run_id: MLflow run of the sweep.
         delivered: whether MLflow has everything that it accepts; the rest stays queued in the folder of the sweep.
         refused: what MLflow refused permanently, such as entries of a trial whose run was deleted.
@@ -59,7 +59,7 @@ class SweepOutcome:
 
 @dataclass
 class SweepJob:
-    """A sweep.
+    """A sweep, from opening the data to writing the bundle of the best trial.
 
     Attributes:
         sweep: search space, searcher, scheduler and budget.
@@ -97,7 +97,7 @@ class SweepJob:
 
         Args:
             data: folder of the dataset.
-            make: creates the content of that folder first.
+            make: called first to create the content of that folder.
 
         Raises:
             InputError: the data cannot be used, settings are inconsistent, or runs of this sweep were deleted in
@@ -114,7 +114,7 @@ class SweepJob:
         project, self.warnings = open_data(
             data, config, self.workspace, self.show, make=make, before_preparing=self.record.require_recordable
         )
-        # This loads torch: after the check of the data, and before a cluster is touched.
+        # Imports torch, so it runs after the data check, and before a cluster is connected.
         self._check(project)
         return project
 
@@ -153,7 +153,7 @@ class SweepJob:
             )
 
     def finished(self, project: Project) -> SweepOutcome | None:
-        """Return the stored outcome of a sweep that running it would not change; None if there is something to run.
+        """Return the stored outcome if running the sweep again would not change it; None otherwise.
 
         The request of the sweep is stored in its folder first, or compared with the stored one.
 
@@ -181,9 +181,9 @@ class SweepJob:
 
         Raises:
             InputError: the folder contains another sweep.
-            and those of `run_sweep`.
+            GtvrayError: an error of `run_sweep`.
         """
-        # Ray and torch take seconds to load; invalid data are reported before.
+        # Ray and torch take seconds to import; invalid data are reported before that.
         from gtvray.reports import write_trials_page
         from gtvray.tuning.confirm import FEWEST_CASES
         from gtvray.tuning.folds import fold_cases
@@ -211,7 +211,7 @@ class SweepJob:
                     finish_default=len(project.split.held_out) >= FEWEST_CASES,
                     earlier=self.earlier,
                 )
-                # The run of the best trial is known then, unless MLflow is away.
+                # The bundle names the run of the best trial, known after delivery unless MLflow is unreachable.
                 record.recorder.flush()
                 bundle, run_id = self._export(result, project, folds, record.recorder)
                 record.status = "FINISHED"

@@ -1,4 +1,4 @@
-"""Memory of the largest trial of a sweep: Ray reserves the same amount for all."""
+"""Memory of the largest trial of a sweep; Ray reserves the same amount for every trial."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gtvray.training import host_bytes
 def largest_host_bytes(base: Config, space: dict[str, Range | Choice]) -> int:
     """Estimate the memory that the largest trial takes on its host.
 
-    Memory grows with every key that it depends on, so the keys are maximised one after the other.
+    The estimate is monotonic in each setting it depends on, so the settings are maximised one at a time.
 
     Args:
         base: settings before the point of a trial is applied.
         space: the search space.
 
     Raises:
-        ConfigError: there is no network for the base settings.
+        ConfigError: no network can be built from the base settings.
     """
     largest, most = base, host_bytes(base)
     for key, domain in space.items():
         for value in domain.corners():
-            # Corners that do not go together are no trial.
+            # Combinations that are invalid cannot become a trial.
             with suppress(ConfigError):
                 changed = with_dotted(largest, {key: value})
                 if (needed := host_bytes(changed)) > most:

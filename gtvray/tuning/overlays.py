@@ -14,7 +14,7 @@ from gtvray.tuning.folds import FoldCases
 from gtvray.tuning.result import SweepResult
 
 _SHOWN = 3
-# From a tumour of the nasopharynx it is further to the tip of the nose: no picture shows a face.
+# Half of this is less than the distance from a nasopharyngeal tumour to the tip of the nose, so no face is shown.
 _FIELD_MM = 120.0
 
 
@@ -38,7 +38,7 @@ def draw_worst(result: SweepResult, bundle: Bundle, dataset: Dataset, fold: Fold
     worst = sorted(zip(scores, ids, strict=True))[:_SHOWN]
     names = [f"worst-{number}.png" for number in range(1, len(worst) + 1)]
     work = [(dataset.subset((case_id,))[0], folder / name) for name, (_, case_id) in zip(names, worst, strict=True)]
-    # One task: a second process would take longer to start than to draw.
+    # A single task, since starting another process would take longer than drawing.
     on_cluster(_draw, [(bundle.folder, work, config)], config, lambda _: None)
     rows = [{"case": case_id, "dsc": dsc, "picture": name} for name, (dsc, case_id) in zip(names, worst, strict=True)]
     write_json(folder / WORST_CASES, {"trial": best.trial_id, "cases": rows})

@@ -16,7 +16,7 @@ _FILE = "front.json"
 
 @dataclass(frozen=True)
 class Front:
-    """The completed trials that no other beats in every objective.
+    """The completed trials that are not dominated by another one.
 
     Attributes:
         objectives: name -> "max" or "min".

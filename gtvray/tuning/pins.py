@@ -1,4 +1,4 @@
-"""Checkpoints that trials take over from each other: pinned by hard links, so that pruning does not remove them."""
+"""Pinned checkpoints: hard links that keep a checkpoint for another trial after its own trial has pruned it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtvray.io import atomic_dir
 from gtvray.training.checkpoints import checkpoint_path
 
 _PINS = "pinned"
-# A trial that takes over a checkpoint does so before the trial it belongs to has pinned this many further ones.
+# Number of pinned checkpoints kept per trial; one is copied before its trial has pinned this many newer ones.
 _KEPT = 3
 _WAIT_S = 120.0
 _POLL_S = 0.05
@@ -32,7 +32,11 @@ def pin_checkpoint(folder: Path, epoch: int) -> None:
     deadline = time.monotonic() + _WAIT_S
     while not source.is_dir():
         if time.monotonic() > deadline:
-            raise TrainingError("the checkpoint of an epoch was not written", where=source)
+            raise TrainingError(
+                "the checkpoint of an epoch was not written",
+                where=source,
+                do="check the disk and the log of the trial, then resume the sweep",
+            )
         time.sleep(_POLL_S)
     _link(source, checkpoint_path(pins, epoch))
     for old in sorted(pins.glob("epoch-*"))[:-_KEPT]:
@@ -40,9 +44,9 @@ def pin_checkpoint(folder: Path, epoch: int) -> None:
 
 
 def take_over(source: Path, folder: Path, epoch: int) -> None:
-    """Replace the checkpoints of a trial by the pinned one of another trial.
+    """Replace the checkpoints of a trial by a pinned checkpoint of another trial.
 
-    Its own are of weights that it does not continue; they must be neither resumed from nor selected.
+    The trial does not continue from its own weights, so its own checkpoints must be neither resumed nor selected.
 
     Args:
         source: folder of the other trial.
@@ -50,11 +54,15 @@ def take_over(source: Path, folder: Path, epoch: int) -> None:
         epoch: epoch of the pinned checkpoint.
 
     Raises:
-        TrainingError: it is not pinned any more.
+        TrainingError: the checkpoint is no longer pinned.
     """
     pinned = checkpoint_path(source / _PINS, epoch)
     if not pinned.is_dir():
-        raise TrainingError("the checkpoint to take over is gone", where=pinned)
+        raise TrainingError(
+            "the pinned checkpoint of another trial no longer exists",
+            where=pinned,
+            do="restore the folder of the sweep from a backup, or start a new sweep",
+        )
     for own in folder.glob("epoch-*"):
         shutil.rmtree(own)
     _link(pinned, checkpoint_path(folder, epoch))

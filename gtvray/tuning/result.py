@@ -1,4 +1,4 @@
-"""The result of a sweep: its trials, ranked by the checkpoints that exist."""
+"""The result of a sweep: its trials, ranked by the selection DSC of their available checkpoints."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gtvray.tuning.searchers.repeated import by_point, same_point
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Result of a trial that can win.
+    """Result of a trial with a usable checkpoint.
 
     Attributes:
         trial_id: its id, also a tag of its MLflow run.
         point: dotted key -> searched value.
         origin: where the point comes from.
-        ending: how the trial ended, in words.
+        ending: how the trial ended, as text.
         epochs: number of completed epochs.
         best_dsc: best selection DSC of the epochs whose checkpoint exists.
         best_epoch: that epoch.
@@ -49,7 +49,7 @@ class SweepResult:
 
     Attributes:
         config: settings of all trials.
-        trials: trials with a whole checkpoint, best first; a failed trial ranks behind all others.
+        trials: trials with a complete checkpoint, best first; failed trials come last.
         ended: every trial as it was recorded, in order.
     """
 
@@ -69,7 +69,7 @@ class SweepResult:
 
     @property
     def unfinished(self) -> list[str]:
-        """Trials that more time would continue."""
+        """Ids of the trials that the time budget stopped; a larger budget continues them."""
         return [trial.trial_id for trial in self.ended if trial.state == OUT_OF_BUDGET]
 
     def config_of(self, trial: TrialResult) -> Config:
@@ -84,25 +84,25 @@ def rank(
     earlier: Mapping[str, tuple[float, int]] | None = None,
     folds: int = 1,
 ) -> SweepResult:
-    """Rank the trials of a sweep; of equal ones, the earlier is better.
+    """Rank the trials of a sweep; ties go to the earlier trial.
 
     Args:
         trials: record of the trials.
         folder: contains a folder of checkpoints per trial.
         config: settings of all trials.
-        earlier: best DSC and its epoch of trials that were ranked before, whose checkpoints may be gone. They lost to
-            one that is still there.
+        earlier: best DSC and its epoch, for trials ranked in an earlier session. Their checkpoints may have been
+            removed, because a better trial was kept.
         folds: number of folds. Points with more complete folds rank before those with fewer, so that a point cannot win
             by one lucky fold.
 
     Raises:
-        TrainingError: no trial has a whole checkpoint.
+        TrainingError: no trial has a complete checkpoint.
     """
     ended = tuple(trials)
     failed = {trial.trial_id for trial in ended if trial.state == FAILED}
     best = {trial.trial_id: _best(trial, folder) or (earlier or {}).get(trial.trial_id) for trial in ended}
     found = [_result(trial, *at, folder) for trial in ended if (at := best[trial.trial_id]) is not None]
-    # Trials that differ in their seed alone have the mean value of their point: that of the luckiest would be biased.
+    # Trials that differ only in their seed rank by the mean of their point; the maximum over seeds would be biased.
     means, complete = dict[str, float](), dict[str, int]()
     for group in by_point(ended):
         values = {trial.trial_id: at[0] for trial in group if (at := best[trial.trial_id]) is not None}
@@ -115,7 +115,7 @@ def rank(
         return name in failed, -complete[name], -means[name], -trial.best_dsc
 
     ranked = sorted(found, key=order)
-    # The checkpoint of the winner is read, so that a damaged one is found here and not at the export.
+    # Load the best checkpoint, so that damage is found here and not during export.
     while ranked and not _sound(ranked[0].best_checkpoint):
         ranked.pop(0)
     if not ranked:
@@ -144,7 +144,7 @@ def remove_losers(result: SweepResult, folder: Path, unfinished: Sequence[str]) 
 
 
 def _best(trial: Trial, folder: Path) -> tuple[float, int] | None:
-    """Return the best DSC of the epochs whose checkpoint exists, and its epoch; a checkpoint appears whole or not."""
+    """Return the best DSC of the epochs whose checkpoint exists, and its epoch; checkpoints are written atomically."""
     epochs = [
         (dsc, epoch) for epoch, dsc in trial.curve(METRIC) if checkpoint_path(folder / trial.trial_id, epoch).is_dir()
     ]

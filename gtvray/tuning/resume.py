@@ -1,4 +1,4 @@
-"""What a sweep's folder holds for its resume: the request it was started with, and its result once it is finished."""
+"""Files from which a sweep is resumed: the request it was started with and, once it has ended, its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gtvray.io import read_json, write_json
 from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
 
 _REQUEST, _RESULT = "sweep.json", "result.json"
-# A trial that failed this often, in this many runs of the sweep, is not tried again.
+# A trial that has failed this many times, over all sessions of the sweep, is not retried.
 _MOST_FAILURES = 3
 
 
@@ -28,7 +28,7 @@ class StoredResult:
         run_id: MLflow run of the trial.
         sweep_run_id: MLflow run of the sweep.
         ranking: trial -> best DSC and its epoch, of every trial that had a checkpoint.
-        complete: False if more time, or more trials, would continue it.
+        complete: False if more time or more trials would continue the sweep.
     """
 
     best: str
@@ -66,7 +66,7 @@ def remember_sweep(folder: Path, sweep: SweepConfig, config: Config, fingerprint
     if (folder / _REQUEST).exists():
         stored = read_json(folder / _REQUEST)
         extended = stored.pop("extended")
-        # Settings that were added since have their defaults.
+        # Settings introduced since then take their defaults.
         stored["sweep"] = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")
         stored["config"] = flatten(build(Config, nested(stored["config"], folder), folder))
         stored = json.loads(json.dumps(stored))
@@ -120,12 +120,12 @@ def _require_same(folder: Path, stored: dict[str, Any], request: dict[str, Any])
                 where=f"{folder.name}, {key}",
                 expected=before,
                 found=now,
-                do="resume it with its own search space, settings and data, or start a new sweep",
+                do="pass the original search space, settings and data, or start a new sweep",
             )
 
 
 def _shaping(request: dict[str, Any]) -> dict[str, Any]:
-    """The part of a request that shapes the result: not where it is recorded, nor the size of the cluster."""
+    """Return the part of a request that affects the result, without tracking settings and cluster size."""
     sweep = {name: value for name, value in request["sweep"].items() if name != "max_concurrent"}
     sweep["base"] = shaping(sweep["base"])
     return {"data": request["data"], "sweep": sweep, "config": shaping(request["config"])}

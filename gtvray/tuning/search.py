@@ -1,8 +1,8 @@
-"""Ray Tune's search algorithm: creates trials from the proposals of a searcher, each recorded before it exists.
+"""Ray Tune's search algorithm: creates trials from the proposals of a searcher; each is recorded first.
 
 Ray Tune's own searcher interface assigns random ids and restores trials from a snapshot that may be seconds old. Here
-the record of the sweep is the only source: trials that it has and that have not ended are created again under the same
-id, and their trainings continue from their checkpoints.
+the record of the sweep is the only source: recorded trials that have not ended are created again under the same id, and
+their trainings continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
         trials: number of trials of the sweep.
         concurrent: maximum number of trials that are pending or running.
         failures: how often a trial is restarted after a failure.
-        stopping: returns whether no further trial is to be created.
-        reserved: returns the number of paused trials that are to continue before new ones start.
+        stopping: returns whether to stop creating trials.
+        reserved: returns the number of paused trials that continue before new ones start.
 
     Attributes:
         concurrent: as given.
@@ -61,7 +61,7 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
         return self._trials
 
     def add_configurations(self, experiments: list[Experiment]) -> None:
-        """Take what all trials have in common from Tune's experiment."""
+        """Store the specification that all trials share."""
         self._spec = experiments[0].spec
 
     def next_trial(self) -> Trial | None:
@@ -90,7 +90,7 @@ class SweepSearch(SearchAlgorithm):  # type: ignore[misc]  # Ray ships no types
         return not self._queue and len(self._record.trials) >= self._trials
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
-        """Store nothing: the record has everything."""
+        """Do nothing: the record of the sweep holds all state."""
 
     def _create(self, trial_id: str) -> Trial:
         trial = Trial(

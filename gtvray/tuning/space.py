@@ -39,11 +39,11 @@ class Space:
         return self.build(lambda key, _: values[key])
 
     def nearest(self, point: Mapping[str, Any]) -> Point:
-        """Return a point with every value outside the space replaced by the next inside, or by the first choice."""
+        """Return a point with every value outside the space replaced by the nearest one in it, or the first choice."""
         return self.build(lambda key, entry: entry.nearest(point[key] if key in point else entry.corners()[0]))
 
     def at(self, positions: Sequence[float]) -> Point:
-        """Return the point at a position of the unit cube, which has an axis for every key."""
+        """Map a position in the unit cube, which has one axis per key, to a point."""
         axes = dict(zip(self.entries, positions, strict=True))
         return self.build(lambda key, entry: entry.at(axes[key]))
 
@@ -53,7 +53,7 @@ class Space:
         return self.build(lambda key, _: point.get(key, default[key]))
 
     def build(self, value: Callable[[str, Range | Choice], Any]) -> Point:
-        """Return the point with a value for every key that applies, asked for in order.
+        """Build a point by calling `value` for every key that applies, in order.
 
         Args:
             value: returns the value of a key; called with key and entry.
@@ -100,7 +100,7 @@ class Space:
 
 
 def check_corners(space: Space, config: Config, check: Callable[[Config], None]) -> Point:
-    """Check the training of every corner of the space.
+    """Check that a training can run at every corner of the space.
 
     Args:
         space: the search space.
@@ -128,7 +128,7 @@ def _check_point(point: Point, config: Config, check: Callable[[Config], None]) 
     try:
         check(with_dotted(config, point, "space"))
     except GtvrayError as error:
-        do = "; ".join(filter(None, [error.fields.get("do"), "or take the value out of the space"]))
+        do = "; or ".join(filter(None, [error.fields.get("do"), "remove the value from the search space"]))
         fields = {**error.fields, "where": f"a trial with {describe_point(point)}", "do": do}
         raise type(error)(error.what, **fields) from error
 

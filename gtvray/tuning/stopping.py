@@ -1,4 +1,4 @@
-"""When a sweep stops before its last trial: its time budget is spent, its target reached, or nothing better found."""
+"""Conditions that stop a sweep before its last trial: time budget, target and plateau."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BudgetStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
 
     Attributes:
         state: state of the trials that are stopped.
-        reason: why, once the sweep is stopped.
+        reason: why the sweep was stopped; None until then.
     """
 
     def __init__(self, sweep: SweepConfig, record: TrialRecord) -> None:
@@ -51,7 +51,7 @@ class SweepStopper(BudgetStopper):
         return super().stop_all()
 
     def _found(self) -> str | None:
-        """Return why no better trial is looked for."""
+        """Return why the search ends, None if it continues."""
         if self._sweep.target is None and self._sweep.plateau is None:
             return None
         values = {name: value_of(trial) for name, trial in self._record.trials.items()}

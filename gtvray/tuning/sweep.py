@@ -98,10 +98,10 @@ def run_sweep(
 
 
 class _Runner:
-    """Runs the trials of a sweep that are left to run.
+    """Runs the remaining trials of a sweep.
 
     Args:
-        sweep, space, folder, recorder, tags, report, show: of the sweep.
+        sweep, space, folder, recorder, tags, report, show: see `run_sweep`.
         context: data shared by all trials.
         plan: resources of the trials.
 
@@ -164,7 +164,7 @@ class _Runner:
             self._tune(search, scheduler, self._stopper)
 
     def _take_over_weights(self) -> None:
-        """Give trials the weights that they were to take over when the sweep was killed."""
+        """Complete the exploits that were pending when the sweep was killed, by copying the pinned checkpoints."""
         trials = {name: self.record.trials[name] for name in self._unfinished}
         for name, trial in trials.items():
             if trial.to_take_over is not None:
@@ -172,7 +172,7 @@ class _Runner:
                 take_over(self._context.folder / source, self._context.folder / name, epoch)
 
     def finish_default(self) -> None:
-        """Train the first trial to its end if the scheduler has stopped it and there is time."""
+        """Train the first trial to the last epoch if the scheduler stopped it and time budget is left."""
         first = next(iter(self.record.trials.values()), None)
         if first is None or first.state != STOPPED or self._stopper.state == OUT_OF_BUDGET:
             return
@@ -210,14 +210,14 @@ class _Runner:
 
 
 def _require_population(sweep: SweepConfig, base: Config, concurrent: int) -> None:
-    """Refuse a population that Tune could not let take turns: it does not count the workers that a trial starts."""
+    """Reject a population that cannot run in turns, since Tune does not count the workers that a trial starts."""
     if sweep.scheduler.kind == "pbt" and base.training.num_workers > 1 and sweep.trials > concurrent:
         raise ResourceError(
             "the population does not fit on this cluster at once",
             where="trials",
             expected=f"at most {concurrent} with {base.training.num_workers} workers each",
             found=sweep.trials,
-            do="lower trials, or set training.num_workers=1: then trials take turns",
+            do="lower trials, or set training.num_workers=1, so that trials take turns",
         )
 
 
@@ -232,7 +232,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pending_trials(number: int) -> Iterator[None]:
-    """Let Tune start so many trials at once; by default it starts them one after the other."""
+    """Let Tune start this many trials at once; by default it starts them one at a time."""
     name = "TUNE_MAX_PENDING_TRIALS_PG"
     before = os.environ.get(name)
     os.environ[name] = str(number)
@@ -247,7 +247,7 @@ def _pending_trials(number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_folder(folder: Path) -> Iterator[None]:
-    """Give Tune an empty folder for its own state, which nothing is read from later."""
+    """Provide an empty folder for Tune's own state, which is never read back."""
     shutil.rmtree(folder, ignore_errors=True)
     yield
     if not any(folder.rglob("error.txt")):

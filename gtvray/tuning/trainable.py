@@ -28,7 +28,7 @@ class TrialContext:
         config: settings before the point of a trial is applied.
         folds: prepared cases by fold.
         folder: contains a folder per trial, named by its id, with its checkpoints.
-        pin: whether checkpoints that are handed to other trials are kept for them.
+        pin: whether to pin checkpoints that other trials may copy.
         objectives: names of the objectives of the sweep.
     """
 
@@ -49,8 +49,8 @@ class SegmentationTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no t
         self._epochs: Iterator[EpochReport] | None = None
         self._workers = Workers()
         self._point = config
-        # The last epoch reported to this process; later ones that a checkpoint has are reported again, so that
-        # nothing depends on what was heard of them.
+        # Last epoch known to have been reported. Later epochs in a checkpoint are reported again, because their reports
+        # may have been lost.
         self._known_epoch = 0
 
     def step(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from gtvray.tracking import Trial, read_trials
 from gtvray.tracking.trials import COMPLETED
 from gtvray.tuning.space import Space
 
-# Settings of these sections decide what a training scores; the others do not.
+# Only settings in these sections affect the score of a training.
 _SECTIONS = ("split.", "preprocessing.", "augmentation.", "network.", "loss.", "optimizer.", "training.")
-# How a training is run, not what comes of it.
+# Exceptions: settings that affect how a training runs, but not its result.
 _INCIDENTAL = (
     "training.num_workers",
     "training.cpus_per_worker",
@@ -39,21 +39,21 @@ def earlier_trials(sweeps: Path, names: Sequence[str], space: Space, fingerprint
 
     Raises:
         NotFoundError: there is no such sweep.
-        InputError: a sweep is of other data, or none of its trials could be one of this sweep.
+        InputError: a sweep used other data, or none of its trials could be one of this sweep.
     """
     found: list[Trial] = []
     for name in names:
         folder = sweeps / name
         if Path(name).name != name or not (folder / "sweep.json").exists():
-            raise NotFoundError("no such sweep", where=sweeps, found=name, do="correct warm_start")
+            raise NotFoundError("no such sweep", where=sweeps, found=name, do="correct the name in warm_start")
         request = read_json(folder / "sweep.json")
         if request["data"] != fingerprint:
             raise InputError(
-                "an earlier sweep is of other data",
+                "an earlier sweep used other data",
                 where=f"warm_start, {name}",
                 expected=fingerprint,
                 found=request["data"],
-                do="take it out of warm_start: what suits other data says little about these",
+                do="remove it from warm_start: its results do not apply to these data",
             )
         base = {**request["config"], **request["sweep"]["base"]}
         completed = [trial for trial in read_trials(folder) if trial.state == COMPLETED]
@@ -66,14 +66,14 @@ def earlier_trials(sweeps: Path, names: Sequence[str], space: Space, fingerprint
                 where=f"warm_start, {name}",
                 expected="completed trials with the same folds and settings outside the space, and values within it",
                 found=f"{len(usable)} completed trials",
-                do="take it out of warm_start, or give this sweep its base and a space that contains its",
+                do="remove it from warm_start, or use the same base and a space that contains its values",
             )
         found += kept
     return found
 
 
 def _moved(trial: Trial, name: str, base: Mapping[str, Any], space: Space) -> Trial | None:
-    """Return a trial with a point of the space, or None if it is none of this sweep's."""
+    """Return a trial with its point in this space; None if the point or a fixed setting does not match."""
     settings = {**base, **trial.settings}
     same = {
         key: value

@@ -22,7 +22,7 @@ from gtvray.tuning.searchers.base import METRIC, value_of
 from gtvray.tuning.stopping import BudgetStopper
 
 _BLOCKS, _SPARKS = "▁▂▃▄▅▆▇█", 20
-# MLflow has no status for a training that was ended on purpose; the tag `gtvray.ending` has the words.
+# MLflow has no status for a training that was stopped early on purpose; the tag `gtvray.ending` gives the reason.
 _STATUS = {COMPLETED: "FINISHED", STOPPED: "KILLED", OUT_OF_BUDGET: "KILLED", FAILED: "FAILED"}
 
 
@@ -36,8 +36,8 @@ class SweepStatus:
         dsc: its latest selection DSC.
         best_dsc: highest selection DSC of the sweep so far.
         started, ended: numbers of trials.
-        elapsed_s: seconds of the sweep, with those before it was resumed.
-        event: what has happened to the trial: "epoch", or how it ended.
+        elapsed_s: seconds that the sweep has run, including earlier sessions.
+        event: "epoch", or how the trial ended.
         states: number of trials by state.
         best: id of the best trial so far, and its DSC by epoch.
     """
@@ -87,7 +87,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         tags: tags of every trial's run.
         epochs: epochs of a full training.
         rungs: epochs at which the scheduler may stop a trial.
-        stopper: knows why the sweep was stopped, if it was.
+        stopper: provides the reason if the sweep was stopped.
         report: called after every epoch and at the end of every trial.
     """
 
@@ -166,9 +166,9 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         self._end(trial.trial_id, FAILED, _failure_reason(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Record the trials that the end of the sweep stopped, such as its time budget.
+        """Record the trials that were stopped together with the sweep, for example by its time budget.
 
-        Without a reason the sweep itself has failed, and these trials continue when it is resumed.
+        If the stopper has no reason, the sweep itself has failed; its trials then continue when it is resumed.
         """
         if self._stopper.reason is None:
             return
@@ -209,7 +209,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
 
 
 def _failure_reason(trial: Trial) -> str:
-    """One line on the error that stopped a trial."""
+    """Return the error that stopped a trial, in one line."""
     path = trial.pickled_error_file
     if path is None or not Path(path).is_file():
         return "unknown; see error.txt in the trial's folder"
@@ -217,7 +217,7 @@ def _failure_reason(trial: Trial) -> str:
 
 
 def error_reason(error: BaseException) -> str:
-    """One line on an error; of a worker's exception that Ray wraps, the exception itself."""
+    """Describe an error in one line; for an exception that Ray wraps, the original exception."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if isinstance(cause, GtvrayError):

@@ -1,4 +1,4 @@
-"""The Python API: the README's snippet, and what a script would do next."""
+"""The Python API: the README's snippet, and typical calls of a script."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_predict_never_replaces_the_scan(model: gtvray.Model, phantoms: Path, tm
     assert scan.read_bytes() == before
 
 
-def test_without_a_champion_the_error_says_so(tmp_path: Path) -> None:
+def test_loading_a_missing_champion_is_an_error(tmp_path: Path) -> None:
     open_store(tmp_path / "runs" / "mlflow.db", tmp_path / "runs" / "mlartifacts")
     with pytest.raises(NotReadyError):
         gtvray.load_model("champion", workspace=tmp_path / "runs")

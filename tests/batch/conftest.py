@@ -1,4 +1,4 @@
-"""Small scans and a model that marks something at random: seconds for the lot."""
+"""Small scans and a model with random weights, which are processed in seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..bundles import random_bundle
 
 
 def write_ball(path: Path, hu: int = 40) -> Path:
-    """A ball of tissue as a scan."""
+    """Write a scan of a ball of tissue."""
     i, j, k = np.meshgrid(*[np.linspace(-1, 1, n) for n in (30, 28, 24)], indexing="ij")
     array = np.where(i**2 + j**2 + k**2 < 0.9, hu + 40 * i, -1000).astype(np.int16)
     write_volume(path, Volume(array, np.diag([-4.0, -4.0, 5.0, 1.0])))

@@ -1,6 +1,6 @@
-"""A pool on simulated nodes that are lost: `python lost_nodes.py FOLDER` writes what became of the scans.
+"""A pool on simulated nodes that are lost: `python lost_nodes.py FOLDER` writes the outcome of each scan.
 
-A process of its own, since a test session is connected to another cluster.
+It runs in its own process, because the test session is connected to another cluster.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
         results.append(result)
         on_lost = [each for each in results if each.row.get("node") == lost[-1].node_id]
         if len(lost) < 3 and len(on_lost) == 2:
-            # The first ones that it completed are recorded; what it holds now is lost with it.
+            # The scans that the node has completed are recorded; those in progress are lost.
             simulated.remove_node(lost[-1], allow_graceful=False)
             lost.append(simulated.add_node(num_cpus=1))
 

@@ -1,4 +1,4 @@
-"""`gtvray predict --address`: the masks of single prediction, whatever dies meanwhile."""
+"""`gtvray predict --address`: masks equal those of single prediction despite lost processes and nodes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def many(scans: Path, count: int) -> Path:
 
 
 def test_masks_are_those_of_single_prediction(local_ray: Cluster, scans: Path, bundle: Bundle, tmp_path: Path) -> None:
-    """One scan is bad, and a process dies after it has written a mask."""
+    """One scan is invalid, and a process dies after it has written a mask."""
     (scans / "bad.nii.gz").write_bytes(b"not a scan")
     command = ("predict", scans, "-o", tmp_path / "masks", "-m", bundle.folder, "--address", local_ray.address)
     fault = {VARIABLE: "batch.after_mask=kill", ONCE_VARIABLE: str(tmp_path)}
@@ -51,7 +51,7 @@ def test_masks_are_those_of_single_prediction(local_ray: Cluster, scans: Path, b
     for row in found["masks"]:
         expected = Predictor(bundle, threads=1).predict(read_volume(scans / f"{row['scan']}.nii.gz")).array
         np.testing.assert_array_equal(read_volume(row["mask"]).array, expected)
-    # The fault has happened, and the scan was begun again.
+    # The process died, and its scan was started again.
     assert states(tmp_path / "masks").count("started") > 5
     assert partial_files(tmp_path / "masks") == []
     (scans / "bad.nii.gz").unlink()
@@ -60,7 +60,7 @@ def test_masks_are_those_of_single_prediction(local_ray: Cluster, scans: Path, b
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_ended_driver_leaves_what_the_next_continues(
+def test_interrupted_or_killed_prediction_is_continued_by_the_next_run(
     local_ray: Cluster, scans: Path, bundle: Bundle, tmp_path: Path, number: int
 ) -> None:
     masks = tmp_path / "masks"
@@ -77,7 +77,7 @@ def test_an_ended_driver_leaves_what_the_next_continues(
     if number == signal.SIGINT:
         assert "run it again" in ended.error(code=1)
         assert partial_files(masks) == []
-        # What was written was recorded.
+        # Every mask that was written is recorded.
         assert len(times(masks)) == done
     before = {line["scan"]: line for line in read_json_lines(masks / RECORD)[1:] if line["state"] == "done"}
     at = times(masks)
@@ -89,8 +89,8 @@ def test_an_ended_driver_leaves_what_the_next_continues(
 
 
 @pytest.mark.timeout(240)
-def test_what_is_lost_with_a_node_is_predicted_elsewhere(tmp_path: Path) -> None:
-    """Two nodes are lost, one after the other; no scan is suspected for it, and none is missing."""
+def test_scans_of_a_lost_node_are_predicted_on_another(tmp_path: Path) -> None:
+    """Two nodes are lost, one after the other; no scan is reported as the cause, and none is missing."""
     script = str(Path(__file__).with_name("lost_nodes.py"))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     subprocess.run([sys.executable, script, str(tmp_path)], env=environment, timeout=220, check=True)

@@ -1,4 +1,4 @@
-"""Prediction into a folder: its record, what is kept, what is refused, and what goes on after a kill."""
+"""Prediction into a folder: its record, masks that are kept, refusals, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..bundles import random_bundle
 from ..cli.command import Running, partial_files
 from .conftest import write_ball
 
-# SQLAlchemy's and MLflow's own, when the registry is loaded.
+# Raised by SQLAlchemy and MLflow when the registry is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
 def _without_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set while this process is connected to the tests' cluster; a prediction would be spread over it."""
+    """Predict in this process, although it may be connected to the cluster of the tests."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -50,7 +50,7 @@ def test_masks_equal_single_prediction_and_are_made_once(scans: Path, bundle: Bu
     assert second.kept == 4
     assert second.rows == first.rows
     assert times(scans.parent / "masks") == before
-    # A mask that was removed is made again, and only that one.
+    # Only a mask that was removed is predicted again.
     (scans.parent / "masks" / "ct_3.nii.gz").unlink()
     assert predict(scans, bundle).kept == 3
     after = times(scans.parent / "masks")
@@ -102,14 +102,14 @@ def test_bad_scan_and_unexpected_error_do_not_stop_the_others(scans: Path, bundl
     assert [row["scan"] for row in outcome.rows if "error" in row] == ["ct_1", "ct_3"]
     assert "RuntimeError" in outcome.rows[2]["error"]["found"]
     assert [line["state"] for line in read_json_lines(tmp_path / "masks" / RECORD)[1:]].count("failed") == 2
-    # They are tried again, and only they.
+    # Only the failed scans are retried.
     write_ball(scans / "ct_1.nii.gz")
     again = predict(scans, bundle)
     assert (again.kept, again.errors) == (2, [])
 
 
 def test_a_full_disk_ends_the_run(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
-    # Counted down in this order: an entry that acts ends the pass.
+    # In descending order, because the error of one entry ends the count-down of those after it.
     arm(",".join(f"batch.before_mask:{count}=enospc" for count in (3, 2, 1)))
     try:
         with pytest.raises(ResourceError, match="the disk is full"):

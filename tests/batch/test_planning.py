@@ -53,7 +53,7 @@ def test_memory_grows_with_the_largest_scan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd"])
-def test_headers_are_read_alone(tmp_path: Path, name: str) -> None:
+def test_only_headers_are_read(tmp_path: Path, name: str) -> None:
     header = read_volume_header(write_ball(tmp_path / name))
     assert (header.shape, header.data_file) == ((30, 28, 24), None)
 

@@ -127,7 +127,7 @@ def test_interruption_completes_what_is_being_written(local_ray: Cluster, tmp_pa
     assert len(written) < 12
 
 
-def test_no_room_is_an_error_with_a_limit(local_ray: Cluster, tmp_path: Path) -> None:
+def test_missing_resources_are_an_error_after_a_time_limit(local_ray: Cluster, tmp_path: Path) -> None:
     plan = PoolPlan(1, Needs(64))
     waiting = ActorPool(opener(lambda scan, step: None), plan, wait_s=2, started=print, ended=print)
     with pytest.raises(ResourceError, match="no process that predicts could be started"):

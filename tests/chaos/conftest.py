@@ -1,4 +1,4 @@
-"""The small training of the tests of training, to be disturbed."""
+"""Fixtures of the training tests, for fault injection."""
 
 from __future__ import annotations
 

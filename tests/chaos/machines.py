@@ -1,6 +1,7 @@
 """A training on a cluster of three machines, of which the one with the workers is lost: `python machines.py FOLDER`.
 
-A process of its own, since a test session is connected to another cluster. The machines are raylets of one real one.
+It runs in its own process, because the test session is connected to another cluster. The machines are raylets of one
+real machine.
 """
 
 from __future__ import annotations

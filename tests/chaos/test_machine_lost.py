@@ -1,4 +1,4 @@
-"""The machine that holds the workers is lost: another takes their place."""
+"""A training whose workers are lost with their machine continues on another one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_training_survives_a_lost_machine(
     (tmp_path / "job.json").write_text(json.dumps({"config": pair, **cases}))
     script = str(Path(__file__).with_name("machines.py"))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # In its third epoch of three steps a worker waits for the loss: it might have trained to the end before.
+    # A worker hangs in the third epoch (of three steps), so that the training cannot finish before the machine is lost.
     (tmp_path / "once").mkdir()
     environment |= {VARIABLE: "training.before_step@0:8=hang", ONCE_VARIABLE: str(tmp_path / "once")}
     subprocess.run([sys.executable, script, str(tmp_path)], env=environment, timeout=800, check=True)

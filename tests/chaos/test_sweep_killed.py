@@ -1,4 +1,4 @@
-"""The process of a sweep is killed: started again it goes on in the same trials and runs, with no figure twice."""
+"""A sweep whose process is killed resumes with the same trials and MLflow runs, and records no metric twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
 
 
-# A start of the command takes longer than all that it then finds done.
+# Only these are resumed a second time, because starting the command takes most of the time.
 _RESUMED_TWICE = ("tuning.after_report:3", "tuning.before_result:1")
 
 
@@ -33,9 +33,9 @@ _RESUMED_TWICE = ("tuning.after_report:3", "tuning.before_result:1")
     ],
 )
 def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> None:
-    """No trial is lost, none is there twice, and no epoch is recorded twice, wherever the process is killed.
+    """No trial is lost or duplicated, and no epoch is recorded twice, wherever the process is killed.
 
-    Further below the process is killed in its second trial.
+    Kills within the second trial are tested below, with moved and copied workspaces.
     """
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(SWEEP)
@@ -78,7 +78,7 @@ def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> Non
     assert len(client.search_runs([experiment.experiment_id])) == logged
 
 
-# The default learns, the others do next to nothing, so that they take over its weights after the second epoch.
+# The default settings learn and the others hardly do, so they take over its weights after the second epoch.
 POPULATION = """
 trials: 3
 searcher: random
@@ -100,7 +100,7 @@ space:
 def test_killed_population_resumes_with_the_weights_that_it_took_over(
     point: str, phantoms: Path, tmp_path: Path
 ) -> None:
-    """Killed before a trial has loaded the weights that it was to take over, or in the epochs after that."""
+    """The process is killed before a trial has loaded the weights that it takes over, or in a later epoch."""
     space, workspace = tmp_path / "population.yaml", tmp_path / "workspace"
     space.write_text(POPULATION)
     command = ["sweep", space, "optimizer.lr=0.02", "--data", phantoms, "--workspace", workspace, "--json"]
@@ -122,7 +122,7 @@ def test_killed_population_resumes_with_the_weights_that_it_took_over(
             assert [entry["train_loss"] for entry in Checkpoint.load(kept).meta["history"][:epoch]] == theirs
         own = before[name].curve("train_loss")
         assert trials[name].curve("train_loss")[: len(own)] == own, (
-            "the record keeps what the trial itself had reported"
+            "the record keeps the epochs that the trial itself reported"
         )
         assert [value for _, value in own] != theirs[: len(own)]
     assert [max(trial.epochs) for trial in trials.values()] == [4, 4, 4]
@@ -133,10 +133,10 @@ def test_killed_population_resumes_with_the_weights_that_it_took_over(
     assert len(children) == 3
     for child in children:
         history = client.get_metric_history(child.info.run_id, "selection_dsc")
-        assert [figure.step for figure in history] == [1, 2, 3, 4], "no epoch twice"
+        assert [figure.step for figure in history] == [1, 2, 3, 4], "every epoch is recorded once"
 
 
-def test_unknown_or_different_sweep_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:
+def test_unknown_sweep_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(TINY_SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace]
@@ -148,7 +148,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_sweep_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: Path) -> None:
-    """Killed in its second trial: one has ended, one goes on, one is begun after the move."""
+    """The process is killed in its second of three trials: one has ended, one is resumed, one starts after the move."""
     space, workspace, moved = tmp_path / "o'neill.yaml", tmp_path / "workspace", tmp_path / "moved here"
     space.write_text(SWEEP.replace("searcher: random", "searcher: optuna"))
     command = ["sweep", space, "--data", phantoms, "--json"]
@@ -173,7 +173,7 @@ def test_killed_sweep_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: Pat
 
 
 def test_killed_training_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: Path) -> None:
-    """Its data lie within the workspace, and move with it."""
+    """The data are inside the workspace and are moved with it."""
     workspace, moved = tmp_path / "workspace", tmp_path / "moved here"
     settings = ["preprocessing.spacing_mm=[8, 8, 8]", "network.features=[8, 16, 16]", "training.patch_ijk=[24, 24, 24]",
                 "training.epochs=2", "training.steps_per_epoch=2", "training.precision=fp32"]  # fmt: skip
@@ -181,7 +181,7 @@ def test_killed_training_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: 
     command = ["train", *settings, "--data", workspace / "phantoms", "--fold", "all", "--folds", "2", "--json"]
     killed = Running(*command, "--workspace", workspace, GTVRAY_FAILPOINT="tuning.after_report:3=kill")
     assert killed.end(within_s=400).code == -signal.SIGKILL
-    # The other fold's process outlives the kill by a moment, and would write its checkpoint where the workspace was.
+    # The process of the other fold may outlive the kill briefly and write a checkpoint at the old path.
     assert killed.strays(KILLED_GONE_S) == []
     (folder,) = (workspace / "trainings").iterdir()
     workspace.rename(moved)

@@ -1,6 +1,6 @@
-"""Workers that are killed or hang, a controller that is killed: the curve is that of an undisturbed training.
+"""Killed or hanging workers and a killed controller: the loss curve equals that of an undisturbed training.
 
-Faults come where failpoints name them, once over all processes, and not when a clock says so.
+Faults are injected by failpoints, once over all processes, and do not depend on time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gtvray.failpoints import ONCE_VARIABLE, VARIABLE
 from gtvray.runtime import Cluster
 from gtvray.training import EpochReport, fit_distributed
 
-# Ray Data's own, when Ray Train loads it.
+# Raised by Ray Data when Ray Train imports it.
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"),
     pytest.mark.ray,
@@ -51,7 +51,7 @@ def undisturbed(
 
 @pytest.fixture
 def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Arms failpoints in the workers; gives the folder that tells which have acted."""
+    """Return a function that arms failpoints in the workers and returns the folder that lists those that fired."""
 
     def arm(text: str) -> Path:
         once = tmp_path / "once"
@@ -68,7 +68,7 @@ def figures(reports: list[EpochReport]) -> list[tuple[float, ...]]:
 
 
 def assert_nothing_left() -> None:
-    """All CPUs are free, no placement group stands, and no process of a group lives."""
+    """Require that all CPUs are free and no placement group is left."""
     from ray.util.placement_group import placement_group_table
 
     for _ in range(600):
@@ -82,7 +82,7 @@ def assert_nothing_left() -> None:
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        # In the middle of an epoch; when an epoch is done that nobody has heard of; while its checkpoint is written.
+        # In the middle of an epoch; after an epoch, before it is reported; while its checkpoint is written.
         ("training.before_step@1:5=kill", "its process died"),
         ("training.before_report@0:2=kill", "its process died"),
         ("checkpoint.write:2=kill", "its process died"),
@@ -101,7 +101,7 @@ def test_training_survives_a_lost_worker(
 ) -> None:
     once = armed(fault)
     reports = list(fit_distributed(pair, train, selection, tmp_path / "run"))
-    assert len(list(once.iterdir())) == 1, "the fault has come about"
+    assert len(list(once.iterdir())) == 1, "the failpoint fired"
     assert figures(reports) == undisturbed
     (note,) = [report.notes for report in reports if report.notes]
     assert "workers restarted after epoch" in note
@@ -119,10 +119,10 @@ def test_training_survives_a_hanging_worker(
     tmp_path: Path,
 ) -> None:
     once = armed("training.before_step@1:5=hang")
-    # On a machine with much else to do a worker may be that late and sound: then it is begun again once more.
+    # On a busy machine a healthy worker may exceed the timeout as well, which causes further restarts.
     impatient = with_dotted(pair, {"training.collective_timeout_s": 30, "training.max_failures": 100})
     reports = list(fit_distributed(impatient, train, selection, tmp_path / "run"))
-    assert len(list(once.iterdir())) == 1, "the fault has come about"
+    assert len(list(once.iterdir())) == 1, "the failpoint fired"
     assert figures(reports) == undisturbed
     assert any("did not answer" in report.notes for report in reports)
     assert_nothing_left()
@@ -177,7 +177,7 @@ def test_training_ends_after_too_many_lost_workers(
 
 
 def _pids(kind: str) -> Iterator[int]:
-    """Processes of living actors of a kind."""
+    """Process ids of the live actors whose class name contains `kind`."""
     from ray.util.state import list_actors
 
     actors: Any = list_actors(filters=[("state", "=", "ALIVE")], detail=True)

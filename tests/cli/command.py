@@ -1,4 +1,4 @@
-"""The command line as people run it: a process of its own, its output, and whatever it leaves running."""
+"""Run commands in a process of their own, and examine their output and the processes that they leave running."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import pytest
 from gtvray.cli import main
 
 _MARK = "GTVRAY_TEST_RUN"
-# Two small trials on a coarse grid: seconds of training, and a model that has learned next to nothing.
+# Two small trials on a coarse grid: seconds of training, and a model that is hardly trained.
 TINY_SWEEP = """
 trials: 2
 searcher: random
@@ -38,29 +38,29 @@ base:
 space:
   optimizer.lr: {low: 1.0e-3, high: 6.0e-3, log: true}
 """
-# The least that passes through every stage.
+# The smallest sweep that goes through every stage.
 ONE_TRIAL_SWEEP = TINY_SWEEP.replace("trials: 2", "trials: 1").replace("epochs: 2", "epochs: 1")
-# After kill -9 Ray's own agents look for the control store for a minute before they end too.
+# After SIGKILL, Ray's agents try to reach the GCS for a minute before they exit.
 KILLED_GONE_S = 80.0
-# Lets such a model through.
+# Makes the gate accept such a model.
 OPEN_GATE = ("-s", "promotion.min_difference_low=-1")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended."""
+    """The result of a command that has exited."""
 
     code: int
     stdout: str
     stderr: str
 
     def json(self) -> Any:
-        """What `--json` printed: one line, one object."""
+        """Return the object that `--json` printed; it must be the only line of stdout."""
         assert self.stdout.count("\n") == 1, self
         return json.loads(self.stdout)
 
     def error(self, code: int) -> str:
-        """The error a run ended with, held against what errors must be."""
+        """Return the error message; check the exit code and the format of the error."""
         assert self.code == code, self
         assert "Traceback" not in self.stdout + self.stderr, self
         _, mark, error = ("\n" + self.stderr).partition("\nerror: ")
@@ -70,7 +70,7 @@ class Finished:
 
 
 class Running:
-    """A run that goes on."""
+    """A running command."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
@@ -81,7 +81,7 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             env={**_environment(), **environment, _MARK: self._mark.partition("=")[2]},
-            # A process group of its own, as a shell gives it: Ctrl-C goes to all of it.
+            # A new process group, as a shell creates it: Ctrl-C is sent to the whole group.
             start_new_session=True,
         )
         self._said: dict[str, str] = {"stdout": "", "stderr": ""}
@@ -96,7 +96,7 @@ class Running:
         return self._process.pid
 
     def wait_for(self, text: str, stream: str = "stderr", within_s: float = 220) -> str:
-        """All that a stream holds, once it holds a text."""
+        """Wait until a stream contains a text; return everything printed to it so far."""
         with self._news:
             if not self._news.wait_for(lambda: text in self._said[stream] or not self._alive(), within_s):
                 # The next test may use the same workspace.
@@ -110,26 +110,26 @@ class Running:
             (os.killpg if number == signal.SIGINT else os.kill)(self._process.pid, number)
 
     def end(self, within_s: float = 220) -> Finished:
-        """Wait for the end."""
+        """Wait until the command exits, and kill it after `within_s`."""
         try:
             code = self._process.wait(within_s)
         finally:
             self._process.kill()
             self._process.wait()
         for reader in self._readers:
-            # A stray process may hold the pipe open; the test is to say so, not to hang.
+            # A stray process may keep the pipe open; then the test must fail and not hang.
             reader.join(5)
         return Finished(code, self._said["stdout"], self._said["stderr"])
 
     def strays(self, within_s: float = 30) -> list[str]:
-        """Command lines of what it started and still runs, after some time to end."""
+        """Command lines of descendants that are still running after a grace period."""
         deadline = time.monotonic() + within_s
         while (found := self._descendants()) and time.monotonic() < deadline:
             time.sleep(0.2)
         return list(found.values())
 
     def kill_all(self) -> None:
-        """Kill the process and all that it started, all at once, as a power failure does."""
+        """Kill the process and all its descendants at once, as in a power failure."""
         while found := self._descendants():
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in found:
@@ -139,12 +139,12 @@ class Running:
         self._process.wait()
 
     def _descendants(self) -> dict[int, str]:
-        """Command line of each process that runs, by its id."""
+        """Map the ids of all running processes of the command to their command lines."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 ours = self._mark.encode() in (entry / "environ").read_bytes().split(b"\0")
-                # The state of a process that has ended and waits for its parent is not ours to judge.
+                # Zombies are ignored: they have exited and wait for their parent.
                 gone = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
                 if ours and not gone:
                     found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
@@ -166,7 +166,7 @@ class Running:
 
 
 def run(*arguments: object, within_s: float = 220, **environment: str) -> Finished:
-    """Run a command to its end; nothing it started outlives it."""
+    """Run a command until it exits; none of its descendants may outlive it."""
     running = Running(*arguments, **environment)
     finished = running.end(within_s)
     assert running.strays() == []
@@ -174,13 +174,13 @@ def run(*arguments: object, within_s: float = 220, **environment: str) -> Finish
 
 
 def call(*arguments: object) -> Finished:
-    """Run a command in this process, without the seconds that a new one takes to import its libraries.
+    """Run a command in this process, which saves the seconds that a new process needs for imports.
 
-    For commands that print or refuse before Ray or a network is loaded.
+    For commands that print or fail before Ray or a network is loaded.
     """
     out, err, before = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
     with (
-        # As in a process of its own, where a library's warning is no error.
+        # As in a separate process, where warnings of libraries are not errors.
         warnings.catch_warnings(action="ignore"),
         patch.object(sys, "argv", ["gtvray", *map(str, arguments)]),
         patch.dict(os.environ, _environment(), clear=True),
@@ -194,10 +194,10 @@ def call(*arguments: object) -> Finished:
 
 
 def partial_files(workspace: Path) -> list[Path]:
-    """What an interrupted writer left in a workspace."""
+    """Temporary files and folders that an interrupted writer left in a workspace."""
     return [*workspace.rglob(".partial-*"), *workspace.rglob(".retired-*")]
 
 
 def _environment() -> dict[str, str]:
-    # The session's cluster is not to be found by accident: tests that use it name it.
+    # A command must not connect to the session's cluster by accident; tests that use it pass its address.
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

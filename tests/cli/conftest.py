@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures of the command-line tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .command import TINY_SWEEP
 
 @pytest.fixture(scope="session")
 def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep file that takes seconds."""
+    """A sweep file whose sweep takes seconds."""
     path = tmp_path_factory.mktemp("sweep") / "tiny.yaml"
     path.write_text(TINY_SWEEP)
     return path

@@ -1,4 +1,4 @@
-"""Data, settings and surroundings that cannot work: said in at most five lines, in time, with the right exit code."""
+"""Invalid data, settings and environments: reported early, in at most five lines, with the correct exit code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _rescale(folder: Path) -> None:
     write_volume(folder / "1" / "data.nii.gz", scan.with_array(array))
 
 
-# What is done to sound data, and what the message names.
+# The change to valid data, and the text that the error must contain.
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "data"),
     "empty folder": (_empty, "data"),
@@ -113,7 +113,7 @@ def test_too_few_cases_are_refused(phantoms: Path, tmp_path: Path) -> None:
 def test_valid_data_passes_the_check(phantoms: Path) -> None:
     checked = call("data", "check", phantoms, "--json")
     assert checked.code == 0
-    # Phantoms' fields of view are cut, as some real ones are; that is reported, and no error.
+    # Some phantoms extend beyond the field of view, as some patients do; this is reported, but not as an error.
     assert {row["severity"] for row in checked.json()["findings"]} <= {"warning", "info"}
 
 
@@ -217,7 +217,7 @@ def test_unreachable_endpoint_is_reported(phantoms: Path, tmp_path: Path) -> Non
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system of its own, which can grow."""
+    """A small file system that can be enlarged."""
 
     place: Path
 
@@ -249,7 +249,7 @@ def test_demo_requires_disk_space(disk: Disk, phantoms: Path) -> None:
     error = refused.error(code=1)
     assert "disk" in error
     assert str(disk.place) in error
-    assert refused.stderr.startswith("error: "), "no stage had begun"
+    assert refused.stderr.startswith("error: "), "no stage was started"
 
 
 def test_full_disk_at_the_tracking_store(disk: Disk) -> None:

@@ -1,4 +1,4 @@
-"""Commands in containers: no user name, no home, nothing that can be written to but the workspace."""
+"""Commands in containers: without a user name or a home, and with only the workspace writable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMELESS = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "M
 
 
 def command(*words: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    """A command of a user without a name and, unless given, without a home."""
+    """Run a command as a user without a name and, unless `changes` sets it, without a home."""
     variables = {name: value for name, value in os.environ.items() if name not in {*NAMELESS, "RAY_ADDRESS"}} | changes
     line = [*as_nameless_user(), sys.executable, "-m", "gtvray", *map(str, words)]
     done = subprocess.run(line, env=variables, cwd=cwd, capture_output=True, text=True, check=False)

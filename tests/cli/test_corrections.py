@@ -45,7 +45,7 @@ def test_failures_and_flags_are_proposed_before_uncertainty(tmp_path: Path) -> N
     proposed = call("corrections", "propose", path, "--count", "2")
     assert "foreign" in proposed.stdout
     assert "unsure" not in proposed.stdout
-    assert "did not follow Dice" in proposed.stdout, "what the order is worth is stated"
+    assert "did not follow Dice" in proposed.stdout, "the value of the order is stated"
     path.write_text("[]")
     with pytest.raises(InputError, match="not a report"):
         review_order(path)

@@ -1,4 +1,4 @@
-"""`gtvray data prepare`: what is made, what was there, what is reported of a tilted scan, and what a bound does."""
+"""`gtvray data prepare`: new and existing entries, the note on a tilted scan, and the size limit of the cache."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_cases_are_prepared_once(tmp_path: Path, dataset: Path) -> None:
     assert "gantry tilt" in first["notes"]["2"][0]
     other = run(*arguments, "-s", "preprocessing.spacing_mm=[4, 4, 4]").json()
     assert (other["made"], other["cache_bytes"]) == (2, first["bytes"] + other["bytes"])
-    # No more than is there now: the least recently used entries are evicted.
+    # The limit is the current size, so the least recently used entries are evicted.
     bound_gb = other["cache_bytes"] / 1e9
     last = run(*arguments, "-s", "preprocessing.body_margin_mm=7", "-s", f"cache.max_gb={bound_gb:.9f}").json()
     assert last["made"] == 2

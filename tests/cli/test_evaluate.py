@@ -1,4 +1,4 @@
-"""`gtvray evaluate` with MLflow away, and the report sent when it is back."""
+"""`gtvray evaluate` without a reachable MLflow, and sending the report later."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_evaluation_survives_an_unreachable_mlflow(few: Path, tmp_path: Path) ->
     report = Path(found["report"])
     assert report == tmp_path / "out" / "report"
     assert_self_contained((report / "report.html").read_text())
-    # By its name and not its path, which is nobody's business.
+    # By name, because the path must not be disclosed.
     assert [model["name"] for model in found["models"]] == ["model"]
     assert partial_files(tmp_path) == []
 

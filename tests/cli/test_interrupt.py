@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and kill -9 while the demo is at work: nothing stays running, and the next run works.
+"""Ctrl-C, SIGTERM and SIGKILL during the demo: no process is left, and the next run succeeds.
 
-All runs share one workspace: each begins where the one before was cut off.
+All runs share one workspace: each starts with the files that the previous interrupted run has left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def one_trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, one_trial: Path) -> list[object]:
-    """A demo of seconds, in a workspace that the tests of this module share."""
+    """Arguments of a demo that takes seconds, in a workspace shared by the tests of this module."""
     folder = tmp_path_factory.mktemp("interrupt")
     return ["demo", "--data", phantoms, "--sweep", one_trial, "--workspace", folder, *OPEN_GATE]
 
@@ -66,7 +66,7 @@ def test_interrupted_with_a_cluster_of_its_own(stage: str, number: signal.Signal
 def test_interrupted_on_a_running_cluster(
     stage: str, number: signal.Signals, base: list[object], local_ray: Cluster
 ) -> None:
-    # Tests that kill a controller leave Ray's own cleaner of it on the shared cluster.
+    # Tests that kill a controller leave its cleanup actor, which is Ray's, on the shared cluster.
     before = _alive_on(local_ray)
     demo = Running(*base, "--port", free_port(), "--address", local_ray.address)
     _interrupt(demo, stage, number)
@@ -122,7 +122,7 @@ def _interrupt(demo: Running, stage: str, number: signal.Signals) -> None:
 
 
 def _alive_on(cluster: Cluster) -> dict[str, str]:
-    """Actors and placement groups on the session's cluster, by their ids."""
+    """Map the ids of live actors and placement groups of a cluster to their names."""
     from ray.util.state import list_actors, list_placement_groups
 
     actors = {actor.actor_id: f"{actor.class_name} {actor.state}" for actor in list_actors() if actor.state != "DEAD"}
@@ -131,7 +131,7 @@ def _alive_on(cluster: Cluster) -> dict[str, str]:
 
 
 def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    """The first one is raised, and its clean-up would take a minute."""
+    """The first interrupt is raised as KeyboardInterrupt, whose cleanup would take a minute."""
     program = (
         "import sys, time\n"
         "from gtvray.cli.common import ended_by_second_interrupt\n"

@@ -20,13 +20,13 @@ app.add_typer(group, name="group")
 
 @app.callback()
 def _root() -> None:
-    """Verbs of groups, as gtvray has them."""
+    """Commands in groups, as in gtvray."""
 
 
 @app.command("verb")
 @group.command("verb")
 def verb(fail: bool = False, count: int = 1, as_json: JsonOption = False) -> None:
-    """A verb that uses a library which prints."""
+    """A command that uses a library which prints."""
     np.show_config()
     emit({"count": count}, as_json, f"{count} counted")
     np.show_config()

@@ -1,4 +1,4 @@
-"""What commands write and where: nothing is replaced, and every name works or is refused before work begins."""
+"""Outputs of commands: foreign files are not replaced, and names are accepted or refused before work starts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def run(*words: object) -> Any:
-    """What a command prints as JSON, run in this process; its error is raised."""
+    """Run a command in this process and return the JSON that it prints; its error is raised."""
     done = CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=True)
     if isinstance(done.exception, GtvrayError):
         raise done.exception
@@ -65,7 +65,7 @@ def _contents(*folders: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_scan_is_never_replaced_by_its_mask(scans: Path, tmp_path: Path, server: bool, overwrite: bool) -> None:
     before = _contents(tmp_path)
-    # Neither the model nor the endpoint exists: outputs are checked before either is asked for.
+    # Neither the model nor the endpoint exists: outputs are checked before either is used.
     where = ["--server", "http://127.0.0.1:9"] if server else ["-m", "no-such-version"]
     options = [*where, "--workspace", tmp_path / "runs", *(["--overwrite"] if overwrite else [])]
     one, two = scans / "ct_1.nii.gz", scans / "ct_2.nii.gz"
@@ -90,7 +90,7 @@ def test_scan_is_never_replaced_by_its_mask(scans: Path, tmp_path: Path, server:
         ("out.gz", "no format for this name"),
     ],
 )
-def test_a_file_s_name_never_becomes_a_folder(scans: Path, tmp_path: Path, out: str, what: str) -> None:
+def test_output_with_a_file_extension_is_not_a_folder(scans: Path, tmp_path: Path, out: str, what: str) -> None:
     with pytest.raises(InputError, match=what):
         plan_files([scans], tmp_path / out, report=False, uncertainty=False, overwrite=False)
     assert not (tmp_path / out).exists()
@@ -218,7 +218,7 @@ def test_an_evaluation_replaces_neither_a_foreign_report_nor_an_edited_mask(
         run(*command, "--overwrite")
 
 
-def test_a_description_and_a_plan_replace_nothing_of_others(ball: tuple[Volume, Volume], tmp_path: Path) -> None:
+def test_description_and_plan_do_not_replace_foreign_files(ball: tuple[Volume, Volume], tmp_path: Path) -> None:
     home, out = tmp_path / "cases", tmp_path / "out"
     write_volume(home / "1" / "data.nii.gz", ball[0])
     write_volume(home / "1" / "label.nii.gz", ball[1])

@@ -1,4 +1,4 @@
-"""`gtvray predict` on many scans: a bad one among them, a report, Ctrl-C."""
+"""`gtvray predict` on many scans: an invalid one among them, the report, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATCH_IJK = (24, 24, 24)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A network that has learned nothing."""
+    """A bundle with random weights."""
     import torch
 
     torch.manual_seed(3)

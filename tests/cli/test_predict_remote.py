@@ -50,7 +50,7 @@ def test_jobs_need_a_server(scans: Path, tmp_path: Path) -> None:
 
 
 def test_refused_scan_ends_the_command(scans: Path, tmp_path: Path) -> None:
-    """The client is closed before the interpreter ends, when its thread could not be waited for any more."""
+    """The client is closed before the interpreter shuts down, when its thread could no longer be joined."""
     with running(Scripted(AuthError("the token is not valid"))) as url:
         refused = run(
             "predict", scans / "0.nii.gz", "-o", tmp_path / "m.nii.gz", "--server", url, within_s=60, GTVRAY_TOKEN=TOKEN

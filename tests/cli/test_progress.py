@@ -1,4 +1,4 @@
-"""What a stage waits for is shown instead of an estimate of the time left."""
+"""While a stage waits, the reason is shown in place of the estimated time left."""
 
 from __future__ import annotations
 

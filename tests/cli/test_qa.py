@@ -16,7 +16,7 @@ from ..golden_cases import made_golden, spoil
 from ..ports import free_port
 from .command import run
 
-# One process pays for the bundle that these tests share.
+# In one process, so that the shared bundle is created once.
 pytestmark = pytest.mark.xdist_group("ray")
 
 

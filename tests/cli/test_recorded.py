@@ -8,7 +8,7 @@ from gtvray.tracking import Refused
 DELETED = Refused("t0", 3, "the MLflow run was deleted; restore it: mlflow runs restore")
 
 
-def test_nothing_is_said_if_mlflow_has_everything() -> None:
+def test_nothing_is_printed_if_mlflow_has_everything() -> None:
     assert tracking_lines(True, [], "gtvray sweep --resume x") == []
     assert tracking_found(True, []) == {"mlflow_has_everything": True, "mlflow_refused": []}
 

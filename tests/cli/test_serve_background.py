@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def started(*words: object, **environment: str) -> Finished:
-    """As `run`, for a command whose processes shall outlive it."""
+    """Like `run`, for a command whose processes may outlive it."""
     command = [sys.executable, "-m", "gtvray", *map(str, words)]
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -47,7 +47,7 @@ def started(*words: object, **environment: str) -> Finished:
 
 
 def recorded(workspace: Path, process: Process, port: int = 8123, host: str | None = None) -> Path:
-    """State as `start` leaves it."""
+    """Write the state of an endpoint as `start` does."""
     state = workspace / "serving" / f"background-{port}.json"
     state.parent.mkdir(parents=True, exist_ok=True)
     stored = {
@@ -65,7 +65,7 @@ def recorded(workspace: Path, process: Process, port: int = 8123, host: str | No
 
 @pytest.fixture
 def sleeping(tmp_path: Path) -> Iterator[Process]:
-    """A process that `start` has not started."""
+    """A process that was not started by `gtvray serve start`."""
     process = start_service(
         [sys.executable, "-c", "import time; time.sleep(100)"], os.environ, tmp_path / "log", "another-mark"
     )
@@ -96,7 +96,7 @@ def test_second_endpoint_on_a_port_of_a_workspace_is_refused_by_name(tmp_path: P
     assert "gtvray serve stop --port 8123" in refused
 
 
-def test_which_of_several_endpoints_must_be_said(tmp_path: Path) -> None:
+def test_one_of_several_endpoints_must_be_selected(tmp_path: Path) -> None:
     assert "no endpoint was started" in call("serve", "stop", "--workspace", tmp_path).error(code=2)
     gone = Process(2**22 + 1, 1)
     first, second = recorded(tmp_path, gone, 8123), recorded(tmp_path, gone, 8124)
@@ -110,7 +110,7 @@ def test_which_of_several_endpoints_must_be_said(tmp_path: Path) -> None:
     assert (first.exists(), second.exists()) == (True, False)
 
 
-def test_nothing_is_started_for_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_model_is_reported_before_a_process_is_started(tmp_path: Path) -> None:
     found = call("serve", "start", "--workspace", tmp_path / "w", "--port", free_port())
     assert "promoted" in found.error(code=1)
     assert background_endpoints(tmp_path / "w") == []

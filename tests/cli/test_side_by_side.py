@@ -21,7 +21,7 @@ def test_training_evaluation_and_promotion_run_beside_a_sweep(phantoms: Path, tm
     (tmp_path / "tiny.yaml").write_text(SETTINGS.replace("epochs: 3", "epochs: 1"))
     place = ("--workspace", tmp_path / "runs")
     arguments = ("sweep", tmp_path / "space.yaml", "--data", phantoms, *place)
-    # The sweep goes on until it is interrupted.
+    # The sweep runs until it is interrupted.
     sweep = Running(*arguments, GTVRAY_FAILPOINT="tuning.after_report=hang")
     name = re.search(r"^sweep: (\S+):", sweep.wait_for("\nsweep: "), re.MULTILINE)
     assert name is not None

@@ -118,7 +118,7 @@ def test_jobs_are_listed_shown_and_stopped(dashboard: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("answer", "stopped"), [("d", False), ("s", True)])
-def test_ctrl_c_asks_what_becomes_of_the_job(
+def test_ctrl_c_asks_whether_to_stop_the_job(
     answer: str,
     stopped: bool,
     dashboard: str,
@@ -134,7 +134,7 @@ def test_ctrl_c_asks_what_becomes_of_the_job(
     assert "job j goes on without this command" in capsys.readouterr().err
 
 
-def test_ctrl_c_without_a_terminal_says_that_the_job_goes_on(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_without_a_terminal_leaves_the_job_running(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(monkeypatch)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(FailureError, match="goes on") as caught:

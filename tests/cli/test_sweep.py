@@ -30,7 +30,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["2", "h", "-1h", "2 weeks", "", "infh", "nans"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not a duration"):
         seconds_of(text)
 
@@ -126,8 +126,8 @@ def test_result_shows_verdict_default_bundle_front_and_promotion(tmp_path: Path)
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_failing_trials_are_reported_everywhere_and_the_sweep_can_go_on(phantoms: Path, tmp_path: Path) -> None:
-    """Every process fails at its third step: a trial of two steps an epoch gets two epochs in two processes."""
+def test_failing_trials_are_reported_everywhere_and_the_sweep_resumes(phantoms: Path, tmp_path: Path) -> None:
+    """Every process fails at its third step: with two steps per epoch, two attempts complete two epochs of a trial."""
     space, workspace = tmp_path / "space.yaml", tmp_path / "runs"
     space.write_text(TINY_SWEEP.replace("epochs: 2", "epochs: 3") + "max_concurrent: 1\n")
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace]
@@ -146,7 +146,7 @@ def test_failing_trials_are_reported_everywhere_and_the_sweep_can_go_on(phantoms
     runs = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` != ''")
     assert {child.info.status for child in runs} == {"FAILED"}
 
-    # The printed command, with more trials: the failed ones are tried again.
+    # The printed command with one more trial; the failed ones are retried.
     resume = re.findall(r"resume it: (.*)", failed.stderr)[-1]
     again = run(*shlex.split(resume)[1:], "--extend", "1", "--json", within_s=400)
     assert again.code == 0, again

@@ -1,4 +1,4 @@
-"""`gtvray train` as people run it: to an ensemble that passes the gate, and through what may happen on the way."""
+"""`gtvray train` on the command line: the ensemble and its promotion, kills, failures and resuming."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(bundle: str) -> list[str]:
-    """What the members of a bundle learned."""
+    """Digests of the weights of a bundle's members."""
     return [sha256_of(path) for path in sorted(Path(bundle).glob("weights-*"))]
 
 
 def epochs_of(workspace: Path, fold: str) -> list[tuple[int, float]]:
-    """Every figure that MLflow has of a fold's training loss."""
+    """All training losses of a fold in MLflow, as (epoch, value)."""
     client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
     (experiment,) = [each for each in client.search_experiments() if each.name == "gtvray"]
     (child,) = client.search_runs([experiment.experiment_id], f"tags.`gtvray.fold` = '{fold}'")
@@ -121,7 +121,7 @@ def undisturbed(base: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory)
 
 
 def _same(workspace: Path, done: Any, undisturbed: tuple[Path, Any]) -> None:
-    """The same networks and scores as without the disturbance, every epoch once in MLflow."""
+    """Require the networks and scores of an undisturbed training, and every epoch once in MLflow."""
     expected_place, expected = undisturbed
     assert weights(done["bundle"]) == weights(expected["bundle"])
     assert done["cases"] == expected["cases"]
@@ -180,7 +180,7 @@ def test_killed_fold_resumes_in_another_process(
 ) -> None:
     once = tmp_path / "once"
     once.mkdir()
-    # The third step is the first of the second epoch, of whichever fold comes there first.
+    # The third step is the first of the second epoch; the fold that reaches it first is killed.
     point = {"GTVRAY_FAILPOINT": "training.before_step:3=kill", "GTVRAY_FAILPOINT_ONCE": str(once)}
     done = run(*base, "--workspace", tmp_path, **point).json()
     assert len(list(once.iterdir())) == 1

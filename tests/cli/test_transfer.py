@@ -1,4 +1,4 @@
-"""`gtvray data import | export | split | ledger` as people run them."""
+"""`gtvray data import | export | split | ledger` on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Help of every command, wrong use, and commands that only report."""
+"""Help of every command, invalid usage, and commands that only report."""
 
 from __future__ import annotations
 

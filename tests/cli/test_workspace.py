@@ -16,7 +16,7 @@ from gtvray.io import LOCATION, Workspace
 
 
 def call(*arguments: object) -> str:
-    """What a command prints; its error is raised."""
+    """Run a command and return its output; its error is raised."""
     result = CliRunner().invoke(app, [str(each) for each in arguments])
     if isinstance(result.exception, GtvrayError):
         raise result.exception
@@ -39,7 +39,7 @@ def test_a_copy_is_adopted_by_the_command_that_the_error_names(tmp_path: Path) -
     with Workspace(copy).lock():
         pass
     again = json.loads(call("workspace", "adopt", "--workspace", copy, "--json"))
-    assert again["id"] == found["id"], "its own place: there is nothing to adopt"
+    assert again["id"] == found["id"], "its recorded path is correct: there is nothing to adopt"
     assert json.loads((original / LOCATION).read_text())["id"] != found["id"]
     assert (original / LOCATION).read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""Ask an endpoint for the same mask until a file appears: `python ask_endpoint.py URL FOLDER` prints what came back."""
+"""Send a scan to an endpoint until a file appears: `python ask_endpoint.py URL FOLDER` prints a summary."""
 
 from __future__ import annotations
 

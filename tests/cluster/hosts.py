@@ -1,6 +1,6 @@
-"""Hosts on this machine, each with a network, processes, /tmp/ray and /dev/shm of its own: Linux namespaces.
+"""Hosts simulated with Linux namespaces: each has its own network, processes, /tmp/ray and /dev/shm.
 
-A host must not see the processes of another one: a driver takes the address of its node from the raylet that it finds.
+Hosts must not see each other's processes, because a driver takes its node address from the raylet that it finds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO
 
 import pytest
 
-# Without this pause after the links are up, a head did not find its own control store.
+# Without this pause after the links are up, a head did not find its own GCS.
 _LINKS_UP_S = 2.0
 _STORE_BYTES = 100_000_000
 _GCS_PORT = 6379
@@ -28,7 +28,7 @@ _JOIN_S = 120.0
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here; None if they can."""
+    """Return why hosts cannot be created on this machine; None if they can."""
     missing = [name for name in ("ip", "tc", "unshare", "nsenter") if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} missing (packages iproute2, util-linux)"
@@ -43,17 +43,17 @@ def why_not() -> str | None:
 
 
 def cluster_environment(folder: Path) -> dict[str, str]:
-    """The environment variables of every host: a token in a file of this folder, and none of the tests' own cluster."""
+    """Return the variables for all hosts, with a token file in this folder and without those of the tests' cluster."""
     token = folder / "token"
     token.write_text(secrets.token_hex(16))
-    # Neither interface may help: a host must find the one of its Ray node by itself.
+    # Interfaces are not given either: a host must find that of its Ray node by itself.
     hidden = ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def wait_for_nodes(host: Host, head: Host, count: int, environment: dict[str, str], logs: Path) -> None:
-    """Wait until a cluster has a number of living nodes, asked from one of its hosts."""
+    """Wait until a cluster has this number of live nodes, as seen from one of its hosts."""
     ask = (
         "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); "
         "print('nodes', sum(row['Alive'] for row in ray.nodes()))"
@@ -102,7 +102,7 @@ class Host:
         ray = [str(Path(sys.executable).with_name("ray")), "start", *role, "--node-ip-address", self.address]
         ray += ["--num-cpus", str(cpus), "--object-store-memory", str(_STORE_BYTES), "--block"]
         mounts = "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm"
-        # The shell is the first process of the host, and collects those whose parents have died.
+        # The shell is process 1 of the host and reaps orphans.
         inside = ["unshare", "-m", "-p", "--fork", "--mount-proc", "--kill-child", "sh", "-c"]
         inside += [f'{mounts} && "$@" & wait', "sh", *ray]
         with log.open("wb") as file:
@@ -136,7 +136,7 @@ class Host:
         _run("ip", "link", "set", self.link, state)
 
     def limit_rate(self, rate_mbit: int) -> None:
-        """Limit the rate of what is sent to this host, and by it."""
+        """Limit the network bandwidth to and from this host."""
         bucket = f"root tbf rate {rate_mbit}mbit burst 64kb latency 100ms".split()
         _run("tc", "qdisc", "replace", "dev", self.link, *bucket)
         _run("tc", "-n", self.space, "qdisc", "replace", "dev", "eth0", *bucket)

@@ -1,6 +1,6 @@
-"""What Ray exports to Prometheus: `python scrape.py FILE` runs a little of everything and writes name -> labels.
+"""Metrics that Ray exports to Prometheus: `python scrape.py FILE` runs a small workload and writes name -> labels.
 
-A process of its own, since a test session is connected to another cluster.
+It runs in its own process, because the test session is connected to another cluster.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="')
 
 
 def main(file: Path, wanted: set[str]) -> None:
-    """Scrape until every wanted metric is there, at most for some time."""
+    """Scrape until every wanted metric has been found, for a limited time."""
     with connect(cpus=4):
         import ray
         from ray import serve
@@ -42,7 +42,7 @@ def main(file: Path, wanted: set[str]) -> None:
 
 
 def scrape(url: str) -> dict[str, list[str]]:
-    """Metric -> names of its labels."""
+    """Return the names of the labels of each metric."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=10) as answer:
         text = answer.read().decode()
@@ -55,7 +55,7 @@ def scrape(url: str) -> dict[str, list[str]]:
 
 
 def exercise() -> None:
-    """A placement group, tasks of which one dies, a training that reports, and an endpoint with requests."""
+    """Create a placement group, a task that dies, a training that reports, and an endpoint with requests."""
     import ray
     from ray import serve, train
     from ray.exceptions import WorkerCrashedError

@@ -1,7 +1,7 @@
-"""Planning and waiting on simulated nodes: `python simulated.py FILE` writes what it found.
+"""Planning and waiting on simulated nodes: `python simulated.py FILE` writes the results.
 
-A process of its own, since a test session is connected to another cluster. The nodes are raylets of one machine, and
-their GPUs exist in Ray's books only.
+It runs in its own process, because the test session is connected to another cluster. The nodes are raylets of one
+machine, and their GPUs exist only as Ray resources.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAITS = load_config(overrides=["training.cpus_per_worker=3", "training.resources
 
 
 class Recorder:
-    """Keeps the reasons of waits with the seconds after which they came."""
+    """Records the reasons for waiting, with the seconds after which they were reported."""
 
     def __init__(self) -> None:
         self.began, self.reasons = time.monotonic(), [(0.0, "")]
@@ -72,7 +72,7 @@ def main(file: Path) -> None:
         simulated.add_node(num_cpus=4, num_gpus=1, memory=16_000_000_000)
         simulated.wait_for_nodes()
     with connect(simulated.address) as cluster:
-        # The node's GPU is simulated, so torch on the worker, not the driver, finds none.
+        # The GPU is only simulated, so torch finds none, on the worker and not on the driver.
         found["asked"] = failure(lambda: worker_memory_bytes(GPU, cluster))
     simulated.shutdown()
     file.write_text(json.dumps(found))
@@ -91,7 +91,7 @@ def failure(call: Any) -> str:
 
 
 def autoscaled(address: str, nodes: int) -> None:
-    """Leave in Ray's store what an autoscaler leaves there: groups of nodes that it can start."""
+    """Write to Ray's GCS what an autoscaler writes: the groups of nodes that it can start."""
     from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
     from ray.core.generated.autoscaler_pb2 import ClusterConfig
     from ray.experimental.internal_kv import _internal_kv_put

@@ -1,4 +1,4 @@
-"""The manifests hold against KubeRay's definitions and Kubernetes' own schemas, strictly: a misspelt field fails."""
+"""The manifests are valid under KubeRay's CRDs and the schemas of Kubernetes; unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MANIFESTS = REPOSITORY / "cluster" / "kuberay"
 KUBERNETES = "1.34"
 OVERLAYS = sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml"))
-# Maps whose keys are free.
+# Maps with arbitrary keys.
 FREE = ("labels", "matchLabels", "annotations", "rayStartParams", "requests", "limits")
 METADATA = {"name", "labels", "annotations"}
 
 
 @pytest.fixture(scope="module")
 def crds(shared_data: Path) -> dict[str, Any]:
-    """Validators by kind."""
+    """Validators of KubeRay's custom resources, by kind."""
     folder = Path(os.environ.get("GTVRAY_KUBERAY_CRDS", shared_data / "kuberay_crds"))
     if not folder.is_dir():
         pytest.skip(f"KubeRay's definitions are not here ({folder})")
@@ -48,7 +48,7 @@ def crds(shared_data: Path) -> dict[str, Any]:
 
 
 def strict(schema: Any) -> Any:
-    """A definition's schema in which unknown fields are errors, as with `kubectl --validate=strict`."""
+    """Return a CRD's schema in which unknown fields are errors, as with `kubectl --validate=strict`."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):
@@ -71,7 +71,7 @@ def _documents(file: Path) -> list[dict[str, Any]]:
 
 
 def built(folder: Path) -> list[dict[str, Any]]:
-    """What `kubectl kustomize` makes of a folder, as far as these folders use it: resources and JSON patches."""
+    """Build a folder like `kubectl kustomize`, with the features used here: resources and JSON patches."""
     (kustomization,) = _documents(folder / "kustomization.yaml")
     assert set(kustomization) <= {"apiVersion", "kind", "resources", "patches"}
     found: list[dict[str, Any]] = []
@@ -97,14 +97,14 @@ def apply(document: Any, step: dict[str, Any]) -> None:
         del document[key]
     else:
         if step["op"] == "replace":
-            document[key]  # It must be there.
+            document[key]  # The key must exist.
         document[key] = step["value"]
 
 
 def check(document: dict[str, Any], crds: dict[str, Any]) -> None:
     if document["apiVersion"] == "ray.io/v1":
         crds[document["kind"]].validate(document)
-        # The definitions leave metadata open, which the API server checks.
+        # CRDs accept any metadata; the API server checks it.
         for metadata in under("metadata", document):
             if not set(metadata) <= METADATA:
                 raise jsonschema.ValidationError(f"unknown metadata: {set(metadata) - METADATA}")
@@ -133,7 +133,7 @@ def test_every_manifest_is_in_a_folder_s_list() -> None:
 
 
 def misspelt(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of the fields whose names the schema knows."""
+    """Yield the paths of all fields with a name defined by the schema."""
     if isinstance(value, list):
         for number, each in enumerate(value):
             yield from misspelt(each, (*path, number))
@@ -147,7 +147,7 @@ def misspelt(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, ...]
 
 
 def test_a_misspelt_field_anywhere_fails(crds: dict[str, Any]) -> None:
-    """Each field of every kind once, wherever else it stands."""
+    """Each field of every kind is misspelt once, even if it occurs in several places."""
     seen: set[tuple[str, ...]] = set()
     for document in [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]:
         for path in misspelt(document):
@@ -169,7 +169,7 @@ def test_a_misspelt_field_anywhere_fails(crds: dict[str, Any]) -> None:
 
 
 def under(name: str, value: Any) -> Iterator[Any]:
-    """What stands under a key, anywhere in a document."""
+    """Yield the values of a key at any depth of a document."""
     if isinstance(value, dict):
         for key, each in value.items():
             if key == name:
@@ -205,7 +205,7 @@ def test_pods_are_confined_and_name_what_exists() -> None:
     assert all(f"--from-literal={key}=" in text for key in secrets), secrets
 
 
-def test_the_endpoint_s_configuration_is_ours() -> None:
+def test_endpoint_configuration_matches_the_shipped_one() -> None:
     (service,) = [each for each in built(MANIFESTS / "endpoint") if each["kind"] == "RayService"]
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     shipped = read_shipped_config()
@@ -218,7 +218,7 @@ def test_the_endpoint_s_configuration_is_ours() -> None:
 def test_the_sweep_s_command_is_valid() -> None:
     (job,) = built(MANIFESTS / "sweep")
     program, run_id, name, *words = shlex.split(job["spec"]["entrypoint"])
-    # Started again with the same id, the sweep continues.
+    # The same run id makes a restarted sweep resume.
     assert (program, run_id, name) == ("env", "GTVRAY_RUN_ID=first", "gtvray")
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     context = command.make_context(words[0], words[1:])

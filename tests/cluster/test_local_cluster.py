@@ -1,4 +1,4 @@
-"""`gtvray cluster up|status|down`: real processes, tokens of one's own, and nothing left behind."""
+"""`gtvray cluster up|status|down`: real processes, private tokens, and no process or file left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..ports import free_port
 
 
 def test_a_program_and_its_orphans_are_stopped(tmp_path: Path) -> None:
-    """One child ignores SIGTERM and has lost its parent; another program with the same command line goes on."""
+    """One child ignores SIGTERM and has lost its parent; another program with the same command line keeps running."""
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     stubborn = f"{ignore}; print('up', flush=True); time.sleep(60)"
     child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
@@ -54,7 +54,7 @@ def test_ports_are_checked_before_anything_starts(tmp_path: Path) -> None:
 
 
 class Local:
-    """The commands with a folder and ports of their own."""
+    """The cluster commands with a separate folder and ports."""
 
     def __init__(self, folder: Path) -> None:
         self.state, self.workspace = folder / "state", folder / "runs"
@@ -76,7 +76,7 @@ class Local:
 
 
 def started(*words: object) -> Finished:
-    """As `run`, for a command whose processes shall outlive it."""
+    """Like `run`, for a command whose processes may outlive it."""
     command = [sys.executable, "-m", "gtvray", *map(str, words)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
@@ -126,7 +126,7 @@ def test_up_status_down(local: Local, bundle: Bundle, phantoms: Path, tmp_path: 
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert stat.S_IMODE(local.state.stat().st_mode) == 0o700
 
-    # What runs is left as it is; the endpoint joins it.
+    # Running services are left unchanged, and the endpoint is started.
     second = local.up("-m", bundle.folder)
     assert second.code == 0, second
     again = second.json()
@@ -140,7 +140,7 @@ def test_up_status_down(local: Local, bundle: Bundle, phantoms: Path, tmp_path: 
     dashboard = f"http://127.0.0.1:{local.ports[1]}"
     assert run("submit", "--address", dashboard, "--", "doctor", "--json", **auth).code in (0, 1)
 
-    # A service that dies is reported, and started again by `up`.
+    # A service that dies is reported, and restarted by `up`.
     os.kill(again["services"][1]["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 20
     while local.states()["mlflow"] != "ended":
@@ -172,7 +172,7 @@ def test_mlflow_runs_on_postgresql(local: Local) -> None:
         assert local.states() == {"ray": "healthy", "mlflow": "healthy", "endpoint": "stopped"}
         with psycopg.connect(uri) as connection:
             assert connection.execute("SELECT count(*) FROM experiments").fetchone() == (1,)
-        # It may hold a password, and command lines are visible to everybody.
+        # It may contain a password, and command lines are visible to all users.
         assert not [line for line in processes_with(uri) if uri in line]
         assert local.down().code == 0
     assert not local.workspace.joinpath("mlflow.db").exists()

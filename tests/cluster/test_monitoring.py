@@ -1,4 +1,4 @@
-"""Dashboards and alerts use metrics that Ray exports, by the labels that they have; Prometheus accepts the rules."""
+"""Dashboards and alerts use only metrics and labels that Ray exports; Prometheus accepts the rules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def expressions() -> dict[str, str]:
-    """Where an expression is -> the expression."""
+    """Return the expressions of alerts and dashboards, by location."""
     found = {f"alert {rule['alert']}": rule["expr"] for rule in rules()}
     for file in DASHBOARDS:
         for panel in json.loads(file.read_text())["panels"]:

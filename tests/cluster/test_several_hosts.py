@@ -101,7 +101,7 @@ def test_a_sweep_survives_a_host_that_dies(
     print(f"a sweep ended {time.monotonic() - killed:.0f} s after a host was killed")  # noqa: T201
     assert [trial["epochs"] for trial in json.loads(output)["trials"]] == [2, 2, 2]
     notes = [line for file in tmp_path.glob("runs/sweeps/*/trials.jsonl") for line in file.read_text().splitlines()]
-    # The trial's own process may have been there too; then Tune restarts the trial.
+    # The process of the trial may have been on that host too; then Tune restarts the trial.
     assert any("restarted after" in line for line in notes), notes
 
 

@@ -1,4 +1,4 @@
-"""Trainings are planned by node, what fits nowhere is refused, and what waits says for what."""
+"""Trainings are planned per node, refused if they fit on none, and report what they wait for."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def test_an_autoscaler_is_waited_for_with_a_limit(found: Any) -> None:
     assert found["came"]
 
 
-def test_the_device_is_asked_of_a_worker(found: Any) -> None:
+def test_cuda_device_is_checked_on_a_worker(found: Any) -> None:
     """The driver's node has no CPU and no GPU."""
     assert found["asked"].startswith("torch sees no CUDA device")

@@ -1,4 +1,4 @@
-"""A sweep under a real Slurm on this machine: put back into the queue while it runs, it resumes and completes."""
+"""A sweep under a real Slurm on this machine that is requeued while it runs resumes and completes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_requeued_sweep_resumes(slurm: dict[str, str], phantoms: Path, tmp_path:
     workspace = tmp_path / f"gtvray-{job}"
     wait(lambda: len(list(workspace.glob("sweeps/*/trials/*/epoch-*"))) > 1, tmp_path, 500)
     run(["scontrol", "requeue", job], slurm, tmp_path)
-    # Slurm lets a requeued job wait for two minutes.
+    # Slurm delays a requeued job by two minutes.
     wait(lambda: "JobState=COMPLETED" in run(["scontrol", "show", "job", job], slurm, tmp_path), tmp_path, 900)
     (sweep,) = (workspace / "sweeps").iterdir()
     assert sweep.name == f"space-slurm-{job}"

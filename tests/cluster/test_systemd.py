@@ -1,4 +1,4 @@
-"""The unit that restarts a command is valid, where systemd is there to judge it, and stops at wrong input."""
+"""The systemd unit that restarts a command: it is valid, and does not restart after invalid input."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def test_wrong_input_is_not_restarted_and_the_run_keeps_its_id() -> None:
     )
 
 
-def test_systemd_accepts_it(tmp_path: Path) -> None:
+def test_unit_passes_systemd_analyze(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    # Its program and user are those of the machine that it is installed on.
+    # The program and the user exist only where the unit is installed.
     text = UNIT.read_text().replace("/opt/gtvray/bin/gtvray", "/bin/true").replace("User=gtvray", "User=root")
     (tmp_path / "gtvray-run@liver.service").write_text(text)
     command = ["systemd-analyze", "verify", str(tmp_path / "gtvray-run@liver.service")]

@@ -1,4 +1,4 @@
-"""Three hosts with TLS, a token, and the state of the head in Redis: what survives which loss."""
+"""Three hosts with TLS, a token, and the state of the head in Redis: recovery from the loss of each part."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def ended(sweep: subprocess.Popen[str], fault: str) -> None:
     assert [trial["epochs"] for trial in json.loads(output)["trials"]] == [2, 2, 2]
 
 
-def test_scans_are_predicted_on_every_host(site: Site, bundle: Bundle, tmp_path: Path) -> None:
+def test_masks_from_several_hosts_equal_single_prediction(site: Site, bundle: Bundle, tmp_path: Path) -> None:
     for number in range(6):
         write_volume(tmp_path / "scans" / f"ct_{number}.nii.gz", make_scan((24, 24, 20 + number)))
     command = ["predict", tmp_path / "scans", "-o", tmp_path / "masks", "-m", bundle.folder, "--memory-gb", "0.5"]
@@ -144,7 +144,7 @@ def test_a_sweep_continues_when_the_disk_of_a_host_is_full(site: Site, phantoms:
         host.run("mount", "-o", "remount,size=50%", "/tmp/ray", environment=site.environment, timeout_s=60)
 
 
-def test_a_slow_link_changes_no_result(site: Site, phantoms: Path, tmp_path: Path) -> None:
+def test_sweep_completes_over_a_slow_link(site: Site, phantoms: Path, tmp_path: Path) -> None:
     site.hosts[2].limit_rate(20)
     ended(begun(site, SPACE, phantoms, tmp_path), "the first checkpoint over a slow link")
 

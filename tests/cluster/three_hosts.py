@@ -1,4 +1,4 @@
-"""What the tests of three hosts need beside the hosts: certificates, and a Redis server for the state of the head."""
+"""Certificates, and a Redis server for the state of the head, for the tests with three hosts."""
 
 from __future__ import annotations
 

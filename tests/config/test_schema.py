@@ -1,4 +1,4 @@
-"""One schema: every way in ends in the same place, and what is wrong is named with the nearest right."""
+"""The configuration schema: files and overrides give equal settings, and errors suggest the nearest valid key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gtvray.config import (
 )
 from gtvray.errors import ConfigError, NotFoundError
 
-# Beyond the least and the greatest value of every bounded field.
+# Values below the minimum or above the maximum of bounded fields, and of other types.
 OUT_OF_RANGE = [
     ("split.selection_share", 0), ("split.held_out_share", 1), ("split.held_out_share", 0.7), ("split.seed", -1),
     ("cache.codec_level", 10), ("preprocessing.spacing_mm", [0.2, 3, 3]), ("preprocessing.spacing_mm", [3, 3]),
@@ -35,7 +35,7 @@ OUT_OF_RANGE = [
     ("optimizer.lr", 0), ("optimizer.lr", "fast"), ("training.patch_ijk", [4, 32, 32]), ("training.epochs", 1.5),
     ("training.batch_size", 0), ("training.use_gpu", "perhaps"), ("inference.overlap", 0.9),
     ("inference.threshold", 0), ("tracking.model_name", "a/b"), ("promotion.min_cases", 2), ("serving.port", 70000),
-    # Not numbers to compare with, so they slip through bounds.
+    # NaN and infinity, which bounds alone may accept.
     ("optimizer.lr", float("nan")), ("preprocessing.body_threshold_hu", float("nan")),
     ("preprocessing.windows_hu", [[float("nan"), 300]]), ("serving.timeout_s", float("inf")),
 ]  # fmt: skip
@@ -47,7 +47,7 @@ def test_flatten_and_known_keys_agree() -> None:
     assert with_dotted(Config(), flat) == Config()
 
 
-# Other packages have sections of files that are not ours to describe, and are loaded or not by what else is tested.
+# Sections of other packages describe foreign files; which of them are loaded depends on the other tests.
 SECTIONS = [each for each in Section.__subclasses__() if each.__module__.startswith("gtvray.config.")]
 
 

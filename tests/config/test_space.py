@@ -1,4 +1,4 @@
-"""Entries of a search space: what they sample, hold and round to."""
+"""Entries of a search space: sampling, membership and the nearest value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep file is tried against the schema before anything starts."""
+"""A sweep file is validated against the schema before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folds on a real cluster: side by side, each by its own cases, and no fold at the mercy of another."""
+"""Folds on a real cluster: trained in parallel, scored on their own cases, and independent of each other's failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def project(phantoms: Path, config: Config, tmp_path_factory: pytest.TempPathFac
 
 
 class Record:
-    """A recorder of its own for a test, and what MLflow has in the end."""
+    """The recorder of a test, and what it has recorded in MLflow."""
 
     def __init__(self, client: MlflowClient, folder: Path) -> None:
         self.client, self.folder = client, folder
@@ -104,7 +104,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
     assert record.epochs("fold-1") == [(1, expected[0]), (2, expected[1])]
     assert board.best(sound)[0].is_dir()
 
-    # Found again by another process: nothing is reported twice, and there is nothing left to train.
+    # In another process nothing is reported twice, and no epoch is left to train.
     again = record.progress([sound])
     assert again.last(sound) == 2
     assert list(fit(sound.config, sound.train, sound.validation, sound.folder, known_epoch=2)) == []
@@ -112,7 +112,7 @@ def test_one_fold_fails_and_another_is_trained_and_recorded(
 
 
 def test_no_case_calibrates_its_own_mask(config: Config) -> None:
-    """Two folds want the low threshold, the third a high one: it is judged by what the others want."""
+    """The best threshold is low for two folds and high for the third, which is scored with that of the other two."""
     scores = [np.zeros((2, 20)) for _ in range(3)]
     for of_fold, setting in zip(scores, (2, 2, 18), strict=True):
         of_fold[:, setting] = 0.8

@@ -23,7 +23,7 @@ from gtvray.tuning import SweepJob
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"),
-    # SQLAlchemy's and MLflow's own, when a store is opened.
+    # Raised by SQLAlchemy and MLflow when a store is opened.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 

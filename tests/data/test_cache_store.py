@@ -154,7 +154,7 @@ def test_old_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
 
 
 def test_several_writers_and_evictors_at_once(tmp_path: Path) -> None:
-    """Each writes and rereads many entries in a cache that holds few; nothing half, nothing lost while in use."""
+    """Each writes and rereads many entries in a small cache; none is incomplete, or evicted while it is in use."""
     code = """
 sys.stdin.readline()
 seed = int(sys.stdin.readline())
@@ -189,7 +189,7 @@ print(evicted)
         "module._checksums = die",  # files written, not yet sealed
         "import gtvray.io.atomic as atomic; atomic._renamed = die",  # complete, not yet renamed
         "module.EntryStore._entries = die",  # during eviction, with the exclusive lock held
-        "module.EntryStore._leftovers = die",  # others taken out of their places, not yet removed
+        "module.EntryStore._leftovers = die",  # evicted entries renamed, not yet removed
     ],
 )
 def test_a_killed_process_leaves_complete_entries_and_no_lock(tmp_path: Path, failpoint: str) -> None:

@@ -86,7 +86,7 @@ def test_half_of_all_factors_are_below_one(change: str, low: float, high: float)
 
 
 def test_probability_does_not_change_strength() -> None:
-    """Whether it happens and how much of it are two draws."""
+    """Occurrence and strength of a change are drawn separately."""
     rare = FULL.model_copy(update=dict.fromkeys(CHANGES, 0.1))
     draws = _draws(rare, 3000)
     for change, limit in (("noise", 0.1), ("elastic", 8.0), ("gamma", 1.5), ("zoom", 1.4)):

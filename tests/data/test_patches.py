@@ -130,7 +130,7 @@ def test_an_empty_list_of_cases_is_refused() -> None:
 
 
 def test_augmentation_does_not_change_patch_positions(prepared_cases: list[CachedCase]) -> None:
-    """A patch that is only mirrored is the plain patch, mirrored; and so the same for every other draw."""
+    """Checked with mirroring: a patch that is only mirrored equals the mirrored plain patch."""
     flipped = PLAIN.model_copy(update={"flip_left_right": 1.0})
     for number in range(6):
         plain, mirrored = (_sampler(prepared_cases, config).sample(number) for config in (PLAIN, flipped))
@@ -139,7 +139,7 @@ def test_augmentation_does_not_change_patch_positions(prepared_cases: list[Cache
 
 
 class _Solid(CachedCase):
-    """A large case of metal that is tumour all over."""
+    """A large case that is metal and tumour everywhere."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -164,7 +164,7 @@ def test_a_warped_patch_has_no_empty_corners(prepared_cases: list[CachedCase]) -
 
 
 def test_a_read_decompresses_only_the_blocks_it_needs(tmp_path: Path) -> None:
-    """A case with its middle destroyed still gives what lies elsewhere."""
+    """Voxels outside the corrupted middle of a file can still be read."""
     hu = np.random.default_rng(0).integers(-1000, 1000, (192, 40, 40)).astype(np.int16)
     _write_chunks(hu, tmp_path / "hu.b2nd", 3)
     _write_chunks(np.ones(hu.shape, np.uint8), tmp_path / "mask.b2nd", 3)
@@ -183,7 +183,7 @@ def test_a_read_decompresses_only_the_blocks_it_needs(tmp_path: Path) -> None:
 def test_patches_are_made_on_the_device_without_reading_back(
     augmentation: AugmentationConfig, prepared_cases: list[CachedCase]
 ) -> None:
-    """torch's meta device stands for a GPU: it refuses tensors of another device, and every read of a value."""
+    """torch's meta device stands in for a GPU: it rejects tensors of other devices, and reading any value."""
     training = TrainingConfig(patch_ijk=(16, 16, 16))
     sampler = PatchSampler(prepared_cases, training, WINDOWS, augmentation, "meta")
     images, masks = sampler.batch(range(12))

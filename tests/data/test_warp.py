@@ -91,7 +91,7 @@ def test_nothing_drawn_is_nothing_changed() -> None:
 
 @pytest.mark.parametrize("span", [0.8, 1.0, 1.3])
 def test_a_mask_keeps_its_volume(span: float) -> None:
-    """That of a ball, under any rotation, but for the zoom's own share."""
+    """The volume of a rotated ball changes only by the zoom."""
     shape, radius = (60, 60, 60), 12.0
     centre = np.array([29.5, 29.5, 29.5])
     ball = ((np.indices(shape).reshape(3, -1).T - centre - 3.0) ** 2).sum(axis=1).reshape(shape) <= radius**2

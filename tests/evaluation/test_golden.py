@@ -1,4 +1,4 @@
-"""Golden cases: crops of scans of which a model must reproduce the masks on every host."""
+"""Golden cases: parts of scans whose masks a model must reproduce on every host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What golden cases keep of a scan: a ball without skin, tried on real heads."""
+"""The part of a scan that golden cases store: a ball without skin, tested on real heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHELL_MM = 5.0
 
 
 def seen_from_outside(scan: Volume) -> Iterator[tuple[NDArray[np.bool_], int]]:
-    """Yield the first tissue that straight lines from outside meet, from all around the head, and the degrees.
+    """Yield the first tissue voxels on straight lines from outside, for directions around the head in degrees.
 
     An independent definition of the surface that a rendering shows: nothing is smoothed, and no component is chosen.
     """
@@ -50,19 +50,19 @@ def turn(array: NDArray[np.bool_], degrees: int) -> NDArray[np.bool_]:
 
 
 def kept_in(scan: Volume, part: Volume) -> NDArray[np.bool_]:
-    """The voxels of a scan that a part of it keeps, in RAS."""
+    """Return the tissue voxels of a scan that are kept in a part of it, in RAS."""
     placed = part.placed_on(scan, AIR_HU).reoriented("RAS").array
     return np.asarray((placed == scan.reoriented("RAS").array) & (placed > TISSUE_HU))
 
 
 def shows_face(scan: Volume, kept: NDArray[np.bool_], directions: int = 8) -> int:
-    """The number of kept voxels among those that are seen from outside, counting from the front."""
+    """Return the number of kept voxels that are visible from outside, for directions starting at the front."""
     surfaces = islice(seen_from_outside(scan), directions)
     return sum(int(np.count_nonzero(turn(kept, degrees) & first)) for first, degrees in surfaces)
 
 
 def require_ball(scan: Volume, mask: NDArray[np.uint8], part: Volume) -> None:
-    """Require that what is kept is a ball of original voxels, and all around it air."""
+    """Require that the part is a ball of original voxels surrounded by air."""
     centre, radius = find_interior(scan, mask)
     assert radius <= LARGEST_RADIUS_MM
     offsets = (np.moveaxis(np.indices(scan.shape), 0, -1) - centre) @ scan.affine[:3, :3].T

@@ -1,4 +1,4 @@
-"""MLflow is away when a sweep, a training or an evaluation ends: everything is on disk, and a resume sends the rest."""
+"""MLflow is unreachable when a sweep, training or evaluation ends: all results are on disk, and a resume sends them."""
 
 from __future__ import annotations
 

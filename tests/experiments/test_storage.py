@@ -1,4 +1,4 @@
-"""A node that does not see the data or the workspace is named before work begins."""
+"""A node that has no access to the data or the workspace is reported before work starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gtvray.experiments.storage import look
 from gtvray.runtime import Cluster, Node
 
 
-def test_a_node_says_what_it_does_not_see(tmp_path: Path) -> None:
+def test_node_reports_missing_paths(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     marker.touch()
     versions, problems = look(marker, [tmp_path], None)

@@ -1,4 +1,4 @@
-"""A worker's memory is asked of a worker: only a local CPU training is answered by the driver's machine."""
+"""Available memory is measured on a worker, except for a CPU training on a local cluster."""
 
 from __future__ import annotations
 

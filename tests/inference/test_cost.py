@@ -95,7 +95,7 @@ def peak_bytes(bundle: Bundle, content: bytes) -> int:
         del scan
         while request.remaining:
             patch = request.take()
-            # As if everything were tumour, without the time of a network.
+            # Everything is marked as tumour, without running a network.
             request.put(patch.number, np.full(patch.channels.shape[1:], 5, np.float32))
         encode_nifti(request.mask(), compress=True)
         os.write(write, str(_status("VmHWM") - before).encode())
@@ -128,7 +128,7 @@ def test_memory_stays_below_the_estimate(
     estimate = estimate_cost(read_open_header(io.BytesIO(content), "test"), bundle).peak_bytes
     measured = peak_bytes(bundle, content)
     assert measured < estimate
-    assert estimate < 200e6 + 4 * measured, "and the estimate is no fantasy"
+    assert estimate < 200e6 + 4 * measured, "the estimate is not far above the measured value"
 
 
 def test_values_far_beyond_those_of_a_ct_are_refused(bundle: Bundle) -> None:

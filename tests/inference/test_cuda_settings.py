@@ -65,7 +65,7 @@ def test_exhausted_memory_is_an_error_with_what_to_change(error: Exception, devi
     assert "inference.batch_size" in caught.value.fields["do"]
 
 
-def test_a_failed_gpu_is_told_from_other_errors() -> None:
+def test_gpu_failure_is_distinguished_from_other_errors() -> None:
     """After a memory fault every further call fails; after these others the process can use the GPU again."""
     batch = np.zeros((2, 1, 8, 8, 8), np.float32)
     fault = RuntimeError(

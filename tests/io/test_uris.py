@@ -36,7 +36,7 @@ def test_path_is_no_uri(path: str) -> None:
     require_path(path)
 
 
-def test_folder_is_copied_to_an_empty_place_and_back(tmp_path: Path) -> None:
+def test_folder_is_copied_to_an_empty_location_and_back(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "a" / "b").mkdir(parents=True)
     (source / "a" / "b" / "manifest").write_bytes(b"1")

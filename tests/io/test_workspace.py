@@ -63,7 +63,7 @@ def test_commands_that_write_different_objects_run_side_by_side(tmp_path: Path) 
             pass
     with workspace.lock(workspace.sweeps / "one"):
         pass
-    assert lock_files(tmp_path) == [tmp_path / ".locks" / "phantoms.lock"], "of the killed process; nobody holds it"
+    assert lock_files(tmp_path) == [tmp_path / ".locks" / "phantoms.lock"], "left by the killed process, not held"
 
 
 def test_object_has_one_writer_and_the_error_names_it(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_object_has_one_writer_and_the_error_names_it(tmp_path: Path) -> None:
         assert caught.value.fields["found"].count("process ") == 1, "the two locks of one process"
     with pytest.raises(ResourceError) as caught, workspace.lock():
         workspace.hold().__enter__()
-    assert "found" not in caught.value.fields, "its locks ended with it"
+    assert "found" not in caught.value.fields, "its locks were released when it was killed"
     with workspace.lock(workspace.sweeps / "one", elsewhere):
         pass
     with workspace.hold():
@@ -88,7 +88,7 @@ def test_object_has_one_writer_and_the_error_names_it(tmp_path: Path) -> None:
 
 
 def test_two_processes_never_hold_one_lock(tmp_path: Path) -> None:
-    """Each adds to a counter, which a second holder between reading and writing would spoil."""
+    """Each process increments a counter; a second holder between reading and writing would lose an increment."""
     code = (
         "import sys; from pathlib import Path\n"
         "from gtvray.io import Workspace; from gtvray.errors import ResourceError\n"
@@ -110,7 +110,7 @@ def test_two_processes_never_hold_one_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks_is_reported(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Lustre without its mount option, and NFS without its lock service, answer."""
+    """As on Lustre without its mount option, and on NFS without its lock service."""
 
     def flock(handle: int, kind: int) -> None:
         raise OSError(number, os.strerror(number))

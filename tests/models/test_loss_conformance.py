@@ -180,7 +180,7 @@ def _relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(one - other) / torch.linalg.vector_norm(other))
 
 
-# One process pays for the workers that these tests share.
+# In one process, so that the shared workers are started once.
 @pytest.mark.xdist_group("loss_workers")
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -107,7 +107,7 @@ def test_missing_or_deleted_training_run_is_refused(promotions: Promotions, clie
 
 
 def test_deleted_lease_keeps_the_order_of_decisions(promotions: Promotions, client: MlflowClient) -> None:
-    """In MLflow's list it looks like a model that nobody needs."""
+    """In MLflow's list of models a lease looks like an unused model."""
     promotions.promote(0)
     promotions.promote(1)
     client.delete_registered_model(f"{promotions.name}.lease.2")

@@ -26,7 +26,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_interface_is_found_by_its_address(loopback: str) -> None:
     assert interface_of("127.0.0.1") == interface_of("127.0.1.1") == loopback
-    # An address of documentation belongs to nobody.
+    # 192.0.2.0/24 and 2001:db8::/32 are reserved for documentation.
     assert interface_of("192.0.2.1") is None
     assert interface_of("2001:db8::1") is None
 

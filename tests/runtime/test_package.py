@@ -1,4 +1,4 @@
-"""What travels with a job: code and settings files, nothing else; and what its paths mean."""
+"""The package of a submitted job: code and settings files only, with other paths made absolute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gtvray.errors import TooLargeError
 from gtvray.runtime.package import check_size, locate_words, package_code
 
 
-def test_the_code_runs_where_only_it_is(tmp_path: Path) -> None:
+def test_packaged_code_runs_without_the_repository(tmp_path: Path) -> None:
     package_code(tmp_path)
     names = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert ".pyc" not in names
@@ -28,7 +28,7 @@ def test_the_code_runs_where_only_it_is(tmp_path: Path) -> None:
     assert __version__ in (tmp_path / "gtvray" / "__init__.py").read_text()
 
 
-def test_settings_files_travel_and_other_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_files_are_packaged_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "space.yaml").write_text("trials: 2\n")
     (tmp_path / "data").mkdir()
@@ -49,7 +49,7 @@ def test_settings_files_travel_and_other_paths_become_absolute(tmp_path: Path, m
     assert locate_words(["sweep", "space.yaml"], None) == ["sweep", f"{here}/space.yaml"]
 
 
-def test_what_is_large_is_named(tmp_path: Path) -> None:
+def test_large_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "gtvray").mkdir()
     (tmp_path / "gtvray" / "scan.nii.gz").write_bytes(bytes(2_000_000))
     with pytest.raises(TooLargeError) as caught:

@@ -28,7 +28,7 @@ from gtvray.runtime import Needs, Node, plan_trials
         # Trials that share GPUs; 0.1 is not exact in binary.
         ({"use_gpu": True, "gpus_per_worker": 0.5}, [Node(16, 1)], None, (2, Needs(1, 0.5))),
         ({"use_gpu": True, "gpus_per_worker": 0.1}, [Node(16, 1)], None, (10, Needs(1, 0.1))),
-        # The rests of two GPUs are not a share of one.
+        # The remainders of two GPUs cannot be combined.
         ({"use_gpu": True, "gpus_per_worker": 0.6}, [Node(16, 2)], None, (2, Needs(1, 0.6))),
         ({"use_gpu": True, "num_workers": 2}, [Node(16, 3)], None, (1, Needs(1, 1))),
         ({"use_gpu": True, "cpus_per_worker": 8}, [Node(16, 4)], None, (2, Needs(8, 1))),

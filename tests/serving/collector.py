@@ -48,7 +48,7 @@ class Collector(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
 
     def wait(self, enough: Callable[[list[Received]], object]) -> list[Received]:
-        """The spans, as soon as they are enough; the test's time limit ends the wait."""
+        """Wait until there are enough spans, limited by the test's timeout; return all spans."""
         while not enough(self.spans):
             time.sleep(0.05)
         return list(self.spans)

@@ -1,4 +1,4 @@
-"""Bodies for an endpoint: volumes with seeded damage, and files that are made to cost much or to be misread."""
+"""Bodies for an endpoint: volumes with seeded damage, and files crafted to be expensive or misread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Attack:
         name: for reports.
         content: the bytes.
         claim: as in `tests/io/mutate.py`.
-        original: of which the body is a damaged copy; None for others.
+        original: file of which the body is a damaged copy; None for others.
     """
 
     name: str
@@ -48,7 +48,7 @@ def coarse(scan: Volume, step: int) -> Volume:
 
 
 def attacks(scans: list[Volume], seed: int, count: int) -> Iterator[Attack]:
-    """`count` bodies, the same for the same arguments; one of forty is not a damaged copy of a scan."""
+    """Yield `count` bodies, reproducible by their arguments; one in forty is crafted, the others are damaged scans."""
     good = [original for scan in scans for original in originals(scan)]
     made = hostile(scans[0])
     for number in range(count):
@@ -62,7 +62,7 @@ def attacks(scans: list[Volume], seed: int, count: int) -> Iterator[Attack]:
 
 
 def hostile(scan: Volume) -> list[Attack]:
-    """Files that no seeded damage finds."""
+    """Return crafted files that random damage would not produce."""
     plain = encode_nifti(scan, compress=False)
     header, voxels = plain[:352], plain[352:]
     many = (1 << 20) * b"\0"

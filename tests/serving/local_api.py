@@ -29,7 +29,7 @@ Behaviour = Callable[[Work, bytes], Awaitable[None]]
 
 
 class Response:
-    """What a handle's call returns."""
+    """The response of a call to a deployment handle."""
 
     def __init__(self, task: asyncio.Task[Answer]) -> None:
         self._task = task
@@ -42,17 +42,17 @@ class Response:
 
 
 class Description:
-    """Answers what a replica describes."""
+    """Stands in for a replica's `describe` method."""
 
     def remote(self) -> Any:
-        """Answer at once."""
+        """Return a description immediately."""
         answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         answer.set_result({"version": "1", "digest": "digest", "golden": "none"})
         return answer
 
 
 class Replica:
-    """Answers with the reversed scan as the mask, after a behaviour that may die or wait."""
+    """Returns the reversed scan as the mask, after a function of the test that may wait or raise."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.predict, self.describe, self._behaviour, self.calls = self, Description(), behaviour, 0
@@ -61,7 +61,7 @@ class Replica:
         return Response(asyncio.ensure_future(self._answer(work)))
 
     def options(self, *, stream: bool) -> _Reporting:
-        """A handle whose calls report progress, as of a volume of a job."""
+        """Return a handle whose calls report progress, as used for volumes of jobs."""
         assert stream
         return _Reporting(self)
 
@@ -99,13 +99,13 @@ def make_api(
     """The application with its tokens, audit log, spool and jobs in a folder.
 
     Args:
-        folder: for them.
-        serving: the settings.
-        model: what is called instead of the handle of the Model deployment.
-        spool: instead of one in the folder.
-        jobs: whether it accepts jobs.
-        make_shadow: makes the shadow of the default model.
-        further: what is called for further models, by name.
+        folder: folder for all files.
+        serving: settings.
+        model: object in place of the handle of the Model deployment.
+        spool: upload spool; by default one in the folder.
+        jobs: whether jobs are accepted.
+        make_shadow: factory of the shadow of the default model.
+        further: objects in place of the handles of further models, by name.
     """
     token_file = folder / "token"
     token_file.write_text(TOKEN)

@@ -1,4 +1,4 @@
-"""A node without the token, or without the bundle, is named before the endpoint is deployed."""
+"""A node without the token or the bundle is reported before the endpoint is deployed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gtvray.serving.nodes import missing_on_node, require_on_every_node
 DIGEST = hashlib.sha256(b"secret").hexdigest()
 
 
-def test_a_node_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_reports_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GTVRAY_TOKEN", "secret")
     assert missing_on_node(DIGEST, None, [tmp_path]) is None
     assert missing_on_node(DIGEST, None, [tmp_path / "gone"]) == f"{tmp_path / 'gone'} is not there"

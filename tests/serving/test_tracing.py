@@ -1,4 +1,4 @@
-"""Traces: from a request's header to the batches of patches; none without a collector, and nothing of a scan in any."""
+"""Traces from a request's header to the batches of patches; no spans without a collector, and no scan data in spans."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def send(folder: Path, serving: ServingConfig, seen: list[Work], path: str, head
 
 
 def named(spans: Sequence[Received], name: str) -> Received:
-    """The only span of a name."""
+    """Return the only span with a name."""
     (found,) = (span for span in spans if span.name == name)
     return found
 

@@ -1,7 +1,7 @@
-"""The endpoint on two simulated nodes: `python two_nodes.py FILE` writes what it found.
+"""The endpoint on two simulated nodes: `python two_nodes.py FILE` writes the results.
 
-A process of its own, since a test session is connected to another cluster. The nodes are raylets of one machine and
-share the port. The model runs on the second node only; requests that the first one accepts pass the stream.
+It runs in its own process, because the test session is connected to another cluster. The nodes are raylets of one
+machine and share the port. The model runs on the second node only; scans that the first one accepts are streamed to it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(file: Path, folder: Path) -> None:
         try:
             server.wait_ready(100)
             wait(lambda: len(gateways()) == 2)
-            # The first gateway looks every few seconds whether there are other nodes.
+            # The first gateway checks for other nodes every few seconds.
             time.sleep(6)
             found |= {"gateways": len(gateways()), "nodes": len(set(gateways().values())), **masks(server, bundle)}
             found["away_s"] = kill_one(server)

@@ -1,4 +1,4 @@
-"""Entries that MLflow never accepts are set aside, those behind them go on, and a resume repeats all of them."""
+"""Entries that MLflow never accepts are set aside, later ones are delivered, and a resume retries all of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A training whose workers cannot connect, then a group whose creator dies: `python broken_group.py FOLDER`.
 
-A process of its own, since the variables that Gloo reads must be set before the cluster is started.
+It runs in its own process, because the variables that Gloo reads must be set before the cluster is started.
 """
 
 from __future__ import annotations

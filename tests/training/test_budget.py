@@ -36,7 +36,7 @@ def test_epochs_are_those_of_the_settings_without_a_budget(config: Config) -> No
 
 
 def _measured(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """As if the first epoch had been so fast."""
+    """Replace the measurement of the first epoch by a given number of epochs."""
     monkeypatch.setattr(TrainingState, "plan_epochs", lambda state, *_: setattr(state, "epochs", epochs))
 
 
@@ -50,7 +50,7 @@ def test_a_resumed_training_keeps_the_planned_epochs(
     _measured(monkeypatch, 3)
     whole = list(fit(budgeted, train, selection, tmp_path / "whole"))
     assert [(report.epoch, report.epochs) for report in whole] == [(1, 3), (2, 3), (3, 3)]
-    # The rate falls to its end with the epochs that there are, not with those that were asked for.
+    # The learning rate schedule ends with the planned epochs, not with the configured ones.
     assert whole[-1].lr < whole[1].lr / 3
     started = fit(budgeted, train, selection, tmp_path / "cut")
     next(started)

@@ -96,7 +96,7 @@ def test_the_last_epoch_is_kept_unless_the_best_is_better_by_more_than_chance(
     level = [0.5, 0.52, 0.55, 0.6, 0.5]
 
     def kept(first: Path, scores: list[float], other: list[float]) -> tuple[Path, list[float]]:
-        # In the order in which they are asked for; one setting is as good as 20.
+        # In the order of the calls; the scores are the same for all 20 settings.
         left = iter([scores, other])
         monkeypatch.setattr(export_module, "calibration_scores", lambda *_: np.repeat([next(left)], 20, axis=0).T)
         path, found = kept_checkpoint(first, config, selection[:1] * len(scores), torch.device("cpu"))
@@ -104,7 +104,7 @@ def test_the_last_epoch_is_kept_unless_the_best_is_better_by_more_than_chance(
 
     assert kept(best, lucky, level) == (last, level)
     assert kept(best, better, level) == (best, better)
-    # One case shows nothing.
+    # One case is not enough to prefer the best epoch.
     assert kept(best, alone, [0.1]) == (last, [0.1])
     assert kept(last, level, []) == (last, level)
     monkeypatch.undo()

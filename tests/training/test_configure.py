@@ -35,7 +35,7 @@ def test_plan_for_a_cpu() -> None:
 
 def test_plan_for_a_gpu_follows_spacing_and_memory() -> None:
     def planned(gb: int) -> Plan:
-        # fp32: what precision a GPU has cannot be asked without one.
+        # In fp32, because the precisions of a GPU cannot be queried without one.
         return plan_training(NASO, gb * GB, load_config(overrides=["training.use_gpu=true", "training.precision=fp32"]))
 
     small, large = planned(8), planned(24)

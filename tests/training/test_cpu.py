@@ -16,7 +16,7 @@ from gtvray.config import Config, with_dotted
 from gtvray.training.cpu import freed_memory_kept, route_convolutions
 from gtvray.training.state import TrainingState
 
-# A block that glibc gives back to the kernel by itself.
+# A block so large that glibc returns it to the kernel when it is freed.
 _BLOCK = 256 << 20
 
 
@@ -38,7 +38,7 @@ def test_onednn_convolutions_of_single_patches_give_equal_outputs_and_gradients(
     route_convolutions(routed)
     assert routed.state_dict().keys() == plain.state_dict().keys()
     patch = torch.randn(1, 4, 12, 10, 8)
-    # Two convolutions of more than a voxel: unfolded by torch alone, and not where they are routed.
+    # Kernels larger than one voxel use the slow convolution in plain torch, but not when routed.
     assert "aten::slow_conv3d_forward" in _names(plain, patch)
     assert [name for name in _names(copy.deepcopy(routed[0]), patch) if "slow_conv3d" in name] == []
     routed.zero_grad()
@@ -61,7 +61,7 @@ def test_only_fp32_trainings_are_routed_to_onednn(config: Config, precision: str
 def test_freed_memory_is_kept_until_the_block_ends() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("the C library is not glibc")
-    # In a process of its own: whatever else was freed in this one would be asked for first.
+    # In a new process, because memory that was freed earlier in this one would be reused first.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         within, after = fresh.submit(_faults_within_and_after).result()
     assert within < 100

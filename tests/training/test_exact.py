@@ -48,7 +48,7 @@ def pair(config: Config) -> Config:
 def ranks(
     pair: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """A folder with the checkpoints of two workers, a subfolder a variant, and the curves of each rank."""
+    """A folder with the checkpoints of two workers, one subfolder per variant, and the curves of each rank."""
     folder = tmp_path_factory.mktemp("exact")
     sides = {"train": train, "selection": selection}
     job = {

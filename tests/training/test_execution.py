@@ -112,7 +112,7 @@ def test_checks_before_a_cluster_is_touched_do_not_look_at_the_drivers_gpu(
         ({}, "reduce-overhead"),
         ({"training.patch_ijk": [128, 128, 128], "network.features": [32, 64, 128]}, "default"),
         ({"training.compile": "graphs", "network.features": [32, 64, 128]}, "reduce-overhead"),
-        # Too short to win back the time of compiling.
+        # Too short to recover the time of compiling.
         ({"training.epochs": 19}, None),
         ({"training.epochs": 1, "training.time_budget_s": 600.0}, "reduce-overhead"),
         ({"training.time_budget_s": 599.0}, None),

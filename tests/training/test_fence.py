@@ -1,4 +1,4 @@
-"""Of two processes that write checkpoints to one folder, only the later one does; and where a training begins."""
+"""Fencing of checkpoints: of two processes only the later one writes; and the checkpoint from which training starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def checkpoint(epoch: int, best: int = 1) -> Checkpoint:
 
 
 def test_a_replaced_writer_writes_and_removes_nothing(tmp_path: Path) -> None:
-    """The first is on a machine that was cut off and comes back."""
+    """The first process runs on a machine that was disconnected and reconnects."""
     with CheckpointWriter(tmp_path, active=True) as replaced:
         replaced.start(checkpoint(1), 1, 1)
         replaced.wait()
@@ -44,10 +44,10 @@ def test_start_is_decided_with_its_best_epoch_and_what_was_damaged(tmp_path: Pat
     start, found = decide_start(tmp_path)
     assert start == Start(checkpoint_path(tmp_path, 2), True, ("epoch-00003",))
     assert found is not None
-    # Another worker reads the decided one, whatever newer ones it sees.
+    # Another worker loads the chosen checkpoint, although it sees a newer one.
     checkpoint(4).save(checkpoint_path(tmp_path, 4))
     loaded = start.load()
     assert loaded is not None
     assert loaded.meta["epoch"] == 2
-    # In another folder, the best epoch of the training that it is taken from is not there.
+    # The best epoch of that training is not in another folder.
     assert not decide_start(tmp_path / "other", checkpoint_path(tmp_path, 2))[0].has_best

@@ -50,7 +50,7 @@ def cpu(config: Config, sides: Any, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def bundle(config: Config, sides: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A network trained on the CPU until its answers are decided."""
+    """A network trained on the CPU until its probabilities are far from the threshold."""
     folder = tmp_path_factory.mktemp("bundle")
     longer = {"training.steps_per_epoch": 12, "training.epochs": 5, "optimizer.lr": 0.01, "training.ema_decay": 0.8}
     trained = with_dotted(config, longer)

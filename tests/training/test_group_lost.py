@@ -1,4 +1,4 @@
-"""A group of workers that fails before any worker has run our code frees its resources."""
+"""A worker group that fails before any worker runs gtvray's code releases its resources."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_batches_come_in_the_order_of_steps(ahead: int) -> None:
             assert found == [list(pairs(step)) for step in steps]
 
 
-def test_no_more_is_read_than_is_asked_for_and_ahead() -> None:
+def test_no_batch_is_read_beyond_the_lookahead() -> None:
     sampler = Sampler()
     with reader_of(sampler, ahead=2) as reader:
         assert len(list(islice(reader.batches(pairs, range(10)), 3))) == 3

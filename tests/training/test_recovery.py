@@ -89,7 +89,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "tensors empty": lambda folder: os.truncate(folder / "state.safetensors", 0),
     "position cut": lambda folder: os.truncate(folder / "checkpoint.json", 40),
     "position gone": lambda folder: (folder / "checkpoint.json").unlink(),
-    # The epoch's number, say: still JSON, and not what was written.
+    # Such as the epoch number: still valid JSON, but with another value.
     "position flipped": lambda folder: flip(folder / "checkpoint.json", (folder / "checkpoint.json").read_bytes().index(b"3")),  # noqa: E501
 }  # fmt: skip
 
@@ -203,7 +203,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_training_resumes_after_a_file_system_was_full(run: Fit, tiny_disk: Path, whole: list[EpochReport]) -> None:
     size = sum(file.stat().st_size for file in Path(whole[-1].checkpoint).iterdir())
     reserve = tiny_disk / "reserve"
-    # Room for a checkpoint and a half.
+    # Leave space for one and a half checkpoints.
     reserve.write_bytes(b"\1" * (shutil.disk_usage(tiny_disk).free - 3 * size // 2))
     reports = run(tiny_disk / "run")
     with pytest.raises(ResourceError, match="disk is full"):

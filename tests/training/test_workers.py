@@ -18,7 +18,7 @@ from gtvray.errors import TrainingError
 from gtvray.runtime import Cluster
 from gtvray.training import Workers, fit, fit_distributed
 
-# One process pays for the workers that these tests share. The warning is raised by Ray Data when Ray Train imports it.
+# In one process, so that shared workers are started once. Ray Data raises the warning when Ray Train imports it.
 pytestmark = [pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated"), pytest.mark.xdist_group("ray")]
 
 Curve = list[list[float]]
@@ -97,7 +97,7 @@ def test_ray_train_has_the_loss_curve_of_one_worker(
     alone = curve(fit(pair, train, selection, tmp_path / "alone"))
     two = with_dotted(pair, {"training.num_workers": 2})
     before, workers = groups_created(), Workers()
-    # The second training is that of the next trial: its settings differ, and it uses the workers of the first.
+    # As for the next trial: the second training has other settings and reuses the workers of the first.
     stopped = with_dotted(two, {"training.seed": 7, "training.epochs": 100})
     unfinished = fit_distributed(stopped, train, selection, tmp_path / "stopped", workers=workers)
     assert next(unfinished).epoch == 1

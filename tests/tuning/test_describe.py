@@ -1,4 +1,4 @@
-"""What a sweep would do, before it runs."""
+"""Descriptions of a sweep before it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folds: which point earns another one, who wins, and the ensemble that is exported."""
+"""Folds: which points get a further one, which point wins, and the exported ensemble."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..stores import copied_workspace
 
 SEED = "training.seed"
 CHOICES: dict[str, Any] = {"optimizer.lr": {"choice": [0.002, 0.01, 0.02, 0.03]}}
-# Of each point the mean DSC; the last is lucky on the first fold.
+# Mean DSC of each point; the last one has a lucky first fold.
 QUALITY = {0.002: 0.6, 0.01: 0.7, 0.02: 0.3, 0.03: 0.65}
 LUCK = {(0.03, 0): 0.1}
 
@@ -82,7 +82,7 @@ def test_the_best_so_far_has_all_folds_before_a_further_point_starts() -> None:
     assert {trial.origin for trial in trials[:3]} == {"default"}
 
 
-def test_a_lucky_first_fold_is_found_out() -> None:
+def test_point_with_a_lucky_first_fold_does_not_win() -> None:
     trials = race(sweep())
     lucky = max(trials, key=lambda trial: trial.epochs[2]["selection_dsc"])
     assert lucky.settings == {"optimizer.lr": 0.03, SEED: 0}
@@ -99,7 +99,7 @@ def test_too_few_cases_decide_nothing() -> None:
     assert not is_worse([bad], [good]), "four pairs cannot reach the level"
 
 
-def test_what_a_running_trial_may_earn_is_waited_for_and_a_stopped_one_earns_nothing() -> None:
+def test_running_trial_is_waited_for_and_a_stopped_one_gets_no_further_fold() -> None:
     config = sweep(space={"optimizer.lr": {"choice": [0.002]}})
     space = Space(config.space, Config())
     searcher = build_searcher(config, space, space.default())
@@ -124,7 +124,7 @@ def test_what_a_running_trial_may_earn_is_waited_for_and_a_stopped_one_earns_not
         {"space": {"training.seed": {"choice": [0, 1]}}},
     ],
 )
-def test_what_does_not_go_with_folds_is_refused(others: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_that_conflict_with_folds_are_refused(others: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({"space": CHOICES, "scheduler": {"kind": "none"}, "folds": 3} | others))
     with pytest.raises(ConfigError, match="folds"):

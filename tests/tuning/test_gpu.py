@@ -47,7 +47,7 @@ def test_two_trials_share_a_gpu(
     )
     assert recorder.close(60)
     assert (len(result.trials), result.failed) == (2, 0)
-    # The end of a sweep runs in tasks of its own, with the same share.
+    # The final scoring of a sweep runs in separate tasks with the same share.
     (scores,) = held_out_dsc([(result.best.best_checkpoint, half)], cases[4:], cases[:1])
     assert len(scores) == 1
     assert 0 <= scores[0] <= 1

@@ -1,4 +1,4 @@
-"""Several objectives: what a network costs, the front, and what the searcher hears."""
+"""Several objectives: cost of a network, Pareto front, and the values that the searcher receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Population-based training: what a trial takes over, and what is recorded of it."""
+"""Population-based training: weights and settings that a trial takes over, and their record."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_domains_are_those_of_the_space() -> None:
 def test_an_exploit_is_recorded_with_its_source(record: TrialRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     pbt = RecordedPbt(SWEEP, SPACE, record)
     better, worse = trial("t0"), trial("t1")
-    # Of the epoch that was reported last the record has nothing yet.
+    # The record does not contain the last reported epoch yet.
     states = {better: {"epoch": 5}, worse: {"epoch": 5}}
     pbt._trial_state = {each: SimpleNamespace(last_result=result) for each, result in states.items()}
 
@@ -109,7 +109,7 @@ def test_earlier_epochs_of_a_resumed_population_change_nothing(record: TrialReco
         for epoch in (1, 2, 3, 4)
     ]
     assert set(reported) == {TrialScheduler.CONTINUE}
-    # The first new epoch is an interval, at which trials wait for each other.
+    # The first new epoch ends a perturbation interval, at which trials wait for each other.
     assert (
         scheduler.on_trial_result(controller, population[0], {"epoch": 5, "selection_dsc": 0.1}) == TrialScheduler.PAUSE
     )

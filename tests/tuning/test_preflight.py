@@ -1,4 +1,4 @@
-"""What MLflow would refuse in the end is looked for before anything is prepared."""
+"""A tracking store that would refuse the results is detected before anything is prepared."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def newer(place: Workspace, client: MlflowClient) -> None:
         (newer, ResourceError, "newer MLflow"),
     ],
 )
-def test_deleted_experiment_is_refused_before_preparing(
+def test_unusable_tracking_store_is_refused_before_preparing(
     kind: str, spoil: Spoil, error: type[GtvrayError], what: str, workspace: Workspace, phantoms: Path
 ) -> None:
     spoil(workspace, connect_mlflow(workspace.mlflow_uri, workspace.artifacts))

@@ -87,7 +87,7 @@ def test_without_any_checkpoint_the_first_reason_is_reported(tmp_path: Path) -> 
     assert caught.value.fields["found"] == "the disk is full"
 
 
-def test_losers_lose_their_checkpoints_but_not_their_rank(folder: Path) -> None:
+def test_other_trials_lose_their_checkpoints_but_keep_their_rank(folder: Path) -> None:
     trials = [trial(0, 0.1, 0.5), trial(1, 0.3, state=STOPPED), trial(2, 0.1, 0.2, state=OUT_OF_BUDGET)]
     result = rank(trials, folder, Config())
     for name in ("t0", "t1", "t2"):
@@ -103,7 +103,7 @@ def test_losers_lose_their_checkpoints_but_not_their_rank(folder: Path) -> None:
     assert [(each.trial_id, each.best_dsc) for each in again.trials] == [("t0", 0.5), ("t1", 0.3), ("t2", 0.2)]
 
 
-def test_what_a_resume_continues() -> None:
+def test_resume_continues_unfinished_trials() -> None:
     trials = {
         each.trial_id: each
         for each in (

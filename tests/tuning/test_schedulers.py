@@ -1,4 +1,4 @@
-"""Schedulers with the results of the record: an interrupted sweep decides as an uninterrupted one."""
+"""Schedulers restored from the record: a resumed sweep makes the decisions of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPOCHS = 9
 
 
 class Run:
-    """A scheduler that hears of trials one after the other; `record` is what a resumed sweep has of them."""
+    """A scheduler that is given one trial after the other; a resumed sweep knows them by `record`."""
 
     def __init__(self, folder: Path, **scheduler: Any) -> None:
         self.sweep = SweepConfig.model_validate(
@@ -37,7 +37,7 @@ class Run:
         self.scheduler = build_scheduler(setting, unfinished)
 
     def train(self, name: str, values: list[float], *, upto: int = EPOCHS) -> int:
-        """The number of epochs that a trial runs for, of those it is asked for."""
+        """Return the number of epochs that a trial runs before it is stopped, at most `upto`."""
         trial = Trial("trial", stub=True, trial_id=name)
         if name not in self.record.trials:
             self.record.plan(name, {"optimizer.lr": 0.5}, "random")
@@ -53,7 +53,7 @@ class Run:
                 return epoch
         return min(len(values), upto)
 
-    # What a scheduler asks of Tune's controller, for one trial at a time.
+    # The part of Tune's controller that schedulers use, with one running trial at a time.
 
     def get_trials(self) -> list[Trial]:
         return self.trials
@@ -63,7 +63,7 @@ class Run:
         self._end(trial, STOPPED)
 
     def run_all(self, curves: dict[str, list[float]]) -> dict[str, int]:
-        """Run trials as Tune does: a new one when none may continue; the epochs that each has at its end."""
+        """Run trials as Tune does, a new one when none may continue; return the final number of epochs of each."""
         queue = [name for name in curves if name not in self.record.trials or not self.record.trials[name].ended]
         self.exhausted = False
         self.trials = []

@@ -1,4 +1,4 @@
-"""Trials as Ray Tune gets them: recorded before they exist, unfinished ones first, never more than may run at once."""
+"""Trials given to Ray Tune: recorded before they exist, unfinished ones first, and no more than may run in parallel."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_resumed_search_is_informed_by_what_was_before() -> None:
     assert sum(later) / len(later) > sum(rates) / len(rates) + 0.1
 
 
-def test_optuna_hears_of_stopped_and_failed_trials_as_such() -> None:
+def test_optuna_receives_the_states_of_stopped_and_failed_trials() -> None:
     found = [trial for state in (COMPLETED, STOPPED, FAILED, RUNNING) for trial in proposals(sweep(), 4, state=state)]
     for number, trial in enumerate(found):
         trial.trial_id = f"t{number}"
@@ -117,7 +117,7 @@ def test_parallel_proposals_differ_before_any_of_them_has_a_result() -> None:
     at_once = proposals(config, 28, known, state=RUNNING)[20:]
     logs = sorted(math.log10(trial.settings["optimizer.lr"]) for trial in at_once)
     assert min(high - low for low, high in itertools.pairwise(logs)) > 1e-4
-    assert logs[-1] - logs[0] > 0.2, "a pessimistic value for what still runs drives the proposals apart"
+    assert logs[-1] - logs[0] > 0.2, "pessimistic values for running trials spread the proposals"
 
 
 def test_default_settings_outside_the_space_are_tried_and_not_learnt_from() -> None:

@@ -14,7 +14,7 @@ from gtvray.tuning.stopping import SweepStopper
 
 
 def stopper(folder: Path, values: list[float], *, running: float | None = None, **settings: Any) -> SweepStopper:
-    """Of a sweep whose trials have ended with some values; one more may run."""
+    """Return the stopper of a sweep whose trials have ended with these values; one more may be running."""
     record = TrialRecord(folder)
     record.begin_session()
     for number, value in enumerate([*values, *([] if running is None else [running])]):
@@ -49,7 +49,7 @@ def test_a_sweep_stops_for_a_reason(
     assert rule.reason == reason
     if reason is not None:
         assert rule.state == (OUT_OF_BUDGET if "budget" in reason else STOPPED)
-    assert not rule("t0", {}), "single trials are not its concern"
+    assert not rule("t0", {}), "it does not stop single trials"
 
 
 def test_without_a_result_nothing_is_reached(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ START = {"optimizer.lr": 0.004, "training.patch_ijk": [24, 16, 16]}
 
 
 class Sweep:
-    """A sweep's surroundings; `run` runs it, and `children` are its trials' runs."""
+    """Everything that a sweep needs; `run` runs it, and `children` are the MLflow runs of its trials."""
 
     def __init__(
         self, cluster: Cluster, client: MlflowClient, config: Config, cases: list[CachedCase], folder: Path
@@ -105,7 +105,7 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
     # The default patch is larger than every case, and no choice of the space.
     assert by_id["t0"].point == {"optimizer.lr": 0.002, "training.patch_ijk": [16, 16, 16]}
     assert not (sweep.folder / "tune").exists(), "Tune's own state is not needed any more"
-    # An actor that has been another trial before trains as a fresh process would.
+    # A reused actor trains exactly like a new process.
     last = next(trial for trial in result.trials if trial.trial_id == sweep.statuses[-1].trial)
     alone = list(fit(result.config_of(last), sweep.cases[:4], sweep.cases[4:], tmp_path / "alone"))
     output = [value for _, value in sweep.history(runs[last.trial_id], "train_loss")]
@@ -114,7 +114,7 @@ def test_sweep_is_recorded_completely(sweep: Sweep, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_asha_stops_the_worse_trials(sweep: Sweep) -> None:
-    """The default settings and the first rate learn; with no learning rate to speak of, the others cannot keep up."""
+    """The default settings and the first rate learn; the others, with a negligible learning rate, do not."""
     rates = [0.02, 1e-9, 1e-10]
     longer = with_dotted(sweep.config, {"training.epochs": 8, "training.steps_per_epoch": 4})
     result = sweep.run(
@@ -190,7 +190,7 @@ def test_top_k_pauses_trials_and_continues_the_best(sweep: Sweep) -> None:
 
 @pytest.mark.slow
 def test_pbt_exploits_real_checkpoints(sweep: Sweep) -> None:
-    """Trials with next to no learning rate take over the weights of the one that learns, with a changed rate."""
+    """Trials with a negligible learning rate take over the weights of the one that learns, with a changed rate."""
     longer = with_dotted(sweep.config, {"training.epochs": 6, "training.steps_per_epoch": 8, "optimizer.lr": 0.02})
     result = sweep.run(
         longer,

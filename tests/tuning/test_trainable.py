@@ -73,9 +73,7 @@ def test_a_new_actor_reports_earlier_epochs_again(context: TrialContext, trials:
     assert after[-1]["done"]
 
 
-def test_a_paused_trial_goes_on_after_the_epoch_that_its_pointer_names(
-    context: TrialContext, trials: list[Driven]
-) -> None:
+def test_paused_trial_continues_after_the_epoch_of_its_pointer(context: TrialContext, trials: list[Driven]) -> None:
     trial = begin(context, trials)
     trial.step()
     pointer = trial.save_checkpoint("")

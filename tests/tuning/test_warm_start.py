@@ -66,7 +66,7 @@ def test_trials_of_the_earlier_sweep_become_points_of_this_one(sweeps: Path) -> 
         (["first"], "d2", InputError, "of other data"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_refused(
+def test_unusable_earlier_sweep_is_refused(
     names: list[str], data: str, error: type[InputError], what: str, sweeps: Path
 ) -> None:
     with pytest.raises(error, match=what):

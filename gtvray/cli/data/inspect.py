@@ -112,8 +112,8 @@ def check(
 def ledger(workspace: WorkspaceOption = WORKSPACE, as_json: JsonOption = False) -> None:
     """List who scored which model on which cases.
 
-    Each entry has the number of models that had been scored on these cases by then, and the name in GTVRAY_WHO, or else
-    that of the account, which is stored only in the workspace's ledger.
+    Each entry has the number of models that had been scored on these cases by then, and the name in GTVRAY_WHO or of
+    the account. The name is stored in the ledger of the workspace only.
 
     Example: gtvray data ledger
     """

@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers that stop trials for good, where they need an addition."""
+"""Subclasses of Ray Tune's early-stopping schedulers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 
 
 class SeededHyperBand(AsyncHyperBandScheduler):  # type: ignore[misc]  # Ray ships no types
-    """HyperBand, asynchronously: several brackets of successive halving, each with a later first rung.
+    """Asynchronous HyperBand: several brackets of successive halving, each with a later first rung.
 
-    Ray Tune draws the bracket of a trial from the global random state; here it follows from the number of the trial, so
-    that a resumed sweep keeps it.
+    Ray Tune draws the bracket of a trial from the global random state; here it depends on the seed and the number of
+    the trial, so that a resumed sweep keeps it.
     """
 
     def __init__(self, seed: int, **settings: Any) -> None:
@@ -31,7 +31,7 @@ class SeededHyperBand(AsyncHyperBandScheduler):  # type: ignore[misc]  # Ray shi
 
 
 class SteadyMedian(MedianStoppingRule):  # type: ignore[misc]  # Ray ships no types
-    """The median stopping rule; a trial with too few others to compare with goes on, and does not wait for them."""
+    """Median stopping rule under which a trial with too few others to compare with continues instead of pausing."""
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Trial, time: float) -> str:
         return str(TrialScheduler.CONTINUE)

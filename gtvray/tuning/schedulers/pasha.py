@@ -15,12 +15,12 @@ import numpy as np
 
 from gtvray.tuning.schedulers.waiting import Verdict
 
-# Percentile of the differences between trials that cross each other: values closer than this count as equal.
+# Values that differ by less than this percentile of the differences between crossing curves count as equal.
 _NOISE_PERCENTILE = 90
 
 
 class PashaRule:
-    """Decides by the values at rungs.
+    """The rule of PASHA: decides which trials continue, from their values at the rungs.
 
     Args:
         rungs: epochs of the rungs, in order, below the last epoch.
@@ -80,7 +80,7 @@ class PashaRule:
         )
 
     def _noise(self) -> float:
-        """Difference between trials below which their order is chance: that of trials whose curves cross twice."""
+        """Return the noise level: a percentile of the differences between trials whose curves cross at least twice."""
         found = []
         names = list(self._values[self.highest])
         for index, one in enumerate(names):

@@ -1,7 +1,7 @@
 """Population-based training: trials of the lower quantile continue from checkpoints of the upper with changed settings.
 
-After Jaderberg et al., "Population Based Training of Neural Networks" (arXiv 1711.09846), by Ray Tune's scheduler. Each
-change is in the record with the trial it came from.
+After Jaderberg et al., "Population Based Training of Neural Networks" (arXiv 1711.09846), implemented with
+Ray Tune's scheduler. Every change is recorded together with the trial that it came from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gtvray.tuning.space import Space, describe_point
 
 
 class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships no types
-    """Ray Tune's scheduler with values inside their ranges and a record of every change.
+    """Ray Tune's PBT scheduler that keeps values within their ranges and records every change.
 
     Args:
         sweep: settings of the sweep.
@@ -28,9 +28,9 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships n
         record: record of the sweep.
     """
 
-    # Weights are copied as they are now, so the latest value of a trial counts and not that of its best epoch.
+    # The latest weights are copied, so the latest value of a trial is compared and not that of its best epoch.
     uses_latest = True
-    # Earlier epochs of a resumed trial are not occasions to take over weights: the intervals begin again.
+    # Recorded epochs of a resumed trial trigger no perturbation; the interval restarts.
     skips_earlier = True
 
     def __init__(self, sweep: SweepConfig, space: Space, record: TrialRecord) -> None:
@@ -43,7 +43,7 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships n
             hyperparam_mutations={key: _domain(entry) for key, entry in space.entries.items()},
             custom_explore_fn=space.nearest,
             log_config=False,
-            # All trials wait for each other at the interval, so what is taken over does not depend on their speed.
+            # Trials synchronise at each interval, so that exploitation does not depend on their speed.
             synch=True,
         )
 

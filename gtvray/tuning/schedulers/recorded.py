@@ -1,7 +1,7 @@
-"""A scheduler that continues where the record of the sweep ends: rungs and medians are those of an uninterrupted sweep.
+"""A scheduler wrapper that replays the record of a sweep, so that a resumed sweep decides as an uninterrupted one.
 
-Schedulers of Ray Tune keep their state in memory. Here, the results of the record are passed to them before those of
-the resumed sweep, and every epoch of a trial once, whether or not it is reported again after a restart.
+Schedulers of Ray Tune keep their state in memory. When a sweep is resumed, the recorded results are passed to the
+scheduler before new ones. Each epoch of a trial is passed once, even if it is reported again after a restart.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from gtvray.tuning.searchers.base import METRIC, best_so_far
 class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no types
     """Passes each epoch of each trial to a scheduler once, those of the record first.
 
-    A trial's value after an epoch is that of its best epoch so far, or of the epoch if the scheduler has `uses_latest`.
-    One with `judges_again` gets the epochs of trials that continue from those trials themselves, and one with
-    `skips_earlier` none that the record has.
+    The value of a trial after an epoch is that of its best epoch so far. Class attributes of the wrapped scheduler
+    change this: with `uses_latest` the value is that of the epoch itself, with `judges_again` the recorded epochs of
+    trials that continue are not replayed, since these trials report them again, and with `skips_earlier` no recorded
+    epoch is passed on.
 
     Args:
-        scheduler: decides.
+        scheduler: scheduler to wrap.
         record: record of the sweep.
         unfinished: ids of its trials that continue.
     """
@@ -42,26 +43,26 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
 
     @property
     def reserved(self) -> int:
-        """Number of paused trials that new ones leave their place."""
+        """Number of slots that are reserved for paused trials; new trials do not take them."""
         return int(getattr(self._scheduler, "reserved", 0))
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Accept that metric and mode are known already."""
+        """Return whether metric and mode are left unset, since both are fixed."""
         return metric is None and mode is None
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Add a trial, with its epochs of the record; before the first, the trials that have ended."""
+        """Add a trial and replay its recorded epochs; replay ended trials before the first one."""
         self._replay_ended(tune_controller)
         self._scheduler.on_trial_add(tune_controller, trial)
         if not getattr(self._scheduler, "judges_again", False):
             self._replay(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Pass on that a trial failed."""
+        """Forward the failure of a trial."""
         self._scheduler.on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Return the decision after an epoch; one that is reported again continues."""
+        """Return the decision after an epoch; CONTINUE for an epoch that was passed on before."""
         name, epoch = trial.trial_id, result["epoch"]
         self._best[name] = max(self._best.get(name, float("-inf")), result[METRIC])
         if epoch <= self._known.get(name, 0):
@@ -71,12 +72,12 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
         return str(self._scheduler.on_trial_result(tune_controller, trial, {**result, METRIC: value}))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Pass on that a trial has ended."""
+        """Forward the end of a trial."""
         best = self._best.get(trial.trial_id, result.get(METRIC))
         self._scheduler.on_trial_complete(tune_controller, trial, {**result, METRIC: best})
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Pass on that a trial was removed before it ran."""
+        """Forward the removal of a trial."""
         self._scheduler.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
@@ -89,7 +90,7 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
 
     def _replay_ended(self, tune_controller: Any) -> None:
         for name in self._ended:
-            # A stand-in: the trial itself has ended in an earlier process.
+            # A stub, since the trial itself ended in an earlier process.
             trial = Trial("ended", stub=True, trial_id=name)
             self._scheduler.on_trial_add(tune_controller, trial)
             last = self._replay(tune_controller, trial)
@@ -98,7 +99,7 @@ class RecordedScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no t
         self._ended = []
 
     def _replay(self, tune_controller: Any, trial: Trial) -> dict[str, Any] | None:
-        """Pass on the recorded epochs of a trial, and return the last; what was decided then has happened."""
+        """Replay the recorded epochs of a trial, ignoring the decisions, and return the last result."""
         result = None
         for epoch, best in self._earlier.pop(trial.trial_id, []):
             self._known[trial.trial_id], self._best[trial.trial_id] = epoch, best

@@ -28,7 +28,7 @@ _BRACKETS = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """What a scheduler is built from.
+    """Inputs for building a scheduler.
 
     Attributes:
         sweep: settings of the sweep.

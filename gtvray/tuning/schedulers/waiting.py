@@ -1,7 +1,7 @@
 """Schedulers under which trials wait at a rung until others have reached it: top-k and PASHA.
 
-The rule is a plain object that is asked at every epoch whether a trial continues, stops or waits, and at every step
-which waiting trials continue; the scheduler carries it out by pausing trials, which keep their checkpoints.
+A rule decides after every epoch whether a trial continues, stops or waits, and later which waiting trials continue. The
+scheduler applies it by pausing trials, which keep their checkpoints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Rule(Protocol):
         """Return the verdict on a trial after an epoch."""
 
     def release(self, waiting: list[str], last: bool) -> tuple[list[str], list[str]]:
-        """Return the waiting trials that continue and those that stop; the others go on waiting.
+        """Return the waiting trials that continue and those that stop; the others keep waiting.
 
         Args:
             waiting: trials that wait, in order of their arrival.
@@ -33,10 +33,10 @@ class Rule(Protocol):
 
 
 class WaitingScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
-    """Carries out a rule.
+    """Applies a rule by pausing and resuming trials.
 
     Args:
-        rule: decides.
+        rule: decides which trials continue.
         epochs: epochs of a full training.
         exhausted: returns whether no further trial will start.
     """
@@ -53,7 +53,7 @@ class WaitingScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no typ
 
     @property
     def reserved(self) -> int:
-        """Number of trials that may continue and are still paused; new trials leave them their place."""
+        """Number of trials that may continue and are still paused; new trials do not take their slots."""
         return sum(self._trials[name].status == Trial.PAUSED for name in self._released)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -87,12 +87,12 @@ class WaitingScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no typ
         self._forget(trial.trial_id)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Return a trial that is new or may continue; at the end, stop those that the rule gives up."""
+        """Return a trial that is new or may continue; at the end, stop the trials that the rule drops."""
         trials = tune_controller.get_trials()
         active = any(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in trials)
         if self._waiting and not active and not self._released and self._exhausted():
             self._settle(tune_controller, last=True)
-        # New trials are held back for these.
+        # Released trials take precedence over new ones.
         ready = [trial for trial in trials if trial.status == Trial.PAUSED and trial.trial_id in self._released]
         return next((trial for trial in [*ready, *trials] if trial in ready or trial.status == Trial.PENDING), None)
 

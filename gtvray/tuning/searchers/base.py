@@ -1,4 +1,4 @@
-"""The protocol of searchers, and what they read from the record of a trial."""
+"""The protocol of searchers, and functions that read values from the record of a trial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from gtvray.tracking.trials import Origin, Trial
 from gtvray.tuning.space import Point
 
-# The value of an epoch that trials are compared by, and its name in a report of the training.
+# Metric by which trials are compared, as named in the report of an epoch.
 METRIC = "selection_dsc"
 
 
@@ -26,7 +26,7 @@ class WaitForTrial(Exception):  # noqa: N818  # not an error
 
 
 class Searcher(Protocol):
-    """Propose points from the seed and the earlier trials, and from nothing else.
+    """Protocol of searchers, which propose points from the seed and the earlier trials alone.
 
     A sweep that is resumed from its record therefore continues as if it had not been interrupted.
     """
@@ -35,7 +35,7 @@ class Searcher(Protocol):
         """Return the next point; None if the space has no further one.
 
         Args:
-            trials: all earlier trials in order, those that still run included.
+            trials: all earlier trials in order, including those still running.
 
         Raises:
             WaitForTrial: the next point depends on a trial that is running.

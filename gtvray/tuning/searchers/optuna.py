@@ -1,6 +1,6 @@
-"""Optuna's samplers through ask and tell, on a study that is rebuilt from the record of the trials.
+"""Optuna's samplers, used through the ask-and-tell interface on a study that is rebuilt from the record of the sweep.
 
-The record of the sweep is the storage: it survives kills, and a study made from it is the same before and after one.
+The record is the storage: it survives kills, and the study built from it is the same before and after a kill.
 A trial that was stopped early is PRUNED with its values by epoch, so that the sampler does not take the value of an
 early epoch for that of a full training. Trials that still run count with a pessimistic value (constant liar), so that
 parallel proposals differ.
@@ -28,13 +28,13 @@ from gtvray.tuning.space import Point, Space
 # Below this number of trials a model has too little to learn from, and all points are quasi-random.
 _FEWEST_TRIALS = 10
 _MOST_START = 10
-# Trials with a value without which no model is fitted.
+# Minimum number of trials with a value for fitting a model.
 _FEWEST_VALUES = 2
 _ATTEMPTS = 8
 
 
 class OptunaSearcher(ABC):
-    """A model of Optuna after a quasi-random start that is scaled to the number of trials.
+    """An Optuna sampler after a quasi-random start, whose length depends on the number of trials.
 
     Attributes:
         earlier: trials of earlier sweeps, which count as part of the start.
@@ -70,7 +70,7 @@ class OptunaSearcher(ABC):
             self._study.sampler = self.sampler(self._seed + 1_000_003 * len(trials) + attempt)
             asked = self._study.ask()
             point = self._space.build(lambda key, entry, asked=asked: _suggest(asked, key, entry))  # type: ignore[misc]
-            # The trial comes back with the record, as a resumed sweep's do.
+            # The trial enters the study again from the record, in the same way as after a resume.
             self._study.tell(asked, state=TrialState.FAIL)
             if point not in seen:
                 return Proposal(point, "informed")
@@ -98,8 +98,8 @@ class OptunaSearcher(ABC):
         if trial.state == FAILED or values is None:
             self._study.tell(asked, state=TrialState.FAIL)
         elif len(values) > 1:
-            # With several objectives Optuna has no pruned trials. One that was stopped breaks a constraint, the more
-            # the earlier it was, so that the sampler prefers any complete trial to it.
+            # Optuna does not support pruned trials with several objectives. A stopped trial violates a constraint by
+            # its number of missing epochs, so that the sampler prefers any complete trial.
             missing = 0.0 if trial.state == COMPLETED else self._epochs - max(trial.epochs)
             asked.set_constraint("epochs missing", missing)
             self._study.tell(asked, values)
@@ -113,7 +113,7 @@ class OptunaSearcher(ABC):
 
 
 class TpeSearcher(OptunaSearcher):
-    """The tree-structured Parzen estimator: multivariate, by groups of keys where some are conditional."""
+    """Tree-structured Parzen estimator: multivariate for one objective, and by groups if some keys are conditional."""
 
     def sampler(self, seed: int) -> BaseSampler:
         """Return a sampler with a seed."""
@@ -124,7 +124,7 @@ class TpeSearcher(OptunaSearcher):
 
 
 class GpSearcher(OptunaSearcher):
-    """A Gaussian process, for spaces of few numbers; it learns from completed trials alone."""
+    """Gaussian process, for spaces with few numeric settings; learns from completed trials only."""
 
     def sampler(self, seed: int) -> BaseSampler:
         """Return a sampler with a seed."""
@@ -134,10 +134,10 @@ class GpSearcher(OptunaSearcher):
 
 
 def importances(sweep: SweepConfig, space: Space, trials: Sequence[Trial]) -> tuple[dict[str, float], int]:
-    """Return how much each setting matters for good values, by PED-ANOVA, and on how many completed trials it rests.
+    """Return the PED-ANOVA importance of each setting, and the number of completed trials that it is based on.
 
     Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces" (IJCAI 2023).
-    Of few trials, or of settings that apply to some trials only, there is none.
+    The importances are empty for fewer than ten completed trials, and omit settings that apply to some trials only.
     """
     searcher = TpeSearcher(sweep.model_copy(update={"objectives": {"dsc": "max"}}), space)
     searcher._synchronise(trials)
@@ -151,7 +151,7 @@ def importances(sweep: SweepConfig, space: Space, trials: Sequence[Trial]) -> tu
 
 
 def start_trials(trials: int) -> int:
-    """Return how many trials of a sweep precede the first informed one, those with given settings included."""
+    """Return the number of trials before the first informed one, including those with given settings."""
     return trials if trials < _FEWEST_TRIALS else max(4, min(_MOST_START, trials // 3))
 
 

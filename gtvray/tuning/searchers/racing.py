@@ -1,4 +1,4 @@
-"""Folds as fidelity: a point earns its next fold unless the best point is significantly better on the same cases.
+"""Racing over folds: a point is trained on its next fold unless the best point is significantly better.
 
 Birattari et al., "A Racing Algorithm for Configuring Metaheuristics" (GECCO 2002), with a paired signed-rank test on
 the DSC of single cases instead of the Friedman test on instances.
@@ -16,12 +16,12 @@ from gtvray.tracking.trials import COMPLETED, Origin, Trial
 from gtvray.tuning.searchers.base import METRIC, Proposal, Searcher, WaitForTrial, value_of
 from gtvray.tuning.searchers.repeated import SEED, by_point, without_seed
 
-# One-sided. A point that is dropped by chance costs one candidate; one that is kept by chance, one training.
+# One-sided significance level. A false rejection loses one point; a false acceptance costs one training.
 LEVEL = 0.05
 
 
 class FoldRacing:
-    """Proposes the next fold of points that have earned it, and otherwise new points on the first fold.
+    """Proposes the next fold of points that are still in the race, and otherwise new points on the first fold.
 
     Args:
         searcher: proposes points, from the trials of the first fold.
@@ -36,17 +36,17 @@ class FoldRacing:
         """Return the next fold of the most promising point, or a new point; None if there is neither.
 
         Raises:
-            WaitForTrial: the space has no further point, and a running trial may earn its point another fold.
+            WaitForTrial: the space has no further point, and a running trial may qualify its point for another fold.
         """
         groups = by_point(trials)
         eligible = [group for group in groups if len(group) < self._folds and _complete(group)]
         best = best_group(groups)
         earned = [group for group in eligible if not is_worse(group, best)]
         if earned:
-            # The one with most folds is closest to an answer.
+            # The point with the most folds is the closest to completion.
             group = max(earned, key=lambda each: (len(each), mean_value(each)))
             return Proposal({**group[0].settings, SEED: self._seed + len(group)}, cast(Origin, group[0].origin))
-        # The first fold alone: all points have it, and means over different folds cannot be compared.
+        # Only the first fold, which all points have: means over different folds are not comparable.
         proposal = self._searcher.propose([without_seed(group[0]) for group in groups])
         if proposal is not None:
             return replace(proposal, point={**proposal.point, SEED: self._seed})

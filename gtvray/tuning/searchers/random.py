@@ -12,7 +12,7 @@ from gtvray.tracking.trials import Origin, Trial
 from gtvray.tuning.searchers.base import Proposal
 from gtvray.tuning.space import Point, Space, unseen
 
-# So many points in a row that were tried before mean that there are hardly others.
+# After this many draws of known points in a row the space counts as exhausted.
 _ATTEMPTS = 200
 
 

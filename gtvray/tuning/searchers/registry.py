@@ -1,6 +1,6 @@
 """The registry of searchers.
 
-To add one, write a module beside this one with a class that has the protocol `Searcher`, add its name to
+To add one, write a module beside this one with a class that implements `Searcher`, add its name to
 `SweepConfig.searcher` and the class to `SEARCHERS`; `tests/tuning/test_searchers.py` then covers it.
 """
 
@@ -27,7 +27,7 @@ SEARCHERS: Mapping[str, Callable[[SweepConfig, Space], Searcher]] = {
 
 
 class FirstPoints:
-    """The default settings and the points of the user first, then those of a searcher."""
+    """Proposes the default settings, then the points given by the user, then those of a searcher."""
 
     def __init__(self, sweep: SweepConfig, space: Space, default: Point, earlier: Sequence[Trial]) -> None:
         self._searcher = SEARCHERS[sweep.searcher](sweep, space)

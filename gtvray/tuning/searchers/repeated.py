@@ -49,9 +49,9 @@ def by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 
 def as_points(trials: Sequence[Trial], sweep: SweepConfig) -> list[Trial]:
-    """Return one trial a point: with repeats the mean over seeds, with folds the first one.
+    """Return one trial per point: with repeats the mean over seeds, with folds the trial of the first fold.
 
-    Means over different numbers of folds could not be compared.
+    Means over different numbers of folds are not comparable.
     """
     if sweep.repeats > 1:
         return [_mean(group) for group in by_point(trials)]

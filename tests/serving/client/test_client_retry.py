@@ -1,4 +1,4 @@
-"""The client against servers that fail: what is sent again, when, and what is not; many scans at once."""
+"""The client with failing servers: which requests are retried, and when; many scans in parallel."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mask_response(content: bytes, mask: Volume | None = None) -> Response:
 
 
 class Scripted:
-    """An endpoint whose n-th answer is the n-th of a list, and then a mask; None closes the connection."""
+    """An endpoint that gives the listed answers in order, and then masks; None closes the connection."""
 
     def __init__(self, *answers: Answer | GtvrayError | int) -> None:
         self.answers = list(answers)
@@ -65,7 +65,7 @@ class Scripted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            # There is no lifespan.
+            # Lifespan events are not supported.
             raise NotImplementedError
         request = Request(scope, receive)
         self.at_once += 1

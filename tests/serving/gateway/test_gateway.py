@@ -59,7 +59,7 @@ def start_upload(port: int, size: int, path: str = "/v1/predict", media_type: st
 
 
 def require_slow(client: socket.socket) -> None:
-    """The answer to a body that arrives too slowly, after which the connection is closed."""
+    """Require the answer to a body that arrives too slowly, and then a closed connection."""
     answer = b""
     while chunk := client.recv(4096):
         answer += chunk

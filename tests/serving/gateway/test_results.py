@@ -80,7 +80,7 @@ def test_document_holds_the_mask_or_its_address() -> None:
 
 
 def test_openapi_document_is_the_snapshot(tmp_path: Path) -> None:
-    """After a wanted change, write what this test compares to `openapi.json`."""
+    """After an intended change, write the document that this test compares to `openapi.json`."""
     app: Any = make_api(tmp_path, ServingConfig())
     document: dict[str, Any] = app.openapi()
     assert document == json.loads(SNAPSHOT.read_text())

@@ -56,7 +56,7 @@ def test_mask_comes_from_a_file_that_is_gone_afterwards(tmp_path: Path) -> None:
 
 
 def test_scan_that_kills_two_replicas_is_refused_and_the_others_complete(tmp_path: Path) -> None:
-    """Every death takes all scans along that are on the replica."""
+    """All scans on a replica are lost when it dies."""
     together = asyncio.Event()
 
     async def die_of_bad(work: Work, content: bytes) -> None:

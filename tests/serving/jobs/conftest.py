@@ -40,7 +40,7 @@ async def threshold(content: bytes, request_id: str, report: Report) -> Predicti
 
 
 def reading(segment: Segment) -> worker.Segment:
-    """Call a model of the test with the content of each volume."""
+    """Adapt a model of a test, which takes the content of a volume."""
 
     async def segment_body(body: Body, model: str | None, client: str, request_id: str, report: Report) -> Prediction:
         with body.open() as file:
@@ -53,7 +53,7 @@ def reading(segment: Segment) -> worker.Segment:
 def build_jobs_app(
     folder: Path, segment: Segment = threshold, *, limit_bytes: int = 1 << 20, **settings: Any
 ) -> FastAPI:
-    """An application whose jobs are in a folder; the client of a request is its X-Client header."""
+    """An application with its jobs in a folder; the X-Client header of a request names its client."""
 
     def owner_of(request: Request) -> str:
         return request.headers.get("x-client", "default")
@@ -66,13 +66,13 @@ def build_jobs_app(
 
 
 async def no_load() -> dict[str, object]:
-    """The part of the queue that the gateway knows."""
+    """Stand in for the load that the gateway adds to the queue's document."""
     return {}
 
 
 @asynccontextmanager
 async def jobs_app(folder: Path, segment: Segment = threshold, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of such an application."""
+    """Run an application with jobs, and yield an HTTP client of it."""
     app = build_jobs_app(folder, segment, **settings)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
@@ -83,7 +83,7 @@ async def jobs_app(folder: Path, segment: Segment = threshold, **settings: Any) 
 
 
 async def ended(client: httpx.AsyncClient, job: httpx.Response | str, **headers: str) -> dict[str, Any]:
-    """A job's document once it has ended."""
+    """Wait until a job has ended; return its document."""
     job_id = job if isinstance(job, str) else job.json()["id"]
     deadline = time.monotonic() + 60
     while True:

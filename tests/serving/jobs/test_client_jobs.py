@@ -25,7 +25,7 @@ FAST = Retry(attempts=100, first_s=0.05, longest_s=0.1)
 
 
 class Held:
-    """A model that holds volumes until it is let through from another thread, and refuses one size."""
+    """A model that blocks until it is released by another thread, and rejects volumes of one size."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -112,7 +112,7 @@ def test_same_key_is_the_same_job(client: Client) -> None:
         client.submit(SCANS[:1], idempotency_key="a")
 
 
-def test_waiting_goes_on_over_a_restart_of_the_server(tmp_path: Path) -> None:
+def test_waiting_continues_across_a_server_restart(tmp_path: Path) -> None:
     port, held = free_port(), Held()
     url = f"http://127.0.0.1:{port}"
 

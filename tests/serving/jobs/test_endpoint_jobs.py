@@ -50,7 +50,7 @@ def wait_for(http: httpx.Client, job: str, condition: Callable[[dict[str, Any]],
         if response.status_code == 200 and condition(found := response.json()):
             return found
         time.sleep(0.1)
-    pytest.fail(f"the job does not get there: {found}")
+    pytest.fail(f"the job did not reach the expected state: {found}")
 
 
 def has_ended(job: dict[str, Any]) -> bool:

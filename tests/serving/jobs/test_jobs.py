@@ -55,7 +55,7 @@ def stored_files(folder: Path) -> list[str]:
 
 
 class Gate:
-    """A model that works on a volume until it is let through."""
+    """A model that blocks on each volume until it is released."""
 
     def __init__(self) -> None:
         self.open, self.started, self.cancelled = asyncio.Event(), asyncio.Event(), 0
@@ -121,7 +121,7 @@ def test_store_is_encrypted_private_and_emptied(tmp_path: Path) -> None:
                 assert path.is_dir() or (plain[:200] not in path.read_bytes() and b"Doe, J" not in path.read_bytes())
                 assert path.stat().st_mode & 0o077 == 0 or path.suffix.startswith(".db")
             assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700
-            # As an attempt leaves it that was killed before its mask counted.
+            # As left by an attempt that was killed before its mask was recorded.
             (tmp_path / "jobs" / "files" / accepted.json()["id"] / "mask-0-0").write_bytes(b"lost")
             gate.open.set()
             job = await ended(client, accepted)
@@ -155,7 +155,7 @@ def test_invalid_jobs_are_refused_and_leave_nothing(tmp_path: Path) -> None:
         ({"json": {"volumes": []}}, 422, "InputError"),
         ({"json": {"volumes": [{"url": "x"}]}}, 422, "InputError"),
         ({"json": {"volumes": [{"path": "/etc/passwd"}]}}, 404, "NotFoundError"),
-        # Refused by FastAPI; the handler that makes problem documents of it belongs to the complete application.
+        # Rejected by FastAPI; only the complete application converts this to a problem document.
         ({"content": scan, "headers": key}, 422, ""),
         ({"content": scan, "params": {"priority": "urgent"}}, 422, ""),
         ({"content": scan, "headers": {"Content-Encoding": "br"}}, 415, "ContentTypeError"),
@@ -175,7 +175,7 @@ def test_invalid_jobs_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_no_body_is_an_error_of_the_server(tmp_path: Path) -> None:
+def test_no_body_causes_a_server_error(tmp_path: Path) -> None:
     """A form, a volume and references, cut, repeated and with changed bytes, in pieces of any size."""
     part = b'--x\r\nContent-Disposition: form-data; name="scan"; filename="a"\r\n\r\n'
     bodies = {
@@ -482,7 +482,7 @@ def share_the_work(tmp_path: Path) -> None:
     assert set(seen) == {"first", "second"}
 
 
-def test_endpoint_without_a_job_store_says_so(tmp_path: Path) -> None:
+def test_endpoint_without_a_job_store_reports_it(tmp_path: Path) -> None:
     async def run() -> None:
         app = make_api(tmp_path, ServingConfig())
         transport = httpx.ASGITransport(app=app)

@@ -51,7 +51,7 @@ def test_every_accepted_job_ends_with_the_offline_masks(bundle: Bundle, tmp_path
         with endpoint(workspace, bundle, port, faults):
             assert client.submit(small, idempotency_key="small").id == jobs[0].id
             ended = [client.wait(job.id) for job in jobs]
-            assert len(client.jobs()) == 2, "an answer that was lost did not become another job"
+            assert len(client.jobs()) == 2, "a lost answer did not create another job"
             offline = Predictor(bundle, threads=1)
             for job, scans in zip(ended, (small, large), strict=True):
                 assert job.state == "done", job

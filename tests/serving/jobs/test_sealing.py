@@ -1,4 +1,4 @@
-"""Encryption of the job store: round trips, and that no change, cut or exchange goes unnoticed."""
+"""Encryption of the job store: round trips, and detection of changed, truncated and exchanged files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = encode_nifti(make_scan((8, 8, 8)), compress=False)[:352]
 
 
 def scan_of(size: int) -> bytes:
-    """Bytes that begin as a volume."""
+    """Bytes that start like a NIfTI file."""
     return HEAD + os.urandom(size - len(HEAD))
 
 

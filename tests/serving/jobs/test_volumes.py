@@ -1,4 +1,4 @@
-"""Volumes of jobs on their way to a replica: which file it reads, for whom, and those that kill replicas.
+"""Volumes of jobs: the file that a replica reads, the client that is recorded, and volumes that kill replicas.
 
 Everything is in this process; the replica is an object that reads the scan and writes the mask as a real one does.
 """
@@ -103,7 +103,7 @@ def test_named_file_that_the_model_cannot_read_fails_its_volume(tmp_path: Path) 
 
 
 def test_volume_that_kills_replicas_fails_with_the_reason_and_the_others_complete(tmp_path: Path) -> None:
-    """Every death takes the other volume along that is on the replica."""
+    """The other volume on a replica is lost when it dies."""
     calls, together = Counter[bytes](), asyncio.Event()
 
     async def die_of_the_second(work: Work, content: bytes) -> None:
@@ -133,4 +133,4 @@ def test_volume_that_kills_replicas_fails_with_the_reason_and_the_others_complet
     problem = job["volumes"][1]["problem"]
     assert problem["type"] == "urn:gtvray:DataError"
     assert problem["found"] == "2 replicas died at the same point of it: patch 3"
-    assert calls == {SCANS[0]: 2, SCANS[1]: 2, SCANS[2]: 1}, "what was refused is not tried again in another job"
+    assert calls == {SCANS[0]: 2, SCANS[1]: 2, SCANS[2]: 1}, "a refused volume is not processed in another job"

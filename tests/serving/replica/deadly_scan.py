@@ -1,6 +1,6 @@
-"""An endpoint whose replica is killed at its fifth patch: `python deadly_scan.py FILE` writes what it found.
+"""An endpoint whose replica is killed at its fifth patch: `python deadly_scan.py FILE` writes the results.
 
-A process of its own, since the failpoint must be in the environment before Ray starts.
+It runs in its own process, because the failpoint must be in the environment before Ray starts.
 """
 
 from __future__ import annotations

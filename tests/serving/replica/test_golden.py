@@ -41,7 +41,7 @@ def test_replica_that_does_not_reproduce_golden_cases_stays_unready_and_reports_
     start: Callable[..., Server], bundle: Bundle, golden: Path
 ) -> None:
     spoil(golden, 1)
-    # Other models of the session have written to the same folder of logs.
+    # Other models of the session have written to the same log folder.
     before = log_lines("Model", "result=identical")
     server = start(bundle, golden=golden, wait=False)
     with pytest.raises(NotReproducedError, match="golden cases are not reproduced") as refused:

@@ -1,4 +1,4 @@
-"""A replica in this process: masks, refusals before anything is decompressed, and the locator in the scheduler."""
+"""A replica in this process: masks, rejection before decompression, and patches of the locator in the scheduler."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_large_scans_are_prepared_at_a_lower_priority_than_small_ones(bundle: Bu
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     def in_a_worker() -> tuple[int, int]:
-        # As of Ray's workers.
+        # The niceness of Ray's workers.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
         model = Model(AppArguments(bundle=bundle.folder))
         return model._small.submit(niceness).result(), model._large.submit(niceness).result()

@@ -172,7 +172,7 @@ def test_each_model_follows_its_own_champion(local_ray: Cluster, tmp_path: Path)
 
 
 def state(client: Client, name: str) -> dict[str, Any]:
-    """What /v1/models says of a model."""
+    """Return the entry of a model in /v1/models."""
     return next(each for each in client.models()["models"] if each["name"] == name)
 
 

@@ -1,4 +1,4 @@
-"""An endpoint whose replicas come with the load and go with it; no request fails."""
+"""The number of replicas of an endpoint follows the load, and no request fails."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def mask_of(champion: Champion) -> np.ndarray[Any, Any]:
     return Predictor(Bundle.load(champion.candidate.bundle), threads=1).predict(SCAN).array
 
 
-def test_load_starts_a_second_replica_and_silence_stops_it(
+def test_load_starts_a_second_replica_and_idleness_stops_it(
     local_ray: Cluster, champion: Champion, tmp_path: Path
 ) -> None:
     with serving(champion, tmp_path, smallest=1) as server:
@@ -134,7 +134,7 @@ def test_without_requests_there_is_no_replica_and_a_request_waits_for_one(
 ) -> None:
     with serving(champion, tmp_path, smallest=0) as server:
         wait_for(server, "/v1/queue", runs(0))
-        # Looking does not start one.
+        # Status requests do not start a replica.
         for _ in range(30):
             assert get(server, "/readyz").status_code == httpx.codes.OK
             assert runs(0)(get(server, "/v1/queue").json())
@@ -144,7 +144,7 @@ def test_without_requests_there_is_no_replica_and_a_request_waits_for_one(
             wait_for(server, "/v1/queue", runs(1))
         require_masks(clients.answers, mask_of(champion))
         wait_for(server, "/v1/queue", runs(0))
-        # A new version starts, is checked, and sleeps too; a request that waits has it.
+        # A new version is started, checked and scaled to zero too; a waiting request is answered by it.
         champion.set("2", random_bundle(tmp_path / "2", 2, inference=InferenceConfig(threshold=0.5)))
         wait_for(server, "/v1/models", serves("2"))
         wait_for(server, "/v1/queue", runs(0))

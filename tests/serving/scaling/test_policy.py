@@ -1,4 +1,4 @@
-"""The number of replicas that queued seconds and scans lead to, and what a replica reports."""
+"""The autoscaling policy: replicas by queued seconds and scans, and the metrics that a replica reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Point:
 
 @dataclass
 class Context:
-    """What Serve hands to a policy."""
+    """The context that Serve passes to a policy."""
 
     current_num_replicas: int
     target_num_replicas: int
@@ -34,7 +34,7 @@ class Context:
 
 
 def context(*replicas: tuple[float, float], target: int = 1) -> Any:
-    """A context from (scans, queued seconds) of each replica; older points are others."""
+    """Make a context from (scans, queued seconds) of each replica; older points have other values."""
     names = ("scans", "queued_s")
     metrics = {
         name: {f"r{n}": [Point(99.0), Point(each[at])] for n, each in enumerate(replicas)}
@@ -114,7 +114,7 @@ def test_replica_reports_scans_and_their_seconds() -> None:
 
         scheduler, network = PatchScheduler(), Network(forward, 2)
         load = Load(scheduler, network)
-        # Of a first batch of unknown duration, a patch counts half a second.
+        # Before the first batch has been timed, a patch counts as half a second.
         with load.scan() as waiting, load.scan():
             waiting.patches = 10
             await scheduler.run(Patches(2), network)

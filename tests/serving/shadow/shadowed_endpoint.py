@@ -1,6 +1,6 @@
-"""An endpoint with a shadow version: `python shadowed_endpoint.py FILE` writes what it found.
+"""An endpoint with a shadow version: `python shadowed_endpoint.py FILE` writes the results.
 
-A failpoint of its environment kills the replica of the shadow at its second scan. It must be there before Ray starts.
+A failpoint kills the replica of the shadow at its second scan; it must be in the environment before Ray starts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class Endpoint:
-    """The endpoint, its registry, and what is expected of it."""
+    """The endpoint, its registry, and the expected masks."""
 
     def __init__(self, folder: Path) -> None:
         self.bundles = [
@@ -72,7 +72,7 @@ class Endpoint:
         return []
 
     def send(self, name: str) -> bool:
-        """Whether a scan is answered with the mask of the version that the answer names."""
+        """Send a scan; return whether the answer is the mask of the version that it names."""
         content = encode_nifti(SCANS[name], compress=True)
         answer = httpx.post(
             f"{self.server.url}/v1/segment", content=content, headers=HEADERS, timeout=100, trust_env=False
@@ -81,7 +81,7 @@ class Endpoint:
         return version == self.champion and answer.content == encode_nifti(self.masks[version][name], compress=True)
 
     def wait(self, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The answer of /v1/models when it is as expected."""
+        """Wait until the answer of /v1/models is as expected, and return it."""
         while True:
             found = httpx.get(f"{self.server.url}/v1/models", headers=HEADERS, timeout=60, trust_env=False).json()
             if reached(found):
@@ -132,7 +132,7 @@ def answered(shadow: dict[str, Any]) -> int:
 
 
 def idle_threads(app: str) -> int:
-    """Number of threads of an application's replicas that yield to all others."""
+    """Number of threads of an application's replicas with the scheduling policy SCHED_IDLE."""
     count = 0
     for process in Path("/proc").glob("[0-9]*"):
         # Processes and threads may end meanwhile.

@@ -17,7 +17,7 @@ def encoded(mask: np.ndarray, spacing_mm: float = 1.0) -> bytes:
     return encode_nifti(Volume(mask.astype(np.uint8), affine), compress=True)
 
 
-def test_it_is_the_dice_of_the_decoded_masks() -> None:
+def test_blockwise_dice_equals_that_of_the_decoded_masks() -> None:
     draw = np.random.default_rng(0)
     # More than one block, and not a whole number of them.
     first, second = (draw.random((131, 127, 113)) < share for share in (0.3, 0.6))

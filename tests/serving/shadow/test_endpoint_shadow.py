@@ -31,7 +31,7 @@ def test_shadow_is_compared_dies_and_ends_without_touching_a_request(tmp_path: P
     assert found["delivered"][0] == found["dice"]["small"]
     assert found["delivered"][1] == found["dice"]["large"]
     assert set(found["delivered"]) <= set(found["dice"].values())
-    # A comparison that is dropped while its line is written is in the file.
+    # A comparison that is dropped while its record is being written is in the file.
     assert len(found["delivered"]) >= found["busy"]["compared"]
-    assert found["busy"]["dropped"] > 0, "of requests at the same time, not each is compared"
+    assert found["busy"]["dropped"] > 0, "not all concurrent requests are compared"
     assert found["promoted"]["current"] is None

@@ -1,4 +1,4 @@
-"""Which requests a shadow version sees, when, and that its faults stay its own.
+"""A shadow version: which requests it receives, when, and isolation of its failures.
 
 The replicas of both versions are objects of this process that return given masks.
 """
@@ -33,14 +33,14 @@ from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
-# The name of a scan follows it.
+# The name of a scan is appended.
 SCAN = encode_nifti(make_scan((8, 8, 8)), compress=False)
 Behaviour = Callable[[bytes], Awaitable[None]]
 MASKS = {name: np.random.default_rng(seed).random((9, 8, 7)) < 0.5 for seed, name in enumerate(("served", "shadow"))}
 
 
 class Version(Replica):
-    """A replica that returns the mask of its version after a behaviour, and notes what happens."""
+    """A replica that returns the mask of its version after a function of the test, and records events."""
 
     def __init__(self, digest: str, events: list[str], behaviour: Behaviour) -> None:
         async def whole(_: Work, content: bytes) -> None:
@@ -78,7 +78,7 @@ class ShadowServed(Served):
 
 
 class Bench:
-    """An endpoint with a shadow version, and what happened."""
+    """An endpoint with a shadow version, and the events of both."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Bench:
         assert response.content == encode_nifti(Volume(MASKS["served"].astype(np.uint8), np.eye(4)), compress=True)
 
     async def settled(self) -> None:
-        """Wait until no comparison is in progress, and its scan is removed."""
+        """Wait until no comparison is in progress and all its scans are removed."""
         while self.shadow.in_use("app") or any(path.suffix == ".shadow" for path in self.spool.folder.iterdir()):
             await asyncio.sleep(0.01)
 
@@ -240,7 +240,7 @@ def test_shadow_that_fails_touches_no_request(tmp_path: Path, error: Exception) 
     asyncio.run(run())
 
 
-def test_shadow_that_hangs_is_given_up(tmp_path: Path) -> None:
+def test_hanging_shadow_is_cancelled(tmp_path: Path) -> None:
     async def run() -> None:
         async with Bench(tmp_path, for_ever, timeout_s=0.2).open() as bench:
             await bench.send("one")

@@ -163,7 +163,7 @@ async def unread() -> AsyncIterator[bytes]:
     yield b""
 
 
-def test_body_without_room_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_body_that_exceeds_the_limits_is_refused_before_it_is_read(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 1 << 20, 1 << 19)
     response = send(tmp_path, unread(), ServingConfig(), {"Content-Length": str(600_000)}, spool)
     problem_of(response, 429, "urn:gtvray:ClientLimitError")

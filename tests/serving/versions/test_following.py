@@ -1,4 +1,4 @@
-"""The endpoint follows the champion: swaps lose no request, and a version that cannot be served changes nothing."""
+"""The endpoint follows the champion: swaps lose no request, and a version that cannot be served is rejected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 class Champion:
-    """What the registry would answer; `set` changes it."""
+    """A stand-in for the registry; `set` changes the champion."""
 
     def __init__(self) -> None:
         self.candidate: Candidate | None = None
@@ -65,7 +65,7 @@ def champion() -> Champion:
 
 @pytest.fixture(scope="module")
 def server(local_ray: Cluster, champion: Champion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An endpoint that follows `champion`; before the first promotion at first."""
+    """An endpoint that follows `champion`, started before the first promotion."""
     versions = tmp_path_factory.mktemp("served") / "versions.json"
     follow = Follow(champion.find, versions, champion.reject)
     # Small, so that two versions fit on two CPUs beside each other.
@@ -86,7 +86,7 @@ def call(server: Server, path: str = "/v1/models") -> httpx.Response:
 
 
 def wait_for(server: Server, reached: Callable[[dict], bool]) -> dict:
-    """The answer of /v1/models when it is as expected."""
+    """Wait until the answer of /v1/models is as expected, and return it."""
     while not reached(found := call(server).json()):
         time.sleep(0.1)
     return dict(found)
@@ -142,7 +142,7 @@ def write_golden(folder: Path, bundle: Bundle, wrong: bool = False) -> Path:
     return folder
 
 
-def test_before_the_first_promotion_it_is_not_ready_and_says_so(server: Server) -> None:
+def test_endpoint_is_not_ready_before_the_first_promotion(server: Server) -> None:
     while (answer := call(server, "/readyz")).status_code == httpx.codes.NOT_FOUND:
         time.sleep(0.1)
     assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
