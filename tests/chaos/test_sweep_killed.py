@@ -136,27 +136,35 @@ def test_killed_population_resumes_with_the_weights_that_it_took_over(
         assert [figure.step for figure in history] == [1, 2, 3, 4], "every epoch is recorded once"
 
 
-def test_unknown_sweep_cannot_be_resumed(phantoms: Path, tmp_path: Path) -> None:
-    space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
-    space.write_text(TINY_SWEEP)
-    command = ["sweep", space, "--data", phantoms, "--workspace", workspace]
-    assert "no such sweep" in run(*command, "--resume", "nothing", within_s=200).error(code=2)
-
-
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_killed_sweep_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: Path) -> None:
-    """The process is killed in its second of three trials: one has ended, one is resumed, one starts after the move."""
-    space, workspace, moved = tmp_path / "o'neill.yaml", tmp_path / "workspace", tmp_path / "moved here"
+def test_killed_sweep_resumes_in_an_adopted_copy_and_in_the_moved_original(phantoms: Path, tmp_path: Path) -> None:
+    """The process is killed in its second of three trials: one has ended, one is resumed, one starts afterwards."""
+    space, workspace = tmp_path / "o'neill.yaml", tmp_path / "workspace"
+    copy, moved = tmp_path / "copy", tmp_path / "moved here"
     space.write_text(SWEEP.replace("searcher: random", "searcher: optuna"))
     command = ["sweep", space, "--data", phantoms, "--json"]
     killed = Running(*command, "--workspace", workspace, GTVRAY_FAILPOINT="tuning.after_report:5=kill")
     assert killed.end(within_s=400).code == -signal.SIGKILL
     (folder,) = (workspace / "sweeps").iterdir()
-    workspace.rename(moved)
+    shutil.copytree(workspace, copy, symlinks=True)
 
+    before = tree(workspace)
+    resume = [*command, "--workspace", copy, "--resume", folder.name]
+    assert "is a copy" in run(*resume, within_s=200).error(code=2)
+    assert run("workspace", "adopt", "--workspace", copy, within_s=100).code == 0
+    finished = run(*resume, within_s=400)
+    assert finished.code == 0, finished
+    assert [trial["epochs"] for trial in finished.json()["trials"]] == [3, 3, 3]
+    promote = ["promote", finished.json()["bundle"], "--data", phantoms, "--workspace", copy, *OPEN_GATE]
+    promoted = run(*promote, within_s=300)
+    assert promoted.code == 0, promoted
+    assert run("qa", "--workspace", copy, within_s=200).code == 0
+    assert tree(workspace) == before
+
+    workspace.rename(moved)
     finished = run(*command, "--workspace", moved, "--resume", folder.name, within_s=400)
     assert finished.code == 0, finished
     assert not workspace.exists()
@@ -191,25 +199,3 @@ def test_killed_training_resumes_in_a_moved_workspace(phantoms: Path, tmp_path: 
     assert len(finished.json()["folds"]) == 2
     client = open_store(moved / "mlflow.db", moved / "mlartifacts")
     assert [each.path for each in client.list_artifacts(finished.json()["run"], "bundle")]
-
-
-def test_sweep_resumes_in_an_adopted_copy_without_touching_the_original(phantoms: Path, tmp_path: Path) -> None:
-    space, workspace, copy = tmp_path / "tiny.yaml", tmp_path / "workspace", tmp_path / "copy"
-    space.write_text(SWEEP)
-    command = ["sweep", space, "--data", phantoms, "--json"]
-    killed = Running(*command, "--workspace", workspace, GTVRAY_FAILPOINT="tuning.after_report:5=kill")
-    assert killed.end(within_s=400).code == -signal.SIGKILL
-    (folder,) = (workspace / "sweeps").iterdir()
-    shutil.copytree(workspace, copy, symlinks=True)
-    before = tree(workspace)
-    resume = [*command, "--workspace", copy, "--resume", folder.name]
-    assert "is a copy" in run(*resume, within_s=200).error(code=2)
-    assert run("workspace", "adopt", "--workspace", copy, within_s=100).code == 0
-    finished = run(*resume, within_s=400)
-    assert finished.code == 0, finished
-    assert [trial["epochs"] for trial in finished.json()["trials"]] == [3, 3, 3]
-    promote = ["promote", finished.json()["bundle"], "--data", phantoms, "--workspace", copy, *OPEN_GATE]
-    promoted = run(*promote, within_s=300)
-    assert promoted.code == 0, promoted
-    assert run("qa", "--workspace", copy, within_s=200).code == 0
-    assert tree(workspace) == before

@@ -5,7 +5,6 @@ All runs share one workspace: each starts with the files that the previous inter
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +41,6 @@ def base(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, one_trial: Pa
     [
         ("data", signal.SIGINT),
         ("ray", signal.SIGINT),
-        pytest.param("sweep", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("prepare", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("mlflow", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("sweep", signal.SIGINT, marks=pytest.mark.slow),
@@ -100,16 +98,6 @@ def test_killed_while_the_tracking_store_is_made(tmp_path: Path) -> None:
     assert killed.end().code == -signal.SIGKILL
     again = run("models", "--workspace", tmp_path, "--json")
     assert (again.code, again.stdout) == (0, "[]\n")
-
-
-@pytest.mark.slow
-def test_cases_removed_during_a_sweep_are_reported(
-    phantoms: Path, one_trial: Path, tmp_path: Path, local_ray: Cluster
-) -> None:
-    sweep = Running("sweep", one_trial, "--data", phantoms, "--workspace", tmp_path, "--address", local_ray.address)
-    sweep.wait_for("sweep: ")
-    shutil.rmtree(tmp_path / "cache")
-    assert "no trial completed an epoch" in sweep.end().error(code=1)
 
 
 def _interrupt(demo: Running, stage: str, number: signal.Signals) -> None:

@@ -52,15 +52,6 @@ def test_failed_job_is_reported(dashboard: str, phantoms: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_submitted_sweep_uses_its_cluster(
-    dashboard: str, local_ray: Cluster, phantoms: Path, tiny_sweep: Path, tmp_path: Path
-) -> None:
-    done = submit(dashboard, "--", "sweep", tiny_sweep, "--data", phantoms, "--workspace", tmp_path, *OPEN_GATE)
-    assert done.code == 0, done
-    assert len(list((tmp_path / "bundles").iterdir())) == 1
-
-
-@pytest.mark.slow
 def test_no_wait_returns_the_job(dashboard: str, phantoms: Path) -> None:
     done = submit(dashboard, "--no-wait", "--json", "--", "data", "check", phantoms)
     assert done.code == 0, done
