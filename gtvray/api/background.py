@@ -1,7 +1,7 @@
-"""An endpoint in the background, which one command starts and others look at and stop.
+"""Endpoints in the background, started by one command and inspected or stopped by others.
 
-Its state is a file in the workspace: the process by id and start time, its address and its log. A program is never
-stopped by its id alone, see `gtvray.runtime.stop_service`.
+A state file in the workspace contains the address of an endpoint and the id and start time of its process. A process is
+never stopped by its id alone; see `gtvray.runtime.stop_service`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class BackgroundEndpoint:
 
     Attributes:
         url: address, as reached from this machine.
-        port: that it listens on.
+        port: port on which it listens.
         host: name of the machine on which it runs.
-        process: that runs it.
+        process: its process.
         mark: secret in the environment of all its processes.
         started_at: UTC time, ISO 8601.
-        drain_s: time that requests in progress have when it is stopped.
-        log: file with its output; the one before it has the suffix `.1`.
+        drain_s: seconds for requests in progress to finish when it is stopped.
+        log: file with its output; the previous log has the suffix `.1`.
     """
 
     url: str
@@ -72,7 +72,7 @@ class BackgroundEndpoint:
 
     @property
     def last_words(self) -> str:
-        """The error that it ended with, on one line; without one, the end of its log."""
+        """Return the error with which it ended, on one line, or else the last line of its log."""
         text = read_text(self.log) if self.log.exists() else ""
         _, marked, error = f"\n{text}".rpartition("\nerror: ")
         lines = (error if marked else text).strip().splitlines()
@@ -82,7 +82,7 @@ class BackgroundEndpoint:
         """Yield the log, piece by piece.
 
         Args:
-            follow: go on until the endpoint has ended.
+            follow: continue until the endpoint has ended.
 
         Raises:
             NotFoundError: there is no log.
@@ -100,7 +100,7 @@ class BackgroundEndpoint:
             raise NotFoundError("this endpoint has no log", where=self.log) from None
 
     def stop(self) -> int:
-        """Stop it after its requests in progress; return how many of its processes had to be killed.
+        """Stop the endpoint once its requests in progress have finished; return how many processes had to be killed.
 
         Raises:
             InputError: it runs on another machine.
@@ -125,10 +125,10 @@ def start_background(
     """Start `gtvray serve run` in the background, and wait until it is ready.
 
     Args:
-        arguments: of `gtvray serve run`; paths are absolute.
+        arguments: arguments of `gtvray serve run`, with absolute paths.
         token: bearer token that clients must send.
-        settings: `serving` section that the arguments give.
-        workspace: that the arguments name.
+        settings: `serving` section that results from the arguments.
+        workspace: workspace that the arguments specify.
         show: receives progress.
 
     Raises:
@@ -141,7 +141,7 @@ def start_background(
         require_no_background(folder, settings.port)
         before = _read(state)
         if before is not None:
-            # What is left of one that was killed.
+            # Stop the remaining processes of an endpoint that was killed.
             before.stop()
         endpoint = _new(folder, settings)
         if endpoint.log.exists():
@@ -163,7 +163,7 @@ def start_background(
 
 
 def background_endpoints(workspace: Workspace | PathLike = WORKSPACE) -> list[BackgroundEndpoint]:
-    """The background endpoints of a workspace by port, also those that have ended by themselves."""
+    """Return the background endpoints of a workspace, sorted by port, including those that ended without `stop`."""
     files = as_workspace(workspace).serving.glob(f"{_PREFIX}*.json")
     found = [endpoint for file in files if (endpoint := _read(file)) is not None]
     return sorted(found, key=lambda endpoint: endpoint.port)
@@ -190,8 +190,8 @@ def find_background(workspace: Workspace | PathLike = WORKSPACE, port: int | Non
     """Return the background endpoint of a workspace.
 
     Args:
-        workspace: that it serves from.
-        port: needed only if there are several.
+        workspace: workspace of the endpoint.
+        port: port of the endpoint; required only if there are several.
 
     Raises:
         NotFoundError: there is none.
@@ -241,13 +241,19 @@ def _wait_ready(endpoint: BackgroundEndpoint) -> None:
         if answer is not None and answer.is_success:
             return
         if not endpoint.is_running:
-            raise FailureError("the endpoint did not start", where=endpoint.log, found=endpoint.last_words)
+            raise FailureError(
+                "the endpoint did not start",
+                where=endpoint.log,
+                found=endpoint.last_words,
+                do="solve this problem, then start it again",
+            )
         if time.monotonic() > deadline:
             raise NotReadyError(
                 "the endpoint is not ready",
                 where=endpoint.log,
                 expected=f"within {_START_S:g} s",
                 found=endpoint.last_words,
+                do="see its log; the endpoint was stopped again",
             )
         time.sleep(_POLL_S)
 

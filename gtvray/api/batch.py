@@ -41,7 +41,7 @@ def predict_folder(
 ) -> BatchOutcome:
     """Predict the masks of many scans; one that fails does not stop the others.
 
-    Every result is recorded in `predictions.jsonl` beside the masks. Called again, it keeps the masks that are recorded
+    Every result is recorded in `predictions.jsonl` next to the masks. A repeated call keeps the masks that are recorded
     and unchanged, and predicts the others.
 
     Args:
@@ -50,9 +50,9 @@ def predict_folder(
         model: folder of a bundle, a registered version, or `champion`.
         address: running Ray cluster, over which the scans are spread; by default that of RAY_ADDRESS, which Ray sets in
             a job, and otherwise none: this process predicts.
-        exhaustive: run every patch, whatever the model does.
-        uncertainty: estimate it, and write the entropy of each voxel to a file beside each mask.
-        overwrite: replace earlier outputs of gtvray that are not the ones that would be made now; never anything else.
+        exhaustive: run every patch, regardless of the model's inference mode.
+        uncertainty: estimate the uncertainty, and write the entropy of each voxel to a file next to each mask.
+        overwrite: replace outputs of gtvray that were made with another model, scan or setting; never other files.
         report: check the paths of report.json and report.html, which the caller writes.
         threads: CPU threads of the network, and CPUs of each process on a cluster.
         gpus: GPUs of each process on a cluster; by default 1 if it has GPUs.
@@ -63,7 +63,8 @@ def predict_folder(
         show: receives progress.
 
     Raises:
-        InputError: no scan, a refused output, or a mask of another scan or model at the place of an output.
+        InputError: there is no scan, an output was rejected, or the path of an output has a mask of another scan or
+            model.
         NotReadyError, NotFoundError, BundleError: as `load_model`.
         ResourceError: another process predicts into the folder, or the cluster does not answer or has no free
             resources.

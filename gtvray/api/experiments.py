@@ -1,4 +1,4 @@
-"""Trainings and sweeps, from a folder of cases to a bundle."""
+"""Training runs and sweeps, from a folder of cases to a bundle."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def train(
 
     folders = as_workspace(workspace)
     if (data is None) == (resume is None):
-        raise InputError("a training needs data, or the name of one to resume", expected="one of the two")
+        raise InputError(
+            "a training run needs data, or the name of a run to resume",
+            expected="exactly one of `data` and `resume`",
+            do="pass `data` for a new run, or `resume` to continue one",
+        )
     request = None if data is None else TrainRequest(as_config(config), Path(data), fold, folds)
     run = resume or _run_name(f"train-{_short_name(Path(name))}")
     with folders.lock(folders.trainings / run):
@@ -102,12 +106,12 @@ def sweep(
     show: ProgressReporter = SILENT,
     on_start: Callable[[str], None] = lambda _: None,
 ) -> SweepRun:
-    """Search over trainings and write the bundle of the best trial.
+    """Run a hyperparameter search and write the bundle of the best trial.
 
     Args:
         space: a search space, or its YAML file.
         data: dataset with masks.
-        config: settings where the search space states nothing.
+        config: values of the settings that the search space does not set.
         resume: name of an earlier sweep, which continues with the settings it was started with. One that is finished
             is returned as it is.
         extend: number of further trials of the sweep to resume.
@@ -118,7 +122,7 @@ def sweep(
         on_start: called with the name of the sweep once it can be resumed, before a cluster is touched.
 
     Raises:
-        InputError: the data or settings cannot be used, or the sweep to resume is another one.
+        InputError: the data or settings cannot be used, or differ from those of the sweep to resume.
         ResourceError: a trial does not fit on the cluster, another process runs the sweep, or MLflow does not answer.
         TrainingError: no trial completed an epoch.
     """
@@ -159,7 +163,7 @@ def describe_sweep(
         space: a search space, or its YAML file.
         data: dataset with masks, which is prepared and checked against every corner of the space; without it the
             settings alone are checked.
-        config: settings where the search space states nothing.
+        config: values of the settings that the search space does not set.
         workspace: contains the cache of prepared cases.
         show: receives progress.
 

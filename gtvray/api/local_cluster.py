@@ -49,10 +49,10 @@ class LocalPorts:
     """Ports on this machine.
 
     Attributes:
-        ray: control store. Not between 10002 and 19999, which Ray assigns to workers.
-        dashboard: where jobs are submitted.
-        mlflow: tracking server.
-        endpoint: HTTP endpoint.
+        ray: port of the GCS; not between 10002 and 19999, which Ray assigns to workers.
+        dashboard: port of the dashboard, to which jobs are submitted.
+        mlflow: port of the tracking server.
+        endpoint: port of the HTTP endpoint.
     """
 
     ray: int = 6379
@@ -68,9 +68,9 @@ class ServiceHealth:
     Attributes:
         service: ray, mlflow or endpoint.
         state: healthy, unhealthy, ended, or stopped if it was not started.
-        address: where it is reached.
+        address: address of the service.
         detail: why it is not healthy; None if it is.
-        pid: of its process; None if it was not started.
+        pid: id of its process; None if it was not started.
         log: file with its output.
     """
 
@@ -84,14 +84,14 @@ class ServiceHealth:
 
 @dataclass
 class LocalCluster:
-    """The services, whose state is kept in a folder between commands.
+    """The services of a local cluster, whose state is kept in a folder between commands.
 
     Attributes:
-        folder: for tokens, process ids and logs.
-        workspace: served by MLflow and the endpoint.
-        ports: where services listen; those of running ones are kept.
-        model: that the endpoint serves: folder of a bundle, a registered version, or `champion`.
-        cpus: of the Ray head; None for all.
+        folder: folder for tokens, process ids and logs.
+        workspace: workspace that MLflow and the endpoint serve.
+        ports: ports of the services; running services keep theirs.
+        model: model that the endpoint serves: folder of a bundle, a registered version, or `champion`.
+        cpus: CPUs of the Ray head; None for all.
         database: URI of a PostgreSQL database for MLflow; None uses SQLite in the workspace.
         show: receives progress.
     """
@@ -127,20 +127,22 @@ class LocalCluster:
         return self.folder / "endpoint-token"
 
     def up(self, *, mlflow: bool = True, endpoint: bool = True) -> list[ServiceHealth]:
-        """Start what does not run, and wait until it is healthy. An endpoint of the champion needs a promotion first.
+        """Start the services that are not running, and wait until they are healthy.
+
+        An endpoint that serves the champion is not started before the first promotion.
 
         Args:
             mlflow: start the MLflow server.
             endpoint: start the endpoint, which needs the MLflow server.
 
         Raises:
-            ResourceError: a port is in use; nothing is started then.
-            FailureError: a service did not start; what this call has started is stopped again.
+            ResourceError: a port is in use; nothing was started.
+            FailureError: a service did not start; the services started by this call were stopped again.
         """
         wanted = ["ray", *(["mlflow"] if mlflow else []), *(["endpoint"] if mlflow and endpoint else [])]
         missing = [name for name in wanted if not self._is_running(name)]
         for name in missing:
-            # What is left of one that has ended.
+            # Stop the remaining processes of a service that has ended.
             self._stop(name)
         self._require_ports(missing)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -160,7 +162,7 @@ class LocalCluster:
         return self.status()
 
     def down(self) -> int:
-        """Stop every service; returns how many processes did not end by themselves. Logs are kept."""
+        """Stop every service and keep its log; return how many processes had to be killed."""
         killed = 0
         for name in ("endpoint", "mlflow", "ray"):
             if name in self._state["services"]:
@@ -181,7 +183,7 @@ class LocalCluster:
         stored = self._state["services"].get(name)
         if stored is None:
             waits = name == "endpoint" and self._is_running("mlflow")
-            detail = "no model has been promoted, or it was not asked for" if waits else "not started"
+            detail = "no model has been promoted, or it was not requested" if waits else "not started"
             return ServiceHealth(name, "stopped", address, detail, None, self._log(name))
         if not self._is_running(name):
             return ServiceHealth(name, "ended", address, self._last_line(name), stored["pid"], self._log(name))
@@ -235,7 +237,7 @@ class LocalCluster:
             artifacts = self.workspace.artifacts
         command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(self.ports.mlflow)]
         command += ["--workers", "1", "--no-serve-artifacts", "--default-artifact-root", str(artifacts)]
-        # In the environment, since everybody on the machine sees the command line, which could have a password.
+        # Passed in the environment: the URI may contain a password, and command lines are visible to all users.
         uri = {"MLFLOW_BACKEND_STORE_URI": self.database or self.workspace.mlflow_uri}
         return command, self._environment() | uri | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -278,7 +280,7 @@ class LocalCluster:
                     f"{name} did not start",
                     where=self._log(name),
                     found=reason if self._is_running(name) else self._last_line(name),
-                    do="see its log; nothing that this command started is running",
+                    do="see its log; the services that this command started were stopped again",
                 )
             time.sleep(_POLL_S)
 

@@ -91,7 +91,7 @@ class Model:
         Args:
             scan: file of the CT (.nii, .nii.gz, .nrrd).
             out: file of the mask.
-            uncertainty: estimate it, and write the entropy of each voxel to a file beside the mask.
+            uncertainty: estimate the uncertainty, and write the entropy of each voxel to a file next to the mask.
             overwrite: replace an earlier output of gtvray; never anything else.
 
         Raises:

@@ -92,8 +92,8 @@ def promote(
     Raises:
         GateRefusedError: the gate refuses the bundle, and the evidence is recorded; or there are too few held-out
             cases, and nothing is scored.
-        InputError: the data are not those of the bundle, the champion was trained on held-out cases, or it was changed
-            from outside.
+        InputError: the data are not those of the bundle, the champion was trained on held-out cases, or the champion
+            was changed outside the gate.
         BundleError: the bundle is damaged.
     """
     from gtvray.promotion import Request

@@ -50,7 +50,7 @@ def open_decisions(
         config: settings; only `tracking.*` matters.
         by: name of the person who decides; by default GTVRAY_WHO or the account's name.
         writing: False opens a store that cannot be written to.
-        show: receives the process that holds the lease, if that must be waited for.
+        show: receives the name of the process that holds the lease, while waiting for it.
 
     Raises:
         ResourceError: MLflow does not answer.

@@ -71,7 +71,7 @@ class Endpoint:
 
         Args:
             token: bearer token that clients must send.
-            token_file: file with it on every node of a cluster.
+            token_file: file that contains the token on every node of a cluster.
 
         Raises:
             ResourceError: the port is in use, or this Ray cluster already runs Serve.
@@ -115,6 +115,7 @@ class Endpoint:
                 where="serving.further_models",
                 expected=f"names of other models than {default}, each once",
                 found=", ".join(further),
+                do="remove the duplicate",
             )
 
     def _registry(self, name: str | None = None) -> tuple[Registry, DecisionLog]:
@@ -142,7 +143,12 @@ class Endpoint:
                 registry.fetch_golden(champion, golden)
             except MlflowException as error:
                 where = self._config.tracking.uri
-                raise ResourceError("cannot reach MLflow", where=where, found=first_line(error)) from error
+                raise ResourceError(
+                    "cannot reach MLflow",
+                    where=where,
+                    found=first_line(error),
+                    do="check tracking.uri and the MLflow server; the served version stays until it responds",
+                ) from error
             files = bundle.folder.resolve(), golden.resolve()
             return Candidate(champion.version, bundle.digest, *files, champion.override)
 

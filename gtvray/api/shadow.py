@@ -25,8 +25,8 @@ class ShadowVersion:
     Args:
         workspace: folder with the registry, unless `tracking.uri` names another.
         config: settings.
-        served: digest of the bundle that the endpoint serves at first.
-        follows: whether it serves later champions, too.
+        served: digest of the bundle that the endpoint initially serves.
+        follows: whether the endpoint follows the champion.
 
     Raises:
         ConfigError: it is the served version.
@@ -54,11 +54,11 @@ class ShadowVersion:
         self._candidate = Candidate(version.version, bundle.digest, *files, version.override)
 
     def plan(self, versions: Path, reject: Callable[[Candidate, str], None]) -> ShadowPlan:
-        """How the endpoint runs it.
+        """Return the plan by which the endpoint runs the shadow version.
 
         Args:
             versions: file for its state.
-            reject: called with it and the reason if it could not be started.
+            reject: called with the version and the reason if it could not be started.
         """
         from gtvray.serving import ShadowPlan
 
@@ -70,7 +70,7 @@ class ShadowVersion:
         return ShadowPlan(find, versions, reject, self._delivery(registry, versions))
 
     def _delivery(self, registry: Registry, versions: Path) -> Callable[[list[dict[str, Any]]], list[Rejection]]:
-        """A function that sends records to the candidates' runs, and their summary to the versions' tags."""
+        """Return a function that sends records to the candidates' runs, and their summary to the versions' tags."""
         from gtvray.serving import record_files, shadow_metrics, summarise_shadow
         from gtvray.tracking import connect_mlflow, log_metrics, send_each
 

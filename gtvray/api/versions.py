@@ -1,4 +1,4 @@
-"""Registered versions: what is known of them, how two differ, and moving one to another site."""
+"""Registered versions: details, comparison of two, export and import."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
 
 BUNDLE, GOLDEN, RECORD = "bundle", "golden", "record"
-# A copy that was interrupted lacks it, and is refused as an incomplete bundle.
+# Uploaded last: an interrupted upload lacks this file, and is rejected as an incomplete bundle.
 _LAST = f"{BUNDLE}/manifest.json"
 
 
@@ -59,7 +59,7 @@ class VersionDetails:
 def show_version(
     model: str = "champion", *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
 ) -> VersionDetails:
-    """Return what is known of a registered version.
+    """Return a registered version with its bundle and decisions.
 
     Args:
         model: a version, `champion`, or the run that made it.
@@ -149,8 +149,10 @@ def export_monai(
 ) -> Path:
     """Write a registered version in MONAI's bundle format.
 
-    Args, Returns, Raises:
-        as `export_version`.
+    Arguments and errors are those of `export_version`, but the folder cannot be a URI.
+
+    Returns:
+        the folder.
     """
     from gtvray.inference.monai_bundle import write_monai_bundle
 
@@ -163,7 +165,7 @@ def export_monai(
 
 @contextmanager
 def _new_folder(target: PathLike) -> Iterator[Path]:
-    """A folder to write to in the `with` block; at its end it appears at the path, or is copied to the URI."""
+    """Yield a temporary folder; at the end of the `with` block it is moved to the path, or uploaded to the URI."""
     if is_uri(target):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)

@@ -1,4 +1,4 @@
-"""Prediction of many scans, in this process or by actors on a cluster, with a record from which it is continued."""
+"""Prediction of many scans, in this process or by actors on a cluster; an interrupted prediction can be continued."""
 
 import lazy_loader
 

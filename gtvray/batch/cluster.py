@@ -20,11 +20,11 @@ class ClusterPredictor:
     Attributes:
         cluster: the connected cluster.
         opener: loads the model in each process; its device is set here.
-        read: files and folders that every node must have.
-        gpus: of each process; None for 1 if the cluster has GPUs.
-        memory_bytes: of each process; None for an estimate.
+        read: files and folders that every node must be able to read.
+        gpus: GPUs of each process; None for 1 if the cluster has GPUs.
+        memory_bytes: memory of each process; None for an estimate.
         on_gpu: whether the backend of the model runs on GPUs.
-        wait_s: longest wait for resources.
+        wait_s: maximum wait for resources in seconds.
         show: receives progress.
     """
 
@@ -41,7 +41,7 @@ class ClusterPredictor:
         """Predict scans.
 
         Raises:
-            ResourceError: a node does not see the files, or no process fits or starts.
+            ResourceError: a node cannot access the files, or no process fits or starts.
             GtvrayError: no process could load the model.
         """
         # A missing scan has an error of its own, which is better than one about storage.

@@ -62,7 +62,7 @@ class PredictFiles:
 
 
 def model_folders(workspace: Workspace, model: str) -> list[Path]:
-    """Return the folders of models that no output may be written to: all bundles, and that of the model itself."""
+    """Return the model folders that no output may be written to: that of all bundles, and that of the model itself."""
     return [workspace.bundles, *([Path(model)] if Path(model).is_dir() else [])]
 
 

@@ -1,4 +1,4 @@
-"""Prediction of scans in this process: the next are loaded, and the last written, while the network runs."""
+"""Prediction of scans in this process, with the next loaded and the last written while the network runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def predict_here(
     """Predict scans in this process.
 
     Args:
-        scans: in this order.
+        scans: scans, predicted in this order.
         opener: loads the model.
-        show: receives the beginning.
+        show: receives the start of the stage.
         started: called before a scan is read.
         ended: called with each result, in any thread, as soon as its mask is written.
     """

@@ -1,4 +1,4 @@
-"""The prediction of many scans: what is left to do, who does it, and what came of it."""
+"""Prediction of many scans: selection of the remaining scans, execution, and outcome."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gtvray.errors import GtvrayError, InputError, ResourceError
 from gtvray.io import remove_partial, require_distinct
 from gtvray.runtime import SILENT, ProgressReporter
 
-# Digests of files are computed without Python's lock.
+# Threads suffice: hashlib releases the GIL.
 _READERS = 4
 _MOST_NAMED = 3
-# A full disk fails every scan alike: computing thousands of masks that cannot be written helps nobody.
+# A full disk fails every scan: computing thousands of masks that cannot be written is useless.
 _MOST_RESOURCE_ERRORS = 3
 
 Executor = Callable[[list[Scan], Callable[[Scan], None], Callable[[Result], None]], None]
@@ -31,9 +31,9 @@ class BatchOutcome:
 
     Attributes:
         files: scans and outputs.
-        rows: a row for each scan as JSON types, in order: the result, or `error` with a problem document.
-        kept: number of masks that an earlier run had made already.
-        errors: of the scans that failed, in the order in which they did.
+        rows: a row of JSON types for each scan, in order: the result, or `error` with a problem document.
+        kept: number of masks kept from an earlier run.
+        errors: errors of the scans that failed, in the order of failure.
     """
 
     files: PredictFiles
@@ -43,12 +43,12 @@ class BatchOutcome:
 
 
 class BatchJob:
-    """Predict scans into a folder, from the record of an earlier run if there is one, or into one file.
+    """Predict scans into a folder, continuing an earlier run if its record exists, or into one file.
 
     Args:
         files: scans and outputs, not yet checked.
-        uncertainty: whether the entropy is written too.
-        overwrite: replace earlier outputs of gtvray that are not the ones that would be made now.
+        uncertainty: whether the entropy is written, too.
+        overwrite: replace earlier outputs of gtvray that were made with another model, scan or setting.
         show: receives progress.
     """
 
@@ -97,10 +97,10 @@ class BatchJob:
         """Return the scans that are left to predict, and those whose masks are kept.
 
         Args:
-            making: what masks would be made with now.
+            making: model and settings of this run.
 
         Raises:
-            InputError: a recorded mask is not the one that would be made now, and may not be replaced.
+            InputError: a recorded mask was made with another model, scan or setting, and may not be replaced.
         """
         record, intact = self._record, self.check()
         recorded = [scan for scan in self._scans if scan.name in intact]
@@ -132,11 +132,11 @@ class BatchJob:
         Args:
             todo: from `left`.
             kept: from `left`.
-            making: what masks are made with.
-            execute: predicts scans; calls back before a scan is given out, and with its result.
+            making: model and settings of this run.
+            execute: predicts scans; calls back before each scan is started, and with its result.
 
         Raises:
-            ResourceError: several scans in a row failed for want of a resource, such as disk space.
+            ResourceError: several scans in a row failed because a resource such as disk space was exhausted.
         """
         record = self._record
         rows = {scan.name: record.row(scan) for scan in kept} if record is not None else {}
@@ -177,7 +177,7 @@ class BatchJob:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(differences.items())[:_MOST_NAMED])
         more = f"; and {len(differences) - _MOST_NAMED} more" if len(differences) > _MOST_NAMED else ""
         raise InputError(
-            "masks of an earlier run are not those that would be made now",
+            "existing masks were made with another model, scan or setting",
             where=self.files.folder,
             found=named + more,
             do="add --overwrite to predict these scans again, or choose another folder",

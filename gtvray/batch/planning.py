@@ -1,4 +1,4 @@
-"""How many processes predict on a cluster, and what each of them needs."""
+"""Plan of a prediction on a cluster: number of processes, and resources of each."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _HEADERS = 32
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """Processes that predict.
+    """Number and resources of the prediction processes.
 
     Attributes:
         actors: number of processes.
-        needs: of each.
+        needs: resources of each process.
     """
 
     actors: int
@@ -44,7 +44,7 @@ class PoolPlan:
 def plan_pool(
     cluster: Cluster, scans: int, *, threads: int, gpus: float | None, memory_bytes: int, on_gpu: bool
 ) -> PoolPlan:
-    """Plan as many processes as fit on the cluster, each on one node, but no more than scans.
+    """Plan as many processes as fit on the cluster, each on one node, but not more than there are scans.
 
     Args:
         cluster: the connected cluster.
@@ -70,7 +70,7 @@ def plan_pool(
     fit = max(count_fitting(needs, nodes), count_fitting(needs, growth))
     if fit < 1:
         raise ResourceError(
-            "no process that predicts fits on this cluster",
+            "no prediction process fits on this cluster",
             expected=f"{needs.as_text()} on one node",
             found=nodes_text(nodes, growth),
             do=_remedy(needs, [*nodes, *growth]),

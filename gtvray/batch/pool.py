@@ -1,8 +1,8 @@
 """A pool of actors that predict scans on the connected cluster.
 
 Each actor loads the model once and holds a few scans at a time. An actor that dies is replaced. The scans that it held
-are tried again, each alone in an actor, so that a scan whose process dies a second time is the cause; it is reported,
-and the others go on. A scan that was lost with its node is not suspected.
+are retried, each alone in an actor, so that a scan whose process dies a second time is identified as the cause. It is
+reported as failed, and the others continue. Scans that were lost with a node are retried without this restriction.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from gtvray.io import remove_partial
 from gtvray.runtime import waiting_reason
 
 _POLL_S = 1.0
-# Processes that die while they load the model, one after the other, before the slot is given up.
+# Number of consecutive processes that die while loading the model after which their slot is dropped.
 _START_DEATHS = 3
-# A scan whose process died this often is not tried again.
+# A scan is not retried after this many deaths of its process.
 _SCAN_DEATHS = 2
-# Nor one that was lost with so many nodes, which is more than chance.
+# Nor after it was lost with this many nodes, which is unlikely to be a coincidence.
 _SCAN_LOSSES = 5
 _CLOSE_S = 60.0
 
 
 @dataclass
 class _Held:
-    """A scan that an actor holds or has yet to get.
+    """A scan that is assigned to an actor or waits for one.
 
     Attributes:
         scan: the scan.
-        deaths: processes that held it and crashed.
-        losses: processes that held it and were lost, with their nodes or the connection to them.
+        deaths: number of processes that crashed while they held it.
+        losses: number of processes that were lost with their node or its connection while they held it.
     """
 
     scan: Scan
@@ -55,9 +55,9 @@ class _Slot:
 
     Attributes:
         actor: handle of the actor.
-        opening: answer to `open`, as long as the model is being loaded.
-        node: id of its node; empty while it is not known.
-        held: answer -> scan.
+        opening: object ref of the call of `open`, while the model is being loaded; None afterwards.
+        node: id of its node; empty until it is known.
+        held: object ref of the call of `predict` -> scan.
         alone: whether it holds a suspected scan, beside which no other may run.
         start_deaths: deaths in a row before the model was loaded.
     """
@@ -75,8 +75,8 @@ class ActorPool:
 
     Args:
         opener: called in each actor to load the model; returns an object with the steps of `ScanSteps`.
-        plan: number of actors and what each needs.
-        wait_s: longest time without any actor that has the resources it needs.
+        plan: number and resources of the actors.
+        wait_s: maximum time in seconds without any actor that has loaded the model.
         started: called before a scan is given to an actor.
         ended: called with each result.
     """
@@ -101,7 +101,7 @@ class ActorPool:
     def run(self, scans: Sequence[Scan]) -> None:
         """Predict scans; each ends with a call of `ended`.
 
-        When it is interrupted, masks that are being written are completed, and nothing else is started.
+        If it is interrupted, masks that are being written are completed, and no further scan is started.
 
         Raises:
             GtvrayError: no actor could load the model; the error of the last one.
@@ -139,7 +139,7 @@ class ActorPool:
     def _handle(self, answer: Any) -> None:
         slot = next((slot for slot in self._slots if answer == slot.opening or answer in slot.held), None)
         if slot is None:
-            # Its actor has died, which another answer has shown already.
+            # Its actor has died, which was already handled with another of its calls.
             return
         try:
             value = ray.get(answer)
@@ -162,7 +162,7 @@ class ActorPool:
             self._drop(slot, node if isinstance(node, GtvrayError) else _failure(None, node))
 
     def _lost(self, slot: _Slot, reason: str, *, is_crash: bool) -> None:
-        """Replace an actor that died, and try its scans again."""
+        """Replace an actor that died, and retry its scans."""
         lost, slot.held, slot.alone = list(slot.held.values()), {}, False
         # Two processes must never write one mask: an actor that is only unreachable is killed first.
         ray.kill(slot.actor)
@@ -187,7 +187,7 @@ class ActorPool:
         slot.actor, slot.opening, slot.node = fresh.actor, fresh.opening, ""
 
     def _drop(self, slot: _Slot, error: GtvrayError) -> None:
-        """Go on without an actor that cannot load the model."""
+        """Remove an actor that cannot load the model."""
         self._failure = error
         self._slots.remove(slot)
         ray.kill(slot.actor)
@@ -195,7 +195,7 @@ class ActorPool:
     def _new_slot(self) -> _Slot:
         needs = self._plan.needs
         options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "memory": needs.memory_bytes or None}
-        # One call more than scans, so that `close` is not behind them.
+        # One more than the number of scans, so that `close` does not queue behind them.
         kind = ray.remote(**options, max_restarts=0, max_concurrency=IN_FLIGHT + 1, scheduling_strategy="SPREAD")
         actor = kind(_Actor).remote(self._opener)
         return _Slot(actor, actor.open.remote())
@@ -209,14 +209,14 @@ class ActorPool:
         elif time.monotonic() - self._alive_at > self._wait_s:
             reason = waiting_reason() or "the model is still being loaded"
             raise ResourceError(
-                "no process that predicts could be started on the cluster",
+                "no prediction process could be started on the cluster",
                 expected=f"{self._plan.needs.as_text()} within {self._wait_s:g} s (training.resources_wait_s)",
                 found=reason,
                 do="see `ray status` for what uses the cluster, then run the same command again",
             )
 
     def _close(self) -> None:
-        """End the actors once no mask is being written, and record what they have completed."""
+        """Stop the actors once no mask is being written, and record the scans that they have completed."""
         held = {each.scan.name for slot in self._slots for each in slot.held.values()}
         try:
             if held:
@@ -231,10 +231,10 @@ class ActorPool:
 
 
 class _Actor:
-    """A process of the pool; each step has one thread at a time."""
+    """A process of the pool; each step is run by one thread at a time."""
 
     def __init__(self, opener: Callable[[], Any]) -> None:
-        # The model is loaded by `open`, whose error reaches the driver as it is.
+        # `open` loads the model, as its errors reach the driver unchanged, unlike those of a constructor.
         self._opener = opener
         self._steps: Any = None
         self._loading, self._running, self._storing = Lock(), Lock(), Lock()
@@ -247,7 +247,7 @@ class _Actor:
         return str(ray.get_runtime_context().get_node_id())
 
     def predict(self, scan: Scan) -> Result:
-        """Predict a scan; a process whose GPU has failed ends."""
+        """Predict a scan; exit if the GPU has failed."""
         try:
             with self._loading:
                 loaded = self._steps.load(scan)
@@ -264,7 +264,7 @@ class _Actor:
             return Result.failed(scan, error)
 
     def close(self) -> list[Result]:
-        """Return the last results when no mask is being written, and let no other begin."""
+        """Wait until no mask is being written, prevent further writes, and return the last results."""
         self._storing.acquire()
         return list(self._last)
 
@@ -278,10 +278,10 @@ def _stored(answer: Any) -> list[Result]:
 
 
 def _is_crash(error: RayActorError, node: str) -> bool:
-    """Whether a process died while its node goes on.
+    """Whether a process died while its node stayed alive.
 
-    Ray reports the death of a process within a second. Of one whose node was lost it knows only that it does not
-    answer (ActorUnavailableError), since the node, which would report the death, takes longer to be found dead.
+    Ray reports the death of a process within a second. If the whole node was lost, Ray reports only that the actor does
+    not respond (ActorUnavailableError), as it takes longer to detect the death of a node.
     """
     if not isinstance(error, ActorDiedError) or error.preempted:
         return False

@@ -1,7 +1,7 @@
-"""The record of a prediction into a folder: an append-only file beside the masks, from which it is continued.
+"""The record of a prediction into a folder: an append-only file next to the masks, used to continue the prediction.
 
-Each line is a JSON object. The first names the format. `started` names a scan whose mask may have been written since;
-`done` has the digests of scan and mask, what they were made with, and the result; `failed` has the error.
+Each line is a JSON object. The first states the format. `started` marks a scan whose mask may have been written since;
+`done` has the digests of scan and mask, the model and settings used, and the result; `failed` has the error.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FORMAT = {"gtvray": "predictions", "schema": 1, "notice": NOTICE}
 
 @dataclass(frozen=True)
 class Making:
-    """What a mask depends on beside its scan.
+    """Model and settings on which a mask depends, besides its scan.
 
     Attributes:
         model: digest of the bundle.
-        exhaustive: whether every patch was run, whatever the model does.
-        uncertainty: whether the entropy was written too.
-        version: of gtvray.
+        exhaustive: whether every patch was run, regardless of the model's inference mode.
+        uncertainty: whether the entropy was written, too.
+        version: version of gtvray.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Making:
     version: str = __version__
 
     def difference(self, entry: dict[str, Any]) -> str | None:
-        """Return in what a recorded mask differs from one that would be made now; None if in nothing."""
+        """Describe how a recorded mask differs from one made with this model and settings; None if it does not."""
         made = entry["made_with"]
         if made["model"] != self.model:
             return f"made by model {made['model'][:12]}"
@@ -58,7 +58,7 @@ class BatchRecord:
         folder: folder of the masks; need not exist.
 
     Raises:
-        InputError: the file is not such a record.
+        InputError: the file is not a record of predictions.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class BatchRecord:
         return self._entries.get(scan.name, {}).get("state") in ("started", "failed")
 
     def intact(self, scan: Scan) -> bool:
-        """Whether the recorded mask of a scan is there, and unchanged."""
+        """Whether the recorded mask of a scan exists and is unchanged."""
         entry = self._done(scan)
         if entry is None or scan.mask.is_symlink() or not scan.mask.is_file():
             return False
@@ -109,7 +109,7 @@ class BatchRecord:
         return sha256_of(scan.mask) == recorded
 
     def difference(self, scan: Scan, making: Making) -> str | None:
-        """Return why the recorded mask of a scan is not the one that would be made now; None if it is."""
+        """Describe how the recorded mask of a scan differs from one predicted now; None if it does not."""
         entry = self._done(scan)
         assert entry is not None, "asked of recorded masks only"
         if (reason := making.difference(entry)) is not None:

@@ -40,14 +40,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a scan.
+    """Outcome of a scan.
 
     Attributes:
-        scan: its name.
+        scan: name of the scan.
         row: the result as JSON types, or `error` with a problem document.
-        input_sha256: of its file; None if it was not read.
-        mask_sha256: of the mask's file; None if it failed.
-        error: why it failed; None if it did not.
+        input_sha256: SHA-256 of the scan's file; None if the scan failed.
+        mask_sha256: SHA-256 of the mask's file; None if the scan failed.
+        error: error of the scan; None if it succeeded.
     """
 
     scan: str
@@ -63,13 +63,13 @@ class Result:
 
 
 class ScanSteps:
-    """Load, segment and store a scan; `load` of the next may run beside `run` of this one.
+    """Load, segment and store a scan; the next scan may be loaded while this one runs.
 
-    An error that is not one of gtvray's becomes a FailureError of the scan, so that it does not stop the others.
+    An unexpected exception becomes a FailureError of the scan, so that it does not stop the others.
 
     Args:
         predictor: the model.
-        uncertainty: estimate it too, and write the entropy of each voxel to a file beside the mask.
+        uncertainty: also estimate the uncertainty, and write the entropy of each voxel to a file next to the mask.
     """
 
     def __init__(self, predictor: Predictor, *, uncertainty: bool = False) -> None:
@@ -96,7 +96,7 @@ class ScanSteps:
         """Write the mask.
 
         Raises:
-            InputError: there is another file of that name.
+            InputError: the path of the mask has a file that must not be replaced.
             ResourceError: the disk is full.
         """
         digest, segmented = ran
@@ -117,8 +117,8 @@ class PredictorOpener:
 
     Attributes:
         bundle: folder of the model.
-        digest: that it must have.
-        exhaustive: whether every patch is run, whatever the model does.
+        digest: digest that the bundle must have.
+        exhaustive: whether every patch is run, regardless of the model's inference mode.
         uncertainty: as for `ScanSteps`.
         threads: CPU threads of the network.
         device: "cpu" or "cuda".
@@ -137,8 +137,8 @@ class PredictorOpener:
         """Load and check the model.
 
         Raises:
-            BundleError: the bundle is damaged, or another one.
-            NotReproducedError: this machine predicts other masks than those of the promotion.
+            BundleError: the bundle is damaged, or has another digest.
+            NotReproducedError: the masks of this machine differ from those of the promotion.
         """
         from gtvray.evaluation import require_reproduced
         from gtvray.models import Bundle
@@ -146,7 +146,11 @@ class PredictorOpener:
         bundle = Bundle.load(self.bundle)
         if bundle.digest != self.digest:
             raise BundleError(
-                "another bundle is at this path", where=self.bundle, expected=self.digest, found=bundle.digest
+                "another bundle is at this path",
+                where=self.bundle,
+                expected=self.digest,
+                found=bundle.digest,
+                do="use storage on which every node has the same bundle at this path",
             )
         if self.golden is not None:
             require_reproduced(self.golden, self._predictor(bundle))

@@ -1,9 +1,9 @@
-"""Run a command of gtvray again when its process was killed, as the entry point of a submitted job.
+"""Entry point of a submitted job that restarts a gtvray command whose process was killed.
 
     python -m gtvray.runtime.attempts RETRIES COMMAND [OPTIONS]
 
-A process that ends by itself is not run again, whatever its exit code. The run id in the environment makes the next
-attempt continue what the last one began.
+A process that exits is not restarted, whatever its exit code. The run id in the environment lets the next attempt
+continue the run of the previous one.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from types import FrameType
 
 from gtvray.runtime.run_id import RUN_ID_VARIABLE, new_run_id
 
-# Commands that continue what an earlier attempt began. Others could do their work twice.
+# Commands that continue the work of an earlier attempt. Others could repeat it.
 CONTINUED = ("sweep", "train", "predict")
 # As a shell reports a process that was killed by a signal.
 _KILLED = 128
 
 
 def run_attempts(command: Sequence[str], retries: int) -> int:
-    """Run a command until it ends by itself, or has been killed once more than `retries`.
+    """Run a command until it exits, or has been killed `retries` + 1 times.
 
-    SIGTERM and SIGINT are passed on, and end the attempts.
+    SIGTERM and SIGINT are forwarded to the command, which is then not restarted.
 
     Returns:
-        the exit code; 128 and the number of the signal if it was killed.
+        the exit code; 128 plus the number of the signal if it was killed.
     """
     os.environ.setdefault(RUN_ID_VARIABLE, new_run_id())
     stopped = threading.Event()

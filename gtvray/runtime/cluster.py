@@ -54,8 +54,8 @@ class Cluster:
     Attributes:
         address: host:port of its global control service (GCS).
         is_local: whether it was started by this process and ends with it.
-        nodes: nodes that are there.
-        growth: nodes that an autoscaler can start, with those that it has started.
+        nodes: nodes that are alive.
+        growth: nodes that an autoscaler can start, including those that it has already started.
     """
 
     address: str
@@ -127,7 +127,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         # Code that connects without an address must find this cluster, even if others run on this machine.
         os.environ["RAY_ADDRESS"] = gcs
         if address is None:
-            # As `ray start` does: a submitted job looks there for its cluster, and otherwise among all on this machine.
+            # As `ray start` does: a submitted job finds its cluster there, or else picks one among all on this machine.
             ray._private.utils.write_ray_address(gcs, options["_temp_dir"])
         yield Cluster(gcs, address is None, read_nodes(ray.nodes()), read_growth())
         is_clean = True
@@ -138,7 +138,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             os.environ["RAY_ADDRESS"] = before
         ray.shutdown()
         if address is None and is_clean:
-            # After an error its logs may be needed.
+            # After an error the folder is kept, as its logs may be needed.
             shutil.rmtree(options["_temp_dir"], ignore_errors=True)
 
 
@@ -175,7 +175,7 @@ def _local_options(cpus: int | None) -> dict[str, Any]:
         # Ray uses the CPUs and memory of the host if the limits are not set on the root control group.
         "num_cpus": usable_cpus() if cpus is None else cpus,
         "object_store_memory": store,
-        # By default what is free now, so that a busy moment would count for the whole run.
+        # By default Ray uses the memory that is free now, so that a momentary peak would limit the whole run.
         "_memory": memory - store,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -192,7 +192,7 @@ def _local_options(cpus: int | None) -> dict[str, Any]:
 def _remote_options(address: str) -> dict[str, Any]:
     """Options to join a cluster, whose processes have the environment of the shell that started it, not of this one."""
     names = (*_ENVIRONMENT, *TELEMETRY_OFF, FAILPOINTS, FAILPOINTS_ONCE)
-    # In a submitted job Ray would refuse variables that the job has too. They are equal: this process has them from it.
+    # In a submitted job Ray would reject variables that the job sets, too. They are equal: this process inherits them.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     return {
         "address": address,
@@ -203,7 +203,7 @@ def _remote_options(address: str) -> dict[str, Any]:
 
 
 def _require_gcs_address(address: str) -> None:
-    """Refuse addresses of other services of a cluster: Ray Client runs no Tune, Train or Serve of ours."""
+    """Reject addresses of other services of a cluster, such as Ray Client, which cannot run Tune, Train and Serve."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         return
@@ -211,11 +211,11 @@ def _require_gcs_address(address: str) -> None:
     if scheme == "ray":
         what, dashboard = "gtvray does not connect through Ray Client", f"http://{host}:8265"
     else:
-        what, dashboard = "this is the address of a dashboard, not of a cluster's control store", address
+        what, dashboard = "this is the address of a dashboard, not of a cluster's GCS", address
     raise InputError(
         what,
         where=address,
-        expected="host:port of the control store, such as head:6379, reached from a node of the cluster",
+        expected="host:port of the GCS, such as head:6379, from a node of the cluster",
         do=f"run the command on the cluster: gtvray submit --address {dashboard} -- COMMAND",
     )
 

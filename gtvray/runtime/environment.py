@@ -66,8 +66,8 @@ def private_folder() -> Path | None:
 def create_private_file(path: str | os.PathLike[str], text: str) -> None:
     """Create a file that only its owner can read, unless the file exists.
 
-    The file has its name only when it is complete: of several processes at once one succeeds, and the others find its
-    file; a process that is killed leaves no part of it.
+    The file gets its name only once it is complete: if several processes create it concurrently, one succeeds and the
+    others find its file; a killed process leaves at most a temporary file beside it, never an incomplete file.
 
     Raises:
         OSError: the folder is not writable.

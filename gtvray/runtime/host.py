@@ -1,4 +1,4 @@
-"""Checks of the host or container for properties that make commands fail or slow, and for free ports."""
+"""Checks of the host or container for properties that make commands fail or run slowly, and for free ports."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def examine_host(workspace: Path, root: Path = _ROOT) -> list[Finding]:
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server can listen on this address now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    """Whether a server can listen on this IPv4 or IPv6 address now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do, so that a port in state TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -95,7 +96,7 @@ def require_port(host: str, port: int, setting: str) -> None:
         raise ResourceError(
             "port is in use",
             where=f"{host}:{port}",
-            do=f"choose another with {setting}, or stop the program that uses it",
+            do=f"choose another port with {setting}, or stop the program that uses it; check that the address is local",
         )
 
 

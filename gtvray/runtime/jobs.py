@@ -1,4 +1,4 @@
-"""Commands of gtvray as jobs of a Ray cluster, which go on without this machine."""
+"""gtvray commands as jobs of a Ray cluster, which keep running without this machine."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class JobState:
     """A job.
 
     Attributes:
-        job: its id.
+        job: id of the job.
         status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
         command: the command, as it was submitted.
-        began_s, ended_s: seconds since 1970; None if it has not.
-        message: Ray's remark on the status.
+        began_s, ended_s: start and end in seconds since the Unix epoch; None before.
+        message: Ray's status message.
     """
 
     job: str
@@ -83,12 +83,12 @@ class Jobs:
             self._require_same_ray()
 
     def submit(self, command: Sequence[str], *, installed: bool, retries: int = 0) -> str:
-        """Submit a command of gtvray; returns the id of the job.
+        """Submit a gtvray command; return the id of the job.
 
         Args:
             command: name and arguments; relative paths are those of this machine.
-            installed: run the gtvray that is installed on the cluster; otherwise this one's code travels.
-            retries: restarts of a command whose process was killed, if it is one that continues what it began.
+            installed: run the gtvray that is installed on the cluster; otherwise the code of this one is uploaded.
+            retries: maximum number of restarts after the process was killed, for commands that can be continued.
 
         Raises:
             TooLargeError: the code is too large.
@@ -121,7 +121,7 @@ class Jobs:
         return sorted(found, key=lambda job: -(job.began_s or 0))
 
     def stop(self, job: str) -> None:
-        """Ask a job to stop, as Ctrl-C would, and end it after some seconds."""
+        """Ask a job to stop with SIGTERM; Ray kills it if it does not end within some seconds."""
         with self._errors(job):
             self._client.stop_job(job)
 
@@ -131,7 +131,7 @@ class Jobs:
             return str(self._client.get_job_logs(job))
 
     def follow(self, job: str, show: Callable[[str], None]) -> JobState:
-        """Pass the log of a job on until the job ends; returns its final state."""
+        """Pass the log of a job to `show` until the job ends; return its final state."""
         from aiohttp import ClientError
 
         shown = 0
@@ -199,7 +199,7 @@ class Jobs:
                 ) from error
             proxy = self._proxy
             raise ResourceError(
-                "cannot submit a job to a Ray cluster" if job is None else "the Ray cluster does not answer",
+                "cannot reach the job API of the Ray cluster",
                 where=f"{self._address}, through the proxy {without_credentials(proxy)}" if proxy else self._address,
                 found=found,
                 do="start a cluster with `ray start --head`, or correct --address"

@@ -1,4 +1,4 @@
-"""The same question to every node of the connected cluster, with the nodes named in the answers."""
+"""Calls of a function on every node of the connected cluster."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class NodeAnswer:
 
 
 def ask_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: float = 60.0) -> list[NodeAnswer]:
-    """Call a function once on every living node, without reserving CPUs.
+    """Call a function once on every alive node, without reserving CPUs.
 
     Args:
-        function: importable on every node.
+        function: function that is importable on every node.
         arguments: its arguments.
-        timeout_s: nodes that have not answered after this time have failed.
+        timeout_s: time limit in seconds; nodes that have not responded by then are reported as failed.
     """
     asked = []
     for row in ray.nodes():

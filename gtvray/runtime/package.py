@@ -1,4 +1,4 @@
-"""A folder with gtvray's code, and the settings files of a command, that travels to a cluster with a job."""
+"""The working directory that is uploaded with a job: gtvray's code and the settings files of its command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATH_OPTIONS = ("--workspace", "--data", "--out", "-o", "--baseline", "--golden
 
 
 def package_code(target: Path) -> None:
-    """Copy the code of this installation of gtvray to a folder, without anything else that lies beside it.
+    """Copy the code of this installation of gtvray, and nothing else, to a folder.
 
     Args:
         target: an empty folder.
@@ -34,14 +34,14 @@ def package_code(target: Path) -> None:
 
 
 def locate_words(words: Sequence[str], target: Path | None) -> list[str]:
-    """Make the paths in a command mean on the cluster what they mean here.
+    """Rewrite the paths in a command so that they refer to the same files on the cluster.
 
-    Settings files that are here travel with the job. Other relative paths become absolute: data and results are on
-    storage that the cluster has at the same path.
+    Local settings files are copied to the folder that is uploaded with the job. Other relative paths become absolute:
+    data and results are on storage that the cluster has at the same path.
 
     Args:
         words: a command and its arguments.
-        target: folder that travels with the job and is its working directory; None if nothing travels.
+        target: folder that is uploaded as the working directory of the job; None if nothing is uploaded.
     """
     located: list[str] = []
     for number, word in enumerate(words):
@@ -58,10 +58,10 @@ def locate_words(words: Sequence[str], target: Path | None) -> list[str]:
 
 
 def check_size(target: Path, limit_bytes: int = LIMIT_BYTES) -> None:
-    """Refuse a folder that is too large to travel.
+    """Reject a folder that is too large to be uploaded.
 
     Raises:
-        TooLargeError: names the largest files.
+        TooLargeError: the folder is too large; the error names its largest files.
     """
     sizes = {file: file.stat().st_size for file in target.rglob("*") if file.is_file()}
     if sum(sizes.values()) > limit_bytes:

@@ -1,4 +1,4 @@
-"""Resources of a cluster's nodes, and the number of trainings that run on them at once."""
+"""Resources of a cluster's nodes, and the number of training runs that fit on them concurrently."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Node:
     """Total resources of a node, or of each node of a group that an autoscaler can start.
 
     Attributes:
-        cpus, gpus: numbers.
-        memory_bytes: Ray's memory resource; None if it is not known.
+        cpus, gpus: number of CPUs and GPUs of each node.
+        memory_bytes: Ray's memory resource of each node; None if it is unknown.
         count: number of such nodes.
     """
 
@@ -36,28 +36,28 @@ class Node:
         if needs.cpus:
             fit = int(self.cpus / needs.cpus + _ROUNDING)
         if needs.gpus:
-            # A worker with a share of a GPU uses one GPU only, so what is left of several does not add up.
+            # A fraction of a GPU is taken from a single GPU, so remainders of several GPUs do not add up.
             fit = min(fit, int(self.gpus + _ROUNDING) * int(1 / needs.gpus + _ROUNDING))
         if needs.memory_bytes and self.memory_bytes is not None:
             fit = min(fit, int(self.memory_bytes / needs.memory_bytes))
         return fit
 
     def as_text(self) -> str:
-        """The node in one phrase."""
+        """Describe the node in one phrase."""
         memory = "" if self.memory_bytes is None else f", {self.memory_bytes / 1e9:.1f} GB"
         return f"{self.count} x ({self.cpus:g} CPUs, {self.gpus:g} GPUs{memory})"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Resources of one worker of a training; all of them are on one node."""
+    """Resources of one worker of a training run, all on one node."""
 
     cpus: float
     gpus: float = 0.0
     memory_bytes: int = 0
 
     def as_bundle(self) -> dict[str, float]:
-        """As a bundle of a Ray placement group."""
+        """Return the resources as a bundle of a Ray placement group."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_bytes)}
         return {name: amount for name, amount in amounts.items() if amount}
 
@@ -68,13 +68,13 @@ class Needs:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """Number of concurrent trainings, and what each needs.
+    """Number of concurrent training runs, and the resources of each.
 
     Attributes:
-        concurrent: trainings at once.
-        workers: workers of a training.
-        needs: of one worker.
-        fits_now: whether a training fits on the nodes that are there; otherwise an autoscaler has to start some.
+        concurrent: number of concurrent training runs.
+        workers: number of workers of a training run.
+        needs: resources of one worker.
+        fits_now: whether a training run fits on the present nodes; otherwise an autoscaler has to start some.
     """
 
     concurrent: int
@@ -84,10 +84,10 @@ class ResourcePlan:
 
 
 def worker_needs(training: TrainingConfig, memory_bytes: int) -> Needs:
-    """The resources of one worker.
+    """Return the resources of one worker.
 
     Args:
-        training: settings.
+        training: training settings.
         memory_bytes: memory that a worker takes on its host; 0 reserves none.
     """
     return Needs(training.cpus_per_worker, training.gpus_per_worker if training.use_gpu else 0.0, memory_bytes)
@@ -101,7 +101,7 @@ def plan_trials(
     memory_bytes: int = 0,
     growth: Iterable[Node] = (),
 ) -> ResourcePlan:
-    """Determine how many trainings run concurrently: each worker must fit on one node.
+    """Determine how many training runs fit concurrently; each worker must fit on one node.
 
     The number is limited here, because Tune does not account for the workers that a trial starts through Ray Train.
 
@@ -110,10 +110,10 @@ def plan_trials(
         nodes: nodes of the cluster.
         wanted: maximum number of concurrent trials; None for as many as fit.
         memory_bytes: memory that a worker takes on its host; 0 reserves none.
-        growth: nodes that an autoscaler can start, with those that it has started.
+        growth: nodes that an autoscaler can start, including those that it has already started.
 
     Raises:
-        ResourceError: a trial fits neither on the cluster nor on what an autoscaler can make of it.
+        ResourceError: a trial fits neither on the present nodes nor on those that an autoscaler can start.
     """
     needs = worker_needs(training, memory_bytes)
     now, later = list(nodes), list(growth)
@@ -138,7 +138,7 @@ def nodes_text(now: Sequence[Node], later: Sequence[Node]) -> str:
     """The nodes of a cluster and those that its autoscaler can start, in one phrase."""
     found = " and ".join(node.as_text() for node in now) or "no node"
     if later:
-        found += "; the autoscaler can have " + " and ".join(node.as_text() for node in later)
+        found += "; the autoscaler can provide " + " and ".join(node.as_text() for node in later)
     return found
 
 
@@ -156,7 +156,7 @@ def resources_text(amounts: dict[str, float]) -> str:
 
 
 def read_nodes(table: Iterable[dict[str, Any]]) -> tuple[Node, ...]:
-    """Living nodes of `ray.nodes()`, equal ones counted together."""
+    """Return the alive nodes of `ray.nodes()`, with nodes of equal resources counted together."""
     counts: dict[tuple[float, float, float | None], int] = {}
     for row in table:
         if row["Alive"]:
@@ -183,7 +183,7 @@ def read_growth() -> tuple[Node, ...]:
 
 
 def _remedy(needs: Needs, nodes: list[Node]) -> str:
-    """The settings that keep a worker from every node, or the number of workers."""
+    """Suggest how to make a worker fit on a node, or the workers on the cluster."""
     if any(node.holds(needs) for node in nodes):
         return "lower training.num_workers, or add nodes"
     ways = []

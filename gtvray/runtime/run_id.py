@@ -1,4 +1,4 @@
-"""The id of a run that may be started several times, by whatever restarts it, and is done once."""
+"""The id of a run, by which a restarted command continues the run instead of starting a new one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def new_run_id() -> str:
-    """Return an id that no other run has."""
+    """Return a new id from the current time and a random suffix."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def given_run_id() -> str | None:
-    """Return the id in GTVRAY_RUN_ID: a sweep or training that was started with it is continued; None without one.
+    """Return the id in GTVRAY_RUN_ID, with which a sweep or training run is continued; None if it is not set.
 
     Raises:
         InputError: it cannot be part of a file name.

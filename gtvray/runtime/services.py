@@ -1,7 +1,7 @@
 """Long-running programs on this machine that are started by one command and stopped by another.
 
-A program is identified by process id and start time, since ids are used again. Its children, also those whose parent
-has died, carry a random mark in their environment, so that no other process is ever stopped.
+A program is identified by process id and start time, since process ids are reused. Its descendants, including orphans,
+have a random mark in their environment, so that no other process is ever stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Process:
     """A process.
 
     Attributes:
-        pid: its id.
-        since: its start time in clock ticks since the boot.
+        pid: process id.
+        since: start time in clock ticks since boot.
     """
 
     pid: int
@@ -35,12 +35,12 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs; one that has ended and waits for its parent does not."""
+        """Whether the process is running; a zombie is not."""
         found = _stat(self.pid)
         return found is not None and int(found[_START]) == self.since and found[_STATE] != "Z"
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it runs."""
+        """Send a signal if the process is running."""
         if self.is_alive:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -51,9 +51,9 @@ def start_service(command: Sequence[str], environment: Mapping[str, str], log: P
 
     Args:
         command: path of the program, and its arguments.
-        environment: complete.
-        log: file that its output is appended to.
-        mark: secret that no other program has; see `stop_service`.
+        environment: complete environment of the program.
+        log: file to which its output is appended.
+        mark: unique secret by which `stop_service` finds the program's processes.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     # Unlike `subprocess`, without an object that must outlive the program.
@@ -73,13 +73,13 @@ def start_service(command: Sequence[str], environment: Mapping[str, str], log: P
 
 
 def stop_service(process: Process, mark: str, within_s: float, kill_s: float = 10.0) -> int:
-    """Stop a program and everything that it started; returns how many processes had to be killed.
+    """Stop a program and all its descendants with SIGTERM, then SIGKILL; return how many processes had to be killed.
 
     Args:
         process: the program.
-        mark: that it was started with.
-        within_s: time that it has to end by itself.
-        kill_s: time that what it has left behind has to end, before it is killed.
+        mark: mark with which it was started.
+        within_s: time in seconds for the program to end after SIGTERM.
+        kill_s: time in seconds for its remaining processes to end after SIGTERM, before they are killed.
     """
     # Listed before it ends: afterwards its children can no longer be found through it.
     family = set(_family(process)) | set(_marked(mark))

@@ -17,7 +17,7 @@ from gtvray.runtime.groups import placement_groups
 from gtvray.runtime.progress import ProgressReporter
 from gtvray.runtime.resources import Needs, resources_text
 
-# A wait is shown when it is seen twice: shorter ones are the ordinary start of a worker.
+# A wait is shown once two consecutive checks find it; shorter ones are the normal start of a worker.
 _LOOK_S = 3.0
 _SHOWN = ("CPU", "GPU", "memory")
 
@@ -49,7 +49,7 @@ def shown_waiting(show: ProgressReporter) -> Iterator[None]:
 
 
 def waiting_reason() -> str | None:
-    """One line on the resources that this job waits for, and what is free; None if it waits for none."""
+    """Describe in one line the resources that this job waits for and those that are free; None if it does not wait."""
     wanted = Counter(resources_text(needs) for needs in (*_pending_groups(), *_pending_actors()))
     if not wanted:
         return None
@@ -65,13 +65,13 @@ def waiting_reason() -> str | None:
 
 @contextmanager
 def reserved(needs: Needs, workers: int, limit_s: float, report: Callable[[str], None]) -> Iterator[Any]:
-    """Reserve the resources of a training's workers for a `with` block, waiting until they are free.
+    """Reserve the resources of a training run's workers for a `with` block, waiting until they are free.
 
     Args:
-        needs: of one worker.
+        needs: resources of one worker.
         workers: number of workers.
-        limit_s: longest wait.
-        report: called with the reason while it waits.
+        limit_s: maximum wait in seconds.
+        report: called with the reason while waiting.
 
     Yields:
         the placement group, with a bundle for each worker.
@@ -91,7 +91,7 @@ def reserved(needs: Needs, workers: int, limit_s: float, report: Callable[[str],
                     "the cluster had no free resources for a training",
                     expected=f"{workers} x ({needs.as_text()}) within {limit_s:g} s (training.resources_wait_s)",
                     found=reason.partition("; ")[2] or reason,
-                    do="see `ray status` for what uses the cluster or keeps its autoscaler, or wait longer",
+                    do="see `ray status` for what uses the cluster or blocks its autoscaler, or raise the limit",
                 )
             report(f"{reason}; for at most {limit_s:g} s")
         yield group

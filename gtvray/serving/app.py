@@ -1,4 +1,4 @@
-"""The Serve application, Gateway -> Model; Serve config files name it by import path."""
+"""The Ray Serve application, Gateway -> Model, which Serve config files reference by import path."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def build_app(args: Mapping[str, Any]) -> Any:
         a `ray.serve` Application.
 
     Raises:
-        ConfigError: an unknown key, a value out of range, no token, no package for traces, or a shadow version that
-            nobody starts.
+        ConfigError: an unknown key, a value out of range, no token, the package for traces is not installed, or a
+            shadow version is set without `gtvray serve`.
         BundleError: the folder holds no bundle, or no golden cases.
     """
     arguments = parse_arguments(args)
@@ -43,7 +43,7 @@ def build_app(args: Mapping[str, Any]) -> Any:
         raise ConfigError(
             "a shadow version needs the process of `gtvray serve`",
             where="serving.shadow_version",
-            do="leave it out, or start the endpoint with `gtvray serve`",
+            do="remove serving.shadow_version, or start the endpoint with `gtvray serve`",
         )
     if arguments.bundle is None or arguments.versions is not None:
         return _gateway(arguments).bind(arguments, None)
@@ -54,21 +54,23 @@ def build_model_app(arguments: AppArguments, *, shadow: bool = False) -> Any:
     """Build the application of one version, without HTTP routes.
 
     Args:
-        arguments: that name the version.
-        shadow: whether it is a shadow version: one replica, which reserves no CPU and has the lowest priority.
+        arguments: arguments of the application, with the bundle, digest and golden cases of the version.
+        shadow: whether it is a shadow version, which has one replica, reserves no CPU and runs at the lowest priority.
 
     Raises:
         BundleError: the folder holds no bundle, or no golden cases.
     """
     if arguments.bundle is None:
-        raise BundleError("no bundle to serve", do="name a bundle's folder")
+        raise BundleError("no bundle to serve", do="specify the folder of a bundle")
     if not (arguments.bundle / "manifest.json").is_file():
         raise BundleError(
-            "no bundle in this folder", where=arguments.bundle, do="name a bundle's folder that every node can read"
+            "no bundle in this folder", where=arguments.bundle, do="specify a bundle folder that every node can read"
         )
     if arguments.golden is not None and not (arguments.golden / "golden.json").is_file():
         raise BundleError(
-            "no golden cases in this folder", where=arguments.golden, do="name their folder, readable from every node"
+            "no golden cases in this folder",
+            where=arguments.golden,
+            do="specify the folder of the golden cases, readable from every node",
         )
     return _model(arguments, shadow).bind(arguments)
 

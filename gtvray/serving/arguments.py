@@ -24,19 +24,19 @@ class AppArguments(Section):
     bundle: Path | None = Field(None, description="folder of the bundle to serve; without one, /readyz answers 503")
     digest: str | None = Field(None, description="digest that the bundle must have; any other bundle is rejected")
     golden: Path | None = Field(
-        None, description="golden cases that a replica must reproduce to become ready; without them, no check"
+        None, description="folder of the golden cases that a replica must reproduce to become ready; default: no check"
     )
     model_name: str = Field(TrackingConfig().model_name, description="name of the registered model")
     version: str = Field("unversioned", description="version of the model in the registry")
-    override: str = Field("", description="reason for which a person overrode the promotion gate for this version")
+    override: str = Field("", description="reason given for overriding the promotion gate for this version, if any")
     versions: Path | None = Field(
         None, description="file that names the served version, written by `gtvray serve`; replaces bundle"
     )
     further_models: dict[str, Path] = Field(
-        {}, description="further registered models by name, each with its file as in versions"
+        {}, description="further registered models by name, each with a file like `versions`"
     )
     shadow: Path | None = Field(
-        None, description="file that names the shadow version, written by `gtvray serve`; without it, there is none"
+        None, description="file that names the shadow version, written by `gtvray serve`; default: no shadow version"
     )
     token_file: Path | None = Field(
         None, description="file with the bearer token; default: the environment variable GTVRAY_TOKEN"
@@ -44,7 +44,7 @@ class AppArguments(Section):
     tokens: Path | None = Field(
         None, description="file of the clients' tokens, written by `gtvray token`, readable from every node"
     )
-    audit: Path | None = Field(None, description="folder of the audit log; without one, none is kept")
+    audit: Path | None = Field(None, description="folder of the audit log; default: no audit log")
     spool_dir: Path | None = Field(
         None, description="folder of the upload spool; default: the system's temporary folder"
     )
@@ -84,11 +84,16 @@ def read_token(token_file: Path | None) -> str:
             token = read_text(token_file).strip()
         except InputError as error:
             found = error.fields.get("found", error.what)
-            raise ConfigError("the token file cannot be read", where=token_file, found=found) from error
+            raise ConfigError(
+                "the token file cannot be read",
+                where=token_file,
+                found=found,
+                do="check that the file exists and is readable on every node",
+            ) from error
     if not token:
         raise ConfigError(
-            "no token is configured, and the endpoint never runs without one",
+            "no token is configured, but the endpoint requires one",
             where=token_file or TOKEN_VARIABLE,
-            do=f"set {TOKEN_VARIABLE}, or name a file in token_file",
+            do=f"set {TOKEN_VARIABLE}, or set token_file to a file that contains the token",
         )
     return token

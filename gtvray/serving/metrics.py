@@ -1,4 +1,4 @@
-"""Prometheus metrics: of a gateway at `/metrics`, of a replica at the metrics port of Ray on its node."""
+"""Prometheus metrics: a gateway exposes its own at `/metrics`, a replica through Ray's metrics port on its node."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _REGISTRY = CollectorRegistry()
 REQUESTS = Counter("gtvray_requests", "HTTP requests", ("route", "method", "status"), registry=_REGISTRY)
 SCANS = Counter("gtvray_scans", "Scans by outcome", ("outcome", "model"), registry=_REGISTRY)
 SCAN_SECONDS = Histogram(
-    "gtvray_scan_seconds", "From the end of a body to its mask", ("model",), buckets=_SECONDS, registry=_REGISTRY
+    "gtvray_scan_seconds", "Time from a complete body to its mask", ("model",), buckets=_SECONDS, registry=_REGISTRY
 )
-BODY_BYTES = Counter("gtvray_body_bytes", "Bytes of complete bodies", registry=_REGISTRY)
-OUT_OF_DOMAIN = Counter("gtvray_scans_out_of_domain", "Segmented scans with the flag", ("model",), registry=_REGISTRY)
-PENDING = Gauge("gtvray_scans_in_progress", "Complete scans that are not answered", registry=_REGISTRY)
+BODY_BYTES = Counter("gtvray_body_bytes", "Bytes of completely received bodies", registry=_REGISTRY)
+OUT_OF_DOMAIN = Counter(
+    "gtvray_scans_out_of_domain", "Segmented scans flagged as out of domain", ("model",), registry=_REGISTRY
+)
+PENDING = Gauge("gtvray_scans_in_progress", "Scans received and not yet answered", registry=_REGISTRY)
 SPOOL_BYTES = Gauge("gtvray_spool_bytes", "Bytes of bodies in the spool", registry=_REGISTRY)
 REPLICAS_LOST = Counter(
     "gtvray_attempts_lost",
-    "Attempts that ended with a replica",
+    "Attempts lost because the replica died",
     ("scan",),
     registry=_REGISTRY,
 )
@@ -72,13 +74,13 @@ class ReplicaMetrics:
 
         seconds = list(_SECONDS)
         self._stages = metrics.Histogram(
-            "gtvray_stage_seconds", "Stages of a scan", boundaries=seconds, tag_keys=("stage",)
+            "gtvray_stage_seconds", "Duration of a stage of a scan", boundaries=seconds, tag_keys=("stage",)
         )
-        self._batches = metrics.Histogram("gtvray_batch_seconds", "A batch of patches", boundaries=seconds)
+        self._batches = metrics.Histogram("gtvray_batch_seconds", "Duration of a batch of patches", boundaries=seconds)
         self._fill = metrics.Histogram("gtvray_batch_fill", "Share of a batch's rows in use", boundaries=_SHARES)
-        self._patches = metrics.Counter("gtvray_patches", "Patches that were run")
-        self._queued = metrics.Gauge("gtvray_queued_patch_seconds", "Seconds that the known patches will take")
-        self._held = metrics.Gauge("gtvray_scan_memory_bytes", "Memory that scans hold, as estimated")
+        self._patches = metrics.Counter("gtvray_patches", "Patches processed by the network")
+        self._queued = metrics.Gauge("gtvray_queued_patch_seconds", "Estimated seconds to process the queued patches")
+        self._held = metrics.Gauge("gtvray_scan_memory_bytes", "Estimated memory of the scans in progress")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -88,12 +90,12 @@ class ReplicaMetrics:
         self._stages.observe(time.monotonic() - began, tags={"stage": name})
 
     def batch(self, rows: int, size: int, batch_s: float, queued_s: float) -> None:
-        """Record a batch, and what is left to do after it."""
+        """Record a batch, and the estimated seconds of queued patches after it."""
         self._batches.observe(batch_s)
         self._fill.observe(rows / size)
         self._patches.inc(rows)
         self._queued.set(queued_s)
 
     def held(self, count: int) -> None:
-        """Record the memory that scans hold."""
+        """Record the estimated memory of the scans in progress, in bytes."""
         self._held.set(count)

@@ -1,4 +1,4 @@
-"""What every node needs before the endpoint is deployed on a cluster: the token, the bundle and its golden cases."""
+"""Checks of every node before the endpoint is deployed on a cluster: the token, the bundle and its golden cases."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def require_on_every_node(token: str, token_file: Path | None, folders: list[Pat
 
     Args:
         token: bearer token that clients must send.
-        token_file: file with it on every node; None for the environment variable GTVRAY_TOKEN of every node.
-        folders: bundle and golden cases.
+        token_file: file that contains the token on every node; None if every node has it in GTVRAY_TOKEN.
+        folders: folders of the bundle and of the golden cases.
 
     Raises:
-        ConfigError: a node lacks something, or has another token; names the node.
+        ConfigError: a node lacks the token or a folder, or has a different token; the error names the node.
     """
     answers = ask_every_node(missing_on_node, _digest(token), token_file, folders)
     lacking = [(answer.node, answer.failure or answer.value) for answer in answers if answer.failure or answer.value]
@@ -38,7 +38,7 @@ def require_on_every_node(token: str, token_file: Path | None, folders: list[Pat
 
 
 def missing_on_node(token_digest: str, token_file: Path | None, folders: list[Path]) -> str | None:
-    """What this node lacks in one line; None if nothing."""
+    """Describe in one line what is missing on this node; None if nothing is."""
     lacking = [f"{folder} is not there" for folder in folders if not folder.is_dir()]
     try:
         if _digest(read_token(token_file)) != token_digest:
@@ -49,12 +49,12 @@ def missing_on_node(token_digest: str, token_file: Path | None, folders: list[Pa
 
 
 def count_nodes() -> int:
-    """Number of living nodes of the cluster; 1 without one."""
+    """Number of alive nodes in the cluster; 1 if Ray is not initialized."""
     return max(1, sum(row["Alive"] for row in ray.nodes())) if ray.is_initialized() else 1
 
 
 def one_per_node(_: Any) -> tuple[int, dict[str, Any]]:
-    """An autoscaling policy of Serve: one replica on each node, also on those that join later."""
+    """Serve autoscaling policy: one replica per node, including nodes that join later."""
     return count_nodes(), {}
 
 

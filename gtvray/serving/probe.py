@@ -1,4 +1,4 @@
-"""Asking an endpoint on this machine for its state, without a token."""
+"""Unauthenticated probes of an endpoint on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def endpoint_url(settings: ServingConfig) -> str:
 
 
 def probe(url: str, path: str) -> httpx.Response | None:
-    """The answer of a path that needs no token; None if nothing listens."""
+    """Return the response of a path that requires no token; None if the endpoint does not respond."""
     try:
         # The certificate names the address that clients use, not that of this machine; no token is sent.
         with httpx.Client(verify=False, trust_env=False, timeout=_TIMEOUT_S) as client:  # noqa: S501

@@ -34,7 +34,7 @@ class Problem(BaseModel):
     where: str | None = Field(None, description="the affected part of the request")
     expected: str | None = Field(None, description="valid value or state")
     found: str | None = Field(None, description="actual value or state")
-    do: str | None = Field(None, description="what solves the problem")
+    do: str | None = Field(None, description="how to solve the problem")
     instance: str = Field(description="id of the request in the server's log")
 
 
@@ -63,9 +63,9 @@ def problem_headers(error: GtvrayError) -> dict[str, str]:
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": 'Bearer realm="gtvray"'}
     if isinstance(error, SlowBodyError):
-        # Otherwise the rest of the body would be read at its rate, to be discarded.
+        # Otherwise the server would read the rest of the body at the client's slow rate, only to discard it.
         return {"Connection": "close"}
-    # A model that does not reproduce its golden cases stays unavailable until somebody acts.
+    # A model that does not reproduce its golden cases stays unavailable until an operator intervenes.
     may_pass = not isinstance(error, NotReproducedError)
     if may_pass and error.http_status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {"Retry-After": str(_RETRY_AFTER_S)}

@@ -37,7 +37,7 @@ def log_event(
 ) -> None:
     """Log one line of key=value pairs about a request; values are numbers, fixed words or class names.
 
-    The stack trace of an unforeseen error follows if it is given as `trace`.
+    The stack trace of an unexpected error is appended if it is passed as `trace`.
     """
     pairs = {"event": event, "request": request_id, **values}
     LOGGER.log(level, " ".join(f"{key}={value}" for key, value in pairs.items()), exc_info=trace)

@@ -155,18 +155,18 @@ def start_server(
         settings: host, port, replicas and limits.
         token: bearer token that clients must send.
         version: version of the model in the registry.
-        override: reason for which a person overrode the promotion gate for it; else empty.
+        override: reason given for overriding the promotion gate; empty if it was not overridden.
         digest: digest that the bundle must have; None accepts any.
         golden: golden cases, readable from every node, that a replica must reproduce to become ready.
-        token_file: file that holds the token on every node. Without it, a cluster of one node gets one, and the
-            nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
+        token_file: file that contains the token on every node. Without it, a file is created on a cluster of one node,
+            and the nodes of a larger cluster need GTVRAY_TOKEN in the environment of `ray start`.
         model_name: name of the registered model.
-        follow: serve the champion that this finds, and every later one without a restart, instead of a bundle.
-        further: further registered models by name, whose champions are served beside it.
+        follow: follow the champion without restarts, instead of serving a fixed bundle.
+        further: further registered models by name, whose champions are served as well.
         jobs_dir: folder of the job store; None accepts no jobs.
         tokens: file of the clients' tokens, readable from every node.
         audit: folder of the audit log.
-        shadow: a version of the default model that sees a share of the requests.
+        shadow: version of the default model that is compared with the served one on a share of the requests.
 
     Raises:
         ConfigError: a node of the cluster lacks the token, the bundle or the golden cases.
@@ -230,7 +230,7 @@ def _provide_token(token: str, token_file: Path | None, private: Path, folders: 
 
 
 def _clear_pointers(plans: Iterable[Follow | ShadowPlan]) -> None:
-    """Let the files of the served versions name none, until the version managers have started one."""
+    """Reset the version files: no version is served until a version manager has started one."""
     for plan in plans:
         plan.versions.parent.mkdir(parents=True, exist_ok=True)
         Pointer(plan.versions).write(Versions())
@@ -255,7 +255,7 @@ def _manage_shadow(args: AppArguments, name: str, plan: ShadowPlan, url: str) ->
 
 def _in_use(name: str) -> Callable[[str], int]:
     def in_use(app: str) -> int:
-        """Ask the API; one that does not answer works on nothing any more."""
+        """Return the requests in progress as reported by a gateway; 0 if none responds, as it then processes none."""
         try:
             return int(serve.get_app_handle(name).in_use.remote(app).result(timeout_s=_ANSWER_TIMEOUT_S))
         except (RayError, RayServeException, TimeoutError):
@@ -283,7 +283,7 @@ def _deploy(config: dict[str, Any], args: dict[str, object]) -> None:
 def _check_no_serve() -> None:
     if _controller() is not None:
         raise ResourceError(
-            "this Ray cluster already runs Serve, and its address cannot be changed",
+            "this Ray cluster already runs Serve",
             do="stop it with `serve shutdown`, or deploy serve/config.yaml to it with `serve deploy`",
         )
 

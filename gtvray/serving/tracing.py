@@ -1,8 +1,8 @@
 """Traces of requests, off by default: from HTTP to the batches of patches that requests share. No torch.
 
 A client's `traceparent` header is continued (W3C Trace Context, https://www.w3.org/TR/trace-context/). Spans are sent
-to a collector as OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/). They hold request ids, counts and class
-names, and nothing of a scan.
+to a collector as OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/). They contain request ids, counts and class
+names, but no scan data.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from gtvray import __version__
 from gtvray.errors import ConfigError
 from gtvray.runtime import bypass_proxies
 
-# Within which a span leaves a process; a killed one loses those of so long.
+# Interval between exports of spans; a killed process loses the spans since its last export.
 _SEND_EVERY_MS = 1000
 _HEADERS = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int]
 
 
 class Tracing:
-    """The spans of this process.
+    """Tracer of this process.
 
     Args:
-        url: where a collector accepts OTLP over HTTP; None for no spans.
+        url: address at which a collector accepts OTLP over HTTP; None disables tracing.
         service: name of the service that the spans belong to.
 
     Raises:
-        ConfigError: a package that sends spans is missing.
+        ConfigError: the package that exports spans is not installed.
     """
 
     def __init__(self, url: str | None, service: str) -> None:
@@ -48,15 +48,15 @@ class Tracing:
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes | None = None,
     ) -> Iterator[Span]:
-        """Record a block as a span, to which the spans begun within it belong.
+        """Record a `with` block as a span, the parent of the spans started within it.
 
         An exception is recorded by its class only, as its text may contain names and paths.
 
         Args:
-            name: of the span.
-            parent: headers with the span that this one belongs to; None for the block around it.
-            kind: its role in the trace.
-            attributes: of the span.
+            name: name of the span.
+            parent: headers that carry the parent span; None uses the span of the enclosing block.
+            kind: role of the span in the trace.
+            attributes: attributes of the span.
         """
         context = None if parent is None else _HEADERS.extract(parent, Context())
         with self._tracer.start_as_current_span(
@@ -73,10 +73,10 @@ class Tracing:
         """Record a span that has just ended.
 
         Args:
-            name: of the span.
-            within: the span that it belongs to.
-            began_ns: Unix time of its begin in ns.
-            attributes: of the span.
+            name: name of the span.
+            within: parent span.
+            began_ns: start time in ns since the Unix epoch.
+            attributes: attributes of the span.
         """
         if within.is_recording():
             context = trace.set_span_in_context(within, Context())
@@ -94,10 +94,10 @@ def current_headers() -> dict[str, str]:
 
 
 def require_sender(url: str | None) -> None:
-    """Check that spans can be sent, if there is a collector.
+    """Check that spans can be exported if a collector is configured.
 
     Raises:
-        ConfigError: the package that sends them is missing.
+        ConfigError: the package that exports them is not installed.
     """
     if url is not None and find_spec("opentelemetry.exporter.otlp.proto.http") is None:
         raise ConfigError(

@@ -130,5 +130,5 @@ def test_interruption_completes_what_is_being_written(local_ray: Cluster, tmp_pa
 def test_missing_resources_are_an_error_after_a_time_limit(local_ray: Cluster, tmp_path: Path) -> None:
     plan = PoolPlan(1, Needs(64))
     waiting = ActorPool(opener(lambda scan, step: None), plan, wait_s=2, started=print, ended=print)
-    with pytest.raises(ResourceError, match="no process that predicts could be started"):
+    with pytest.raises(ResourceError, match="no prediction process could be started"):
         waiting.run(scans(tmp_path, 1))

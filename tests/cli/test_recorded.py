@@ -16,10 +16,10 @@ def test_nothing_is_printed_if_mlflow_has_everything() -> None:
 def test_waiting_and_refused_entries_are_named_with_the_command_that_sends_them() -> None:
     lines = tracking_lines(False, [DELETED, Refused(None, 1, "no")], "gtvray sweep --resume x")
     assert lines == [
-        "MLflow was away; the rest goes there with gtvray sweep --resume x",
+        "MLflow was unreachable; send the remaining entries with: gtvray sweep --resume x",
         f"MLflow refused 3 entries of trial t0: {DELETED.reason}",
         "MLflow refused 1 entry of the parent run: no",
-        "sent again, once the cause is corrected, by gtvray sweep --resume x",
+        "correct the cause, then send them again with: gtvray sweep --resume x",
     ]
     assert tracking_found(True, [DELETED]) == {
         "mlflow_has_everything": False,

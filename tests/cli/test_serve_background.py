@@ -76,7 +76,7 @@ def sleeping(tmp_path: Path) -> Iterator[Process]:
 def test_process_that_has_the_id_of_an_ended_endpoint_is_not_stopped(tmp_path: Path, sleeping: Process) -> None:
     state = recorded(tmp_path, Process(sleeping.pid, sleeping.since - 1))
     assert "has ended" in call("serve", "status", "--workspace", tmp_path).stdout
-    assert "had ended by itself" in call("serve", "stop", "--workspace", tmp_path).stdout
+    assert "had already ended" in call("serve", "stop", "--workspace", tmp_path).stdout
     assert sleeping.is_alive
     assert not state.exists()
 

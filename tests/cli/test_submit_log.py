@@ -131,13 +131,13 @@ def test_ctrl_c_asks_whether_to_stop_the_job(
     with nullcontext() if answer == "d" else pytest.raises(FailureError, match="job did not succeed"):
         submit(["data"], address=dashboard, installed=True)
     assert _Dashboard.stopped == stopped
-    assert "job j goes on without this command" in capsys.readouterr().err
+    assert "job j continues to run without this command" in capsys.readouterr().err
 
 
 def test_ctrl_c_without_a_terminal_leaves_the_job_running(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(monkeypatch)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(FailureError, match="goes on") as caught:
+    with pytest.raises(FailureError, match="continues to run") as caught:
         submit(["data"], address=dashboard, installed=True)
     assert f"gtvray submit wait j --address {dashboard}" in caught.value.fields["do"]
     assert f"gtvray submit stop j --address {dashboard}" in caught.value.fields["do"]

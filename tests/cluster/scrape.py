@@ -8,15 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-
-from starlette.requests import Request
 
 from gtvray.runtime import connect
 
@@ -58,7 +54,7 @@ def exercise() -> None:
     """Create a placement group, a task that dies, a training that reports, and an endpoint with requests."""
     import ray
     from ray import serve, train
-    from ray.exceptions import WorkerCrashedError
+    from ray.exceptions import RayTaskError, WorkerCrashedError
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.util.placement_group import placement_group
 
@@ -76,19 +72,17 @@ def exercise() -> None:
 
     @serve.deployment(max_ongoing_requests=2)
     class Echo:
-        async def __call__(self, request: Request) -> str:
-            if request.url.path == "/fail":
-                raise ValueError(request.url.path)
+        def __call__(self, fails: bool) -> str:
+            if fails:
+                raise ValueError("asked for")
             return "here"
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(Echo.bind(), name="gtvray")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for path in ("", "", "", "fail"):
-        with suppress(urllib.error.HTTPError):
-            opener.open(f"http://127.0.0.1:{port}/{path}", timeout=10).close()
+    # Without proxies, as gtvray's endpoint.
+    serve.start(proxy_location="Disabled")
+    handle = serve.run(Echo.bind(), name="gtvray", route_prefix=None)
+    for fails in (False, False, False, True):
+        with suppress(RayTaskError):
+            handle.remote(fails).result()
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def test_up_status_down(local: Local, bundle: Bundle, phantoms: Path, tmp_path: 
         "mlflow": "healthy",
         "endpoint": "stopped",
     }
-    assert [each["detail"] for each in found["services"][2:]] == ["no model has been promoted, or it was not asked for"]
+    assert [each["detail"] for each in found["services"][2:]] == ["no model has been promoted, or it was not requested"]
     token = Path(found["ray_token"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert stat.S_IMODE(local.state.stat().st_mode) == 0o700

@@ -1,4 +1,4 @@
-"""Dashboards and alerts use only metrics and labels that Ray exports; Prometheus accepts the rules."""
+"""Dashboards and alerts use only metrics and labels that Ray or gateways export; Prometheus accepts the rules."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from gtvray.serving.metrics import _REGISTRY
 
 MONITORING = Path(__file__).resolve().parents[2] / "cluster" / "monitoring"
 DASHBOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
 METRICS: dict[str, list[str]] = json.loads((MONITORING / "metrics.json").read_text())
+# Of the gateways of the endpoint.
+METRICS_OF_GATEWAYS = {
+    name: list(metric._labelnames)
+    for metric, names in _REGISTRY._collector_to_names.items()
+    for name in names
+    if isinstance(metric, MetricWrapperBase)
+}
 # Exported only by nodes with GPUs.
 SELDOM = {"ray_node_gpus_utilization"}
 # Added by Prometheus.
 SCRAPED = {"instance", "job", "le"}
-_METRIC = re.compile(r"\b(?:ray_[a-z0-9_]+|up)(?=[\s{\[)]|$)")
+_METRIC = re.compile(r"\b(?:(?:ray|gtvray)_[a-z0-9_]+|up)(?=[\s{\[)]|$)")
 _GROUPED = re.compile(r"\b(?:by|without)\s*\(([^)]*)\)")
 _SELECTED = re.compile(r"([a-zA-Z_]+)\s*(?:=~|!=|=)\s*\"")
 
@@ -48,10 +58,11 @@ def test_metrics_and_labels_exist(where: str, expression: str) -> None:
     without_groups = _GROUPED.sub("", expression)
     names = set(_METRIC.findall(without_groups))
     assert names
-    assert names - {"up"} <= set(METRICS) | SELDOM, names
+    exported = METRICS | METRICS_OF_GATEWAYS
+    assert names - {"up"} <= set(exported) | SELDOM, names
     labels = {label.strip() for group in _GROUPED.findall(expression) for label in group.split(",")}
     labels |= set(_SELECTED.findall(expression))
-    known = {label for name in names for label in METRICS.get(name, [])} | SCRAPED
+    known = {label for name in names for label in exported.get(name, [])} | SCRAPED
     if not names & SELDOM:
         assert labels <= known, f"{where}: {labels - known} of {names}"
     for pair in ("()", "{}", "[]"):
@@ -99,8 +110,9 @@ def test_prometheus_accepts_the_configuration(tmp_path: Path) -> None:
         pytest.skip("promtool is not installed (Debian's package prometheus)")
     shutil.copytree(MONITORING, tmp_path / "monitoring")
     config = tmp_path / "monitoring" / "prometheus.yml"
-    (tmp_path / "token").write_text("x")
-    config.write_text(config.read_text().replace("/etc/gtvray/ray-token", str(tmp_path / "token")))
+    for name in ("ray-token", "metrics-token"):
+        (tmp_path / name).write_text("x")
+    config.write_text(config.read_text().replace("/etc/gtvray/", f"{tmp_path}/"))
     done = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -92,7 +92,7 @@ def test_training_resumes_with_its_own_settings_and_data_only(phantoms: Path, co
     assert again.open()[1] == folds
     path = job.folder / "run.json"
     write_json(path, {**read_json(path), "fingerprint": "other"})
-    with pytest.raises(InputError, match="not those that the training was started with"):
+    with pytest.raises(InputError, match="differ from those that the training was started with"):
         TrainJob.resumed("train-test", job.workspace, job.show, job.report).open()
     write_json(path, {**read_json(path), "schema_version": 99})
     with pytest.raises(InputError, match="another version of gtvray"):

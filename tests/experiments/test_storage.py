@@ -20,7 +20,10 @@ def test_node_reports_missing_paths(tmp_path: Path) -> None:
     assert (versions["gtvray"], problems) == (__version__, [])
     # Another disk is mounted at the same path.
     _, problems = look(tmp_path / "written elsewhere", [tmp_path / "data"], "http://127.0.0.1:9")
-    assert problems[:2] == [f"{tmp_path / 'data'} is not there", f"{tmp_path} is not there, or is another folder"]
+    assert problems[:2] == [
+        f"{tmp_path / 'data'} does not exist",
+        f"{tmp_path} does not exist, or is another folder",
+    ]
     assert problems[2].startswith("MLflow: ")
 
 
@@ -36,5 +39,5 @@ def test_nodes_are_named(local_ray: Cluster, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="not every node") as caught:
         require_storage(two, tmp_path, tmp_path / "gone")
     assert report.node in caught.value.fields["where"]
-    assert f"{tmp_path / 'gone'} is not there" in caught.value.fields["found"]
+    assert f"{tmp_path / 'gone'} does not exist" in caught.value.fields["found"]
     assert len(str(caught.value).splitlines()) <= 5

@@ -82,7 +82,7 @@ def test_model_that_has_seen_a_held_out_case_is_not_judged_by_it(project: Projec
         "candidate": (_bundle(tmp_path, 0, project, scans=[seen]), None),
         "champion": (candidate, _bundle(tmp_path, 1, project, scans=[seen])),
     }.items():
-        with pytest.raises(InputError, match=f"{name} cannot be judged") as caught:
+        with pytest.raises(InputError, match=f"{name} cannot be evaluated") as caught:
             gather_evidence(models[0], project, masks=tmp_path, ledger=ledger, threads=1, champion=models[1])
         assert caught.value.fields["found"].endswith(f"were: {project.held_out[0].case_id}")
     assert ledger.looks() == [], "nothing was scored"
@@ -93,6 +93,6 @@ def test_model_without_recorded_scans_needs_the_same_data_and_split(project: Pro
     candidate = _bundle(tmp_path, 0, project)
     require_untouched(candidate, _bundle(tmp_path, 1, project, scans=None), project)
     other = _bundle(tmp_path, 1, project, scans=None, digest="other data")
-    with pytest.raises(InputError, match="champion cannot be judged") as caught:
+    with pytest.raises(InputError, match="champion cannot be evaluated") as caught:
         require_untouched(candidate, other, project)
     assert "not recorded" in caught.value.fields["found"]

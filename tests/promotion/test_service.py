@@ -94,7 +94,7 @@ def test_named_person_can_override_the_gate_but_not_its_integrity_checks(
     assert promotions.registry.champion().override == "needed for a study"
     assert promotions.registry.get("1").override == ""
     page = tmp_path / "decisions" / f"{decision.number:04d}-promoted" / "decision.md"
-    assert "Ada promoted it nevertheless: needed for a study" in page.read_text()
+    assert "Ada promoted it anyway; reason: needed for a study" in page.read_text()
 
 
 def test_evidence_of_another_bundle_is_refused(promotions: Promotions) -> None:

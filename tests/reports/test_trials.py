@@ -117,7 +117,7 @@ def test_what_trials_took_over_is_counted_and_listed(tmp_path: Path) -> None:
     record.end("t0", "completed")
     page = assert_self_contained(_page(tmp_path))
     assert ["t0", "took over", "epoch 4 of t1"] in page.rows
-    assert "taken over from other trials" in _page(tmp_path)
+    assert "exploits (weights from other trials)" in _page(tmp_path)
 
 
 def test_sweep_without_a_trial_has_no_page(tmp_path: Path) -> None:

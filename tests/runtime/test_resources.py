@@ -74,4 +74,4 @@ def test_nodes_that_an_autoscaler_can_start_count() -> None:
     assert (plan.concurrent, plan.fits_now) == (3, False)
     with pytest.raises(ResourceError) as caught:
         plan_trials(TrainingConfig(cpus_per_worker=16), [Node(0, 0)], None, growth=growth)
-    assert "the autoscaler can have 3 x (8 CPUs, 1 GPUs, 64.0 GB)" in caught.value.fields["found"]
+    assert "the autoscaler can provide 3 x (8 CPUs, 1 GPUs, 64.0 GB)" in caught.value.fields["found"]

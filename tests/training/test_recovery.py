@@ -132,7 +132,7 @@ def test_a_nan_loss_restarts_the_epoch_at_a_lower_rate(run: Fit, tmp_path: Path,
     assert [report.retries for report in reports] == [0, 1, 1, 1]
     assert figures(reports[:1]) == figures(whole[:1])
     assert [report.lr for report in reports[1:]] == pytest.approx([0.3 * report.lr for report in whole[1:]])
-    assert "step 4: epoch restarted with 0.3 of the rate" in reports[1].notes
+    assert "step 4: epoch restarted at 0.3 of the learning rate" in reports[1].notes
     assert reports[2].notes == ""
     arm("training.loss:5=nan")
     assert figures(list(run(tmp_path / "again"))) == figures(reports)
@@ -152,7 +152,7 @@ def test_retries_are_limited(run: Fit, tmp_path: Path) -> None:
     arm(",".join(f"training.loss:{count}=nan" for count in (4, 5, 6)))
     reports = run(tmp_path, nan_retries=2)
     assert next(reports).epoch == 1
-    with pytest.raises(TrainingError, match="not a number") as caught:
+    with pytest.raises(TrainingError, match="not finite") as caught:
         next(reports)
     assert "step 3, after 2 retries" in caught.value.fields["where"]
     assert Checkpoint.load(tmp_path / "epoch-00001").meta["epoch"] == 1

@@ -63,7 +63,7 @@ def test_trials_of_the_earlier_sweep_become_points_of_this_one(sweeps: Path) -> 
     [
         (["none"], "d1", NotFoundError, "no such sweep"),
         (["../first"], "d1", NotFoundError, "no such sweep"),
-        (["first"], "d2", InputError, "of other data"),
+        (["first"], "d2", InputError, "used other data"),
     ],
 )
 def test_unusable_earlier_sweep_is_refused(

@@ -53,15 +53,15 @@ _EVENTS_READ_S = 60.0
 class AsyncClient:
     """A client of one endpoint; it may be used by many tasks of one event loop at once.
 
-    An endpoint on this machine is reached without a proxy, any other through the proxy that the environment sets for
-    it. Every error is of the classes in gtvray/errors.py; those that the endpoint reports have the class that it names.
+    Requests to an endpoint on this machine bypass proxies; others use the proxy configured in the environment. All
+    errors are classes of gtvray.errors; an error reported by the endpoint has the class that the endpoint names.
 
     Args:
         url: address of the endpoint, such as http://127.0.0.1:8000.
         token: the bearer token.
         model: name of one of the endpoint's models, for all scans; None for its default model.
         timeouts: time limits by phase.
-        retry: when a request is sent again.
+        retry: retry policy.
 
     Raises:
         AuthError: the token is empty or cannot be a header's value.
@@ -106,10 +106,10 @@ class AsyncClient:
 
         Raises:
             NotFoundError: the file does not exist.
-            VolumeError: the file is not a valid volume; detected before sending where its first bytes show it.
-            ContentTypeError: the file is of another known format; detected before sending.
+            VolumeError: the file is not a valid volume; detected before sending if the first bytes show it.
+            ContentTypeError: the file has another known format; detected before sending.
             InputError: the request id is invalid.
-            ResourceError: nothing responds, or something other than a gtvray server, which is named.
+            ResourceError: no server responds, or the response is not from a gtvray server; the error names its source.
             DeadlineError: the server did not respond in time.
             FailureError: the mask is not on the grid of the scan.
             GtvrayError: an error reported by the server, in the class that the server names.
@@ -140,11 +140,11 @@ class AsyncClient:
     async def segment_many(
         self, scans: Iterable[Scan], *, at_once: int = 4
     ) -> AsyncIterator[tuple[Scan, RemoteResult | GtvrayError]]:
-        """Segment many scans, some of them at the same time; one that fails does not stop the others.
+        """Segment many scans concurrently; a scan that fails does not stop the others.
 
         Args:
             scans: as in `segment`.
-            at_once: scans that are sent and predicted at the same time.
+            at_once: maximum number of scans in progress.
 
         Yields:
             each scan with its result or its error, in the given order.
@@ -161,7 +161,7 @@ class AsyncClient:
 
         try:
             while True:
-                # Results that wait for an earlier one are held, so their number is bounded too.
+                # Results are yielded in order, so the number of finished ones kept in memory is bounded, too.
                 while len(begun) < 2 * at_once and (scan := next(waiting, None)) is not None:
                     begun.append((scan, asyncio.create_task(attempt(scan))))
                 if not begun:
@@ -178,16 +178,16 @@ class AsyncClient:
     async def submit(
         self, scans: Sequence[Scan], *, priority: Priority = "normal", idempotency_key: str | None = None
     ) -> JobDocument:
-        """Send scans as one job; the job is accepted, and survives a restart of the endpoint, when this returns.
+        """Send scans as one job. When this returns, the job is accepted and survives a restart of the endpoint.
 
         Args:
             scans: as in `segment`.
-            priority: of the job.
-            idempotency_key: a job that was sent with the same key is returned instead of a new one; by default a new
-                key, so that a repeated request does not become a second job.
+            priority: priority of the job.
+            idempotency_key: if a job was submitted with this key before, it is returned instead of a new one; by
+                default a new key, so that retries of this call do not create a second job.
 
         Raises:
-            InputError: no scan, or the key was used for other scans.
+            InputError: there is no scan, or the key was used for another request.
             GtvrayError: as `segment`.
         """
         if not scans:
@@ -207,7 +207,7 @@ class AsyncClient:
         priority: Priority = "normal",
         idempotency_key: str | None = None,
     ) -> JobDocument:
-        """Submit scans that the server reads itself, from below the folders of `serving.jobs.roots`.
+        """Submit scans that the server reads from its own storage, below the folders of `serving.jobs.roots`.
 
         Args:
             paths: absolute paths on the server.
@@ -237,15 +237,15 @@ class AsyncClient:
     async def wait(
         self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[JobDocument], None] | None = None
     ) -> JobDocument:
-        """Return a job once it has ended, whatever came of it; the server may be restarted meanwhile.
+        """Wait until a job has ended, successfully or not, and return it; the server may restart in the meantime.
 
         Args:
             job_id: the job.
-            timeout_s: longest wait; None waits as long as it takes.
+            timeout_s: maximum wait in seconds; None waits without a limit.
             on_change: called whenever the job has changed.
 
         Raises:
-            DeadlineError: the job did not end in time; it goes on.
+            DeadlineError: the job did not end in time; it continues on the server.
         """
         began, shown = time.monotonic(), None
         while True:
@@ -256,11 +256,16 @@ class AsyncClient:
             if job.ended_at is not None:
                 return job
             if timeout_s is not None and time.monotonic() - began > timeout_s:
-                raise DeadlineError("the job has not ended", where=job_id, expected=f"within {timeout_s:g} s")
+                raise DeadlineError(
+                    "the job has not ended",
+                    where=job_id,
+                    expected=f"within {timeout_s:g} s",
+                    do="wait for it again, or cancel it; it continues on the server",
+                )
             await asyncio.sleep(_POLL_S)
 
     async def events(self, job_id: str) -> AsyncIterator[JobDocument]:
-        """Yield a job whenever it has changed, until it has ended; a lost connection is opened again."""
+        """Yield a job after each change until it has ended; reconnect if the connection is lost."""
         timeout = as_httpx(replace(self._timeouts, read_s=_EVENTS_READ_S))
         attempt, began = 1, time.monotonic()
         while True:
@@ -286,7 +291,11 @@ class AsyncClient:
             except _Unanswered as refused:
                 error, pause = self._refused(refused.response, attempt, began)
             if pause is None:
-                raise error or BusyError("the server ends the events before the job has ended", where=self._url)
+                raise error or BusyError(
+                    "the server closed the event stream before the job ended",
+                    where=self._url,
+                    do="poll the job instead: `wait` of the client, or GET /v1/jobs/ID",
+                )
             await asyncio.sleep(pause)
             attempt += 1
 
@@ -296,12 +305,12 @@ class AsyncClient:
         Args:
             job_id: the job.
             number: position of the volume in the job.
-            scan: the scan that was sent, with whose grid that of the mask is compared; None compares nothing.
+            scan: the scan that was sent; the mask must be on its grid. None skips this check.
 
         Raises:
             ConflictError: the volume has not ended.
             NotFoundError: no such job or volume, or its result was deleted.
-            GtvrayError: why the volume has no mask.
+            GtvrayError: the error with which the volume failed.
         """
         response = await self._send("GET", f"/v1/jobs/{job_id}/results/{number}", succeeded=is_result)
         result = replace(await asyncio.to_thread(decode_result, response, self._url), request_id=job_id)
@@ -330,7 +339,7 @@ class AsyncClient:
             yield volume.number, outcome
 
     async def cancel(self, job_id: str) -> JobDocument:
-        """Stop a job, and delete its inputs and results.
+        """Cancel a job, and delete its inputs and results.
 
         Raises:
             NotFoundError: no such job of this client.
@@ -351,7 +360,7 @@ class AsyncClient:
         return str((await self._send("GET", "/readyz", succeeded=_is_ready)).json()["golden"])
 
     async def models(self) -> dict[str, Any]:
-        """Return the served version, the one being loaded, and those that were rejected."""
+        """Return the versions of each model (served, loading, rejected) and the shadow version."""
         found: dict[str, Any] = (await self._send("GET", "/v1/models")).json()
         return found
 
@@ -372,14 +381,14 @@ class AsyncClient:
         headers: dict[str, str] | None = None,
         succeeded: Callable[[httpx.Response], bool] = lambda response: response.is_success,
     ) -> httpx.Response:
-        """Send a request, again where that may help, until it succeeds.
+        """Send a request, and retry it while a retry may succeed.
 
         Args:
-            method: the method.
+            method: HTTP method.
             path: path of the route.
-            body: arguments of httpx for one attempt; files that it opens are closed after it.
+            body: returns the httpx arguments of an attempt; files that it opens are closed after the attempt.
             headers: further headers.
-            succeeded: whether a response is what was asked for.
+            succeeded: whether a response is the expected one.
         """
         attempt, began = 1, time.monotonic()
         while True:
@@ -425,7 +434,7 @@ def _is_ready(response: httpx.Response) -> bool:
 
 
 class _Unanswered(Exception):  # noqa: N818  # not an error of its own
-    """A stream was answered with an error."""
+    """An error response to a request for a stream."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__()

@@ -29,8 +29,12 @@ class Client:
     Args:
         url: address of the endpoint, such as http://127.0.0.1:8000.
         token: the bearer token.
+        model: name of one of the endpoint's models, for all scans; None for its default model.
         timeouts: time limits by phase.
-        retry: when a request is sent again.
+        retry: retry policy.
+
+    Raises:
+        as `AsyncClient`, at the first call.
     """
 
     def __init__(
@@ -58,10 +62,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and stop the thread; a later call starts them again, one in progress is cancelled.
+        """Close the connections and stop the thread. Calls in progress are cancelled; a later call starts both again.
 
-        Does nothing while the interpreter ends, as when a generator that holds the client is collected then: the thread
-        does not run any more, and would be waited for without end.
+        Does nothing during interpreter shutdown, for example when a generator that holds the client is collected: the
+        thread no longer runs, and waiting for it would never return.
         """
         if sys.is_finalizing():
             return
@@ -79,7 +83,7 @@ class Client:
     def segment_many(
         self, scans: Iterable[Scan], *, at_once: int = 4
     ) -> Iterator[tuple[Scan, RemoteResult | GtvrayError]]:
-        """Segment many scans, some of them at the same time; see `AsyncClient.segment_many`."""
+        """Segment many scans concurrently; see `AsyncClient.segment_many`."""
         return self._iterate(lambda client: client.segment_many(scans, at_once=at_once))
 
     def submit(
@@ -127,7 +131,7 @@ class Client:
         return self._iterate(lambda client: client.results(job_id, scans=scans))
 
     def cancel(self, job_id: str) -> JobDocument:
-        """Stop a job, and delete its inputs and results; see `AsyncClient.cancel`."""
+        """Cancel a job, and delete its inputs and results; see `AsyncClient.cancel`."""
         return self._call(lambda client: client.cancel(job_id))
 
     def queue(self) -> QueueDocument:
@@ -153,7 +157,7 @@ class Client:
             while (found := _result(_next(items), loop)) is not None:
                 yield found[0]
         finally:
-            # The end of the loop closes what is open then; at the end of the interpreter its thread has stopped.
+            # A stopped loop has closed its generators; at interpreter shutdown its thread no longer runs.
             if self._loop is loop and not sys.is_finalizing():
                 _result(_close(items), loop)
 
@@ -178,7 +182,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _result(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """Run a coroutine in the client's thread; if the caller is interrupted, it is cancelled and has ended."""
+    """Run a coroutine in the client's thread; if the caller is interrupted, cancel it and wait until it has ended."""
     tasks: set[asyncio.Task[Any]] = set()
 
     async def run() -> T:

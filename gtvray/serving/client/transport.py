@@ -1,4 +1,4 @@
-"""How the HTTP client reaches an endpoint: proxies, timeouts by phase, and when a request is repeated.
+"""Transport of the HTTP client: proxies, timeouts by phase, and retries.
 
 Requests to this machine bypass proxies, and a proxy's response is reported as such, not as the endpoint's.
 """
@@ -35,8 +35,8 @@ class Timeouts:
 
     Attributes:
         connect_s: establishing a connection.
-        write_s: sending, without any progress.
-        read_s: waiting for the server, without any data; a mask takes as long as it takes to predict.
+        write_s: sending without progress.
+        read_s: waiting for data from the server; must exceed the time to predict a mask.
         pool_s: waiting for a free connection.
     """
 
@@ -48,18 +48,18 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Retry:
-    """When a request is sent again: no connection, a lost one, or status 429, 502, 503 or 504.
+    """Retry policy: a request is retried if it finds or keeps no connection, or gets status 429, 502, 503 or 504.
 
-    Every request of the client may be repeated: a mask depends on the scan only, and a job has an idempotency key. The
-    pauses double, and are shortened at random by up to a half, so that clients of a restarted server do not all come
-    at once. A server's Retry-After makes a pause longer.
+    Every request of the client can be repeated: a mask depends on the scan only, and a job has an idempotency key.
+    Pauses grow exponentially, with a jitter of up to one half, so that the clients of a restarted server do not return
+    all at once. A Retry-After header of the server lengthens a pause.
 
     Attributes:
-        attempts: most attempts; 1 sends a request once.
-        first_s: longest first pause.
-        longest_s: longest pause.
-        total_s: time after which no further attempt begins.
-        first_contact_s: the same, as long as the client has not reached the server at all: the address may be wrong.
+        attempts: maximum number of attempts; 1 disables retries.
+        first_s: upper limit of the first pause.
+        longest_s: upper limit of every pause.
+        total_s: time after which no further attempt starts.
+        first_contact_s: the same limit until the client has reached the server once, since the address may be wrong.
     """
 
     attempts: int = 8
@@ -69,12 +69,12 @@ class Retry:
     first_contact_s: float = 6.0
 
     def pause_s(self, attempt: int, elapsed_s: float, after_s: float = 0.0, *, reached: bool = True) -> float | None:
-        """Return the pause after a failed attempt; None if there is no further one.
+        """Return the pause in seconds after a failed attempt; None if there is no further attempt.
 
         Args:
-            attempt: the attempt that failed, from 1.
-            elapsed_s: time since the first attempt began.
-            after_s: what the server asked for.
+            attempt: number of the attempt that failed, from 1.
+            elapsed_s: time since the first attempt started.
+            after_s: pause that the server requested.
             reached: whether the client has ever reached the server.
         """
         left = (self.total_s if reached else self.first_contact_s) - elapsed_s
@@ -96,7 +96,7 @@ def open_async_client(url: str, timeouts: Timeouts) -> httpx.AsyncClient:
 
 
 def as_httpx(timeouts: Timeouts) -> httpx.Timeout:
-    """Return time limits in the form of httpx."""
+    """Convert time limits to an `httpx.Timeout`."""
     return httpx.Timeout(connect=timeouts.connect_s, write=timeouts.write_s, read=timeouts.read_s, pool=timeouts.pool_s)
 
 
@@ -104,7 +104,7 @@ def require_address(url: str, timeouts: Timeouts) -> None:
     """Check the address of an endpoint.
 
     Raises:
-        ResourceError: no server can have it.
+        ResourceError: it is not a valid URL.
     """
     try:
         if (httpx.URL(url).port or 0) > _HIGHEST_PORT:
@@ -114,10 +114,10 @@ def require_address(url: str, timeouts: Timeouts) -> None:
 
 
 def require_token(token: str) -> None:
-    """Check a bearer token before it becomes a header.
+    """Check that a bearer token can be sent in a header.
 
     Raises:
-        AuthError: there is none, or it has characters that no header can have.
+        AuthError: the token is empty, or has characters that are not allowed in a header.
     """
     if token and token.isascii() and token.isprintable() and " " not in token:
         return
@@ -169,7 +169,7 @@ def retry_after_s(response: httpx.Response) -> float:
 
 
 def response_error(response: httpx.Response, url: str) -> GtvrayError:
-    """The error of an unsuccessful response: the endpoint's own, or that another server responded."""
+    """Return the error of an unsuccessful response: as reported by the endpoint, or that another server responded."""
     if response.headers.get("content-type", "").startswith(MEDIA_TYPE):
         try:
             return error_of(response.json(), url)
@@ -209,6 +209,7 @@ def transport_error(error: httpx.TransportError | httpx.InvalidURL, url: str, ti
             where=f"{url}{through}",
             expected=_limit(error, timeouts),
             found=type(error).__name__,
+            do="check that the server is running and reachable, then retry",
         )
     if proxy:
         refused = isinstance(error, httpx.ProxyError)
@@ -226,7 +227,7 @@ def transport_error(error: httpx.TransportError | httpx.InvalidURL, url: str, ti
 
 
 def _reason(error: BaseException) -> BaseException:
-    """The operating system's error below an error of the HTTP library, whose own text says less."""
+    """Return the operating system error behind an error of the HTTP library, as its text is more specific."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno is not None:

@@ -136,7 +136,7 @@ def decode_result(response: httpx.Response, url: str) -> RemoteResult:
         )
     except KeyError as error:
         raise ResourceError(
-            "the response is not from a gtvray server", where=url, found=f"no header {error}"
+            "the response is not from a gtvray server", where=url, found=f"no header {error}", do="correct the address"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The gateway: the HTTP API, access, and handing requests to model replicas."""
+"""The gateway: HTTP API, access control, and dispatch of requests to model replicas."""
 
 import lazy_loader
 

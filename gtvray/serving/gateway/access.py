@@ -1,4 +1,4 @@
-"""Who sent a request, what that client may do, and how often."""
+"""Authentication, authorization and rate limits of clients."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gtvray.serving.gateway.tokens import OPERATOR, Role, TokenFile, digest_of
 from gtvray.serving.request_log import log_event
 
 _MINUTE_S = 60.0
-# The file of tokens is looked at this often at most, as every request asks.
+# Minimum interval between checks of the token file for changes, since every request needs it.
 _LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who sent a request.
+    """An authenticated client.
 
     Attributes:
-        name: of the client.
-        role: what it may do.
-        models: names of the models that it may use; empty: every model.
+        name: name of the client.
+        role: role, which determines the permitted requests.
+        models: names of the models that it may use; empty permits every model.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Client:
                 "the token does not permit this model",
                 expected=", ".join(self.models),
                 found=name,
-                do="name one of these models, or ask the operator for another token",
+                do="select one of these models, or ask the operator for another token",
             )
 
     def require(self, role: Role) -> None:
@@ -53,7 +53,7 @@ class Client:
         """
         if self.role < role:
             raise ForbiddenError(
-                "the token does not permit this",
+                "the token does not permit this request",
                 expected=f"the role {role.name.lower()}",
                 found=self.role.name.lower(),
                 do="ask the operator for a token with that role",
@@ -61,12 +61,12 @@ class Client:
 
 
 class Access:
-    """The endpoint's own token, which may do everything, and those of clients.
+    """Access control by the endpoint's own token, which has the role admin, and the tokens of clients.
 
     Args:
-        token: the endpoint's own.
-        file: of the clients' tokens, read again when it changes; None if there are none.
-        requests_per_minute: of one client.
+        token: the endpoint's own token.
+        file: file of the clients' tokens, reloaded when it changes; None if there are none.
+        requests_per_minute: rate limit of one client.
     """
 
     def __init__(self, token: str, file: Path | None, requests_per_minute: int) -> None:
@@ -76,18 +76,18 @@ class Access:
         self._clients: dict[str, Client] = {}
         self._stamp: tuple[int, int] | None = None
         self._looked_at = -_LOOK_S
-        # Client -> requests it may still send, and when that was counted.
+        # Token bucket: client -> requests left, and the time at which they were counted.
         self._left: dict[str, tuple[float, float]] = {}
 
     def identify(self, authorization: str | None) -> Client:
-        """The client that sent an Authorization header.
+        """Return the client that an Authorization header identifies.
 
         Raises:
             AuthError: the token is missing or wrong.
         """
         scheme, _, given = (authorization or "").partition(" ")
         if scheme.lower() == "bearer":
-            # Digests are compared, so that the time of a comparison says nothing about a token.
+            # Comparing digests keeps the timing of the comparison from revealing anything about a token.
             digest = digest_of(given.strip())
             if hmac.compare_digest(digest, self._own):
                 return Client(OPERATOR, Role.ADMIN)
@@ -97,10 +97,10 @@ class Access:
         raise AuthError("a valid bearer token is required", do="send the header Authorization: Bearer <token>")
 
     def count(self, client: Client) -> None:
-        """Count a request of a client.
+        """Count a request against the rate limit of a client.
 
         Raises:
-            ClientLimitError: it sends too many.
+            ClientLimitError: the limit is exceeded.
         """
         now = time.monotonic()
         left, at = self._left.get(client.name, (float(self._per_minute), now))
@@ -114,7 +114,7 @@ class Access:
         self._left[client.name] = left - 1, now
 
     def _look(self) -> None:
-        """Read the file again if it has changed. A file that cannot be read any more permits nobody."""
+        """Reload the token file if it has changed. If it cannot be read, all client tokens are rejected."""
         if self._file is None or time.monotonic() - self._looked_at < _LOOK_S:
             return
         self._looked_at = time.monotonic()

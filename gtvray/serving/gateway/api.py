@@ -100,7 +100,7 @@ class Api:
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)
         app.add_api_route("/healthz", self.healthz, methods=["GET"])
-        # Where KubeRay looks for Serve's proxy.
+        # KubeRay probes Serve's proxy at this path.
         app.add_api_route(KUBERAY_PATH, self.kuberay, methods=["GET"], include_in_schema=False)
         app.add_api_route("/readyz", self.readyz, methods=["GET"], responses=errors())
         app.add_api_route(
@@ -124,7 +124,7 @@ class Api:
         return app
 
     def stop(self) -> None:
-        """End the streams of clients that watch jobs."""
+        """Close the event streams of jobs."""
         if self._jobs is not None:
             self._jobs.stopping = True
 
@@ -137,7 +137,7 @@ class Api:
         return Response("success", media_type="text/plain")
 
     async def metrics(self) -> Response:
-        """Metrics of this gateway for Prometheus, for the role admin."""
+        """Metrics of this gateway in the Prometheus format; requires the role admin."""
         PENDING.set(self._segmenter.pending)
         SPOOL_BYTES.set(self._spool.used_bytes)
         described, replicas = {}, {}
@@ -161,7 +161,7 @@ class Api:
         return {**await served.describe(), "name": served.name, "intended_use": NOTICE}
 
     async def models(self) -> dict[str, Any]:
-        """List the versions of each model, those of the default model also at the top, and the shadow version."""
+        """List the versions of each model and the shadow version; the default model is repeated at the top level."""
         default, *further = [await _versions(served) for served in self._models]
         each = [
             {"name": served.name, "default": served is self._models.default, **versions}
@@ -259,7 +259,7 @@ class Api:
 
     @asynccontextmanager
     async def received(self, request: Request, served: Served) -> AsyncIterator[Body]:
-        """The body of a request for a model in the spool, which exists within the `async with` block.
+        """Receive the body of a request into the spool; the file exists within the `async with` block.
 
         Capacity, declared size and free space are checked before the first byte is read.
 

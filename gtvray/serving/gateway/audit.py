@@ -1,4 +1,4 @@
-"""The audit log: who had which input segmented by which model, when, and with which outcome. No data of a patient."""
+"""The audit log: client, input digest, model, time and outcome of each segmentation. It contains no patient data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AuditLog:
     """JSON Lines in one file per host, flushed to disk before a request is answered.
 
     Args:
-        folder: of the files; None keeps no log.
+        folder: folder of the files; None disables the log.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -33,5 +33,5 @@ class AuditLog:
         entry = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": request_id, **values}
         try:
             await asyncio.to_thread(append_json_line, self._path, entry)
-        except Exception as error:  # noqa: BLE001  # an answer that is ready is not withheld
+        except Exception as error:  # noqa: BLE001  # a failed log entry must not withhold the response
             log_event("audit_failed", request_id, logging.ERROR, kind=type(error).__name__)

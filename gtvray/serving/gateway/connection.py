@@ -1,4 +1,4 @@
-"""The HTTP connections of a gateway: one whose request does not begin in time is closed."""
+"""HTTP connections of a gateway, with a time limit for the head of each request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# For the head of a request. uvicorn itself limits only the pause between two requests.
+# Time limit for the head of a request; uvicorn itself limits only the idle time between two requests.
 HEAD_S = 20.0
 
 
@@ -16,22 +16,22 @@ class Connection(HttpToolsProtocol):
     _limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Start the time limit of the first head."""
+        """Start the time limit for the first head."""
         super().connection_made(transport)
         self._start()
 
     def on_message_begin(self) -> None:
-        """Start the time limit of a head."""
+        """Restart the time limit for the head of a request."""
         self._start()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """End the time limit."""
+        """Cancel the time limit."""
         self._end()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the time limit."""
+        """Cancel the time limit."""
         self._end()
         super().connection_lost(exc)
 

@@ -34,12 +34,12 @@ from gtvray.serving.transfer.stream import BodyStream
 _START_TIMEOUT_S, _STALLED_S = 30.0, 60.0
 _SEVERAL, _LOOK_S = 2, 5.0
 _BACKLOG = 2048
-# Longer than the pause that browsers and HTTP clients make between two requests of a connection.
+# Longer than browsers and HTTP clients typically wait between two requests on a connection.
 _KEEP_ALIVE_S = 30
 
 
 class Gateway:
-    """A server on this node.
+    """HTTP server of one node.
 
     Args:
         args: the application's arguments.
@@ -68,7 +68,7 @@ class Gateway:
         self._wait_started()
 
     async def in_use(self, app: str) -> int:
-        """Number of requests and comparisons in progress that belong to a version; called by the version managers."""
+        """Number of requests and comparisons of a version in progress on this gateway; version managers call this."""
         return self._models.in_use(app) + (self._shadow.in_use(app) if self._shadow is not None else 0)
 
     def check_health(self) -> None:
@@ -76,7 +76,7 @@ class Gateway:
         if not self._thread.is_alive():
             raise FailureError("the HTTP server has ended")
         if time.monotonic() - self._models.looked_at > _STALLED_S:
-            raise FailureError("the HTTP server is stalled", expected=f"a step within {_STALLED_S:g} s")
+            raise FailureError("the HTTP server is stalled", expected=f"a background check within {_STALLED_S:g} s")
 
     def __del__(self) -> None:
         """Let requests in progress finish; Serve calls this when it stops the replica."""
@@ -100,7 +100,7 @@ class Gateway:
             await asyncio.to_thread(self._spool.close)
 
     async def _serve_nodes(self) -> None:
-        """Serve the stream as soon as the cluster has other nodes."""
+        """Serve the stream for replicas on other nodes, once the cluster has any."""
         while len(await asyncio.to_thread(ray.nodes)) < _SEVERAL:
             await asyncio.sleep(_LOOK_S)
         listening = listen(get_node_ip_address(), 0)
@@ -119,7 +119,7 @@ class Gateway:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that other processes of the same user may bind too, which share its connections.
+    """Bind a socket with SO_REUSEPORT: processes of the same user can bind the same port and share its connections.
 
     Raises:
         ResourceError: the address cannot be used.
@@ -133,7 +133,10 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ResourceError(
-            "the endpoint cannot listen at its address", where=f"{host}:{port}", found=error.strerror
+            "the endpoint cannot listen at its address",
+            where=f"{host}:{port}",
+            found=error.strerror,
+            do="change serving.host or serving.port, or stop the program that uses the port",
         ) from error
     return listening
 
@@ -164,6 +167,9 @@ def _server(app: Any, drain_s: int, certificate: Path | None = None, key: Path |
         config.load()
     except OSError as error:
         raise ConfigError(
-            "the TLS certificate or its key cannot be used", where=f"{certificate}, {key}", found=error
+            "the TLS certificate or its key cannot be used",
+            where=f"{certificate}, {key}",
+            found=error,
+            do="check that both are readable PEM files that belong together",
         ) from error
     return uvicorn.Server(config)

@@ -25,7 +25,7 @@ from gtvray.serving.tracing import NO_TRACES, Tracing
 KUBERAY_PATH = "/-/healthz"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
 _UNTRACED = OPEN_PATHS | {"/metrics"}
-# Paths below these need a role; all others outside OPEN_PATHS, the least one.
+# Minimum role of these paths and those below them; other paths outside OPEN_PATHS require any valid token.
 _ROLES = {"/v1/jobs": Role.JOBS, "/metrics": Role.ADMIN}
 _CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID, traceparent, tracestate"
 _CORS_EXPOSED_HEADERS = (
@@ -41,7 +41,7 @@ class Guard:
 
     Args:
         app: the application.
-        access: whose token is required outside OPEN_PATHS, except for OPTIONS, with which browsers send no token.
+        access: checks the token, required outside OPEN_PATHS except for OPTIONS, which browsers send without one.
         origins: origins whose pages may call the endpoint from a browser.
         tracing: receives a span for each request.
     """
@@ -52,7 +52,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Process one request."""
         if scope["type"] == "websocket":
-            # There are no WebSocket routes; the application would respond without token and problem document.
+            # There are no WebSocket routes; the application would respond without token check or problem document.
             request_id = request_id_of(Headers(scope=scope).getlist(REQUEST_ID_HEADER))
             await JSONResponse(http_problem(404, request_id), 404, media_type=MEDIA_TYPE)(scope, receive, send)
             return
@@ -81,7 +81,7 @@ class Guard:
             )
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, response: _Response) -> None:
-        """Have the application answer; an error becomes a problem document."""
+        """Run the application; respond to an error with a problem document."""
         try:
             scope["state"]["client"] = self._admit(scope, headers)
             await self._app(scope, receive, response.send)
@@ -99,7 +99,7 @@ class Guard:
         return tracing.span(scope["method"], headers, SpanKind.SERVER, known)
 
     def _admit(self, scope: Scope, headers: Headers) -> Client | None:
-        """The client of a request, if it may send it; None where no token is required."""
+        """Authenticate and authorize a request; return its client, or None where no token is required."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in OPEN_PATHS or scope["method"] == "OPTIONS":
             return None
@@ -166,7 +166,7 @@ def add_cors_headers(response: MutableHeaders, request: Headers, origins: Sequen
 
 
 def _route(scope: Scope) -> str:
-    """The pattern of the route that a request took."""
+    """Path template of the route that handled a request; "none" without one."""
     return str(getattr(scope.get("route"), "path", "none"))
 
 

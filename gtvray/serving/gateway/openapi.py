@@ -1,4 +1,4 @@
-"""The OpenAPI document: bodies, the security scheme and error responses, which FastAPI cannot read from the routes."""
+"""The OpenAPI document: bodies, security scheme and error responses, which FastAPI cannot derive from the routes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RESULT_HEADERS = {
     "X-Gtvray-Model-Version": _header("version of the model", "string"),
     "X-Gtvray-Volume-Ml": _header("volume of the mask in ml", "number"),
     "X-Gtvray-Mode": _header("inference mode", "string"),
-    "X-Gtvray-Fallback": _header("why this is not the mode that the model names", "string", required=False),
+    "X-Gtvray-Fallback": _header("why another mode than the model's was used", "string", required=False),
     "X-Gtvray-Out-Of-Domain": _header("how the scan differs from the training data", "string", required=False),
     "X-Gtvray-Patches": _header("patches that the network was run on", "integer"),
     "X-Gtvray-Patches-Skipped": _header("further patches that mode `exhaustive` would have run", "integer"),
@@ -41,7 +41,7 @@ _JOB_HEADERS = {
     "Location": _header("address of the job", "string"),
     "Idempotency-Replayed": _header("`true` for the job of an earlier request", "string", required=False),
 }
-# A model that does not reproduce its golden cases stays unavailable until somebody acts: that 503 names no time.
+# Without Retry-After, a 503 means that an operator has to intervene: the golden cases are not reproduced.
 _RETRY = {"Retry-After": _header("seconds after which to try again", "integer", required=False)}
 _ERROR_HEADERS = {
     401: {"WWW-Authenticate": _header("how to authenticate", "string")},
@@ -71,24 +71,24 @@ ModelQuery = Annotated[
     Query(alias="model", max_length=256, description="name of a served model; by default the endpoint's default model"),
 ]
 _STATUS = {
-    400: "a request that HTTP or the endpoint does not permit",
+    400: "malformed request",
     401: "no valid bearer token",
-    403: "the token's role does not permit it",
-    404: "unknown, or not of this client",
-    406: "no media type that the client accepts",
+    403: "not permitted for this token",
+    404: "not found, or not owned by this client",
+    406: "none of the accepted media types is available",
     408: "the body arrives too slowly",
-    409: "not possible in the present state",
+    409: "not possible in the current state",
     413: "the body or the volume exceeds its limit",
-    415: "the body is of another known type",
-    422: "the body is no valid volume, or a parameter is invalid",
-    429: "too many requests or bytes of this client; Retry-After says when to try again",
-    500: "unexpected; the server's log has the details under the instance",
-    503: "not available; Retry-After says when to try again, unless somebody has to act first",
-    504: "not ready in time",
+    415: "unsupported type of body",
+    422: "the body is not a valid volume, or a parameter is invalid",
+    429: "rate limit or upload limit of this client exceeded; see Retry-After",
+    500: "unexpected error; the server's log has the details under `instance`",
+    503: "not available; see Retry-After, which is absent if an operator has to intervene",
+    504: "not ready within the time limit",
     507: "the disk is full",
 }
 _ALWAYS = (400, 500, 503)
-# Of every route that needs a token.
+# Additional statuses of every route that requires a token.
 _PROTECTED = (401, 403, 429)
 _SCHEME = "bearer"
 

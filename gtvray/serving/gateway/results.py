@@ -1,7 +1,7 @@
-"""The answer to a segmentation: its media type, and the mask or a JSON document with the mask's metadata.
+"""Responses with a mask: negotiation of the media type, and the mask or a JSON document with its metadata.
 
-The JSON document of a synchronous request holds the mask as base64: the endpoint keeps nothing of such a request, so
-there is no address to fetch it from later. The result of a job is stored, and its document links to the mask instead.
+The JSON document of a synchronous request contains the mask as base64: the endpoint stores nothing of such a request,
+so there is no URL to fetch the mask from. The result of a job is stored, and its document links to the mask instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 GZIP: Literal["application/gzip"] = "application/gzip"
-# A gzipped NIfTI has no media type of its own, and clients ask for it by each of these.
+# Gzipped NIfTI has no registered media type, and clients request it with any of these.
 MASK_TYPES = (GZIP, "application/x-gzip", "application/octet-stream")
 
 
@@ -37,16 +37,16 @@ class ModelVersion(BaseModel):
 class Flags(BaseModel):
     """Reasons to distrust a mask."""
 
-    out_of_domain: list[str] = Field(description="how the scan differs from the training data; empty: no difference")
-    fallback: str | None = Field(description="why the inference mode is not the one that the model names; null: it is")
+    out_of_domain: list[str] = Field(description="how the scan differs from the training data; empty if it does not")
+    fallback: str | None = Field(description="why another inference mode than the model's was used; null if it was not")
 
 
 class Mask(BaseModel):
     """The mask: gzipped NIfTI, uint8, 0 and 1, on the grid of the scan; either its bytes or its address."""
 
     media_type: Literal["application/gzip"] = GZIP
-    base64: str | None = Field(None, description="the bytes, in answers to /v1/segment")
-    href: str | None = Field(None, description="the address, in results of jobs")
+    base64: str | None = Field(None, description="content of the file, in responses of /v1/segment")
+    href: str | None = Field(None, description="path of the mask, in results of jobs")
 
 
 class SegmentationResult(BaseModel):
@@ -55,7 +55,7 @@ class SegmentationResult(BaseModel):
     request_id: str = Field(description="id of the request in the server's log")
     model: ModelVersion
     volume_ml: float = Field(description="volume of the mask in ml")
-    mode: str = Field(description="inference mode that shaped the mask")
+    mode: str = Field(description="inference mode that was used")
     flags: Flags
     patches: int = Field(description="patches that the network was run on")
     patches_skipped: int = Field(description="further patches that mode `exhaustive` would have run")
@@ -92,7 +92,7 @@ def result_document(
 
 
 def negotiate(accept: str | None) -> str:
-    """Return the media type of an answer; without an Accept header, the mask.
+    """Return the media type of a response; without an Accept header, that of the mask.
 
     Raises:
         NotAcceptableError: the header excludes the mask and JSON.
@@ -102,7 +102,9 @@ def negotiate(accept: str | None) -> str:
     chosen = parse_accept_header(accept, MIMEAccept).best_match([*MASK_TYPES, JSON])
     if chosen is None:
         raise NotAcceptableError(
-            "none of the accepted media types can be answered", expected=f"{GZIP} or {JSON}", do="change Accept"
+            "none of the accepted media types is available",
+            expected=f"{GZIP} or {JSON}",
+            do="send one of these in the Accept header",
         )
     return str(chosen)
 

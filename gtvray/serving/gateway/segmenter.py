@@ -1,4 +1,4 @@
-"""From a spooled scan to its mask: slots, the version, replicas that die, and the time limit."""
+"""Segmentation of a spooled scan on a replica: slots, pinned version, retries after lost replicas, and time limit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gtvray.serving.transfer.work import Answer, Prediction, Work
 from gtvray.serving.versions.served import REPLICA_LOST, Served, cause_of
 
 _PAUSE_S = 0.2
-# Receives the patches that were processed, and those known so far.
+# Called with the number of patches processed, and the number known so far.
 Report = Callable[[int, int], None]
 
 
@@ -34,13 +34,13 @@ class Segmenter:
 
     Args:
         args: the application's arguments.
-        spool: for masks, until they are read.
-        stream: for replicas on other nodes.
+        spool: stores masks until they are read.
+        stream: transfers scans and masks to and from replicas on other nodes.
         node: id of this node.
         tracing: receives a span for each call of a replica.
 
     Attributes:
-        pending: complete scans that are not answered.
+        pending: number of scans received and not yet answered.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Segmenter:
         self._serving, self._spool = args.serving, spool
         self._stream, self._node, self._tracing = stream, node, tracing
         self._quarantine = Quarantine()
-        # Scans that wait here are files. A slot is taken by a scan that is complete, never by one that is being sent.
+        # Waiting scans are files on disk. Only a completely received scan takes a slot, never one that is being sent.
         self._slots = asyncio.Semaphore(args.serving.max_pending)
         self.pending = 0
 
     def require_capacity(self) -> None:
-        """Check that another scan may be sent.
+        """Check that another scan can be accepted.
 
         Raises:
-            BusyError: too many are in progress.
+            BusyError: too many scans are in progress.
         """
         limit = self._serving.max_pending
         if self.pending >= limit:
@@ -66,14 +66,14 @@ class Segmenter:
             )
 
     async def segment(self, served: Served, body: Body, request_id: str, report: Report | None = None) -> Prediction:
-        """Segment a scan on the version of a model that is served now. A cancelled call is in no later batch.
+        """Segment a scan with the currently served version of a model. A cancelled scan is dropped from later batches.
 
         Args:
             served: the model.
             body: the scan's file, which this node can read.
-            request_id: for the logs.
-            report: called with the patches that were processed and those known so far, for a volume of a job, which
-                has no time limit; None for a request.
+            request_id: id for the logs.
+            report: called with the numbers of patches processed and known so far. Set for volumes of jobs, which have
+                no time limit; None for a request.
 
         Raises:
             DataError: the scan is not valid, or has killed replicas.
@@ -97,12 +97,12 @@ class Segmenter:
             self.pending -= 1
 
     async def segment_once(self, model: Any, body: Body, request_id: str) -> Prediction:
-        """Segment a scan on a replica without slot, time limit, quarantine and further attempts, as a shadow does.
+        """Segment a scan in a single attempt without slot, time limit or quarantine, for shadow comparisons.
 
         Args:
             model: handle of the version.
             body: the scan's file, which this node can read.
-            request_id: for the logs.
+            request_id: id for the logs.
 
         Raises:
             RayError: the replica died.
@@ -117,7 +117,7 @@ class Segmenter:
     async def _attempt_until_done(
         self, app: str, model: Any, body: Body, request_id: str, report: Report | None
     ) -> Prediction:
-        """Call replicas until one answers: Serve does not retry a request that a dying replica had accepted."""
+        """Retry until a replica responds: Serve does not retry a request that a dying replica had accepted."""
         attempt = 0
         while True:
             self._quarantine.require_harmless(app, body.sha256)
@@ -180,14 +180,14 @@ class Segmenter:
         )
 
     def _point(self, work: Work, attempt: int) -> str | None:
-        """Where a scan was when its replica died; None if it only waited."""
+        """Point at which a scan was being processed when its replica died; None if it was only waiting."""
         if self._stream.was_fetched(work):
             return f"attempt {attempt} on another node"
         return read_point(work.journal)
 
 
 async def _last(messages: AsyncIterator[tuple[int, int] | Answer], report: Report) -> Answer:
-    """The answer at the end of a stream, whose earlier messages are reported."""
+    """Report the progress messages of a stream, and return the answer at its end."""
     async for message in messages:
         if isinstance(message, Answer):
             return message

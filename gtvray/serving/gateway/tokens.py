@@ -1,7 +1,7 @@
 """The file of the clients' tokens.
 
-Tokens have 256 random bits, so that a plain SHA-256 of one cannot be reversed by guessing; the file holds nothing else
-of them.
+The file stores only the SHA-256 of each token. Tokens have 256 random bits, so an unsalted hash cannot be reversed by
+guessing.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Token:
     """A client's token, as the file stores it.
 
     Attributes:
-        name: of the client.
+        name: name of the client.
         role: name of a Role, in lower case.
-        sha256: of the token.
-        created: UTC time, ISO 8601.
-        models: names of the models that the client may use; empty: every model.
+        sha256: SHA-256 of the token.
+        created: UTC time of creation, ISO 8601.
+        models: names of the models that the client may use; empty permits every model.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Token:
 
 
 class TokenFile:
-    """Tokens by client.
+    """The file of the clients' tokens.
 
     Args:
-        path: of the file; it need not exist.
+        path: path of the file, which may not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class TokenFile:
         """Return the tokens.
 
         Raises:
-            ConfigError: the file is not one of tokens.
+            ConfigError: the file is not a token file.
         """
         if not self._path.exists():
             return []
@@ -74,19 +74,24 @@ class TokenFile:
                 if isinstance(token.models, str):
                     raise TypeError
         except (InputError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError("not a file of tokens", where=self._path, found=type(error).__name__) from error
+            raise ConfigError(
+                "not a token file",
+                where=self._path,
+                found=type(error).__name__,
+                do="restore the file, or remove it and add the clients again with `gtvray token add`",
+            ) from error
         return tokens
 
     def add(self, name: str, role: Role, models: Sequence[str] = ()) -> str:
-        """Create a token for a client and return it; it is stored nowhere.
+        """Create a token for a client and return it; only its SHA-256 is stored.
 
         Args:
-            name: of the client.
-            role: what it may do.
-            models: names of the models that it may use; empty: every model.
+            name: name of the client.
+            role: role of the client.
+            models: names of the models that it may use; empty permits every model.
 
         Raises:
-            InputError: the client has a token, or its name is not valid.
+            InputError: the client already has a token, or its name is invalid.
         """
         if not 0 < len(name) <= _MOST_NAME or not is_printable_name(name) or name == OPERATOR:
             expected = f"1 to {_MOST_NAME} printable characters, and not {OPERATOR}"
@@ -95,7 +100,9 @@ class TokenFile:
         with exclusive_lock(self._lock, self._path):
             tokens = self.read()
             if any(each.name == name for each in tokens):
-                raise InputError("this client has a token", found=name, do=f"gtvray token revoke {name}")
+                raise InputError(
+                    "this client already has a token", found=name, do=f"revoke it first: gtvray token revoke {name}"
+                )
             self._write([*tokens, Token(name, role.name.lower(), digest_of(token), created, list(models))])
         return token
 

@@ -1,4 +1,4 @@
-"""Jobs: volumes that are accepted, survive a restart, and are segmented in turn."""
+"""Jobs: queued volumes that survive a restart of the endpoint and are segmented in the background."""
 
 import lazy_loader
 

@@ -21,8 +21,8 @@ class VolumeDocument(BaseModel):
 
     number: int = Field(description="position in the request, from 0")
     state: VolumeState
-    percent: float = Field(description="share of the patches that were processed")
-    result: str | None = Field(None, description="address of the result once the volume is done")
+    percent: float = Field(description="percentage of the patches that were processed")
+    result: str | None = Field(None, description="path of the result once the volume is done")
     problem: Problem | None = Field(None, description="why a failed volume has no mask")
 
 
@@ -31,11 +31,11 @@ class JobDocument(BaseModel):
 
     id: str
     state: JobState = Field(
-        description="queued: no volume has begun; done: every volume has ended, and at least one has a mask; failed: "
-        "none has"
+        description="queued: no volume was started; running: some have not ended; done: all have ended, at least one "
+        "with a mask; failed: all have ended without a mask; cancelled: the client cancelled it"
     )
     priority: Priority
-    percent: float = Field(description="mean over the volumes; one that has ended counts as 100")
+    percent: float = Field(description="mean percentage of the volumes, of which those that have ended count as 100")
     created_at: datetime
     ended_at: datetime | None
     expires_at: datetime | None = Field(description="when the results of a job that has ended are deleted")
@@ -53,23 +53,23 @@ class ReplicasDocument(BaseModel):
     """Replicas of a model; requests wait while none runs."""
 
     model: str = Field(description="name of the registered model")
-    running: int = Field(description="replicas that process scans")
-    starting: int = Field(description="replicas that load the model, or wait for resources of the cluster")
-    smallest: int = Field(description="number of replicas without load")
-    largest: int = Field(description="number of replicas that load may start")
+    running: int = Field(description="replicas that are ready to process scans")
+    starting: int = Field(description="replicas that load the model or wait for cluster resources")
+    smallest: int = Field(description="minimum number of replicas")
+    largest: int = Field(description="maximum number of replicas")
 
 
 class QueueDocument(BaseModel):
     """The queue of all clients."""
 
-    queued: int = Field(description="volumes of jobs that wait")
-    running: int = Field(description="volumes of jobs that are processed")
+    queued: int = Field(description="volumes of jobs that wait in the queue")
+    running: int = Field(description="volumes of jobs in progress")
     expected_wait_s: float | None = Field(
-        description="time until a new volume of normal priority would begin, from the time of the last volumes; null: "
-        "no volume was processed yet"
+        description="estimated seconds until a new volume of normal priority would start, from the processing time of "
+        "recent volumes; null if no volume was processed yet"
     )
-    scans: int = Field(0, description="requests and volumes of jobs in progress on this node, also those that wait")
-    replicas: list[ReplicasDocument] = Field([], description="replicas of each model; empty: not known at the moment")
+    scans: int = Field(0, description="requests and volumes of jobs on this node, in progress or waiting for a slot")
+    replicas: list[ReplicasDocument] = Field([], description="replicas of each model; empty if currently unknown")
 
 
 def job_document(job: JobStatus, keep_s: float, live: Mapping[tuple[str, int], float]) -> JobDocument:
@@ -78,7 +78,7 @@ def job_document(job: JobStatus, keep_s: float, live: Mapping[tuple[str, int], f
     Args:
         job: the job.
         keep_s: how long results are kept.
-        live: volume -> percent, of those that are processed here; newer than the table.
+        live: volume -> percentage, of the volumes processed by this gateway; more recent than the table.
     """
     percents = [
         100.0 if each.state not in OPEN else live.get((job.id, each.number), each.percent) for each in job.volumes

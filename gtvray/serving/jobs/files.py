@@ -22,7 +22,7 @@ from gtvray.serving.transfer.sealed import SealedWriter, new_key
 from gtvray.serving.transfer.spool import Body
 from gtvray.serving.transfer.uploads import CURL, EXPECTED, check_body
 
-# An upload takes less time than this; what is older and in no job was left by a process that was killed.
+# Longer than any upload: an older folder that belongs to no job was left behind by a killed process.
 _ABANDONED_S = 3600.0
 
 
@@ -37,11 +37,11 @@ class StoredFile(BaseModel):
 
 
 class JobFiles:
-    """The folders.
+    """Files of the job store.
 
     Args:
         folder: folder of the job store.
-        key: its key.
+        key: key of the job store, 32 bytes.
     """
 
     def __init__(self, folder: Path, key: bytes) -> None:
@@ -71,7 +71,7 @@ class JobFiles:
         return NewInput(path, self._key, _purpose(job_id, number, "input"), limit_bytes)
 
     def new_reference(self, job_id: str, number: int, pinned: bytes) -> NewVolume:
-        """Return a volume that is named instead of stored."""
+        """Return a volume that refers to a file instead of a stored input; `pinned` comes from `pin_reference`."""
         sealed = seal(pinned, self._key, _purpose(job_id, number, "reference"))
         return NewVolume(True, len(sealed), sha256(pinned).hexdigest(), sealed)
 
@@ -84,17 +84,17 @@ class JobFiles:
         """Return the stored input of a volume; its content is checked as it is read.
 
         Raises:
-            FailureError: it is missing, or what is needed to read it was changed or is of another volume.
+            FailureError: the file is missing, or its stored key was modified or belongs to another volume.
         """
         stored = unseal(claim.input, self._key, _purpose(*claim.volume, "input"))
         path = self._folder / claim.job_id / f"input-{claim.number}"
         return _existing(path, StoredFile.model_validate_json(stored))
 
     def read_reference(self, claim: Claim) -> bytes:
-        """Return what `new_reference` was given.
+        """Return the `pinned` reference that was passed to `new_reference`.
 
         Raises:
-            FailureError: it was changed, or is of another volume.
+            FailureError: it was modified, or belongs to another volume.
         """
         return unseal(claim.input, self._key, _purpose(*claim.volume, "reference"))
 
@@ -128,7 +128,7 @@ class JobFiles:
             return file.read()
 
     def remove_leftovers(self, claim: Claim) -> None:
-        """Delete the input of a volume that has ended, and masks of attempts that were lost before they counted."""
+        """Delete the input of a volume that has ended, and the masks of its earlier attempts."""
         folder = self._folder / claim.job_id
         (folder / f"input-{claim.number}").unlink(missing_ok=True)
         for mask in folder.glob(f"mask-{claim.number}-*"):
@@ -144,10 +144,10 @@ class JobFiles:
         shutil.rmtree(self._folder / job_id, ignore_errors=True)
 
     def remove_unknown(self, known: Iterable[StoredVolume]) -> None:
-        """Delete what no job needs: inputs of ended volumes, masks of earlier attempts, folders of unknown jobs.
+        """Delete files that no job needs: inputs of ended volumes, masks of earlier attempts, folders of unknown jobs.
 
-        Killed processes leave them behind. The folder of an unknown job may be an upload in progress, so only an old
-        one is deleted.
+        Killed processes leave such files behind. The folder of an unknown job may be an upload in progress, so it is
+        deleted only if it is old.
         """
         of_job: dict[str, list[StoredVolume]] = {}
         for volume in known:
@@ -191,15 +191,15 @@ class NewInput:
         self._digest, self._head = sha256(), b""
 
     def write(self, content: bytes) -> None:
-        """Write further bytes.
+        """Append bytes.
 
         Raises:
             TooLargeError: the content exceeds its limit.
-            ContentTypeError, VolumeError: it is no volume.
+            ContentTypeError, VolumeError: it is not a volume.
         """
         if self._writer.size + len(content) > self._limit_bytes:
             raise TooLargeError(
-                "the upload is too large", expected=f"at most {self._limit_bytes} bytes a volume", do="crop the scan"
+                "the upload is too large", expected=f"at most {self._limit_bytes} bytes per volume", do="crop the scan"
             )
         if len(self._head) < HEAD_BYTES:
             self._head += content[: HEAD_BYTES - len(self._head)]
@@ -213,7 +213,7 @@ class NewInput:
 
         Raises:
             InputError: there is no content.
-            ContentTypeError, VolumeError: it is no volume.
+            ContentTypeError, VolumeError: it is not a volume.
         """
         if not self._writer.size:
             raise InputError("the request has no body", expected=EXPECTED, do=CURL)
@@ -231,7 +231,7 @@ class NewInput:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Report a full disk.
+    """Convert the OSError of a full disk to an error of gtvray.
 
     Raises:
         ResourceError: the disk is full.

@@ -30,10 +30,10 @@ class IntakeLimits:
     """Limits of a new job.
 
     Attributes:
-        upload: size of a volume, and rate of the body.
-        volumes: most volumes.
-        free_bytes: what the job store can still take.
-        roots: folders whose files may be named.
+        upload: limits of the size of a volume and of the rate of the body.
+        volumes: maximum number of volumes.
+        free_bytes: remaining capacity of the job store.
+        roots: folders whose files may be referenced.
     """
 
     upload: UploadLimits
@@ -61,7 +61,7 @@ class Intake:
         """Read a request's body; the inputs are on disk, and flushed, when it returns.
 
         Raises:
-            InputError: the body is no volume, no form of volumes, or names no files that may be read.
+            InputError: the body is neither a volume, nor a form with volumes, nor valid references.
             TooLargeError: a volume, or their number, exceeds its limit.
             SlowBodyError: the body arrives too slowly.
             BusyError: the job store is full.
@@ -96,7 +96,7 @@ class Intake:
             decoder.receive_data(None)
             await self._process(decoder)
         except (ValueError, RequestEntityTooLarge) as error:
-            raise InputError("the form is damaged", expected=_FORM, found=error) from error
+            raise InputError("the form is malformed", expected=_FORM, found=error) from error
         if not self._inputs:
             raise InputError("the form has no volume", expected=_FORM)
 
@@ -152,6 +152,6 @@ class Intake:
 
 
 def input_digest(priority: str, inputs: list[NewVolume], model: str | None = None) -> str:
-    """Return the digest by which the repetition of a request is recognised."""
+    """Return a digest of priority, volumes and model, by which a repeated request is recognised."""
     named = [f"model {model}"] if model is not None else []
     return sha256("\n".join([priority, *(each.digest for each in inputs), *named]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the job store takes and returns."""
+"""Records that the job store accepts and returns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class NewVolume:
     """A volume of a job to be accepted.
 
     Attributes:
-        reference: whether the volume is a file that the job names, not a stored input.
+        reference: whether the volume is a referenced file instead of a stored input.
         stored_bytes: size of the stored input, or of the reference.
         digest: sha256 of the content, or of the reference.
-        input: what is needed to read the input: size, digest and key, or the reference; encrypted.
+        input: encrypted data needed to read the input: its size, digest and key, or the reference.
     """
 
     reference: bool
@@ -35,7 +35,7 @@ class NewJob:
         id: its id.
         owner: the client.
         key_digest: digest of the idempotency key; None without one.
-        input_digest: digest of volumes and priority, by which a repeated request is compared.
+        input_digest: digest of volumes, priority and model, which a repeated request must match.
         priority: its priority.
         volumes: its volumes.
         model: name of the model; None for the default.
@@ -125,7 +125,7 @@ class QueueStatus:
 
     Attributes:
         queued, running: number of volumes.
-        mean_s: mean time of the volumes that ended last; None if none has.
+        mean_s: mean processing time of the volumes completed most recently; None if there are none.
     """
 
     queued: int

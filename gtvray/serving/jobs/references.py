@@ -1,4 +1,4 @@
-"""Volumes that a job names instead of sending them: files under folders that the operator allows."""
+"""Volumes that a job references by path instead of sending them, below folders that the operator allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reference(BaseModel):
 
 
 class References(BaseModel):
-    """The body of a job that names its volumes."""
+    """The body of a job that references its volumes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,9 +66,9 @@ def pin_reference(reference: Reference, roots: Sequence[Path], limit_bytes: int)
         what `reference_body` and `require_unchanged` need.
 
     Raises:
-        NotFoundError: there is no such file below an allowed folder; a file elsewhere is reported alike.
+        NotFoundError: there is no such file below an allowed folder; files elsewhere cause the same error.
         TooLargeError: the file exceeds the limit.
-        ContentTypeError, VolumeError: the file is no volume.
+        ContentTypeError, VolumeError: the file is not a volume.
     """
     path, file = _open(Path(reference.path), roots)
     with file:
@@ -80,7 +80,7 @@ def pin_reference(reference: Reference, roots: Sequence[Path], limit_bytes: int)
 
 
 def reference_body(pinned: bytes, roots: Sequence[Path]) -> Body:
-    """Describe a file that a job named, for a replica that reads it; reads it once for its digest.
+    """Return a referenced file as a body that replicas can read; reads the file once to compute its digest.
 
     Raises:
         NotFoundError: it is no longer below an allowed folder.
@@ -91,7 +91,7 @@ def reference_body(pinned: bytes, roots: Sequence[Path]) -> Body:
 
 
 def require_unchanged(pinned: bytes, roots: Sequence[Path]) -> None:
-    """Check that a file is still the one that was named; raises as `reference_body`."""
+    """Check that a referenced file has not changed; raises as `reference_body`."""
     with _unchanged(pinned, roots):
         pass
 
@@ -117,7 +117,7 @@ def _open(path: Path, roots: Sequence[Path]) -> tuple[Path, BufferedReader]:
         real = path.resolve(strict=True)
         if not path.is_absolute() or not any(real.is_relative_to(root.resolve()) for root in roots):
             raise unknown
-        # The resolved path has no symbolic link, unless somebody exchanges a file for one just now.
+        # The resolved path contains no symbolic link, unless a part of it is replaced by one concurrently.
         return real, open_plain(real)
     except (OSError, ValueError, RuntimeError):
         raise unknown from None

@@ -27,7 +27,7 @@ _METHODS = ("DELETE", "OPTIONS", "PATCH", "POST", "PUT")
 _ID = "^[0-9a-f]{32}$"
 _JobId = Annotated[str, Path(pattern=_ID)]
 _BODY: dict[str, Any] = {
-    "description": "one volume; a form with several; or, below folders that the operator allows, their paths",
+    "description": "one volume, a form with several volumes, or paths below folders that the operator allows",
     "required": True,
     "content": {
         **VOLUME_BODY["content"],
@@ -57,7 +57,7 @@ _EVENT: dict[str, Any] = {
 }
 _EVENTS_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "server-sent events, each of which has this schema; their data is the job",
+        "description": "server-sent events of this schema; the data of each is the job",
         "content": {EVENTS: {"schema": _EVENT}},
     }
 }
@@ -67,10 +67,10 @@ class JobRoutes:
     """The routes.
 
     Args:
-        jobs: the jobs; None if this endpoint keeps none.
-        owner_of: the client of a request, who sees only its own jobs.
+        jobs: the job service; None if jobs are disabled.
+        owner_of: returns the client of a request, which can access its own jobs only.
         choose: checks that the client of a request may use a model, and returns its name; None is the default.
-        load: the fields `scans` and `replicas` of the queue.
+        load: returns the fields `scans` and `replicas` of the queue.
     """
 
     def __init__(
@@ -125,17 +125,19 @@ class JobRoutes:
         self,
         request: Request,
         model: ModelQuery = None,
-        priority: Annotated[Priority, Query(description="one hour ahead of, or behind, normal jobs")] = "normal",
+        priority: Annotated[
+            Priority, Query(description="`high` is one hour ahead of normal jobs in the queue, `low` one hour behind")
+        ] = "normal",
         idempotency_key: Annotated[
             str | None,
             Header(
                 min_length=1,
                 max_length=255,
-                description="a repeated request with the same key returns the first one's job",
+                description="a repeated request with the same key returns the job of the first request",
             ),
         ] = None,
     ) -> Response:
-        """Accept a job; its inputs are on disk, encrypted, when the answer is sent."""
+        """Accept a job; its encrypted inputs are on disk before the response is sent."""
         jobs, owner = self._require(), self._owner_of(request)
         chosen = self._choose(request, model)
         job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key, chosen)
@@ -147,23 +149,23 @@ class JobRoutes:
         self,
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[str | None, Query(pattern=_ID, description="id of a job: list only older ones")] = None,
+        before: Annotated[str | None, Query(pattern=_ID, description="list only jobs older than this id")] = None,
     ) -> JobList:
         """List the client's own jobs, newest first."""
         return JobList(jobs=await self._require().listing(self._owner_of(request), limit, before))
 
     async def job(self, request: Request, job_id: _JobId) -> JobDocument:
-        """Return a job with its percentage."""
+        """Return the state and progress of a job."""
         return await self._require().document(self._owner_of(request), job_id)
 
     async def cancel(self, request: Request, job_id: _JobId) -> JobDocument:
-        """Stop a job, also in the middle of its patches, and delete its inputs and results."""
+        """Cancel a job, including volumes in progress, and delete its inputs and results."""
         return await self._require().cancel(self._owner_of(request), job_id)
 
     async def events(self, request: Request, job_id: _JobId) -> Response:
         """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
         jobs, owner = self._require(), self._owner_of(request)
-        # Raised here, errors are answered as problem documents.
+        # Errors raised before the stream starts become problem documents.
         jobs.require_free_watch()
         await jobs.document(owner, job_id)
         return StreamingResponse(_events(jobs, owner, job_id), media_type=EVENTS, headers={"Cache-Control": "no-store"})
@@ -192,13 +194,13 @@ class JobRoutes:
     def _require(self) -> Jobs:
         if self._jobs is None:
             raise NotFoundError(
-                "this endpoint keeps no jobs", do="name a folder in jobs_dir of its config file, or use /v1/segment"
+                "jobs are disabled on this endpoint", do="use /v1/segment, or set jobs_dir in the config file"
             )
         return self._jobs
 
 
 def _refuse(allowed: Sequence[str]) -> Callable[[], Coroutine[Any, Any, None]]:
-    """A handler for all other methods: by itself Starlette would list those of one of several routes of a path."""
+    """Return a handler for all other methods: the `Allow` header of Starlette lists only one route of a path."""
 
     async def refuse() -> None:
         raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(allowed)})
@@ -215,5 +217,5 @@ async def _events(jobs: Jobs, owner: str, job_id: str) -> AsyncIterator[str]:
                 name = "progress" if job.ended_at is None else "end"
                 yield f"event: {name}\ndata: {job.model_dump_json()}\n\n"
             elif unchanged % _KEEP_ALIVE_AFTER == 0:
-                # A proxy that sees no data closes the connection.
+                # Proxies close connections that transfer no data.
                 yield ": unchanged\n\n"

@@ -1,8 +1,9 @@
-"""The key of the job store, and what is encrypted under it: the keys of files, and result documents.
+"""The key of the job store, which encrypts the keys of files and the result documents.
 
 A file is encrypted under a random key of its own (`gtvray.serving.transfer.sealed`). That key is stored in the tables,
-encrypted under the store's key with AES-256-GCM. What it is for is associated data, so that one file or document cannot
-take the place of another. Nonces are random: NIST SP 800-38D, section 8.3, allows 2^32 of them under one key.
+encrypted under the store's key with AES-256-GCM. The purpose of a key or document is authenticated as associated data,
+so that one cannot be substituted for another. Nonces are random: NIST SP 800-38D, section 8.3, allows 2^32 under one
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def seal(content: bytes, key: bytes, purpose: str) -> bytes:
     Args:
         content: what to encrypt.
         key: the key of the job store, 32 bytes.
-        purpose: what the content is, for example `job/0/input`; needed to read it.
+        purpose: what the content is for, such as `job/0/input`; needed to decrypt it.
     """
     nonce = os.urandom(_NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, content, purpose.encode())
@@ -38,7 +39,7 @@ def unseal(sealed: bytes, key: bytes, purpose: str) -> bytes:
     """Decrypt the result of `seal`.
 
     Raises:
-        FailureError: it was changed or cut off, has another purpose, or was encrypted with another key.
+        FailureError: it was modified or truncated, has another purpose, or was encrypted with another key.
     """
     try:
         return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
@@ -51,7 +52,7 @@ def unseal(sealed: bytes, key: bytes, purpose: str) -> bytes:
 
 
 def load_key(folder: Path) -> bytes:
-    """Return the key of a job store: that of GTVRAY_JOBS_KEY, or of the file `key` in its folder, which is created.
+    """Return the key of a job store: GTVRAY_JOBS_KEY, or the file `key` in its folder, created if it does not exist.
 
     Raises:
         ConfigError: the key is not 32 bytes as base64.

@@ -1,4 +1,4 @@
-"""The jobs of an endpoint: accepting, reporting, results and cancelling, over the store, its files and a worker."""
+"""The job service of an endpoint: submission, status, results and cancellation of jobs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _MOST_WATCHERS = 32
 
 
 class Jobs:
-    """Jobs; `running` must be entered before any other method.
+    """The job service; enter `running` before calling any other method.
 
     Args:
-        folder: folder of the job store; it is created, readable by its owner only.
+        folder: folder of the job store, created readable by its owner only.
         settings: limits and retention.
-        upload: size of a volume, and rate of a body.
+        upload: limits of the size of a volume and of the rate of a body.
         segment: segments one volume.
 
     Attributes:
@@ -56,7 +56,7 @@ class Jobs:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the store, process jobs within the block, and give back what is in progress at its end.
+        """Open the store, process jobs within the block, and return volumes in progress to the queue at its end.
 
         Raises:
             ConfigError: the key or the address of the database is invalid.
@@ -112,7 +112,7 @@ class Jobs:
         try:
             accepted = await asyncio.to_thread(self._store.accept, new)
         except Exception:
-            # Not if the client has left: the job may be in the table by now, and its client may ask for it again.
+            # Not after a cancellation: the job may be in the table already, and its client may repeat the request.
             self._files.remove_job(job_id)
             raise
         failpoint("jobs.accepted")
@@ -141,7 +141,7 @@ class Jobs:
         return [self._document(job) for job in await asyncio.to_thread(self._store.listing, owner, limit, before)]
 
     async def cancel(self, owner: str, job_id: str) -> JobDocument:
-        """Stop a job's open volumes, and delete its inputs and results.
+        """Cancel the volumes of a job that have not ended, and delete its inputs and results.
 
         Raises:
             NotFoundError: no such job of this owner.
@@ -157,7 +157,7 @@ class Jobs:
         Raises:
             NotFoundError: no such volume, or its result was deleted.
             ConflictError: the volume has not ended.
-            GtvrayError: why the volume has no mask.
+            GtvrayError: the error with which the volume failed.
         """
         job = await asyncio.to_thread(self._store.status, owner, job_id)
         volume = next((each for each in job.volumes if each.number == number), None)
@@ -174,10 +174,10 @@ class Jobs:
         return queue_document(await asyncio.to_thread(self._store.queue), self._settings.at_once)
 
     def require_free_watch(self) -> None:
-        """Check that a further client may watch a job.
+        """Check that another client may watch a job.
 
         Raises:
-            BusyError: too many do.
+            BusyError: too many clients watch jobs already.
         """
         if self._watchers >= _MOST_WATCHERS:
             raise BusyError(
@@ -194,9 +194,9 @@ class Jobs:
             self._watchers -= 1
 
     async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
-        """Yield a job whenever it has changed, and last when it has ended; None while it stays the same.
+        """Yield a job after each change until it has ended; yield None while it is unchanged.
 
-        It ends early when the endpoint stops, which would otherwise wait for its watchers.
+        Ends early when the endpoint stops, which would otherwise wait for clients that watch jobs.
 
         Raises:
             NotFoundError: no such job of this owner.
@@ -216,7 +216,7 @@ class Jobs:
             try:
                 left = await asyncio.to_thread(self._store.expire, self._keep_s)
                 await asyncio.to_thread(self._files.remove_unknown, left)
-            except Exception as error:  # noqa: BLE001  # a database or disk that is away comes back
+            except Exception as error:  # noqa: BLE001  # retried: the database or disk may be temporarily unavailable
                 LOGGER.error("event=jobs_not_cleaned kind=%s", type(error).__name__, exc_info=error)
             await asyncio.sleep(_CLEAN_EVERY_S)
 

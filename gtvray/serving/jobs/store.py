@@ -1,8 +1,8 @@
 """The table of jobs: accepting, claiming with leases, fenced results, cancelling, expiry. Torch-free, synchronous.
 
 A volume is claimed by one gateway at a time, under a lease that the gateway renews. Each claim has an attempt number,
-and a write counts only with the number of the latest claim, so a gateway that was away cannot end a volume that
-another one has taken over.
+and a write is valid only with the number of the latest claim, so a gateway that was unreachable cannot complete a
+volume that another one has taken over.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gtvray.serving.jobs.table import jobs, volumes
 
 LEASE_S = 15.0
 MOST_INTERRUPTIONS = 20
-# A later volume of a job waits as if it had been sent this much later, so that a job of many volumes lets others pass.
+# Each further volume of a job is queued as if it had arrived this much later, so that large jobs do not block others.
 _BEHIND_S = 10.0
 _AHEAD_S: dict[Priority, float] = {"low": -3600.0, "normal": 0.0, "high": 3600.0}
 _RECENT = 50
@@ -43,16 +43,16 @@ _RECENT = 50
 def due_at(created_at: float, number: int, priority: Priority) -> float:
     """Return the position of a volume in the queue: its time of arrival, shifted by number and priority.
 
-    As it does not change, a volume of low priority is overtaken for a limited time only.
+    As the position never changes, a volume of low priority cannot be overtaken indefinitely.
     """
     return created_at + _BEHIND_S * number - _AHEAD_S[priority]
 
 
 class JobStore:
-    """The table.
+    """The tables of jobs and their volumes.
 
     Args:
-        engine: of `open_database`.
+        engine: database engine, from `open_database`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -62,7 +62,7 @@ class JobStore:
         """Add a job whose inputs are durable.
 
         Returns:
-            the job; the earlier one if there is one of the same owner and key.
+            the job, or the earlier one of the same owner with the same idempotency key.
         """
         now = time.time()
         job = {
@@ -90,7 +90,7 @@ class JobStore:
         return Accepted(new.id, new.input_digest)
 
     def claim(self) -> Claim | None:
-        """Claim the next volume; None if there is none."""
+        """Claim the next volume; None if there is none, or if the next one has failed after too many interruptions."""
         now = time.time()
         ready = or_(
             and_(volumes.c.state == "queued", volumes.c.not_before <= now),
@@ -150,7 +150,7 @@ class JobStore:
         return self._end_claim(claim, "failed", problem=error.problem(claim.job_id))
 
     def release(self, claim: Claim, delay_s: float = 0.0) -> None:
-        """Give a volume back to the queue.
+        """Return a claimed volume to the queue.
 
         Args:
             claim: the claim.
@@ -163,7 +163,9 @@ class JobStore:
             )
 
     def cancel(self, owner: str, job_id: str) -> JobStatus:
-        """End a job's open volumes as cancelled; a job that has ended does not change.
+        """Cancel the volumes of a job that have not ended, and remove all its results.
+
+        The state of a job that has already ended does not change.
 
         Raises:
             NotFoundError: no such job of this owner.
@@ -215,7 +217,7 @@ class JobStore:
             return _status(connection, rows)
 
     def queue(self) -> QueueStatus:
-        """Return the length of the queue and the pace at which it is processed."""
+        """Return the length of the queue and the mean processing time of recent volumes."""
         with self._engine.begin() as connection:
             grouped = select(volumes.c.state, func.count().label("number_of")).where(volumes.c.state.in_(OPEN))
             counts = {row.state: row.number_of for row in connection.execute(grouped.group_by(volumes.c.state))}
@@ -236,13 +238,17 @@ class JobStore:
             return int(connection.execute(select(func.coalesce(func.sum(volumes.c.stored_bytes), 0))).scalar_one())
 
     def expire(self, keep_s: float) -> list[StoredVolume]:
-        """Remove jobs that ended more than `keep_s` ago, and fail volumes that have waited for as long.
+        """Remove jobs that ended more than `keep_s` seconds ago, and fail volumes that have been queued for as long.
 
         Returns:
-            the volumes that are left.
+            the remaining volumes.
         """
         limit = time.time() - keep_s
-        late = FailureError("the volume was not processed in time", expected=f"within {keep_s / 3600:g} h")
+        late = FailureError(
+            "the volume was not processed in time",
+            expected=f"within {keep_s / 3600:g} h (serving.jobs.keep_h)",
+            do="send the job again when the queue is shorter (GET /v1/queue)",
+        )
         with self._engine.begin() as connection:
             waiting = select(volumes.c.job_id, volumes.c.number).join(jobs)
             for row in connection.execute(waiting.where(volumes.c.state == "queued", jobs.c.created_at < limit)).all():
@@ -272,7 +278,7 @@ class JobStore:
         now = time.time()
         if "problem" in values:
             values["problem"] = json.dumps(values["problem"])
-        # Two gateways that end the last two volumes at once must not each see the other as open.
+        # Two gateways that end the last two volumes concurrently must not each see the other's volume as open.
         connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
         ended = connection.execute(
             volumes.update().where(_is(job_id, number) if condition is None else condition),
@@ -334,7 +340,11 @@ def _held(claim: Claim) -> ColumnElement[bool]:
 
 
 def _interrupted(times: int) -> FailureError:
-    return FailureError("the endpoint was interrupted each time it processed this volume", found=f"{times} times")
+    return FailureError(
+        "the endpoint was interrupted each time it processed this volume",
+        found=f"{times} times",
+        do="check the scan; report the id of the job to the server's operator",
+    )
 
 
 def _status(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobStatus]:

@@ -80,7 +80,7 @@ def open_database(url: str | None, folder: Path) -> Engine:
     """Open the database and create its tables.
 
     Args:
-        url: of SQLAlchemy, for example postgresql://user@host/database; None for SQLite in the folder.
+        url: SQLAlchemy URL, such as postgresql://user@host/database; None uses SQLite in the folder.
         folder: folder of the job store.
 
     Raises:
@@ -102,19 +102,19 @@ def open_database(url: str | None, folder: Path) -> Engine:
             engine = create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                "PostgreSQL cannot be used here", found=error, do="pip install 'gtvray[postgres]' on every gateway"
+                "the PostgreSQL driver is not installed", found=error, do="pip install 'gtvray[postgres]' on every node"
             ) from error
     try:
         metadata.create_all(engine)
     except DBAPIError:
-        # Another gateway has created them just now; otherwise this raises again.
+        # Another gateway may have created them concurrently; if not, this raises the error again.
         metadata.create_all(engine)
     _add_missing_column(engine)
     return engine
 
 
 def _add_missing_column(engine: Engine) -> None:
-    """Complete the table of an earlier version."""
+    """Add the column that a table created by an earlier version lacks."""
     with engine.begin() as connection:
         if any(column["name"] == "model" for column in inspect(connection).get_columns(jobs.name)):
             return
@@ -122,12 +122,12 @@ def _add_missing_column(engine: Engine) -> None:
         with engine.begin() as connection:
             connection.exec_driver_sql(f"ALTER TABLE {jobs.name} ADD COLUMN model VARCHAR(256)")
     except DBAPIError:
-        # Another gateway has added it just now; otherwise the first job is an error.
+        # Another gateway may have added it concurrently; if not, the first job fails.
         pass
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:
-    # Transactions are begun by `_begin_sqlite`; Python's own would begin with the first write, too late for a lock.
+    # `_begin_sqlite` starts transactions; sqlite3 itself would start one at the first write, too late for the lock.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode=WAL")
     # An accepted job survives a power failure.

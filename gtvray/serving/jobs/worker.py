@@ -1,4 +1,4 @@
-"""The worker of a gateway: claims volumes of jobs, has them segmented, and records what came of them."""
+"""The worker of a gateway: claims volumes of jobs, segments them, and records the outcome."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WAIT_FOR_MODEL_S = 2.0
 
 
 class Segment(Protocol):
-    """The part of the endpoint that jobs use."""
+    """Interface of the endpoint that the worker uses."""
 
     def __call__(
         self, body: Body, model: str | None, client: str, request_id: str, report: Callable[[int, int], None]
@@ -44,26 +44,26 @@ class Segment(Protocol):
         Args:
             body: a NIfTI or NRRD file.
             model: name of the model; None for the default.
-            client: for whom.
+            client: client that owns the job.
             request_id: id for the log.
-            report: called with the patches that were processed, and those known so far.
+            report: called with the number of patches processed, and the number known so far.
 
         Raises:
-            BusyError, NotReadyError, NotReproducedError: no model takes a volume at the moment.
-            ResourceError: the volume can be tried again.
-            GtvrayError: the volume has no mask.
+            BusyError, NotReadyError, NotReproducedError: no model can process a volume at the moment.
+            ResourceError: the volume can be retried.
+            GtvrayError: the volume failed.
         """
 
 
 class StoredResult(BaseModel):
-    """What is stored, encrypted, of a volume that has a mask."""
+    """The result of a segmented volume, which is stored encrypted."""
 
     document: SegmentationResult
     mask: StoredFile
 
 
 def result_purpose(job_id: str, number: int) -> str:
-    """What a stored result is encrypted for."""
+    """Purpose of a stored result; see `seal`."""
     return f"{job_id}/{number}/result"
 
 
@@ -71,12 +71,12 @@ class Worker:
     """Processes volumes of jobs until it is cancelled.
 
     Args:
-        store: the table.
-        files: the files.
+        store: tables of the job store.
+        files: files of the job store.
         key: key of the job store.
         segment: segments one volume.
-        at_once: volumes at the same time.
-        roots: folders whose files jobs may name.
+        at_once: maximum number of volumes in progress.
+        roots: folders whose files jobs may reference.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class Worker:
 
     @property
     def percents(self) -> dict[tuple[str, int], float]:
-        """Volume -> percent, of the volumes that are processed here."""
+        """Volume -> percentage, of the volumes in progress on this gateway."""
         return {claim.volume: percent for claim, percent in self._percent.items()}
 
     def wake(self) -> None:
-        """Look for volumes now: a job was accepted."""
+        """Claim volumes now instead of at the next poll, as a job was accepted."""
         self._wake.set()
 
     def cancel(self, job_id: str) -> None:
-        """Stop the volumes of a job that was cancelled."""
+        """Cancel the volumes of a job in progress on this gateway."""
         for claim, task in self._running.items():
             if claim.job_id == job_id:
                 task.cancel()
@@ -111,7 +111,7 @@ class Worker:
                 try:
                     await self._renew()
                     await self._fill()
-                except Exception as error:  # noqa: BLE001  # a database that is away comes back
+                except Exception as error:  # noqa: BLE001  # retried: the database may be temporarily unavailable
                     LOGGER.error("event=jobs_unavailable kind=%s", type(error).__name__, exc_info=error)
                 self._wake.clear()
                 try:
@@ -139,7 +139,7 @@ class Worker:
                 self._running[claim].cancel()
 
     async def _stop(self) -> None:
-        """Stop every volume and give it back, so that it need not wait for the end of its lease."""
+        """Cancel the volumes in progress and return them to the queue, so that they need not wait for their leases."""
         running = dict(self._running)
         for task in running.values():
             task.cancel()
@@ -154,12 +154,12 @@ class Worker:
             self._paused_until = time.monotonic() + _WAIT_FOR_MODEL_S
             await self._give_back(claim)
         except (ResourceError, SQLAlchemyError, OSError) as error:
-            # The volume is not the cause: a database or a disk was away, possibly after the mask was there.
+            # The volume is not the cause: the database or disk was unavailable, possibly after the mask was predicted.
             log_event("job_delayed", claim.job_id, logging.WARNING, volume=claim.number, kind=type(error).__name__)
             await self._give_back(claim, _WAIT_FOR_MODEL_S)
         except GtvrayError as error:
             await self._fail(claim, error)
-        except Exception as error:  # noqa: BLE001  # the volume fails, and the worker goes on
+        except Exception as error:  # noqa: BLE001  # the volume fails, and the worker continues
             log_event("unexpected_error", claim.job_id, logging.ERROR, trace=error)
             await self._fail(claim, internal_error())
         finally:
@@ -173,7 +173,7 @@ class Worker:
         body = await asyncio.to_thread(self._body, claim)
 
         def report(processed: int, known: int) -> None:
-            # More patches may become known, but progress does not go back.
+            # More patches may become known, but the reported progress never decreases.
             self._percent[claim] = max(self._percent[claim], 100.0 * processed / max(known, 1))
 
         prediction = await self._segment(body, claim.model, claim.owner, claim.job_id, report)
@@ -199,7 +199,7 @@ class Worker:
         return self._files.input_body(claim)
 
     async def _give_back(self, claim: Claim, delay_s: float = 0.0) -> None:
-        # Without the database, the end of the lease gives the volume back.
+        # If the database is unavailable, the volume returns to the queue when its lease expires.
         with suppress(SQLAlchemyError):
             await asyncio.to_thread(self._store.release, claim, delay_s)
 

@@ -1,4 +1,4 @@
-"""Model replicas: memory admission, patch scheduling, golden cases, and scans that end a replica."""
+"""Model replicas: memory admission, patch scheduling, golden cases, and quarantine of scans that kill replicas."""
 
 import lazy_loader
 

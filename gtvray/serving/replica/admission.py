@@ -1,4 +1,4 @@
-"""Admission of a scan by what its header says it will cost, before anything is decompressed or resampled."""
+"""Admission of a scan by the cost estimated from its header, before anything is decompressed or resampled."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def admit(body: Body, bundle: Bundle, most_file_bytes: int, most_bytes: int) -> ScanCost:
-    """Read the header of a scan, and estimate what it will cost to segment it.
+    """Read the header of a scan, and estimate the cost of segmenting it.
 
     Args:
         body: the scan's file.
-        bundle: that will segment it.
-        most_file_bytes: size of the decompressed voxels.
-        most_bytes: memory of a scan.
+        bundle: the model.
+        most_file_bytes: limit of the size of the decompressed voxels.
+        most_bytes: limit of the memory of a scan.
 
     Raises:
         DataError: the header is not that of a valid volume.
@@ -35,7 +35,7 @@ def admit(body: Body, bundle: Bundle, most_file_bytes: int, most_bytes: int) -> 
     if cost.peak_bytes > most_bytes:
         shape, spacing_mm = header.shape, by_text(spacing_from_affine(header.affine))
         raise TooLargeError(
-            "the scan takes more memory than one scan may",
+            "the scan needs more memory than one scan may use",
             where="upload",
             expected=f"at most {most_bytes / 1e9:.2f} GB",
             found=f"{cost.peak_bytes / 1e9:.2f} GB for {by_text(shape)} {header.dtype.name} voxels of {spacing_mm} mm, "

@@ -1,4 +1,4 @@
-"""The memory of a replica for the scans that it processes at once, with a share reserved for small ones."""
+"""Memory budget of a replica for the scans in progress, with a share reserved for small scans."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import asynccontextmanager
 
 from gtvray.errors import TooLargeError
 
-# Of the memory, what large scans leave to small ones; and of that, what a scan may take to count as small.
+# Share of the memory that is reserved for small scans, and share of that reserve up to which a scan counts as small.
 _RESERVED_SHARE = 1 / 4
 _SMALL_SHARE = 1 / 4
 
 
 class MemoryBudget:
-    """Scans hold memory while they are processed; those that do not fit wait, large and small ones in separate queues.
+    """Grant memory to scans in progress; scans that do not fit wait, large and small ones in separate queues.
 
     Args:
-        total_bytes: for all scans at once.
+        total_bytes: memory for all scans together.
 
     Attributes:
-        largest_bytes: that one scan may take.
-        held_bytes: of all scans at the moment.
+        largest_bytes: memory that one scan may use at most.
+        held_bytes: memory currently granted.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -33,15 +33,15 @@ class MemoryBudget:
         self._waiting: dict[bool, deque[tuple[int, asyncio.Future[None]]]] = {True: deque(), False: deque()}
 
     def is_small(self, count: int) -> bool:
-        """Whether a scan of so many bytes uses the share that is reserved for small ones."""
+        """Whether a scan that needs `count` bytes may use the share reserved for small scans."""
         return count <= self._small
 
     @asynccontextmanager
     async def hold(self, count: int) -> AsyncIterator[None]:
-        """Hold memory within an `async with` block; waits until it is free.
+        """Hold `count` bytes of memory within an `async with` block; waits until they are free.
 
         Raises:
-            TooLargeError: it would never be.
+            TooLargeError: it is more than one scan may use.
         """
         if count > self.largest_bytes:
             raise TooLargeError(
@@ -62,7 +62,7 @@ class MemoryBudget:
             self._grant()
 
     def _grant(self) -> None:
-        """Let waiting scans proceed, each queue in its order."""
+        """Grant memory to waiting scans, first in, first out within each queue."""
         for small, queue in self._waiting.items():
             while queue and (queue[0][1].cancelled() or self._fits(queue[0][0], small)):
                 count, turn = queue.popleft()

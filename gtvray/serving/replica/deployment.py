@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 _REPORT_EVERY_S = 1.0
 _Result = TypeVar("_Result")
 _Stage = Callable[[str], AbstractContextManager[None]]
-# How much nicer threads are that prepare large scans, so that small ones are prepared beside them without delay.
+# Added to the niceness of the threads that prepare large scans, so that they do not delay small ones.
 _LARGE_NICENESS = 10
 
 
 class Model:
-    """Decodes and prepares scans in threads and infers in one; patches never leave the process.
+    """A model replica: prepares scans in thread pools and runs inference in one thread; patches stay in its process.
 
     Args:
         args: the application's arguments.
@@ -85,13 +85,14 @@ class Model:
         """Predict the mask of a NIfTI or NRRD file.
 
         Args:
-            work: the scan's file, and where its mask goes.
+            work: the scan's file, and the path for its mask.
             request_id: id for the log.
             started: called with the request once it is prepared.
 
         Raises:
             InputError: the file is not a valid CT volume, or exceeds a limit.
             NotReproducedError: this replica failed the golden cases.
+            ResourceError: the scan cannot be copied from another node, or the mask cannot be written.
         """
         self._golden.require()
         began, known = time.monotonic(), {"gtvray.request_id": request_id, "gtvray.version": self._args.version}
@@ -100,7 +101,7 @@ class Model:
                 try:
                     answer = await self._segment(here, request_id, started)
                 except asyncio.CancelledError:
-                    # The gateway has removed them already, perhaps before they were written.
+                    # The gateway may have removed the files before they were written.
                     here.remove()
                     log_event("cancelled", request_id, logging.WARNING)
                     raise
@@ -210,7 +211,7 @@ class Model:
 
     @asynccontextmanager
     async def _local(self, work: Work) -> AsyncIterator[Work]:
-        """The work with its files on this node."""
+        """Make the files of a work item available on this node within an `async with` block."""
         if not ray.is_initialized() or work.node == ray.get_runtime_context().get_node_id():
             yield work
             return
@@ -255,19 +256,19 @@ class Model:
 
 
 class _InThread(Protocol):
-    """A function that is called in one of the pools."""
+    """Runs a function in one of the thread pools."""
 
     async def __call__(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """As `_in_thread`."""
 
 
 class _Recorded:
-    """A job that records in a journal which patch is being run.
+    """A patch job that records in a journal which patch is being run.
 
     Args:
-        job: the scan.
-        journal: of the scan.
-        name: of a patch, for the journal.
+        job: patch job of the scan.
+        journal: journal of the scan.
+        name: name of a patch in the journal.
     """
 
     def __init__(self, job: PatchJob, journal: Journal, name: str) -> None:
@@ -289,7 +290,7 @@ class _Recorded:
 
 
 async def _in_thread(pool: ThreadPoolExecutor, function: Callable[..., _Result], *arguments: Any) -> _Result:
-    """Call a function in a pool; a cancelled caller waits for its end, as its memory is in use until then."""
+    """Run a function in a pool. A cancelled caller waits until it has ended, as its memory is in use until then."""
     future = pool.submit(function, *arguments)
     try:
         return await asyncio.wrap_future(future)

@@ -31,14 +31,14 @@ class GoldenCheck:
         """Raise if the check failed.
 
         Raises:
-            NotReproducedError: this replica predicts other masks than those of the promotion.
+            NotReproducedError: the masks of this replica differ from those of the promotion.
         """
         if self.outcome == "failed":
             raise NotReproducedError(
                 "the model's golden cases are not reproduced here",
                 expected="the promotion's masks",
                 found=self.reason,
-                do="serve it with the versions listed in golden.json, with which it was promoted, or promote it again",
+                do="install the package versions listed in golden.json, or promote the model again",
             )
 
 

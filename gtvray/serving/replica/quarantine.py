@@ -1,8 +1,8 @@
-"""Which scans kill replicas: those that were being processed at the same point when two replicas died.
+"""Quarantine of scans that kill replicas, such as those at which two replicas died at the same point.
 
-A replica that dies takes all requests on it along. Most of them only waited there, and are sent to another replica as
-if nothing had happened. Those that were being processed are suspects: they are repeated one at a time, so that the next
-death shows which of them causes it, and the others complete.
+When a replica dies, all requests on it fail. Those that were only waiting are sent to another replica. Those that were
+being processed are suspects: they are retried one at a time, so that a further death identifies the scan that causes
+it, and the others complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from gtvray.errors import DataError
 
 _Result = TypeVar("_Result")
-# Deaths at one point, and at any points, after which a scan is refused.
+# Number of deaths at the same point, and at any point, after which a scan is rejected.
 _AT_ONE_POINT, _AT_ANY = 2, 5
 _MOST_SCANS = 10_000
 _LINE_BYTES = 32
@@ -27,12 +27,12 @@ _WAITING = "waiting"
 
 
 class Journal:
-    """What a replica is doing with a scan, in a file that survives its death.
+    """The point at which a replica processes a scan, in a file that survives the death of the replica.
 
-    A batch that runs when its scan is cancelled ends after the journal is closed; what it writes then is dropped.
+    A batch that is running when its scan is cancelled ends after the journal is closed; its writes are then dropped.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class Journal:
         self.write(_WAITING)
 
     def at(self, point: str, function: Callable[..., _Result]) -> Callable[..., _Result]:
-        """A function that records a point while it runs."""
+        """Wrap a function so that the journal contains `point` while it runs."""
 
         def recorded(*arguments: Any) -> _Result:
             self.write(point)
@@ -72,7 +72,7 @@ class Journal:
 
 
 def read_point(path: Path) -> str | None:
-    """Read a journal: the point at which the scan was being processed; None if it only waited, or nothing is known."""
+    """Read from a journal at which point the scan was being processed; None if it was waiting, or if unknown."""
     with suppress(OSError):
         point = path.read_bytes().decode().strip()
         return None if point in ("", _WAITING) else point
@@ -80,7 +80,7 @@ def read_point(path: Path) -> str | None:
 
 
 class Quarantine:
-    """Scans by the model that processes them and the digest of their file; the oldest are forgotten."""
+    """Deaths of replicas by version of the model and digest of the scan's file; the oldest entries are dropped."""
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[tuple[str, str], list[str]] = OrderedDict()
@@ -96,7 +96,7 @@ class Quarantine:
         reason = self._refused.get((model, digest))
         if reason is not None:
             raise DataError(
-                "this scan ends the process of the model and is not tried again",
+                "this scan crashes the process of the model and is not retried",
                 where="upload",
                 found=reason,
                 do="export the scan again; report the instance of this response to the server's operator",
@@ -104,7 +104,7 @@ class Quarantine:
 
     @asynccontextmanager
     async def suspicion(self, model: str, digest: str) -> AsyncIterator[None]:
-        """Process a scan within an `async with` block, alone among the suspects if it is one."""
+        """Within an `async with` block, process a scan; suspects are processed one at a time."""
         if (model, digest) not in self._deaths:
             yield
             return
@@ -117,9 +117,9 @@ class Quarantine:
         points = self._deaths.setdefault(key, [])
         points.append(point)
         if points.count(point) >= _AT_ONE_POINT:
-            self._refuse(key, f"{_AT_ONE_POINT} replicas died at the same point of it: {point}")
+            self._refuse(key, f"{_AT_ONE_POINT} replicas died at the same point: {point}")
         elif len(points) >= _AT_ANY:
-            self._refuse(key, f"{_AT_ANY} replicas died while they processed it")
+            self._refuse(key, f"{_AT_ANY} replicas died while processing it")
         _trim(self._deaths)
 
     def record_success(self, model: str, digest: str) -> None:

@@ -1,8 +1,8 @@
-"""The patch scheduler: fills the networks' batches with patches of all scans in progress, fairly. Torch-free.
+"""The patch scheduler: shares the networks' batches fairly among the scans in progress. Torch-free.
 
-Deficit round robin (Shreedhar and Varghese 1996, doi:10.1109/90.502236) by the seconds that patches take, with the list
-of new flows of FQ-CoDel (RFC 8290, section 4.2): a job that has just arrived gets one batch before those that have had
-one. Ageing: a job that has had no patch for long comes first, so that arrivals cannot hold it up.
+Deficit round robin (Shreedhar and Varghese 1996, doi:10.1109/90.502236) over the seconds that patches take, with the
+list of new flows of FQ-CoDel (RFC 8290, section 4.2): a new job gets one batch before those that have had one. Ageing:
+a job that has not been served for a long time comes first, so that new arrivals cannot starve it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 
 OnBatch = Callable[[int, int, float, float], None]
 
-# Without a patch for this long, a job comes before all others.
+# A job that has had no patch for this long comes before all others.
 AGEING_S = 30.0
-# Weight of the last batch in the mean time of a patch.
+# Weight of the latest batch in the moving average of the time of a batch.
 _NEWEST_SHARE = 0.2
 
 
@@ -57,7 +57,7 @@ class Network:
 
     Attributes:
         forward, batch_size: as given.
-        batch_s: seconds of a batch, a mean of recent ones; they do not depend on how many of its rows are filled.
+        batch_s: moving average of the seconds of a batch, which do not depend on how many of its rows are filled.
     """
 
     def __init__(self, forward: Forward, batch_size: int) -> None:
@@ -67,7 +67,7 @@ class Network:
 
     @property
     def patch_s(self) -> float:
-        """Seconds that a patch takes of a full batch."""
+        """Seconds of a full batch, divided by its number of patches."""
         return self.batch_s / self.batch_size
 
     def record(self, batch_s: float) -> None:
@@ -78,11 +78,11 @@ class Network:
 
 
 class _Entry:
-    """A job, what it may still take in this round, and the future that its caller awaits."""
+    """A job with its deficit, and the future that its caller awaits."""
 
     def __init__(self, job: PatchJob, network: Network) -> None:
         self.job, self.network = job, network
-        # A batch at once, counted when the first one is planned.
+        # A new job may take a full batch; the deficit is set to that when its first batch is planned.
         self.deficit_s, self.span = math.inf, get_current_span()
         self.served_at = time.monotonic()
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,11 +92,11 @@ class PatchScheduler:
     """Share batches among jobs by the seconds that their patches take.
 
     A small scan overtakes a large one that arrived before it, and a row of a batch stays empty only if no job has a
-    patch left for that network. Jobs are accessed by the inference thread only; the event loop plans batches and is
-    never blocked.
+    patch left for that network. Patches are taken and stored by the inference thread only; the event loop plans
+    batches and is never blocked.
 
     Args:
-        ageing_s: a job that has had no patch for longer comes before all others.
+        ageing_s: seconds without a patch after which a job comes before all others.
         on_batch: called after each batch with its filled rows, all rows, its seconds, and `queued_s`.
         tracing: receives a span for each batch within the span of each job that shared it.
     """
@@ -114,7 +114,7 @@ class PatchScheduler:
 
     @property
     def queued_s(self) -> float:
-        """Seconds that the patches take which are known and not yet taken."""
+        """Estimated seconds to process the patches that are known and not yet taken."""
         return sum(entry.job.remaining * entry.network.patch_s for entry in self._entries)
 
     def check_progress(self, longest_s: float) -> None:
@@ -131,7 +131,7 @@ class PatchScheduler:
             raise FailureError("inference is stalled", expected=f"a batch within {longest_s:g} s")
 
     async def run(self, job: PatchJob, network: Network) -> None:
-        """Process every patch of a job; a cancelled job is in no later batch.
+        """Process every patch of a job; a cancelled job is dropped from later batches.
 
         Raises:
             Exception: what the network or the job itself raised on this job's patches.
@@ -184,12 +184,12 @@ class PatchScheduler:
             entry.finished.set_exception(error)
 
     def _plan_batch(self) -> list[_Entry]:
-        """The entry whose patch fills each row of the next batch, all of one network."""
+        """Return the entry whose patch fills each row of the next batch; all rows belong to one network."""
         left = {entry: entry.job.remaining for entry in self._entries if entry.job.remaining}
         rows: list[_Entry] = []
         quantum_s = max((entry.network.batch_s for entry in left), default=0.0)
         for entry in left:
-            # The time of a batch is not constant; nobody gains or owes more than one.
+            # The time of a batch varies: limit the deficit of a job to that of one batch, positive or negative.
             most_s = entry.network.batch_s if entry.deficit_s == math.inf else quantum_s
             entry.deficit_s = min(most_s, max(-quantum_s, entry.deficit_s))
         while left and (not rows or len(rows) < rows[0].network.batch_size):
@@ -205,7 +205,7 @@ class PatchScheduler:
         return rows
 
     def _next(self, left: dict[_Entry, int], quantum_s: float) -> _Entry:
-        """The entry whose turn it is, of those with patches left."""
+        """Return the entry that is served next, of those with patches left."""
         longest = min(left, key=lambda entry: entry.served_at)
         if time.monotonic() - longest.served_at > self._ageing_s:
             return longest

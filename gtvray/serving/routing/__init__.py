@@ -1,4 +1,4 @@
-"""Which model, and which version of it, a request goes to."""
+"""Routing of requests to the served models."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The registered models of an endpoint: requests name one of them, or mean the default model."""
+"""The registered models of an endpoint: a request names one of them, or uses the default model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServedModels:
         return iter(self._served.values())
 
     def of(self, name: str | None) -> Served:
-        """Return a model; None means the default.
+        """Return a model by name; None returns the default model.
 
         Raises:
             NotFoundError: this endpoint does not serve it.
@@ -39,7 +39,7 @@ class ServedModels:
                 where="model",
                 expected=", ".join(self._served),
                 found=name,
-                do="GET /v1/models lists the models; name further ones in serving.further_models",
+                do="use one of these models, or add it to serving.further_models of the endpoint",
             )
         return self._served[name]
 
@@ -49,7 +49,7 @@ class ServedModels:
 
     @property
     def looked_at(self) -> float:
-        """Monotonic time of the least recent look in the background."""
+        """Monotonic time of the last background check, of the model whose check is oldest."""
         return min(each.looked_at for each in self)
 
     async def refresh_forever(self) -> None:
@@ -58,7 +58,7 @@ class ServedModels:
 
 
 def serve_models(args: AppArguments, model: Any, app: str) -> ServedModels:
-    """The models that the arguments name.
+    """Return the models specified by the arguments.
 
     Args:
         args: the application's arguments.

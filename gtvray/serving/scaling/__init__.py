@@ -1,4 +1,4 @@
-"""The number of model replicas: what a replica reports, the policy that decides, and how many there are."""
+"""Scaling of model replicas: the load that a replica reports, the autoscaling policy, and replica counts."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a replica still has to do, as it reports to the autoscaling policy."""
+"""The load of a replica, as it reports to the autoscaling policy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from gtvray.serving.replica.scheduler import Network, PatchScheduler
 
-# Names of what a replica reports.
+# Names of the reported metrics.
 QUEUED_S, SCANS = "queued_s", "scans"
 
 
 class _Expected:
-    """Patches of a scan that the scheduler does not know yet."""
+    """Number of patches of a scan that are not in the scheduler yet."""
 
     patches = 0
 
@@ -21,8 +21,8 @@ class Load:
     """The scans on a replica, and the seconds that their patches will take.
 
     Args:
-        scheduler: of the replica.
-        network: by whose patches the scans are counted that have not reached the scheduler.
+        scheduler: scheduler of the replica.
+        network: network whose time per patch is assumed for scans that have not reached the scheduler.
     """
 
     def __init__(self, scheduler: PatchScheduler, network: Network) -> None:
@@ -40,7 +40,7 @@ class Load:
             self._scans.remove(expected)
 
     def stats(self) -> dict[str, float]:
-        """The scans, and the seconds of patches that are known or expected and have not begun."""
+        """Return the number of scans, and the estimated seconds of their patches that have not been started."""
         expected = sum(scan.patches for scan in self._scans)
         return {
             SCANS: float(len(self._scans)),

@@ -1,4 +1,4 @@
-"""The autoscaling policy of the model: replicas by the seconds of patches that wait.
+"""The autoscaling policy of the model, by the estimated seconds of waiting patches.
 
 Ray Serve calls it in its controller, and applies limits and delays to what it returns.
 """
@@ -13,12 +13,12 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from gtvray.config import ServingConfig
 from gtvray.serving.scaling.load import QUEUED_S, SCANS
 
-# Longer than the ten seconds between two reports. Without a replica, a request starts one for as long after its end.
+# Longer than the 10 s between two reports. With zero replicas, a request keeps requesting one this long after its end.
 _LOOK_BACK_S = 12.0
 
 
 class PatchSecondsPolicy:
-    """As many replicas as keep the queue of each below a number of seconds.
+    """Request as many replicas as keep the queue of each below a number of seconds.
 
     All patches of a scan are run by one replica, so there are never more replicas than scans.
 
@@ -32,12 +32,12 @@ class PatchSecondsPolicy:
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Return the number of replicas, and no state."""
         reported = context.raw_metrics or {}
-        # Without a replica Serve itself starts one for a request that waits; one that starts has not reported yet.
+        # With zero replicas, Serve itself starts one for a waiting request; a starting replica has not reported yet.
         if not context.current_num_replicas or not reported.get(SCANS):
             return context.target_num_replicas, {}
         scans = sum(points[-1].value for points in reported[SCANS].values() if points)
         queued_s = sum(points[-1].value for points in reported[QUEUED_S].values() if points)
-        # A scan whose last patch runs needs its replica until its mask is made.
+        # A scan needs its replica until its mask is complete, even when no patch is waiting.
         return min(int(scans), max(1, math.ceil(queued_s / self._replica_queue_s))), {}
 
 
@@ -50,7 +50,7 @@ def scaling_options(serving: ServingConfig) -> dict[str, Any]:
         initial_replicas=serving.initial_replicas,
         max_replicas=serving.max_model_replicas,
         look_back_period_s=_LOOK_BACK_S,
-        # Reports are delay enough.
+        # The interval between reports is a sufficient delay.
         upscale_delay_s=0,
         downscale_delay_s=serving.replica_idle_s,
         policy=AutoscalingPolicy(

@@ -1,4 +1,4 @@
-"""How many replicas of a model there are, from Ray Serve's controller."""
+"""Replica counts of a model, from Ray Serve's controller."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ReplicaCounts:
     """Replicas of a model.
 
     Attributes:
-        running: that process scans.
-        starting: that load the model, or wait for resources of the cluster.
+        running: replicas that are ready to process scans.
+        starting: replicas that load the model or wait for cluster resources.
     """
 
     running: int
@@ -28,8 +28,8 @@ class ReplicaCounts:
 
 
 def count_replicas(app: str) -> ReplicaCounts | None:
-    """Count the model's replicas of a Serve application; None if it is not there, or Serve does not answer."""
-    # Serve would connect to any cluster that it finds.
+    """Count the model replicas of a Serve application; None if it does not exist or Serve does not respond."""
+    # Otherwise Serve would connect to any cluster that it finds.
     if not ray.is_initialized():
         return None
     try:

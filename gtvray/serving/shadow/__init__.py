@@ -1,4 +1,4 @@
-"""A candidate version beside the served one: it sees a share of the requests, and its masks are compared."""
+"""The shadow version: a candidate that segments a share of the requests, for comparison with the served version."""
 
 import lazy_loader
 

@@ -10,8 +10,7 @@ from isal import igzip
 
 from gtvray.errors import GeometryError
 
-# Of a NIfTI-1 file with its header and voxels in one, as `gtvray.io.encode_nifti` writes it: the header holds shape and
-# affine.
+# Header of a single-file NIfTI-1, as `gtvray.io.encode_nifti` writes it; it contains shape and affine.
 _HEADER_BYTES = 352
 _BLOCK_BYTES = 1 << 20
 

@@ -17,13 +17,13 @@ from gtvray.serving.versions.pointer import Pointer
 
 @dataclass(frozen=True)
 class ShadowPlan:
-    """Which version is a shadow, and where its disagreement goes.
+    """The shadow version, and the destination of its comparisons.
 
     Attributes:
-        find: returns the version, fetched and verified; None while it must not run, as it is the champion.
-        versions: file for its state, readable from every node; records of comparisons lie in a folder beside it.
+        find: returns the version, fetched and verified; None while it must not run because it is the champion.
+        versions: file for its state, readable from every node; records of comparisons are in a folder next to it.
         on_reject: called with a version that could not be started, and the reason.
-        deliver: sends records on; see `gtvray.tracking.MetricQueue`.
+        deliver: delivers records; see `gtvray.tracking.MetricQueue`.
     """
 
     find: Callable[[], Candidate | None]
@@ -37,9 +37,9 @@ class ShadowManager(VersionManager):
 
     Args:
         args: arguments of the application.
-        plan: which version.
+        plan: the shadow version.
         in_use: as in `VersionManager`.
-        is_ready: whether the served version is ready, which therefore gets its resources first.
+        is_ready: returns whether the served version is ready; it must get its resources before the shadow does.
     """
 
     prefix = "gtvray-shadow"
@@ -67,5 +67,9 @@ class ShadowManager(VersionManager):
         lacking = missing_resources(needed)
         if lacking:
             self._update(loading=None)
-            raise ResourceError("the shadow version does not fit beside the one that serves", **lacking)
+            raise ResourceError(
+                "the shadow version does not fit on the cluster alongside the served version",
+                **lacking,
+                do="free these resources, or add a node",
+            )
         return False

@@ -1,7 +1,7 @@
-"""Records of comparisons: JSON Lines that gateways append to, and the thread that sends them on.
+"""Records of comparisons: JSON Lines files that gateways append to, and the thread that delivers them.
 
-The files are the queues of `gtvray.tracking.MetricQueue`: each record is delivered at least once, in order, also if
-MLflow is away for days or every process is killed.
+The files are the queues of `gtvray.tracking.MetricQueue`: each record is delivered at least once, in order, even if
+MLflow is unavailable for days or every process is killed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def record_files(versions: Path) -> list[Path]:
 
 
 def shadow_metrics(record: Mapping[str, Any]) -> tuple[dict[str, float], int, int]:
-    """What MLflow gets of a record: metrics, number of the comparison, and Unix time in milliseconds.
+    """Return what MLflow records of a comparison: metrics, step (its number), and Unix time in milliseconds.
 
-    The names hold the version that was served, as the champion may change.
+    The metric names contain the served version, as the champion may change.
     """
     against = f"shadow/version_{record['version']['served']}"
     metrics = {
@@ -46,11 +46,11 @@ def shadow_metrics(record: Mapping[str, Any]) -> tuple[dict[str, float], int, in
 
 
 def summarise_shadow(records: Iterable[Mapping[str, Any]], digest: str) -> str:
-    """The disagreement of a candidate in one line: count, mean and smallest Dice, by the version that was served.
+    """Summarise the comparisons of a candidate in one line: count, mean and minimum Dice for each served version.
 
     Args:
-        records: of any candidates.
-        digest: of the candidate's bundle.
+        records: records of any candidates.
+        digest: digest of the candidate's bundle.
     """
     dice_of: dict[str, list[float]] = {}
     for record in records:
@@ -69,7 +69,7 @@ class RecordSender:
     Args:
         versions: the file that names the shadow version.
         deliver: as in `MetricQueue`.
-        every_s: seconds between two looks for new records.
+        every_s: seconds between two checks for new records.
     """
 
     def __init__(self, versions: Path, deliver: Deliver, every_s: float) -> None:
@@ -80,7 +80,7 @@ class RecordSender:
         self._thread.start()
 
     def stop(self) -> None:
-        """Deliver what is there, and end; records that cannot be delivered now are when the next sender starts."""
+        """Deliver pending records and stop; records that cannot be delivered now are left to the next sender."""
         self._stop.set()
         self._thread.join()
 

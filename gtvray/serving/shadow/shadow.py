@@ -1,7 +1,7 @@
-"""A candidate version that sees a share of the requests after they were answered; its masks are compared and recorded.
+"""Shadow comparisons: a candidate segments a share of the answered requests, and its masks are compared and recorded.
 
-A comparison begins only when the answer was sent and no other scan is in progress, and there is one at a time. A scan
-that arrives ends it. Whatever happens in it, no request notices.
+A comparison starts only after the response was sent and while no other scan is in progress; there is at most one at a
+time, and an arriving scan cancels it. A failed comparison never affects a request.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Shadow:
     """The comparisons of a gateway.
 
     Args:
-        serving: share and time limit.
-        served: the shadow version.
+        serving: settings with the share of requests and the time limit.
+        served: state of the shadow version.
         records: file for the comparisons.
         spool: keeps the scan of a comparison.
         segmenter: counts the scans in progress, and calls the candidate.
-        draw: returns a number of [0, 1); a request is compared if it is below `serving.shadow_share`.
+        draw: returns a random number in [0, 1); a request is compared if it is below `serving.shadow_share`.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Shadow:
         return self._served.in_use(app)
 
     def describe(self) -> dict[str, Any]:
-        """The shadow's versions, and what became of the requests that were chosen since the gateway started."""
+        """Return the shadow's versions, and the outcomes of the requests chosen since this gateway started."""
         compared = self._counts[COMPARED]
         mean_dice = round(self._dice_sum / compared, 4) if compared else None
         return {**self._served.versions().as_dict(), "share": self._share, **self._counts, "mean_dice": mean_dice}
 
     def make_way(self) -> None:
-        """End the comparison in progress, as a scan has arrived."""
+        """Cancel the comparison in progress, as a scan has arrived."""
         if self._task is not None:
             self._task.cancel()
 
@@ -85,11 +85,11 @@ class Shadow:
 
         Args:
             body: the scan's file, which its owner may remove afterwards.
-            prediction: the answer, with its mask.
-            request_id: of the request.
+            prediction: the prediction that was sent, with its mask.
+            request_id: id of the request.
 
         Returns:
-            what has to be called once the answer was sent; None if the request is not compared.
+            the task to run after the response was sent; None if the request is not compared.
         """
         current = self._served.versions().current
         if current is None or current.digest == prediction.digest or self._draw() >= self._share:
@@ -105,7 +105,7 @@ class Shadow:
             return None
         answered = asyncio.Event()
         self._task = asyncio.create_task(self._compare(kept, prediction, request_id, answered))
-        # Not by the task itself, which never begins if it is cancelled before.
+        # Not in the task itself, which never starts if it is cancelled first.
         self._task.add_done_callback(partial(self._end, kept.path, request_id))
 
         async def begin() -> None:
@@ -156,7 +156,7 @@ class Shadow:
 
 
 def make_shadow(args: AppArguments, spool: Spool, segmenter: Segmenter) -> Shadow | None:
-    """The shadow of the endpoint's default model; None if the arguments name none."""
+    """Return the shadow comparisons of the default model; None if the arguments specify no shadow version."""
     if args.shadow is None:
         return None
     served = Served(args.model_copy(update={"versions": args.shadow}), None)

@@ -1,4 +1,4 @@
-"""Encrypted scans and masks between gateway and replicas: the upload spool, its stream, and the messages."""
+"""Transfer of encrypted scans and masks between gateways and replicas: upload spool, stream and messages."""
 
 import lazy_loader
 

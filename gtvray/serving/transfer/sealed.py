@@ -1,8 +1,9 @@
 """Encrypted files: AES-256-GCM over frames of fixed size.
 
 Each file has its own random key, so that a frame's number serves as its nonce (NIST SP 800-38D, section 8.2.1). A frame
-that was changed, moved or of another file fails to decrypt; a reader knows the size of the content, so a missing end is
-found. The upload spool keeps keys in memory only; the job store keeps them encrypted (`gtvray.serving.jobs.sealing`).
+that was modified, moved or copied from another file fails to decrypt; readers know the size of the content, so they
+detect truncation. The upload spool keeps keys in memory only; the job store keeps them encrypted
+(`gtvray.serving.jobs.sealing`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class SealedWriter:
     """Write an encrypted file, readable by its owner only.
 
     Args:
-        path: of the file, which must not exist.
-        key: for this file alone.
+        path: path of the file, which must not exist.
+        key: key of this file, never used for another one.
 
     Attributes:
         size: bytes of content written so far.
@@ -61,7 +62,7 @@ class SealedWriter:
         del self._rest[:whole]
 
     def close(self, *, durable: bool = False) -> None:
-        """Write what is left, and close the file.
+        """Write the remaining content, and close the file.
 
         Args:
             durable: whether the content must survive a power failure from now on.
@@ -77,7 +78,7 @@ class SealedWriter:
                 os.fsync(self._file.fileno())
 
     def discard(self) -> None:
-        """Close the file without writing what is left."""
+        """Close the file without writing the remaining content."""
         self._file.close()
 
     def _write_frame(self, content: bytearray) -> None:
@@ -91,13 +92,13 @@ class SealedReader(io.RawIOBase):
     """Read an encrypted file; seekable.
 
     Args:
-        path: of the file.
-        key: with which it was written.
-        size: bytes of its content.
+        path: path of the file.
+        key: key with which it was written.
+        size: size of its content in bytes.
 
     Raises:
         ResourceError: the file cannot be read.
-        FailureError: it was cut off or extended. Reading raises it too, for a file that was changed.
+        FailureError: the file was truncated or extended. Reading a modified file raises it, too.
     """
 
     def __init__(self, path: Path, key: bytes, size: int) -> None:
@@ -112,11 +113,11 @@ class SealedReader(io.RawIOBase):
             raise _changed()
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -141,7 +142,7 @@ class SealedReader(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Close the file and forget its content."""
+        """Close the file and discard the decrypted content."""
         self._content = b""
         self._file.close()
         super().close()
@@ -164,7 +165,7 @@ def open_sealed(path: Path, key: bytes, size: int) -> BinaryIO:
 
 
 def _changed() -> FailureError:
-    return FailureError("a stored file was changed or cut off", do="send the scan again")
+    return FailureError("a stored file was modified or truncated", do="send the scan again")
 
 
 def _nonce(frame: int) -> bytes:

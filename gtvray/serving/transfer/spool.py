@@ -1,7 +1,7 @@
-"""The upload spool: bodies on disk, encrypted under keys that live in memory only, with limits per client and in all.
+"""The upload spool: bodies on disk, encrypted under keys held in memory only, with limits per client and in total.
 
-Each gateway has a folder of its own, which it locks. A process that died cannot remove its folder; the next one that
-starts on the node does.
+Each gateway has a folder of its own, which it locks. The folder of a gateway that died is removed by the next one that
+starts on the node.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gtvray.serving.request_log import new_request_id
 from gtvray.serving.transfer.sealed import SealedWriter, new_key, open_sealed
 
 _PREFIX, _UNLOCKED_PREFIX = "gtvray-spool-", ".gtvray-spool-"
-# Written by a thread at once; what an upload holds in memory.
+# Size of the pieces that a thread writes to disk; an upload buffers at most about one of them in memory.
 _PIECE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,10 +37,10 @@ class Body:
     """A scan's file: an encrypted one on a disk of one node, or a plain one that every node can read.
 
     Attributes:
-        path: of the file.
-        size: bytes of its content.
-        sha256: of its content.
-        key: under which it is encrypted; None for a plain file.
+        path: path of the file.
+        size: size of its content in bytes.
+        sha256: SHA-256 of its content.
+        key: key under which it is encrypted; None for a plain file.
     """
 
     path: Path
@@ -62,25 +62,25 @@ class Body:
             return open_plain(self.path)
         except (FileNotFoundError, PermissionError) as error:
             raise NotFoundError(
-                "a named file cannot be read where the model runs",
+                "a referenced file cannot be read on the node of the model",
                 found=error.strerror,
-                do="name files that every node of the endpoint can read",
+                do="reference only files that every node of the endpoint can read",
             ) from error
         except OSError as error:
-            raise ResourceError("a named file cannot be read", found=error.strerror) from error
+            raise ResourceError("a referenced file cannot be read", found=error.strerror) from error
 
 
 class Spool:
-    """The folder of one gateway.
+    """The upload spool of one gateway.
 
     Args:
-        parent: folder of the spool; None for the system's temporary folder.
-        limit_bytes: for all bodies.
-        client_limit_bytes: for the bodies of one client.
+        parent: folder in which the gateway's own folder is created; None for the system's temporary folder.
+        limit_bytes: limit of the size of all bodies together.
+        client_limit_bytes: limit of the size of one client's bodies.
 
     Attributes:
-        folder: of this gateway.
-        used_bytes: of all bodies.
+        folder: folder of this gateway.
+        used_bytes: size of all bodies.
 
     Raises:
         ResourceError: the folder cannot be used.
@@ -96,7 +96,12 @@ class Spool:
             remove_abandoned(parent)
             self.folder, self._lock = _locked_folder(parent)
         except OSError as error:
-            raise ResourceError("the upload spool cannot be used", found=error.strerror) from error
+            raise ResourceError(
+                "the upload spool cannot be used",
+                where=parent,
+                found=error.strerror,
+                do="set spool_dir, or TMPDIR, to a writable folder",
+            ) from error
 
     def close(self) -> None:
         """Remove the folder."""
@@ -104,11 +109,11 @@ class Spool:
         os.close(self._lock)
 
     def require_space(self, client: str, count: int) -> None:
-        """Check that more bytes fit, in the limits and on the disk.
+        """Check that `count` more bytes fit within the limits and on the disk.
 
         Raises:
-            ClientLimitError: this client's bodies take too much.
-            BusyError: all bodies take too much.
+            ClientLimitError: the limit of this client would be exceeded.
+            BusyError: the limit of the spool would be exceeded.
             StorageFullError: the disk is full.
         """
         if self._of_client[client] + count > self._client_limit:
@@ -147,7 +152,7 @@ class SpoolFile:
 
     Args:
         spool: the folder.
-        client: whose body it is.
+        client: client that sends the body.
     """
 
     def __init__(self, spool: Spool, client: str) -> None:
@@ -165,7 +170,7 @@ class SpoolFile:
         self._spool.count(self._client, -self._counted)
 
     async def write(self, chunk: bytes) -> None:
-        """Append a chunk; it is written by a thread when enough has come together.
+        """Append a chunk; a thread writes the buffered chunks to disk once they reach 1 MiB.
 
         Raises:
             as `Spool.require_space`.
@@ -178,7 +183,7 @@ class SpoolFile:
             await self._flush()
 
     async def finish(self) -> Body:
-        """Write what is left, and return the body; it exists until the end of the `async with` block."""
+        """Write the buffered content, and return the body; its file exists until the end of the `async with` block."""
         await self._flush(last=True)
         return Body(self._path, self._writer.size, self._digest.hexdigest(), self._key)
 
@@ -212,7 +217,7 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the folders of gateways that do not live any more; their keys are gone."""
+    """Remove the folders of gateways that are no longer running; their contents can no longer be decrypted."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
@@ -228,7 +233,7 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
-    """A new folder with mode 0700 whose lock this process holds from the moment it has its name."""
+    """Create a folder with mode 0700, locked by this process before it gets its final name; return it and its lock."""
     made = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX, dir=parent))
     lock = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try_lock(lock, fcntl.LOCK_EX, made)
@@ -238,7 +243,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
 
 
 async def _completed(work: Coroutine[None, None, None]) -> None:
-    """Await work in a thread to its end, also if the caller is cancelled: the file must not be closed under it."""
+    """Await work in a thread until it has ended, even if the caller is cancelled: it needs the file to stay open."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
@@ -251,5 +256,5 @@ def _disk_full(found: object) -> StorageFullError:
     return StorageFullError(
         "the disk of the upload spool is full",
         found=found,
-        do="retry later; the operator frees the disk, or names a larger one in spool_dir",
+        do="retry later, or ask the operator to free disk space or to set spool_dir to a larger disk",
     )

@@ -1,7 +1,7 @@
 """The gateway's stream: encrypted scans to replicas on other nodes, and encrypted masks back.
 
-Each scan has an address of its own with 256 random bits, which only the replica that segments it is given, and which
-is gone after the answer. What passes is encrypted, and the keys never pass here.
+Each scan has an address of its own with 256 random bits, which is passed only to the replica that segments it and is
+removed after the response. The transferred files are encrypted, and their keys are never sent through the stream.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from gtvray.serving.transfer.work import Work
 
-# Of a mask: far more than the compressed mask of any scan that is admitted.
+# Limit of the size of a mask, far above the compressed mask of any scan that is admitted.
 _MOST_RESULT_BYTES = 1 << 30
 
 
@@ -43,7 +43,7 @@ class BodyStream:
 
     @contextmanager
     def offered(self, work: Work) -> Iterator[None]:
-        """Answer at the work's address within a `with` block."""
+        """Serve the files of a work item at its address within a `with` block."""
         if work.stream:
             self._offered[work.stream] = work
         try:
@@ -52,7 +52,7 @@ class BodyStream:
             self._offered.pop(work.stream, None)
 
     def was_fetched(self, work: Work) -> bool:
-        """Whether another node took the scan; answers once."""
+        """Return whether another node has fetched the scan, and clear this flag."""
         fetched = work.stream in self._fetched
         self._fetched.discard(work.stream)
         return fetched

@@ -1,4 +1,4 @@
-"""Uploads: the upload spool, and early rejection of bodies and files that are not volumes."""
+"""Uploads: writing bodies to the upload spool, and early rejection of bodies and files that are not volumes."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _SUPPORTED_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 _VOLUME_STARTS = (b"\x1f\x8b", b"\x5c\x01", b"\x01\x5c", b"NRRD")
 _REMOVED_BY_CURL = re.compile(rb"[\0\r\n]")
 
-# Seconds without a byte that a client may take.
+# Seconds that a client may pause without sending a byte.
 PATIENCE_S = 10.0
 
 
 class UploadLimits(NamedTuple):
-    """What a body may be.
+    """Limits of a request body.
 
     Attributes:
-        most_bytes: size.
-        least_bytes_s: rate below which a body is given up, as a mean over PATIENCE_S.
+        most_bytes: maximum size.
+        least_bytes_s: minimum rate in bytes per second, as a mean over PATIENCE_S; slower bodies are rejected.
     """
 
     most_bytes: int
@@ -74,7 +74,8 @@ async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) 
         ContentTypeError: the first bytes are those of another known format.
         VolumeError: the first bytes are of no known format, or were altered in transfer.
         InputError: the body is empty.
-        ResourceError: the spool is full.
+        ClientLimitError, BusyError: the client's share of the spool, or the spool, is full.
+        StorageFullError: the disk is full.
     """
     size, head = 0, b""
     async for chunk in body_chunks(request, limits):

@@ -1,8 +1,8 @@
 """Messages between the gateway and a replica: paths and keys. Scans and masks stay in files.
 
-Arguments and results of a call may lie in Ray's object store, which spills to disk. So a replica on the gateway's node
-reads the scan from the spool and writes the mask there, both encrypted. On another node it copies the encrypted files
-through the gateway's stream, under an address that cannot be guessed.
+Ray may place the arguments and results of a call in its object store, which spills to disk. A replica on the gateway's
+node therefore reads the scan from the spool and writes the mask there, both encrypted. A replica on another node copies
+the encrypted files through the gateway's stream, at an address that cannot be guessed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Work:
         journal: path of the journal.
         node: id of the node on which the paths are valid.
         stream: address at which another node gets the scan and puts the mask; empty on a cluster of one node.
-        trace: headers with the span that the call belongs to; empty without traces.
+        trace: headers that carry the parent span; empty without tracing.
     """
 
     body: Body
@@ -94,7 +94,9 @@ class Work:
             writer.write(mask_gz)
             writer.close()
         except OSError as error:
-            raise ResourceError("the mask cannot be written to the spool", found=error.strerror) from error
+            raise ResourceError(
+                "the mask cannot be written to the spool", found=error.strerror, do="retry later"
+            ) from error
 
     def read_result(self, count: int) -> bytes:
         """Read a mask of `count` bytes.
@@ -115,17 +117,17 @@ class Work:
 
 @contextmanager
 def fetched(work: Work, spool: Spool) -> Iterator[Work]:
-    """Work of another node with its encrypted scan copied to this one; the mask is sent back when the block ends.
+    """Copy the encrypted scan of another node's work item to this node; at the end of the block, send the mask back.
 
-    A plain file is not copied: every node can read it. The request is sent nevertheless, since it reports to the
-    gateway that this node has the scan.
+    A plain file is not copied, as every node can read it. The request is sent nevertheless, since it reports to the
+    gateway that this node processes the scan.
 
     Args:
-        work: of the other node.
-        spool: of this one.
+        work: work item of the other node.
+        spool: spool of this node.
 
     Raises:
-        ResourceError: the gateway does not answer.
+        ResourceError: the gateway does not respond, or a copy fails.
     """
     here = replace(work, result=spool.path(".mask"), journal=spool.path(".at"))
     if work.body.key is not None:

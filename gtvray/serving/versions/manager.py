@@ -1,8 +1,8 @@
 """The version manager: the endpoint follows a registry's champion without a restart.
 
-A new champion is started as a Serve application of its own beside the one that serves. When it is loaded and has
-reproduced its golden cases, new requests go to it; requests in progress finish on the version that admitted them, which
-is then removed. If anything fails, the old version goes on serving and the new one is rejected with the reason.
+A new champion is started as a separate Serve application. Once it is loaded and has reproduced its golden cases, new
+requests are routed to it; requests in progress finish on the version that admitted them, which is then removed. If
+anything fails, the old version continues to serve, and the new one is rejected with the reason.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Candidate:
         digest: digest of the bundle.
         bundle: folder of the bundle, readable from every node.
         golden: folder of its golden cases; None if it has none.
-        override: reason for which a person overrode the promotion gate; else empty.
+        override: reason given for overriding the promotion gate; empty if it was not overridden.
     """
 
     version: str
@@ -57,12 +57,12 @@ class VersionManager:
 
     Args:
         args: arguments of the application; bundle, digest, golden and version are replaced by those of a version.
-        pointer: read by the API.
-        in_use: returns the number of requests that a Serve application still works on.
+        pointer: pointer to the served version, read by the gateways.
+        in_use: returns the number of requests in progress on a Serve application.
         on_reject: called with a version that could not be served, and the reason.
 
     Attributes:
-        prefix: of the names of the Serve applications.
+        prefix: prefix of the names of the Serve applications.
     """
 
     prefix = "gtvray"
@@ -93,7 +93,7 @@ class VersionManager:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following; a swap in progress is finished or given up."""
+        """Stop following; a swap in progress is completed or aborted."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(30)
@@ -112,7 +112,8 @@ class VersionManager:
         """Serve a version instead of the current one.
 
         Raises:
-            GtvrayError: it cannot be served; the current version goes on, or is started again where both do not fit.
+            GtvrayError: it cannot be served. The current version stays in service, or is started again if it had to be
+                stopped first.
         """
         old = self._versions.current
         new = self._named(candidate)
@@ -142,7 +143,7 @@ class VersionManager:
             except GtvrayError as error:
                 log_event("not_followed", "versions", logging.ERROR, kind=type(error).__name__)
                 self._update(problem=error.what)
-            except Exception as error:  # noqa: BLE001  # what is served stays, and the next look may succeed
+            except Exception as error:  # noqa: BLE001  # the served version stays, and the next check may succeed
                 log_event("not_followed", "versions", logging.ERROR, trace=error, kind=type(error).__name__)
                 self._update(problem=f"the cluster or the registry does not answer: {type(error).__name__}")
             if self._stop.wait(every_s):
@@ -167,7 +168,7 @@ class VersionManager:
         return ServedVersion(app, candidate.version, candidate.digest)
 
     def _require_resources(self) -> bool:
-        """Return whether the old version must go first.
+        """Return whether the old version must be stopped before the new one is started.
 
         Raises:
             ResourceError: both do not fit, and interruptions are not permitted.
@@ -183,7 +184,7 @@ class VersionManager:
         if not serving.interrupt_to_swap:
             self._update(loading=None)
             raise ResourceError(
-                "a new version does not fit beside the one that serves",
+                "a new version does not fit on the cluster alongside the served version",
                 **lacking,
                 do="use fewer or smaller replicas, or set serving.interrupt_to_swap=true",
             )
@@ -218,14 +219,17 @@ class VersionManager:
         return build_model_app(args)
 
     def _restore(self, candidate: Candidate) -> None:
-        """Serve again what was stopped for a version that then failed."""
+        """Restart the version that was stopped for one that then failed."""
         again = self._named(candidate)
         self._update(loading=again)
         self._start(again, candidate)
         self._update(current=again, loading=None)
 
     def _drain(self, old: ServedVersion) -> None:
-        """Remove a version after the requests that it admitted; none takes longer than the endpoint's time limit."""
+        """Remove a version once the requests that it admitted have ended, or after the endpoint's time limit.
+
+        Volumes of jobs have no time limit; those still in progress are retried on the new version.
+        """
         deadline = time.monotonic() + self._args.serving.timeout_s + 5
         # The API may have read the pointer just before it changed.
         time.sleep(_POLL_S)
@@ -243,7 +247,7 @@ class VersionManager:
         log_event("rejected", "versions", logging.ERROR, version=candidate.version, kind=type(error).__name__)
         try:
             self._on_reject(candidate, rejected.reason)
-        except Exception as failed:  # noqa: BLE001  # the registry being away changes nothing here
+        except Exception as failed:  # noqa: BLE001  # an unreachable registry must not stop the endpoint
             log_event("rejection_not_recorded", "versions", logging.ERROR, kind=type(failed).__name__)
         self._update(loading=None, rejected=(*self._versions.rejected, rejected))
 
@@ -255,7 +259,7 @@ class VersionManager:
 
 
 def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
-    """Resources of which the cluster has too few free, as the fields of an error; empty if there are none."""
+    """Return the resources that are not free on the cluster, as fields of an error; empty if all are free."""
     free = ray.available_resources()
     lacking = [name for name, amount in needed.items() if amount > free.get(name, 0.0) + 1e-6]
     if not lacking:
@@ -267,12 +271,12 @@ def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
 
 
 def status_text(status: ApplicationStatusOverview) -> str:
-    """The end of what Serve says about an application, on one line."""
+    """Return the end of Serve's status message of an application, on one line."""
     return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
 
 
 def _require_reproduced(app: str) -> None:
-    """Call a version; a golden case that is not reproduced is raised."""
+    """Check that a version responds and has reproduced its golden cases."""
     try:
         serve.get_app_handle(app).describe.remote().result(timeout_s=_DESCRIBE_TIMEOUT_S)
     except RayTaskError as error:

@@ -1,6 +1,6 @@
-"""Which version the endpoint serves: a small file that the version manager writes and the API reads.
+"""The pointer to the served version: a small file that the version manager writes and the gateways read.
 
-The file lies where bundles lie, readable from every node, and survives the death of every process.
+The file is on the same storage as the bundles, readable from every node, and survives the death of every process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Versions:
         current: the version that new requests go to; None before the first one is ready.
         loading: the version that is being started and checked; None if there is none.
         rejected: versions that could not be served, newest last.
-        problem: why the registry could not be followed; empty if it is.
+        problem: why the champion of the registry could not be followed; empty if it could.
     """
 
     current: ServedVersion | None = None
@@ -86,7 +86,7 @@ class Pointer:
             if stamp != self._stamp:
                 self._versions, self._stamp = _parse(read_json(self._path)), stamp
         except (OSError, InputError, TypeError, KeyError):
-            # The file is replaced atomically, so this is a fault of the file system: what was served goes on.
+            # The file is replaced atomically, so this is a file system error: keep serving the known version.
             pass
         return self._versions
 

@@ -1,4 +1,4 @@
-"""The version that is served now, and its state, refreshed in the background so that probes ask no replica."""
+"""The served version of a model and its state, refreshed in the background so that probes do not call replicas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VALID_S = 30.0
 
 @dataclass(frozen=True)
 class _State:
-    """The last answer of a version, or why there is none."""
+    """The last description returned by a version, or the error for which there is none."""
 
     app: str
     answer: dict[str, Any] | GtvrayError
@@ -38,7 +38,7 @@ class _State:
 
 
 class Served:
-    """Which model requests go to.
+    """A served model: its current version, its state, and the requests in progress on each version.
 
     Args:
         args: the application's arguments.
@@ -46,7 +46,7 @@ class Served:
         app: Serve application of that deployment.
 
     Attributes:
-        name: of the registered model.
+        name: name of the registered model.
         looked_at: monotonic time of the last background check.
     """
 
@@ -76,7 +76,7 @@ class Served:
 
     @contextmanager
     def pinned(self) -> Iterator[tuple[str, Any]]:
-        """The Serve application and the handle of the version that is served now, which stays for the `with` block.
+        """Pin the current version for a `with` block; yields its Serve application and handle.
 
         Raises:
             NotReadyError: there is none.
@@ -105,7 +105,7 @@ class Served:
         return self._state.answer
 
     async def replicas(self) -> ReplicaCounts | None:
-        """The model's replicas, at most a second ago; None if there is no model, or Serve does not answer."""
+        """Return replica counts, at most a second old; None if there is no model, or Serve does not respond."""
         try:
             app, _ = self._current()
         except GtvrayError:
@@ -148,7 +148,7 @@ class Served:
         self._state = _State(app, answer, time.monotonic())
 
     async def _is_asleep(self, app: str) -> bool:
-        """Whether the model has answered and has no replica now; a question would start one."""
+        """Whether the model was ready and is now scaled to zero, in which case a call would start a replica."""
         state = self._state
         if not self._sleeps or state is None or state.app != app or isinstance(state.answer, GtvrayError):
             return False
@@ -180,7 +180,9 @@ class Served:
         if versions.rejected:
             found = versions.rejected[-1]
             raise NotReproducedError(
-                "the champion cannot be served here", found=f"version {found.version}: {found.reason}"
+                "the champion cannot be served here",
+                found=f"version {found.version}: {found.reason}",
+                do="solve this problem and restart the endpoint, or promote another version",
             )
         if versions.problem:
             raise NotReadyError("no model is served", found=versions.problem, do="see the server's log")
@@ -188,7 +190,7 @@ class Served:
 
 
 def near(handle: Any) -> Any:
-    """A handle that prefers replicas on this node, which read a scan from this node's disk."""
+    """Make a handle prefer replicas on this node, which can read scans from its disk; return it."""
     if isinstance(handle, DeploymentHandle) and not handle.is_initialized:
         handle._init(_prefer_local_routing=True)
     return handle
@@ -200,7 +202,7 @@ def cause_of(error: RayTaskError) -> Exception:
 
 
 def loading() -> NotReadyError:
-    """The error while the model is not there yet."""
+    """The error while the model is being loaded."""
     return NotReadyError("the model is still loading", do="retry in a few seconds")
 
 

@@ -89,7 +89,7 @@ def test_error_of_a_refusing_proxy_names_the_proxy(proxy: Recorder, tmp_path: Pa
     assert f"127.0.0.1:{proxy.port}" in str(tunnel.value)
     with pytest.raises(ResourceError, match="cannot reach MLflow") as mlflow:
         connect_mlflow("http://mlflow.invalid:5000", tmp_path)
-    with pytest.raises(ResourceError, match="cannot submit a job to a Ray cluster") as ray:
+    with pytest.raises(ResourceError, match="cannot reach the job API of the Ray cluster") as ray:
         submit(["data"], address="http://head.invalid:8265", wait=False, installed=True)
     for error in (refused.value, tunnel.value, mlflow.value, ray.value):
         assert f"127.0.0.1:{proxy.port}" in error.fields["where"]

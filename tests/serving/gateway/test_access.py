@@ -98,13 +98,13 @@ def test_invalid_names_are_refused(name: str, file: TokenFile) -> None:
 
 def test_tokens_are_added_and_revoked_once(tmp_path: Path, file: TokenFile) -> None:
     file.add("station", Role.SEGMENT)
-    with pytest.raises(InputError, match="has a token"):
+    with pytest.raises(InputError, match="already has a token"):
         file.add("station", Role.ADMIN)
     file.revoke("station")
     with pytest.raises(InputError, match="has no token"):
         file.revoke("station")
     (tmp_path / "tokens.json").write_text('{"tokens": [{"name": "x"}]}')
-    with pytest.raises(ConfigError, match="not a file of tokens"):
+    with pytest.raises(ConfigError, match="not a token file"):
         file.read()
 
 

@@ -77,7 +77,7 @@ def test_scan_that_kills_two_replicas_is_refused_and_the_others_complete(tmp_pat
         names = [b"active-1", b"active-2", b"waiting-1", b"waiting-2", b"bad"]
         answers = await asyncio.gather(*(bench.segment(name) for name in names), return_exceptions=True)
         calls = bench.replica.calls
-        with pytest.raises(DataError, match="ends the process of the model"):
+        with pytest.raises(DataError, match="crashes the process of the model"):
             await bench.segment(b"bad")
         assert bench.replica.calls == calls, "it is not tried again"
         return answers
@@ -85,7 +85,7 @@ def test_scan_that_kills_two_replicas_is_refused_and_the_others_complete(tmp_pat
     *others, bad = asyncio.run(run())
     assert others == [b"1-evitca", b"2-evitca", b"1-gnitiaw", b"2-gnitiaw"]
     assert isinstance(bad, DataError)
-    assert "2 replicas died at the same point of it: patch 3" in str(bad)
+    assert "2 replicas died at the same point: patch 3" in str(bad)
 
 
 def test_deaths_from_outside_do_not_end_a_scan_that_was_elsewhere_each_time(tmp_path: Path) -> None:

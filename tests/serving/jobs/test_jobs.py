@@ -441,7 +441,7 @@ def test_damaged_store_fails_the_volume(tmp_path: Path) -> None:
             gate.open.set()
             job = await ended(client, accepted)
             assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
-            assert "changed or cut off" in job["volumes"][1]["problem"]["title"]
+            assert "modified or truncated" in job["volumes"][1]["problem"]["title"]
 
     asyncio.run(run())
 

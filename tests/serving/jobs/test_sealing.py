@@ -92,7 +92,7 @@ def test_any_change_of_a_file_is_noticed(store: Store) -> None:
     }
     for damaged in changed.values():
         path.write_bytes(damaged)
-        with pytest.raises(FailureError, match="changed or cut off"):
+        with pytest.raises(FailureError, match="modified or truncated"):
             store.read(claim)
     path.unlink()
     with pytest.raises(FailureError, match="missing"):

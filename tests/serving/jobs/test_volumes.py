@@ -98,7 +98,7 @@ def test_named_file_that_the_model_cannot_read_fails_its_volume(tmp_path: Path) 
             return await ended(client, await client.post("/v1/jobs", json={"volumes": [{"path": str(scan)}]}))
 
     problem = asyncio.run(run())["volumes"][0]["problem"]
-    assert (problem["status"], problem["title"]) == (404, "a named file cannot be read where the model runs")
+    assert (problem["status"], problem["title"]) == (404, "a referenced file cannot be read on the node of the model")
     assert "scan.nii.gz" not in str(problem)
 
 
@@ -132,5 +132,5 @@ def test_volume_that_kills_replicas_fails_with_the_reason_and_the_others_complet
     assert (job["state"], [each["state"] for each in job["volumes"]]) == ("done", ["done", "failed", "done"])
     problem = job["volumes"][1]["problem"]
     assert problem["type"] == "urn:gtvray:DataError"
-    assert problem["found"] == "2 replicas died at the same point of it: patch 3"
+    assert problem["found"] == "2 replicas died at the same point: patch 3"
     assert calls == {SCANS[0]: 2, SCANS[1]: 2, SCANS[2]: 1}, "a refused volume is not processed in another job"

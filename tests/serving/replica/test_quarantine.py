@@ -20,10 +20,10 @@ def test_scan_that_ends_two_replicas_at_one_point_is_refused_for_that_model() ->
     quarantine.record_death("v1", "bad", "patch 3")
     quarantine.require_harmless("v1", "bad")
     quarantine.record_death("v1", "bad", "patch 3")
-    with pytest.raises(DataError, match="ends the process of the model") as refused:
+    with pytest.raises(DataError, match="crashes the process of the model") as refused:
         quarantine.require_harmless("v1", "bad")
     assert refused.value.http_status == 422
-    assert refused.value.fields["found"] == "2 replicas died at the same point of it: patch 3"
+    assert refused.value.fields["found"] == "2 replicas died at the same point: patch 3"
     quarantine.require_harmless("v1", "good")
     quarantine.require_harmless("v2", "bad")
 
@@ -92,4 +92,4 @@ def test_scan_that_kills_every_replica_is_refused_by_the_endpoint(tmp_path: Path
     subprocess.run([sys.executable, script, str(tmp_path / "found")], env=environment, timeout=280, check=True)
     found = json.loads((tmp_path / "found").read_text())
     assert found["status"] == [422, 422, 200]
-    assert found["reason"] == "2 replicas died at the same point of it: patch 4"
+    assert found["reason"] == "2 replicas died at the same point: patch 4"
