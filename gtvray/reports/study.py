@@ -71,9 +71,11 @@ class Study:
         by_digest: dict[str, str] = {}
         for name, bundle in bundles.items():
             other = by_digest.setdefault(bundle.digest, name)
-            if other != name or name == BASELINE:
+            if name == BASELINE:
+                raise InputError("this name is reserved for the baseline", found=name, do="rename the bundle's folder")
+            if other != name:
                 found = f"{other} and {name}, digest {bundle.digest[:_DIGEST_LENGTH]}"
-                raise InputError("the same model twice", found=found, do="name each model once")
+                raise InputError("the same model twice", found=found, do="specify each model once")
 
     @property
     def bundles(self) -> Mapping[str, Bundle]:

@@ -65,7 +65,7 @@ def test_one_bundle_under_two_names_is_refused_before_scoring(balls: Dataset, tm
     one = bundle(tmp_path)
     with pytest.raises(InputError, match="same model twice"):
         Study(balls, "data-1", {"a": one, "b": one}, tmp_path / "out")
-    with pytest.raises(InputError, match="same model twice"):
+    with pytest.raises(InputError, match="reserved for the baseline"):
         Study(balls, "data-1", {"mean position": one}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
