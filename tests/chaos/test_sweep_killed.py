@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gtvray.models import Checkpoint
+from gtvray.runtime import Cluster
 from gtvray.tracking import read_trials
 
 from ..cli.command import KILLED_GONE_S, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
@@ -16,10 +17,6 @@ from ..stores import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
-
-
-# Only these are resumed a second time, because starting the command takes most of the time.
-_RESUMED_TWICE = ("tuning.after_report:3", "tuning.before_result:1")
 
 
 @pytest.mark.parametrize(
@@ -32,14 +29,15 @@ _RESUMED_TWICE = ("tuning.after_report:3", "tuning.before_result:1")
         "tuning.before_result:1",
     ],
 )
-def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> None:
+def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path, local_ray: Cluster) -> None:
     """No trial is lost or duplicated, and no epoch is recorded twice, wherever the process is killed.
 
-    Kills within the second trial are tested below, with moved and copied workspaces.
+    The cluster continues, and removes what the killed process had started on it. Kills within the second trial are
+    tested below, with a cluster that dies with the process.
     """
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(SWEEP)
-    command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json"]
+    command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json", "--address", local_ray.address]
     killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
     assert killed.end(within_s=400).code == -signal.SIGKILL
     (folder,) = (workspace / "sweeps").iterdir()
@@ -63,7 +61,7 @@ def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path) -> Non
         assert [figure.step for figure in history] == [1, 2, 3]
         assert child.info.status == "FINISHED"
     assert partial_files(workspace) == []
-    if point not in _RESUMED_TWICE:
+    if point != "tuning.before_result:1":
         return
     # Resuming it once more changes nothing.
     before, logged = tree(workspace / "bundles"), len(client.search_runs([experiment.experiment_id]))

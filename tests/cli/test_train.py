@@ -15,6 +15,7 @@ from gtvray.cli.train import FoldProgress
 from gtvray.crossval import FoldStatus
 from gtvray.io import sha256_of
 from gtvray.models import Bundle
+from gtvray.runtime import Cluster
 
 from ..stores import open_store
 from .command import KILLED_GONE_S, OPEN_GATE, Running, partial_files, run
@@ -115,9 +116,11 @@ def base(phantoms: Path, settings: Path) -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(base: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def undisturbed(
+    base: tuple[Any, ...], local_ray: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
     workspace = tmp_path_factory.mktemp("undisturbed")
-    return workspace, run(*base, "--workspace", workspace, within_s=500).json()
+    return workspace, run(*base, "--workspace", workspace, "--address", local_ray.address, within_s=500).json()
 
 
 def _same(workspace: Path, done: Any, undisturbed: tuple[Path, Any]) -> None:
@@ -161,9 +164,9 @@ def test_ensemble_is_gated_on_held_out_cases(phantoms: Path, undisturbed: tuple[
 @pytest.mark.ray
 @pytest.mark.parametrize("count", [1, 3])
 def test_killed_training_resumes_to_the_same_result(
-    count: int, base: tuple[Any, ...], undisturbed: tuple[Path, Any], tmp_path: Path
+    count: int, base: tuple[Any, ...], undisturbed: tuple[Path, Any], local_ray: Cluster, tmp_path: Path
 ) -> None:
-    place = ("--workspace", tmp_path)
+    place = ("--workspace", tmp_path, "--address", local_ray.address)
     killed = Running(*base, *place, GTVRAY_FAILPOINT=f"tuning.after_report:{count}=kill")
     assert killed.end().code == -signal.SIGKILL
     (name,) = [folder.name for folder in (tmp_path / "trainings").iterdir()]
