@@ -174,7 +174,7 @@ def _unexpected(error: Exception) -> GtvrayError:
         return ResourceError(
             "the MLflow database is locked by another program",
             found=found,
-            do="wait until that program has finished, or close it, and run this again; do not move the database",
+            do="wait until that program has finished, or close it, and run this again; the database is intact, keep it",
         )
     if any(text in str(error) for text in ("disk is full", os.strerror(errno.ENOSPC))):
         return ResourceError("the disk is full", found=found, do="free some space and run it again")

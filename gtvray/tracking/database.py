@@ -177,7 +177,7 @@ def _locked(path: Path, found: str) -> ResourceError:
         "the MLflow database is locked by another program",
         where=path,
         found=f"{found}; {_users_of(path)}",
-        do="wait until that program has finished, or close it, and run this again; do not move the database",
+        do="wait until that program has finished, or close it, and run this again; the database is intact, keep it",
     )
 
 

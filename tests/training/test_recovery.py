@@ -103,7 +103,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_reported(
     assert figures(resumed) == figures(whole[2:])
     assert resumed[0].notes == "damaged checkpoint epoch-00003 skipped, resumed from epoch 2"
     assert resumed[1].notes == ""
-    assert "epoch-00003 is skipped" in caplog.text
+    assert "skipping checkpoint" in caplog.text
+    assert "epoch-00003: " in caplog.text
     assert same_weights(resumed[-1], whole[-1])
 
 

@@ -34,7 +34,7 @@ def test_scan_that_was_elsewhere_each_time_has_more_attempts() -> None:
         quarantine.record_death("v1", "unlucky", f"patch {number}")
         quarantine.require_harmless("v1", "unlucky")
     quarantine.record_death("v1", "unlucky", "mask")
-    with pytest.raises(DataError, match="ends the process"):
+    with pytest.raises(DataError, match="crashes the process"):
         quarantine.require_harmless("v1", "unlucky")
 
 
