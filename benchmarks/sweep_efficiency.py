@@ -53,6 +53,8 @@ CANDIDATES: dict[str, Method] = {
         ],
     )
 }
+# That of tune_configs/default.yaml: the first rung is at a tenth of the epochs.
+SHIPPED = CANDIDATES["optuna asha 2 3"]
 BASELINES: dict[str, Method] = {
     "stock_asha": plain_asha(RANDOM_TRIALS),
     "one_epoch_topk": gtvray_method(RANDOM_TRIALS, "random", kind="top_k", grace_epochs=1, keep=3),
@@ -127,7 +129,7 @@ def _of_start(tables: dict[str, Table], seeds: range, start: Start) -> dict[str,
 def compare(chosen: str, table: Table, seeds: range, start: Start) -> dict[str, Any]:
     """Compute of the chosen method and of the baselines on a table."""
     target = _target(table, seeds, start)
-    methods = {"gtvray": CANDIDATES[chosen], **BASELINES}
+    methods = {"gtvray": CANDIDATES[chosen], "shipped": SHIPPED, **BASELINES}
     started = [start(table, seed) for seed in seeds]
     outcomes = {
         name: [method(each, seed) for each, seed in zip(started, seeds, strict=True)]

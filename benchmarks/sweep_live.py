@@ -1,4 +1,4 @@
-"""Real sweeps: gtvray's method of `sweep_efficiency` against random search with full trainings.
+"""Real sweeps: searcher and scheduler of the shipped sweep files against random search with full trainings.
 
 Both search the same space with the same number of trials, two at a time, on the same prepared cases, with a seed each.
 The target is the DSC that random search reaches, the median over seeds; compute is the number of epochs that all
@@ -36,7 +36,7 @@ from gtvray.tuning import FoldCases, run_sweep
 TRIALS, EPOCHS, SELECTION_CASES = 12, 10, 12
 METHODS: dict[str, dict[str, Any]] = {
     "random_full": {"searcher": "random", "scheduler": {"kind": "none"}},
-    "gtvray": {"searcher": "optuna", "scheduler": {"kind": "top_k", "grace_epochs": 1, "keep": 2}},
+    "gtvray": {"searcher": "optuna", "scheduler": {"kind": "asha", "grace_epochs": 1, "reduction_factor": 3}},
 }
 
 
