@@ -94,31 +94,33 @@ class JobRoutes:
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )
-        router.add_api_route("/jobs", self.jobs, methods=["GET"], response_model=JobList, responses=errors(404, 422))
         router.add_api_route(
-            "/jobs/{job_id}", self.job, methods=["GET"], response_model=JobDocument, responses=errors(404)
+            "/jobs", self.jobs, methods=["GET"], response_model=JobList, responses=errors(404, 422, 507)
         )
         router.add_api_route(
-            "/jobs/{job_id}", self.cancel, methods=["DELETE"], response_model=JobDocument, responses=errors(404)
+            "/jobs/{job_id}", self.job, methods=["GET"], response_model=JobDocument, responses=errors(404, 507)
+        )
+        router.add_api_route(
+            "/jobs/{job_id}", self.cancel, methods=["DELETE"], response_model=JobDocument, responses=errors(404, 507)
         )
         router.add_api_route(
             "/jobs/{job_id}/events",
             self.events,
             methods=["GET"],
             response_class=StreamingResponse,
-            responses=_EVENTS_RESPONSE | errors(404),
+            responses=_EVENTS_RESPONSE | errors(404, 507),
         )
         router.add_api_route(
             "/jobs/{job_id}/results/{number}",
             self.result,
             methods=["GET"],
             response_class=Response,
-            responses=RESULT_RESPONSE | errors(404, 406, 409, 422),
+            responses=RESULT_RESPONSE | errors(404, 406, 409, 422, 507),
         )
         for path, allowed in (("/jobs", ("GET", "POST")), ("/jobs/{job_id}", ("GET", "DELETE"))):
             others = [method for method in _METHODS if method not in allowed]
             router.add_api_route(path, _refuse(allowed), methods=others, include_in_schema=False)
-        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors())
+        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors(507))
         return router
 
     async def submit(

@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from gtvray.config import JobsConfig
-from gtvray.errors import BusyError, ConflictError, InputError, NotFoundError
+from gtvray.errors import BusyError, ConflictError, InputError, NotFoundError, ResourceError, StorageFullError
 from gtvray.failpoints import failpoint
 from gtvray.serving.gateway.results import SegmentationResult
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
@@ -98,7 +98,8 @@ class Jobs:
             InputError: the body has no valid volumes, or the key was used for another request.
             TooLargeError: a volume or their number exceeds its limit.
             BusyError: the store is full.
-            ResourceError: the disk is full.
+            StorageFullError: the disk is full.
+            ResourceError: the database is not available.
         """
         key_digest = sha256(key.encode()).hexdigest() if key is not None else None
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
@@ -111,9 +112,11 @@ class Jobs:
         new = NewJob(job_id, owner, key_digest, digest, priority, tuple(inputs), model)
         try:
             accepted = await asyncio.to_thread(self._store.accept, new)
-        except Exception:
-            # Not after a cancellation: the job may be in the table already, and its client may repeat the request.
-            self._files.remove_job(job_id)
+        except Exception as error:
+            # Not after a cancellation or a lost database: the job may be in the table already, and its client may
+            # repeat the request. If it is not, `_clean` deletes the files.
+            if not isinstance(error, ResourceError) or isinstance(error, StorageFullError):
+                self._files.remove_job(job_id)
             raise
         failpoint("jobs.accepted")
         if accepted.id != job_id:

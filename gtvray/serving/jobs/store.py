@@ -30,7 +30,7 @@ from gtvray.serving.jobs.records import (
     VolumeState,
     VolumeStatus,
 )
-from gtvray.serving.jobs.table import jobs, volumes
+from gtvray.serving.jobs.table import jobs, transaction, volumes
 
 LEASE_S = 15.0
 MOST_INTERRUPTIONS = 20
@@ -50,6 +50,8 @@ def due_at(created_at: float, number: int, priority: Priority) -> float:
 
 class JobStore:
     """The tables of jobs and their volumes.
+
+    Every method raises ResourceError if the database is not available, and StorageFullError if its disk is full.
 
     Args:
         engine: database engine, from `open_database`.
@@ -79,7 +81,7 @@ class JobStore:
             _new_row(new.id, number, each, due_at(now, number, new.priority)) for number, each in enumerate(new.volumes)
         ]
         try:
-            with self._engine.begin() as connection:
+            with transaction(self._engine) as connection:
                 connection.execute(jobs.insert(), job)
                 connection.execute(volumes.insert(), rows)
         except IntegrityError:
@@ -96,7 +98,7 @@ class JobStore:
             and_(volumes.c.state == "queued", volumes.c.not_before <= now),
             and_(volumes.c.state == "running", volumes.c.lease_until < now),
         )
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(
                 select(volumes, jobs.c.owner, jobs.c.model)
                 .join(jobs)
@@ -131,7 +133,7 @@ class JobStore:
             the claims that are no longer valid: cancelled, or taken over.
         """
         lost: set[Claim] = set()
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             for claim, percent in claims.items():
                 changed = connection.execute(
                     volumes.update().where(_held(claim)),
@@ -156,7 +158,7 @@ class JobStore:
             claim: the claim.
             delay_s: time before it can be claimed again.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             connection.execute(
                 volumes.update().where(_held(claim)),
                 {"state": "queued", "not_before": time.time() + delay_s, "percent": 0.0},
@@ -170,7 +172,7 @@ class JobStore:
         Raises:
             NotFoundError: no such job of this owner.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             self._require(connection, owner, job_id, lock=True)
             ended = connection.execute(
                 volumes.update().where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)),
@@ -189,7 +191,7 @@ class JobStore:
         Raises:
             NotFoundError: no such job of this owner.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             return _status(connection, [self._require(connection, owner, job_id)])[0]
 
     def listing(self, owner: str, limit: int, before: str | None = None) -> list[JobStatus]:
@@ -203,7 +205,7 @@ class JobStore:
         Raises:
             NotFoundError: no job `before` of this owner.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             found = select(jobs).where(jobs.c.owner == owner)
             if before is not None:
                 last = self._require(connection, owner, before)
@@ -218,7 +220,7 @@ class JobStore:
 
     def queue(self) -> QueueStatus:
         """Return the length of the queue and the mean processing time of recent volumes."""
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             grouped = select(volumes.c.state, func.count().label("number_of")).where(volumes.c.state.in_(OPEN))
             counts = {row.state: row.number_of for row in connection.execute(grouped.group_by(volumes.c.state))}
             recent = connection.execute(
@@ -234,7 +236,7 @@ class JobStore:
 
     def stored_bytes(self) -> int:
         """Return the size of all stored inputs and results."""
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             return int(connection.execute(select(func.coalesce(func.sum(volumes.c.stored_bytes), 0))).scalar_one())
 
     def expire(self, keep_s: float) -> list[StoredVolume]:
@@ -249,7 +251,7 @@ class JobStore:
             expected=f"within {keep_s / 3600:g} h (serving.jobs.keep_h)",
             do="send the job again when the queue is shorter (GET /v1/queue)",
         )
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             waiting = select(volumes.c.job_id, volumes.c.number).join(jobs)
             for row in connection.execute(waiting.where(volumes.c.state == "queued", jobs.c.created_at < limit)).all():
                 self._end(connection, row.job_id, row.number, "failed", problem=late.problem(row.job_id))
@@ -262,7 +264,7 @@ class JobStore:
             ]
 
     def _end_claim(self, claim: Claim, state: VolumeState, **values: Any) -> bool:
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             return self._end(connection, *claim.volume, state, _held(claim), **values)
 
     def _end(
@@ -291,7 +293,7 @@ class JobStore:
         return bool(ended.rowcount)
 
     def _find_key(self, owner: str, key_digest: str | None) -> Accepted | None:
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(
                 select(jobs.c.id, jobs.c.input_digest).where(jobs.c.owner == owner, jobs.c.key_digest == key_digest)
             ).first()

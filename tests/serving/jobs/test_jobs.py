@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,12 +16,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from gtvray.config import ServingConfig
 from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
+from gtvray.serving.jobs.records import Accepted, NewJob
+from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
+from gtvray.serving.transfer.sealed import SealedWriter
 from gtvray.serving.transfer.work import Prediction
 
 from ...databases import postgres
@@ -371,6 +377,81 @@ def test_volume_waits_for_a_model(tmp_path: Path, error: Exception, monkeypatch:
     async def run() -> None:
         async with jobs_app(tmp_path / "jobs", segment) as client:
             assert (await ended(client, await client.post("/v1/jobs", content=SCAN)))["state"] == "done"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "status", "kind"),
+    [
+        ("database is locked", sqlite3.SQLITE_BUSY, 503, "ResourceError"),
+        ("database or disk is full", sqlite3.SQLITE_FULL, 507, "StorageFullError"),
+    ],
+)
+def test_fault_of_the_database_is_a_problem_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, code: int, status: int, kind: str
+) -> None:
+    raised = sqlite3.OperationalError(cause)
+    raised.sqlite_errorcode = code
+
+    def begin(_: Engine) -> Any:
+        raise OperationalError("BEGIN", {}, raised)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            job = (await client.post("/v1/jobs", content=SCAN)).json()["id"]
+            await ended(client, job)
+            with monkeypatch.context() as failing:
+                failing.setattr(Engine, "begin", begin)
+                for method, path in (
+                    ("POST", "/v1/jobs"),
+                    ("GET", "/v1/jobs"),
+                    ("GET", f"/v1/jobs/{job}"),
+                    ("GET", f"/v1/jobs/{job}/events"),
+                    ("GET", f"/v1/jobs/{job}/results/0"),
+                    ("DELETE", f"/v1/jobs/{job}"),
+                    ("GET", "/v1/queue"),
+                ):
+                    response = await client.request(method, path, content=SCAN if method == "POST" else None)
+                    problem = check_problem(response, status, kind)
+                    assert "database" in problem["title"]
+                    assert problem["do"]
+                    assert ("retry-after" in response.headers) == (status == 503)
+            assert (await client.get(f"/v1/jobs/{job}/results/0")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_files_are_kept_if_the_job_may_be_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a connection to the database that breaks while the job is committed."""
+    accept = JobStore.accept
+
+    def accept_and_lose(self: JobStore, new: NewJob) -> Accepted:
+        accept(self, new)
+        monkeypatch.undo()
+        raise ResourceError("the job database is not available")
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            monkeypatch.setattr(JobStore, "accept", accept_and_lose)
+            key = {"Idempotency-Key": "a"}
+            check_problem(await client.post("/v1/jobs", content=SCAN, headers=key), 503, "ResourceError")
+            repeated = await client.post("/v1/jobs", content=SCAN, headers=key)
+            assert repeated.headers["Idempotency-Replayed"] == "true"
+            assert (await ended(client, repeated))["state"] == "done"
+
+    asyncio.run(run())
+
+
+def test_full_disk_is_a_507(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            monkeypatch.setattr(SealedWriter, "write", write)
+            check_problem(await client.post("/v1/jobs", content=SCAN), 507, "StorageFullError")
+            assert stored_files(tmp_path / "jobs") == []
 
     asyncio.run(run())
 
