@@ -28,6 +28,7 @@ from gtvray.serving.request_log import LOGGER, log_event
 from gtvray.serving.transfer.uploads import UploadLimits
 
 _CLEAN_EVERY_S = 600.0
+_CLEANS_PER_KEPT_TIME = 4
 _WATCH_EVERY_S = 0.5
 _MOST_WATCHERS = 32
 
@@ -65,7 +66,7 @@ class Jobs:
         self._key = load_key(self._folder)
         self._files = JobFiles(self._folder, self._key)
         engine = open_database(os.environ.get(DATABASE_VARIABLE), self._folder)
-        self._store = JobStore(engine)
+        self._store = JobStore(engine, self._keep_s)
         settings = self._settings
         self._worker = Worker(
             self._store, self._files, self._key, self._segment, at_once=settings.at_once, roots=settings.roots
@@ -217,11 +218,11 @@ class Jobs:
     async def _clean(self) -> None:
         while True:
             try:
-                left = await asyncio.to_thread(self._store.expire, self._keep_s)
+                left = await asyncio.to_thread(self._store.expire)
                 await asyncio.to_thread(self._files.remove_unknown, left)
             except Exception as error:  # noqa: BLE001  # retried: the database or disk may be temporarily unavailable
                 LOGGER.error("event=jobs_not_cleaned kind=%s", type(error).__name__, exc_info=error)
-            await asyncio.sleep(_CLEAN_EVERY_S)
+            await asyncio.sleep(min(_CLEAN_EVERY_S, self._keep_s / _CLEANS_PER_KEPT_TIME))
 
 
 def _require_result(volume: VolumeStatus) -> bytes:

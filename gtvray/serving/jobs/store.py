@@ -55,10 +55,11 @@ class JobStore:
 
     Args:
         engine: database engine, from `open_database`.
+        keep_s: time after its end for which a job is kept; later it is not found, even before `expire` removes it.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, keep_s: float) -> None:
+        self._engine, self._keep_s = engine, keep_s
 
     def accept(self, new: NewJob) -> Accepted:
         """Add a job whose inputs are durable.
@@ -82,6 +83,9 @@ class JobStore:
         ]
         try:
             with transaction(self._engine) as connection:
+                # The key of a job that is no longer kept may be used again.
+                same_key = and_(jobs.c.owner == new.owner, jobs.c.key_digest == new.key_digest)
+                _remove(connection, and_(same_key, jobs.c.ended_at < time.time() - self._keep_s))
                 connection.execute(jobs.insert(), job)
                 connection.execute(volumes.insert(), rows)
         except IntegrityError:
@@ -206,7 +210,7 @@ class JobStore:
             NotFoundError: no job `before` of this owner.
         """
         with transaction(self._engine) as connection:
-            found = select(jobs).where(jobs.c.owner == owner)
+            found = select(jobs).where(jobs.c.owner == owner, self._is_kept())
             if before is not None:
                 last = self._require(connection, owner, before)
                 found = found.where(
@@ -239,25 +243,23 @@ class JobStore:
         with transaction(self._engine) as connection:
             return int(connection.execute(select(func.coalesce(func.sum(volumes.c.stored_bytes), 0))).scalar_one())
 
-    def expire(self, keep_s: float) -> list[StoredVolume]:
-        """Remove jobs that ended more than `keep_s` seconds ago, and fail volumes that have been queued for as long.
+    def expire(self) -> list[StoredVolume]:
+        """Remove jobs that are no longer kept, and fail volumes that have been queued for as long.
 
         Returns:
             the remaining volumes.
         """
-        limit = time.time() - keep_s
+        limit = time.time() - self._keep_s
         late = FailureError(
             "the volume was not processed in time",
-            expected=f"within {keep_s / 3600:g} h (serving.jobs.keep_h)",
+            expected=f"within {self._keep_s / 3600:g} h (serving.jobs.keep_h)",
             do="send the job again when the queue is shorter (GET /v1/queue)",
         )
         with transaction(self._engine) as connection:
             waiting = select(volumes.c.job_id, volumes.c.number).join(jobs)
             for row in connection.execute(waiting.where(volumes.c.state == "queued", jobs.c.created_at < limit)).all():
                 self._end(connection, row.job_id, row.number, "failed", problem=late.problem(row.job_id))
-            old = select(jobs.c.id).where(jobs.c.ended_at < limit)
-            connection.execute(volumes.delete().where(volumes.c.job_id.in_(old)))
-            connection.execute(jobs.delete().where(jobs.c.ended_at < limit))
+            _remove(connection, jobs.c.ended_at < limit)
             left = select(volumes.c.job_id, volumes.c.number, volumes.c.attempt, volumes.c.state)
             return [
                 StoredVolume(row.job_id, row.number, row.attempt, row.state) for row in connection.execute(left).all()
@@ -299,9 +301,12 @@ class JobStore:
             ).first()
         return Accepted(row.id, row.input_digest) if row is not None else None
 
-    @staticmethod
-    def _require(connection: Connection, owner: str, job_id: str, *, lock: bool = False) -> Row[Any]:
-        found = select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner)
+    def _is_kept(self) -> ColumnElement[bool]:
+        """Whether a job has not expired."""
+        return or_(jobs.c.ended_at.is_(None), jobs.c.ended_at >= time.time() - self._keep_s)
+
+    def _require(self, connection: Connection, owner: str, job_id: str, *, lock: bool = False) -> Row[Any]:
+        found = select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner, self._is_kept())
         row = connection.execute(found.with_for_update() if lock else found).first()
         if row is None:
             raise NotFoundError(
@@ -330,6 +335,13 @@ def _new_row(job_id: str, number: int, new: NewVolume, due: float) -> dict[str, 
         "interruptions": 0,
         "percent": 0.0,
     }
+
+
+def _remove(connection: Connection, condition: ColumnElement[bool]) -> None:
+    """Remove jobs and their volumes."""
+    removed = select(jobs.c.id).where(condition)
+    connection.execute(volumes.delete().where(volumes.c.job_id.in_(removed)))
+    connection.execute(jobs.delete().where(condition))
 
 
 def _is(job_id: str, number: int) -> ColumnElement[bool]:

@@ -571,3 +571,15 @@ def test_endpoint_without_a_job_store_reports_it(tmp_path: Path) -> None:
             check_problem(await client.post("/v1/jobs", content=SCAN), 404, "NotFoundError")
 
     asyncio.run(run())
+
+
+def test_results_are_removed_soon_after_they_expire(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", keep_h=1.0 / 3600) as client:
+            job = await ended(client, await client.post("/v1/jobs", content=SCAN))
+            await asyncio.sleep(1.6)
+            check_problem(await client.get(f"/v1/jobs/{job['id']}"), 404, "NotFoundError")
+            with sqlite3.connect(tmp_path / "jobs" / "jobs.db") as connection:
+                assert connection.execute("SELECT count(*) FROM gtvray_jobs").fetchone() == (0,)
+
+    asyncio.run(run())
