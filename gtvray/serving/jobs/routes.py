@@ -168,9 +168,11 @@ class JobRoutes:
         """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
         jobs, owner = self._require(), self._owner_of(request)
         # Errors raised before the stream starts become problem documents.
-        jobs.require_free_watch()
+        jobs.require_free_watch(owner)
         await jobs.document(owner, job_id)
-        return StreamingResponse(_events(jobs, owner, job_id), media_type=EVENTS, headers={"Cache-Control": "no-store"})
+        # The middleware passes HEAD on as GET; its response must not wait for the end of the job.
+        stream = _events(jobs, owner, job_id) if request.state.method != "HEAD" else ()
+        return StreamingResponse(stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
     async def result(self, request: Request, job_id: _JobId, number: Annotated[int, Path(ge=0)]) -> Response:
         """Return the mask of a volume, or its metadata as JSON."""
@@ -212,7 +214,7 @@ def _refuse(allowed: Sequence[str]) -> Callable[[], Coroutine[Any, Any, None]]:
 
 async def _events(jobs: Jobs, owner: str, job_id: str) -> AsyncIterator[str]:
     unchanged = 0
-    with jobs.watching():
+    with jobs.watching(owner):
         async for job in jobs.changes(owner, job_id):
             unchanged = unchanged + 1 if job is None else 0
             if job is not None:

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,22 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from gtvray.config import ServingConfig
-from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
+from gtvray.config import JobsConfig, ServingConfig
+from gtvray.errors import BusyError, ClientLimitError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
+from gtvray.serving.gateway.tokens import OPERATOR
+from gtvray.serving.jobs import Jobs
 from gtvray.serving.jobs.records import Accepted, NewJob
 from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
 from gtvray.serving.transfer.sealed import SealedWriter
+from gtvray.serving.transfer.uploads import UploadLimits
 from gtvray.serving.transfer.work import Prediction
 
 from ...databases import postgres
 from ..conftest import make_scan
 from ..local_api import make_api
-from .conftest import BEARER, Report, Segment, ended, jobs_app, threshold
+from .conftest import BEARER, Report, Segment, ended, jobs_app, reading, threshold
 
 SCAN = encode_nifti(make_scan((20, 22, 24)), compress=True)
 OTHER = encode_nifti(make_scan((18, 18, 18), seed=1), compress=False)
@@ -317,6 +320,37 @@ def test_events_end_with_the_job(tmp_path: Path) -> None:
     assert {name for name, _ in events[:-1]} == {"progress"}
     assert events[-1][1]["state"] == "done"
     assert 25.0 in [job["percent"] for _, job in events]
+
+
+def test_head_of_events_does_not_wait_for_the_end_of_the_job(tmp_path: Path) -> None:
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate) as client, asyncio.timeout(20):
+            job = (await client.post("/v1/jobs", content=SCAN)).json()["id"]
+            response = await client.head(f"/v1/jobs/{job}/events")
+            assert (response.status_code, response.content) == (200, b"")
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert not gate.open.is_set()
+            assert (await client.head(f"/v1/jobs/{'0' * 32}/events")).status_code == 404
+
+    asyncio.run(run())
+
+
+def test_client_has_a_share_of_the_event_streams(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, JobsConfig(), UploadLimits(1 << 20, 1), reading(threshold))
+    with ExitStack() as stack:
+        for _ in range(8):
+            jobs.require_free_watch("one")
+            stack.enter_context(jobs.watching("one"))
+        with pytest.raises(ClientLimitError, match="watches too many jobs"):
+            jobs.require_free_watch("one")
+        for _ in range(24):
+            jobs.require_free_watch(OPERATOR)
+            stack.enter_context(jobs.watching(OPERATOR))
+        for client in ("another", OPERATOR):
+            with pytest.raises(BusyError, match="too many clients"):
+                jobs.require_free_watch(client)
+    jobs.require_free_watch("one")
 
 
 def test_job_in_progress_is_continued_after_a_stop(tmp_path: Path) -> None:
