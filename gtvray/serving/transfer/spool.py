@@ -216,7 +216,7 @@ def default_parent(mounts: Path = _MOUNTS, persistent: Path = _PERSISTENT) -> Pa
     if "TMPDIR" in os.environ:
         return temporary
     try:
-        mounted = mounts.read_text(errors="surrogateescape")
+        mounted = os.fsdecode(mounts.read_bytes())
     except OSError:
         # Not Linux.
         return temporary
