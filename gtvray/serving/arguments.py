@@ -46,7 +46,9 @@ class AppArguments(Section):
     )
     audit: Path | None = Field(None, description="folder of the audit log; default: no audit log")
     spool_dir: Path | None = Field(
-        None, description="folder of the upload spool; default: the system's temporary folder"
+        None,
+        description="folder of the upload spool; default: the system's temporary folder, or /var/tmp if that is in "
+        "memory",
     )
     jobs_dir: Path | None = Field(
         None, description="folder of the job store; without one, the endpoint accepts no jobs"

@@ -18,9 +18,11 @@ from pydantic import BaseModel, ValidationError
 
 from gtvray.errors import BusyError, DeadlineError, GtvrayError, InputError
 from gtvray.serving.client.transport import (
+    Failures,
     Retry,
     Timeouts,
     as_httpx,
+    has_connected,
     is_repeatable,
     is_repeatable_status,
     open_async_client,
@@ -45,6 +47,7 @@ from gtvray.serving.request_log import REQUEST_ID_FORM, REQUEST_ID_HEADER, is_re
 
 Document = TypeVar("Document", bound=BaseModel)
 Body = Callable[[ExitStack], dict[str, Any]]
+Failed = tuple[GtvrayError, float | None]  # an error, and the pause before the next attempt if one may succeed
 
 _POLL_S = 1.0
 _EVENTS_READ_S = 60.0
@@ -267,7 +270,7 @@ class AsyncClient:
     async def events(self, job_id: str) -> AsyncIterator[JobDocument]:
         """Yield a job after each change until it has ended; reconnect if the connection is lost."""
         timeout = as_httpx(replace(self._timeouts, read_s=_EVENTS_READ_S))
-        attempt, began = 1, time.monotonic()
+        failures = Failures(self._retry)
         while True:
             pause: float | None
             try:
@@ -277,19 +280,21 @@ class AsyncClient:
                     if response.status_code != httpx.codes.OK:
                         await response.aread()
                         raise _Unanswered(response)
+                    self._reached = True
                     async for line in response.aiter_lines():
+                        # Any line shows that the server responds, also the comments sent while the job is unchanged.
+                        failures.clear()
                         if line.startswith("data: "):
                             job = JobDocument.model_validate_json(line.removeprefix("data: "))
                             yield job
                             if job.ended_at is not None:
                                 return
-                            attempt, began = 1, time.monotonic()
                 # The server ended the stream, for example as it stops.
-                pause, error = self._retry.pause_s(attempt, time.monotonic() - began), None
+                pause, error = failures.next_pause_s(), None
             except (httpx.TransportError, httpx.InvalidURL) as lost:
-                error, pause = self._lost(lost, attempt, began)
+                error, pause = self._lost(lost, failures)
             except _Unanswered as refused:
-                error, pause = self._refused(refused.response, attempt, began)
+                error, pause = self._refused(refused.response, failures)
             if pause is None:
                 raise error or BusyError(
                     "the server closed the event stream before the job ended",
@@ -297,7 +302,6 @@ class AsyncClient:
                     do="poll the job instead: `wait` of the client, or GET /v1/jobs/ID",
                 )
             await asyncio.sleep(pause)
-            attempt += 1
 
     async def result(self, job_id: str, number: int, *, scan: Scan | None = None) -> RemoteResult:
         """Return the mask of a volume of a job.
@@ -390,7 +394,7 @@ class AsyncClient:
             headers: further headers.
             succeeded: whether a response is the expected one.
         """
-        attempt, began = 1, time.monotonic()
+        failures = Failures(self._retry)
         while True:
             try:
                 with ExitStack() as stack:
@@ -399,34 +403,32 @@ class AsyncClient:
                         method, self._url + path, headers={**self._authorization, **(headers or {})}, **arguments
                     )
             except (httpx.TransportError, httpx.InvalidURL) as lost:
-                error, pause = self._lost(lost, attempt, began)
+                error, pause = self._lost(lost, failures)
             else:
                 if succeeded(response):
                     self._reached = True
                     return response
-                error, pause = self._refused(response, attempt, began)
+                error, pause = self._refused(response, failures)
             if pause is None:
                 raise error
             await asyncio.sleep(pause)
-            attempt += 1
 
-    def _lost(
-        self, lost: httpx.TransportError | httpx.InvalidURL, attempt: int, began: float
-    ) -> tuple[GtvrayError, float | None]:
-        """The error of a request without a response, and the pause before the next attempt if one may succeed."""
+    def _lost(self, lost: httpx.TransportError | httpx.InvalidURL, failures: Failures) -> Failed:
+        """The failure of a request without a response."""
+        self._reached |= has_connected(lost)
         error = transport_error(lost, self._url, self._timeouts)
         error.__cause__ = lost
         if not is_repeatable(lost):
             return error, None
-        return error, self._retry.pause_s(attempt, time.monotonic() - began, reached=self._reached)
+        return error, failures.next_pause_s(reached=self._reached)
 
-    def _refused(self, response: httpx.Response, attempt: int, began: float) -> tuple[GtvrayError, float | None]:
-        """The error of a response, and the pause before the next attempt if one may succeed."""
+    def _refused(self, response: httpx.Response, failures: Failures) -> Failed:
+        """The failure that a response reports."""
         self._reached = True
         error = response_error(response, self._url)
         if not is_repeatable_status(response, error):
             return error, None
-        return error, self._retry.pause_s(attempt, time.monotonic() - began, retry_after_s(response))
+        return error, failures.next_pause_s(retry_after_s(response))
 
 
 def _is_ready(response: httpx.Response) -> bool:

@@ -6,6 +6,7 @@ Requests to this machine bypass proxies, and a proxy's response is reported as s
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -54,12 +55,16 @@ class Retry:
     Pauses grow exponentially, with a jitter of up to one half, so that the clients of a restarted server do not return
     all at once. A Retry-After header of the server lengthens a pause.
 
+    The time limits count from the first failure in a row, not from the start of the request: a scan may take minutes
+    before its connection breaks. An event stream that is open again ends a row of failures.
+
     Attributes:
         attempts: maximum number of attempts; 1 disables retries.
         first_s: upper limit of the first pause.
         longest_s: upper limit of every pause.
-        total_s: time after which no further attempt starts.
+        total_s: time from the first failure after which no further attempt starts.
         first_contact_s: the same limit until the client has reached the server once, since the address may be wrong.
+            A response and a connection that breaks after it was established both count as reached.
     """
 
     attempts: int = 8
@@ -73,7 +78,7 @@ class Retry:
 
         Args:
             attempt: number of the attempt that failed, from 1.
-            elapsed_s: time since the first attempt started.
+            elapsed_s: time since the first failure in a row.
             after_s: pause that the server requested.
             reached: whether the client has ever reached the server.
         """
@@ -84,6 +89,35 @@ class Retry:
         varied: float = longest * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
         # The last attempt is as late as possible.
         return min(left, max(after_s, varied))
+
+
+class Failures:
+    """The failed attempts of one request in a row.
+
+    Args:
+        retry: retry policy.
+    """
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the failures, as the server responds again."""
+        self._count, self._first_at = 0, 0.0
+
+    def next_pause_s(self, after_s: float = 0.0, *, reached: bool = True) -> float | None:
+        """Count a failure; return the pause before the next attempt, or None if there is none.
+
+        Args:
+            after_s: pause that the server requested.
+            reached: whether the client has ever reached the server.
+        """
+        now = time.monotonic()
+        if not self._count:
+            self._first_at = now
+        self._count += 1
+        return self._retry.pause_s(self._count, now - self._first_at, after_s, reached=reached)
 
 
 def open_async_client(url: str, timeouts: Timeouts) -> httpx.AsyncClient:
@@ -149,6 +183,12 @@ def is_repeatable(error: httpx.TransportError | httpx.InvalidURL) -> bool:
     """Whether a request without a response may succeed if it is sent again."""
     wrong = httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.ProxyError | httpx.LocalProtocolError
     return not isinstance(error, wrong | httpx.ReadTimeout | httpx.PoolTimeout)
+
+
+def has_connected(error: httpx.TransportError | httpx.InvalidURL) -> bool:
+    """Whether a connection was established before a request failed without a response."""
+    unconnected = httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.ProxyError | httpx.PoolTimeout
+    return not isinstance(error, unconnected | httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def is_repeatable_status(response: httpx.Response, error: GtvrayError) -> bool:

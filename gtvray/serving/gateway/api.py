@@ -175,9 +175,10 @@ class Api:
         began, media_type = time.monotonic(), negotiate(request.headers.get("accept"))
         served = self._chosen(request, model)
         async with self.received(request, served) as body:
-            work = self._segmenter.segment(served, body, request.state.request_id)
+            client = request.state.client.name
+            work = self._segmenter.segment(served, body, request.state.request_id, client=client)
             prediction = await self._audited(
-                request.state.request_id, request.state.client.name, served, body, unless_disconnected(request, work)
+                request.state.request_id, client, served, body, unless_disconnected(request, work)
             )
             compare = self._offer(served, body, prediction, request.state.request_id)
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
@@ -190,7 +191,7 @@ class Api:
     ) -> Prediction:
         """Segment a volume of a job; see `gtvray.serving.jobs.worker.Segment`."""
         served = self._models.of(model)
-        work = self._segmenter.segment(served, body, request_id, report)
+        work = self._segmenter.segment(served, body, request_id, report, client=client)
         return await self._audited(request_id, client, served, body, work)
 
     def _offer(self, served: Served, body: Body, prediction: Prediction, request_id: str) -> BackgroundTask | None:
@@ -266,10 +267,10 @@ class Api:
         Raises:
             GtvrayError: the body cannot be accepted.
         """
-        with served.pinned():
-            self._segmenter.require_capacity()
-        declared = check_declared(request.headers, self._limits)
         client = request.state.client.name
+        with served.pinned():
+            self._segmenter.require_capacity(client)
+        declared = check_declared(request.headers, self._limits)
         self._spool.require_space(client, declared)
         async with self._spool.create(client) as file:
             with self._tracing.span("receive"):

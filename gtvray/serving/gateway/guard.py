@@ -177,10 +177,10 @@ def _allowed_methods(methods: str) -> str:
 
 
 def _normalised(scope: Scope, request_id: str) -> Scope:
-    """The scope for the routes: HEAD becomes GET, and a trailing slash is removed."""
+    """The scope for the routes: HEAD becomes GET, and a trailing slash is removed; the state keeps the method sent."""
     path = scope["path"]
     if path.endswith("/") and path.removeprefix(scope.get("root_path", "")) != "/":
         path = path[:-1]
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    state = {**scope.get("state", {}), "request_id": request_id}
+    state = {**scope.get("state", {}), "request_id": request_id, "method": scope["method"]}
     return {**scope, "path": path, "method": method, "state": state}

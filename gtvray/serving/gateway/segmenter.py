@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,9 @@ from opentelemetry.trace import SpanKind
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from gtvray.errors import BusyError, DeadlineError, ResourceError
+from gtvray.errors import BusyError, ClientLimitError, DeadlineError, ResourceError
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.metrics import REPLICAS_LOST
 from gtvray.serving.replica.quarantine import Quarantine, read_point
 from gtvray.serving.request_log import log_event
@@ -25,6 +27,8 @@ from gtvray.serving.transfer.work import Answer, Prediction, Work
 from gtvray.serving.versions.served import REPLICA_LOST, Served, cause_of
 
 _PAUSE_S = 0.2
+# Part of the slots that one client may take, so that it does not keep the others out.
+_CLIENT_SHARE = 0.75
 # Called with the number of patches processed, and the number known so far.
 Report = Callable[[int, int], None]
 
@@ -52,20 +56,32 @@ class Segmenter:
         # Waiting scans are files on disk. Only a completely received scan takes a slot, never one that is being sent.
         self._slots = asyncio.Semaphore(args.serving.max_pending)
         self.pending = 0
+        self._of_client: Counter[str] = Counter()
 
-    def require_capacity(self) -> None:
-        """Check that another scan can be accepted.
+    def require_capacity(self, client: str = OPERATOR) -> None:
+        """Check that another scan of a client can be accepted.
 
         Raises:
-            BusyError: too many scans are in progress.
+            ClientLimitError: too many scans of this client are in progress; the holder of the endpoint's own token has
+                no such limit.
+            BusyError: too many scans of all clients are in progress.
         """
         limit = self._serving.max_pending
+        share = max(1, int(_CLIENT_SHARE * limit))
+        if client != OPERATOR and self._of_client[client] >= share:
+            raise ClientLimitError(
+                "this client has too many requests in progress",
+                expected=f"fewer than {share} requests at once",
+                do="wait for the answers to earlier requests",
+            )
         if self.pending >= limit:
             raise BusyError(
                 "the endpoint is at capacity", expected=f"fewer than {limit} requests in progress", do="retry later"
             )
 
-    async def segment(self, served: Served, body: Body, request_id: str, report: Report | None = None) -> Prediction:
+    async def segment(
+        self, served: Served, body: Body, request_id: str, report: Report | None = None, *, client: str = OPERATOR
+    ) -> Prediction:
         """Segment a scan with the currently served version of a model. A cancelled scan is dropped from later batches.
 
         Args:
@@ -74,6 +90,7 @@ class Segmenter:
             request_id: id for the logs.
             report: called with the numbers of patches processed and known so far. Set for volumes of jobs, which have
                 no time limit; None for a request.
+            client: client that the scan counts for.
 
         Raises:
             DataError: the scan is not valid, or has killed replicas.
@@ -86,6 +103,7 @@ class Segmenter:
         """
         limit_s = self._serving.timeout_s if report is None else None
         self.pending += 1
+        self._of_client[client] += 1
         try:
             with served.pinned() as (app, model):
                 async with asyncio.timeout(limit_s), self._slots:
@@ -95,6 +113,9 @@ class Segmenter:
             raise DeadlineError("the mask was not ready in time", expected=expected) from None
         finally:
             self.pending -= 1
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
 
     async def segment_once(self, model: Any, body: Body, request_id: str) -> Prediction:
         """Segment a scan in a single attempt without slot, time limit or quarantine, for shadow comparisons.

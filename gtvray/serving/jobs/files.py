@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gtvray.errors import FailureError, InputError, ResourceError, TooLargeError
+from gtvray.errors import FailureError, InputError, StorageFullError, TooLargeError
 from gtvray.io import HEAD_BYTES
 from gtvray.serving.jobs.records import OPEN, Claim, NewVolume, StoredVolume
 from gtvray.serving.jobs.sealing import seal, unseal
@@ -54,7 +54,7 @@ class JobFiles:
         """Create a job's folder for its inputs; it is removed if the block fails.
 
         Raises:
-            ResourceError: the disk is full.
+            StorageFullError: the disk is full.
         """
         folder = self._folder / job_id
         try:
@@ -105,7 +105,7 @@ class JobFiles:
             what is needed to read it, and its size on disk.
 
         Raises:
-            ResourceError: the disk is full.
+            StorageFullError: the disk is full.
         """
         path, key = self._mask(claim.job_id, claim.number, claim.attempt), new_key()
         with disk_errors():
@@ -234,13 +234,17 @@ def disk_errors() -> Iterator[None]:
     """Convert the OSError of a full disk to an error of gtvray.
 
     Raises:
-        ResourceError: the disk is full.
+        StorageFullError: the disk is full.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError("the disk of the job store is full", do="retry later") from error
+            raise StorageFullError(
+                "the disk of the job store is full",
+                found=error.strerror,
+                do="retry later, or ask the operator to free disk space",
+            ) from error
         raise
 
 

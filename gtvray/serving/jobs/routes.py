@@ -94,31 +94,33 @@ class JobRoutes:
             openapi_extra={"requestBody": _BODY},
             response_model=JobDocument,
         )
-        router.add_api_route("/jobs", self.jobs, methods=["GET"], response_model=JobList, responses=errors(404, 422))
         router.add_api_route(
-            "/jobs/{job_id}", self.job, methods=["GET"], response_model=JobDocument, responses=errors(404)
+            "/jobs", self.jobs, methods=["GET"], response_model=JobList, responses=errors(404, 422, 507)
         )
         router.add_api_route(
-            "/jobs/{job_id}", self.cancel, methods=["DELETE"], response_model=JobDocument, responses=errors(404)
+            "/jobs/{job_id}", self.job, methods=["GET"], response_model=JobDocument, responses=errors(404, 507)
+        )
+        router.add_api_route(
+            "/jobs/{job_id}", self.cancel, methods=["DELETE"], response_model=JobDocument, responses=errors(404, 507)
         )
         router.add_api_route(
             "/jobs/{job_id}/events",
             self.events,
             methods=["GET"],
             response_class=StreamingResponse,
-            responses=_EVENTS_RESPONSE | errors(404),
+            responses=_EVENTS_RESPONSE | errors(404, 507),
         )
         router.add_api_route(
             "/jobs/{job_id}/results/{number}",
             self.result,
             methods=["GET"],
             response_class=Response,
-            responses=RESULT_RESPONSE | errors(404, 406, 409, 422),
+            responses=RESULT_RESPONSE | errors(404, 406, 409, 422, 507),
         )
         for path, allowed in (("/jobs", ("GET", "POST")), ("/jobs/{job_id}", ("GET", "DELETE"))):
             others = [method for method in _METHODS if method not in allowed]
             router.add_api_route(path, _refuse(allowed), methods=others, include_in_schema=False)
-        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors())
+        router.add_api_route("/queue", self.queue, methods=["GET"], response_model=QueueDocument, responses=errors(507))
         return router
 
     async def submit(
@@ -166,9 +168,11 @@ class JobRoutes:
         """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
         jobs, owner = self._require(), self._owner_of(request)
         # Errors raised before the stream starts become problem documents.
-        jobs.require_free_watch()
+        jobs.require_free_watch(owner)
         await jobs.document(owner, job_id)
-        return StreamingResponse(_events(jobs, owner, job_id), media_type=EVENTS, headers={"Cache-Control": "no-store"})
+        # The middleware passes HEAD on as GET; its response must not wait for the end of the job.
+        stream = _events(jobs, owner, job_id) if request.state.method != "HEAD" else ()
+        return StreamingResponse(stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
     async def result(self, request: Request, job_id: _JobId, number: Annotated[int, Path(ge=0)]) -> Response:
         """Return the mask of a volume, or its metadata as JSON."""
@@ -210,7 +214,7 @@ def _refuse(allowed: Sequence[str]) -> Callable[[], Coroutine[Any, Any, None]]:
 
 async def _events(jobs: Jobs, owner: str, job_id: str) -> AsyncIterator[str]:
     unchanged = 0
-    with jobs.watching():
+    with jobs.watching(owner):
         async for job in jobs.changes(owner, job_id):
             unchanged = unchanged + 1 if job is None else 0
             if job is not None:

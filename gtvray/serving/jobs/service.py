@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
@@ -12,9 +13,18 @@ from pathlib import Path
 from starlette.requests import Request
 
 from gtvray.config import JobsConfig
-from gtvray.errors import BusyError, ConflictError, InputError, NotFoundError
+from gtvray.errors import (
+    BusyError,
+    ClientLimitError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+    ResourceError,
+    StorageFullError,
+)
 from gtvray.failpoints import failpoint
 from gtvray.serving.gateway.results import SegmentationResult
+from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
@@ -28,8 +38,9 @@ from gtvray.serving.request_log import LOGGER, log_event
 from gtvray.serving.transfer.uploads import UploadLimits
 
 _CLEAN_EVERY_S = 600.0
+_CLEANS_PER_KEPT_TIME = 4
 _WATCH_EVERY_S = 0.5
-_MOST_WATCHERS = 32
+_MOST_WATCHERS, _MOST_WATCHERS_OF_CLIENT = 32, 8
 
 
 class Jobs:
@@ -47,7 +58,8 @@ class Jobs:
 
     def __init__(self, folder: Path, settings: JobsConfig, upload: UploadLimits, segment: Segment) -> None:
         self._folder, self._settings, self._upload, self._segment = folder, settings, upload, segment
-        self._watchers = 0
+        # Client -> its open event streams.
+        self._watchers: Counter[str] = Counter()
         self.stopping = False
 
     @property
@@ -65,7 +77,7 @@ class Jobs:
         self._key = load_key(self._folder)
         self._files = JobFiles(self._folder, self._key)
         engine = open_database(os.environ.get(DATABASE_VARIABLE), self._folder)
-        self._store = JobStore(engine)
+        self._store = JobStore(engine, self._keep_s)
         settings = self._settings
         self._worker = Worker(
             self._store, self._files, self._key, self._segment, at_once=settings.at_once, roots=settings.roots
@@ -98,7 +110,8 @@ class Jobs:
             InputError: the body has no valid volumes, or the key was used for another request.
             TooLargeError: a volume or their number exceeds its limit.
             BusyError: the store is full.
-            ResourceError: the disk is full.
+            StorageFullError: the disk is full.
+            ResourceError: the database is not available.
         """
         key_digest = sha256(key.encode()).hexdigest() if key is not None else None
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
@@ -111,9 +124,11 @@ class Jobs:
         new = NewJob(job_id, owner, key_digest, digest, priority, tuple(inputs), model)
         try:
             accepted = await asyncio.to_thread(self._store.accept, new)
-        except Exception:
-            # Not after a cancellation: the job may be in the table already, and its client may repeat the request.
-            self._files.remove_job(job_id)
+        except Exception as error:
+            # Not after a cancellation or a lost database: the job may be in the table already, and its client may
+            # repeat the request. If it is not, `_clean` deletes the files.
+            if not isinstance(error, ResourceError) or isinstance(error, StorageFullError):
+                self._files.remove_job(job_id)
             raise
         failpoint("jobs.accepted")
         if accepted.id != job_id:
@@ -173,25 +188,34 @@ class Jobs:
         """Return the length of the queue and the expected wait."""
         return queue_document(await asyncio.to_thread(self._store.queue), self._settings.at_once)
 
-    def require_free_watch(self) -> None:
-        """Check that another client may watch a job.
+    def require_free_watch(self, owner: str) -> None:
+        """Check that a client may watch another job.
 
         Raises:
-            BusyError: too many clients watch jobs already.
+            ClientLimitError: it watches too many already; the holder of the endpoint's own token has no such limit.
+            BusyError: all clients together do.
         """
-        if self._watchers >= _MOST_WATCHERS:
+        if owner != OPERATOR and self._watchers[owner] >= _MOST_WATCHERS_OF_CLIENT:
+            raise ClientLimitError(
+                "this client watches too many jobs",
+                expected=f"fewer than {_MOST_WATCHERS_OF_CLIENT} event streams at once",
+                do="poll the jobs instead, or close an event stream",
+            )
+        if self._watchers.total() >= _MOST_WATCHERS:
             raise BusyError(
                 "too many clients watch jobs", expected=f"fewer than {_MOST_WATCHERS}", do="poll the job instead"
             )
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count a client that watches a job."""
-        self._watchers += 1
+    def watching(self, owner: str) -> Iterator[None]:
+        """Count an event stream of a client."""
+        self._watchers[owner] += 1
         try:
             yield
         finally:
-            self._watchers -= 1
+            self._watchers[owner] -= 1
+            if not self._watchers[owner]:
+                del self._watchers[owner]
 
     async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
         """Yield a job after each change until it has ended; yield None while it is unchanged.
@@ -214,11 +238,11 @@ class Jobs:
     async def _clean(self) -> None:
         while True:
             try:
-                left = await asyncio.to_thread(self._store.expire, self._keep_s)
+                left = await asyncio.to_thread(self._store.expire)
                 await asyncio.to_thread(self._files.remove_unknown, left)
             except Exception as error:  # noqa: BLE001  # retried: the database or disk may be temporarily unavailable
                 LOGGER.error("event=jobs_not_cleaned kind=%s", type(error).__name__, exc_info=error)
-            await asyncio.sleep(_CLEAN_EVERY_S)
+            await asyncio.sleep(min(_CLEAN_EVERY_S, self._keep_s / _CLEANS_PER_KEPT_TIME))
 
 
 def _require_result(volume: VolumeStatus) -> bytes:

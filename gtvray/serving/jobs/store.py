@@ -30,7 +30,7 @@ from gtvray.serving.jobs.records import (
     VolumeState,
     VolumeStatus,
 )
-from gtvray.serving.jobs.table import jobs, volumes
+from gtvray.serving.jobs.table import jobs, transaction, volumes
 
 LEASE_S = 15.0
 MOST_INTERRUPTIONS = 20
@@ -51,12 +51,15 @@ def due_at(created_at: float, number: int, priority: Priority) -> float:
 class JobStore:
     """The tables of jobs and their volumes.
 
+    Every method raises ResourceError if the database is not available, and StorageFullError if its disk is full.
+
     Args:
         engine: database engine, from `open_database`.
+        keep_s: time after its end for which a job is kept; later it is not found, even before `expire` removes it.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, keep_s: float) -> None:
+        self._engine, self._keep_s = engine, keep_s
 
     def accept(self, new: NewJob) -> Accepted:
         """Add a job whose inputs are durable.
@@ -79,7 +82,10 @@ class JobStore:
             _new_row(new.id, number, each, due_at(now, number, new.priority)) for number, each in enumerate(new.volumes)
         ]
         try:
-            with self._engine.begin() as connection:
+            with transaction(self._engine) as connection:
+                # The key of a job that is no longer kept may be used again.
+                same_key = and_(jobs.c.owner == new.owner, jobs.c.key_digest == new.key_digest)
+                _remove(connection, and_(same_key, jobs.c.ended_at < time.time() - self._keep_s))
                 connection.execute(jobs.insert(), job)
                 connection.execute(volumes.insert(), rows)
         except IntegrityError:
@@ -96,7 +102,7 @@ class JobStore:
             and_(volumes.c.state == "queued", volumes.c.not_before <= now),
             and_(volumes.c.state == "running", volumes.c.lease_until < now),
         )
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(
                 select(volumes, jobs.c.owner, jobs.c.model)
                 .join(jobs)
@@ -131,7 +137,7 @@ class JobStore:
             the claims that are no longer valid: cancelled, or taken over.
         """
         lost: set[Claim] = set()
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             for claim, percent in claims.items():
                 changed = connection.execute(
                     volumes.update().where(_held(claim)),
@@ -156,7 +162,7 @@ class JobStore:
             claim: the claim.
             delay_s: time before it can be claimed again.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             connection.execute(
                 volumes.update().where(_held(claim)),
                 {"state": "queued", "not_before": time.time() + delay_s, "percent": 0.0},
@@ -170,7 +176,7 @@ class JobStore:
         Raises:
             NotFoundError: no such job of this owner.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             self._require(connection, owner, job_id, lock=True)
             ended = connection.execute(
                 volumes.update().where(volumes.c.job_id == job_id, volumes.c.state.in_(OPEN)),
@@ -189,7 +195,7 @@ class JobStore:
         Raises:
             NotFoundError: no such job of this owner.
         """
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             return _status(connection, [self._require(connection, owner, job_id)])[0]
 
     def listing(self, owner: str, limit: int, before: str | None = None) -> list[JobStatus]:
@@ -203,8 +209,8 @@ class JobStore:
         Raises:
             NotFoundError: no job `before` of this owner.
         """
-        with self._engine.begin() as connection:
-            found = select(jobs).where(jobs.c.owner == owner)
+        with transaction(self._engine) as connection:
+            found = select(jobs).where(jobs.c.owner == owner, self._is_kept())
             if before is not None:
                 last = self._require(connection, owner, before)
                 found = found.where(
@@ -218,7 +224,7 @@ class JobStore:
 
     def queue(self) -> QueueStatus:
         """Return the length of the queue and the mean processing time of recent volumes."""
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             grouped = select(volumes.c.state, func.count().label("number_of")).where(volumes.c.state.in_(OPEN))
             counts = {row.state: row.number_of for row in connection.execute(grouped.group_by(volumes.c.state))}
             recent = connection.execute(
@@ -234,35 +240,33 @@ class JobStore:
 
     def stored_bytes(self) -> int:
         """Return the size of all stored inputs and results."""
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             return int(connection.execute(select(func.coalesce(func.sum(volumes.c.stored_bytes), 0))).scalar_one())
 
-    def expire(self, keep_s: float) -> list[StoredVolume]:
-        """Remove jobs that ended more than `keep_s` seconds ago, and fail volumes that have been queued for as long.
+    def expire(self) -> list[StoredVolume]:
+        """Remove jobs that are no longer kept, and fail volumes that have been queued for as long.
 
         Returns:
             the remaining volumes.
         """
-        limit = time.time() - keep_s
+        limit = time.time() - self._keep_s
         late = FailureError(
             "the volume was not processed in time",
-            expected=f"within {keep_s / 3600:g} h (serving.jobs.keep_h)",
+            expected=f"within {self._keep_s / 3600:g} h (serving.jobs.keep_h)",
             do="send the job again when the queue is shorter (GET /v1/queue)",
         )
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             waiting = select(volumes.c.job_id, volumes.c.number).join(jobs)
             for row in connection.execute(waiting.where(volumes.c.state == "queued", jobs.c.created_at < limit)).all():
                 self._end(connection, row.job_id, row.number, "failed", problem=late.problem(row.job_id))
-            old = select(jobs.c.id).where(jobs.c.ended_at < limit)
-            connection.execute(volumes.delete().where(volumes.c.job_id.in_(old)))
-            connection.execute(jobs.delete().where(jobs.c.ended_at < limit))
+            _remove(connection, jobs.c.ended_at < limit)
             left = select(volumes.c.job_id, volumes.c.number, volumes.c.attempt, volumes.c.state)
             return [
                 StoredVolume(row.job_id, row.number, row.attempt, row.state) for row in connection.execute(left).all()
             ]
 
     def _end_claim(self, claim: Claim, state: VolumeState, **values: Any) -> bool:
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             return self._end(connection, *claim.volume, state, _held(claim), **values)
 
     def _end(
@@ -291,15 +295,18 @@ class JobStore:
         return bool(ended.rowcount)
 
     def _find_key(self, owner: str, key_digest: str | None) -> Accepted | None:
-        with self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(
                 select(jobs.c.id, jobs.c.input_digest).where(jobs.c.owner == owner, jobs.c.key_digest == key_digest)
             ).first()
         return Accepted(row.id, row.input_digest) if row is not None else None
 
-    @staticmethod
-    def _require(connection: Connection, owner: str, job_id: str, *, lock: bool = False) -> Row[Any]:
-        found = select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner)
+    def _is_kept(self) -> ColumnElement[bool]:
+        """Whether a job has not expired."""
+        return or_(jobs.c.ended_at.is_(None), jobs.c.ended_at >= time.time() - self._keep_s)
+
+    def _require(self, connection: Connection, owner: str, job_id: str, *, lock: bool = False) -> Row[Any]:
+        found = select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner, self._is_kept())
         row = connection.execute(found.with_for_update() if lock else found).first()
         if row is None:
             raise NotFoundError(
@@ -328,6 +335,13 @@ def _new_row(job_id: str, number: int, new: NewVolume, due: float) -> dict[str, 
         "interruptions": 0,
         "percent": 0.0,
     }
+
+
+def _remove(connection: Connection, condition: ColumnElement[bool]) -> None:
+    """Remove jobs and their volumes."""
+    removed = select(jobs.c.id).where(condition)
+    connection.execute(volumes.delete().where(volumes.c.job_id.in_(removed)))
+    connection.execute(jobs.delete().where(condition))
 
 
 def _is(job_id: str, number: int) -> ColumnElement[bool]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,14 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from gtvray.errors import ConfigError
+from gtvray.errors import ConfigError, ResourceError, StorageFullError
 
 DATABASE_VARIABLE = "GTVRAY_JOBS_DATABASE"
 _BUSY_TIMEOUT_S = 30
+_POSTGRESQL_DISK_FULL = "53100"
 
 metadata = MetaData()
 
@@ -111,6 +116,41 @@ def open_database(url: str | None, folder: Path) -> Engine:
         metadata.create_all(engine)
     _add_missing_column(engine)
     return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Run a transaction, and convert the faults of the database to errors of gtvray.
+
+    Raises:
+        StorageFullError: the disk of the database is full.
+        ResourceError: the database is unavailable or locked. The transaction may nevertheless have been committed, if
+            the connection broke at its end.
+        IntegrityError, DataError, ProgrammingError: a statement is not valid.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (IntegrityError, DataError, ProgrammingError):
+        raise
+    except (DBAPIError, PoolTimeoutError) as error:
+        found = type(error).__name__
+        if isinstance(error, DBAPIError) and _is_disk_full(error.orig):
+            raise StorageFullError(
+                "the disk of the job database is full", found=found, do="ask the operator to free disk space"
+            ) from error
+        raise ResourceError(
+            "the job database is not available",
+            found=found,
+            do="retry later; if it persists, report it to the server's operator",
+        ) from error
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    return (
+        getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(error, "sqlstate", None) == _POSTGRESQL_DISK_FULL
+    )
 
 
 def _add_missing_column(engine: Engine) -> None:

@@ -200,7 +200,7 @@ class Worker:
 
     async def _give_back(self, claim: Claim, delay_s: float = 0.0) -> None:
         # If the database is unavailable, the volume returns to the queue when its lease expires.
-        with suppress(SQLAlchemyError):
+        with suppress(ResourceError):
             await asyncio.to_thread(self._store.release, claim, delay_s)
 
     async def _fail(self, claim: Claim, error: GtvrayError) -> None:

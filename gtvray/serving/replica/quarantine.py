@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +22,8 @@ from gtvray.errors import DataError
 _Result = TypeVar("_Result")
 # Number of deaths at the same point, and at any point, after which a scan is rejected.
 _AT_ONE_POINT, _AT_ANY = 2, 5
+# The scan may be innocent, as when something else killed the replicas.
+_REFUSED_S = 3600.0
 _MOST_SCANS = 10_000
 _LINE_BYTES = 32
 _WAITING = "waiting"
@@ -80,27 +83,39 @@ def read_point(path: Path) -> str | None:
 
 
 class Quarantine:
-    """Deaths of replicas by version of the model and digest of the scan's file; the oldest entries are dropped."""
+    """Deaths of replicas by version of the model and digest of the scan's file; the oldest entries are dropped.
 
-    def __init__(self) -> None:
+    A scan is refused for an hour, after which its deaths are counted anew.
+
+    Args:
+        clock: returns a monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._deaths: OrderedDict[tuple[str, str], list[str]] = OrderedDict()
-        self._refused: OrderedDict[tuple[str, str], str] = OrderedDict()
+        # Scan -> why it is refused, and until when.
+        self._refused: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
 
     def require_harmless(self, model: str, digest: str) -> None:
         """Check that a scan may be processed.
 
         Raises:
-            DataError: it has killed replicas.
+            DataError: it has killed replicas within the last hour.
         """
-        reason = self._refused.get((model, digest))
-        if reason is not None:
+        reason, until = self._refused.get((model, digest), ("", 0.0))
+        if not reason:
+            return
+        if self._clock() < until:
             raise DataError(
                 "this scan crashes the process of the model and is not retried",
                 where="upload",
                 found=reason,
-                do="export the scan again; report the instance of this response to the server's operator",
+                do="report the instance of this response to the server's operator; export the scan again, or send "
+                "it again after an hour",
             )
+        del self._refused[model, digest]
 
     @asynccontextmanager
     async def suspicion(self, model: str, digest: str) -> AsyncIterator[None]:
@@ -128,7 +143,7 @@ class Quarantine:
 
     def _refuse(self, key: tuple[str, str], reason: str) -> None:
         del self._deaths[key]
-        self._refused[key] = reason
+        self._refused[key] = reason, self._clock() + _REFUSED_S
         _trim(self._refused)
 
 

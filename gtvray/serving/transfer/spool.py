@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -30,6 +31,7 @@ _PREFIX, _UNLOCKED_PREFIX = "gtvray-spool-", ".gtvray-spool-"
 # Size of the pieces that a thread writes to disk; an upload buffers at most about one of them in memory.
 _PIECE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOUNTS, _PERSISTENT, _IN_MEMORY = Path("/proc/self/mountinfo"), Path("/var/tmp"), ("tmpfs", "ramfs")  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Spool:
     """The upload spool of one gateway.
 
     Args:
-        parent: folder in which the gateway's own folder is created; None for the system's temporary folder.
+        parent: folder in which the gateway's own folder is created; None for `default_parent`.
         limit_bytes: limit of the size of all bodies together.
         client_limit_bytes: limit of the size of one client's bodies.
 
@@ -90,7 +92,7 @@ class Spool:
         self._limit, self._client_limit = limit_bytes, client_limit_bytes
         self.used_bytes = 0
         self._of_client: Counter[str] = Counter()
-        parent = parent or Path(tempfile.gettempdir())
+        parent = parent or default_parent()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(parent)
@@ -201,6 +203,39 @@ class SpoolFile:
         self._writer.write(piece)
         if last:
             self._writer.close()
+
+
+def default_parent(mounts: Path = _MOUNTS, persistent: Path = _PERSISTENT) -> Path:
+    """Return the system's temporary folder; if that is in memory, the one on disk, unless TMPDIR selects the former.
+
+    Args:
+        mounts: list of mounted file systems, in the format of /proc/self/mountinfo.
+        persistent: temporary folder on disk.
+    """
+    temporary = Path(tempfile.gettempdir())
+    if "TMPDIR" in os.environ:
+        return temporary
+    try:
+        mounted = os.fsdecode(mounts.read_bytes())
+    except OSError:
+        # Not Linux.
+        return temporary
+    in_memory = [_file_system(mounted, folder) in _IN_MEMORY for folder in (temporary, persistent)]
+    usable = in_memory == [True, False] and persistent.is_dir() and os.access(persistent, os.W_OK | os.X_OK)
+    return persistent if usable else temporary
+
+
+def _file_system(mounted: str, folder: Path) -> str:
+    """Type of the file system that contains a folder; see proc_pid_mountinfo(5)."""
+    folder, deepest, kind = folder.resolve(), -1, ""
+    for line in mounted.splitlines():
+        before, _, after = line.partition(" - ")
+        # The kernel writes spaces and other separators in a path as octal escapes.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4]))
+        # The last of several mounts at one point hides the others.
+        if folder.is_relative_to(point) and len(point.parts) >= deepest:
+            deepest, kind = len(point.parts), after.split()[0]
+    return kind
 
 
 def open_plain(path: Path) -> BufferedReader:

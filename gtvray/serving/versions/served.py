@@ -26,6 +26,8 @@ _REFRESH_S = 1.0
 _TIMEOUT_S = 5.0
 # A model that has answered stays ready for this long without an answer: busy, or its replica is being replaced.
 _VALID_S = 30.0
+# Separates the fields of an error in the reason of a rejected version, which is one line.
+_FIELD = ";  "
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,13 @@ class Served:
             raise loading()
         if versions.rejected:
             found = versions.rejected[-1]
+            # /readyz needs no token; the further fields of the reason, which /v1/models shows, may name server paths.
+            reason = found.reason.partition(_FIELD)[0]
             raise NotReproducedError(
                 "the champion cannot be served here",
-                found=f"version {found.version}: {found.reason}",
-                do="solve this problem and restart the endpoint, or promote another version",
+                found=f"version {found.version}: {reason}",
+                do="solve this problem, whose details are in GET /v1/models, and restart the endpoint, or promote "
+                "another version",
             )
         if versions.problem:
             raise NotReadyError("no model is served", found=versions.problem, do="see the server's log")

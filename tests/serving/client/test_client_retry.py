@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from gtvray.inference import Coverage
 from gtvray.io import decode_volume, encode_nifti, write_volume
 from gtvray.serving.client.transport import retry_after_s
 from gtvray.serving.gateway.results import result_document, result_response
+from gtvray.serving.jobs.documents import JobDocument
 from gtvray.serving.problems import problem_response
 from gtvray.serving.transfer.work import Prediction
 
@@ -181,6 +184,56 @@ def test_server_that_is_started_again_answers_the_request() -> None:
     server.should_exit = True
     serving.join()
     assert found[0].mask.same_grid(SCAN)
+
+
+def test_connection_that_breaks_during_a_long_scan_is_retried_by_a_new_and_by_a_known_client() -> None:
+    def break_late(_: bytes) -> None:
+        time.sleep(0.3)
+
+    retry = Retry(first_s=0.01, longest_s=0.02, first_contact_s=0.2, total_s=5.0)
+    app = Scripted(break_late, break_late)
+    with running(app) as url:
+        assert segment(url, retry).mask.same_grid(SCAN), "a broken connection had reached the server"
+    assert len(app.times) == 3
+
+    app = Scripted(mask_response, break_late)
+    with running(app) as url, Client(url, TOKEN, retry=replace(retry, total_s=0.2)) as client:
+        client.segment(SCAN)
+        assert client.segment(SCAN).mask.same_grid(SCAN), "the time limit counts from the failure"
+    assert len(app.times) == 3
+
+
+def test_unreachable_server_is_tried_for_the_time_of_the_first_contact() -> None:
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match="no server responds"):
+        segment(f"http://127.0.0.1:{free_port()}", Retry(attempts=1000, first_s=0.05, first_contact_s=0.3))
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+def test_event_stream_that_is_open_again_ends_a_row_of_failures() -> None:
+    ended = JobDocument(
+        id="0" * 32,
+        state="done",
+        priority="normal",
+        percent=100.0,
+        created_at=datetime.now(UTC),
+        ended_at=datetime.now(UTC),
+        expires_at=None,
+        volumes=[],
+    )
+    streams = [": unchanged\n\n"] * 4 + [f"event: end\ndata: {ended.model_dump_json()}\n\n"]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": streams.pop(0).encode(), "more_body": True})
+        await asyncio.sleep(0.15)
+        raise ConnectionAbortedError
+
+    with running(app) as url, Client(url, TOKEN, retry=Retry(attempts=2, first_s=0.01, total_s=0.1)) as client:
+        assert list(client.events(ended.id)) == [ended]
+    assert not streams
 
 
 def test_server_without_an_answer_is_a_deadline_and_not_asked_again() -> None:

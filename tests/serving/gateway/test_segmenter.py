@@ -14,7 +14,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from gtvray.config import ServingConfig
-from gtvray.errors import BusyError, DataError, DeadlineError
+from gtvray.errors import BusyError, ClientLimitError, DataError, DeadlineError
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.gateway.segmenter import Segmenter
 from gtvray.serving.replica.quarantine import Journal
@@ -155,6 +155,27 @@ def test_capacity_is_that_of_complete_scans(tmp_path: Path) -> None:
         go.set()
         assert await asyncio.gather(*tasks) == [b"eno", b"owt", b"eerht"]
         bench.segmenter.require_capacity()
+
+    asyncio.run(run())
+
+
+def test_client_has_a_share_of_the_slots(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def wait(work: Work, content: bytes) -> None:
+        await go.wait()
+
+    async def run() -> None:
+        bench = Bench(tmp_path, wait, max_pending=4)
+        tasks = [asyncio.ensure_future(bench.segment(b"scan", client="one")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(ClientLimitError, match="too many requests in progress"):
+            bench.segmenter.require_capacity("one")
+        bench.segmenter.require_capacity("another")
+        bench.segmenter.require_capacity()
+        go.set()
+        await asyncio.gather(*tasks)
+        bench.segmenter.require_capacity("one")
 
     asyncio.run(run())
 

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from gtvray.config import ServingConfig
-from gtvray.errors import BusyError, InputError, NotReadyError, ResourceError
+from gtvray.config import JobsConfig, ServingConfig
+from gtvray.errors import BusyError, ClientLimitError, InputError, NotReadyError, ResourceError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
+from gtvray.serving.gateway.tokens import OPERATOR
+from gtvray.serving.jobs import Jobs
+from gtvray.serving.jobs.records import Accepted, NewJob
+from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
+from gtvray.serving.transfer.sealed import SealedWriter
+from gtvray.serving.transfer.uploads import UploadLimits
 from gtvray.serving.transfer.work import Prediction
 
 from ...databases import postgres
 from ..conftest import make_scan
 from ..local_api import make_api
-from .conftest import BEARER, Report, Segment, ended, jobs_app, threshold
+from .conftest import BEARER, Report, Segment, ended, jobs_app, reading, threshold
 
 SCAN = encode_nifti(make_scan((20, 22, 24)), compress=True)
 OTHER = encode_nifti(make_scan((18, 18, 18), seed=1), compress=False)
@@ -313,6 +322,37 @@ def test_events_end_with_the_job(tmp_path: Path) -> None:
     assert 25.0 in [job["percent"] for _, job in events]
 
 
+def test_head_of_events_does_not_wait_for_the_end_of_the_job(tmp_path: Path) -> None:
+    async def run() -> None:
+        gate = Gate()
+        async with jobs_app(tmp_path / "jobs", gate) as client, asyncio.timeout(20):
+            job = (await client.post("/v1/jobs", content=SCAN)).json()["id"]
+            response = await client.head(f"/v1/jobs/{job}/events")
+            assert (response.status_code, response.content) == (200, b"")
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert not gate.open.is_set()
+            assert (await client.head(f"/v1/jobs/{'0' * 32}/events")).status_code == 404
+
+    asyncio.run(run())
+
+
+def test_client_has_a_share_of_the_event_streams(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, JobsConfig(), UploadLimits(1 << 20, 1), reading(threshold))
+    with ExitStack() as stack:
+        for _ in range(8):
+            jobs.require_free_watch("one")
+            stack.enter_context(jobs.watching("one"))
+        with pytest.raises(ClientLimitError, match="watches too many jobs"):
+            jobs.require_free_watch("one")
+        for _ in range(24):
+            jobs.require_free_watch(OPERATOR)
+            stack.enter_context(jobs.watching(OPERATOR))
+        for client in ("another", OPERATOR):
+            with pytest.raises(BusyError, match="too many clients"):
+                jobs.require_free_watch(client)
+    jobs.require_free_watch("one")
+
+
 def test_job_in_progress_is_continued_after_a_stop(tmp_path: Path) -> None:
     async def run() -> None:
         gate = Gate()
@@ -371,6 +411,81 @@ def test_volume_waits_for_a_model(tmp_path: Path, error: Exception, monkeypatch:
     async def run() -> None:
         async with jobs_app(tmp_path / "jobs", segment) as client:
             assert (await ended(client, await client.post("/v1/jobs", content=SCAN)))["state"] == "done"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "status", "kind"),
+    [
+        ("database is locked", sqlite3.SQLITE_BUSY, 503, "ResourceError"),
+        ("database or disk is full", sqlite3.SQLITE_FULL, 507, "StorageFullError"),
+    ],
+)
+def test_fault_of_the_database_is_a_problem_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, code: int, status: int, kind: str
+) -> None:
+    raised = sqlite3.OperationalError(cause)
+    raised.sqlite_errorcode = code
+
+    def begin(_: Engine) -> Any:
+        raise OperationalError("BEGIN", {}, raised)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            job = (await client.post("/v1/jobs", content=SCAN)).json()["id"]
+            await ended(client, job)
+            with monkeypatch.context() as failing:
+                failing.setattr(Engine, "begin", begin)
+                for method, path in (
+                    ("POST", "/v1/jobs"),
+                    ("GET", "/v1/jobs"),
+                    ("GET", f"/v1/jobs/{job}"),
+                    ("GET", f"/v1/jobs/{job}/events"),
+                    ("GET", f"/v1/jobs/{job}/results/0"),
+                    ("DELETE", f"/v1/jobs/{job}"),
+                    ("GET", "/v1/queue"),
+                ):
+                    response = await client.request(method, path, content=SCAN if method == "POST" else None)
+                    problem = check_problem(response, status, kind)
+                    assert "database" in problem["title"]
+                    assert problem["do"]
+                    assert ("retry-after" in response.headers) == (status == 503)
+            assert (await client.get(f"/v1/jobs/{job}/results/0")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_files_are_kept_if_the_job_may_be_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a connection to the database that breaks while the job is committed."""
+    accept = JobStore.accept
+
+    def accept_and_lose(self: JobStore, new: NewJob) -> Accepted:
+        accept(self, new)
+        monkeypatch.undo()
+        raise ResourceError("the job database is not available")
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            monkeypatch.setattr(JobStore, "accept", accept_and_lose)
+            key = {"Idempotency-Key": "a"}
+            check_problem(await client.post("/v1/jobs", content=SCAN, headers=key), 503, "ResourceError")
+            repeated = await client.post("/v1/jobs", content=SCAN, headers=key)
+            assert repeated.headers["Idempotency-Replayed"] == "true"
+            assert (await ended(client, repeated))["state"] == "done"
+
+    asyncio.run(run())
+
+
+def test_full_disk_is_a_507(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            monkeypatch.setattr(SealedWriter, "write", write)
+            check_problem(await client.post("/v1/jobs", content=SCAN), 507, "StorageFullError")
+            assert stored_files(tmp_path / "jobs") == []
 
     asyncio.run(run())
 
@@ -488,5 +603,17 @@ def test_endpoint_without_a_job_store_reports_it(tmp_path: Path) -> None:
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=BEARER) as client:
             check_problem(await client.post("/v1/jobs", content=SCAN), 404, "NotFoundError")
+
+    asyncio.run(run())
+
+
+def test_results_are_removed_soon_after_they_expire(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs", keep_h=1.0 / 3600) as client:
+            job = await ended(client, await client.post("/v1/jobs", content=SCAN))
+            await asyncio.sleep(1.6)
+            check_problem(await client.get(f"/v1/jobs/{job['id']}"), 404, "NotFoundError")
+            with sqlite3.connect(tmp_path / "jobs" / "jobs.db") as connection:
+                assert connection.execute("SELECT count(*) FROM gtvray_jobs").fetchone() == (0,)
 
     asyncio.run(run())

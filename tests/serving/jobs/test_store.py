@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def store(engine: Engine) -> JobStore:
-    return JobStore(engine)
+    return JobStore(engine, 60)
 
 
 def add(
@@ -180,15 +180,32 @@ def test_expiry(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     old = add(store)
     store.finish(claim(store), b"", 1)
     waiting = add(store)
-    assert {each.job_id for each in store.expire(60)} == {old, waiting}
+    assert {each.job_id for each in store.expire()} == {old, waiting}
     now = time.time()
     monkeypatch.setattr(module.time, "time", lambda: now + 61)
-    assert {each.job_id for each in store.expire(60)} == {waiting}
+    assert {each.job_id for each in store.expire()} == {waiting}
     problem = store.status("me", waiting).volumes[0].problem
     assert problem is not None
     assert "not processed in time" in problem["title"]
     monkeypatch.setattr(module.time, "time", lambda: now + 200)
-    assert store.expire(60) == []
+    assert store.expire() == []
+
+
+def test_job_that_has_expired_is_not_found_before_it_is_removed(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = add(store, key="key")
+    store.finish(claim(store), b"", 1)
+    assert store.status("me", old).id == old
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now + 61)
+    for find in (lambda: store.status("me", old), lambda: store.cancel("me", old)):
+        with pytest.raises(NotFoundError, match="no such job"):
+            find()
+    assert store.listing("me", 10) == []
+    again = add(store, key="key")
+    assert again != old
+    assert store.status("me", again).id == again
 
 
 def test_queue_and_pace(store: JobStore) -> None:

@@ -38,6 +38,22 @@ def test_scan_that_was_elsewhere_each_time_has_more_attempts() -> None:
         quarantine.require_harmless("v1", "unlucky")
 
 
+def test_refused_scan_is_accepted_again_after_an_hour() -> None:
+    now = 0.0
+    quarantine = Quarantine(clock=lambda: now)
+    for begin in (0.0, 3600.0):
+        now = begin
+        quarantine.record_death("v1", "unlucky", "patch 0")
+        quarantine.require_harmless("v1", "unlucky")
+        quarantine.record_death("v1", "unlucky", "patch 0")
+        now = begin + 3599.0
+        with pytest.raises(DataError, match="crashes the process") as refused:
+            quarantine.require_harmless("v1", "unlucky")
+        assert "again after an hour" in refused.value.fields["do"]
+        now = begin + 3600.0
+        quarantine.require_harmless("v1", "unlucky")
+
+
 def test_success_clears_a_suspect() -> None:
     quarantine = Quarantine()
     for _ in range(3):

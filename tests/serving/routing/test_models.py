@@ -118,7 +118,7 @@ def test_job_store_of_an_earlier_version_is_completed(tmp_path: Path) -> None:
     with earlier.begin() as connection:
         connection.execute(text("ALTER TABLE gtvray_jobs DROP COLUMN model"))
     earlier.dispose()
-    store = JobStore(open_database(None, tmp_path))
+    store = JobStore(open_database(None, tmp_path), 60)
     store.accept(NewJob("a" * 32, "me", None, "digest", "normal", (NewVolume(False, 1, "d", b""),), "nodes"))
     claim = store.claim()
     assert claim is not None

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gtvray.errors import BusyError, ClientLimitError, FailureError, SlowBodyErr
 from gtvray.io import encode_nifti
 from gtvray.serving.transfer import uploads
 from gtvray.serving.transfer.sealed import FRAME_BYTES, SealedWriter, new_key, open_sealed
-from gtvray.serving.transfer.spool import Spool, remove_abandoned
+from gtvray.serving.transfer.spool import Spool, default_parent, remove_abandoned
 from gtvray.serving.transfer.uploads import UploadLimits, spool_upload
 
 from ..conftest import TOKEN, make_scan
@@ -213,3 +214,30 @@ def test_folder_of_a_process_that_died_is_removed_and_those_of_others_stay(
     assert living.folder.exists()
     assert other.exists()
     living.close()
+
+
+def test_temporary_folder_in_memory_is_not_used_for_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary, disk, mounts = tmp_path / "a b", tmp_path / "var", tmp_path / "mountinfo"
+    temporary.mkdir()
+    disk.mkdir()
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    root = "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+
+    def mount(folder: Path, kind: str) -> str:
+        escaped = str(folder).replace(" ", "\\040")
+        return f"31 22 0:28 / {escaped} rw,nosuid shared:2 master:1 - {kind} {kind} rw\n"
+
+    for mounted, expected in (
+        (root, temporary),
+        (root + mount(temporary, "tmpfs"), disk),
+        (root + mount(temporary, "tmpfs") + mount(temporary, "ext4"), temporary),
+        (root + mount(temporary, "tmpfs") + mount(disk, "tmpfs"), temporary),
+        (root + mount(tmp_path, "tmpfs") + mount(disk, "ext4"), disk),
+    ):
+        mounts.write_text(mounted)
+        assert default_parent(mounts, disk) == expected, mounted
+    assert default_parent(mounts, tmp_path / "none") == temporary
+    assert default_parent(tmp_path / "none", disk) == temporary
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    assert default_parent(mounts, disk) == temporary

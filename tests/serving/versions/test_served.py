@@ -75,7 +75,7 @@ def test_busy_or_replaced_model_stays_ready_for_a_while(outage: Any, monkeypatch
 def test_without_a_version_the_reason_is_reported(tmp_path: Path) -> None:
     pointer = Pointer(tmp_path / "versions.json")
     loading = ServedVersion("app", "1", "digest")
-    rejected = RejectedVersion("1", "digest", "golden case 1", "2026-01-01")
+    rejected = RejectedVersion("1", "digest", "golden case 1;  where: /srv/secret;  found: 2 voxels", "2026-01-01")
 
     async def reason(versions: Versions) -> str:
         pointer.write(versions)
@@ -87,4 +87,5 @@ def test_without_a_version_the_reason_is_reported(tmp_path: Path) -> None:
     assert "no model has been promoted yet" in asyncio.run(reason(Versions()))
     assert "still loading" in asyncio.run(reason(Versions(loading=loading)))
     assert "version 1: golden case 1" in asyncio.run(reason(Versions(rejected=(rejected,))))
+    assert "secret" not in asyncio.run(reason(Versions(rejected=(rejected,))))
     assert "cannot reach MLflow" in asyncio.run(reason(Versions(problem="cannot reach MLflow")))
