@@ -61,8 +61,11 @@ class SchedulerConfig(Section):
     keep: int = Field(3, ge=1, description="number of trials that top_k trains to the end")
 
     def rungs(self, epochs: int) -> list[int]:
-        """Return the epochs at which a trial of `epochs` epochs may be stopped, in order."""
-        if self.kind in ("none", "pbt"):
+        """Return the epochs at which a trial of `epochs` epochs may be stopped, in order.
+
+        There are none with "median", which compares after every epoch.
+        """
+        if self.kind in ("median", "none", "pbt"):
             return []
         found, rung = [], self.grace_epochs
         while rung < epochs:

@@ -45,6 +45,11 @@ class Confirmation:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def offers_default(self) -> bool:
+        """Whether the bundle of the default settings is an alternative to that of the best trial."""
+        return self.verdict in ("not better", "worse")
+
     def save(self, folder: Path) -> None:
         """Write it into the folder of the sweep."""
         write_json(folder / _FILE, asdict(self))

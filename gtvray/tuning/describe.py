@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gtvray.config import Choice, Config, Range, SweepConfig, with_dotted
+from gtvray.config import Choice, Config, Range, SchedulerConfig, SweepConfig, with_dotted
 from gtvray.io import Table
 from gtvray.tracking import Trial
+from gtvray.tracking.trials import COMPLETED
+from gtvray.tuning.searchers.base import METRIC, Proposal
 from gtvray.tuning.searchers.registry import build_searcher
+from gtvray.tuning.searchers.repeated import by_point, members_per_point, same_point
 from gtvray.tuning.space import Point, Space, format_setting
 
 _SHOWN = 8
@@ -61,7 +64,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
     facts = [
         ("trials", f"{sweep.trials} of at most {epochs} epochs, the first with the default settings"),
         ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
-        ("scheduler", scheduler.kind + (f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else "")),
+        ("scheduler", scheduler.kind + _stopping_epochs(scheduler, rungs)),
         *(
             [("folds", f"{sweep.folds}; a point significantly worse than the best gets no further fold")]
             if sweep.folds > 1
@@ -75,6 +78,12 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
         ("per trial", _resources(base)),
     ]
     return SweepDescription(facts, _space_rows(space, first), _first_points(sweep, space, first))
+
+
+def _stopping_epochs(scheduler: SchedulerConfig, rungs: Sequence[int]) -> str:
+    if scheduler.kind == "median":
+        return f", from epoch {scheduler.grace_epochs} on"
+    return f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else ""
 
 
 def _resources(config: Config) -> str:
@@ -104,18 +113,33 @@ def _values(entry: Range | Choice) -> str:
 
 
 def _first_points(sweep: SweepConfig, space: Space, default: Point) -> list[dict[str, Any]]:
-    """Return points that are proposed before any result is known."""
+    """Return points that are proposed before any result is known.
+
+    With folds these are those of trials that run one after the other: all folds of the default settings, which have
+    nothing to be worse than, and the first fold of the next point.
+    """
     searcher, trials = build_searcher(sweep, space, default), list[Trial]()
-    while len(trials) < min(_SHOWN, sweep.trials):
+    shown = _SHOWN if sweep.folds == 1 else sweep.folds + 1
+    while len(trials) < min(shown, sweep.trials):
         proposal = searcher.propose(trials)
-        if proposal is None or proposal.origin == "informed" or _undecided(sweep, trials):
+        if proposal is None or proposal.origin == "informed" or _undecided(sweep, proposal.point, trials):
             break
-        trials.append(Trial(f"t{len(trials)}", proposal.point, origin=proposal.origin))
+        trials.append(_trained(len(trials), proposal, folds=sweep.folds))
     return [{"trial": trial.trial_id, "origin": trial.origin, **trial.settings} for trial in trials]
 
 
-def _undecided(sweep: SweepConfig, trials: Sequence[Trial]) -> bool:
-    """Return whether a model may propose the next point once earlier trials have ended."""
+def _trained(number: int, proposal: Proposal, folds: int) -> Trial:
+    """Return a trial of a proposal; with folds a completed one, since a point gets its next fold after that."""
+    trial = Trial(f"t{number}", proposal.point, origin=proposal.origin)
+    if folds > 1:
+        trial.state, trial.epochs, trial.cases = COMPLETED, {1: {METRIC: 0.0}}, {1: ()}
+    return trial
+
+
+def _undecided(sweep: SweepConfig, point: Point, trials: Sequence[Trial]) -> bool:
+    """Return whether a point is a new one that a model may propose once earlier trials have ended."""
     from gtvray.tuning.searchers.optuna import start_trials
 
-    return sweep.searcher in ("optuna", "gp") and len(trials) >= start_trials(sweep.trials)
+    points = len(by_point(trials)) if members_per_point(sweep) > 1 else len(trials)
+    further = members_per_point(sweep) > 1 and any(same_point(point, trial.settings) for trial in trials)
+    return not further and sweep.searcher in ("optuna", "gp") and points >= start_trials(sweep.trials)

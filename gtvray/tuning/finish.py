@@ -77,7 +77,7 @@ class SweepEnd:
         """
         self.confirmation = self._compare(bundle)
         self.confirmation.save(self.folder)
-        if self.confirmation.verdict in ("not better", "worse"):
+        if self.confirmation.offers_default:
             default = next(trial for trial in self.result.trials if trial.origin == "default")
             self._exporter.export(default, default_bundle)
 
@@ -122,7 +122,7 @@ class SweepEnd:
         self.recorder.describe({}, {**pointers, "gtvray.against_default": text})
 
     def remove_losers(self, trials_folder: Path, unfinished: Sequence[str]) -> None:
-        """Remove the checkpoints of all trials but the best and those that a resume would continue."""
+        """Remove the checkpoints that neither a continued sweep nor the comparison with the default settings needs."""
         remove_losers(self.result, trials_folder, unfinished)
 
     def _compare(self, bundle: Bundle) -> Confirmation:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gtvray.config import Config, SweepConfig
 from gtvray.data import CachedCase, Project
-from gtvray.training import check_plan
+from gtvray.training import check_memory, check_plan
 from gtvray.tuning.result import TrialResult
 from gtvray.tuning.searchers.repeated import SEED, same_point
 from gtvray.tuning.space import Point, Space, check_corners
@@ -51,16 +51,25 @@ def fold_cases(project: Project, sweep: SweepConfig, config: Config) -> tuple[Fo
     )
 
 
-def check_folds(space: Space, config: Config, folds: Sequence[FoldCases]) -> Point:
+def check_folds(space: Space, config: Config, folds: Sequence[FoldCases], memory_bytes: int | None = None) -> Point:
     """Check the training of every corner of the space on every fold; return the point of the first trial.
 
+    Args:
+        space: the search space.
+        config: settings of all trials.
+        folds: prepared cases by fold.
+        memory_bytes: memory of the device of a worker; None to check none.
+
     Raises:
-        ConfigError, DataError: the settings are inconsistent with each other or with the data.
+        ConfigError, DataError: the settings are inconsistent with each other or with the data, or do not fit into the
+            memory.
     """
 
     def check(settings: Config) -> None:
         for fold in folds:
             check_plan(settings, fold.train, fold.selection)
+        if memory_bytes is not None:
+            check_memory(settings, memory_bytes)
 
     return check_corners(space, config, check)
 

@@ -162,8 +162,9 @@ class SweepJob:
         """
         from gtvray.models import Bundle
         from gtvray.tracking import TrialRecord
-        from gtvray.tuning.result import rank
+        from gtvray.tuning.result import rank, remove_losers
         from gtvray.tuning.resume import read_result, remember_sweep
+        from gtvray.tuning.searchers.repeated import members_per_point
 
         if not self._remembered:
             self.sweep = remember_sweep(self.folder, self.sweep, self.config, project.fingerprint.digest, self.extend)
@@ -172,7 +173,9 @@ class SweepJob:
         if stored is None or not stored.finished(self.sweep, record.elapsed_s):
             return None
         base = with_dotted(self.config, self.sweep.base, "base")
-        result = rank(record.trials.values(), self.trials_folder, base, stored.ranking, self.sweep.folds)
+        result = rank(record.trials.values(), self.trials_folder, base, stored.ranking, members_per_point(self.sweep))
+        # Repeated here, since an interruption may have come before it.
+        remove_losers(result, self.trials_folder, self._continued(result))
         bundle = Bundle.load(self.workspace.bundles / stored.bundle)
         return self._outcome(result, bundle, (stored.run_id, stored.sweep_run_id))
 
@@ -236,7 +239,9 @@ class SweepJob:
         from gtvray.tuning.confirm import Confirmation
         from gtvray.tuning.pareto import Front
 
-        default = self._default_bundle
+        confirmation, default = Confirmation.load(self.folder), self._default_bundle
+        # After an earlier verdict the folder may exist although the best trial is better now.
+        offered = confirmation is not None and confirmation.offers_default and default.is_dir()
         return SweepOutcome(
             result,
             bundle,
@@ -244,8 +249,8 @@ class SweepJob:
             delivered,
             list(refused),
             write_trials_page(self.folder, self.name),
-            Confirmation.load(self.folder),
-            default if default.is_dir() else None,
+            confirmation,
+            default if offered else None,
             Front.load(self.folder),
         )
 
@@ -263,11 +268,10 @@ class SweepJob:
     ) -> tuple[Bundle, str]:
         """Write the bundle of the best trial, store the result, and remove the checkpoints of the others."""
         from gtvray.tuning.finish import SweepEnd
-        from gtvray.tuning.resume import StoredResult, unfinished_trials, write_result
+        from gtvray.tuning.resume import StoredResult, write_result
 
         end = SweepEnd(self.workspace, self.name, project, folds, result, recorder, self.show)
-        unlimited = self.sweep.model_copy(update={"time_budget_s": None})
-        unfinished = unfinished_trials({trial.trial_id: trial for trial in result.ended}, unlimited, 0)
+        unfinished = self._continued(result)
         bundle, run_id = end.export()
         end.confirm(bundle, self._default_bundle)
         end.draw_worst(bundle)
@@ -287,6 +291,13 @@ class SweepJob:
         )
         end.remove_losers(self.trials_folder, unfinished)
         return bundle, run_id
+
+    def _continued(self, result: SweepResult) -> list[str]:
+        """Return the trials that a resume with a larger time budget would continue."""
+        from gtvray.tuning.resume import unfinished_trials
+
+        unlimited = self.sweep.model_copy(update={"time_budget_s": None})
+        return unfinished_trials({trial.trial_id: trial for trial in result.ended}, unlimited, 0)
 
     @property
     def _spent(self) -> bool:

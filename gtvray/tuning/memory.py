@@ -15,7 +15,7 @@ def largest_host_bytes(base: Config, space: dict[str, Range | Choice]) -> int:
     The estimate is monotonic in each setting it depends on, so the settings are maximised one at a time.
 
     Args:
-        base: settings before the point of a trial is applied.
+        base: settings of the first trial.
         space: the search space.
 
     Raises:

@@ -82,7 +82,7 @@ def rank(
     folder: Path,
     config: Config,
     earlier: Mapping[str, tuple[float, int]] | None = None,
-    folds: int = 1,
+    members: int = 1,
 ) -> SweepResult:
     """Rank the trials of a sweep; ties go to the earlier trial.
 
@@ -92,8 +92,8 @@ def rank(
         config: settings of all trials.
         earlier: best DSC and its epoch, for trials ranked in an earlier session. Their checkpoints may have been
             removed, because a better trial was kept.
-        folds: number of folds. Points with more complete folds rank before those with fewer, so that a point cannot win
-            by one lucky fold.
+        members: number of trials of a point, one per fold or repeat. If more than one, points with more completed
+            trials rank before those with fewer, so that a point cannot win by one lucky fold or seed.
 
     Raises:
         TrainingError: no trial has a complete checkpoint.
@@ -106,7 +106,7 @@ def rank(
     means, complete = dict[str, float](), dict[str, int]()
     for group in by_point(ended):
         values = {trial.trial_id: at[0] for trial in group if (at := best[trial.trial_id]) is not None}
-        count = sum(trial.state == COMPLETED for trial in group) if folds > 1 else 0
+        count = sum(trial.state == COMPLETED for trial in group) if members > 1 else 0
         means |= dict.fromkeys(values, fmean(values.values()) if values else 0.0)
         complete |= dict.fromkeys(values, count)
 
@@ -129,15 +129,21 @@ def rank(
 
 
 def remove_losers(result: SweepResult, folder: Path, unfinished: Sequence[str]) -> None:
-    """Remove the checkpoints of all trials but those of the best point and those that a resume would continue.
+    """Remove the checkpoints of all trials but those of the best point, the default settings and unfinished trials.
+
+    Those of the default settings are needed when the sweep is continued and another trial is the best.
 
     Args:
         result: result of the sweep.
         folder: contains a folder of checkpoints per trial.
-        unfinished: ids of those trials.
+        unfinished: ids of the trials that a resume would continue.
     """
-    best = [trial.trial_id for trial in result.ended if same_point(trial.settings, result.best.point)]
-    kept = {*best, *unfinished}
+    needed = [
+        trial.trial_id
+        for trial in result.ended
+        if trial.origin == "default" or same_point(trial.settings, result.best.point)
+    ]
+    kept = {*needed, *unfinished}
     for trial in result.ended:
         if trial.trial_id not in kept:
             shutil.rmtree(folder / trial.trial_id, ignore_errors=True)

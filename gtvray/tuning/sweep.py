@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ray import tune
-from ray.tune import CheckpointConfig, PlacementGroupFactory, Stopper
+from ray.tune import CheckpointConfig, PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gtvray.config import Config, SweepConfig, flatten, with_dotted
@@ -22,7 +22,6 @@ from gtvray.failpoints import failpoint
 from gtvray.runtime import SILENT, Cluster, ProgressReporter, ResourcePlan, shown_waiting
 from gtvray.tracking import RunRecorder, Trial, TrialRecord
 from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
-from gtvray.training import check_memory
 from gtvray.tuning.folds import FoldCases, check_folds
 from gtvray.tuning.memory import largest_host_bytes
 from gtvray.tuning.pins import take_over
@@ -32,7 +31,8 @@ from gtvray.tuning.schedulers.registry import Setting, build_scheduler
 from gtvray.tuning.search import SweepSearch
 from gtvray.tuning.searchers.base import NoSearcher, Searcher
 from gtvray.tuning.searchers.registry import build_searcher
-from gtvray.tuning.space import Space, check_corners
+from gtvray.tuning.searchers.repeated import members_per_point
+from gtvray.tuning.space import Point, Space
 from gtvray.tuning.stopping import BudgetStopper, SweepStopper
 from gtvray.tuning.trainable import SegmentationTrial, TrialContext
 from gtvray.tuning.watch import SweepStatus, Watcher
@@ -81,11 +81,8 @@ def run_sweep(
     """
     base = with_dotted(config, sweep.base, "base")
     space = Space(sweep.space, base)
-    default = check_folds(space, base, folds)
-    plan = plan_on(cluster, base, sweep.max_concurrent, largest_host_bytes(base, sweep.space))
+    default, plan = _plan(sweep, space, folds, cluster, show)
     _require_population(sweep, base, plan.concurrent)
-    memory = worker_memory_bytes(base, cluster, show)
-    check_corners(space, base, lambda settings: check_memory(settings, memory))
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
     context = TrialContext(base, folds, folder / TRIALS_FOLDER, sweep.scheduler.kind == "pbt", tuple(sweep.objectives))
     runner = _Runner(sweep, space, context, plan, folder=folder, recorder=recorder, tags=tags, report=report, show=show)
@@ -94,7 +91,21 @@ def run_sweep(
         runner.finish_default()
     failpoint("tuning.before_result")
     stored = read_result(folder)
-    return rank(runner.record.trials.values(), context.folder, base, stored.ranking if stored else None, sweep.folds)
+    earlier_ranking = stored.ranking if stored else None
+    return rank(runner.record.trials.values(), context.folder, base, earlier_ranking, members_per_point(sweep))
+
+
+def _plan(
+    sweep: SweepConfig, space: Space, folds: Sequence[FoldCases], cluster: Cluster, show: ProgressReporter
+) -> tuple[Point, ResourcePlan]:
+    """Check plan and memory of the trainings; return the point of the first trial and the resources of the trials."""
+    base = space.config
+    # Settings that no trial has, such as a default outside the space, must not count.
+    first = check_folds(space, base, folds)
+    memory = worker_memory_bytes(with_dotted(base, first, "space"), cluster, show)
+    default = check_folds(space, base, folds, memory)
+    largest = largest_host_bytes(with_dotted(base, default, "space"), sweep.space)
+    return default, plan_on(cluster, base, sweep.max_concurrent, largest)
 
 
 class _Runner:
@@ -122,22 +133,13 @@ class _Runner:
         report: Callable[[SweepStatus], None] | None,
         show: ProgressReporter,
     ) -> None:
-        self._show = show
+        self._recorder, self._tags, self._report, self._show = recorder, tags, report, show
         self._sweep, self._space, self._context, self._plan, self._folder = sweep, space, context, plan, folder
         self.record = TrialRecord(folder)
         self._unfinished = unfinished_trials(self.record.trials, sweep, self.record.elapsed_s)
         self.record.begin_session()
         self._epochs = context.config.training.epochs
         self._stopper = SweepStopper(sweep, self.record)
-        self._watcher = Watcher(
-            self.record,
-            recorder,
-            tags=tags,
-            epochs=self._epochs,
-            rungs=sweep.scheduler.rungs(self._epochs),
-            stopper=self._stopper,
-            report=report,
-        )
 
     def search(self, searcher: Searcher) -> None:
         """Run the unfinished trials and new ones from a searcher until the sweep ends."""
@@ -186,7 +188,7 @@ class _Runner:
         )
         self._tune(search, FIFOScheduler(), BudgetStopper(self._sweep, self.record))
 
-    def _tune(self, search: SweepSearch, scheduler: TrialScheduler, stopper: Stopper) -> None:
+    def _tune(self, search: SweepSearch, scheduler: TrialScheduler, stopper: BudgetStopper) -> None:
         quiet, own = _quiet(), _own_folder(self._folder / _TUNE_FOLDER)
         with quiet, _pending_trials(search.concurrent), own, shown_waiting(self._show):
             tune.run(
@@ -196,12 +198,23 @@ class _Runner:
                 search_alg=search,
                 scheduler=scheduler,
                 stop=stopper,
-                callbacks=[self._watcher],
+                callbacks=[self._watcher(stopper)],
                 checkpoint_config=CheckpointConfig(),
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 verbose=0,
             )
+
+    def _watcher(self, stopper: BudgetStopper) -> Watcher:
+        return Watcher(
+            self.record,
+            self._recorder,
+            tags=self._tags,
+            epochs=self._epochs,
+            rungs=self._sweep.scheduler.rungs(self._epochs),
+            stopper=stopper,
+            report=self._report,
+        )
 
     def _resources(self) -> PlacementGroupFactory:
         alone = self._context.config.training.num_workers == 1

@@ -22,6 +22,8 @@ from gtvray.tuning.searchers.base import METRIC, value_of
 from gtvray.tuning.stopping import BudgetStopper
 
 _BLOCKS, _SPARKS = "▁▂▃▄▅▆▇█", 20
+# Without rungs, only median stopping ends a trial early.
+_BELOW_MEDIAN = "below the median of the other trials"
 # MLflow has no status for a training that was stopped early on purpose; the tag `gtvray.ending` gives the reason.
 _STATUS = {COMPLETED: "FINISHED", STOPPED: "KILLED", OUT_OF_BUDGET: "KILLED", FAILED: "FAILED"}
 
@@ -86,7 +88,8 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         recorder: the sweep's record in MLflow.
         tags: tags of every trial's run.
         epochs: epochs of a full training.
-        rungs: epochs at which the scheduler may stop a trial.
+        rungs: epochs at which the scheduler may stop a trial; empty with median stopping, which compares after every
+            epoch.
         stopper: provides the reason if the sweep was stopped.
         report: called after every epoch and at the end of every trial.
     """
@@ -154,6 +157,8 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
         epoch = max(self._record.trials[trial.trial_id].epochs, default=0)
         if epoch >= self._epochs:
             self._end(trial.trial_id, COMPLETED)
+        elif not self._rungs:
+            self._end(trial.trial_id, STOPPED, _BELOW_MEDIAN)
         else:
             self._end(trial.trial_id, STOPPED, rung=sum(rung <= epoch for rung in self._rungs))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gtvray.config import Config, SweepConfig
 from gtvray.tuning.describe import describe_sweep
 
@@ -49,3 +51,25 @@ def test_a_grid_is_known_in_advance() -> None:
     grid = SWEEP.model_copy(update={"searcher": "grid", "start": []})
     origins = [point["origin"] for point in describe_sweep(grid, Config()).first]
     assert origins == ["default"] + ["grid"] * 7
+
+
+def test_median_stopping_has_no_rungs() -> None:
+    median = SWEEP.model_validate(SWEEP.model_dump() | {"scheduler": {"kind": "median", "grace_epochs": 3}})
+    assert dict(describe_sweep(median, Config()).facts)["scheduler"] == "median, from epoch 3 on"
+
+
+@pytest.mark.parametrize("searcher", ["grid", "optuna", "random"])
+@pytest.mark.parametrize(("choices", "listed"), [([0.002], 3), ([0.002, 0.01, 0.02], 4)])
+def test_with_folds_the_default_settings_get_theirs_first(searcher: str, choices: list[float], listed: int) -> None:
+    folds = {"folds": 3, "searcher": searcher, "scheduler": {"kind": "none"}, "trials": 10}
+    sweep = SweepConfig.model_validate({"space": {"optimizer.lr": {"choice": choices}}, **folds})
+    first = describe_sweep(sweep, Config()).first
+    assert [point["training.seed"] for point in first] == [0, 1, 2, 0][:listed]
+    assert {point["optimizer.lr"] for point in first[:3]} == {0.002}
+    assert all(point["optimizer.lr"] != 0.002 for point in first[3:])
+
+
+def test_every_repeat_of_a_decided_point_is_listed() -> None:
+    repeated = SWEEP.model_validate(SWEEP.model_dump() | {"repeats": 2, "start": []})
+    seeds = [point["training.seed"] for point in describe_sweep(repeated, Config()).first]
+    assert seeds == [0, 1] * 4

@@ -94,9 +94,10 @@ def test_too_few_cases_decide_nothing() -> None:
     assert is_worse([bad], [good])
     assert not is_worse([good], [bad])
     assert not is_worse([good], [good])
-    for trial in (good, bad):
-        trial.cases = {epoch: cases[:4] for epoch, cases in trial.cases.items()}
-    assert not is_worse([bad], [good]), "four pairs cannot reach the level"
+    for number in (4, 2):
+        for trial in (good, bad):
+            trial.cases = {epoch: cases[:number] for epoch, cases in trial.cases.items()}
+        assert not is_worse([bad], [good]), f"{number} pairs cannot reach the level"
 
 
 def test_running_trial_is_waited_for_and_a_stopped_one_gets_no_further_fold() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from gtvray.errors import InputError, NotFoundError
 from gtvray.io import Workspace, read_json
 from gtvray.models import Bundle
 from gtvray.runtime import SILENT, Cluster
-from gtvray.tracking import read_trials
+from gtvray.tracking import TrialRecord, read_trials
+from gtvray.tracking.trials import COMPLETED
+from gtvray.training.checkpoints import checkpoint_path
 from gtvray.tuning import SweepJob
-from gtvray.tuning.resume import read_result
+from gtvray.tuning.confirm import Confirmation, Verdict
+from gtvray.tuning.resume import StoredResult, read_result, remember_sweep, write_result
 
 from ..stores import copied_workspace
 
@@ -86,6 +90,33 @@ def test_a_corner_that_no_training_can_have_is_refused_with_the_data(
     assert caught.value.fields["where"] == "a trial with training.patch_ijk=[256,256,256]"
 
 
+@pytest.mark.parametrize(("verdict", "offered"), [("better", False), ("worse", True), ("not better", True)])
+def test_a_finished_sweep_removes_what_an_interruption_left(
+    verdict: Verdict, offered: bool, config: Config, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle of the default settings may be that of an earlier session, when the best was not better."""
+    finished = job(config, workspace)
+    project: Any = SimpleNamespace(fingerprint=SimpleNamespace(digest="d1"))
+    remember_sweep(finished.folder, SWEEP, config, "d1")
+    record = TrialRecord(finished.folder)
+    for number, origin in enumerate(("default", "start", "start")):
+        name = f"t{number}"
+        record.plan(name, {"optimizer.lr": 0.001 + number / 1000}, origin)
+        record.epoch(name, 1, {"selection_dsc": number / 10})
+        record.end(name, COMPLETED)
+        checkpoint_path(finished.trials_folder / name, 1).mkdir(parents=True)
+    write_result(finished.folder, StoredResult("t2", "one-t2", "run", "parent", {}, complete=True))
+    Confirmation(verdict, "a sentence").save(finished.folder)
+    (Workspace(workspace).bundles / "one-default").mkdir(parents=True)
+    monkeypatch.setattr("gtvray.tuning.result._sound", lambda path: True)
+    monkeypatch.setattr(Bundle, "load", lambda folder: folder)
+    outcome = finished.finished(project)
+    assert outcome is not None
+    assert outcome.result.best.trial_id == "t2"
+    assert (outcome.default_bundle is not None) is offered
+    assert sorted(path.name for path in finished.trials_folder.iterdir()) == ["t0", "t2"]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -139,5 +170,7 @@ def test_the_best_is_compared_with_the_default_settings_and_a_finished_sweep_sta
     assert [trial.trial_id for trial in extended.result.ended] == [f"t{number}" for number in range(5)]
     best = {each.trial_id: each.best_dsc for each in extended.result.trials}
     assert all(best[each.trial_id] == each.best_dsc for each in outcome.result.trials)
+    assert extended.confirmation is not None
+    assert extended.confirmation.verdict != "undecided", "compared again with the default settings"
     if extended.result.best.trial_id == outcome.result.best.trial_id:
         assert extended.bundle.digest == outcome.bundle.digest

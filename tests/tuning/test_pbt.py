@@ -113,3 +113,54 @@ def test_earlier_epochs_of_a_resumed_population_change_nothing(record: TrialReco
     assert (
         scheduler.on_trial_result(controller, population[0], {"epoch": 5, "selection_dsc": 0.1}) == TrialScheduler.PAUSE
     )
+
+
+class Population:
+    """The part of Tune's controller that the scheduler uses; one trial runs at a time."""
+
+    search_alg = None
+
+    def __init__(self, scheduler: RecordedPbt, names: list[str]) -> None:
+        self.scheduler, self.trials = scheduler, [trial(name) for name in names]
+        self.live, self.epochs = set(self.trials), dict.fromkeys(names, 0)
+        for each in self.trials:
+            scheduler.on_trial_add(self, each)
+
+    def get_trials(self) -> list[TuneTrial]:
+        return self.trials
+
+    def get_live_trials(self) -> set[TuneTrial]:
+        return self.live
+
+    def _schedule_trial_save(self, of_trial: TuneTrial, result: dict[str, Any]) -> None:
+        """Save no checkpoint, so that no weights are taken over."""
+
+    def run(self, epochs: int, fails: str) -> None:
+        """Train all trials for a number of epochs; one fails for good in its first."""
+        while (chosen := self.scheduler.choose_trial_to_run(self)) is not None:
+            chosen.set_status(TuneTrial.RUNNING)
+            if chosen.trial_id == fails:
+                # As in Ray Tune, which leaves the trial among the live ones.
+                self.scheduler.on_trial_error(self, chosen)
+                chosen.set_status(TuneTrial.ERROR)
+            while chosen.status == TuneTrial.RUNNING:
+                self._epoch(chosen, epochs)
+
+    def _epoch(self, chosen: TuneTrial, epochs: int) -> None:
+        name = chosen.trial_id
+        self.epochs[name] += 1
+        result = {"epoch": self.epochs[name], "selection_dsc": 0.5}
+        if self.epochs[name] == epochs:
+            self.scheduler.on_trial_complete(self, chosen, result)
+            chosen.set_status(TuneTrial.TERMINATED)
+            self.live.discard(chosen)
+        elif self.scheduler.on_trial_result(self, chosen, result) == TrialScheduler.PAUSE:
+            chosen.set_status(TuneTrial.PAUSED)
+
+
+@pytest.mark.parametrize("fails", ["t0", "t1", "t2"])
+def test_a_population_continues_without_a_trial_that_failed(fails: str, tmp_path: Path) -> None:
+    population = Population(RecordedPbt(SWEEP, SPACE, TrialRecord(tmp_path)), ["t0", "t1", "t2"])
+    population.run(epochs=7, fails=fails)
+    assert population.epochs == {"t0": 7, "t1": 7, "t2": 7} | {fails: 0}
+    assert population.scheduler._next_perturbation_sync == 8, "perturbed after epochs 2, 4 and 6"

@@ -70,8 +70,16 @@ def test_a_point_with_more_folds_ranks_before_one_with_a_lucky_one(folder: Path)
     trials = [trial(0, 0.5), trial(1, 0.3), trial(4, 0.9)]
     for each, (rate, seed) in zip(trials, [(0.1, 0), (0.1, 1), (0.2, 0)], strict=True):
         each.settings = {"optimizer.lr": rate, "training.seed": seed}
-    assert [each.trial_id for each in rank(trials, folder, Config(), folds=2).trials] == ["t0", "t1", "t4"]
+    assert [each.trial_id for each in rank(trials, folder, Config(), members=2).trials] == ["t0", "t1", "t4"]
     assert rank(trials, folder, Config()).best.trial_id == "t4"
+
+
+def test_a_point_whose_second_seed_was_stopped_ranks_after_one_with_both(folder: Path) -> None:
+    trials = [trial(0, 0.9), trial(1, 0.5, state=STOPPED), trial(2, 0.0, 0.6), trial(4, 0.55)]
+    for each, (rate, seed) in zip(trials, [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)], strict=True):
+        each.settings = {"optimizer.lr": rate, "training.seed": seed}
+    assert rank(trials, folder, Config()).best.trial_id == "t0"
+    assert rank(trials, folder, Config(), members=2).best.trial_id == "t2"
 
 
 def test_a_damaged_checkpoint_cannot_win(folder: Path) -> None:
@@ -101,6 +109,17 @@ def test_other_trials_lose_their_checkpoints_but_keep_their_rank(folder: Path) -
     (folder / "t0" / "epoch-00002").symlink_to((folder / "t4" / "epoch-00001").resolve())
     again = rank(trials, folder, Config(), ranking)
     assert [(each.trial_id, each.best_dsc) for each in again.trials] == [("t0", 0.5), ("t1", 0.3), ("t2", 0.2)]
+
+
+def test_default_settings_keep_their_checkpoints_for_later_comparisons(folder: Path) -> None:
+    """A continued sweep compares its best trial, which may be another one, with the default settings again."""
+    trials = [trial(0, 0.1, 0.5), trial(1, 0.3), trial(4, 0.4)]
+    trials[1].origin = "default"
+    copy = folder / "copy"
+    for name in ("t0", "t1", "t4"):
+        (copy / name).mkdir(parents=True)
+    remove_losers(rank(trials, folder, Config()), copy, [])
+    assert sorted(path.name for path in copy.iterdir()) == ["t0", "t1"]
 
 
 def test_resume_continues_unfinished_trials() -> None:

@@ -164,6 +164,7 @@ def test_hyperband_has_brackets_that_stop_later_and_keeps_them_at_a_resume(tmp_p
 @pytest.mark.parametrize("resumed", [False, True])
 def test_median_stops_below_the_median_of_the_others(resumed: bool, tmp_path: Path) -> None:
     run = Run(tmp_path, kind="median", grace_epochs=2)
+    assert run.sweep.scheduler.rungs(EPOCHS) == [], "it compares after every epoch"
     lengths = []
     for number, value in enumerate((0.2, 0.4, 0.6, 0.3, 0.5)):
         if resumed:

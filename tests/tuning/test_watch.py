@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ EPOCHS = 4
 class Watched:
     """A sweep whose trials report to a watcher, without Ray."""
 
-    def __init__(self, client: MlflowClient, folder: Path, **sweep: Any) -> None:
+    def __init__(self, client: MlflowClient, folder: Path, rungs: Sequence[int] = (1, 2), **sweep: Any) -> None:
         self.client, self.folder = client, folder
         self.record = TrialRecord(folder)
         self.record.begin_session()
@@ -38,7 +39,7 @@ class Watched:
             self.recorder,
             tags={"gtvray.data": "d1"},
             epochs=EPOCHS,
-            rungs=[1, 2],
+            rungs=list(rungs),
             stopper=SweepStopper(SweepConfig.model_validate({"space": space, **sweep}), self.record),
             report=self.statuses.append,
         )
@@ -102,6 +103,15 @@ def test_every_trial_has_an_ending_in_record_and_mlflow(watched: Watched, tmp_pa
     }
     assert {name: run.data.tags["gtvray.ending"] for name, run in runs.items()} == endings
     assert [status.event for status in watched.statuses if status.event != "epoch"] == list(endings.values())
+
+
+def test_median_stopping_names_its_reason_instead_of_a_rung(client: MlflowClient, tmp_path: Path) -> None:
+    watched = Watched(client, tmp_path, rungs=[])
+    trial = watched.start("t0")
+    watched.epoch(trial, 1, 0.1)
+    watched.watcher.on_trial_complete(0, [], trial)
+    assert [each.ending for each in read_trials(tmp_path)] == ["stopped: below the median of the other trials"]
+    watched.recorder.close(60)
 
 
 def test_a_sweep_that_fails_leaves_its_trials_to_be_continued(watched: Watched, tmp_path: Path) -> None:

@@ -47,6 +47,34 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]  # Ray ships n
             synch=True,
         )
 
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Exclude a failed trial from those that synchronise; Ray Tune adds it again if it restarts it."""
+        super().on_trial_error(tune_controller, trial)
+        # Ray Tune keeps it among the live trials, and the others would wait for it.
+        tune_controller.get_live_trials().discard(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the trial that runs next; if all others wait for one that has ended, let them continue first."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        trials = tune_controller.get_trials()
+        if chosen is not None or any(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in trials):
+            return chosen
+        paused = [trial for trial in trials if trial.status == Trial.PAUSED]
+        if paused:
+            self._synchronise(tune_controller, paused)
+        return super().choose_trial_to_run(tune_controller)
+
+    def _synchronise(self, tune_controller: Any, paused: list[Trial]) -> None:
+        """Perturb paused trials, which Ray Tune does only when a trial reports, and let them continue."""
+        before = self._next_perturbation_sync
+        last = max(paused, key=lambda trial: self._trial_state[trial].last_train_time)
+        result = self._trial_state[last].last_result
+        if result is not None:
+            # Its last report again: all live trials have reached the interval now, so they are perturbed.
+            self.on_trial_result(tune_controller, last, result)
+        if self._next_perturbation_sync == before:
+            self._next_perturbation_sync += self._perturbation_interval
+
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         super()._exploit(tune_controller, trial, trial_to_clone)
         source = trial_to_clone.trial_id, self._trial_state[trial_to_clone].last_result["epoch"]

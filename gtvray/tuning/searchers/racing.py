@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import cast
 
-from gtvray.evaluation.statistics import signed_rank_p
+from gtvray.evaluation.statistics import FEWEST_CASES, signed_rank_p
 from gtvray.tracking.trials import COMPLETED, Origin, Trial
 from gtvray.tuning.searchers.base import METRIC, Proposal, Searcher, WaitForTrial, value_of
 from gtvray.tuning.searchers.repeated import SEED, by_point, without_seed
@@ -73,7 +73,8 @@ def is_worse(group: Sequence[Trial], best: Sequence[Trial]) -> bool:
         for trial, other in pairs
         for candidate, incumbent in zip(best_cases(trial), best_cases(other), strict=True)
     ]
-    if not values or group[0].settings == best[0].settings:
+    # Fewer cases than the test accepts decide nothing.
+    if len(values) < FEWEST_CASES or group[0].settings == best[0].settings:
         return False
     candidates, incumbents = zip(*values, strict=True)
     return signed_rank_p(incumbents, candidates) < LEVEL

@@ -36,6 +36,11 @@ class RepeatedPoints:
         return None if proposal is None else replace(proposal, point={**proposal.point, SEED: self._seed})
 
 
+def members_per_point(sweep: SweepConfig) -> int:
+    """Return the number of trials of a point: one per fold or repeat."""
+    return max(sweep.folds, sweep.repeats)
+
+
 def by_point(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Group trials that differ in their seed alone, in order."""
     groups: list[list[Trial]] = []
