@@ -53,7 +53,8 @@ def sweep(
 ) -> None:
     """Search for settings and write the bundle of the best trial.
 
-    Every trial is recorded in MLflow.
+    Every trial is recorded in MLflow. KEY=VALUE replaces a setting in `base` of the file; for a searched key it is the
+    value of the first trial.
 
     Example: gtvray sweep tune_configs/demo.yaml --data Naso_GTV
 
@@ -64,7 +65,7 @@ def sweep(
     from gtvray.config import load_config, load_sweep
     from gtvray.errors import InputError
 
-    spec = load_sweep(space)
+    spec = load_sweep(space).without_base(override or [])
     if budget is not None:
         spec = spec.model_copy(update={"time_budget_s": seconds_of(budget)})
     settings = load_config(config, override or [])

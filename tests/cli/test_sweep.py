@@ -46,6 +46,16 @@ def test_describe_needs_no_data_and_touches_nothing(tiny_sweep: Path, tmp_path: 
     assert [point["origin"] for point in found["first"]] == ["default", "random"]
 
 
+def test_settings_of_the_command_line_replace_those_of_base(tiny_sweep: Path, tmp_path: Path) -> None:
+    done = call("sweep", tiny_sweep, "--describe", "training.epochs=5", "-s", "training.num_workers=2")
+    facts = dict(line.split(": ", 1) for line in done.stdout.partition("\n\n")[0].splitlines())
+    assert facts["trials"].startswith("2 of at most 5 epochs")
+    assert facts["per trial"].startswith("2 workers")
+    config = tmp_path / "settings.yaml"
+    config.write_text("training: {epochs: 7}\n")
+    assert "at most 2 epochs" in call("sweep", tiny_sweep, "--describe", "--config", config).stdout
+
+
 def test_dry_run_checks_the_data_and_every_corner(phantoms: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text(TINY_SWEEP + "  training.batch_size: {low: 1, high: 2, integer: true}\n")
