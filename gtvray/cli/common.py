@@ -87,6 +87,10 @@ class Progress:
         self._status: Any = None
         self._written = float("-inf")
 
+    def expect(self, stage: str, seconds: float) -> None:
+        """Change the expected seconds of a stage that has not started."""
+        self._expected_s[stage] = seconds
+
     def begin(self, stage: str, detail: str) -> None:
         """Start a stage."""
         # Connecting to Ray replaces the signal handler.

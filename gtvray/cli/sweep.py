@@ -81,6 +81,15 @@ def sweep(
         return
     assert data is not None
     session = _Session(space, data, workspace, config, override or [], address, budget)
+
+    def start(name: str) -> None:
+        from gtvray.tracking import TrialRecord
+
+        session.start(name)
+        if spec.time_budget_s is not None:
+            spent_s = TrialRecord(workspace / "sweeps" / name).elapsed_s
+            progress.expect("sweep", max(spec.time_budget_s - spent_s, 0.0))
+
     try:
         with ended_by_second_interrupt(session.resume_hint), progress.live():
             run = api.sweep(
@@ -93,7 +102,7 @@ def sweep(
                 workspace=workspace,
                 address=address,
                 show=progress,
-                on_start=session.start,
+                on_start=start,
             )
     except BaseException:
         session.stop()

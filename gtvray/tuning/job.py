@@ -81,6 +81,7 @@ class SweepJob:
     warnings: list[Finding] = field(default_factory=list)
     earlier: list[Trial] = field(default_factory=list, init=False)
     _remembered: bool = field(default=False, init=False)
+    _share_before: float = field(default=0.0, init=False)
 
     @property
     def folder(self) -> Path:
@@ -192,6 +193,7 @@ class SweepJob:
         finished = self.finished(project)
         if finished is not None:
             return finished
+        self._share_before = self._share_of_earlier_sessions()
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
         require_storage(cluster, self.workspace.root, project.dataset.root)
@@ -297,6 +299,23 @@ class SweepJob:
         return budget_s is not None and record.elapsed_s >= budget_s and len(record.trials) < self.sweep.trials
 
     def _report(self, status: SweepStatus) -> None:
-        trials, budget_s = self.sweep.trials, self.sweep.time_budget_s
-        done = max(status.ended / trials, status.elapsed_s / budget_s if budget_s else 0.0)
-        self.show.advance(min(done, 1.0), 1, status.text(trials))
+        from gtvray.tracking.trials import OUT_OF_BUDGET
+
+        # Trials that an earlier budget stopped are continued.
+        ended = status.ended - status.states.get(OUT_OF_BUDGET, 0)
+        done, before = self._share(ended, status.elapsed_s), self._share_before
+        # The time left is estimated from the work of this session, so the work of earlier ones must not count.
+        self.show.advance(max(done - before, 0.0), 1 - before, status.text(self.sweep.trials))
+
+    def _share(self, ended: int, elapsed_s: float) -> float:
+        """Return the share of the sweep that is done, by trials or by time."""
+        budget_s = self.sweep.time_budget_s
+        return min(max(ended / self.sweep.trials, elapsed_s / budget_s if budget_s else 0.0), 1.0)
+
+    def _share_of_earlier_sessions(self) -> float:
+        from gtvray.tracking import TrialRecord
+        from gtvray.tracking.trials import OUT_OF_BUDGET
+
+        record = TrialRecord(self.folder)
+        ended = sum(trial.ended and trial.state != OUT_OF_BUDGET for trial in record.trials.values())
+        return self._share(ended, record.elapsed_s)
