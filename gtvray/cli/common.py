@@ -122,6 +122,7 @@ class Progress:
             self._status.console.print(text, markup=False, highlight=False)
         else:
             sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def waiting(self, reason: str | None) -> None:
         """Show what the stage waits for instead of an estimate; without a terminal, a line for each new reason."""

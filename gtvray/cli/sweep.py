@@ -75,7 +75,12 @@ def sweep(
     if describe or dry_run:
         with progress.live():
             description = api.describe_sweep(
-                spec, None if describe else data, config=settings, workspace=workspace, show=progress
+                spec,
+                None if describe else data,
+                config=settings,
+                workspace=workspace,
+                address=address,
+                show=progress,
             )
         emit(asdict(description) | {"ok": True}, as_json, description.text())
         return

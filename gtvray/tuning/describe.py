@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gtvray.config import Choice, Config, Range, SweepConfig, with_dotted
+from gtvray.errors import ResourceError
 from gtvray.io import Table
+from gtvray.runtime import Cluster, plan_trials, this_machine
 from gtvray.tracking import Trial
+from gtvray.tuning.memory import largest_host_bytes
 from gtvray.tuning.searchers.registry import build_searcher
 from gtvray.tuning.space import Point, Space, format_setting
 
@@ -40,13 +43,19 @@ class SweepDescription:
         return "\n\n".join(parts)
 
 
-def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = None) -> SweepDescription:
+def describe_sweep(
+    sweep: SweepConfig, config: Config, default: Point | None = None, cluster: Cluster | None = None
+) -> SweepDescription:
     """Describe a sweep from its settings alone.
 
     Args:
         sweep: space, searcher, scheduler, budget.
         config: settings that the sweep does not set.
         default: point of the first trial, if it is not that of the settings.
+        cluster: the connected cluster, for the number of trials at once; None for this machine.
+
+    Raises:
+        ConfigError: no network can be built from the settings.
     """
     base = with_dotted(config, sweep.base, "base")
     space = Space(sweep.space, base)
@@ -73,6 +82,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
         ),
         ("stops early after", "; ".join(filter(None, stops)) or "never"),
         ("per trial", _resources(base)),
+        ("plan", _plan(sweep, base, cluster)),
     ]
     return SweepDescription(facts, _space_rows(space, first), _first_points(sweep, space, first))
 
@@ -81,6 +91,25 @@ def _resources(config: Config) -> str:
     training = config.training
     gpus = f", {training.num_workers * training.gpus_per_worker:g} GPUs" if training.use_gpu else ""
     return f"{training.num_workers} workers, {training.num_workers * training.cpus_per_worker} CPUs{gpus}"
+
+
+def _plan(sweep: SweepConfig, base: Config, cluster: Cluster | None) -> str:
+    """Return how many trials run at once, and the resources of each."""
+    import torch
+
+    if cluster is None:
+        # Ray is not started, so its count of the GPUs is not known.
+        cluster = Cluster("", True, (this_machine(torch.cuda.device_count()),))
+    where = "this machine" if cluster.is_local else "the cluster"
+    memory_bytes = largest_host_bytes(base, sweep.space)
+    try:
+        plan = plan_trials(
+            base.training, cluster.nodes, sweep.max_concurrent, memory_bytes=memory_bytes, growth=cluster.growth
+        )
+    except ResourceError as error:
+        fields = error.fields
+        return f"a trial does not fit on {where}: expected {fields['expected']}; found {fields['found']}"
+    return f"{plan.as_text(sweep.trials)}, on {where}"
 
 
 def _space_rows(space: Space, default: Point) -> list[dict[str, str]]:

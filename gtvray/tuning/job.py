@@ -119,11 +119,16 @@ class SweepJob:
         self._check(project)
         return project
 
-    def describe(self, project: Project) -> SweepDescription:
-        """Describe the sweep as it would run on the data."""
+    def describe(self, project: Project, cluster: Cluster | None = None) -> SweepDescription:
+        """Describe the sweep as it would run on the data.
+
+        Args:
+            project: the data.
+            cluster: the connected cluster; None for this machine.
+        """
         from gtvray.tuning.describe import describe_sweep
 
-        return describe_sweep(self.sweep, self.config, self._check(project))
+        return describe_sweep(self.sweep, self.config, self._check(project), cluster)
 
     def _check(self, project: Project) -> dict[str, Any]:
         """Check the training of every corner of the space; return the point of the first trial."""

@@ -83,6 +83,7 @@ def run_sweep(
     space = Space(sweep.space, base)
     default = check_folds(space, base, folds)
     plan = plan_on(cluster, base, sweep.max_concurrent, largest_host_bytes(base, sweep.space))
+    show.note(f"plan: {plan.as_text(sweep.trials)}")
     _require_population(sweep, base, plan.concurrent)
     memory = worker_memory_bytes(base, cluster, show)
     check_corners(space, base, lambda settings: check_memory(settings, memory))

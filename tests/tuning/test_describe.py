@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gtvray.config import Config, SweepConfig
+from gtvray.runtime import Cluster, Node
 from gtvray.tuning.describe import describe_sweep
 
 SWEEP = SweepConfig.model_validate(
@@ -43,6 +46,30 @@ def test_facts_space_and_first_trials() -> None:
     text = found.text()
     assert "0.0003" in text
     assert "residual_unet" in text
+
+
+@pytest.mark.parametrize(
+    ("cpus", "plan"),
+    [
+        (7, "3 trials at once, each 2 workers with 1 CPU, 0 GPUs, 1.5 GB of memory, on the cluster"),
+        (
+            1,
+            "a trial does not fit on the cluster: expected 2 x (1 CPUs, 1.5 GB), each on one node; found 1 x (1",
+        ),
+    ],
+)
+def test_the_plan_is_that_of_the_cluster(cpus: int, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gtvray.tuning.describe.largest_host_bytes", lambda *_: 1_500_000_000)
+    facts = dict(describe_sweep(SWEEP, Config(), cluster=Cluster("", False, (Node(cpus, 0, 16e9),))).facts)
+    assert facts["plan"].startswith(plan)
+
+
+def test_without_a_cluster_the_plan_is_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gtvray.tuning.describe.this_machine", lambda gpus: Node(64, 2, 1e12))
+    sweep = SWEEP.model_copy(update={"base": {"training.use_gpu": True, "training.gpus_per_worker": 0.5}})
+    plan = dict(describe_sweep(sweep, Config()).facts)["plan"]
+    assert plan.startswith("4 trials at once, each 1 CPU, 0.5 GPUs, ")
+    assert plan.endswith(" GB of memory, on this machine")
 
 
 def test_a_grid_is_known_in_advance() -> None:
