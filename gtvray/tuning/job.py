@@ -43,6 +43,7 @@ class SweepOutcome:
         confirmation: the best trial against the default settings.
         default_bundle: folder of the bundle of the default settings, if the best is not better.
         front: Pareto front, if there are several objectives; each of its trials has a bundle.
+        stopped_early: why the sweep was stopped before all of its trials were trained; None if it was not.
     """
 
     result: SweepResult
@@ -55,6 +56,7 @@ class SweepOutcome:
     confirmation: Confirmation | None = None
     default_bundle: Path | None = None
     front: Front | None = None
+    stopped_early: str | None = None
 
 
 @dataclass
@@ -177,6 +179,7 @@ class SweepJob:
         stored, record = read_result(self.folder), TrialRecord(self.folder)
         if stored is None or not stored.finished(self.sweep, record.elapsed_s):
             return None
+        self._say_if_nothing_runs(complete=stored.complete)
         base = with_dotted(self.config, self.sweep.base, "base")
         result = rank(record.trials.values(), self.trials_folder, base, stored.ranking, self.sweep.folds)
         bundle = Bundle.load(self.workspace.bundles / stored.bundle)
@@ -198,6 +201,7 @@ class SweepJob:
         finished = self.finished(project)
         if finished is not None:
             return finished
+        self._say_if_nothing_runs()
         self._share_before = self._share_of_earlier_sessions()
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
@@ -240,10 +244,12 @@ class SweepJob:
         refused: Sequence[Refused] = (),
     ) -> SweepOutcome:
         from gtvray.reports import write_trials_page
+        from gtvray.tracking import TrialRecord
         from gtvray.tuning.confirm import Confirmation
+        from gtvray.tuning.endings import stopped_early
         from gtvray.tuning.pareto import Front
 
-        default = self._default_bundle
+        default, record = self._default_bundle, TrialRecord(self.folder)
         return SweepOutcome(
             result,
             bundle,
@@ -254,6 +260,7 @@ class SweepJob:
             Confirmation.load(self.folder),
             default if default.is_dir() else None,
             Front.load(self.folder),
+            stopped_early(self.sweep, record.trials, record.elapsed_s),
         )
 
     @property
@@ -306,6 +313,9 @@ class SweepJob:
     def _report(self, status: SweepStatus) -> None:
         from gtvray.tracking.trials import OUT_OF_BUDGET
 
+        if status.event != "epoch":
+            # The line of progress is replaced by the next one, and rarely printed without a terminal.
+            self.show.note(status.ending_text(self.sweep.trials))
         # Trials that an earlier budget stopped are continued.
         ended = status.ended - status.states.get(OUT_OF_BUDGET, 0)
         done, before = self._share(ended, status.elapsed_s), self._share_before
@@ -316,6 +326,16 @@ class SweepJob:
         """Return the share of the sweep that is done, by trials or by time."""
         budget_s = self.sweep.time_budget_s
         return min(max(ended / self.sweep.trials, elapsed_s / budget_s if budget_s else 0.0), 1.0)
+
+    def _say_if_nothing_runs(self, *, complete: bool = False) -> None:
+        """Report why resuming the sweep starts no trial."""
+        from gtvray.tracking import TrialRecord
+        from gtvray.tuning.endings import nothing_to_run
+
+        record = TrialRecord(self.folder)
+        reason = nothing_to_run(self.sweep, record.trials, record.elapsed_s, complete=complete)
+        if reason is not None:
+            self.show.note(f"no trial is started: {reason}")
 
     def _share_of_earlier_sessions(self) -> float:
         from gtvray.tracking import TrialRecord

@@ -100,6 +100,26 @@ def test_after_a_resume_the_time_left_is_estimated_from_this_session(
     assert [line.rpartition("(")[2] for line in left] == ["time left not known yet)", "about 1:00 left)"]
 
 
+def test_endings_of_trials_and_a_resume_that_starts_none_are_printed(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = TrialRecord(tmp_path / "sweeps" / "one")
+    record.plan("t0", {}, "default")
+    record.epoch("t0", 1, {"selection_dsc": 0.5})
+    record.end("t0", COMPLETED)
+    sweep, progress = SWEEP.model_copy(update={"target": 0.4}), Progress({}, quiet=False)
+    resumed = SweepJob(sweep, config, Workspace(tmp_path), "one", progress)
+    resumed._say_if_nothing_runs()
+    progress.begin("sweep", "")
+    for each in ("t0", "t1"):
+        resumed._report(SweepStatus(each, 1, 2, 0.5, 0.5, 2, 1, 0.0, event="completed", highest=0.5))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("no trial is started: t0 has reached the target of 0.4; ")
+    assert [line for line in lines if line.startswith("trial ")] == [
+        f"trial {name}: completed, best DSC 0.500 (1 of 3 trials have ended)" for name in ("t0", "t1")
+    ]
+
+
 def test_a_corner_that_no_training_can_have_is_refused_with_the_data(
     config: Config, phantoms: Path, workspace: Path
 ) -> None:
