@@ -40,7 +40,11 @@ def sweep(
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="With --resume: number of further trials.")] = 0,
     budget: Annotated[
-        str | None, typer.Option(help="Time budget, such as 90s, 45m or 2h; overrides the one in the file.")
+        str | None,
+        typer.Option(
+            help="Total time budget, such as 90s, 45m or 2h, including the time before a resume; overrides the one in "
+            "the file."
+        ),
     ] = None,
     promote: Annotated[
         bool, typer.Option("--promote", help="Promote the best trial at the end, if it passes the gate.")
@@ -65,6 +69,7 @@ def sweep(
     from gtvray.config import load_config, load_sweep
     from gtvray.errors import InputError
 
+    _require_run(dry_run or describe, {"--resume": resume, "--extend": extend, "--promote": promote})
     spec = load_sweep(space).without_base(override or [])
     if budget is not None:
         spec = spec.model_copy(update={"time_budget_s": seconds_of(budget)})
@@ -120,6 +125,19 @@ def sweep(
     emit(found, as_json, text)
     if run.outcome.result.failed or (promotion is not None and "error" in promotion):
         raise typer.Exit(1)
+
+
+def _require_run(described: bool, options: dict[str, object]) -> None:
+    """Refuse options that have no effect with --dry-run or --describe."""
+    from gtvray.errors import InputError
+
+    found = [name for name, value in options.items() if value]
+    if described and found:
+        raise InputError(
+            "these options cannot be combined with --dry-run or --describe, which describe a new sweep and run nothing",
+            found=", ".join(found),
+            do="omit them, or run the sweep without --dry-run and --describe",
+        )
 
 
 def _promote(run: SweepRun, data: Path, workspace: Path, config: Config, progress: Progress) -> dict[str, Any]:
