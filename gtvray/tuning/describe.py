@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,11 @@ from gtvray.runtime import Cluster, plan_trials, this_machine
 from gtvray.tracking import Trial
 from gtvray.tuning.memory import largest_host_bytes
 from gtvray.tuning.searchers.registry import build_searcher
-from gtvray.tuning.space import Point, Space, format_setting
+from gtvray.tuning.space import Point, Space, format_setting, unseen
 
 _SHOWN = 8
+# A larger grid is not counted; no sweep has more trials.
+_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def describe_sweep(
     ]
     facts = [
         ("trials", f"{sweep.trials} of at most {epochs} epochs, the first with the default settings"),
-        ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
+        ("searcher", _searcher(sweep)),
+        *([("grid", _grid(sweep, space, first))] if sweep.searcher == "grid" else []),
+        ("objectives", ", ".join(f"{name} ({goal})" for name, goal in sweep.objectives.items())),
+        *([("warm start", "completed trials of " + ", ".join(sweep.warm_start))] if sweep.warm_start else []),
         ("scheduler", scheduler.kind + (f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else "")),
         *(
             [("folds", f"{sweep.folds}; a point significantly worse than the best gets no further fold")]
@@ -91,6 +97,30 @@ def _resources(config: Config) -> str:
     training = config.training
     gpus = f", {training.num_workers * training.gpus_per_worker:g} GPUs" if training.use_gpu else ""
     return f"{training.num_workers} workers, {training.num_workers * training.cpus_per_worker} CPUs{gpus}"
+
+
+def _searcher(sweep: SweepConfig) -> str:
+    from gtvray.tuning.searchers.optuna import start_trials
+
+    text = f"{sweep.searcher}, seed {sweep.seed}"
+    # The trials of an earlier sweep replace the quasi-random start.
+    if sweep.searcher in ("optuna", "gp") and not sweep.warm_start and start_trials(sweep.trials) >= sweep.trials:
+        text += "; with fewer than ten trials all points are quasi-random"
+    return text
+
+
+def _grid(sweep: SweepConfig, space: Space, default: Point) -> str:
+    """Return the size of the grid, and whether the trials cover it."""
+    size = sum(1 for _ in itertools.islice(space.grid(), _COUNTED + 1))
+    if size > _COUNTED:
+        return f"more than {_COUNTED} points, of which {sweep.trials} trials try only the first ones"
+    first = unseen([default, *(space.complete(point) for point in sweep.start)], [])
+    grid = list(space.grid())
+    needed = (size + sum(point not in grid for point in first)) * sweep.repeats * sweep.folds
+    at_most = "up to " if sweep.folds > 1 else ""
+    if needed > sweep.trials:
+        return f"{size} points, not all of which are tried: that takes {at_most}{needed} trials"
+    return f"{size} points, all tried after {at_most}{needed} trials"
 
 
 def _plan(sweep: SweepConfig, base: Config, cluster: Cluster | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gtvray.config import Config, SweepConfig
+from gtvray.config import Config, Range, SweepConfig
 from gtvray.runtime import Cluster, Node
-from gtvray.tuning.describe import describe_sweep
+from gtvray.tuning.describe import _grid, describe_sweep
+from gtvray.tuning.space import Space
 
 SWEEP = SweepConfig.model_validate(
     {
@@ -76,3 +77,28 @@ def test_a_grid_is_known_in_advance() -> None:
     grid = SWEEP.model_copy(update={"searcher": "grid", "start": []})
     origins = [point["origin"] for point in describe_sweep(grid, Config()).first]
     assert origins == ["default"] + ["grid"] * 7
+
+
+def test_a_grid_that_the_trials_do_not_cover_is_reported() -> None:
+    # Three learning rates, with unet or with one of three dropouts; the default learning rate is not among them.
+    grid = SWEEP.model_copy(update={"searcher": "grid", "start": []})
+    facts = dict(describe_sweep(grid, Config()).facts)
+    assert facts["grid"] == "12 points, not all of which are tried: that takes 13 trials"
+    facts = dict(describe_sweep(grid.model_copy(update={"trials": 20}), Config()).facts)
+    assert facts["grid"] == "12 points, all tried after 13 trials"
+    many = {f"optimizer.lr{number}": Range(low=0, high=1) for number in range(20)}
+    assert (
+        _grid(grid, Space(many, Config()), {}) == "more than 100000 points, of which 12 trials try only the first ones"
+    )
+
+
+def test_objectives_warm_start_and_a_purely_quasi_random_search_are_reported() -> None:
+    facts = dict(describe_sweep(SWEEP, Config()).facts)
+    assert (facts["objectives"], facts["searcher"]) == ("dsc (max)", "optuna, seed 0")
+    assert "warm start" not in facts
+    few = SWEEP.model_copy(update={"trials": 9, "objectives": {"dsc": "max", "peak_mb": "min"}})
+    facts = dict(describe_sweep(few, Config()).facts)
+    assert facts["objectives"] == "dsc (max), peak_mb (min)"
+    assert facts["searcher"].endswith("; with fewer than ten trials all points are quasi-random")
+    facts = dict(describe_sweep(few.model_copy(update={"warm_start": ["one", "two"]}), Config()).facts)
+    assert (facts["searcher"], facts["warm start"]) == ("optuna, seed 0", "completed trials of one, two")
