@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_
 from gtvray.config import SweepConfig, load_sweep
 from gtvray.errors import InputError
 from gtvray.io import Workspace
-from gtvray.runtime import SILENT, ProgressReporter, connect, given_run_id, new_run_id
+from gtvray.runtime import SILENT, Cluster, ProgressReporter, connect, given_run_id, new_run_id
 
 if TYPE_CHECKING:
     from gtvray.crossval import FoldStatus, TrainOutcome
@@ -155,6 +156,7 @@ def describe_sweep(
     *,
     config: ConfigLike = None,
     workspace: Workspace | PathLike = WORKSPACE,
+    address: str | None = None,
     show: ProgressReporter = SILENT,
 ) -> SweepDescription:
     """Describe a sweep without running it.
@@ -165,10 +167,12 @@ def describe_sweep(
             settings alone are checked.
         config: values of the settings that the search space does not set.
         workspace: contains the cache of prepared cases.
+        address: running Ray cluster, for the number of trials at once; by default that on this machine is described.
         show: receives progress.
 
     Raises:
         InputError: the data or settings cannot be used.
+        ResourceError: there is no cluster at the address.
     """
     from gtvray.tuning import SweepJob
     from gtvray.tuning.describe import describe_sweep as describe
@@ -176,10 +180,24 @@ def describe_sweep(
     spec = space if isinstance(space, SweepConfig) else load_sweep(Path(space))
     settings, folders = as_config(config), as_workspace(workspace)
     if data is None:
-        return describe(spec, settings)
+        with _connected(address, show) as cluster:
+            return describe(spec, settings, cluster=cluster)
     with folders.lock():
         job = SweepJob(spec, settings, folders, _run_name("dry"), show)
-        return job.describe(job.open(Path(data)))
+        project = job.open(Path(data))
+        with _connected(address, show) as cluster:
+            return job.describe(project, cluster)
+
+
+@contextmanager
+def _connected(address: str | None, show: ProgressReporter) -> Iterator[Cluster | None]:
+    """Connect to a running cluster; yields None without an address."""
+    if address is None:
+        yield None
+        return
+    show.begin("ray", "connecting to Ray")
+    with connect(address) as cluster:
+        yield cluster
 
 
 def _run_name(base: str) -> str:

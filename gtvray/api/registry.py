@@ -87,6 +87,9 @@ def find_bundle(model: str, workspace: Workspace, registry: Registry) -> Bundle:
         return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
     if Path(model).name == model and named.is_dir():
         return Bundle.load(named)
+    of_sweep = _bundle_of_sweep(model, workspace)
+    if of_sweep is not None:
+        return Bundle.load(of_sweep)
     of_run = next((version for version in registry.versions() if version.run_id == model), None)
     if of_run is not None:
         return registry.fetch(of_run)
@@ -100,6 +103,29 @@ def find_bundle(model: str, workspace: Workspace, registry: Registry) -> Bundle:
         expected="folder of a bundle, registered version, or name or MLflow run of a sweep or training",
         do="`gtvray models list` lists the registered versions",
     )
+
+
+def _bundle_of_sweep(model: str, workspace: Workspace) -> Path | None:
+    """Return the folder of the bundle of a sweep, given its name or MLflow run; None if there is no such sweep.
+
+    Raises:
+        NotFoundError: the sweep has no bundle yet.
+    """
+    from gtvray.tuning.resume import read_result
+
+    named = workspace.sweeps / model
+    if Path(model).name != model or not named.is_dir():
+        results = (read_result(folder) for folder in workspace.sweeps.glob("*/"))
+        of_run = next((each for each in results if each is not None and each.sweep_run_id == model), None)
+        return None if of_run is None else workspace.bundles / of_run.bundle
+    result = read_result(named)
+    if result is None:
+        raise NotFoundError(
+            "the sweep has no bundle, because it has not ended",
+            where=named,
+            do="resume it with --resume NAME of `gtvray sweep`, then run this again",
+        )
+    return workspace.bundles / result.bundle
 
 
 def load_bundle(model: str, workspace: Workspace, config: ConfigLike = None) -> Bundle:

@@ -26,6 +26,7 @@ WORKSPACE = Path("gtvray-runs")
 _LINE_EVERY_S = 10.0
 # After this time a small share is used for the estimate too, such as the first of thousands of scans.
 _OBSERVED_S = 60.0
+_Handler = Callable[[int, FrameType | None], None]
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 
@@ -86,6 +87,10 @@ class Progress:
         self._status: Any = None
         self._written = float("-inf")
 
+    def expect(self, stage: str, seconds: float) -> None:
+        """Change the expected seconds of a stage that has not started."""
+        self._expected_s[stage] = seconds
+
     def begin(self, stage: str, detail: str) -> None:
         """Start a stage."""
         # Connecting to Ray replaces the signal handler.
@@ -117,6 +122,7 @@ class Progress:
             self._status.console.print(text, markup=False, highlight=False)
         else:
             sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def waiting(self, reason: str | None) -> None:
         """Show what the stage waits for instead of an estimate; without a terminal, a line for each new reason."""
@@ -165,9 +171,17 @@ class Progress:
         return f"about {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+# Handlers of SIGTERM, of which the last one is in use; `ended_by_second_interrupt` adds its own.
+_sigterm_handlers: list[_Handler] = [_interrupt]
+
+
 def take_sigterm() -> None:
-    """Handle SIGTERM in the same way as Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Handle SIGTERM in the same way as Ctrl-C; within `ended_by_second_interrupt` its handler is restored."""
+    signal.signal(signal.SIGTERM, _sigterm_handlers[-1])
 
 
 @contextmanager
@@ -191,9 +205,11 @@ def ended_by_second_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _sigterm_handlers.append(handle)
     try:
         yield
     finally:
+        _sigterm_handlers.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -239,7 +255,3 @@ def _cell(value: Any) -> str:
         return str(value)
     # Three decimals suit scores, but would show a learning rate as 0.000.
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -30,7 +30,10 @@ class Gain(StrEnum):
 
 def promote(
     bundle: Annotated[
-        str, typer.Argument(help="Folder of the bundle, a registered version, or name or MLflow run of its training.")
+        str,
+        typer.Argument(
+            help="Folder of the bundle, a registered version, or name or MLflow run of its training or sweep."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Dataset the bundle was trained on; the gate scores its held-out cases.")],
     locator: Annotated[

@@ -40,7 +40,11 @@ def sweep(
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="With --resume: number of further trials.")] = 0,
     budget: Annotated[
-        str | None, typer.Option(help="Time budget, such as 90s, 45m or 2h; overrides the one in the file.")
+        str | None,
+        typer.Option(
+            help="Total time budget, such as 90s, 45m or 2h, including the time before a resume; overrides the one in "
+            "the file."
+        ),
     ] = None,
     promote: Annotated[
         bool, typer.Option("--promote", help="Promote the best trial at the end, if it passes the gate.")
@@ -53,7 +57,8 @@ def sweep(
 ) -> None:
     """Search for settings and write the bundle of the best trial.
 
-    Every trial is recorded in MLflow.
+    Every trial is recorded in MLflow. KEY=VALUE replaces a setting in `base` of the file; for a searched key it is the
+    value of the first trial.
 
     Example: gtvray sweep tune_configs/demo.yaml --data Naso_GTV
 
@@ -64,7 +69,8 @@ def sweep(
     from gtvray.config import load_config, load_sweep
     from gtvray.errors import InputError
 
-    spec = load_sweep(space)
+    _require_run(dry_run or describe, {"--resume": resume, "--extend": extend, "--promote": promote})
+    spec = load_sweep(space).without_base(override or [])
     if budget is not None:
         spec = spec.model_copy(update={"time_budget_s": seconds_of(budget)})
     settings = load_config(config, override or [])
@@ -74,12 +80,26 @@ def sweep(
     if describe or dry_run:
         with progress.live():
             description = api.describe_sweep(
-                spec, None if describe else data, config=settings, workspace=workspace, show=progress
+                spec,
+                None if describe else data,
+                config=settings,
+                workspace=workspace,
+                address=address,
+                show=progress,
             )
         emit(asdict(description) | {"ok": True}, as_json, description.text())
         return
     assert data is not None
     session = _Session(space, data, workspace, config, override or [], address, budget)
+
+    def start(name: str) -> None:
+        from gtvray.tracking import TrialRecord
+
+        session.start(name)
+        if spec.time_budget_s is not None:
+            spent_s = TrialRecord(workspace / "sweeps" / name).elapsed_s
+            progress.expect("sweep", max(spec.time_budget_s - spent_s, 0.0))
+
     try:
         with ended_by_second_interrupt(session.resume_hint), progress.live():
             run = api.sweep(
@@ -92,7 +112,7 @@ def sweep(
                 workspace=workspace,
                 address=address,
                 show=progress,
-                on_start=session.start,
+                on_start=start,
             )
     except BaseException:
         session.stop()
@@ -105,6 +125,19 @@ def sweep(
     emit(found, as_json, text)
     if run.outcome.result.failed or (promotion is not None and "error" in promotion):
         raise typer.Exit(1)
+
+
+def _require_run(described: bool, options: dict[str, object]) -> None:
+    """Refuse options that have no effect with --dry-run or --describe."""
+    from gtvray.errors import InputError
+
+    found = [name for name, value in options.items() if value]
+    if described and found:
+        raise InputError(
+            "these options cannot be combined with --dry-run or --describe, which describe a new sweep and run nothing",
+            found=", ".join(found),
+            do="omit them, or run the sweep without --dry-run and --describe",
+        )
 
 
 def _promote(run: SweepRun, data: Path, workspace: Path, config: Config, progress: Progress) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def sweep_result(run: SweepRun) -> dict[str, Any]:
         "page": str(outcome.page) if outcome.page else None,
         **tracking_found(outcome.delivered, outcome.refused),
     }
+    if outcome.stopped_early is not None:
+        found["stopped_early"] = outcome.stopped_early
     if outcome.confirmation is not None:
         found["against_default"] = {"verdict": outcome.confirmation.verdict, "text": outcome.confirmation.text}
     if outcome.default_bundle is not None:
@@ -55,6 +57,8 @@ def sweep_text(
     lines = [table(trial_rows(run), {**columns, **{key: key for key in keys}}), ""]
     lines.append(f"learning curves: {outcome.page or 'none recorded'}")
     lines += tracking_lines(outcome.delivered, outcome.refused, resume)
+    if outcome.stopped_early is not None:
+        lines.append(f"the sweep was stopped early: {outcome.stopped_early}")
     if result.failed:
         lines.append(f"{result.failed} of {len(result.ended)} trials failed: see their endings above")
     if result.unfinished:

@@ -100,6 +100,10 @@ class FoldProgress(Progress):
         total = sum(status.epochs for status in statuses)
         self.advance(done, total, f"{done} of {total} epochs")
 
+    def note(self, text: str) -> None:
+        """Print lines that stay on the screen above the live display."""
+        self.print(text)
+
     def print(self, text: str) -> None:
         """Print lines above the live display."""
         if self._terminal and self._status is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,10 @@ class SweepConfig(Section):
     plateau: int | None = Field(
         None, ge=1, description="stop once this many trials in a row have ended without a better one"
     )
-    base: dict[str, Any] = Field(default_factory=dict, description="settings of every trial, nested or dotted")
+    base: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of every trial, nested or dotted; key=value on the command line replaces them",
+    )
     space: dict[str, SpaceEntry] = Field(description="dotted keys that are searched", min_length=1)
     start: list[dict[str, Any]] = Field(
         default_factory=list, description="points of the space tried first, after the default settings"
@@ -123,6 +126,11 @@ class SweepConfig(Section):
         default_factory=list,
         description="names of earlier sweeps on the same data, from whose completed trials optuna or gp learns",
     )
+
+    def without_base(self, settings: Sequence[str]) -> SweepConfig:
+        """Return the sweep without the settings of its base that `key=value` settings replace."""
+        replaced = {setting.partition("=")[0] for setting in settings}
+        return self.model_copy(update={"base": {key: value for key, value in self.base.items() if key not in replaced}})
 
     @field_validator("objectives")
     @classmethod

@@ -1,5 +1,6 @@
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect
+from .cluster import this_machine as this_machine
 from .environment import create_private_file as create_private_file
 from .groups import remove_groups_of as remove_groups_of
 from .groups import remove_orphaned_groups as remove_orphaned_groups

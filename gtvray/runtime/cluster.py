@@ -161,12 +161,27 @@ def _existing_connection(address: str | None) -> Cluster | None:
     return Cluster(gcs, False, read_nodes(ray.nodes()), read_growth())
 
 
+def this_machine(gpus: int) -> Node:
+    """Return the resources of a cluster that would be started on this machine.
+
+    Args:
+        gpus: number of its GPUs.
+    """
+    return Node(float(usable_cpus()), float(gpus), float(_local_memory()[0]))
+
+
+def _local_memory() -> tuple[int, int]:
+    """Return the memory for tasks and that of the object store of a local cluster, in bytes."""
+    memory = usable_memory_bytes()
+    store = min(_OBJECT_STORE_BYTES, max(memory // 4, _LEAST_STORE_BYTES))
+    return memory - store, store
+
+
 def _local_options(cpus: int | None) -> dict[str, Any]:
     """Options of a local cluster within the resource limits of the container or job."""
     ensure_token()
     folder = ray_temp_folder()
-    memory = usable_memory_bytes()
-    store = min(_OBJECT_STORE_BYTES, max(memory // 4, _LEAST_STORE_BYTES))
+    memory, store = _local_memory()
     options: dict[str, Any] = {
         # Without an address Ray would connect to the cluster last started on this machine.
         "address": "local",
@@ -176,7 +191,7 @@ def _local_options(cpus: int | None) -> dict[str, Any]:
         "num_cpus": usable_cpus() if cpus is None else cpus,
         "object_store_memory": store,
         # By default Ray uses the memory that is free now, so that a momentary peak would limit the whole run.
-        "_memory": memory - store,
+        "_memory": memory,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,

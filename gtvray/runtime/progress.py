@@ -17,6 +17,9 @@ class ProgressReporter(Protocol):
     def waiting(self, reason: str | None) -> None:
         """Report that the stage waits for something, and for what; None when it no longer does."""
 
+    def note(self, text: str) -> None:
+        """Report something that stays on the screen, such as the end of a trial."""
+
 
 class _Silent:
     """Progress that is not shown."""
@@ -29,6 +32,9 @@ class _Silent:
 
     def waiting(self, reason: str | None) -> None:
         """Ignore a wait."""
+
+    def note(self, text: str) -> None:
+        """Ignore a note."""
 
 
 SILENT: ProgressReporter = _Silent()

@@ -82,6 +82,18 @@ class ResourcePlan:
     needs: Needs
     fits_now: bool = True
 
+    def as_text(self, trials: int) -> str:
+        """Describe the plan in one phrase.
+
+        Args:
+            trials: number of trials in total, each a training run.
+        """
+        at_once, needs = min(self.concurrent, trials), self.needs
+        workers = "" if self.workers == 1 else f"{self.workers} workers with "
+        memory = f"{needs.memory_bytes / 1e9:.1f} GB of memory"
+        amounts = f"{_counted(needs.cpus, 'CPU')}, {_counted(needs.gpus, 'GPU')}, {memory}"
+        return f"{_counted(at_once, 'trial')} at once, each {workers}{amounts}"
+
 
 def worker_needs(training: TrainingConfig, memory_bytes: int) -> Needs:
     """Return the resources of one worker.
@@ -180,6 +192,10 @@ def read_growth() -> tuple[Node, ...]:
         node = (float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), float(memory) if memory else None)
         groups.append(Node(*node, count=_UNLIMITED if most < 0 else most))
     return tuple(group for group in groups if group.count)
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
 
 
 def _remedy(needs: Needs, nodes: list[Node]) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gtvray.config import Choice, Config, Range, SchedulerConfig, SweepConfig, with_dotted
+from gtvray.errors import ResourceError
 from gtvray.io import Table
+from gtvray.runtime import Cluster, plan_trials, this_machine
 from gtvray.tracking import Trial
 from gtvray.tracking.trials import COMPLETED
+from gtvray.tuning.memory import largest_host_bytes
 from gtvray.tuning.searchers.base import METRIC, Proposal
 from gtvray.tuning.searchers.registry import build_searcher
 from gtvray.tuning.searchers.repeated import by_point, members_per_point, same_point
-from gtvray.tuning.space import Point, Space, format_setting
+from gtvray.tuning.space import Point, Space, format_setting, unseen
 
 _SHOWN = 8
+# A larger grid is not counted; no sweep has more trials.
+_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,19 @@ class SweepDescription:
         return "\n\n".join(parts)
 
 
-def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = None) -> SweepDescription:
+def describe_sweep(
+    sweep: SweepConfig, config: Config, default: Point | None = None, cluster: Cluster | None = None
+) -> SweepDescription:
     """Describe a sweep from its settings alone.
 
     Args:
         sweep: space, searcher, scheduler, budget.
         config: settings that the sweep does not set.
         default: point of the first trial, if it is not that of the settings.
+        cluster: the connected cluster, for the number of trials at once; None for this machine.
+
+    Raises:
+        ConfigError: no network can be built from the settings.
     """
     base = with_dotted(config, sweep.base, "base")
     space = Space(sweep.space, base)
@@ -63,7 +75,10 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
     ]
     facts = [
         ("trials", f"{sweep.trials} of at most {epochs} epochs, the first with the default settings"),
-        ("searcher", f"{sweep.searcher}, seed {sweep.seed}"),
+        ("searcher", _searcher(sweep)),
+        *([("grid", _grid(sweep, space, first))] if sweep.searcher == "grid" else []),
+        ("objectives", ", ".join(f"{name} ({goal})" for name, goal in sweep.objectives.items())),
+        *([("warm start", "completed trials of " + ", ".join(sweep.warm_start))] if sweep.warm_start else []),
         ("scheduler", scheduler.kind + _stopping_epochs(scheduler, rungs)),
         *(
             [("folds", f"{sweep.folds}; a point significantly worse than the best gets no further fold")]
@@ -76,6 +91,7 @@ def describe_sweep(sweep: SweepConfig, config: Config, default: Point | None = N
         ),
         ("stops early after", "; ".join(filter(None, stops)) or "never"),
         ("per trial", _resources(base)),
+        ("plan", _plan(sweep, base, cluster)),
     ]
     return SweepDescription(facts, _space_rows(space, first), _first_points(sweep, space, first))
 
@@ -90,6 +106,49 @@ def _resources(config: Config) -> str:
     training = config.training
     gpus = f", {training.num_workers * training.gpus_per_worker:g} GPUs" if training.use_gpu else ""
     return f"{training.num_workers} workers, {training.num_workers * training.cpus_per_worker} CPUs{gpus}"
+
+
+def _searcher(sweep: SweepConfig) -> str:
+    from gtvray.tuning.searchers.optuna import start_trials
+
+    text = f"{sweep.searcher}, seed {sweep.seed}"
+    # The trials of an earlier sweep replace the quasi-random start.
+    if sweep.searcher in ("optuna", "gp") and not sweep.warm_start and start_trials(sweep.trials) >= sweep.trials:
+        text += "; with fewer than ten trials all points are quasi-random"
+    return text
+
+
+def _grid(sweep: SweepConfig, space: Space, default: Point) -> str:
+    """Return the size of the grid, and whether the trials cover it."""
+    size = sum(1 for _ in itertools.islice(space.grid(), _COUNTED + 1))
+    if size > _COUNTED:
+        return f"more than {_COUNTED} points, of which {sweep.trials} trials try only the first ones"
+    first = unseen([default, *(space.complete(point) for point in sweep.start)], [])
+    grid = list(space.grid())
+    needed = (size + sum(point not in grid for point in first)) * sweep.repeats * sweep.folds
+    at_most = "up to " if sweep.folds > 1 else ""
+    if needed > sweep.trials:
+        return f"{size} points, not all of which are tried: that takes {at_most}{needed} trials"
+    return f"{size} points, all tried after {at_most}{needed} trials"
+
+
+def _plan(sweep: SweepConfig, base: Config, cluster: Cluster | None) -> str:
+    """Return how many trials run at once, and the resources of each."""
+    import torch
+
+    if cluster is None:
+        # Ray is not started, so its count of the GPUs is not known.
+        cluster = Cluster("", True, (this_machine(torch.cuda.device_count()),))
+    where = "this machine" if cluster.is_local else "the cluster"
+    memory_bytes = largest_host_bytes(base, sweep.space)
+    try:
+        plan = plan_trials(
+            base.training, cluster.nodes, sweep.max_concurrent, memory_bytes=memory_bytes, growth=cluster.growth
+        )
+    except ResourceError as error:
+        fields = error.fields
+        return f"a trial does not fit on {where}: expected {fields['expected']}; found {fields['found']}"
+    return f"{plan.as_text(sweep.trials)}, on {where}"
 
 
 def _space_rows(space: Space, default: Point) -> list[dict[str, str]]:

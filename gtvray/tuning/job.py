@@ -43,6 +43,7 @@ class SweepOutcome:
         confirmation: the best trial against the default settings.
         default_bundle: folder of the bundle of the default settings, if the best is not better.
         front: Pareto front, if there are several objectives; each of its trials has a bundle.
+        stopped_early: why the sweep was stopped before all of its trials were trained; None if it was not.
     """
 
     result: SweepResult
@@ -55,6 +56,7 @@ class SweepOutcome:
     confirmation: Confirmation | None = None
     default_bundle: Path | None = None
     front: Front | None = None
+    stopped_early: str | None = None
 
 
 @dataclass
@@ -81,6 +83,7 @@ class SweepJob:
     warnings: list[Finding] = field(default_factory=list)
     earlier: list[Trial] = field(default_factory=list, init=False)
     _remembered: bool = field(default=False, init=False)
+    _share_before: float = field(default=0.0, init=False)
 
     @property
     def folder(self) -> Path:
@@ -118,11 +121,16 @@ class SweepJob:
         self._check(project)
         return project
 
-    def describe(self, project: Project) -> SweepDescription:
-        """Describe the sweep as it would run on the data."""
+    def describe(self, project: Project, cluster: Cluster | None = None) -> SweepDescription:
+        """Describe the sweep as it would run on the data.
+
+        Args:
+            project: the data.
+            cluster: the connected cluster; None for this machine.
+        """
         from gtvray.tuning.describe import describe_sweep
 
-        return describe_sweep(self.sweep, self.config, self._check(project))
+        return describe_sweep(self.sweep, self.config, self._check(project), cluster)
 
     def _check(self, project: Project) -> dict[str, Any]:
         """Check the training of every corner of the space; return the point of the first trial."""
@@ -172,6 +180,7 @@ class SweepJob:
         stored, record = read_result(self.folder), TrialRecord(self.folder)
         if stored is None or not stored.finished(self.sweep, record.elapsed_s):
             return None
+        self._say_if_nothing_runs(complete=stored.complete)
         base = with_dotted(self.config, self.sweep.base, "base")
         result = rank(record.trials.values(), self.trials_folder, base, stored.ranking, members_per_point(self.sweep))
         # Repeated here, since an interruption may have come before it.
@@ -195,6 +204,8 @@ class SweepJob:
         finished = self.finished(project)
         if finished is not None:
             return finished
+        self._say_if_nothing_runs()
+        self._share_before = self._share_of_earlier_sessions()
         kinds = f"{self.sweep.searcher} and {self.sweep.scheduler.kind}"
         self.show.begin("sweep", f"{self.name}: {self.sweep.trials} trials, {kinds}")
         require_storage(cluster, self.workspace.root, project.dataset.root)
@@ -236,12 +247,15 @@ class SweepJob:
         refused: Sequence[Refused] = (),
     ) -> SweepOutcome:
         from gtvray.reports import write_trials_page
+        from gtvray.tracking import TrialRecord
         from gtvray.tuning.confirm import Confirmation
+        from gtvray.tuning.endings import stopped_early
         from gtvray.tuning.pareto import Front
 
         confirmation, default = Confirmation.load(self.folder), self._default_bundle
         # After an earlier verdict the folder may exist although the best trial is better now.
         offered = confirmation is not None and confirmation.offers_default and default.is_dir()
+        record = TrialRecord(self.folder)
         return SweepOutcome(
             result,
             bundle,
@@ -252,6 +266,7 @@ class SweepJob:
             confirmation,
             default if offered else None,
             Front.load(self.folder),
+            stopped_early(self.sweep, record.trials, record.elapsed_s),
         )
 
     @property
@@ -308,6 +323,36 @@ class SweepJob:
         return budget_s is not None and record.elapsed_s >= budget_s and len(record.trials) < self.sweep.trials
 
     def _report(self, status: SweepStatus) -> None:
-        trials, budget_s = self.sweep.trials, self.sweep.time_budget_s
-        done = max(status.ended / trials, status.elapsed_s / budget_s if budget_s else 0.0)
-        self.show.advance(min(done, 1.0), 1, status.text(trials))
+        from gtvray.tracking.trials import OUT_OF_BUDGET
+
+        if status.event != "epoch":
+            # The line of progress is replaced by the next one, and rarely printed without a terminal.
+            self.show.note(status.ending_text(self.sweep.trials))
+        # Trials that an earlier budget stopped are continued.
+        ended = status.ended - status.states.get(OUT_OF_BUDGET, 0)
+        done, before = self._share(ended, status.elapsed_s), self._share_before
+        # The time left is estimated from the work of this session, so the work of earlier ones must not count.
+        self.show.advance(max(done - before, 0.0), 1 - before, status.text(self.sweep.trials))
+
+    def _share(self, ended: int, elapsed_s: float) -> float:
+        """Return the share of the sweep that is done, by trials or by time."""
+        budget_s = self.sweep.time_budget_s
+        return min(max(ended / self.sweep.trials, elapsed_s / budget_s if budget_s else 0.0), 1.0)
+
+    def _say_if_nothing_runs(self, *, complete: bool = False) -> None:
+        """Report why resuming the sweep starts no trial."""
+        from gtvray.tracking import TrialRecord
+        from gtvray.tuning.endings import nothing_to_run
+
+        record = TrialRecord(self.folder)
+        reason = nothing_to_run(self.sweep, record.trials, record.elapsed_s, complete=complete)
+        if reason is not None:
+            self.show.note(f"no trial is started: {reason}")
+
+    def _share_of_earlier_sessions(self) -> float:
+        from gtvray.tracking import TrialRecord
+        from gtvray.tracking.trials import OUT_OF_BUDGET
+
+        record = TrialRecord(self.folder)
+        ended = sum(trial.ended and trial.state != OUT_OF_BUDGET for trial in record.trials.values())
+        return self._share(ended, record.elapsed_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,8 +70,8 @@ class Space:
         fitting = all(key in self.entries and self.entries[key].holds(value) for key, value in point.items())
         return fitting and self.build(lambda key, _: point.get(key)).keys() == point.keys()
 
-    def grid(self) -> list[Point]:
-        """Return every combination of the grid values, without repetitions."""
+    def grid(self) -> Iterator[Point]:
+        """Yield every combination of the grid values, without repetitions."""
         return self._combinations({key: entry.grid() for key, entry in self.entries.items()})
 
     def corners(self) -> list[Point]:
@@ -81,7 +82,7 @@ class Space:
             key: entry.corners() for key, entry in self.entries.items() if key.startswith(_PLANNED) or key in conditions
         }
         if math.prod(map(len, planned.values())) <= _MAX_CORNERS:
-            return self._combinations(first | planned)
+            return list(self._combinations(first | planned))
         pairs = itertools.combinations(planned, 2)
         return [
             point
@@ -89,14 +90,23 @@ class Space:
             for point in self._combinations(first | {one: planned[one], other: planned[other]})
         ]
 
-    def _combinations(self, values: Mapping[str, Sequence[Any]]) -> list[Point]:
-        found: list[Point] = []
-        for combination in itertools.product(*values.values()):
-            chosen = dict(zip(values, combination, strict=True))
-            point = self.build(lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
-            if point not in found:
-                found.append(point)
-        return found
+    def _combinations(self, values: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
+        """Yield the points with one of some values for every key that applies, each point once."""
+        keys = list(self.entries)
+        different = {
+            key: [value for at, value in enumerate(each) if value not in each[:at]] for key, each in values.items()
+        }
+
+        def further(point: Point, at: int) -> Iterator[Point]:
+            if at == len(keys):
+                yield point
+            elif applies(self.entries[keys[at]], ChainMap(point, self._fixed)):
+                for value in different[keys[at]]:
+                    yield from further({**point, keys[at]: value}, at + 1)
+            else:
+                yield from further(point, at + 1)
+
+        return further({}, 0)
 
 
 def check_corners(space: Space, config: Config, check: Callable[[Config], None]) -> Point:

@@ -9,7 +9,7 @@ from ray.tune import Stopper
 from gtvray.config import SweepConfig
 from gtvray.tracking import TrialRecord
 from gtvray.tracking.trials import OUT_OF_BUDGET, STOPPED
-from gtvray.tuning.searchers.base import value_of
+from gtvray.tuning.endings import found_enough
 
 
 class BudgetStopper(Stopper):  # type: ignore[misc]  # Ray ships no types
@@ -47,22 +47,5 @@ class SweepStopper(BudgetStopper):
     def stop_all(self) -> bool:
         """Return whether the sweep stops now."""
         if self.reason is None:
-            self.reason = self._found()
+            self.reason = found_enough(self._sweep, self._record.trials)
         return super().stop_all()
-
-    def _found(self) -> str | None:
-        """Return why the search ends, None if it continues."""
-        if self._sweep.target is None and self._sweep.plateau is None:
-            return None
-        values = {name: value_of(trial) for name, trial in self._record.trials.items()}
-        known = {name: value for name, value in values.items() if value is not None}
-        if not known:
-            return None
-        best = max(known, key=lambda name: known[name])
-        if self._sweep.target is not None and known[best] >= self._sweep.target:
-            return f"{best} has reached the target of {self._sweep.target:g}"
-        later = list(self._record.trials.values())[list(self._record.trials).index(best) + 1 :]
-        ended = sum(trial.ended for trial in later)
-        if self._sweep.plateau is not None and ended >= self._sweep.plateau:
-            return f"{ended} trials after {best} were no better"
-        return None

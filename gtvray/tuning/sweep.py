@@ -82,6 +82,7 @@ def run_sweep(
     base = with_dotted(config, sweep.base, "base")
     space = Space(sweep.space, base)
     default, plan = _plan(sweep, space, folds, cluster, show)
+    show.note(f"plan: {plan.as_text(sweep.trials)}")
     _require_population(sweep, base, plan.concurrent)
     recorder.describe(flatten(base), {**tags, "gtvray.space": ", ".join(sweep.space)})
     context = TrialContext(base, folds, folder / TRIALS_FOLDER, sweep.scheduler.kind == "pbt", tuple(sweep.objectives))

@@ -42,6 +42,7 @@ class SweepStatus:
         event: "epoch", or how the trial ended.
         states: number of trials by state.
         best: id of the best trial so far, and its DSC by epoch.
+        highest: highest selection DSC of the trial that reported last; None before its first epoch.
     """
 
     trial: str
@@ -55,6 +56,16 @@ class SweepStatus:
     event: str = "epoch"
     states: Mapping[str, int] = field(default_factory=dict)
     best: tuple[str, tuple[float, ...]] = ("", ())
+    highest: float | None = None
+
+    def ending_text(self, trials: int) -> str:
+        """Describe the end of the trial in a line.
+
+        Args:
+            trials: number of trials of the sweep.
+        """
+        best = "no epoch" if self.highest is None else f"best DSC {self.highest:.3f}"
+        return f"trial {self.trial}: {self.event}, {best} ({self.ended} of {trials} trials have ended)"
 
     def text(self, trials: int) -> str:
         """Describe the progress in a line.
@@ -209,6 +220,7 @@ class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
                 event=event,
                 states=Counter(trial.state for trial in trials.values()),
                 best=(best, tuple(value for _, value in trials[best].curve(METRIC)) if best else ()),
+                highest=max((value for _, value in curve), default=None),
             )
         )
 

@@ -7,15 +7,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gtvray
 from gtvray.api.arguments import as_config
+from gtvray.api.registry import find_bundle
 from gtvray.config import Config
-from gtvray.errors import ConfigError, InputError, NotReadyError
-from gtvray.io import read_volume
+from gtvray.errors import ConfigError, InputError, NotFoundError, NotReadyError
+from gtvray.io import Workspace, read_volume
+from gtvray.tuning.resume import StoredResult, write_result
 
 from ..bundles import random_bundle
 from ..stores import open_store
@@ -46,6 +49,20 @@ def test_predict_never_replaces_the_scan(model: gtvray.Model, phantoms: Path, tm
     with pytest.raises(InputError):
         model.predict(scan, out=scan, overwrite=True)
     assert scan.read_bytes() == before
+
+
+def test_the_bundle_of_a_sweep_is_found_by_its_name_and_run(tmp_path: Path) -> None:
+    workspace, registry = Workspace(tmp_path), SimpleNamespace(versions=list)
+    bundle = random_bundle(workspace.bundles / "one-t2")
+    folder = workspace.sweeps / "one"
+    folder.mkdir(parents=True)
+    with pytest.raises(NotFoundError, match="has not ended"):
+        find_bundle("one", workspace, registry)  # type: ignore[arg-type]
+    write_result(folder, StoredResult("t2", "one-t2", "r2", "r0", {}, True))
+    for name in ("one", "r0"):
+        assert find_bundle(name, workspace, registry).digest == bundle.digest  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="no such bundle"):
+        find_bundle("two", workspace, registry)  # type: ignore[arg-type]
 
 
 def test_loading_a_missing_champion_is_an_error(tmp_path: Path) -> None:

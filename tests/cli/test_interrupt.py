@@ -118,12 +118,19 @@ def _alive_on(cluster: Cluster) -> dict[str, str]:
     return actors | groups
 
 
-def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    """The first interrupt is raised as KeyboardInterrupt, whose cleanup would take a minute."""
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_interrupt_ends_at_once(second: signal.Signals) -> None:
+    """The first interrupt is raised as KeyboardInterrupt, whose cleanup would take a minute.
+
+    A stage that begins restores the handler of SIGTERM, which Ray replaces.
+    """
     program = (
-        "import sys, time\n"
-        "from gtvray.cli.common import ended_by_second_interrupt\n"
+        "import signal, sys, time\n"
+        "from gtvray.cli.common import Progress, ended_by_second_interrupt\n"
+        "progress = Progress({}, quiet=True)\n"
         "with ended_by_second_interrupt(lambda: 'resume it: gtvray ...'):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "    progress.begin('sweep', 'four trials')\n"
         "    try:\n"
         "        print('ready', flush=True); time.sleep(60)\n"
         "    except KeyboardInterrupt:\n"
@@ -137,7 +144,7 @@ def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "cleaning\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(second)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (1, "")
     assert errors.splitlines()[-1] == "resume it: gtvray ..."

@@ -46,6 +46,16 @@ def test_describe_needs_no_data_and_touches_nothing(tiny_sweep: Path, tmp_path: 
     assert [point["origin"] for point in found["first"]] == ["default", "random"]
 
 
+def test_settings_of_the_command_line_replace_those_of_base(tiny_sweep: Path, tmp_path: Path) -> None:
+    done = call("sweep", tiny_sweep, "--describe", "training.epochs=5", "-s", "training.num_workers=2")
+    facts = dict(line.split(": ", 1) for line in done.stdout.partition("\n\n")[0].splitlines())
+    assert facts["trials"].startswith("2 of at most 5 epochs")
+    assert facts["per trial"].startswith("2 workers")
+    config = tmp_path / "settings.yaml"
+    config.write_text("training: {epochs: 7}\n")
+    assert "at most 2 epochs" in call("sweep", tiny_sweep, "--describe", "--config", config).stdout
+
+
 def test_dry_run_checks_the_data_and_every_corner(phantoms: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text(TINY_SWEEP + "  training.batch_size: {low: 1, high: 2, integer: true}\n")
@@ -63,6 +73,13 @@ def test_a_sweep_needs_data_and_only_an_earlier_one_can_be_extended(tiny_sweep: 
     assert "--data" in call("sweep", tiny_sweep).error(code=2)
     base = ["sweep", tiny_sweep, "--data", tmp_path, "--workspace", tmp_path / "runs"]
     assert "--resume" in call(*base, "--extend", "2").error(code=2)
+
+
+@pytest.mark.parametrize("options", [("--resume", "one", "--extend", "2"), ("--promote",)])
+@pytest.mark.parametrize("mode", ["--dry-run", "--describe"])
+def test_options_of_a_run_are_refused_where_nothing_runs(tiny_sweep: Path, mode: str, options: tuple[str, ...]) -> None:
+    error = call("sweep", tiny_sweep, "--data", tiny_sweep.parent, mode, *options).error(code=2)
+    assert f"found: {', '.join(each for each in options if each.startswith('--'))}" in error
 
 
 def outcome(tmp_path: Path, **changes: Any) -> Any:
@@ -112,11 +129,16 @@ def test_result_has_every_trial_with_origin_ending_and_its_learning_rate(tmp_pat
 def test_result_shows_verdict_default_bundle_front_and_promotion(tmp_path: Path) -> None:
     verdict = Confirmation("worse", "t1 is worse than the default settings")
     front = Front({"dsc": "max", "latency_ms": "min"}, {"t1": [0.6, 12.5], "t0": [0.5, 4.0]}, 0.4)
-    run = outcome(tmp_path, confirmation=verdict, default_bundle=tmp_path / "default", front=front)
+    reason = "t1 has reached the target of 0.6"
+    run = outcome(
+        tmp_path, stopped_early=reason, confirmation=verdict, default_bundle=tmp_path / "default", front=front
+    )
     text = text_of(run)
     assert "t1 is worse than the default settings" in text
     assert f"bundle of the default settings: {tmp_path / 'default'}" in text
     assert "hypervolume 0.400" in text
+    assert f"the sweep was stopped early: {reason}" in text
+    assert sweep_result(run)["stopped_early"] == reason
     assert "promote it: gtvray promote B" in text
     assert sweep_result(run)["front"]["trials"] == front.trials
     assert "version 3 is champion: B" in text_of(run, promotion={"bundle": "B", "version": 3})

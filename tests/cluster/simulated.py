@@ -38,6 +38,8 @@ class Recorder:
 
     def advance(self, done: float, total: float, detail: str = "") -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def waiting(self, reason: str | None) -> None:
         if reason is not None and reason != self.reasons[-1][1]:
             self.reasons.append((time.monotonic() - self.began, reason))

@@ -55,6 +55,9 @@ class Show:
     def waiting(self, reason: str | None) -> None:
         """Nothing is shown."""
 
+    def note(self, text: str) -> None:
+        """Nothing is shown."""
+
 
 @pytest.fixture
 def workspace(client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:

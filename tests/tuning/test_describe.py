@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gtvray.config import Config, SweepConfig
-from gtvray.tuning.describe import describe_sweep
+from gtvray.config import Config, Range, SweepConfig
+from gtvray.runtime import Cluster, Node
+from gtvray.tuning.describe import _grid, describe_sweep
+from gtvray.tuning.space import Space
 
 SWEEP = SweepConfig.model_validate(
     {
@@ -47,6 +49,30 @@ def test_facts_space_and_first_trials() -> None:
     assert "residual_unet" in text
 
 
+@pytest.mark.parametrize(
+    ("cpus", "plan"),
+    [
+        (7, "3 trials at once, each 2 workers with 1 CPU, 0 GPUs, 1.5 GB of memory, on the cluster"),
+        (
+            1,
+            "a trial does not fit on the cluster: expected 2 x (1 CPUs, 1.5 GB), each on one node; found 1 x (1",
+        ),
+    ],
+)
+def test_the_plan_is_that_of_the_cluster(cpus: int, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gtvray.tuning.describe.largest_host_bytes", lambda *_: 1_500_000_000)
+    facts = dict(describe_sweep(SWEEP, Config(), cluster=Cluster("", False, (Node(cpus, 0, 16e9),))).facts)
+    assert facts["plan"].startswith(plan)
+
+
+def test_without_a_cluster_the_plan_is_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gtvray.tuning.describe.this_machine", lambda gpus: Node(64, 2, 1e12))
+    sweep = SWEEP.model_copy(update={"base": {"training.use_gpu": True, "training.gpus_per_worker": 0.5}})
+    plan = dict(describe_sweep(sweep, Config()).facts)["plan"]
+    assert plan.startswith("4 trials at once, each 1 CPU, 0.5 GPUs, ")
+    assert plan.endswith(" GB of memory, on this machine")
+
+
 def test_a_grid_is_known_in_advance() -> None:
     grid = SWEEP.model_copy(update={"searcher": "grid", "start": []})
     origins = [point["origin"] for point in describe_sweep(grid, Config()).first]
@@ -73,3 +99,28 @@ def test_every_repeat_of_a_decided_point_is_listed() -> None:
     repeated = SWEEP.model_validate(SWEEP.model_dump() | {"repeats": 2, "start": []})
     seeds = [point["training.seed"] for point in describe_sweep(repeated, Config()).first]
     assert seeds == [0, 1] * 4
+
+
+def test_a_grid_that_the_trials_do_not_cover_is_reported() -> None:
+    # Three learning rates, with unet or with one of three dropouts; the default learning rate is not among them.
+    grid = SWEEP.model_copy(update={"searcher": "grid", "start": []})
+    facts = dict(describe_sweep(grid, Config()).facts)
+    assert facts["grid"] == "12 points, not all of which are tried: that takes 13 trials"
+    facts = dict(describe_sweep(grid.model_copy(update={"trials": 20}), Config()).facts)
+    assert facts["grid"] == "12 points, all tried after 13 trials"
+    many = {f"optimizer.lr{number}": Range(low=0, high=1) for number in range(20)}
+    assert (
+        _grid(grid, Space(many, Config()), {}) == "more than 100000 points, of which 12 trials try only the first ones"
+    )
+
+
+def test_objectives_warm_start_and_a_purely_quasi_random_search_are_reported() -> None:
+    facts = dict(describe_sweep(SWEEP, Config()).facts)
+    assert (facts["objectives"], facts["searcher"]) == ("dsc (max)", "optuna, seed 0")
+    assert "warm start" not in facts
+    few = SWEEP.model_copy(update={"trials": 9, "objectives": {"dsc": "max", "peak_mb": "min"}})
+    facts = dict(describe_sweep(few, Config()).facts)
+    assert facts["objectives"] == "dsc (max), peak_mb (min)"
+    assert facts["searcher"].endswith("; with fewer than ten trials all points are quasi-random")
+    facts = dict(describe_sweep(few.model_copy(update={"warm_start": ["one", "two"]}), Config()).facts)
+    assert (facts["searcher"], facts["warm start"]) == ("optuna, seed 0", "completed trials of one, two")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from gtvray.cli.common import Progress
 from gtvray.config import Config, SweepConfig, load_config
 from gtvray.datasets import Ledger, write_phantoms
 from gtvray.errors import InputError, NotFoundError
@@ -21,6 +22,7 @@ from gtvray.training.checkpoints import checkpoint_path
 from gtvray.tuning import SweepJob
 from gtvray.tuning.confirm import Confirmation, Verdict
 from gtvray.tuning.resume import StoredResult, read_result, remember_sweep, write_result
+from gtvray.tuning.watch import SweepStatus
 
 from ..stores import copied_workspace
 
@@ -77,6 +79,48 @@ def test_only_a_sweep_that_was_started_can_be_resumed(config: Config, tmp_path: 
             SweepJob(SWEEP, config, Workspace(tmp_path), name, SILENT).require_started()
     (tmp_path / "sweeps" / "one").mkdir(parents=True)
     job(config, tmp_path).require_started()
+
+
+def test_after_a_resume_the_time_left_is_estimated_from_this_session(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four trials ended in an earlier session; one of the other two took a minute."""
+    record = TrialRecord(tmp_path / "sweeps" / "one")
+    record.begin_session()
+    for number in range(2):
+        record.plan(f"t{number}", {}, "random")
+        record.end(f"t{number}", COMPLETED)
+    progress = Progress({}, quiet=False)
+    resumed = SweepJob(SWEEP.model_copy(update={"trials": 4}), config, Workspace(tmp_path), "one", progress)
+    resumed._share_before = resumed._share_of_earlier_sessions()
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    progress.begin("sweep", "")
+    left: list[str] = []
+    monkeypatch.setattr(progress, "_write", left.append)
+    monkeypatch.setattr("time.monotonic", lambda: 60.0)
+    for ended in (2, 3):
+        resumed._report(SweepStatus("t2", 1, 2, 0.5, 0.5, 3, ended, 0.0))
+    assert [line.rpartition("(")[2] for line in left] == ["time left not known yet)", "about 1:00 left)"]
+
+
+def test_endings_of_trials_and_a_resume_that_starts_none_are_printed(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = TrialRecord(tmp_path / "sweeps" / "one")
+    record.plan("t0", {}, "default")
+    record.epoch("t0", 1, {"selection_dsc": 0.5})
+    record.end("t0", COMPLETED)
+    sweep, progress = SWEEP.model_copy(update={"target": 0.4}), Progress({}, quiet=False)
+    resumed = SweepJob(sweep, config, Workspace(tmp_path), "one", progress)
+    resumed._say_if_nothing_runs()
+    progress.begin("sweep", "")
+    for each in ("t0", "t1"):
+        resumed._report(SweepStatus(each, 1, 2, 0.5, 0.5, 2, 1, 0.0, event="completed", highest=0.5))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("no trial is started: t0 has reached the target of 0.4; ")
+    assert [line for line in lines if line.startswith("trial ")] == [
+        f"trial {name}: completed, best DSC 0.500 (1 of 3 trials have ended)" for name in ("t0", "t1")
+    ]
 
 
 def test_a_corner_that_no_training_can_have_is_refused_with_the_data(

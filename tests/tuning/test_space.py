@@ -71,10 +71,19 @@ def test_values_between_the_steps_and_outside_are_not_held_but_have_a_nearest() 
 
 def test_grid_of_a_conditional_space_has_no_repeated_point() -> None:
     part = {key: ENTRIES[key] for key in ("network.kind", "network.dropout")}
-    assert Space(part, Config()).grid() == [
+    assert list(Space(part, Config()).grid()) == [
         {"network.kind": "unet"},
         *({"network.kind": "residual_unet", "network.dropout": value} for value in (0.0, 0.25, 0.5)),
     ]
+
+
+@pytest.mark.timeout(20)
+def test_a_large_grid_is_made_point_by_point() -> None:
+    weights = [f"loss.w{number}" for number in range(10)]
+    large = Space({key: Range(low=0, high=1) for key in weights}, Config())
+    assert sum(1 for _ in large.grid()) == 3**10
+    huge = Space({f"loss.w{number}": Range(low=0, high=1) for number in range(40)}, Config())
+    assert list(next(huge.grid()).values()) == [0.0] * 40
 
 
 def test_condition_on_a_setting_that_is_not_searched() -> None:

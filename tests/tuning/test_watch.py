@@ -103,6 +103,11 @@ def test_every_trial_has_an_ending_in_record_and_mlflow(watched: Watched, tmp_pa
     }
     assert {name: run.data.tags["gtvray.ending"] for name, run in runs.items()} == endings
     assert [status.event for status in watched.statuses if status.event != "epoch"] == list(endings.values())
+    assert [status.ending_text(4) for status in watched.statuses if status.event != "epoch"][:3] == [
+        "trial t0: completed, best DSC 0.400 (1 of 4 trials have ended)",
+        "trial t1: stopped at rung 2 (epoch 2), best DSC 0.100 (2 of 4 trials have ended)",
+        "trial t2: failed: OSError: no space left, no epoch (3 of 4 trials have ended)",
+    ]
 
 
 def test_median_stopping_names_its_reason_instead_of_a_rung(client: MlflowClient, tmp_path: Path) -> None:
