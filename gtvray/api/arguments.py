@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gtvray.config import Config, load_config, with_dotted
+from gtvray.errors import InputError
 from gtvray.io import Workspace
 
 ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str] | None
@@ -27,6 +28,23 @@ def as_config(config: ConfigLike) -> Config:
     if isinstance(config, Mapping):
         return with_dotted(Config(), config, "config")
     return load_config(Path(config) if config is not None else None)
+
+
+def as_changes(config: ConfigLike) -> Mapping[str, Any]:
+    """Return the settings of a resumed training that are changed, by dotted key.
+
+    Raises:
+        InputError: a whole config, which the training has itself.
+    """
+    if config is None or isinstance(config, Mapping):
+        return config or {}
+    raise InputError(
+        "a resumed training has its own settings",
+        where="config",
+        expected="a mapping of the settings to change",
+        found=type(config).__name__,
+        do="pass a mapping, such as {'tracking.uri': 'http://mlflow:5000'}, or omit it",
+    )
 
 
 def as_workspace(workspace: Workspace | PathLike) -> Workspace:

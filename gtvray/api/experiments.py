@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_config, as_workspace
+from gtvray.api.arguments import WORKSPACE, ConfigLike, PathLike, as_changes, as_config, as_workspace
 from gtvray.config import SweepConfig, load_sweep
 from gtvray.errors import InputError
 from gtvray.io import Workspace
@@ -55,7 +55,8 @@ def train(
 
     Args:
         data: dataset with masks; not with `resume`.
-        config: settings of the training; not with `resume`.
+        config: settings of the training; with `resume` a mapping of changes that do not affect the result, such as
+            `tracking.uri`.
         fold: number of a fold, `all`, or None for the training cases of the split.
         folds: number of folds.
         resume: name of an interrupted training, which has its own data and settings.
@@ -84,7 +85,7 @@ def train(
     run = resume or _run_name(f"train-{_short_name(Path(name))}")
     with folders.lock(folders.trainings / run):
         if request is None:
-            job = TrainJob.resumed(run, folders, show, on_folds)
+            job = TrainJob.resumed(run, folders, show, on_folds, as_changes(config))
         else:
             job = TrainJob.started(request, folders, run, show, on_folds)
         project, planned = job.open()

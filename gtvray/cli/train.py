@@ -41,7 +41,10 @@ def train(
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     resume: Annotated[
-        str | None, typer.Option(help="Name of an interrupted training to resume with its own settings and data.")
+        str | None,
+        typer.Option(
+            help="Name of an interrupted training to resume with its own data and settings; tracking.uri may change."
+        ),
     ] = None,
     address: AddressOption = None,
     workspace: WorkspaceOption = WORKSPACE,
@@ -58,10 +61,10 @@ def train(
     Example: gtvray train my.yaml optimizer.lr=3e-4 --data Naso_GTV --fold all
     """
     from gtvray import api
-    from gtvray.config import load_config
+    from gtvray.config import load_config, read_settings
 
-    _require_consistent(resume, data, config, override, fold)
-    settings = None if resume is not None else load_config(config, override or [])
+    _require_consistent(resume, data, config, fold)
+    settings = load_config(config, override or []) if resume is None else read_settings(override or [])
     progress = FoldProgress(_STAGES, as_json)
     with ended_by_second_interrupt(lambda: ""), progress.live():
         outcome = api.train(
@@ -193,7 +196,7 @@ def _require_consistent(resume: str | None, data: Path | None, *others: object) 
 
     if resume is None and data is None:
         raise InputError("no data to train on", do="name a dataset with --data, or a training with --resume")
-    if resume is not None and any(other is not None and other != [] for other in (data, *others)):
+    if resume is not None and any(other is not None for other in (data, *others)):
         raise InputError(
             "a resumed training has its own settings, data and folds",
             where="--resume",

@@ -14,6 +14,7 @@ from .schema import check_key as check_key
 from .schema import is_setting as is_setting
 from .schema import known_keys as known_keys
 from .schema import load_config as load_config
+from .schema import read_settings as read_settings
 from .schema import read_yaml as read_yaml
 from .schema import with_dotted as with_dotted
 from .section import Section as Section

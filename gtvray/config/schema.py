@@ -48,15 +48,25 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
         ConfigError: an unknown key, a wrong type, or a value out of range.
     """
     values: dict[str, Any] = nested(read_yaml(path), path) if path is not None else {}
-    where: object = path
-    for item in overrides:
-        key, separator, text = item.partition("=")
+    for key, value in read_settings(overrides).items():
+        put(values, key, value)
+    return build(Config, values, path or ("settings" if overrides else "defaults"))
+
+
+def read_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `key=value` settings by dotted key.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, separator, text = word.partition("=")
         if not separator:
-            raise ConfigError("a setting is written key=value", found=item, do="write it like optimizer.lr=3e-4")
+            raise ConfigError("a setting is written key=value", found=word, do="write it like optimizer.lr=3e-4")
         check_key(key, "settings")
-        put(values, key, _yaml_value(text, item))
-        where = where or "settings"
-    return build(Config, values, where or "defaults")
+        values[key] = _yaml_value(text, word)
+    return values
 
 
 def is_setting(word: str) -> bool:

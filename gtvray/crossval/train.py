@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from gtvray.config import Config, build, flatten
+from gtvray.config import Config, build, flatten, shaping, with_dotted
 from gtvray.data import Project
 from gtvray.datasets import Finding, Folds
 from gtvray.errors import InputError, NotFoundError, TrainingError
@@ -135,12 +135,25 @@ class TrainJob:
 
     @classmethod
     def resumed(
-        cls, name: str, workspace: Workspace, show: ProgressReporter, report: Callable[[list[FoldStatus]], None]
+        cls,
+        name: str,
+        workspace: Workspace,
+        show: ProgressReporter,
+        report: Callable[[list[FoldStatus]], None],
+        changes: Mapping[str, Any] | None = None,
     ) -> TrainJob:
         """Return an interrupted training.
 
+        Args:
+            name: name of the training.
+            workspace: locked by the caller.
+            show: receives progress.
+            report: called with the status of all folds after every change.
+            changes: settings by dotted key that replace those of the training; only ones that do not affect its result.
+
         Raises:
             NotFoundError: there is no training of that name.
+            InputError: a changed setting affects the result.
         """
         if Path(name).name != name or not name:
             raise NotFoundError(
@@ -152,6 +165,18 @@ class TrainJob:
         request, fingerprint = TrainRequest.load(workspace.trainings / name)
         # Data inside the workspace, such as phantoms, move with it.
         request = replace(request, data=workspace.follow(request.data))
+        changed = with_dotted(request.config, changes or {}, "--resume")
+        before, now = (shaping(flatten(config)) for config in (request.config, changed))
+        if before != now:
+            key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+            raise InputError(
+                "this setting of a training cannot be changed when it is resumed",
+                where=f"{name}, {key}",
+                expected=before.get(key),
+                found=now.get(key),
+                do="omit it, or start a new training; only settings such as tracking.uri may change",
+            )
+        request = replace(request, config=changed)
         return cls(request, workspace, name, show, report, fingerprint)
 
     @classmethod
@@ -165,18 +190,22 @@ class TrainJob:
     ) -> TrainJob:
         """Return a new training, or the one of this name if it was started before with the same request.
 
+        Settings that do not affect the result, such as those of tracking, may differ; the new ones are used.
+
         Raises:
-            InputError: it was started with another request.
+            InputError: it was started with other data, folds or settings.
         """
         if not (workspace.trainings / name / _RUN).is_file():
             return cls(request, workspace, name, show, report)
         job = cls.resumed(name, workspace, show, report)
-        if job.request != replace(request, data=request.data.resolve()):
+        asked = replace(request, data=request.data.resolve())
+        if _shaping(job.request) != _shaping(asked):
             raise InputError(
                 "a training of this name was started with other data or settings",
                 where=job.folder,
                 do=f"start this one with another {RUN_ID_VARIABLE}",
             )
+        job.request = replace(job.request, config=request.config)
         return job
 
     @property
@@ -338,3 +367,8 @@ class TrainJob:
         for name in ("scores.md", "scores.json"):
             recorder.attach(None, self.folder / name, "scores")
         recorder.attach(None, bundle.folder, "bundle")
+
+
+def _shaping(request: TrainRequest) -> tuple[object, ...]:
+    """Return the part of a request that affects the result."""
+    return shaping(flatten(request.config)), request.data, request.fold, request.folds

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from gtvray.errors import AuthError, InputError, NotFoundError, ResourceError, first_line
 from gtvray.failpoints import variables as failpoint_variables
 from gtvray.runtime.attempts import CONTINUED
-from gtvray.runtime.package import check_size, locate_words, package_code
+from gtvray.runtime.package import absolute, check_size, locate_words, package_code
 from gtvray.runtime.proxies import bypass_proxies, proxy_for, without_credentials
+from gtvray.runtime.run_id import RUN_ID_VARIABLE
 from gtvray.runtime.tokens import TOKEN_ADVICE
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # The job's process compares it with its own version.
 VERSION_VARIABLE = "GTVRAY_SUBMITTED_VERSION"
 WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
+# The run that the job continues, and the person who records of the job name.
+_FORWARDED = (RUN_ID_VARIABLE, "GTVRAY_WHO")
 _POLL_S = 1.0
 # Agents of a new cluster register within seconds.
 _AGENT_WAIT_S = 30.0
@@ -211,8 +214,9 @@ def _runtime_env(folder: Path | None) -> dict[str, object]:
     from gtvray import __version__
 
     # Results would otherwise be written to the job's working directory, which Ray removes.
-    workspace = os.path.abspath(os.environ.get(WORKSPACE_VARIABLE) or "gtvray-runs")
+    workspace = absolute(os.environ.get(WORKSPACE_VARIABLE) or "gtvray-runs")
     variables = {WORKSPACE_VARIABLE: workspace, VERSION_VARIABLE: __version__, **failpoint_variables()}
+    variables |= {name: os.environ[name] for name in _FORWARDED if os.environ.get(name)}
     return {"env_vars": variables, **({"working_dir": str(folder)} if folder is not None else {})}
 
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from gtvray.config import is_setting
 from gtvray.errors import TooLargeError
+from gtvray.io import is_uri
 
 # Ray's own limit is 100 MiB, which it reports without naming what is large.
 LIMIT_BYTES = 20 << 20
@@ -17,7 +19,23 @@ _LARGEST_NAMED = 3
 _SHIPPED = ("deploy", "tune_configs")
 _SETTINGS = (".yaml", ".yml")
 # Options whose value is a path, whether it exists or not.
-_PATH_OPTIONS = ("--workspace", "--data", "--out", "-o", "--baseline", "--golden", "--token-file")
+_PATH_OPTIONS = (
+    "--workspace",
+    "--data",
+    "--out",
+    "-o",
+    "--baseline",
+    "--golden",
+    "--token-file",
+    "--key",
+    "--send",
+    "--against",
+    "--locator",
+)
+# Commands with an argument that names a new folder, and its position among the arguments.
+_TARGETS = {("data", "import"): 1, ("data", "export"): 1, ("data", "phantom"): 0, ("models", "export"): 1}
+# Options of these commands that take no value.
+_FLAGS = ("--blind", "--overwrite", "--json", "--help", "--")
 
 
 def package_code(target: Path) -> None:
@@ -37,13 +55,14 @@ def locate_words(words: Sequence[str], target: Path | None) -> list[str]:
     """Rewrite the paths in a command so that they refer to the same files on the cluster.
 
     Local settings files are copied to the folder that is uploaded with the job. Other relative paths become absolute:
-    data and results are on storage that the cluster has at the same path.
+    data and results are on storage that the cluster has at the same path. URIs stay as they are.
 
     Args:
         words: a command and its arguments.
         target: folder that is uploaded as the working directory of the job; None if nothing is uploaded.
     """
     located: list[str] = []
+    written = _target(words)
     for number, word in enumerate(words):
         option, separator, value = word.partition("=")
         if separator and option.startswith("-"):
@@ -52,9 +71,14 @@ def locate_words(words: Sequence[str], target: Path | None) -> list[str]:
         elif word.startswith("-"):
             located.append(word)
         else:
-            is_path = bool(number) and words[number - 1] in _PATH_OPTIONS
+            is_path = number == written or (bool(number) and words[number - 1] in _PATH_OPTIONS)
             located.append(_located(word, is_path, target, number))
     return located
+
+
+def absolute(location: str) -> str:
+    """Return a path as an absolute one, and a URI unchanged: the command that gets it uses or refuses it."""
+    return location if is_uri(location) else os.path.abspath(location)
 
 
 def check_size(target: Path, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -75,7 +99,26 @@ def check_size(target: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         )
 
 
+def _target(words: Sequence[str]) -> int | None:
+    """Return the number of the word that names the new folder of a command; None if there is none."""
+    position = _TARGETS.get((words[0], words[1])) if len(words) > 1 else None
+    if position is None:
+        return None
+    arguments: list[int] = []
+    is_value = False
+    for number, word in enumerate(words[2:], 2):
+        if word.startswith("-"):
+            is_value = "=" not in word and word not in _FLAGS
+        elif is_value:
+            is_value = False
+        elif not is_setting(word):
+            arguments.append(number)
+    return arguments[position] if len(arguments) > position else None
+
+
 def _located(word: str, is_path: bool, target: Path | None, number: int) -> str:
+    if is_uri(word):
+        return word
     path = Path(word)
     if target is not None and path.suffix in _SETTINGS and path.is_file():
         # The name stays: a sweep is named after its file.
@@ -83,4 +126,4 @@ def _located(word: str, is_path: bool, target: Path | None, number: int) -> str:
         (target / travelling).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / travelling)
         return str(travelling)
-    return os.path.abspath(word) if is_path or path.exists() else word
+    return absolute(word) if is_path or path.exists() else word

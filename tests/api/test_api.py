@@ -85,6 +85,8 @@ def test_a_training_needs_data_or_a_name(tmp_path: Path) -> None:
         gtvray.train(workspace=tmp_path)
     with pytest.raises(InputError, match="needs data"):
         gtvray.train("data", resume="train-1", workspace=tmp_path)
+    with pytest.raises(InputError, match="has its own settings"):
+        gtvray.train(resume="train-1", config=Config(), workspace=tmp_path)
 
 
 def test_every_public_name_is_documented() -> None:

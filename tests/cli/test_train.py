@@ -59,6 +59,8 @@ def epochs_of(workspace: Path, fold: str) -> list[tuple[int, float]]:
         (("{settings}", "optimizer.lrr=1", "--data", "{data}"), "did you mean optimizer.lr"),
         (("--resume", "../../etc"), "no such training"),
         (("{settings}", "--resume", "train-never"), "has its own settings"),
+        (("tracking.uri=http://mlflow:5000", "--resume", "train-never"), "no such training"),
+        (("tracking.url=http://mlflow:5000", "--resume", "train-never"), "did you mean tracking.uri"),
     ],
 )
 def test_invalid_training_is_refused(

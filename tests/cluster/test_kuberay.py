@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from ray.scripts.scripts import start
 
 from gtvray.cli.main import app
 from gtvray.serving.arguments import parse_arguments, read_shipped_config
@@ -180,15 +181,86 @@ def under(name: str, value: Any) -> Iterator[Any]:
             yield from under(name, each)
 
 
+def pods(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the templates of all pods."""
+    names = ("template", "submitterPodTemplate")
+    found = [template for document in documents for name in names for template in under(name, document)]
+    # The claims of a StatefulSet are volumes of its pods.
+    for document in documents:
+        for claim in document["spec"].get("volumeClaimTemplates", []):
+            volumes = document["spec"]["template"]["spec"].setdefault("volumes", [])
+            volumes.append({"name": claim["metadata"]["name"]})
+    return found
+
+
+def volumes_of(pod: dict[str, Any]) -> set[str]:
+    return {volume["name"] for volume in pod.get("volumes", [])}
+
+
+def groups(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield the groups of Ray nodes of a document, and whether it is the head's."""
+    yield from ((group, True) for group in under("headGroupSpec", document))
+    yield from ((group, False) for each in under("workerGroupSpecs", document) for group in each)
+
+
+def test_only_pods_with_the_autoscaler_have_a_token_of_the_api_server() -> None:
+    for document in [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]:
+        scaled = any(under("enableInTreeAutoscaling", document))
+        heads = [group["template"] for group, is_head in groups(document) if is_head and scaled]
+        for template in pods([document]):
+            assert ("automountServiceAccountToken" not in template["spec"]) == (template in heads)
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: str(path.relative_to(MANIFESTS)))
+def test_ray_start_accepts_its_options_and_stays_within_the_limits_of_the_pod(folder: Path) -> None:
+    known = {option.removeprefix("--") for param in start.params for option in param.opts}
+    for group, _ in (found for document in built(folder) for found in groups(document)):
+        given = group["rayStartParams"]
+        assert set(given) <= known
+        pod = group["template"]["spec"]
+        limit = size(pod["containers"][0]["resources"]["limits"]["memory"])
+        (shm,) = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "shm"]
+        assert int(given["memory"]) == limit * 7 // 10
+        assert int(given["object-store-memory"]) < size(shm)
+        assert int(given["memory"]) + int(given["object-store-memory"]) < limit
+
+
+def size(text: str) -> int:
+    """Return a quantity of Kubernetes in bytes."""
+    return int(text.removesuffix("Gi")) * 2**30
+
+
+def test_selectors_find_pods() -> None:
+    documents = [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]
+    labels = [template["metadata"]["labels"] for template in pods(documents)]
+    # Labels that the operator adds.
+    labels += [
+        {**group["template"]["metadata"]["labels"], "ray.io/group": group["groupName"]}
+        for document in documents
+        for group, is_head in groups(document)
+        if not is_head
+    ]
+    selectors = [each["spec"]["selector"] for each in documents if each["kind"] == "Service"]
+    selectors += [found["matchLabels"] for found in under("podSelector", documents)]
+    selectors += [found["matchLabels"] for found in under("selector", documents) if "matchLabels" in found]
+    assert len(selectors) > 10
+    for selector in selectors:
+        assert any(selector.items() <= each.items() for each in labels), selector
+    ports = [list(under("port", each["spec"]["ingress"])) for each in documents if each["metadata"]["name"] == "ray"]
+    assert ports == [[8000, 8080, 8000]]
+
+
 def test_pods_are_confined_and_name_what_exists() -> None:
     documents = [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]
     claims = {each["metadata"]["name"] for each in documents if each["kind"] == "PersistentVolumeClaim"}
     text = (MANIFESTS / "README.md").read_text()
-    found = [template["spec"] for document in documents for template in under("template", document)]
+    found = [template["spec"] for template in pods(documents)]
     assert len(found) > 8
     for pod in found:
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
+            mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
+            assert set(mounted) <= volumes_of(pod)
             assert container["securityContext"]["readOnlyRootFilesystem"]
             assert not container["securityContext"]["allowPrivilegeEscalation"]
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

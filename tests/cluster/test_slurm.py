@@ -1,4 +1,4 @@
-"""A sweep under a real Slurm on this machine that is requeued while it runs resumes and completes."""
+"""A real Slurm on this machine: a requeued sweep resumes and completes; which jobs come back, and which do not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ SelectTypeParameters=CR_Core
 KillWait=15
 MailProg=/bin/true
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=6000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=grace Nodes={host} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9
 """
 
 
@@ -109,6 +113,55 @@ def test_requeued_sweep_resumes(slurm: dict[str, str], phantoms: Path, tmp_path:
     assert sweep.name == f"space-slurm-{job}"
     assert [(trial.state, len(trial.epochs)) for trial in read_trials(sweep)] == [("completed", 4)] * 3
     assert len(list((workspace / "bundles").iterdir())) == 1
+
+
+@pytest.fixture
+def stand_ins(slurm: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The environment of Slurm's commands with programs that stand for Ray and gtvray, which end at SIGTERM."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    waiting = "trap 'exit 143' TERM\nfor _ in $(seq 3000); do sleep 0.1; done"
+    texts = {"ray": waiting, "gtvray": f"touch running\n{waiting}", "python": "cat >/dev/null"}
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {**slurm, "GTVRAY_BIN": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("cause", "state"),
+    [("cancelled", "CANCELLED"), ("requeued", "PENDING"), ("preempted", "PENDING"), ("grace period", "PENDING")],
+)
+def test_job_comes_back_unless_it_is_cancelled(
+    stand_ins: dict[str, str], tmp_path: Path, cause: str, state: str
+) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    partition = "--partition=grace" if cause == "grace period" else "--partition=main"
+    options = ["--parsable", partition, f"--cpus-per-task={cpus}", "--mem=2G", "--output=out.log"]
+    script = REPOSITORY / "cluster" / "slurm" / "gtvray.sbatch"
+    job = run(["sbatch", *options, str(script), "sweep"], stand_ins, tmp_path).strip()
+    wait((tmp_path / "running").exists, tmp_path, 120)
+    if cause == "cancelled":
+        run(["scancel", job], stand_ins, tmp_path)
+    elif cause == "requeued":
+        run(["scontrol", "requeue", job], stand_ins, tmp_path)
+    else:
+        urgent = ["--partition=urgent", f"--cpus-per-task={cpus}", "--mem=2G", "--output=/dev/null"]
+        run(["sbatch", *urgent, "--wrap", "sleep 600"], stand_ins, tmp_path)
+
+    def shown() -> str:
+        return run(["scontrol", "--oneliner", "show", "job", job], stand_ins, tmp_path)
+
+    # A job that is completing keeps its node until the script has ended.
+    def has_ended() -> bool:
+        return run(["squeue", "--noheader", "--format=%T", "--jobs", job], stand_ins, tmp_path).strip() in (
+            "",
+            "PENDING",
+        )
+
+    wait(has_ended, tmp_path, 200)
+    assert f"JobState={state} " in shown(), (shown(), (tmp_path / "out.log").read_text()[-3000:])
+    assert f"Restarts={int(state == 'PENDING')} " in shown()
 
 
 def run(command: list[str], environment: dict[str, str], folder: Path) -> str:

@@ -99,6 +99,22 @@ def test_training_resumes_with_its_own_settings_and_data_only(phantoms: Path, co
         TrainJob.resumed("train-test", job.workspace, job.show, job.report)
 
 
+def test_resumed_training_takes_settings_that_do_not_affect_its_result(
+    phantoms: Path, config: Config, tmp_path: Path
+) -> None:
+    job = make_job(config, phantoms, tmp_path)
+    job.request.save(job.folder, "fingerprint")
+
+    def resumed(changes: dict[str, Any]) -> TrainJob:
+        return TrainJob.resumed("train-test", job.workspace, job.show, job.report, changes)
+
+    uri = "http://mlflow:5000"
+    assert resumed({"tracking.uri": uri}).request.config == with_dotted(job.request.config, {"tracking.uri": uri})
+    with pytest.raises(InputError, match="cannot be changed") as caught:
+        resumed({"optimizer.lr": 0.5, "tracking.uri": uri})
+    assert caught.value.fields["where"] == "train-test, optimizer.lr"
+
+
 def test_trials_have_no_time_budget(phantoms: Path, config: Config, tmp_path: Path) -> None:
     sweep = SweepConfig.model_validate({"space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}}})
     budgeted = with_dotted(config, {"training.time_budget_s": 60.0})
@@ -122,6 +138,12 @@ def test_a_name_that_is_given_again_continues_its_training_only(
     monkeypatch.chdir(phantoms.parent)
     relative = TrainRequest(config, Path(phantoms.name))
     assert TrainJob.started(relative, workspace, "train-again", SILENT, lambda _: None).expected == "fingerprint"
+    # As for sweeps, only settings that affect the result must be the same.
+    moved = with_dotted(config, {"tracking.uri": "http://mlflow:5000", "training.cpus_per_worker": 3}, "test")
+    job = TrainJob.started(TrainRequest(moved, phantoms), workspace, "train-again", SILENT, lambda _: None)
+    assert (job.expected, job.request.config) == ("fingerprint", moved)
+    with pytest.raises(InputError, match="other data or settings"):
+        TrainJob.started(TrainRequest(moved, phantoms, fold=1), workspace, "train-again", SILENT, lambda _: None)
     other = TrainRequest(with_dotted(config, {"optimizer.lr": 0.5}, "test"), phantoms)
     with pytest.raises(InputError, match="other data or settings"):
         TrainJob.started(other, workspace, "train-again", SILENT, lambda _: None)

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from gtvray import __version__
+from gtvray.cli.main import app
 from gtvray.errors import TooLargeError
-from gtvray.runtime.package import check_size, locate_words, package_code
+from gtvray.runtime.jobs import WORKSPACE_VARIABLE, _runtime_env
+from gtvray.runtime.package import _FLAGS, _TARGETS, check_size, locate_words, package_code
 
 
 def test_packaged_code_runs_without_the_repository(tmp_path: Path) -> None:
@@ -47,6 +50,66 @@ def test_settings_files_are_packaged_and_paths_become_absolute(tmp_path: Path, m
     ]
     assert (tmp_path / "job" / located[1]).read_text() == "trials: 2\n"
     assert locate_words(["sweep", "space.yaml"], None) == ["sweep", f"{here}/space.yaml"]
+
+
+def test_uris_stay_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`abspath` would make a local folder named `s3:` of one."""
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", "--workspace", "s3://b/x", "--data=gs://b/data", "s3://b/space.yaml"]
+    assert locate_words(words, tmp_path / "job") == words
+    export = ["models", "export", "champion", "s3://bucket/site-b"]
+    assert locate_words(export, None) == export
+    monkeypatch.setenv(WORKSPACE_VARIABLE, "s3://b/x")
+    assert _runtime_env(None)["env_vars"][WORKSPACE_VARIABLE] == "s3://b/x"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("data phantom --count 3 new --json", "data phantom --count 3 {here}/new --json"),
+        (
+            "data export --layout nnunet --blind A B --key=k",
+            "data export --layout nnunet --blind A {here}/B --key={here}/k",
+        ),
+        ("data import -- A B", "data import -- A {here}/B"),
+        (
+            "models export tracking.uri=http://m:5000 --format monai champion site-b",
+            "models export tracking.uri=http://m:5000 --format monai champion {here}/site-b",
+        ),
+        ("models show champion", "models show champion"),
+        ("doctor", "doctor"),
+    ],
+)
+def test_new_folders_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, expected: str
+) -> None:
+    """A relative one would be written to the job's working directory, which Ray removes."""
+    monkeypatch.chdir(tmp_path)
+    assert " ".join(locate_words(command.split(), None)) == expected.format(here=tmp_path)
+
+
+def test_options_without_a_value_are_known() -> None:
+    """The word after another option is its value, not an argument."""
+    commands = typer.main.get_command(app)
+    for names in _TARGETS:
+        command = commands
+        for name in names:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        options = [param for param in command.params if param.param_type_name == "option"]
+        flags = {name for param in options if getattr(param, "is_flag", False) for name in param.opts}
+        values = {name for param in options if not getattr(param, "is_flag", False) for name in param.opts}
+        assert flags <= set(_FLAGS), names
+        assert not values & set(_FLAGS), names
+
+
+def test_run_id_and_person_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GTVRAY_RUN_ID", "GTVRAY_WHO"):
+        monkeypatch.delenv(name, raising=False)
+    assert not {"GTVRAY_RUN_ID", "GTVRAY_WHO"} & set(_runtime_env(None)["env_vars"])  # type: ignore[call-overload]
+    monkeypatch.setenv("GTVRAY_RUN_ID", "first")
+    monkeypatch.setenv("GTVRAY_WHO", "A. Reader")
+    variables = _runtime_env(None)["env_vars"]
+    assert (variables["GTVRAY_RUN_ID"], variables["GTVRAY_WHO"]) == ("first", "A. Reader")  # type: ignore[index]
 
 
 def test_large_files_are_named(tmp_path: Path) -> None:
