@@ -7,7 +7,7 @@ from pathlib import Path
 from gtvray.errors import InputError, NotFoundError, NotReadyError
 from gtvray.promotion.champion import find_champion, register_again, require_champion, settle_unfinished
 from gtvray.promotion.service import change_champion
-from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
+from gtvray.registry import OVERRIDE_TAG, Decision, DecisionLog, ModelVersion, Registry
 
 
 def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
@@ -83,6 +83,8 @@ def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -
 def adopt(registry: Registry, log: DecisionLog, version: str, reason: str) -> ModelVersion:
     """Accept a champion that was set in MLflow, on the authority of a named person instead of the gate.
 
+    Name and reason become a tag of the version, which endpoints show with the model.
+
     Args:
         registry: the registry.
         log: log of decisions, whose `by` names the person.
@@ -109,5 +111,8 @@ def adopt(registry: Registry, log: DecisionLog, version: str, reason: str) -> Mo
             raise InputError("a decision made this version champion already", found=f"decision {current.number}")
         previous = current.version if current is not None else None
         decision = Decision("adopted", champion.digest, champion.version, previous, reason=reason)
+        registry.fetch(champion)
+        # Set before the decision, so that no adopted version is ever served as one that passed the gate.
+        registry.describe(champion, {OVERRIDE_TAG: f"adopted by {log.by}: {reason}"})
         change_champion(registry, log, lease, champion, decision=decision)
-    return champion
+    return registry.get(champion.version)

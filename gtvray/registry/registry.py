@@ -46,7 +46,7 @@ class ModelVersion:
         run_id: MLflow run that trained it.
         aliases: its aliases.
         golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
-        override: reason for promoting it although the gate refused it; otherwise empty.
+        override: why it was promoted although the gate refused it, or adopted without the gate; otherwise empty.
     """
 
     version: str

@@ -217,7 +217,9 @@ def test_champion_without_a_decision_is_detected_and_can_be_adopted(promotions: 
     assert "gtvray models adopt 1" in error.fields["do"]
     with pytest.raises(InputError, match="not the champion"):
         adopt(promotions.registry, promotions.log, "2", "validated elsewhere")
-    assert adopt(promotions.registry, promotions.log, "1", "validated elsewhere").version == "1"
+    adopted = adopt(promotions.registry, promotions.log, "1", "validated elsewhere")
+    assert (adopted.version, adopted.override) == ("1", "adopted by Ada: validated elsewhere")
+    assert promotions.registry.champion().override == adopted.override, "endpoints show it as gate_override"
     decision = promotions.log.current()
     assert decision is not None
     assert (decision.kind, decision.by, decision.reason) == ("adopted", "Ada", "validated elsewhere")
