@@ -30,8 +30,8 @@ class PromotionPlan:
         cases: number of held-out cases.
         min_cases: number that is required.
         looks: number of models scored on any of these cases, the candidate included.
-        level: two-sided confidence level of the comparison with the champion.
-        detectable: DSC gain over the champion that is shown with a power of 80 %, at the assumed spread of differences.
+        level: two-sided confidence level of the comparison with the champion, or with the baseline if there is none.
+        detectable: DSC gain in this comparison that is shown with a power of 80 %, for the assumed spread.
     """
 
     champion: str | None
@@ -280,7 +280,7 @@ class _Candidacy:
             min_cases=config.min_cases,
             looks=looks,
             level=level_at(looks, config.false_promotion_rate),
-            detectable=expected_detectable(max(2, len(scans)), looks, config),
+            detectable=expected_detectable(max(2, len(scans)), looks, config, champion=self._version is not None),
         )
 
     def decide(

@@ -130,13 +130,13 @@ def _describe(plan: PromotionPlan) -> str:
         f"{plan.cases} held-out cases (at least {plan.min_cases} are required); "
         f"{plan.looks} models scored on them, this one included"
     ]
-    if plan.champion is None:
-        lines.append("no champion yet: the candidate must be better than the baseline")
-    else:
-        lines.append(
-            f"it must be better than version {plan.champion} at a confidence level of {100 * plan.level:.4g} %; these "
-            f"cases detect a gain of {plan.detectable:.3f} DSC with a power of 80 %, for the assumed spread"
-        )
+    first = plan.champion is None
+    reference = "the baseline" if first else f"version {plan.champion}"
+    lines.append(
+        f"{'no champion yet: ' if first else ''}it must be better than {reference} at a confidence level of "
+        f"{100 * plan.level:.4g} %; these cases detect a gain of {plan.detectable:.3f} DSC over it with a power of "
+        "80 %, for the assumed spread"
+    )
     return "\n".join(lines)
 
 

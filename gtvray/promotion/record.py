@@ -149,6 +149,11 @@ def _tests(judgement: Judgement, looks: int, config: PromotionConfig) -> Iterato
             f"Primary test: the lower bound of DSC over the champion must exceed {bound:+.3f}. Its level of "
             f"{100 * over.level:.4g} % is corrected for {looks} model(s) scored on these cases."
         )
+    elif judgement.difference is not None:
+        yield (
+            f"Primary test: the lower bound of DSC over the baseline must exceed {config.min_difference_low:+.3f}. "
+            f"Its level of {100 * judgement.difference.level:.4g} % is corrected for {looks} model(s) scored on these cases."
+        )
     if judgement.signed_rank_p is not None:
         p = judgement.signed_rank_p
         yield f"Wilcoxon signed-rank test that the candidate's DSC exceeds the champion's, one-sided: p = {p:.3g}."
