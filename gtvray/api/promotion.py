@@ -85,7 +85,7 @@ def promote(
         override: reason for promoting a candidate that the gate refuses; recorded and shown with the model.
         by: name of the person; by default GTVRAY_WHO or the account's name.
         workspace: folder with ledger and records, and with the registry unless `tracking.uri` names another.
-        config: settings; `promotion.*`, `serving.cpus_per_replica` and `tracking.*` matter.
+        config: settings; `promotion.*`, the CPUs and GPUs of a replica in `serving.*`, and `tracking.*` matter.
         show: receives progress.
         on_plan: called with what the gate will test, before anything is scored.
 
@@ -305,6 +305,7 @@ class _Candidacy:
             champion=self._champion,
             known=self._known,
             golden=golden,
+            gpus=self._settings.serving.gpus_per_replica,
             report=show.advance,
         )
         version, judgement, record = promote(

@@ -1,6 +1,7 @@
 """A run of a bundle in a fresh process: whether it loads and computes the same logits, and its time and memory.
 
-`python -m gtvray.promotion.fresh JSON` is that process; JSON has the keys `bundle`, `threads`, `golden` and `scan`.
+`python -m gtvray.promotion.fresh JSON` is that process; JSON has the keys `bundle`, `threads`, `golden`, `scan` and
+`device`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gtvray.evaluation import REPRODUCED_DICE, reproduce
 from gtvray.inference import Predictor
@@ -49,6 +52,7 @@ def run_fresh(
     *,
     golden: Path | None = None,
     scan: Path | None = None,
+    device: str = "cpu",
     timeout_s: float = TIMEOUT_S,
 ) -> FreshRun:
     """Load a bundle in a fresh process and compare its logits with those of this process.
@@ -58,10 +62,11 @@ def run_fresh(
         threads: CPU threads of the network.
         golden: folder of its golden cases, to be reproduced.
         scan: file of a scan that time and memory are measured with.
+        device: device that they are measured on, that of a serving replica: `cpu` or `cuda`.
         timeout_s: time limit in seconds; a process that takes longer counts as failed.
     """
     files = {"golden": golden and str(golden), "scan": scan and str(scan)}
-    job = {"bundle": str(bundle.folder), "threads": threads, **files}
+    job = {"bundle": str(bundle.folder), "threads": threads, "device": device, **files}
     command = [sys.executable, "-m", "gtvray.promotion.fresh", json.dumps(job)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
@@ -78,16 +83,33 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     output = _output(predictor)
     golden, cost = None, None
     if job["scan"] is not None:
-        predictor.warm()
+        # Logits are compared on the CPU, time is measured on the device of a serving replica.
+        timed = predictor if job["device"] == "cpu" else Predictor(predictor.bundle, device=job["device"])
+        timed.warm()
         scan = read_volume(Path(job["scan"]))
         start = time.perf_counter()
-        predictor.predict(scan, job["scan"])
+        timed.predict(scan, job["scan"])
         seconds = time.perf_counter() - start
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        cost = {"seconds": seconds, "peak_mb": peak_mb, "host": f"{platform.machine()}, {job['threads']} threads"}
+        cost = {"seconds": seconds, "peak_mb": peak_mb, "host": _host(job["threads"], job["device"])}
     if job["golden"] is not None:
         golden = all(result.dice >= REPRODUCED_DICE for result in reproduce(Path(job["golden"]), predictor))
     return {"output": output, "golden": golden, "cost": cost}
+
+
+def _host(threads: int, device: str) -> str:
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return f"{processor()}, {threads} threads{gpu}"
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model name of the CPU, or its architecture where the name is not known."""
+    with suppress(OSError):
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return f"{value.strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
 
 
 def _output(predictor: Predictor) -> dict[str, str]:

@@ -32,6 +32,7 @@ from gtvray.evaluation import (
 
 Rule = Literal["baseline", "superiority", "non-inferiority"]
 Gain = Literal["latency", "memory", "retired-data"]
+NOT_MEASURED = "not measured here"
 _SEED = 0
 # Maximum probability of accepting a model that is worse by the margin.
 _NONINFERIORITY_RATE = 0.01
@@ -49,8 +50,8 @@ class Cost:
 
     Attributes:
         seconds: time of the scan, from volume to mask.
-        peak_mb: largest resident memory of the process.
-        host: processor and number of threads.
+        peak_mb: largest resident memory of the process; memory of a GPU is not included.
+        host: processor, number of threads, and GPU if one was used.
     """
 
     seconds: float
@@ -73,7 +74,7 @@ class Evidence:
         champion_digest: digest of the champion; empty if there is none.
         champion: the champion's scores on the same cases, in the same order; empty if there is none.
         golden: whether the fresh process reproduced the golden cases; None if none were written.
-        cost: of the candidate; None if not measured.
+        cost: of the candidate; None if not measured, as for replicas with a GPU on a host without one.
         champion_cost: of the champion, in the same way; None if not measured.
 
     Raises:
@@ -305,7 +306,7 @@ def _budgets(evidence: Evidence, config: PromotionConfig) -> list[Guard]:
     for name, (limit, unit, value) in measured.items():
         if limit is None:
             continue
-        found = f"{value:.4g} {unit} on {cost.host}" if cost is not None else "not measured here"
+        found = f"{value:.4g} {unit} on {cost.host}" if cost is not None else NOT_MEASURED
         guards.append(Guard(f"{name} at most {limit:g} {unit}", None if value is None else value <= limit, found))
     return guards
 

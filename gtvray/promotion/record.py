@@ -13,7 +13,7 @@ from gtvray.io import Table, write_json
 from gtvray.models import Bundle
 from gtvray.promotion.card import model_card, override_notice
 from gtvray.promotion.document import Document, Section
-from gtvray.promotion.gate import Evidence, Judgement, Request
+from gtvray.promotion.gate import NOT_MEASURED, Evidence, Judgement, Request
 from gtvray.registry import RECORD, Decision
 
 SCHEMA_VERSION = 1
@@ -184,8 +184,13 @@ def _guards(evidence: Evidence, judgement: Judgement) -> Iterator[tuple[str, str
 
 
 def _costs(evidence: Evidence) -> Iterator[tuple[str, str, str, str]]:
-    for name, cost in (("candidate", evidence.cost), ("champion", evidence.champion_cost)):
-        if cost is not None:
+    costs = {"candidate": evidence.cost}
+    if evidence.champion_digest:
+        costs["champion"] = evidence.champion_cost
+    for name, cost in costs.items():
+        if cost is None:
+            yield name, NOT_MEASURED, NOT_MEASURED, ""
+        else:
             yield name, f"{cost.seconds:.2f}", f"{cost.peak_mb:.0f}", cost.host
 
 
