@@ -230,7 +230,9 @@ class _Candidacy:
         self.registry: Registry = open_registry(folders, settings)
         self.log: DecisionLog = open_decisions(folders, settings, by=by, show=show)
         located = Bundle.load(Path(locator)) if locator is not None else None
-        original = find_bundle(str(model), folders, self.registry)
+        # A path keeps its meaning if its text is a plain number, which names a version.
+        named = model.resolve() if isinstance(model, Path) and model.is_dir() else model
+        original = find_bundle(str(named), folders, self.registry)
         self.bundle: Bundle = with_inference(original, dict(inference), folders.bundles, located)
         # What would be refused after scoring held-out cases is refused before it.
         self._version = require_champion(self.registry, self.log)
