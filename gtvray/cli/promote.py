@@ -93,6 +93,7 @@ def promote(
     found = {
         "version": promoted.version.version,
         "digest": promoted.digest,
+        "licence": promoted.version.licence,
         "record": str(promoted.record),
         **asdict(judgement),
     }
@@ -149,4 +150,5 @@ def _summary(promoted: Promotion) -> str:
     lines = [", ".join([f"version {promoted.version.version} is champion", *over])]
     if judgement.overridden:
         lines += ["the gate was overridden; it had refused the model:", *(f"- {each}" for each in judgement.reasons)]
-    return "\n".join([*lines, *judgement.warnings, f"record: {promoted.record}"])
+    licence = f"licence of the training data: {promoted.version.licence or 'not stated'}"
+    return "\n".join([*lines, *judgement.warnings, licence, f"record: {promoted.record}"])

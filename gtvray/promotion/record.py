@@ -12,6 +12,7 @@ from gtvray.evaluation import CaseScore, PairedDifference, stack
 from gtvray.io import Table, write_json
 from gtvray.models import Bundle
 from gtvray.promotion.card import model_card, override_notice
+from gtvray.promotion.commit import code_commit
 from gtvray.promotion.document import Document, Section
 from gtvray.promotion.gate import NOT_MEASURED, Evidence, Judgement, Request
 from gtvray.registry import RECORD, Decision
@@ -65,6 +66,7 @@ def write_record(
         "evidence": asdict(evidence),
         "judgement": asdict(judgement),
         "gtvray": __version__,
+        "commit": code_commit(),
         "stack": stack(),
         "notice": NOTICE,
     }

@@ -6,6 +6,7 @@ from .lease import Holder as Holder
 from .lease import Lease as Lease
 from .lease import hold_lease as hold_lease
 from .registry import CHAMPION as CHAMPION
+from .registry import LICENCE_TAG as LICENCE_TAG
 from .registry import OVERRIDE_TAG as OVERRIDE_TAG
 from .registry import ModelVersion as ModelVersion
 from .registry import Registry as Registry

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 OVERRIDE_TAG = "gtvray.override"
+LICENCE_TAG = "gtvray.licence"
 _DIGEST_TAG = "gtvray.digest"
 # The tag records that golden cases were added, with the sha256 of golden.json: without it, missing files could not be
 # distinguished from a version without golden cases.
@@ -47,6 +48,7 @@ class ModelVersion:
         aliases: its aliases.
         golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
         override: why it was promoted although the gate refused it, or adopted without the gate; otherwise empty.
+        licence: licence of its training data, as the dataset states it; empty if it was not recorded.
     """
 
     version: str
@@ -55,6 +57,7 @@ class ModelVersion:
     aliases: tuple[str, ...]
     golden: str = ""
     override: str = ""
+    licence: str = ""
 
 
 class Registry:
@@ -335,8 +338,8 @@ class Registry:
 
     def _version(self, version: str) -> ModelVersion:
         entry = self._client.get_model_version(self._name, version)
-        digest, golden, override = (entry.tags.get(tag, "") for tag in (_DIGEST_TAG, _GOLDEN_TAG, OVERRIDE_TAG))
-        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), golden, override)
+        digest, *rest = (entry.tags.get(tag, "") for tag in (_DIGEST_TAG, _GOLDEN_TAG, OVERRIDE_TAG, LICENCE_TAG))
+        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), *rest)
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
 from gtvray.failpoints import arm
-from gtvray.promotion import Request, adopt, require_champion
+from gtvray.promotion import Request, adopt, code_commit, require_champion
 from gtvray.registry import DecisionLog, Registry
 
 from .conftest import Promotions
@@ -45,7 +45,8 @@ def test_first_and_second_promotion(promotions: Promotions, tmp_path: Path) -> N
     assert "**The candidate is promoted. Mean DSC of the candidate minus that of the baseline: +0.600 (95 % " in page
     tags = promotions.client.get_model_version(promotions.name, "1").tags
     assert tags["gtvray.rule"] == "baseline"
-    assert tags["gtvray.licence"] == "not stated"
+    assert tags["gtvray.licence"] == promotions.registry.champion().licence == "not stated"
+    assert tags["gtvray.commit"] == record["commit"] == code_commit()
 
 
 def test_changed_record_is_detected(promotions: Promotions, tmp_path: Path) -> None:

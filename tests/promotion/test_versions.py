@@ -61,7 +61,9 @@ def test_versions_are_listed_with_their_last_decision(site: Promotions) -> None:
         ("2", ["champion"], "promoted", "Ada"),
     ]
     assert json.loads(call(site, "list", "--json")) == rows
+    assert [row["licence"] for row in rows] == ["not stated"] * 2
     assert "last decision" in call(site)
+    assert "licence of the data" in call(site)
 
 
 def test_version_is_shown_and_compared(site: Promotions) -> None:
