@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from gtvray.errors import BundleError, NotFoundError, NotReadyError, ResourceError
+from gtvray.failpoints import failpoint
 from gtvray.io import atomic_dir, sha256_of
 from gtvray.models import Bundle, verify_digest
 from gtvray.tracking import artifact_errors, filter_text, require_artifact_client, require_run_kept
@@ -101,6 +102,7 @@ class Registry:
             "the bundle cannot be written to MLflow's artifact store", model.artifact_location, _WRITING
         ):
             self._client.log_model_artifacts(model.model_id, str(bundle.folder))
+        failpoint("registry.uploaded")
         self._client.finalize_logged_model(model.model_id, "READY")
         self._ensure_model()
         created = self._client.create_model_version(

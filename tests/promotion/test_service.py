@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
-from gtvray.failpoints import arm
 from gtvray.promotion import Request, adopt, code_commit, require_champion
 from gtvray.registry import DecisionLog, Registry
 
@@ -246,114 +241,3 @@ def test_decision_whose_run_was_deleted_still_counts(promotions: Promotions) -> 
         promotions.client.delete_run(decision.run_id)
     assert promotions.promote(2) == "3"
     assert promotions.rollback() == "2"
-
-
-@pytest.mark.parametrize(
-    ("action", "step"),
-    [
-        ("promote", "promotion.registered"),
-        ("promote", "decision.recorded"),
-        ("promote", "promotion.recorded"),
-        ("promote", "promotion.moved"),
-        ("rollback", "promotion.recorded"),
-        ("rollback", "promotion.moved"),
-    ],
-)
-def test_failure_at_any_step_leaves_one_champion_with_a_decision(
-    promotions: Promotions, action: str, step: str
-) -> None:
-    promotions.promote(0)
-    promotions.promote(1)
-    arm(f"{step}=raise")
-    try:
-        with pytest.raises(RuntimeError, match="failpoint"):
-            promotions.promote(2) if action == "promote" else promotions.rollback()
-    finally:
-        arm("")
-    moved = "3" if action == "promote" else "1"
-    champion = require_champion(promotions.registry, promotions.log)
-    assert champion is not None
-    assert champion.version == (moved if step == "promotion.moved" else "2")
-    assert promotions.registry.fetch(champion).digest == champion.digest
-    # The next command completes or undoes what was left.
-    assert promotions.promote(3) == ("4" if action == "promote" else "3")
-    states = {decision.state for decision in promotions.log.decisions()}
-    undone = step in ("decision.recorded", "promotion.recorded")
-    assert states == ({"completed", "undone"} if undone else {"completed"})
-    assert promotions.rollback() == champion.version
-
-
-_PROMOTER = """
-import json, pathlib, sys, time
-from gtvray.errors import InputError
-from tests.promotion.conftest import Promotions, make_evidence
-from gtvray.tracking import connect_mlflow
-job = json.loads(sys.argv[1])
-root = pathlib.Path(job["root"])
-root.mkdir()
-made = Promotions(connect_mlflow(job["uri"], root), root, job["run_id"], make_evidence.__wrapped__())
-made.name = job["name"]
-made.registry._name = made.log._model = job["name"]
-made.bundle(job["seed"])
-(root.parent / f"ready-{job['seed']}").touch()
-while len(list(root.parent.glob("ready-*"))) < job["count"]: time.sleep(0.01)
-done = 0
-while done < job["times"]:
-    try:
-        made.promote(job["seed"])
-        done += 1
-    except InputError as error:
-        assert "has changed since" in str(error), error
-"""
-
-
-def _start(client: MlflowClient, tmp_path: Path, run_id: str, environment: dict[str, str], **job: object):
-    text = json.dumps({"uri": client.tracking_uri, "name": f"model-{tmp_path.name}", "run_id": run_id, **job})
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROMOTER, text],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), **environment},
-    )
-
-
-def test_concurrent_promotions_of_two_workspaces_are_serialised(
-    client: MlflowClient, run_id: str, tmp_path: Path
-) -> None:
-    started = [
-        _start(client, tmp_path, run_id, {}, root=str(tmp_path / f"host-{seed}"), seed=seed, count=2, times=3)
-        for seed in range(2)
-    ]
-    try:
-        for process in started:
-            assert process.wait(100) == 0, process.communicate()[1]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    name = f"model-{tmp_path.name}"
-    registry, decisions = Registry(client, name, tmp_path / "bundles"), DecisionLog(client, name, None, "").decisions()
-    assert len(decisions) == 6
-    assert len({decision.number for decision in decisions}) == 6
-    assert len(registry.versions()) == 2
-    assert registry.champion().version == decisions[-1].version
-    for before, after in itertools.pairwise(decisions):
-        assert after.previous == before.version
-
-
-def test_promotion_killed_after_the_change_is_completed_by_the_next(
-    client: MlflowClient, promotions: Promotions, run_id: str, tmp_path: Path
-) -> None:
-    """The lease of the killed process is taken over at once, since it ran on this host."""
-    promotions.promote(0)
-    environment = {"GTVRAY_FAILPOINT": "promotion.moved=kill"}
-    root = str(tmp_path / "killed")
-    process = _start(client, tmp_path, run_id, environment, root=root, seed=1, count=1, times=1)
-    assert process.wait(100) == -9, process.communicate()[1]
-    process.communicate()
-    assert [decision.state for decision in promotions.log.decisions()] == ["completed", "intended"]
-    assert promotions.champion == "2"
-    assert promotions.rollback() == "1"
-    assert [decision.state for decision in promotions.log.decisions()] == ["completed"] * 3
