@@ -163,7 +163,9 @@ def rollback(
 
     folders = as_workspace(workspace)
     registry, log = open_registry(folders, config), open_decisions(folders, config, by=by)
-    return as_decided(registry, log, folders.bundles, folders.golden) if restore else to_previous(registry, log)
+    if restore:
+        return as_decided(registry, log, folders.decisions, bundles=folders.bundles, golden=folders.golden)
+    return to_previous(registry, log, folders.decisions)
 
 
 def adopt_champion(
@@ -192,7 +194,8 @@ def adopt_champion(
     if not reason.strip():
         raise InputError("adopting a model without evidence needs a reason", do="state why it may be served")
     folders = as_workspace(workspace)
-    return adopt(open_registry(folders, config), open_decisions(folders, config, by=by), version, reason)
+    registry, log = open_registry(folders, config), open_decisions(folders, config, by=by)
+    return adopt(registry, log, folders.decisions, version=version, reason=reason)
 
 
 class _Candidacy:

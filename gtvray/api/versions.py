@@ -137,7 +137,8 @@ def export_version(
         if golden.exists():
             shutil.copytree(golden, temporary / GOLDEN)
         for decision in details.decisions:
-            if decision.evidence:
+            # A crash may have prevented the upload of the record of any other decision.
+            if decision.evidence and decision.state == "completed":
                 record = temporary / RECORD / f"{decision.number:04d}-{decision.kind}"
                 record.mkdir(parents=True)
                 log.download_record(decision, record)

@@ -102,7 +102,7 @@ def change_champion(
     version: ModelVersion,
     *,
     decision: Decision,
-    record: Path | None = None,
+    record: Path,
 ) -> Decision:
     """Verify a version's files, record the decision, move the alias, and mark the decision as completed.
 

@@ -1,6 +1,7 @@
 from .decisions import RECORD as RECORD
 from .decisions import Decision as Decision
 from .decisions import DecisionLog as DecisionLog
+from .decisions import State as State
 from .decisions import champions_of as champions_of
 from .lease import Holder as Holder
 from .lease import Lease as Lease

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
-from gtvray.promotion import Request, adopt, code_commit, require_champion
+from gtvray.failpoints import arm
+from gtvray.promotion import Request, code_commit, require_champion
 from gtvray.registry import DecisionLog, Registry
 
 from .conftest import Promotions
@@ -212,8 +213,8 @@ def test_champion_without_a_decision_is_detected_and_can_be_adopted(promotions: 
     assert error.fields["expected"] == "no champion"
     assert "gtvray models adopt 1" in error.fields["do"]
     with pytest.raises(InputError, match="not the champion"):
-        adopt(promotions.registry, promotions.log, "2", "validated elsewhere")
-    adopted = adopt(promotions.registry, promotions.log, "1", "validated elsewhere")
+        promotions.adopt("2", "validated elsewhere")
+    adopted = promotions.adopt("1", "validated elsewhere")
     assert (adopted.version, adopted.override) == ("1", "adopted by Ada: validated elsewhere")
     assert promotions.registry.champion().override == adopted.override, "endpoints show it as gate_override"
     decision = promotions.log.current()
@@ -221,6 +222,78 @@ def test_champion_without_a_decision_is_detected_and_can_be_adopted(promotions: 
     assert (decision.kind, decision.by, decision.reason) == ("adopted", "Ada", "validated elsewhere")
     assert promotions.promote(1) == "2"
     assert promotions.rollback() == "1"
+
+
+def test_changes_without_evidence_have_records(promotions: Promotions, tmp_path: Path) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    promotions.rollback()
+    promotions.client.set_registered_model_alias(promotions.name, "champion", "2")
+    promotions.restore()
+    promotions.client.set_registered_model_alias(promotions.name, "champion", "2")
+    promotions.adopt("2", "validated elsewhere")
+    expected = {
+        "rolled_back": ("2", "1", ""),
+        "restored": ("2", "1", "restored version 1 after a change outside the gate"),
+        "adopted": ("1", "2", "validated elsewhere"),
+    }
+    for decision in promotions.log.decisions()[2:]:
+        file = promotions.log.download_record(decision, tmp_path / decision.kind)
+        local = tmp_path / "decisions" / f"{decision.number:04d}-{decision.kind}"
+        assert file.read_bytes() == (local / "decision.json").read_bytes()
+        record = json.loads(file.read_text())
+        assert tuple(record[name] for name in ("previous", "version", "reason")) == expected[decision.kind]
+        assert (record["schema"], record["by"], record["evidence"]) == (1, "Ada", None)
+        assert (record["number"], record["at"], record["digest"]) == (decision.number, decision.at, decision.digest)
+        page = file.with_name("decision.md").read_text()
+        for words in (
+            f"| date | {decision.at} |",
+            "| by | Ada |",
+            f"| champion before | version {decision.previous} |",
+        ):
+            assert words in page
+        assert record["reason"] in page
+
+
+def test_rollback_does_not_depend_on_the_artifact_store(
+    promotions: Promotions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A workspace with the bundle can leave a bad champion while the store is away."""
+    promotions.promote(0)
+    promotions.promote(1)
+
+    def fail(*_: object) -> None:
+        raise OSError("the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotions.client, "log_artifacts", fail)
+        assert promotions.rollback() == "1" == promotions.champion
+    decision = promotions.log.decisions()[-1]
+    assert (decision.kind, decision.state, decision.evidence) == ("rolled_back", "completed", "")
+    assert (tmp_path / "decisions" / f"{decision.number:04d}-rolled_back" / "decision.md").is_file()
+
+
+@pytest.mark.parametrize(("uploaded", "state"), [(False, "interrupted"), (True, "completed")])
+def test_refusal_that_was_interrupted_is_complete_only_with_its_record(
+    promotions: Promotions, monkeypatch: pytest.MonkeyPatch, uploaded: bool, state: str
+) -> None:
+    worse = promotions.evidence(1, candidate=(0.1, 0.1, 0.1))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("failpoint")
+
+    with monkeypatch.context() as patch:
+        if uploaded:
+            patch.setattr(DecisionLog, "settle", fail)
+        else:
+            arm("decision.recorded=raise")
+        try:
+            with pytest.raises(RuntimeError, match="failpoint"):
+                promotions.promote(1, worse)
+        finally:
+            arm("")
+    assert promotions.promote(0) == "1"
+    assert [decision.state for decision in promotions.log.decisions()] == [state, "completed"]
 
 
 def test_second_workspace_sees_the_same_champion_and_history(promotions: Promotions, tmp_path: Path) -> None:
