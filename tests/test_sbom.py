@@ -17,6 +17,7 @@ from .conftest import REPOSITORY
 _INSTALLED = "build/sbom/bin/cyclonedx-py"
 
 
+@pytest.mark.timeout(300)
 def test_list_of_packages_names_the_installed_versions(tmp_path: Path) -> None:
     """The command of the Makefile, with this Python instead of that of .venv."""
     made = REPOSITORY / _INSTALLED

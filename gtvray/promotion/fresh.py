@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.gate import Cost
+from gtvray.runtime import processor_name
 
 # On a busy host, starting Python and importing torch takes most of this time.
 TIMEOUT_S = 110.0
@@ -99,17 +98,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 def _host(threads: int, device: str) -> str:
     gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    return f"{processor()}, {threads} threads{gpu}"
-
-
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the model name of the CPU, or its architecture where the name is not known."""
-    with suppress(OSError):
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return f"{value.strip()} ({platform.machine()})"
-    return platform.processor() or platform.machine()
+    return f"{processor_name()}, {threads} threads{gpu}"
 
 
 def _output(predictor: Predictor) -> dict[str, str]:

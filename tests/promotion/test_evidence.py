@@ -15,7 +15,7 @@ from gtvray.errors import InputError
 from gtvray.io import sha256_of
 from gtvray.models import Bundle
 from gtvray.promotion import Cost, FreshRun, gather_evidence, judge, require_untouched, run_fresh
-from gtvray.promotion.fresh import processor
+from gtvray.runtime import processor_name
 
 from ..bundles import random_bundle
 
@@ -68,7 +68,7 @@ def test_evidence_covers_held_out_cases_and_every_scoring_is_counted(project: Pr
         assert cost is not None
         assert cost.seconds > 0
         assert 100 < cost.peak_mb < 5000
-        assert cost.host == f"{processor()}, 1 threads"
+        assert cost.host == f"{processor_name()}, 1 threads"
     looks = ledger.looks()
     assert (looks[-1]["subject"], looks[-1]["cases"]) == (bundle.digest, sorted(held_out))
     judgement = judge(evidence, PromotionConfig())
@@ -100,14 +100,6 @@ def test_replica_s_gpu_is_measured_or_stated_as_not_measured(
         ).evidence
         assert (found.cost and found.cost.host) == device
     assert [job["scan"] is None for job in calls] == [True, False, False]
-
-
-def test_processor_is_named(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Example CPU @ 2.00GHz\n")
-    assert processor(cpuinfo).startswith("Example CPU @ 2.00GHz (")
-    cpuinfo.write_text("processor\t: 0\n")
-    assert processor(cpuinfo) == processor(tmp_path / "missing") != ""
 
 
 def test_model_that_has_seen_a_held_out_case_is_not_judged_by_it(project: Project, tmp_path: Path) -> None:
