@@ -260,7 +260,7 @@ def time_promotions() -> dict[str, Any]:
             previous = bundle.digest
         for _ in range(PROMOTIONS - 1):
             began = time.perf_counter()
-            rollback(registry, log)
+            rollback(registry, log, root / "decisions")
             rolled_back.append(round(time.perf_counter() - began, 2))
         return {
             "promote_s": min(promoted),

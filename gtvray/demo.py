@@ -181,6 +181,7 @@ class Demo:
                 threads=self._threads(),
                 champion=champion,
                 golden=self._workspace.golden_of(outcome.bundle.digest),
+                gpus=self._config.serving.gpus_per_replica,
                 report=self._show.advance,
             )
             evidence, scored = gathered.evidence, gathered.candidate

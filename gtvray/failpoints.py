@@ -41,6 +41,7 @@ POINTS: dict[str, str] = {
     "tuning.after_end": "the driver has recorded the end of a trial; the searcher has not proposed the next",
     "tuning.before_result": "all trials have ended; the bundle of the best is not yet written",
     "tuning.after_report": "the driver has recorded an epoch of a trial; Ray Tune has not yet continued",
+    "registry.uploaded": "the files of a bundle are in MLflow; no version is registered with them",
     "promotion.registered": "a candidate is registered with its golden cases; no decision is recorded",
     "decision.recorded": "a decision is in the log without its record; the champion has not changed",
     "promotion.recorded": "a decision is complete in the log; the champion has not changed",

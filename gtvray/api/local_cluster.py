@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from gtvray.api.arguments import PathLike, as_config
-from gtvray.api.registry import open_registry
+from gtvray.api.registry import is_folder, open_registry
 from gtvray.errors import FailureError, NotReadyError
 from gtvray.io import Workspace, read_json, write_json
 from gtvray.runtime import (
@@ -244,7 +244,7 @@ class LocalCluster:
     def _endpoint(self) -> tuple[list[str], dict[str, str]]:
         _new_token(self.endpoint_token)
         command = [sys.executable, "-m", "gtvray", "serve", "--address", f"{_HOST}:{self.ports.ray}"]
-        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        model = str(Path(self.model).resolve()) if is_folder(self.model) else self.model
         command += ["--model", model, "--port", str(self.ports.endpoint), "--token-file", str(self.endpoint_token)]
         command += ["--workspace", str(self.workspace.root), f"tracking.uri={self.tracking_uri}"]
         return command, self._environment()

@@ -30,8 +30,8 @@ class PromotionPlan:
         cases: number of held-out cases.
         min_cases: number that is required.
         looks: number of models scored on any of these cases, the candidate included.
-        level: two-sided confidence level of the comparison with the champion.
-        detectable: DSC gain over the champion that is shown with a power of 80 %, at the assumed spread of differences.
+        level: two-sided confidence level of the comparison with the champion, or with the baseline if there is none.
+        detectable: DSC gain in this comparison that is shown with a power of 80 %, for the assumed spread.
     """
 
     champion: str | None
@@ -85,7 +85,7 @@ def promote(
         override: reason for promoting a candidate that the gate refuses; recorded and shown with the model.
         by: name of the person; by default GTVRAY_WHO or the account's name.
         workspace: folder with ledger and records, and with the registry unless `tracking.uri` names another.
-        config: settings; `promotion.*`, `serving.cpus_per_replica` and `tracking.*` matter.
+        config: settings; `promotion.*`, the CPUs and GPUs of a replica in `serving.*`, and `tracking.*` matter.
         show: receives progress.
         on_plan: called with what the gate will test, before anything is scored.
 
@@ -163,7 +163,9 @@ def rollback(
 
     folders = as_workspace(workspace)
     registry, log = open_registry(folders, config), open_decisions(folders, config, by=by)
-    return as_decided(registry, log, folders.bundles, folders.golden) if restore else to_previous(registry, log)
+    if restore:
+        return as_decided(registry, log, folders.decisions, bundles=folders.bundles, golden=folders.golden)
+    return to_previous(registry, log, folders.decisions)
 
 
 def adopt_champion(
@@ -192,7 +194,8 @@ def adopt_champion(
     if not reason.strip():
         raise InputError("adopting a model without evidence needs a reason", do="state why it may be served")
     folders = as_workspace(workspace)
-    return adopt(open_registry(folders, config), open_decisions(folders, config, by=by), version, reason)
+    registry, log = open_registry(folders, config), open_decisions(folders, config, by=by)
+    return adopt(registry, log, folders.decisions, version=version, reason=reason)
 
 
 class _Candidacy:
@@ -230,7 +233,9 @@ class _Candidacy:
         self.registry: Registry = open_registry(folders, settings)
         self.log: DecisionLog = open_decisions(folders, settings, by=by, show=show)
         located = Bundle.load(Path(locator)) if locator is not None else None
-        original = find_bundle(str(model), folders, self.registry)
+        # A path keeps its meaning if its text is a plain number, which names a version.
+        named = model.resolve() if isinstance(model, Path) and model.is_dir() else model
+        original = find_bundle(str(named), folders, self.registry)
         self.bundle: Bundle = with_inference(original, dict(inference), folders.bundles, located)
         # What would be refused after scoring held-out cases is refused before it.
         self._version = require_champion(self.registry, self.log)
@@ -280,7 +285,7 @@ class _Candidacy:
             min_cases=config.min_cases,
             looks=looks,
             level=level_at(looks, config.false_promotion_rate),
-            detectable=expected_detectable(max(2, len(scans)), looks, config),
+            detectable=expected_detectable(max(2, len(scans)), looks, config, champion=self._version is not None),
         )
 
     def decide(
@@ -305,6 +310,7 @@ class _Candidacy:
             champion=self._champion,
             known=self._known,
             golden=golden,
+            gpus=self._settings.serving.gpus_per_replica,
             report=show.advance,
         )
         version, judgement, record = promote(

@@ -69,8 +69,15 @@ def open_decisions(
     return DecisionLog(client, tracking.model_name, artifacts, by or who(), waiting)
 
 
+def is_folder(model: str) -> bool:
+    """Return whether a model is named by its folder: a plain number is a version, since cases have such names."""
+    return not model.isdecimal() and Path(model).is_dir()
+
+
 def find_bundle(model: str, workspace: Workspace, registry: Registry) -> Bundle:
     """Find a bundle by its folder, its registered version, or the sweep, training or MLflow run that made it.
+
+    A plain number is a version, even if a folder has this name; such a folder is named by a path, as in `./3`.
 
     Raises:
         NotFoundError: there is none.
@@ -81,7 +88,7 @@ def find_bundle(model: str, workspace: Workspace, registry: Registry) -> Bundle:
 
     require_path(model)
     named = workspace.bundles / model
-    if Path(model).is_dir():
+    if is_folder(model):
         return Bundle.load(Path(model))
     if model == CHAMPION or model.isdecimal():
         return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))
@@ -129,7 +136,7 @@ def _bundle_of_sweep(model: str, workspace: Workspace) -> Path | None:
 
 
 def load_bundle(model: str, workspace: Workspace, config: ConfigLike = None) -> Bundle:
-    """Load and verify a bundle by its folder, its registered version, or as `champion`.
+    """Load and verify a bundle by its folder, its registered version, or as `champion`; numbers as in `find_bundle`.
 
     Raises:
         as `load_model`.
@@ -137,7 +144,7 @@ def load_bundle(model: str, workspace: Workspace, config: ConfigLike = None) -> 
     from gtvray.registry import CHAMPION
 
     require_path(model)
-    if Path(model).is_dir():
+    if is_folder(model):
         return Bundle.load(Path(model))
     registry = open_registry(workspace, config, writing=False)
     return registry.fetch(registry.champion() if model == CHAMPION else registry.get(model))

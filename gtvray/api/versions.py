@@ -137,7 +137,8 @@ def export_version(
         if golden.exists():
             shutil.copytree(golden, temporary / GOLDEN)
         for decision in details.decisions:
-            if decision.evidence:
+            # A crash may have prevented the upload of the record of any other decision.
+            if decision.evidence and decision.state == "completed":
                 record = temporary / RECORD / f"{decision.number:04d}-{decision.kind}"
                 record.mkdir(parents=True)
                 log.download_record(decision, record)
@@ -213,6 +214,7 @@ def import_version(
             return import_version(scratch, workspace=workspace, config=config)
     from gtvray.evaluation import golden_digest
     from gtvray.models import Bundle
+    from gtvray.registry import LICENCE_TAG
     from gtvray.tracking import connect_mlflow, experiment_id, find_or_create_run
 
     source, folders, tracking = Path(folder), as_workspace(workspace), as_config(config).tracking
@@ -239,8 +241,8 @@ def import_version(
     if golden.exists():
         registry.add_golden(version, golden)
     data: Mapping[str, Any] = bundle.info.get("training_data", {})
-    registry.describe(version, {"gtvray.imported": "true", "gtvray.licence": str(data.get("licence", "not stated"))})
-    return version
+    registry.describe(version, {"gtvray.imported": "true", LICENCE_TAG: str(data.get("licence", "not stated"))})
+    return registry.get(version.version)
 
 
 def _flat(details: VersionDetails) -> dict[str, Any]:

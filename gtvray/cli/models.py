@@ -54,6 +54,7 @@ def list_(
         "decision": "last decision",
         "by": "by",
         "at": "at",
+        "licence": "licence of the data",
         "digest": "digest",
         "run_id": "MLflow run",
     }

@@ -96,6 +96,7 @@ def promote(
     found = {
         "version": promoted.version.version,
         "digest": promoted.digest,
+        "licence": promoted.version.licence,
         "record": str(promoted.record),
         **asdict(judgement),
     }
@@ -133,13 +134,13 @@ def _describe(plan: PromotionPlan) -> str:
         f"{plan.cases} held-out cases (at least {plan.min_cases} are required); "
         f"{plan.looks} models scored on them, this one included"
     ]
-    if plan.champion is None:
-        lines.append("no champion yet: the candidate must be better than the baseline")
-    else:
-        lines.append(
-            f"it must be better than version {plan.champion} at a confidence level of {100 * plan.level:.4g} %; these "
-            f"cases detect a gain of {plan.detectable:.3f} DSC with a power of 80 %, for the assumed spread"
-        )
+    first = plan.champion is None
+    reference = "the baseline" if first else f"version {plan.champion}"
+    lines.append(
+        f"{'no champion yet: ' if first else ''}it must be better than {reference} at a confidence level of "
+        f"{100 * plan.level:.4g} %; these cases detect a gain of {plan.detectable:.3f} DSC over it with a power of "
+        "80 %, for the assumed spread"
+    )
     return "\n".join(lines)
 
 
@@ -152,4 +153,5 @@ def _summary(promoted: Promotion) -> str:
     lines = [", ".join([f"version {promoted.version.version} is champion", *over])]
     if judgement.overridden:
         lines += ["the gate was overridden; it had refused the model:", *(f"- {each}" for each in judgement.reasons)]
-    return "\n".join([*lines, *judgement.warnings, f"record: {promoted.record}"])
+    licence = f"licence of the training data: {promoted.version.licence or 'not stated'}"
+    return "\n".join([*lines, *judgement.warnings, licence, f"record: {promoted.record}"])

@@ -101,6 +101,7 @@ def start(
     Example: gtvray serve start --port 8080
     """
     from gtvray.api import Endpoint, require_no_background, start_background
+    from gtvray.api.registry import is_folder
     from gtvray.config import load_config
     from gtvray.runtime import require_port
 
@@ -113,7 +114,7 @@ def start(
         require_port(base.serving.host, base.serving.port, "--port")
         endpoint = Endpoint(model, workspace=folder, config=base)
         token, generated = _token(token_file)
-        words: list[object] = ["--model", Path(model).resolve() if Path(model).is_dir() else model]
+        words: list[object] = ["--model", Path(model).resolve() if is_folder(model) else model]
         words += ["--workspace", folder, "--port", base.serving.port]
         words += ["--address", address] if address is not None else []
         words += ["--token-file", token_file.resolve()] if token_file is not None else []

@@ -144,12 +144,16 @@ def _promote(run: SweepRun, data: Path, workspace: Path, config: Config, progres
     """Promote the best trial, or the default settings if it is worse; return the version, or why it was refused."""
     from gtvray import api
     from gtvray.errors import GtvrayError
+    from gtvray.io import Workspace
+    from gtvray.tracking import mlflow_errors
 
     outcome = run.outcome
     worse = outcome.confirmation is not None and outcome.confirmation.verdict == "worse"
     bundle = outcome.default_bundle if worse and outcome.default_bundle is not None else outcome.bundle.folder
+    uri, _ = Workspace(workspace).tracking_store(config.tracking.uri)
     try:
-        with progress.live():
+        # A fault of MLflow must not end the command before it has printed the results of the sweep.
+        with progress.live(), mlflow_errors(uri, do="check the server and tracking.uri, and promote the bundle"):
             promoted = api.promote(bundle, data, workspace=workspace, config=config, show=progress)
     except GtvrayError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -1,5 +1,6 @@
 from .champion import require_champion as require_champion
 from .champion import settle_unfinished as settle_unfinished
+from .commit import code_commit as code_commit
 from .evidence import Gathered as Gathered
 from .evidence import cases_digest as cases_digest
 from .evidence import gather_evidence as gather_evidence

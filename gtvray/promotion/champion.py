@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from gtvray.errors import BundleError, InputError, NotFoundError, NotReadyError
+from gtvray.errors import BundleError, InputError, NotFoundError, NotReadyError, ResourceError
 from gtvray.models import Bundle
-from gtvray.registry import CHAMPION, Decision, DecisionLog, ModelVersion, Registry, champions_of
+from gtvray.registry import CHAMPION, Decision, DecisionLog, ModelVersion, Registry, State, champions_of
 
 
 def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | None:
@@ -36,7 +36,7 @@ def require_champion(registry: Registry, log: DecisionLog) -> ModelVersion | Non
 
 
 def settle_unfinished(registry: Registry, log: DecisionLog) -> list[Decision]:
-    """Settle the decisions that a crash left intended: mark them as completed or undone.
+    """Settle the decisions that a crash left intended: mark them as completed, undone or interrupted.
 
     Call it under the lease, before any other change.
 
@@ -48,8 +48,17 @@ def settle_unfinished(registry: Registry, log: DecisionLog) -> list[Decision]:
     for decision in log.decisions():
         if decision.state != "intended":
             continue
-        took_place = decision.kind == "refused" or (champion is not None and champion.digest == decision.digest)
-        settled.append(log.settle(decision, "completed" if took_place else "undone"))
+        state: State
+        if decision.kind == "refused":
+            # A refusal changes nothing but the log, so it is complete with its record. If the artifact store does not
+            # answer, the next process settles it.
+            try:
+                state = "completed" if log.has_record(decision) else "interrupted"
+            except ResourceError:
+                continue
+        else:
+            state = "completed" if champion is not None and champion.digest == decision.digest else "undone"
+        settled.append(log.settle(decision, state))
     return settled
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gtvray.data import Project
 from gtvray.datasets import Ledger, read_label
 from gtvray.errors import InputError
@@ -44,6 +46,7 @@ def gather_evidence(
     champion: Bundle | None = None,
     known: Collection[str] = (),
     golden: Path | None = None,
+    gpus: float = 0.0,
     report: Callable[[int, int], None] | None = None,
 ) -> Gathered:
     """Score a bundle on the held-out cases; the ledger counts the scoring.
@@ -57,6 +60,8 @@ def gather_evidence(
         champion: the promoted bundle, scored on the same cases.
         known: digests of models that other workspaces are known to have scored on these cases.
         golden: folder for golden cases, which are cut from the held-out cases.
+        gpus: GPUs of a serving replica. If there are any, time and memory are measured on a GPU, or not at all if this
+            host has none.
         report: called with (done, all) after each case.
 
     Raises:
@@ -87,8 +92,11 @@ def gather_evidence(
         reference = score_cases(other, cases, of_champion, None, lambda done, _: report(len(cases) + done, total))
     largest = max(scans, key=lambda scan: scan.stat().st_size)
     timeout_s = TIMEOUT_S + sum(entry.milliseconds for entry in (*scored, *reference)) / 100
-    fresh = run_fresh(bundle, threads, golden=golden, scan=largest, timeout_s=timeout_s)
-    other_run = None if champion is None else run_fresh(champion, threads, scan=largest, timeout_s=timeout_s)
+    device = "cuda" if gpus else "cpu"
+    measured = largest if device == "cpu" or torch.cuda.is_available() else None
+    timing: dict[str, Any] = {"scan": measured, "device": device, "timeout_s": timeout_s}
+    fresh = run_fresh(bundle, threads, golden=golden, **timing)
+    other_run = None if champion is None else run_fresh(champion, threads, **timing)
     evidence = Evidence(
         digest=bundle.digest,
         data=digest,

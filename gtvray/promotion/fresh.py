@@ -1,13 +1,13 @@
 """A run of a bundle in a fresh process: whether it loads and computes the same logits, and its time and memory.
 
-`python -m gtvray.promotion.fresh JSON` is that process; JSON has the keys `bundle`, `threads`, `golden` and `scan`.
+`python -m gtvray.promotion.fresh JSON` is that process; JSON has the keys `bundle`, `threads`, `golden`, `scan` and
+`device`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gtvray.evaluation import REPRODUCED_DICE, reproduce
 from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.gate import Cost
+from gtvray.runtime import processor_name
 
 # On a busy host, starting Python and importing torch takes most of this time.
 TIMEOUT_S = 110.0
@@ -49,6 +51,7 @@ def run_fresh(
     *,
     golden: Path | None = None,
     scan: Path | None = None,
+    device: str = "cpu",
     timeout_s: float = TIMEOUT_S,
 ) -> FreshRun:
     """Load a bundle in a fresh process and compare its logits with those of this process.
@@ -58,10 +61,11 @@ def run_fresh(
         threads: CPU threads of the network.
         golden: folder of its golden cases, to be reproduced.
         scan: file of a scan that time and memory are measured with.
+        device: device that they are measured on, that of a serving replica: `cpu` or `cuda`.
         timeout_s: time limit in seconds; a process that takes longer counts as failed.
     """
     files = {"golden": golden and str(golden), "scan": scan and str(scan)}
-    job = {"bundle": str(bundle.folder), "threads": threads, **files}
+    job = {"bundle": str(bundle.folder), "threads": threads, "device": device, **files}
     command = [sys.executable, "-m", "gtvray.promotion.fresh", json.dumps(job)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
@@ -78,16 +82,23 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     output = _output(predictor)
     golden, cost = None, None
     if job["scan"] is not None:
-        predictor.warm()
+        # Logits are compared on the CPU, time is measured on the device of a serving replica.
+        timed = predictor if job["device"] == "cpu" else Predictor(predictor.bundle, device=job["device"])
+        timed.warm()
         scan = read_volume(Path(job["scan"]))
         start = time.perf_counter()
-        predictor.predict(scan, job["scan"])
+        timed.predict(scan, job["scan"])
         seconds = time.perf_counter() - start
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        cost = {"seconds": seconds, "peak_mb": peak_mb, "host": f"{platform.machine()}, {job['threads']} threads"}
+        cost = {"seconds": seconds, "peak_mb": peak_mb, "host": _host(job["threads"], job["device"])}
     if job["golden"] is not None:
         golden = all(result.dice >= REPRODUCED_DICE for result in reproduce(Path(job["golden"]), predictor))
     return {"output": output, "golden": golden, "cost": cost}
+
+
+def _host(threads: int, device: str) -> str:
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return f"{processor_name()}, {threads} threads{gpu}"
 
 
 def _output(predictor: Predictor) -> dict[str, str]:

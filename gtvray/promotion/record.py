@@ -1,10 +1,14 @@
-"""The record of a decision: JSON with all evidence, and a readable document for archiving."""
+"""The record of a decision: JSON with all evidence, and a readable document for archiving.
+
+Rollbacks, restorations and adoptions have no evidence; their records state who changed the champion, when and why.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gtvray import NOTICE, __version__
 from gtvray.config import PromotionConfig
@@ -12,8 +16,9 @@ from gtvray.evaluation import CaseScore, PairedDifference, stack
 from gtvray.io import Table, write_json
 from gtvray.models import Bundle
 from gtvray.promotion.card import model_card, override_notice
+from gtvray.promotion.commit import code_commit
 from gtvray.promotion.document import Document, Section
-from gtvray.promotion.gate import Evidence, Judgement, Request
+from gtvray.promotion.gate import NOT_MEASURED, Evidence, Judgement, Request
 from gtvray.registry import RECORD, Decision
 
 SCHEMA_VERSION = 1
@@ -21,7 +26,13 @@ _ROLE = (
     "The cases are held out: fixed when the split was made, and used neither for training nor for model selection. "
     "Their scores evaluate these models; out-of-fold scores evaluate a training procedure and are not used here."
 )
-_OUTCOMES = {"promoted": "Promoted", "refused": "Refused"}
+_OUTCOMES = {
+    "promoted": "Promoted",
+    "refused": "Refused",
+    "rolled_back": "Rolled back",
+    "restored": "Restored",
+    "adopted": "Adopted without the gate",
+}
 _RULES = {
     "baseline": "first promotion: better than the baseline",
     "superiority": "better than the champion",
@@ -51,28 +62,57 @@ def write_record(
         config: thresholds of the gate.
     """
     record = {
-        "schema": SCHEMA_VERSION,
-        "number": decision.number,
-        "at": decision.at,
-        "kind": decision.kind,
-        "digest": decision.digest,
-        "version": decision.version,
-        "previous": decision.previous,
+        **_head(decision),
         "request": asdict(request),
         "cases_role": _ROLE,
         "thresholds": config.model_dump(mode="json"),
         "candidate": {name: bundle.info.get(name) for name in ("training_data", "mlflow_run", "derived_from")},
         "evidence": asdict(evidence),
         "judgement": asdict(judgement),
-        "gtvray": __version__,
-        "stack": stack(),
-        "notice": NOTICE,
     }
     write_json(folder / RECORD, record)
     document = _document(decision, bundle, evidence, judgement=judgement, request=request, config=config)
     document.write(folder, "decision")
     if decision.kind == "promoted":
         model_card(bundle, evidence, judgement, request).write(folder, "card")
+
+
+def write_change(folder: Path, decision: Decision) -> None:
+    """Write the record of a change of the champion that was decided without evidence.
+
+    Args:
+        folder: existing folder; gets `decision.json`, `.md` and `.html`.
+        decision: a rollback, restoration or adoption, signed but not yet in the log.
+    """
+    write_json(folder / RECORD, {**_head(decision), "evidence": None, "judgement": None})
+    Document(
+        title=f"{_OUTCOMES[decision.kind]}: model {decision.digest[:12]}",
+        lead=[
+            f"Version {decision.version} is the champion; the champion before: {_before(decision)}. No model was "
+            "scored for this decision."
+        ],
+        sections=[
+            Section(
+                "Decision",
+                table=Table(
+                    ("", ""), [*_made(decision, decision.by), ("reason", decision.reason or "none"), _software()]
+                ),
+            )
+        ],
+    ).write(folder, "decision")
+
+
+def _head(decision: Decision) -> dict[str, Any]:
+    """Return the entries that all records have."""
+    names = ("number", "at", "kind", "digest", "version", "previous", "by", "reason")
+    return {
+        "schema": SCHEMA_VERSION,
+        **{name: getattr(decision, name) for name in names},
+        "gtvray": __version__,
+        "commit": code_commit(),
+        "stack": stack(),
+        "notice": NOTICE,
+    }
 
 
 def _document(
@@ -120,13 +160,25 @@ def _finding(decision: Decision, judgement: Judgement) -> str:
 
 
 def _decided(decision: Decision, request: Request) -> Iterator[tuple[str, str]]:
+    yield from _made(decision, request.by)
+    yield "override", request.override if decision.reason else "none"
+    yield _software()
+
+
+def _made(decision: Decision, by: str) -> Iterator[tuple[str, str]]:
     yield "number", str(decision.number)
     yield "date", decision.at
-    yield "by", request.by
+    yield "by", by
     yield "version", decision.version or "not registered"
-    yield "champion before", f"version {decision.previous}" if decision.previous is not None else "none"
-    yield "override", request.override if decision.reason else "none"
-    yield "software", ", ".join(f"{name} {value}" for name, value in stack().items())
+    yield "champion before", _before(decision)
+
+
+def _before(decision: Decision) -> str:
+    return f"version {decision.previous}" if decision.previous is not None else "none"
+
+
+def _software() -> tuple[str, str]:
+    return "software", ", ".join(f"{name} {value}" for name, value in stack().items())
 
 
 def _facts(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Request) -> Iterator[tuple[str, str]]:
@@ -148,6 +200,12 @@ def _tests(judgement: Judgement, looks: int, config: PromotionConfig) -> Iterato
         yield (
             f"Primary test: the lower bound of DSC over the champion must exceed {bound:+.3f}. Its level of "
             f"{100 * over.level:.4g} % is corrected for {looks} model(s) scored on these cases."
+        )
+    elif judgement.difference is not None:
+        yield (
+            f"Primary test: the lower bound of DSC over the baseline must exceed {config.min_difference_low:+.3f}. Its "
+            f"level of {100 * judgement.difference.level:.4g} % is corrected for {looks} model(s) scored on these "
+            "cases."
         )
     if judgement.signed_rank_p is not None:
         p = judgement.signed_rank_p
@@ -179,8 +237,13 @@ def _guards(evidence: Evidence, judgement: Judgement) -> Iterator[tuple[str, str
 
 
 def _costs(evidence: Evidence) -> Iterator[tuple[str, str, str, str]]:
-    for name, cost in (("candidate", evidence.cost), ("champion", evidence.champion_cost)):
-        if cost is not None:
+    costs = {"candidate": evidence.cost}
+    if evidence.champion_digest:
+        costs["champion"] = evidence.champion_cost
+    for name, cost in costs.items():
+        if cost is None:
+            yield name, NOT_MEASURED, NOT_MEASURED, ""
+        else:
             yield name, f"{cost.seconds:.2f}", f"{cost.peak_mb:.0f}", cost.host
 
 

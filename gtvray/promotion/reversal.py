@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from gtvray.errors import InputError, NotFoundError, NotReadyError
+from gtvray.io import atomic_dir
 from gtvray.promotion.champion import find_champion, register_again, require_champion, settle_unfinished
+from gtvray.promotion.record import write_change
 from gtvray.promotion.service import change_champion
-from gtvray.registry import Decision, DecisionLog, ModelVersion, Registry
+from gtvray.registry import OVERRIDE_TAG, Decision, DecisionLog, Lease, ModelVersion, Registry
 
 
-def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
+def rollback(registry: Registry, log: DecisionLog, records: Path) -> ModelVersion:
     """Make the previous champion the champion again; repeated rollbacks go further back.
+
+    Args:
+        registry: the registry.
+        log: log of decisions.
+        records: folder for the record of the decision, which also goes to MLflow.
 
     Raises:
         NotReadyError: there is no previous champion.
@@ -37,11 +44,11 @@ def rollback(registry: Registry, log: DecisionLog) -> ModelVersion:
                 do="promote another bundle; the champion is unchanged",
             )
         decision = Decision("rolled_back", version.digest, version.version, champion.version)
-        change_champion(registry, log, lease, version, decision=decision)
+        _change(registry, log, lease, version, decision=decision, records=records)
     return version
 
 
-def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -> ModelVersion:
+def restore(registry: Registry, log: DecisionLog, records: Path, *, bundles: Path, golden: Path) -> ModelVersion:
     """Restore the champion of the last decision after a change outside the gate or a crash.
 
     A deleted version is registered again, under a new number, from the bundle in the workspace.
@@ -49,6 +56,7 @@ def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -
     Args:
         registry: the registry that was changed.
         log: log of decisions.
+        records: folder for the record of the decision, which also goes to MLflow.
         bundles: the workspace's folder of fetched bundles, by digest.
         golden: the workspace's folder of golden cases, by digest.
 
@@ -76,16 +84,19 @@ def restore(registry: Registry, log: DecisionLog, bundles: Path, golden: Path) -
         reason = f"restored version {current.version} after a change outside the gate"
         previous = champion.version if champion is not None else None
         decision = Decision("restored", current.digest, version.version, previous, reason=reason)
-        change_champion(registry, log, lease, version, decision=decision)
+        _change(registry, log, lease, version, decision=decision, records=records)
     return version
 
 
-def adopt(registry: Registry, log: DecisionLog, version: str, reason: str) -> ModelVersion:
+def adopt(registry: Registry, log: DecisionLog, records: Path, *, version: str, reason: str) -> ModelVersion:
     """Accept a champion that was set in MLflow, on the authority of a named person instead of the gate.
+
+    Name and reason become a tag of the version, which endpoints show with the model.
 
     Args:
         registry: the registry.
         log: log of decisions, whose `by` names the person.
+        records: folder for the record of the decision, which also goes to MLflow.
         version: the version that the alias points to, given for confirmation.
         reason: why it may be served.
 
@@ -109,5 +120,21 @@ def adopt(registry: Registry, log: DecisionLog, version: str, reason: str) -> Mo
             raise InputError("a decision made this version champion already", found=f"decision {current.number}")
         previous = current.version if current is not None else None
         decision = Decision("adopted", champion.digest, champion.version, previous, reason=reason)
-        change_champion(registry, log, lease, champion, decision=decision)
-    return champion
+        registry.fetch(champion)
+        # Set before the decision, so that no adopted version is ever served as one that passed the gate.
+        registry.describe(champion, {OVERRIDE_TAG: f"adopted by {log.by}: {reason}"})
+        _change(registry, log, lease, champion, decision=decision, records=records)
+    return registry.get(champion.version)
+
+
+def _change(
+    registry: Registry, log: DecisionLog, lease: Lease, version: ModelVersion, *, decision: Decision, records: Path
+) -> None:
+    """Write the record of a decision without evidence, and change the champion."""
+    # A damaged bundle is refused before a record is written.
+    registry.fetch(version)
+    signed = log.signed(decision, lease)
+    record = records / f"{lease.number:04d}-{decision.kind}"
+    with atomic_dir(record) as temporary:
+        write_change(temporary, signed)
+    change_champion(registry, log, lease, version, decision=signed, record=record)

@@ -11,9 +11,10 @@ from gtvray.failpoints import failpoint
 from gtvray.io import atomic_dir
 from gtvray.models import Bundle, verify_digest
 from gtvray.promotion.champion import require_champion, settle_unfinished
+from gtvray.promotion.commit import code_commit
 from gtvray.promotion.gate import Evidence, Judgement, Request, judge
 from gtvray.promotion.record import write_record
-from gtvray.registry import OVERRIDE_TAG, Decision, DecisionLog, Lease, ModelVersion, Registry
+from gtvray.registry import LICENCE_TAG, OVERRIDE_TAG, Decision, DecisionLog, Lease, ModelVersion, Registry
 
 
 def promote(
@@ -101,7 +102,7 @@ def change_champion(
     version: ModelVersion,
     *,
     decision: Decision,
-    record: Path | None = None,
+    record: Path,
 ) -> Decision:
     """Verify a version's files, record the decision, move the alias, and mark the decision as completed.
 
@@ -127,8 +128,9 @@ def _register(
     data = bundle.info.get("training_data", {})
     tags = {
         "gtvray.version": __version__,
+        "gtvray.commit": code_commit(),
         "gtvray.data": str(data.get("digest", "")),
-        "gtvray.licence": str(data.get("licence", "not stated")),
+        LICENCE_TAG: str(data.get("licence", "not stated")),
         "gtvray.sweep_run": str(bundle.info.get("sweep_run", "")),
         "gtvray.rule": judgement.rule,
         "gtvray.overridden": str(judgement.overridden).lower(),
@@ -136,7 +138,7 @@ def _register(
     }
     registry.describe(version, tags)
     failpoint("promotion.registered")
-    return version
+    return registry.get(version.version)
 
 
 def _require_same_bundle(bundle: Bundle, evidence: Evidence) -> None:

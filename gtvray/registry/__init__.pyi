@@ -1,11 +1,13 @@
 from .decisions import RECORD as RECORD
 from .decisions import Decision as Decision
 from .decisions import DecisionLog as DecisionLog
+from .decisions import State as State
 from .decisions import champions_of as champions_of
 from .lease import Holder as Holder
 from .lease import Lease as Lease
 from .lease import hold_lease as hold_lease
 from .registry import CHAMPION as CHAMPION
+from .registry import LICENCE_TAG as LICENCE_TAG
 from .registry import OVERRIDE_TAG as OVERRIDE_TAG
 from .registry import ModelVersion as ModelVersion
 from .registry import Registry as Registry

@@ -5,7 +5,8 @@ with the run in one transaction; the record with the evidence is an artifact. De
 lease that they were made under.
 
 A change of the champion is recorded before the alias moves, with state `intended`, and `completed` afterwards. A crash
-in between leaves an intended decision, which the next process that holds the lease completes or marks as `undone`.
+in between leaves an intended decision, which the next process that holds the lease completes or marks as `undone`. A
+refusal whose record was not written because of a crash becomes `interrupted`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 Kind = Literal["promoted", "refused", "rolled_back", "restored", "adopted"]
-State = Literal["intended", "completed", "undone"]
+State = Literal["intended", "completed", "undone", "interrupted"]
 RECORD = "decision.json"
 _PREFIX = "gtvray.decision."
 # MLflow truncates longer values.
@@ -48,7 +49,7 @@ class Decision:
         by: name of the person or account.
         reason: why the gate was overridden, or an external change was restored or adopted; otherwise empty.
         cases: digest of the held-out cases it is based on; empty without evidence.
-        evidence: sha256 of its record in MLflow; empty without one.
+        evidence: sha256 of its record in MLflow; empty if it has none, which is possible without evidence only.
         number: number of the lease it was made under; decisions are ordered by it.
         at: UTC time, ISO 8601.
         state: whether the change it records has taken place.
@@ -116,8 +117,8 @@ class DecisionLog:
             record: folder with its record, `RECORD` among its files.
 
         Raises:
-            ResourceError: the record cannot be written to MLflow's artifact store; the decision stays `intended` until
-                the next holder of the lease settles it.
+            ResourceError: the record of a promotion or refusal cannot be written to MLflow's artifact store; the
+                decision stays `intended` until the next holder of the lease settles it.
         """
         made = decision if decision.number else self.signed(decision, lease)
         made = replace(made, evidence=sha256_of(record / RECORD) if record is not None else "")
@@ -126,10 +127,19 @@ class DecisionLog:
         run = self._client.create_run(experiment, tags=_tags(made), run_name=name)
         made = replace(made, run_id=str(run.info.run_id))
         failpoint("decision.recorded")
-        if record is not None:
-            do = "make it reachable and writable, and run this again; the champion is unchanged"
-            with artifact_errors("the record cannot be written to MLflow's artifact store", run.info.artifact_uri, do):
+        return made if record is None else self._upload(made, record, run.info.artifact_uri)
+
+    def _upload(self, made: Decision, record: Path, location: str) -> Decision:
+        do = "make it reachable and writable, and run this again; the champion is unchanged"
+        try:
+            with artifact_errors("the record cannot be written to MLflow's artifact store", location, do):
                 self._client.log_artifacts(made.run_id, str(record))
+        except ResourceError:
+            if made.kind in ("promoted", "refused"):
+                raise
+            # The record of a rollback has no more than the tags; a rollback must not depend on the artifact store.
+            self._client.set_tag(made.run_id, f"{_PREFIX}evidence", "")
+            return replace(made, evidence="")
         return made
 
     def settle(self, decision: Decision, state: State) -> Decision:
@@ -175,6 +185,17 @@ class DecisionLog:
         """Return the decision that made the current champion; None before the first promotion."""
         champions = self.champions()
         return champions[-1] if champions else None
+
+    def has_record(self, decision: Decision) -> bool:
+        """Return whether the record of a decision is in MLflow; a crash may have prevented its upload.
+
+        Raises:
+            ResourceError: MLflow's artifact store cannot be reached.
+        """
+        location = self._client.get_run(decision.run_id).info.artifact_uri
+        do = "make MLflow's artifact store reachable, and run this again; the champion is unchanged"
+        with artifact_errors("the record of a decision cannot be reached", location, do):
+            return any(entry.path == RECORD for entry in self._client.list_artifacts(decision.run_id))
 
     def download_record(self, decision: Decision, folder: Path) -> Path:
         """Download the record of a decision into a folder and return its JSON file.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from gtvray.errors import BundleError, NotFoundError, NotReadyError, ResourceError
+from gtvray.failpoints import failpoint
 from gtvray.io import atomic_dir, sha256_of
 from gtvray.models import Bundle, verify_digest
 from gtvray.tracking import artifact_errors, filter_text, require_artifact_client, require_run_kept
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 OVERRIDE_TAG = "gtvray.override"
+LICENCE_TAG = "gtvray.licence"
 _DIGEST_TAG = "gtvray.digest"
 # The tag records that golden cases were added, with the sha256 of golden.json: without it, missing files could not be
 # distinguished from a version without golden cases.
@@ -46,7 +48,8 @@ class ModelVersion:
         run_id: MLflow run that trained it.
         aliases: its aliases.
         golden: sha256 of its golden cases' `golden.json`; empty if none were added, or before this tag existed.
-        override: reason for promoting it although the gate refused it; otherwise empty.
+        override: why it was promoted although the gate refused it, or adopted without the gate; otherwise empty.
+        licence: licence of its training data, as the dataset states it; empty if it was not recorded.
     """
 
     version: str
@@ -55,6 +58,7 @@ class ModelVersion:
     aliases: tuple[str, ...]
     golden: str = ""
     override: str = ""
+    licence: str = ""
 
 
 class Registry:
@@ -98,6 +102,7 @@ class Registry:
             "the bundle cannot be written to MLflow's artifact store", model.artifact_location, _WRITING
         ):
             self._client.log_model_artifacts(model.model_id, str(bundle.folder))
+        failpoint("registry.uploaded")
         self._client.finalize_logged_model(model.model_id, "READY")
         self._ensure_model()
         created = self._client.create_model_version(
@@ -335,8 +340,8 @@ class Registry:
 
     def _version(self, version: str) -> ModelVersion:
         entry = self._client.get_model_version(self._name, version)
-        digest, golden, override = (entry.tags.get(tag, "") for tag in (_DIGEST_TAG, _GOLDEN_TAG, OVERRIDE_TAG))
-        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), golden, override)
+        digest, *rest = (entry.tags.get(tag, "") for tag in (_DIGEST_TAG, _GOLDEN_TAG, OVERRIDE_TAG, LICENCE_TAG))
+        return ModelVersion(version, digest, entry.run_id, tuple(entry.aliases), *rest)
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException

@@ -7,6 +7,7 @@ from .groups import remove_orphaned_groups as remove_orphaned_groups
 from .host import Finding as Finding
 from .host import examine_host as examine_host
 from .host import port_is_free as port_is_free
+from .host import processor_name as processor_name
 from .host import require_port as require_port
 from .interfaces import bind_to_interface as bind_to_interface
 from .interfaces import interface_of as interface_of

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +100,20 @@ def require_port(host: str, port: int, setting: str) -> None:
             where=f"{host}:{port}",
             do=f"choose another port with {setting}, or stop the program that uses it; check that the address is local",
         )
+
+
+def processor_name(root: Path = _ROOT) -> str:
+    """Return the model and architecture of the CPU, or its architecture alone where the model is not known.
+
+    Args:
+        root: folder that contains `proc`.
+    """
+    with suppress(OSError):
+        for line in (root / "proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return f"{value.strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
 
 
 def _proc(root: Path) -> Iterator[Finding]:

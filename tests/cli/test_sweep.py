@@ -9,19 +9,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from gtvray.api import SweepRun
-from gtvray.cli.sweep import seconds_of
+from gtvray.cli.common import Progress
+from gtvray.cli.sweep import _promote, seconds_of
 from gtvray.cli.sweep_result import sweep_result, sweep_text
 from gtvray.config import Config
 from gtvray.errors import InputError
+from gtvray.runtime import Cluster
 from gtvray.tracking import Trial
 from gtvray.tuning import SweepOutcome, SweepResult, TrialResult
 from gtvray.tuning.confirm import Confirmation
 from gtvray.tuning.pareto import Front
 
 from ..stores import open_store
-from .command import TINY_SWEEP, call, run
+from .command import ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, call, run
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("2h", 7200), ("1.5h", 5400), ("1d", 86400)])
@@ -143,6 +146,34 @@ def test_result_shows_verdict_default_bundle_front_and_promotion(tmp_path: Path)
     assert sweep_result(run)["front"]["trials"] == front.trials
     assert "version 3 is champion: B" in text_of(run, promotion={"bundle": "B", "version": 3})
     assert "not promoted" in text_of(run, promotion={"bundle": "B", "error": {}})
+
+
+def test_fault_of_mlflow_in_the_promotion_keeps_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def promote(*_: object, **__: object) -> None:
+        raise MlflowException("API request to /api/2.0/mlflow/runs/create failed")
+
+    monkeypatch.setattr("gtvray.api.promote", promote)
+    run = outcome(tmp_path)
+    promotion = _promote(run, tmp_path, tmp_path / "runs", Config(), Progress({}, True))
+    assert "API request" in promotion["error"]["found"]
+    assert "error: MLflow does not answer" in capsys.readouterr().err
+    assert "not promoted" in text_of(run, promotion=promotion)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_best_trial_is_promoted_at_the_end(phantoms: Path, local_ray: Cluster, tmp_path: Path) -> None:
+    space, workspace = tmp_path / "space.yaml", tmp_path / "runs"
+    space.write_text(ONE_TRIAL_SWEEP)
+    command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--address", local_ray.address]
+    finished = run(*command, "--promote", *OPEN_GATE, "--json", within_s=400)
+    assert finished.code == 0, finished
+    found = finished.json()
+    assert found["promotion"] == {"bundle": found["bundle"], "version": "1", "digest": found["digest"]}
+    champion = call("models", "show", "champion", "--workspace", workspace, "--json").json()
+    assert (champion["version"], champion["digest"]) == ("1", found["digest"])
 
 
 @pytest.mark.ray

@@ -14,8 +14,8 @@ from gtvray.config import PromotionConfig
 from gtvray.errors import InputError
 from gtvray.evaluation import CaseScore
 from gtvray.models import Bundle
-from gtvray.promotion import Evidence, Request, promote, require_champion, restore, rollback
-from gtvray.registry import DecisionLog, Registry
+from gtvray.promotion import Evidence, Request, adopt, promote, require_champion, restore, rollback
+from gtvray.registry import DecisionLog, ModelVersion, Registry
 
 from ..bundles import random_bundle
 from ..scores import made_score
@@ -129,10 +129,14 @@ class Promotions:
         return version.version
 
     def rollback(self) -> str:
-        return rollback(self.registry, self.log).version
+        return rollback(self.registry, self.log, self.root / "decisions").version
 
     def restore(self) -> str:
-        return restore(self.registry, self.log, self.root / "bundles", self.root / "golden").version
+        folders = {"bundles": self.root / "bundles", "golden": self.root / "golden"}
+        return restore(self.registry, self.log, self.root / "decisions", **folders).version
+
+    def adopt(self, version: str, reason: str) -> ModelVersion:
+        return adopt(self.registry, self.log, self.root / "decisions", version=version, reason=reason)
 
     def refused(self) -> InputError:
         with pytest.raises(InputError, match="changed outside the gate") as caught:

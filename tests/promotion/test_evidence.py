@@ -14,7 +14,8 @@ from gtvray.datasets import Ledger, index_dataset
 from gtvray.errors import InputError
 from gtvray.io import sha256_of
 from gtvray.models import Bundle
-from gtvray.promotion import gather_evidence, judge, require_untouched, run_fresh
+from gtvray.promotion import Cost, FreshRun, gather_evidence, judge, require_untouched, run_fresh
+from gtvray.runtime import processor_name
 
 from ..bundles import random_bundle
 
@@ -67,11 +68,38 @@ def test_evidence_covers_held_out_cases_and_every_scoring_is_counted(project: Pr
         assert cost is not None
         assert cost.seconds > 0
         assert 100 < cost.peak_mb < 5000
+        assert cost.host == f"{processor_name()}, 1 threads"
     looks = ledger.looks()
     assert (looks[-1]["subject"], looks[-1]["cases"]) == (bundle.digest, sorted(held_out))
     judgement = judge(evidence, PromotionConfig())
     assert not judgement.accepted, "random weights do not beat the mean position"
     assert ledger.record("promotion", bundle.digest, project.split.held_out, digest) == 2, "a model counts once"
+
+
+def test_replica_s_gpu_is_measured_or_stated_as_not_measured(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time on a CPU says nothing about a replica that computes on a GPU."""
+    calls: list[dict[str, Any]] = []
+
+    def fresh(bundle: Bundle, threads: int, **job: Any) -> FreshRun:
+        calls.append(job)
+        return FreshRun(True, cost=None if job["scan"] is None else Cost(1.0, 900.0, job["device"]))
+
+    monkeypatch.setattr("gtvray.promotion.evidence.run_fresh", fresh)
+    monkeypatch.setattr("gtvray.promotion.evidence.score_cases", lambda *_: [])
+    for available, gpus, device in ((False, 0.5, None), (True, 0.5, "cuda"), (True, 0.0, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        found = gather_evidence(
+            _bundle(tmp_path, 0, project),
+            project,
+            masks=tmp_path / "masks",
+            ledger=Ledger(tmp_path / "ledger.jsonl"),
+            threads=1,
+            gpus=gpus,
+        ).evidence
+        assert (found.cost and found.cost.host) == device
+    assert [job["scan"] is None for job in calls] == [True, False, False]
 
 
 def test_model_that_has_seen_a_held_out_case_is_not_judged_by_it(project: Project, tmp_path: Path) -> None:

@@ -111,6 +111,23 @@ def test_each_further_model_on_the_same_cases_needs_more(make_evidence: Callable
     assert sum(levels) / 2 == pytest.approx(0.05, abs=1e-4), "the one-sided levels sum to the rate"
 
 
+def test_baseline_test_without_a_champion_becomes_stricter_with_every_model(
+    make_evidence: Callable[..., Evidence],
+) -> None:
+    lucky = [value + (0.045 if n % 3 else -0.06) for n, value in enumerate(CHAMPION)]
+    changes: dict[str, Any] = {"candidate": lucky, "baseline": CHAMPION}
+    first, late = (judge(make_evidence("d", looks=looks, **changes), PromotionConfig()) for looks in (1, 20))
+    assert first.difference is not None
+    assert late.difference is not None
+    assert (first.difference.level, late.difference.level) == (pytest.approx(0.95), pytest.approx(level_at(20, 0.05)))
+    assert first.difference.low > late.difference.low
+    assert not late.accepted
+    assert "model 20 scored on these cases" in late.reasons[0]
+    champion = judge(_over(make_evidence, BETTER, looks=20), PromotionConfig())
+    assert champion.difference is not None
+    assert champion.difference.level == 0.95, "with a champion, the comparison with it is the primary test"
+
+
 def test_named_gain_needs_non_inferiority_and_the_gain(make_evidence: Callable[..., Evidence]) -> None:
     def judged(candidate: Sequence[float], gain: Gain, **changes: Any) -> Judgement:
         return judge(_over(make_evidence, candidate, **changes), PromotionConfig(), Request("Ada", gain))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from gtvray.errors import BundleError, GateRefusedError, InputError, NotReadyError
 from gtvray.failpoints import arm
-from gtvray.promotion import Request, adopt, require_champion
+from gtvray.promotion import Request, code_commit, require_champion
 from gtvray.registry import DecisionLog, Registry
 
 from .conftest import Promotions
@@ -45,7 +41,8 @@ def test_first_and_second_promotion(promotions: Promotions, tmp_path: Path) -> N
     assert "**The candidate is promoted. Mean DSC of the candidate minus that of the baseline: +0.600 (95 % " in page
     tags = promotions.client.get_model_version(promotions.name, "1").tags
     assert tags["gtvray.rule"] == "baseline"
-    assert tags["gtvray.licence"] == "not stated"
+    assert tags["gtvray.licence"] == promotions.registry.champion().licence == "not stated"
+    assert tags["gtvray.commit"] == record["commit"] == code_commit()
 
 
 def test_changed_record_is_detected(promotions: Promotions, tmp_path: Path) -> None:
@@ -216,13 +213,87 @@ def test_champion_without_a_decision_is_detected_and_can_be_adopted(promotions: 
     assert error.fields["expected"] == "no champion"
     assert "gtvray models adopt 1" in error.fields["do"]
     with pytest.raises(InputError, match="not the champion"):
-        adopt(promotions.registry, promotions.log, "2", "validated elsewhere")
-    assert adopt(promotions.registry, promotions.log, "1", "validated elsewhere").version == "1"
+        promotions.adopt("2", "validated elsewhere")
+    adopted = promotions.adopt("1", "validated elsewhere")
+    assert (adopted.version, adopted.override) == ("1", "adopted by Ada: validated elsewhere")
+    assert promotions.registry.champion().override == adopted.override, "endpoints show it as gate_override"
     decision = promotions.log.current()
     assert decision is not None
     assert (decision.kind, decision.by, decision.reason) == ("adopted", "Ada", "validated elsewhere")
     assert promotions.promote(1) == "2"
     assert promotions.rollback() == "1"
+
+
+def test_changes_without_evidence_have_records(promotions: Promotions, tmp_path: Path) -> None:
+    promotions.promote(0)
+    promotions.promote(1)
+    promotions.rollback()
+    promotions.client.set_registered_model_alias(promotions.name, "champion", "2")
+    promotions.restore()
+    promotions.client.set_registered_model_alias(promotions.name, "champion", "2")
+    promotions.adopt("2", "validated elsewhere")
+    expected = {
+        "rolled_back": ("2", "1", ""),
+        "restored": ("2", "1", "restored version 1 after a change outside the gate"),
+        "adopted": ("1", "2", "validated elsewhere"),
+    }
+    for decision in promotions.log.decisions()[2:]:
+        file = promotions.log.download_record(decision, tmp_path / decision.kind)
+        local = tmp_path / "decisions" / f"{decision.number:04d}-{decision.kind}"
+        assert file.read_bytes() == (local / "decision.json").read_bytes()
+        record = json.loads(file.read_text())
+        assert tuple(record[name] for name in ("previous", "version", "reason")) == expected[decision.kind]
+        assert (record["schema"], record["by"], record["evidence"]) == (1, "Ada", None)
+        assert (record["number"], record["at"], record["digest"]) == (decision.number, decision.at, decision.digest)
+        page = file.with_name("decision.md").read_text()
+        for words in (
+            f"| date | {decision.at} |",
+            "| by | Ada |",
+            f"| champion before | version {decision.previous} |",
+        ):
+            assert words in page
+        assert record["reason"] in page
+
+
+def test_rollback_does_not_depend_on_the_artifact_store(
+    promotions: Promotions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A workspace with the bundle can leave a bad champion while the store is away."""
+    promotions.promote(0)
+    promotions.promote(1)
+
+    def fail(*_: object) -> None:
+        raise OSError("the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotions.client, "log_artifacts", fail)
+        assert promotions.rollback() == "1" == promotions.champion
+    decision = promotions.log.decisions()[-1]
+    assert (decision.kind, decision.state, decision.evidence) == ("rolled_back", "completed", "")
+    assert (tmp_path / "decisions" / f"{decision.number:04d}-rolled_back" / "decision.md").is_file()
+
+
+@pytest.mark.parametrize(("uploaded", "state"), [(False, "interrupted"), (True, "completed")])
+def test_refusal_that_was_interrupted_is_complete_only_with_its_record(
+    promotions: Promotions, monkeypatch: pytest.MonkeyPatch, uploaded: bool, state: str
+) -> None:
+    worse = promotions.evidence(1, candidate=(0.1, 0.1, 0.1))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("failpoint")
+
+    with monkeypatch.context() as patch:
+        if uploaded:
+            patch.setattr(DecisionLog, "settle", fail)
+        else:
+            arm("decision.recorded=raise")
+        try:
+            with pytest.raises(RuntimeError, match="failpoint"):
+                promotions.promote(1, worse)
+        finally:
+            arm("")
+    assert promotions.promote(0) == "1"
+    assert [decision.state for decision in promotions.log.decisions()] == [state, "completed"]
 
 
 def test_second_workspace_sees_the_same_champion_and_history(promotions: Promotions, tmp_path: Path) -> None:
@@ -243,114 +314,3 @@ def test_decision_whose_run_was_deleted_still_counts(promotions: Promotions) -> 
         promotions.client.delete_run(decision.run_id)
     assert promotions.promote(2) == "3"
     assert promotions.rollback() == "2"
-
-
-@pytest.mark.parametrize(
-    ("action", "step"),
-    [
-        ("promote", "promotion.registered"),
-        ("promote", "decision.recorded"),
-        ("promote", "promotion.recorded"),
-        ("promote", "promotion.moved"),
-        ("rollback", "promotion.recorded"),
-        ("rollback", "promotion.moved"),
-    ],
-)
-def test_failure_at_any_step_leaves_one_champion_with_a_decision(
-    promotions: Promotions, action: str, step: str
-) -> None:
-    promotions.promote(0)
-    promotions.promote(1)
-    arm(f"{step}=raise")
-    try:
-        with pytest.raises(RuntimeError, match="failpoint"):
-            promotions.promote(2) if action == "promote" else promotions.rollback()
-    finally:
-        arm("")
-    moved = "3" if action == "promote" else "1"
-    champion = require_champion(promotions.registry, promotions.log)
-    assert champion is not None
-    assert champion.version == (moved if step == "promotion.moved" else "2")
-    assert promotions.registry.fetch(champion).digest == champion.digest
-    # The next command completes or undoes what was left.
-    assert promotions.promote(3) == ("4" if action == "promote" else "3")
-    states = {decision.state for decision in promotions.log.decisions()}
-    undone = step in ("decision.recorded", "promotion.recorded")
-    assert states == ({"completed", "undone"} if undone else {"completed"})
-    assert promotions.rollback() == champion.version
-
-
-_PROMOTER = """
-import json, pathlib, sys, time
-from gtvray.errors import InputError
-from tests.promotion.conftest import Promotions, make_evidence
-from gtvray.tracking import connect_mlflow
-job = json.loads(sys.argv[1])
-root = pathlib.Path(job["root"])
-root.mkdir()
-made = Promotions(connect_mlflow(job["uri"], root), root, job["run_id"], make_evidence.__wrapped__())
-made.name = job["name"]
-made.registry._name = made.log._model = job["name"]
-made.bundle(job["seed"])
-(root.parent / f"ready-{job['seed']}").touch()
-while len(list(root.parent.glob("ready-*"))) < job["count"]: time.sleep(0.01)
-done = 0
-while done < job["times"]:
-    try:
-        made.promote(job["seed"])
-        done += 1
-    except InputError as error:
-        assert "has changed since" in str(error), error
-"""
-
-
-def _start(client: MlflowClient, tmp_path: Path, run_id: str, environment: dict[str, str], **job: object):
-    text = json.dumps({"uri": client.tracking_uri, "name": f"model-{tmp_path.name}", "run_id": run_id, **job})
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROMOTER, text],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), **environment},
-    )
-
-
-def test_concurrent_promotions_of_two_workspaces_are_serialised(
-    client: MlflowClient, run_id: str, tmp_path: Path
-) -> None:
-    started = [
-        _start(client, tmp_path, run_id, {}, root=str(tmp_path / f"host-{seed}"), seed=seed, count=2, times=3)
-        for seed in range(2)
-    ]
-    try:
-        for process in started:
-            assert process.wait(100) == 0, process.communicate()[1]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    name = f"model-{tmp_path.name}"
-    registry, decisions = Registry(client, name, tmp_path / "bundles"), DecisionLog(client, name, None, "").decisions()
-    assert len(decisions) == 6
-    assert len({decision.number for decision in decisions}) == 6
-    assert len(registry.versions()) == 2
-    assert registry.champion().version == decisions[-1].version
-    for before, after in itertools.pairwise(decisions):
-        assert after.previous == before.version
-
-
-def test_promotion_killed_after_the_change_is_completed_by_the_next(
-    client: MlflowClient, promotions: Promotions, run_id: str, tmp_path: Path
-) -> None:
-    """The lease of the killed process is taken over at once, since it ran on this host."""
-    promotions.promote(0)
-    environment = {"GTVRAY_FAILPOINT": "promotion.moved=kill"}
-    root = str(tmp_path / "killed")
-    process = _start(client, tmp_path, run_id, environment, root=root, seed=1, count=1, times=1)
-    assert process.wait(100) == -9, process.communicate()[1]
-    process.communicate()
-    assert [decision.state for decision in promotions.log.decisions()] == ["completed", "intended"]
-    assert promotions.champion == "2"
-    assert promotions.rollback() == "1"
-    assert [decision.state for decision in promotions.log.decisions()] == ["completed"] * 3

@@ -61,7 +61,9 @@ def test_versions_are_listed_with_their_last_decision(site: Promotions) -> None:
         ("2", ["champion"], "promoted", "Ada"),
     ]
     assert json.loads(call(site, "list", "--json")) == rows
+    assert [row["licence"] for row in rows] == ["not stated"] * 2
     assert "last decision" in call(site)
+    assert "licence of the data" in call(site)
 
 
 def test_version_is_shown_and_compared(site: Promotions) -> None:
@@ -92,6 +94,19 @@ def test_exported_version_is_served_and_imported_at_another_site(site: Promotion
     (row,) = json.loads(call(elsewhere, "--json"))
     assert (row["digest"], row["aliases"], row["decision"]) == (bundle.digest, [], None)
     assert load_bundle("1", Workspace(elsewhere)).digest == bundle.digest
+
+
+def test_plain_number_is_a_version_even_if_a_folder_has_this_name(
+    site: Promotions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases of StructSeg are folders with such names."""
+    shutil.copytree(site.bundle(1).folder, tmp_path / "1")
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(site.root)
+    assert json.loads(call(site, "show", 1, "--json"))["digest"] == site.bundle(0).digest
+    assert load_bundle("1", workspace).digest == site.bundle(0).digest
+    assert json.loads(call(site, "show", "./1", "--json"))["digest"] == site.bundle(1).digest
+    assert load_bundle("./1", workspace).digest == site.bundle(1).digest
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gtvray.errors import ResourceError
-from gtvray.runtime import Finding, examine_host, host, port_is_free, require_port, temporary
+from gtvray.runtime import Finding, examine_host, host, port_is_free, processor_name, require_port, temporary
 
 from ..namespaces import as_nameless_user
 
@@ -154,3 +154,13 @@ def test_port_in_time_wait_is_free() -> None:
 
 def test_foreign_address_has_no_free_port() -> None:
     assert not port_is_free("203.0.113.1", 8000)
+
+
+def test_processor_is_named(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    assert processor_name(tmp_path), "an architecture, without a model name"
+    cpuinfo = tmp_path / "proc" / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Example CPU @ 2.00GHz\n")
+    assert processor_name(tmp_path).startswith("Example CPU @ 2.00GHz (")
+    cpuinfo.write_text("processor\t: 0\n")
+    assert processor_name(tmp_path) == processor_name(tmp_path / "missing")
