@@ -79,6 +79,7 @@ class VersionManager:
         self._started = 0
         self._served: Candidate | None = None
         self._rejected: Candidate | None = None
+        self._undeleted: list[str] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -112,23 +113,29 @@ class VersionManager:
         """Serve a version instead of the current one.
 
         Raises:
-            GtvrayError: it cannot be served. The current version stays in service, or is started again if it had to be
-                stopped first.
+            GtvrayError: it cannot be served, and is rejected. The current version stays in service, or is started again
+                if it had to be stopped first.
+            Exception: Ray or Serve failed, which is no fault of the version: it is not rejected.
         """
         old = self._versions.current
         new = self._named(candidate)
         self._update(loading=new)
-        interrupt = self._require_resources()
+        try:
+            interrupt = self._require_resources()
+        except Exception:
+            self._update(loading=None)
+            raise
         try:
             if interrupt and old is not None:
                 self._drain(old)
                 self._update(current=None)
             self._start(new, candidate)
-        except GtvrayError as error:
+        except Exception as error:
             self._delete(new.app)
-            self._reject(candidate, error)
-            if interrupt and self._served is not None:
-                self._restore(self._served)
+            if isinstance(error, GtvrayError):
+                self._reject(candidate, error)
+            self._update(loading=None)
+            self._require_served()
             raise
         self._rejected, self._served = None, candidate
         self._update(current=new, loading=None)
@@ -151,13 +158,15 @@ class VersionManager:
 
     def _step(self, find: Callable[[], Candidate | None]) -> None:
         found = find()
+        self._delete_leftovers()
         if self._versions.problem:
             self._update(problem="")
         current = self._versions.current
         # A rejected version is tried again only after another one, or from other files.
-        if found is None or (current is not None and current.digest == found.digest) or found == self._rejected:
-            return
-        self.swap(found)
+        if found is None or found == self._rejected:
+            self._require_served()
+        elif current is None or current.digest != found.digest:
+            self.swap(found)
 
     def _named(self, candidate: Candidate) -> ServedVersion:
         # A version can come back by a rollback while its former application is still being removed.
@@ -182,7 +191,6 @@ class VersionManager:
         if self._versions.current is None or not (lacking := missing_resources(needed)):
             return False
         if not serving.interrupt_to_swap:
-            self._update(loading=None)
             raise ResourceError(
                 "a new version does not fit on the cluster alongside the served version",
                 **lacking,
@@ -218,11 +226,18 @@ class VersionManager:
     def _application(self, args: AppArguments) -> Any:
         return build_model_app(args)
 
-    def _restore(self, candidate: Candidate) -> None:
+    def _require_served(self) -> None:
         """Restart the version that was stopped for one that then failed."""
-        again = self._named(candidate)
+        if self._served is None or self._versions.current is not None:
+            return
+        again = self._named(self._served)
         self._update(loading=again)
-        self._start(again, candidate)
+        try:
+            self._start(again, self._served)
+        except Exception:
+            self._delete(again.app)
+            self._update(loading=None)
+            raise
         self._update(current=again, loading=None)
 
     def _drain(self, old: ServedVersion) -> None:
@@ -238,7 +253,17 @@ class VersionManager:
         self._delete(old.app)
 
     def _delete(self, app: str) -> None:
-        serve.delete(app, _blocking=False)
+        """Delete an application; if Serve does not respond, the next check deletes it."""
+        try:
+            serve.delete(app, _blocking=False)
+        except Exception as error:  # noqa: BLE001  # must not hide the reason of the deletion, nor end the swap
+            log_event("not_deleted", "versions", logging.ERROR, kind=type(error).__name__)
+            self._undeleted.append(app)
+
+    def _delete_leftovers(self) -> None:
+        leftovers, self._undeleted = self._undeleted, []
+        for app in leftovers:
+            self._delete(app)
 
     def _reject(self, candidate: Candidate, error: GtvrayError) -> None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -249,7 +274,7 @@ class VersionManager:
             self._on_reject(candidate, rejected.reason)
         except Exception as failed:  # noqa: BLE001  # an unreachable registry must not stop the endpoint
             log_event("rejection_not_recorded", "versions", logging.ERROR, kind=type(failed).__name__)
-        self._update(loading=None, rejected=(*self._versions.rejected, rejected))
+        self._update(rejected=(*self._versions.rejected, rejected))
 
     def _update(self, **changes: Any) -> None:
         versions: Versions = replace(self._versions, **changes)
