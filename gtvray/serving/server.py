@@ -87,6 +87,11 @@ class Server:
         """
         self._wait(lambda: probe(self.url, "/healthz") is not None, "the endpoint", timeout_s)
 
+    def versions(self) -> Versions:
+        """The served and the rejected versions of the default model; none if it does not follow the champion."""
+        manager = self._managers.get(self._model_name)
+        return manager.versions if manager is not None else Versions()
+
     def stop(self) -> None:
         """Stop the endpoint after the requests in progress have finished."""
         for manager in self._managers.values():
@@ -238,7 +243,8 @@ def _clear_pointers(plans: Iterable[Follow | ShadowPlan]) -> None:
 
 def _manage(args: AppArguments, name: str, model: str, follow: Follow) -> VersionManager:
     args = args.model_copy(update={"model_name": model})
-    manager = VersionManager(args, Pointer(follow.versions), _in_use(name), follow.on_reject)
+    last = follow.versions.with_suffix(".last.json")
+    manager = VersionManager(args, Pointer(follow.versions), _in_use(name), follow.on_reject, last)
     manager.follow(follow.find, args.serving.follow_s)
     return manager
 

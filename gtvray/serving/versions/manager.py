@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
+from gtvray.errors import FailureError, GtvrayError, InputError, NotReadyError, ResourceError
+from gtvray.io import read_json, write_json
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.request_log import log_event
@@ -60,6 +61,8 @@ class VersionManager:
         pointer: pointer to the served version, read by the gateways.
         in_use: returns the number of requests in progress on a Serve application.
         on_reject: called with a version that could not be served, and the reason.
+        last: file that names the version served last. If the first champion is rejected, that version is served; None
+            serves nothing then.
 
     Attributes:
         prefix: prefix of the names of the Serve applications.
@@ -73,11 +76,13 @@ class VersionManager:
         pointer: Pointer,
         in_use: Callable[[str], int],
         on_reject: Callable[[Candidate, str], None] = lambda *_: None,
+        last: Path | None = None,
     ) -> None:
+        self._last = last
         self._args, self._pointer, self._in_use, self._on_reject = args, pointer, in_use, on_reject
         self._versions = pointer.read()
         self._started = 0
-        self._served: Candidate | None = None
+        self._served = _read_last(last) if last is not None else None
         self._rejected: Candidate | None = None
         self._undeleted: list[str] = []
         self._stop = threading.Event()
@@ -98,6 +103,11 @@ class VersionManager:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(30)
+
+    @property
+    def versions(self) -> Versions:
+        """The served version, the one being loaded, and those that were rejected."""
+        return self._versions
 
     def require_hopeful(self) -> None:
         """Check that a version is served, is being started, or may still be found.
@@ -134,14 +144,16 @@ class VersionManager:
             self._delete(new.app)
             if isinstance(error, GtvrayError):
                 self._reject(candidate, error)
-            self._update(loading=None)
-            self._require_served()
+            self._restore()
             raise
         self._rejected, self._served = None, candidate
         self._update(current=new, loading=None)
         log_event("swapped", "versions", version=new.version)
         if old is not None and not interrupt:
             self._drain(old)
+        if self._last is not None:
+            golden = str(candidate.golden) if candidate.golden is not None else None
+            write_json(self._last, {**asdict(candidate), "bundle": str(candidate.bundle), "golden": golden})
 
     def _follow(self, find: Callable[[], Candidate | None], every_s: float) -> None:
         while True:
@@ -163,8 +175,10 @@ class VersionManager:
             self._update(problem="")
         current = self._versions.current
         # A rejected version is tried again only after another one, or from other files.
-        if found is None or found == self._rejected:
-            self._require_served()
+        if found is None:
+            return
+        if found == self._rejected:
+            self._restore()
         elif current is None or current.digest != found.digest:
             self.swap(found)
 
@@ -226,14 +240,17 @@ class VersionManager:
     def _application(self, args: AppArguments) -> Any:
         return build_model_app(args)
 
-    def _require_served(self) -> None:
-        """Restart the version that was stopped for one that then failed."""
-        if self._served is None or self._versions.current is not None:
+    def _restore(self) -> None:
+        """If no version is served, start the one that was served last: stopped for a swap, or before a restart."""
+        last, rejected = self._served, self._rejected
+        same = last is not None and rejected is not None and last.digest == rejected.digest
+        if last is None or same or self._versions.current is not None or self._stop.is_set():
+            self._update(loading=None)
             return
-        again = self._named(self._served)
+        again = self._named(last)
         self._update(loading=again)
         try:
-            self._start(again, self._served)
+            self._start(again, last)
         except Exception:
             self._delete(again.app)
             self._update(loading=None)
@@ -298,6 +315,17 @@ def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
 def status_text(status: ApplicationStatusOverview) -> str:
     """Return the end of Serve's status message of an application, on one line."""
     return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+
+
+def _read_last(file: Path) -> Candidate | None:
+    """Return the version served last, whose digest and golden cases its replicas check; None if its files are gone."""
+    try:
+        stored = read_json(file)
+        golden = Path(stored["golden"]) if stored["golden"] is not None else None
+        last = Candidate(stored["version"], stored["digest"], Path(stored["bundle"]), golden, stored["override"])
+    except (OSError, InputError, KeyError, TypeError):
+        return None
+    return last if all(folder.is_dir() for folder in (last.bundle, last.golden) if folder is not None) else None
 
 
 def _require_reproduced(app: str) -> None:

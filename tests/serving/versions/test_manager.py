@@ -15,7 +15,7 @@ from gtvray.serving import Candidate
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.versions import manager as module
 from gtvray.serving.versions.manager import VersionManager
-from gtvray.serving.versions.pointer import Pointer
+from gtvray.serving.versions.pointer import Pointer, Versions
 
 FIRST, SECOND = (Candidate(number, number * 64, Path("bundle"), None) for number in "12")
 
@@ -150,3 +150,53 @@ def test_resources_that_cannot_be_asked_for_leave_no_version_loading(
     with pytest.raises(RayActorError):
         manager._step(registry.find)
     assert served(tmp_path) == "1"
+
+
+def start_again(cluster: Serve, registry: Registry, folder: Path) -> VersionManager:
+    """The manager of an endpoint whose earlier process served the first version; the second one is champion."""
+    for name in ("bundle", "golden"):
+        (folder / name).mkdir()
+    registry.champion = Candidate("1", "1" * 64, folder / "bundle", folder / "golden", "a reason")
+
+    def start() -> VersionManager:
+        Pointer(folder / "versions.json").write(Versions())
+        pointer = Pointer(folder / "versions.json")
+        return VersionManager(AppArguments(), pointer, lambda _: 0, registry.reject, folder / "last.json")
+
+    start()._step(registry.find)
+    cluster.applications.clear()
+    registry.champion = SECOND
+    return start()
+
+
+def test_after_a_restart_with_a_broken_champion_the_last_version_is_served(
+    cluster: Serve, registry: Registry, tmp_path: Path
+) -> None:
+    again = start_again(cluster, registry, tmp_path)
+    cluster.fails = {"2"}
+    with pytest.raises(FailureError):
+        again._step(registry.find)
+    assert (served(tmp_path), registry.rejected) == ("1", ["2"])
+    again.require_hopeful()
+    assert [each.version for each in again.versions.rejected] == ["2"]
+
+
+def test_after_a_restart_the_champion_comes_first(cluster: Serve, registry: Registry, tmp_path: Path) -> None:
+    start_again(cluster, registry, tmp_path)._step(registry.find)
+    assert served(tmp_path) == "2"
+    assert cluster.started == ["1", "2"]
+
+
+def test_after_a_restart_a_version_whose_files_are_gone_is_not_started(
+    cluster: Serve, registry: Registry, tmp_path: Path
+) -> None:
+    start_again(cluster, registry, tmp_path)
+    (tmp_path / "golden").rmdir()
+    pointer = Pointer(tmp_path / "versions.json")
+    again = VersionManager(AppArguments(), pointer, lambda _: 0, registry.reject, tmp_path / "last.json")
+    cluster.fails = {"2"}
+    with pytest.raises(FailureError):
+        again._step(registry.find)
+    assert served(tmp_path) is None
+    with pytest.raises(FailureError, match="could not be started"):
+        again.require_hopeful()
