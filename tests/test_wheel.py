@@ -48,6 +48,8 @@ def test_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     assert "gtvray" not in complete.stdout, complete.stdout
     shipped = "from importlib import resources; print((resources.files('gtvray.tune_configs') / 'demo.yaml').is_file())"
     assert _run(binaries / "python", "-c", shipped, cwd=tmp_path).stdout == "True\n"
+    shipped = "from importlib import resources; print((resources.files('gtvray.deploy') / 'laptop.yaml').is_file())"
+    assert _run(binaries / "python", "-c", shipped, cwd=tmp_path).stdout == "True\n"
     (tmp_path / "one.yaml").write_text(ONE_TRIAL_SWEEP)
     demo = _run(binaries / "gtvray", "demo", "--sweep", "one.yaml", *OPEN_GATE, "--json", cwd=tmp_path)
     assert demo.returncode == 0, demo.stderr

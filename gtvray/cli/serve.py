@@ -73,7 +73,13 @@ def serve(
                 server.wait_ready()
                 unchecked = "" if endpoint.golden else f"; {_UNCHECKED}"
                 shown = f"; bearer token: {token}" if generated else ""
-                serving = _serving_text(endpoint.version, endpoint.follows, server.url)
+                versions = server.versions()
+                version = versions.current.version if versions.current is not None else endpoint.version
+                serving = _serving_text(version, endpoint.follows, server.url)
+                if server.without_jobs is not None:
+                    typer.echo(f"no jobs are accepted: {server.without_jobs}", err=True)
+                for each in versions.rejected:
+                    typer.echo(f"version {each.version} is rejected: {each.reason}", err=True)
                 typer.echo(f"{serving} until Ctrl-C{unchecked}{shown}", err=True)
                 Event().wait()
             except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -19,12 +20,13 @@ from gtvray import NOTICE, __version__
 from gtvray.errors import GtvrayError, InputError
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.gateway.access import Access
-from gtvray.serving.gateway.audit import AuditLog
+from gtvray.serving.gateway.audit import AuditedJobs, AuditLog
 from gtvray.serving.gateway.guard import KUBERAY_PATH, OPEN_PATHS, Guard
 from gtvray.serving.gateway.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors, install_openapi
 from gtvray.serving.gateway.results import negotiate, result_document, result_response
 from gtvray.serving.gateway.segmenter import Report, Segmenter
 from gtvray.serving.jobs import JobRoutes, Jobs, ReplicasDocument
+from gtvray.serving.jobs.documents import QueueDocument
 from gtvray.serving.metrics import (
     BODY_BYTES,
     OUT_OF_DOMAIN,
@@ -34,9 +36,12 @@ from gtvray.serving.metrics import (
     SPOOL_BYTES,
     exposition,
     set_models,
+    set_queue,
+    set_rejected,
     set_replicas,
 )
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
+from gtvray.serving.request_log import log_event
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
 from gtvray.serving.tracing import NO_TRACES, Tracing
@@ -81,7 +86,7 @@ class Api:
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
-            self._jobs = Jobs(args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
+            self._jobs = AuditedJobs(self._audit, args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
 
     def build_app(self) -> FastAPI:
         """Build the ASGI application."""
@@ -148,8 +153,20 @@ class Api:
                 described[served.name] = await served.describe()
         set_replicas(replicas)
         set_models(described)
+        set_rejected({served.name: len(served.versions().rejected) for served in self._models})
+        set_queue(await self._queue())
         text, media_type = exposition()
         return Response(text, media_type=media_type)
+
+    async def _queue(self) -> QueueDocument | None:
+        """The queue of jobs; None if the database does not respond, which must not withhold the other metrics."""
+        if self._jobs is None:
+            return QueueDocument(queued=0, running=0, expected_wait_s=None)
+        try:
+            return await self._jobs.queue()
+        except Exception as error:  # noqa: BLE001
+            log_event("queue_unknown", "metrics", logging.ERROR, kind=type(error).__name__)
+            return None
 
     async def readyz(self) -> dict[str, str]:
         """Readiness probe: the default model is loaded and reproduces its golden cases, as of the last check."""
@@ -237,7 +254,8 @@ class Api:
         self, request_id: str, client: str, served: Served, body: Body, work: Coroutine[Any, Any, Prediction]
     ) -> Prediction:
         """Await the segmentation of a body, and record its outcome."""
-        model, outcome = {"model_name": served.name}, "failed"
+        # The version to which the work, which has not begun, is pinned. A mask names its version itself.
+        model, outcome = {"model_name": served.name, **served.identity()}, "failed"
         BODY_BYTES.inc(body.size)
         if self._shadow is not None:
             self._shadow.make_way()
@@ -252,6 +270,9 @@ class Api:
             raise
         except ClientDisconnect:
             outcome = "disconnected"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
             raise
         finally:
             SCANS.labels(outcome, served.name).inc()

@@ -53,6 +53,7 @@ class ShadowManager(VersionManager):
     def _step(self, find: Callable[[], Candidate | None]) -> None:
         found, current = find(), self._versions.current
         if found is None and current is not None:
+            self._served = None
             self._update(current=None)
             self._drain(current)
         elif current is not None or self._is_ready():
@@ -66,7 +67,6 @@ class ShadowManager(VersionManager):
         needed = {"GPU": serving.gpus_per_replica, "memory": serving.memory_gb_per_replica * 1e9}
         lacking = missing_resources(needed)
         if lacking:
-            self._update(loading=None)
             raise ResourceError(
                 "the shadow version does not fit on the cluster alongside the served version",
                 **lacking,

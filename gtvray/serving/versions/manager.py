@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
+from gtvray.errors import FailureError, GtvrayError, InputError, NotReadyError, ResourceError
+from gtvray.io import read_json, write_json
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.request_log import log_event
@@ -60,6 +61,8 @@ class VersionManager:
         pointer: pointer to the served version, read by the gateways.
         in_use: returns the number of requests in progress on a Serve application.
         on_reject: called with a version that could not be served, and the reason.
+        last: file that names the version served last. If the first champion is rejected, that version is served; None
+            serves nothing then.
 
     Attributes:
         prefix: prefix of the names of the Serve applications.
@@ -73,12 +76,15 @@ class VersionManager:
         pointer: Pointer,
         in_use: Callable[[str], int],
         on_reject: Callable[[Candidate, str], None] = lambda *_: None,
+        last: Path | None = None,
     ) -> None:
+        self._last = last
         self._args, self._pointer, self._in_use, self._on_reject = args, pointer, in_use, on_reject
         self._versions = pointer.read()
         self._started = 0
-        self._served: Candidate | None = None
+        self._served = _read_last(last) if last is not None else None
         self._rejected: Candidate | None = None
+        self._undeleted: list[str] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -98,6 +104,11 @@ class VersionManager:
         if self._thread is not None:
             self._thread.join(30)
 
+    @property
+    def versions(self) -> Versions:
+        """The served version, the one being loaded, and those that were rejected."""
+        return self._versions
+
     def require_hopeful(self) -> None:
         """Check that a version is served, is being started, or may still be found.
 
@@ -112,29 +123,37 @@ class VersionManager:
         """Serve a version instead of the current one.
 
         Raises:
-            GtvrayError: it cannot be served. The current version stays in service, or is started again if it had to be
-                stopped first.
+            GtvrayError: it cannot be served, and is rejected. The current version stays in service, or is started again
+                if it had to be stopped first.
+            Exception: Ray or Serve failed, which is no fault of the version: it is not rejected.
         """
         old = self._versions.current
         new = self._named(candidate)
         self._update(loading=new)
-        interrupt = self._require_resources()
+        try:
+            interrupt = self._require_resources()
+        except Exception:
+            self._update(loading=None)
+            raise
         try:
             if interrupt and old is not None:
                 self._drain(old)
                 self._update(current=None)
             self._start(new, candidate)
-        except GtvrayError as error:
+        except Exception as error:
             self._delete(new.app)
-            self._reject(candidate, error)
-            if interrupt and self._served is not None:
-                self._restore(self._served)
+            if isinstance(error, GtvrayError):
+                self._reject(candidate, error)
+            self._restore()
             raise
         self._rejected, self._served = None, candidate
         self._update(current=new, loading=None)
         log_event("swapped", "versions", version=new.version)
         if old is not None and not interrupt:
             self._drain(old)
+        if self._last is not None:
+            golden = str(candidate.golden) if candidate.golden is not None else None
+            write_json(self._last, {**asdict(candidate), "bundle": str(candidate.bundle), "golden": golden})
 
     def _follow(self, find: Callable[[], Candidate | None], every_s: float) -> None:
         while True:
@@ -151,13 +170,17 @@ class VersionManager:
 
     def _step(self, find: Callable[[], Candidate | None]) -> None:
         found = find()
+        self._delete_leftovers()
         if self._versions.problem:
             self._update(problem="")
         current = self._versions.current
         # A rejected version is tried again only after another one, or from other files.
-        if found is None or (current is not None and current.digest == found.digest) or found == self._rejected:
+        if found is None:
             return
-        self.swap(found)
+        if found == self._rejected:
+            self._restore()
+        elif current is None or current.digest != found.digest:
+            self.swap(found)
 
     def _named(self, candidate: Candidate) -> ServedVersion:
         # A version can come back by a rollback while its former application is still being removed.
@@ -182,7 +205,6 @@ class VersionManager:
         if self._versions.current is None or not (lacking := missing_resources(needed)):
             return False
         if not serving.interrupt_to_swap:
-            self._update(loading=None)
             raise ResourceError(
                 "a new version does not fit on the cluster alongside the served version",
                 **lacking,
@@ -218,11 +240,21 @@ class VersionManager:
     def _application(self, args: AppArguments) -> Any:
         return build_model_app(args)
 
-    def _restore(self, candidate: Candidate) -> None:
-        """Restart the version that was stopped for one that then failed."""
-        again = self._named(candidate)
+    def _restore(self) -> None:
+        """If no version is served, start the one that was served last: stopped for a swap, or before a restart."""
+        last, rejected = self._served, self._rejected
+        same = last is not None and rejected is not None and last.digest == rejected.digest
+        if last is None or same or self._versions.current is not None or self._stop.is_set():
+            self._update(loading=None)
+            return
+        again = self._named(last)
         self._update(loading=again)
-        self._start(again, candidate)
+        try:
+            self._start(again, last)
+        except Exception:
+            self._delete(again.app)
+            self._update(loading=None)
+            raise
         self._update(current=again, loading=None)
 
     def _drain(self, old: ServedVersion) -> None:
@@ -238,7 +270,17 @@ class VersionManager:
         self._delete(old.app)
 
     def _delete(self, app: str) -> None:
-        serve.delete(app, _blocking=False)
+        """Delete an application; if Serve does not respond, the next check deletes it."""
+        try:
+            serve.delete(app, _blocking=False)
+        except Exception as error:  # noqa: BLE001  # must not hide the reason of the deletion, nor end the swap
+            log_event("not_deleted", "versions", logging.ERROR, kind=type(error).__name__)
+            self._undeleted.append(app)
+
+    def _delete_leftovers(self) -> None:
+        leftovers, self._undeleted = self._undeleted, []
+        for app in leftovers:
+            self._delete(app)
 
     def _reject(self, candidate: Candidate, error: GtvrayError) -> None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -249,7 +291,7 @@ class VersionManager:
             self._on_reject(candidate, rejected.reason)
         except Exception as failed:  # noqa: BLE001  # an unreachable registry must not stop the endpoint
             log_event("rejection_not_recorded", "versions", logging.ERROR, kind=type(failed).__name__)
-        self._update(loading=None, rejected=(*self._versions.rejected, rejected))
+        self._update(rejected=(*self._versions.rejected, rejected))
 
     def _update(self, **changes: Any) -> None:
         versions: Versions = replace(self._versions, **changes)
@@ -273,6 +315,17 @@ def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
 def status_text(status: ApplicationStatusOverview) -> str:
     """Return the end of Serve's status message of an application, on one line."""
     return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+
+
+def _read_last(file: Path) -> Candidate | None:
+    """Return the version served last, whose digest and golden cases its replicas check; None if its files are gone."""
+    try:
+        stored = read_json(file)
+        golden = Path(stored["golden"]) if stored["golden"] is not None else None
+        last = Candidate(stored["version"], stored["digest"], Path(stored["bundle"]), golden, stored["override"])
+    except (OSError, InputError, KeyError, TypeError):
+        return None
+    return last if all(folder.is_dir() for folder in (last.bundle, last.golden) if folder is not None) else None
 
 
 def _require_reproduced(app: str) -> None:
