@@ -91,7 +91,7 @@ def describe_sweep(
         ),
         ("stops early after", "; ".join(filter(None, stops)) or "never"),
         ("per trial", _resources(base)),
-        ("plan", _plan(sweep, base, cluster)),
+        ("plan", _plan(sweep, with_dotted(base, first, "space"), cluster)),
     ]
     return SweepDescription(facts, _space_rows(space, first), _first_points(sweep, space, first))
 
