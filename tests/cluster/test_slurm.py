@@ -91,6 +91,9 @@ def slurm() -> Iterator[dict[str, str]]:
             time.sleep(3)
         yield environment
     finally:
+        # Jobs outlive Slurm's daemons.
+        subprocess.run(["scancel", "--user=root"], env=environment, timeout=30, check=False)
+        time.sleep(3)
         for process in reversed(started):
             process.terminate()
             process.wait(30)
