@@ -76,6 +76,8 @@ def serve(
                 versions = server.versions()
                 version = versions.current.version if versions.current is not None else endpoint.version
                 serving = _serving_text(version, endpoint.follows, server.url)
+                if server.without_jobs is not None:
+                    typer.echo(f"no jobs are accepted: {server.without_jobs}", err=True)
                 for each in versions.rejected:
                     typer.echo(f"version {each.version} is rejected: {each.reason}", err=True)
                 typer.echo(f"{serving} until Ctrl-C{unchecked}{shown}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import ray
 from gtvray.errors import ConfigError
 from gtvray.runtime import ask_every_node
 from gtvray.serving.arguments import TOKEN_VARIABLE, read_token
+from gtvray.serving.jobs.table import DATABASE_VARIABLE
+
+_MOST_NAMED = 3
 
 
 def require_on_every_node(token: str, token_file: Path | None, folders: list[Path]) -> None:
@@ -46,6 +50,31 @@ def missing_on_node(token_digest: str, token_file: Path | None, folders: list[Pa
     except ConfigError as error:
         lacking.append(error.what)
     return ", ".join(lacking) or None
+
+
+def unshared_jobs() -> str | None:
+    """Describe why gateways on several nodes cannot share jobs; None if they can, or if there is only one node.
+
+    Without a common database each gateway would have its own, and a client would find its job on one of them only.
+    """
+    if count_nodes() == 1:
+        return None
+    answers = ask_every_node(jobs_database)
+    lacking = [answer.node for answer in answers if answer.failure or not answer.value]
+    if lacking:
+        named = ", ".join(lacking[:_MOST_NAMED]) + (" and others" if len(lacking) > _MOST_NAMED else "")
+        found = f"{DATABASE_VARIABLE} is not set on {named}"
+    elif len({answer.value for answer in answers}) > 1:
+        found = f"{DATABASE_VARIABLE} differs between nodes"
+    else:
+        return None
+    return f"the cluster has several nodes, and {found}; set it to one PostgreSQL URL on all of them before Ray starts"
+
+
+def jobs_database() -> str:
+    """Digest of the address of this node's job database, which may contain a password; empty if none is configured."""
+    url = os.environ.get(DATABASE_VARIABLE, "")
+    return _digest(url) if url else ""
 
 
 def count_nodes() -> int:

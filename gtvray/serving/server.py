@@ -25,7 +25,7 @@ from gtvray.errors import FailureError, NotReadyError, NotReproducedError, Resou
 from gtvray.runtime import create_private_file, require_port
 from gtvray.serving.app import build_app
 from gtvray.serving.arguments import AppArguments, parse_arguments, read_shipped_config
-from gtvray.serving.nodes import require_on_every_node
+from gtvray.serving.nodes import require_on_every_node, unshared_jobs
 from gtvray.serving.probe import endpoint_url, probe
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 from gtvray.serving.shadow import RecordSender, ShadowManager, ShadowPlan
@@ -58,6 +58,7 @@ class Server:
     Attributes:
         url: address of the endpoint, as reached from this machine.
         name: name of the Serve application.
+        without_jobs: why it accepts no jobs although a folder for them was given; None if it accepts jobs.
     """
 
     url: str
@@ -67,6 +68,7 @@ class Server:
     _managers: Mapping[str, VersionManager] = field(default_factory=dict)
     _model_name: str = ""
     _shadow: tuple[ShadowManager, RecordSender] | None = None
+    without_jobs: str | None = None
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until a model is loaded and has reproduced its golden cases.
@@ -168,7 +170,8 @@ def start_server(
         model_name: name of the registered model.
         follow: follow the champion without restarts, instead of serving a fixed bundle.
         further: further registered models by name, whose champions are served as well.
-        jobs_dir: folder of the job store; None accepts no jobs.
+        jobs_dir: folder of the job store; None accepts no jobs. On several nodes jobs also need a common database,
+            without which none are accepted; see `Server.without_jobs`.
         tokens: file of the clients' tokens, readable from every node.
         audit: folder of the audit log.
         shadow: version of the default model that is compared with the served one on a share of the requests.
@@ -183,6 +186,7 @@ def start_server(
     config = read_shipped_config()
     name = config["applications"][0]["name"]
     followed = {**({model_name: follow} if follow is not None else {}), **further}
+    without_jobs = unshared_jobs() if jobs_dir is not None else None
     private = Path(tempfile.mkdtemp(prefix="gtvray-serve-"))
     try:
         folders = [folder for folder in (bundle_dir, golden) if folder is not None]
@@ -197,7 +201,7 @@ def start_server(
             "further_models": {name: each.versions for name, each in further.items()},
             "shadow": shadow.versions if shadow is not None else None,
             "token_file": _provide_token(token, token_file, private, folders),
-            "jobs_dir": jobs_dir,
+            "jobs_dir": jobs_dir if without_jobs is None else None,
             "tokens": tokens,
             "audit": audit,
             "serving": settings.model_dump(),
@@ -207,7 +211,7 @@ def start_server(
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)
         raise
-    server = Server(endpoint_url(settings), name, private, settings.drain_s)
+    server = Server(endpoint_url(settings), name, private, settings.drain_s, without_jobs=without_jobs)
     try:
         server.wait_listening()
     except BaseException:

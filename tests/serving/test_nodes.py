@@ -7,13 +7,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gtvray.config import ServingConfig
 from gtvray.errors import ConfigError
 from gtvray.runtime import Cluster
-from gtvray.serving.nodes import missing_on_node, require_on_every_node
+from gtvray.serving import nodes, server
+from gtvray.serving.nodes import jobs_database, missing_on_node, require_on_every_node, unshared_jobs
+
+from ..ports import free_port
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
 
@@ -27,6 +33,50 @@ def test_node_reports_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert missing_on_node(DIGEST, tmp_path / "token", []) == "the token file cannot be read"
     monkeypatch.delenv("GTVRAY_TOKEN")
     assert "no token is configured" in str(missing_on_node(DIGEST, None, []))
+
+
+@dataclass
+class Answer:
+    """The answer of a node."""
+
+    node: str
+    value: str | None
+    failure: str | None = None
+
+
+def test_jobs_on_several_nodes_need_a_common_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "count_nodes", lambda: 3)
+
+    def found(*values: str | None) -> str | None:
+        answers = [Answer(f"node-{number}", value, None if value else "late") for number, value in enumerate(values)]
+        monkeypatch.setattr(nodes, "ask_every_node", lambda _: answers)
+        return unshared_jobs()
+
+    assert found("one", "one", "one") is None
+    assert "is not set on node-0, node-2;" in str(found("", "one", None))
+    assert "node-2 and others;" in str(found("", "", "", ""))
+    assert "differs between nodes" in str(found("one", "other", "one"))
+    monkeypatch.setattr(nodes, "count_nodes", lambda: 1)
+    assert found("") is None
+
+
+def test_endpoint_without_a_common_database_accepts_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed: list[dict[str, Any]] = []
+    monkeypatch.setattr(server, "_check_no_serve", lambda: None)
+    monkeypatch.setattr(server, "_provide_token", lambda *_: None)
+    monkeypatch.setattr(server, "_deploy", lambda config, args: deployed.append(args))
+    monkeypatch.setattr(server.Server, "wait_listening", lambda self: None)
+    for reason, folder in (("not set", None), (None, tmp_path)):
+        monkeypatch.setattr(server, "unshared_jobs", lambda reason=reason: reason)
+        started = server.start_server(None, ServingConfig(port=free_port()), "secret", jobs_dir=tmp_path)
+        assert (started.without_jobs, deployed.pop()["jobs_dir"]) == (reason, folder)
+
+
+def test_address_of_the_database_is_not_disclosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GTVRAY_JOBS_DATABASE", raising=False)
+    assert jobs_database() == ""
+    monkeypatch.setenv("GTVRAY_JOBS_DATABASE", "postgresql://user:password@host/jobs")
+    assert len(jobs_database()) == 64
 
 
 @pytest.mark.ray
