@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 if TYPE_CHECKING:
+    from gtvray.serving.jobs.documents import QueueDocument
     from gtvray.serving.scaling import ReplicaCounts
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -39,6 +43,13 @@ MODEL = Gauge(
     "gtvray_model_info", "1 for the served version", ("model", "version", "digest", "golden"), registry=_REGISTRY
 )
 REPLICAS = Gauge("gtvray_model_replicas", "Model replicas", ("model", "state"), registry=_REGISTRY)
+VERSIONS_REJECTED = Gauge(
+    "gtvray_versions_rejected", "Versions rejected since the endpoint started", ("model",), registry=_REGISTRY
+)
+JOB_VOLUMES_QUEUED = Gauge("gtvray_job_volumes_queued", "Volumes of jobs that wait", registry=_REGISTRY)
+JOB_VOLUMES_RUNNING = Gauge("gtvray_job_volumes_running", "Volumes of jobs in progress", registry=_REGISTRY)
+JOB_WAIT_SECONDS = Gauge("gtvray_job_wait_seconds", "Expected wait of a new volume of a job", registry=_REGISTRY)
+MEMORY_BYTES = Gauge("gtvray_gateway_memory_bytes", "Resident memory of the gateway's process", registry=_REGISTRY)
 
 SHADOW_SCANS = Counter(
     "gtvray_shadow_scans", "Requests chosen for the shadow version", ("outcome",), registry=_REGISTRY
@@ -64,6 +75,32 @@ def set_replicas(replicas: Mapping[str, ReplicaCounts]) -> None:
     for model, counts in replicas.items():
         REPLICAS.labels(model, "running").set(counts.running)
         REPLICAS.labels(model, "starting").set(counts.starting)
+
+
+def set_rejected(rejected: Mapping[str, int]) -> None:
+    """Record how many versions of each model were rejected."""
+    VERSIONS_REJECTED.clear()
+    for model, count in rejected.items():
+        VERSIONS_REJECTED.labels(model).set(count)
+
+
+def set_queue(queue: QueueDocument | None) -> None:
+    """Record the queue of jobs; None if the database does not respond."""
+    JOB_VOLUMES_QUEUED.set(queue.queued if queue is not None else math.nan)
+    JOB_VOLUMES_RUNNING.set(queue.running if queue is not None else math.nan)
+    wait_s = queue.expected_wait_s if queue is not None else None
+    JOB_WAIT_SECONDS.set(wait_s if wait_s is not None else math.nan)
+
+
+def _resident_bytes() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return math.nan
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+MEMORY_BYTES.set_function(_resident_bytes)
 
 
 class ReplicaMetrics:
@@ -95,6 +132,10 @@ class ReplicaMetrics:
         self._fill.observe(rows / size)
         self._patches.inc(rows)
         self._queued.set(queued_s)
+
+    def queued(self, seconds: float) -> None:
+        """Record the estimated seconds to process the queued patches."""
+        self._queued.set(seconds)
 
     def held(self, count: int) -> None:
         """Record the estimated memory of the scans in progress, in bytes."""

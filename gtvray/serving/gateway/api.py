@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from gtvray.serving.gateway.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQu
 from gtvray.serving.gateway.results import negotiate, result_document, result_response
 from gtvray.serving.gateway.segmenter import Report, Segmenter
 from gtvray.serving.jobs import JobRoutes, Jobs, ReplicasDocument
+from gtvray.serving.jobs.documents import QueueDocument
 from gtvray.serving.metrics import (
     BODY_BYTES,
     OUT_OF_DOMAIN,
@@ -34,9 +36,12 @@ from gtvray.serving.metrics import (
     SPOOL_BYTES,
     exposition,
     set_models,
+    set_queue,
+    set_rejected,
     set_replicas,
 )
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
+from gtvray.serving.request_log import log_event
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
 from gtvray.serving.tracing import NO_TRACES, Tracing
@@ -148,8 +153,20 @@ class Api:
                 described[served.name] = await served.describe()
         set_replicas(replicas)
         set_models(described)
+        set_rejected({served.name: len(served.versions().rejected) for served in self._models})
+        set_queue(await self._queue())
         text, media_type = exposition()
         return Response(text, media_type=media_type)
+
+    async def _queue(self) -> QueueDocument | None:
+        """The queue of jobs; None if the database does not respond, which must not withhold the other metrics."""
+        if self._jobs is None:
+            return QueueDocument(queued=0, running=0, expected_wait_s=None)
+        try:
+            return await self._jobs.queue()
+        except Exception as error:  # noqa: BLE001
+            log_event("queue_unknown", "metrics", logging.ERROR, kind=type(error).__name__)
+            return None
 
     async def readyz(self) -> dict[str, str]:
         """Readiness probe: the default model is loaded and reproduces its golden cases, as of the last check."""

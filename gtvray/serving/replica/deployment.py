@@ -192,13 +192,17 @@ class Model:
     @asynccontextmanager
     async def _memory(self, count: int, stage: _Stage) -> AsyncIterator[None]:
         """Hold memory for a scan."""
-        with ExitStack() as waiting:
-            waiting.enter_context(stage("wait"))
-            async with self._budget.hold(count):
-                waiting.close()
-                self._metrics.held(self._budget.held_bytes)
-                yield
-        self._metrics.held(self._budget.held_bytes)
+        try:
+            with ExitStack() as waiting:
+                waiting.enter_context(stage("wait"))
+                async with self._budget.hold(count):
+                    waiting.close()
+                    self._metrics.held(self._budget.held_bytes)
+                    yield
+        finally:
+            # Also of a scan that failed or was cancelled, after which there may be no further batch.
+            self._metrics.held(self._budget.held_bytes)
+            self._metrics.queued(self._scheduler.queued_s)
 
     async def _locate(self, prepared: Prepared, journal: Journal, in_thread: _InThread) -> Suspicion | None:
         """Run the locator, if the bundle has one; its patches share the scheduler."""
