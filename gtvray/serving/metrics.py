@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from gtvray.errors import InputError
+from gtvray.io import read_text
+
 if TYPE_CHECKING:
     from gtvray.serving.jobs.documents import QueueDocument
     from gtvray.serving.scaling import ReplicaCounts
@@ -94,8 +97,8 @@ def set_queue(queue: QueueDocument | None) -> None:
 
 def _resident_bytes() -> float:
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
+        pages = int(read_text(Path("/proc/self/statm")).split()[1])
+    except InputError:
         return math.nan
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
