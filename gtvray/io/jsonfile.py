@@ -34,14 +34,19 @@ def read_json(path: Path) -> Any:
         raise InputError("not a JSON file", where=path, found=error) from error
 
 
-def append_json_line(path: Path, value: Any) -> None:
+def append_json_line(path: Path, value: Any, mode: int = 0o644) -> None:
     """Append an object as one line and flush it to disk; safe with concurrent writers.
+
+    Args:
+        path: the file; created if it does not exist.
+        value: the object.
+        mode: permissions of a new file.
 
     Raises:
         ResourceError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode)
     try:
         # O_APPEND alone does not separate writers on every file system. The lock is on the handle that writes, not on a
         # lock file beside it, so that the file can be copied alone and a killed writer releases it.

@@ -20,7 +20,7 @@ from gtvray import NOTICE, __version__
 from gtvray.errors import GtvrayError, InputError
 from gtvray.serving.arguments import AppArguments, read_token
 from gtvray.serving.gateway.access import Access
-from gtvray.serving.gateway.audit import AuditLog
+from gtvray.serving.gateway.audit import AuditedJobs, AuditLog
 from gtvray.serving.gateway.guard import KUBERAY_PATH, OPEN_PATHS, Guard
 from gtvray.serving.gateway.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors, install_openapi
 from gtvray.serving.gateway.results import negotiate, result_document, result_response
@@ -86,7 +86,7 @@ class Api:
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
-            self._jobs = Jobs(args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
+            self._jobs = AuditedJobs(self._audit, args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
 
     def build_app(self) -> FastAPI:
         """Build the ASGI application."""
@@ -253,7 +253,8 @@ class Api:
         self, request_id: str, client: str, served: Served, body: Body, work: Coroutine[Any, Any, Prediction]
     ) -> Prediction:
         """Await the segmentation of a body, and record its outcome."""
-        model, outcome = {"model_name": served.name}, "failed"
+        # The version to which the work, which has not begun, is pinned. A mask names its version itself.
+        model, outcome = {"model_name": served.name, **served.identity()}, "failed"
         BODY_BYTES.inc(body.size)
         if self._shadow is not None:
             self._shadow.make_way()
@@ -268,6 +269,9 @@ class Api:
             raise
         except ClientDisconnect:
             outcome = "disconnected"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
             raise
         finally:
             SCANS.labels(outcome, served.name).inc()

@@ -1,20 +1,30 @@
-"""The audit log: client, input digest, model, time and outcome of each segmentation. It contains no patient data."""
+"""The audit log: client, input digest, model, time and outcome of each segmentation. It contains no patient data.
+
+The results of jobs that clients read, and the jobs that they delete, are recorded as well.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gtvray.io import append_json_line
+from gtvray.serving.gateway.results import SegmentationResult
+from gtvray.serving.jobs import Jobs
+from gtvray.serving.jobs.documents import JobDocument
 from gtvray.serving.request_log import log_event
+
+_MODE = 0o600
 
 
 class AuditLog:
-    """JSON Lines in one file per host, flushed to disk before a request is answered.
+    """JSON Lines in one file per host, readable by its owner only, flushed to disk before a request is
+    answered.
 
     Args:
         folder: folder of the files; None disables the log.
@@ -32,6 +42,40 @@ class AuditLog:
             return
         entry = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": request_id, **values}
         try:
-            await asyncio.to_thread(append_json_line, self._path, entry)
+            await asyncio.to_thread(_append, self._path, entry)
         except Exception as error:  # noqa: BLE001  # a failed log entry must not withhold the response
             log_event("audit_failed", request_id, logging.ERROR, kind=type(error).__name__)
+
+
+class AuditedJobs(Jobs):
+    """A job service that records which results clients read and which jobs they delete.
+
+    Args:
+        audit: the audit log.
+        *arguments: arguments of Jobs.
+    """
+
+    def __init__(self, audit: AuditLog, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._audit = audit
+
+    async def cancel(self, owner: str, job_id: str) -> JobDocument:
+        """Cancel and delete a job, as `Jobs.cancel`."""
+        document = await super().cancel(owner, job_id)
+        await self._audit.write(job_id, client=owner, outcome="deleted")
+        return document
+
+    async def result(self, owner: str, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
+        """Return the result of a volume, as `Jobs.result`."""
+        document, mask = await super().result(owner, job_id, number)
+        known = {"model": document.model.digest, "version": document.model.version}
+        await self._audit.write(job_id, client=owner, outcome="read", volume=number, **known)
+        return document, mask
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    # Files of earlier versions were readable by everyone; one that belongs to another user stays as it is.
+    with suppress(OSError):
+        if path.stat().st_mode & 0o777 != _MODE:
+            path.chmod(_MODE)
+    append_json_line(path, entry, _MODE)

@@ -69,6 +69,15 @@ class Served:
         """The served version, the one being loaded, and those that were rejected."""
         return self._pointer.read() if self._pointer is not None else Versions()
 
+    def identity(self) -> dict[str, str]:
+        """Digest (`model`) and `version` of the version that new requests go to; empty if they are not known."""
+        current = self.versions().current
+        if current is not None:
+            return {"model": current.digest, "version": current.version}
+        if self.follows or self._state is None or isinstance(self._state.answer, GtvrayError):
+            return {}
+        return {"model": self._state.answer["digest"], "version": self._state.answer["version"]}
+
     @property
     def follows(self) -> bool:
         """Whether the version changes while the endpoint runs."""

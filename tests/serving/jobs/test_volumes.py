@@ -78,7 +78,10 @@ def test_replica_reads_the_stored_or_named_file_itself(tmp_path: Path) -> None:
     assert [body.path for body in seen] == [folder / "input-0", folder / "input-1", tmp_path / "data" / "scan.nii.gz"]
     assert [body.key is None for body in seen] == [False, False, True]
     assert ".body" not in in_spool, "and not a copy in the spool, which has space for one byte"
-    entries = audited(tmp_path)
+    lines = audited(tmp_path)
+    read = [(entry["request"], entry["volume"]) for entry in lines if entry["outcome"] == "read"]
+    assert read == [(stored, 0), (stored, 1), (named, 0)]
+    entries = [entry for entry in lines if entry["outcome"] != "read"]
     assert {(entry["client"], entry["outcome"]) for entry in entries} == {("station", "segmented")}
     assert [entry["request"] for entry in entries] == [stored, stored, named]
     assert [entry["input"] for entry in entries] == [sha256(scan).hexdigest() for scan in SCANS]
