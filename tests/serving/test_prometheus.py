@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from gtvray.io import encode_nifti
 from gtvray.models import Bundle
 from gtvray.runtime import Cluster
 from gtvray.serving import Server
@@ -41,7 +40,7 @@ def query(
     from ray._private.worker import get_dashboard_url
 
     server = start(bundle)
-    predict_remote(server.url, TOKEN, encode_nifti(make_scan((30, 30, 20)), compress=True))
+    predict_remote(server.url, TOKEN, make_scan((30, 30, 20)))
     shutil.copytree(MONITORING, tmp_path / "monitoring")
     (tmp_path / "ray-token").write_text(_ray_token())
     (tmp_path / "metrics-token").write_text(TOKEN)
