@@ -22,6 +22,7 @@ from .section import build as build
 from .section import describe_keys as describe_keys
 from .section import flatten as flatten
 from .section import nested as nested
+from .shaping import first_difference as first_difference
 from .shaping import shaping as shaping
 from .space import Choice as Choice
 from .space import Range as Range

@@ -16,6 +16,24 @@ _OTHER_KEYS = (
 )
 
 
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return the first difference of two values, within mappings by dotted key; None if they are equal.
+
+    Args:
+        before: the one value.
+        now: the other.
+        key: key of both.
+
+    Returns:
+        the key, and what each has there; None where it has none.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        prefix = f"{key}." if key else ""
+        pairs = ((before.get(name), now.get(name), f"{prefix}{name}") for name in sorted({*before, *now}))
+        return next((found for pair in pairs if (found := first_difference(*pair)) is not None), None)
+    return None if before == now else (key, before, now)
+
+
 def shaping(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that affect the result of a training.
 

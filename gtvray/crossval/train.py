@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gtvray.config import Config, build, flatten, shaping, with_dotted
+from gtvray.config import Config, build, first_difference, flatten, shaping, with_dotted
 from gtvray.data import Project
 from gtvray.datasets import Finding, Folds
 from gtvray.errors import InputError, NotFoundError, TrainingError
@@ -166,14 +166,14 @@ class TrainJob:
         # Data inside the workspace, such as phantoms, move with it.
         request = replace(request, data=workspace.follow(request.data))
         changed = with_dotted(request.config, changes or {}, "--resume")
-        before, now = (shaping(flatten(config)) for config in (request.config, changed))
-        if before != now:
-            key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        different = first_difference(shaping(flatten(request.config)), shaping(flatten(changed)))
+        if different is not None:
+            key, before, now = different
             raise InputError(
                 "this setting of a training cannot be changed when it is resumed",
                 where=f"{name}, {key}",
-                expected=before.get(key),
-                found=now.get(key),
+                expected=before,
+                found=now,
                 do="omit it, or start a new training; only settings such as tracking.uri may change",
             )
         request = replace(request, config=changed)

@@ -120,19 +120,27 @@ def adopt(registry: Registry, log: DecisionLog, records: Path, *, version: str, 
             raise InputError("a decision made this version champion already", found=f"decision {current.number}")
         previous = current.version if current is not None else None
         decision = Decision("adopted", champion.digest, champion.version, previous, reason=reason)
-        registry.fetch(champion)
-        # Set before the decision, so that no adopted version is ever served as one that passed the gate.
-        registry.describe(champion, {OVERRIDE_TAG: f"adopted by {log.by}: {reason}"})
-        _change(registry, log, lease, champion, decision=decision, records=records)
+        override = f"adopted by {log.by}: {reason}"
+        _change(registry, log, lease, champion, decision=decision, records=records, override=override)
     return registry.get(champion.version)
 
 
 def _change(
-    registry: Registry, log: DecisionLog, lease: Lease, version: ModelVersion, *, decision: Decision, records: Path
+    registry: Registry,
+    log: DecisionLog,
+    lease: Lease,
+    version: ModelVersion,
+    *,
+    decision: Decision,
+    records: Path,
+    override: str | None = None,
 ) -> None:
-    """Write the record of a decision without evidence, and change the champion."""
-    # A damaged bundle is refused before a record is written.
+    """Write the record of a decision without evidence, and change the champion; `override` marks the version."""
+    # A damaged bundle is refused before anything is written.
     registry.fetch(version)
+    if override is not None:
+        # Set before the decision, so that no adopted version is ever served as one that passed the gate.
+        registry.describe(version, {OVERRIDE_TAG: override})
     signed = log.signed(decision, lease)
     record = records / f"{lease.number:04d}-{decision.kind}"
     with atomic_dir(record) as temporary:

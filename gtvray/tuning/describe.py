@@ -120,11 +120,11 @@ def _searcher(sweep: SweepConfig) -> str:
 
 def _grid(sweep: SweepConfig, space: Space, default: Point) -> str:
     """Return the size of the grid, and whether the trials cover it."""
-    size = sum(1 for _ in itertools.islice(space.grid(), _COUNTED + 1))
+    grid = list(itertools.islice(space.grid(), _COUNTED + 1))
+    size = len(grid)
     if size > _COUNTED:
         return f"more than {_COUNTED} points, of which {sweep.trials} trials try only the first ones"
     first = unseen([default, *(space.complete(point) for point in sweep.start)], [])
-    grid = list(space.grid())
     needed = (size + sum(point not in grid for point in first)) * sweep.repeats * sweep.folds
     at_most = "up to " if sweep.folds > 1 else ""
     if needed > sweep.trials:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gtvray.config import Config, SweepConfig, build, flatten, nested, shaping
+from gtvray.config import Config, SweepConfig, build, first_difference, flatten, nested, shaping
 from gtvray.errors import InputError
 from gtvray.io import read_json, write_json
 from gtvray.tracking.trials import FAILED, OUT_OF_BUDGET, Trial
@@ -112,7 +112,7 @@ def read_result(folder: Path) -> StoredResult | None:
 def _require_same(folder: Path, stored: dict[str, Any], request: dict[str, Any]) -> None:
     stored = _shaping(stored)
     for part, value in _shaping(request).items():
-        different = _first_difference(stored.get(part), value, part)
+        different = first_difference(stored.get(part), value, part)
         if different is not None:
             key, before, now = different
             raise InputError(
@@ -129,10 +129,3 @@ def _shaping(request: dict[str, Any]) -> dict[str, Any]:
     sweep = {name: value for name, value in request["sweep"].items() if name != "max_concurrent"}
     sweep["base"] = shaping(sweep["base"])
     return {"data": request["data"], "sweep": sweep, "config": shaping(request["config"])}
-
-
-def _first_difference(before: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
-    if isinstance(before, dict) and isinstance(now, dict):
-        pairs = ((before.get(name), now.get(name), f"{key}.{name}") for name in sorted({*before, *now}))
-        return next((found for pair in pairs if (found := _first_difference(*pair)) is not None), None)
-    return None if before == now else (key, before, now)

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The base image is Debian with Python; Debian's own Python stands for it.
 BASE = ("ca-certificates", "python3", "python3-pip")
-MIRROR = "http://deb.debian.org/debian"
 # Read-only root file system, as in cluster/kuberay; each process may write to /tmp and its home.
 CONTAINED = """
 set -e
@@ -49,7 +48,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("needs root and debootstrap (tests/install_servers.sh)")
     folder = tmp_path_factory.mktemp("image")
     root, wheels = folder / "root", folder / "wheels"
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(BASE)}", "bookworm", str(root), MIRROR]
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(BASE)}", "bookworm", str(root)]
     if (made := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
         pytest.skip(f"no package mirror is reachable: {made.stdout[-200:]}")
     # Downloaded outside, where pip is configured.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,18 @@ from gtvray.serving.request_log import log_event
 _MINUTE_S = 60.0
 # Minimum interval between checks of the token file for changes, since every request needs it.
 _LOOK_S = 0.5
+
+
+@contextmanager
+def counted(counts: Counter[str], name: str) -> Iterator[None]:
+    """Count a client's request within a `with` block; a name without requests takes no memory."""
+    counts[name] += 1
+    try:
+        yield
+    finally:
+        counts[name] -= 1
+        if not counts[name]:
+            del counts[name]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,10 @@ class AuditLog:
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / f"audit-{socket.gethostname()}.jsonl"
+        if self._path is not None:
+            # Files of earlier versions were readable by everyone; one of another user stays as it is, a new one has it.
+            with suppress(OSError):
+                self._path.chmod(_MODE)
 
     async def write(self, request_id: str, **values: Any) -> None:
         """Append an entry with the current time.
@@ -42,7 +46,7 @@ class AuditLog:
             return
         entry = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": request_id, **values}
         try:
-            await asyncio.to_thread(_append, self._path, entry)
+            await asyncio.to_thread(append_json_line, self._path, entry, _MODE)
         except Exception as error:  # noqa: BLE001  # a failed log entry must not withhold the response
             log_event("audit_failed", request_id, logging.ERROR, kind=type(error).__name__)
 
@@ -71,11 +75,3 @@ class AuditedJobs(Jobs):
         known = {"model": document.model.digest, "version": document.model.version}
         await self._audit.write(job_id, client=owner, outcome="read", volume=number, **known)
         return document, mask
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    # Files of earlier versions were readable by everyone; one that belongs to another user stays as it is.
-    with suppress(OSError):
-        if path.stat().st_mode & 0o777 != _MODE:
-            path.chmod(_MODE)
-    append_json_line(path, entry, _MODE)

@@ -15,6 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from gtvray.errors import BusyError, ClientLimitError, DeadlineError, ResourceError
 from gtvray.serving.arguments import AppArguments
+from gtvray.serving.gateway.access import counted
 from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.metrics import REPLICAS_LOST
 from gtvray.serving.replica.quarantine import Quarantine, read_point
@@ -55,8 +56,12 @@ class Segmenter:
         self._quarantine = Quarantine()
         # Waiting scans are files on disk. Only a completely received scan takes a slot, never one that is being sent.
         self._slots = asyncio.Semaphore(args.serving.max_pending)
-        self.pending = 0
         self._of_client: Counter[str] = Counter()
+
+    @property
+    def pending(self) -> int:
+        """Number of scans in progress, of all clients."""
+        return self._of_client.total()
 
     def require_capacity(self, client: str = OPERATOR) -> None:
         """Check that another scan of a client can be accepted.
@@ -102,20 +107,13 @@ class Segmenter:
             NotFoundError: a plain file is missing on the node of the model.
         """
         limit_s = self._serving.timeout_s if report is None else None
-        self.pending += 1
-        self._of_client[client] += 1
         try:
-            with served.pinned() as (app, model):
+            with counted(self._of_client, client), served.pinned() as (app, model):
                 async with asyncio.timeout(limit_s), self._slots:
                     return await self._attempt_until_done(app, model, body, request_id, report)
         except TimeoutError:
             expected = f"within {self._serving.timeout_s:g} s"
             raise DeadlineError("the mask was not ready in time", expected=expected) from None
-        finally:
-            self.pending -= 1
-            self._of_client[client] -= 1
-            if not self._of_client[client]:
-                del self._of_client[client]
 
     async def segment_once(self, model: Any, body: Body, request_id: str) -> Prediction:
         """Segment a scan in a single attempt without slot, time limit or quarantine, for shadow comparisons.

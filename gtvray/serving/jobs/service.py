@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from gtvray.errors import (
     StorageFullError,
 )
 from gtvray.failpoints import failpoint
+from gtvray.serving.gateway.access import counted
 from gtvray.serving.gateway.results import SegmentationResult
 from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
@@ -206,16 +207,9 @@ class Jobs:
                 "too many clients watch jobs", expected=f"fewer than {_MOST_WATCHERS}", do="poll the job instead"
             )
 
-    @contextmanager
-    def watching(self, owner: str) -> Iterator[None]:
-        """Count an event stream of a client."""
-        self._watchers[owner] += 1
-        try:
-            yield
-        finally:
-            self._watchers[owner] -= 1
-            if not self._watchers[owner]:
-                del self._watchers[owner]
+    def watching(self, owner: str) -> AbstractContextManager[None]:
+        """Count an event stream of a client within a `with` block."""
+        return counted(self._watchers, owner)
 
     async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
         """Yield a job after each change until it has ended; yield None while it is unchanged.
