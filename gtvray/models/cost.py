@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gtvray.config import NetworkConfig
@@ -36,7 +39,7 @@ def network_cost(
     Raises:
         ConfigError: as `build_network`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutRandomWeights():
         network = build_network(config, channels, spacing_mm, patch_ijk)
         patch = torch.empty(1, channels, *patch_ijk)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -46,6 +49,17 @@ def network_cost(
         flops_per_patch=counter.get_total_flops(),
         activation_bytes_per_patch_fp32=kept_bytes(network.train(), patch),
     )
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Skips the random initialisation of weights, for which torch's meta device loads torch.compile, in 2 s."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def kept_bytes(network: torch.nn.Module, patches: torch.Tensor) -> int:

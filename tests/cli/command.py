@@ -14,6 +14,7 @@ import uuid
 import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +22,8 @@ from unittest.mock import patch
 import pytest
 
 from gtvray.cli import main
+
+from .forked import Forked, Forks
 
 _MARK = "GTVRAY_TEST_RUN"
 # Two small trials on a coarse grid: seconds of training, and a model that is hardly trained.
@@ -70,19 +73,12 @@ class Finished:
 
 
 class Running:
-    """A running command."""
+    """A running command, in a process group of its own, as a shell creates it: Ctrl-C is sent to the whole group."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gtvray", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**_environment(), **environment, _MARK: self._mark.partition("=")[2]},
-            # A new process group, as a shell creates it: Ctrl-C is sent to the whole group.
-            start_new_session=True,
+        self._process = _start(
+            [*map(str, arguments)], {**_environment(), **environment, _MARK: self._mark.partition("=")[2]}
         )
         self._said: dict[str, str] = {"stdout": "", "stderr": ""}
         self._news = threading.Condition()
@@ -143,10 +139,13 @@ class Running:
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                ours = self._mark.encode() in (entry / "environ").read_bytes().split(b"\0")
+                state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+                # A forked process has the environment of its parent there.
+                ours = int(session) == self.pid or (
+                    self._mark.encode() in (entry / "environ").read_bytes().split(b"\0")
+                )
                 # Zombies are ignored: they have exited and wait for their parent.
-                gone = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                if ours and not gone:
+                if ours and state != "Z":
                     found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
@@ -196,6 +195,25 @@ def call(*arguments: object) -> Finished:
 def partial_files(workspace: Path) -> list[Path]:
     """Temporary files and folders that an interrupted writer left in a workspace."""
     return [*workspace.rglob(".partial-*"), *workspace.rglob(".retired-*")]
+
+
+@cache
+def _forks() -> Forks:
+    return Forks()
+
+
+def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str] | Forked:
+    if _forks().suits(environment):
+        return _forks().start(arguments, environment)
+    return subprocess.Popen(
+        [sys.executable, "-m", "gtvray", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -10,7 +10,9 @@ _PROGRAM = """
 import json, pkgutil, sys
 walk = pkgutil.walk_packages
 import gtvray.models.monai_parts
-found = {"early": [name for name in ("monai.handlers", "monai.engines", "mlflow") if name in sys.modules]}
+unwanted = ("monai.handlers", "monai.engines", "mlflow", "matplotlib", "pandas", "sklearn")
+found = {"early": [name for name in unwanted if name in sys.modules]}
+import pandas
 import monai.utils.module
 found["restored"] = pkgutil.walk_packages is walk is monai.utils.module.walk_packages
 import monai.engines
