@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gtvray.config import Config
 from gtvray.data import CachedCase, PatchSampler
 from gtvray.failpoints import failpoint
+from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import CheckpointWriter, Start, checkpoint_path, decide_start
 from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import freed_memory_kept
@@ -125,11 +126,12 @@ def fit(
     torch.set_num_threads(config.training.cpus_per_worker)
     device = training_device(config)
     with ExitStack() as stack:
-        writer = stack.enter_context(CheckpointWriter(folder, active=rank() == 0))
+        start, checkpoint = decide_start(folder, resume) if start is None else (start, start.load())
+        writer = stack.enter_context(CheckpointWriter(folder, start.attempt if rank() == 0 else None))
         stack.enter_context(memory_errors(config))
         stack.enter_context(numeric_settings(config, device))
         state = TrainingState.build(config)
-        notes = _restore(state, folder, resume, start)
+        notes = _restore(state, start, checkpoint)
         for entry in state.history[state.epoch if known_epoch is None else known_epoch :]:
             yield _report(entry, folder, state.best_epoch)
         if device.type == "cuda":
@@ -160,12 +162,8 @@ def fit(
             yield _report(entry, folder, state.best_epoch)
 
 
-def _restore(state: TrainingState, folder: Path, resume: Path | None, start: Start | None) -> list[str]:
+def _restore(state: TrainingState, start: Start, checkpoint: Checkpoint | None) -> list[str]:
     """Restore the state from a checkpoint, if there is one; returns notes for the next report."""
-    if start is None:
-        start, checkpoint = decide_start(folder, resume)
-    else:
-        checkpoint = start.load()
     if checkpoint is not None:
         state.restore(checkpoint)
         if not start.has_best:
