@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from gtvray.config import Config
-from gtvray.data import CachedCase, PatchSampler
+from gtvray.data import CachedCase, PatchSampler, nearest_copies
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
 from gtvray.training.checkpoints import CheckpointWriter, Start, checkpoint_path, decide_start
@@ -136,7 +136,8 @@ def fit(
             yield _report(entry, folder, state.best_epoch)
         if device.type == "cuda":
             _log_gpu(config, device)
-        scored = selection[: config.training.selection_cases]
+        train = nearest_copies(train, config.cache)
+        scored = nearest_copies(selection[: config.training.selection_cases], config.cache)
         patches_on = device if config.augmentation.on_gpu else "cpu"
         sampler = PatchSampler(train, config.training, config.preprocessing, config.augmentation, patches_on)
         reader = stack.enter_context(BatchReader(sampler, device, config.training.cpus_per_worker))
