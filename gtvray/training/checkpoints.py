@@ -15,7 +15,8 @@ from types import TracebackType
 from gtvray.errors import GtvrayError, InputError, ResourceError, TrainingError
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
-from gtvray.training.fence import Attempt, begin_attempt, require_current
+from gtvray.runtime import log_fields
+from gtvray.training.fence import Attempt, begin_attempt, names_of, require_current
 
 _KEPT_NEWEST = 2
 # NFS clients look for new entries of a folder at least once a minute.
@@ -81,7 +82,8 @@ def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Check
     _require_writable(folder)
     # First, so that an earlier attempt neither adds nor removes a checkpoint after the decision.
     attempt = begin_attempt(folder)
-    found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
+    with log_fields(**names_of(folder, attempt)):
+        found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
     if found is None:
         return Start(attempt), None
     path = resume if resume is not None else checkpoint_path(folder, int(found.meta["epoch"]))
@@ -211,7 +213,8 @@ def _require_writable(folder: Path) -> None:
         ) from error
     for pattern in _LEFTOVERS:
         for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover)
+            # The writer of an earlier attempt may still add files; it then removes them itself.
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _keep(folder: Path, best: int) -> None:

@@ -66,6 +66,13 @@ def require_current(folder: Path, attempt: Attempt) -> None:
         )
 
 
+def names_of(folder: Path, attempt: Attempt) -> dict[str, object]:
+    """Names of a training for log lines: of the sweep or training, and of the trial or fold, whose folder it is."""
+    above = folder.parent
+    run = above.parent if above.name == "trials" else above
+    return {"run": run.name, "trial": folder.name, "attempt": attempt.number}
+
+
 def _last_number(folder: Path) -> int:
     try:
         return int(read_json(folder / _FILE).get("number", 1))

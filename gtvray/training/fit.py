@@ -22,10 +22,12 @@ from gtvray.config import Config
 from gtvray.data import CachedCase, PatchSampler, nearest_copies
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
+from gtvray.runtime import log_fields
 from gtvray.training.checkpoints import CheckpointWriter, Start, checkpoint_path, decide_start
 from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import freed_memory_kept
 from gtvray.training.execution import mean_over_workers, numeric_settings, rank, training_device, training_precision
+from gtvray.training.fence import names_of
 from gtvray.training.loop import EpochResult, Loop
 from gtvray.training.memory import check_memory, device_bytes
 from gtvray.training.plan import check_plan
@@ -127,6 +129,7 @@ def fit(
     device = training_device(config)
     with ExitStack() as stack:
         start, checkpoint = decide_start(folder, resume) if start is None else (start, start.load())
+        stack.enter_context(log_fields(**names_of(folder, start.attempt), rank=rank()))
         writer = stack.enter_context(CheckpointWriter(folder, start.attempt if rank() == 0 else None))
         stack.enter_context(memory_errors(config))
         stack.enter_context(numeric_settings(config, device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,36 @@ def test_an_attempt_ends_when_a_later_one_has_started(
     with pytest.raises(TrainingError, match="another process continues"):
         list(running)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
+def test_log_lines_name_training_trial_and_attempt(
+    config: Config,
+    train: list[CachedCase],
+    selection: list[CachedCase],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the decision of the start, in the training itself and in its threads; names may contain any character."""
+    folder = tmp_path / "sweeps" / "50 %s" / "trials" / "t3"
+    first, *_ = [report.epoch for report in fit(config, train, selection, folder)]
+    assert (first, caplog.messages) == (1, [])
+    damaged = sorted(folder.glob("epoch-*"))[-1] / "state.safetensors"
+    damaged.write_bytes(b"x")
+
+    def log_in_thread(folder: Path, attempt: object) -> None:
+        logging.getLogger("gtvray.training").warning("written by %s", threading.current_thread().name)
+        logging.getLogger("another").warning("a line of a library")
+
+    monkeypatch.setattr("gtvray.training.checkpoints.require_current", log_in_thread)
+    list(fit(config, train, selection, folder))
+    skipped, *written = [message for message in caplog.messages if "library" not in message]
+    assert skipped.startswith(f"run=50 %s trial=t3 attempt=2 skipping checkpoint {damaged.parent}")
+    assert {message.partition("written by")[0] for message in written} == {"run=50 %s trial=t3 attempt=2 rank=0 "}
+    assert "a line of a library" in caplog.messages
+    caplog.clear()
+    logging.getLogger("gtvray").warning("after the end")
+    assert caplog.messages == ["after the end"]
 
 
 def test_other_ranks_do_not_own_the_folder(tmp_path: Path) -> None:
