@@ -1,10 +1,22 @@
-"""Cluster overhead: scans per second on 1 and 2 nodes, driver time per trial on 1 to 8, submission to first step.
+"""Clusters: overhead, recovery from faults, and the coefficients from which docs/scale.md extrapolates.
 
 The nodes are raylets of one machine (`ray.cluster_utils.Cluster`), so they share its cores, its disk and its memory
 bandwidth, and no network lies between them: the results bound what the driver and Ray cost, and say nothing about the
-speed of separate machines. Recovery from faults is measured by the tests in tests/cluster and tests/chaos.
+speed of separate machines.
 
     python benchmarks/cluster.py --json
+    python benchmarks/cluster.py --sections faults mlflow --into benchmarks/results/cluster.json
+
+| section | measures |
+| --- | --- |
+| predict | scans per second of batch prediction on 1 and 2 nodes |
+| trials | driver time per trial on 1 to 8 nodes |
+| submit | seconds from a submission to the first checkpoint |
+| faults | recovery from a killed worker, a removed node and a killed driver; repeated steps, lost trials and jobs |
+| mlflow | epochs per second that MLflow takes, on SQLite and PostgreSQL |
+| checkpoint | bytes of a checkpoint, seconds to write and read it |
+| cache | bytes of a prepared case, bytes that a step reads |
+| serve | start of replicas, CPU time of Serve's controller |
 """
 
 from __future__ import annotations
@@ -24,6 +36,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from _cluster_coefficients import measure_cache, measure_checkpoint, measure_mlflow, measure_serve
+from _cluster_faults import measure_faults
 from _common import version
 from _sweep_slots import measure_slots
 from ray.cluster_utils import Cluster as Simulated
@@ -44,45 +58,88 @@ TRAINING = (
     "training.steps_per_epoch=1",
     "training.precision=fp32",
 )
-_LABEL = "nodes are raylets of one machine; no network between them"
+_LABEL = "one machine: nodes are its processes, with no network between them; other sizes are extrapolations"
 _MOST_S = 300.0
 
 
 def main() -> None:
     """Measure and print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    sections = {
+        "predict": measure_predict,
+        "trials": lambda root, given: {str(nodes): overhead(nodes, given.trials) for nodes in given.nodes},
+        "submit": lambda root, given: {"first_step_s": submit_to_first_step(root)},
+        "faults": lambda root, given: measure_faults(phantoms(root, 10), root),
+        "mlflow": lambda root, given: measure_mlflow(root),
+        "checkpoint": lambda root, given: measure_checkpoint(root),
+        "cache": lambda root, given: measure_cache(phantoms(root, 6), root / "cache"),
+        "serve": lambda root, given: measure_serve(),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="no effect; the output is always JSON")
+    parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections), help="what to measure")
+    parser.add_argument("--into", type=Path, help="file of earlier sections; those measured now replace theirs")
     parser.add_argument("--scans", type=int, default=24, help="scans of batch prediction")
     parser.add_argument("--trials", type=int, default=40, help="number of trials for each number of nodes")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of nodes for trials")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        write_phantoms(root / "phantoms", arguments.scans, 0)
-        bundle = small_bundle(root / "bundle")
-        predicted = {nodes: predict(bundle, root, nodes) for nodes in (1, 2)}
-        trials = {nodes: overhead(nodes, arguments.trials) for nodes in arguments.nodes}
-        first_s = submit_to_first_step(root)
-    lost = sum(arguments.trials - each["completed"] for each in trials.values())
-    found: dict[str, Any] = {
-        "scans_per_s": {nodes: each["scans_per_s"] for nodes, each in predicted.items()},
-        "trial_overhead_s": {nodes: each["overhead_s"] for nodes, each in trials.items()},
-        "submit_to_first_step_s": first_s,
-        "recovery_s": None,
-        "lost_steps_ratio": None,
-        "lost_trials": lost,
-        "lost_jobs": int(first_s is None),
-        "equal_masks": predicted[1]["masks"] == predicted[2]["masks"],
+    earlier = json.loads(arguments.into.read_text()) if arguments.into and arguments.into.exists() else {}
+    raw: dict[str, Any] = earlier.get("raw", {})
+    for name in arguments.sections:
+        load, began = os.getloadavg()[0], time.perf_counter()
+        sys.stderr.write(f"{name}\n")
+        with tempfile.TemporaryDirectory() as scratch:
+            measured = sections[name](Path(scratch), arguments)
+        raw[name] = {
+            "found": measured,
+            "load_before": round(load, 1),
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+    found = {
+        **summary({name: each["found"] for name, each in raw.items()}),
         "label": _LABEL,
-        "raw": {"predicted": predicted, "trials": trials},
+        "raw": raw,
         "cpus": len(os.sched_getaffinity(0)),
-        "load_before": round(load, 1),
+        "date": time.strftime("%Y-%m"),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("gtvray", "ray", "torch")},
+        | {name: version(name) for name in ("gtvray", "ray", "torch", "mlflow")},
     }
+    if arguments.into:
+        arguments.into.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
+
+
+def summary(raw: dict[str, Any]) -> dict[str, Any]:
+    """The figures of all sections; None for those that were not measured."""
+    predicted, trials, faults = (raw.get(name, {}) for name in ("predict", "trials", "faults"))
+    first_s = raw["submit"]["first_step_s"] if "submit" in raw else None
+    lost_trials = [each["trials"] - each["completed"] for each in trials.values()]
+    lost_trials += [each["lost_trials"] for each in faults.values() if "lost_trials" in each]
+    lost_jobs = [each["lost_jobs"] for each in faults.values() if "lost_jobs" in each]
+    lost_jobs += [int(first_s is None)] if "submit" in raw else []
+    return {
+        "scans_per_s": {nodes: each["scans_per_s"] for nodes, each in predicted.items()} or None,
+        "trial_overhead_s": {nodes: each["overhead_s"] for nodes, each in trials.items()} or None,
+        "submit_to_first_step_s": first_s,
+        "recovery_s": {fault: each["recovery_s"] for fault, each in faults.items()} or None,
+        "lost_steps_ratio": max((each["lost_steps_ratio"] for each in faults.values()), default=None),
+        "lost_trials": sum(lost_trials) if lost_trials else None,
+        "lost_jobs": sum(lost_jobs) if lost_jobs else None,
+        "equal_masks": predicted["1"]["masks"] == predicted["2"]["masks"] if predicted else None,
+    }
+
+
+def phantoms(root: Path, count: int) -> Path:
+    """Phantoms in a new folder."""
+    write_phantoms(root / "phantoms", count, 0)
+    return root / "phantoms"
+
+
+def measure_predict(root: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Batch prediction on one and two nodes."""
+    phantoms(root, given.scans)
+    bundle = small_bundle(root / "bundle")
+    return {str(nodes): predict(bundle, root, nodes) for nodes in (1, 2)}
 
 
 def small_bundle(folder: Path) -> Bundle:
@@ -156,7 +213,7 @@ def submit_to_first_step(root: Path) -> float | None:
         from ray._private.worker import get_dashboard_url
 
         jobs, workspace = Jobs(f"http://{get_dashboard_url()}"), root / "runs"
-        command = ["train", *TRAINING, "--data", str(root / "phantoms"), "--workspace", str(workspace)]
+        command = ["train", *TRAINING, "--data", str(phantoms(root, 10)), "--workspace", str(workspace)]
         began = time.perf_counter()
         job = jobs.submit(command, installed=False)
         while time.perf_counter() - began < _MOST_S and not jobs.state(job).is_over:

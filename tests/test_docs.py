@@ -110,6 +110,13 @@ def test_reference_is_up_to_date(name: str) -> None:
     assert (BUILD.REFERENCE / name).read_text() == BUILD.PAGES[name](), "stale: run `make docs`"
 
 
+def test_the_tables_about_scale_are_those_of_the_stored_measurements() -> None:
+    text = BUILD.SCALE.read_text()
+    assert BUILD.scale_page(text) == text, "stale: run `make docs`"
+    assert text.count("\n| ") > 30
+    assert "**extrapolated**" in text
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_documented(name: str) -> None:
     assert f"## gtvray {name}\n" in (BUILD.REFERENCE / "commands.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -54,6 +55,20 @@ class CacheConfig(Section):
         ge=0,
         description="size limit; the least recently used cases that are not in use are removed first; 0: no limit",
     )
+    local: str | None = Field(
+        None,
+        description="folder on each node's own disk, to which a training copies the prepared cases that it reads from "
+        "shared storage; an absolute path",
+    )
+    local_max_gb: float = Field(0.0, ge=0, description="size limit of `local` on each node, as `max_gb`")
+
+    @field_validator("local")
+    @classmethod
+    def _is_absolute(cls, value: str | None) -> str | None:
+        # A relative one would be another folder in each process of the cluster.
+        if value is not None and not Path(value).is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
 
 
 class PreprocessingConfig(Section):

@@ -1,4 +1,5 @@
 from .cache.cases import CaseCache as CaseCache
+from .cache.local import nearest_copies as nearest_copies
 from .cache.prepared import CachedCase as CachedCase
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint as fingerprint

@@ -50,13 +50,19 @@ def atomic_path(path: str | os.PathLike[str], *, may_replace: Callable[[], bool]
 
 
 @contextmanager
-def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None) -> Iterator[Path]:
+def atomic_dir(
+    path: str | os.PathLike[str],
+    *,
+    complete_with: str | None = None,
+    confirm: Callable[[], None] = lambda: None,
+) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success flush it and replace `path` by it, otherwise remove it.
 
     Args:
         path: the folder.
         complete_with: name of a file that marks a complete folder. If `path` has it, `path` is kept and the new
             folder is discarded: content-addressed folders are equal, and another process may be reading the old one.
+        confirm: called when the new folder is on disk, before it appears; raises to have it removed instead.
 
     Raises:
         ResourceError: the disk is full.
@@ -75,6 +81,7 @@ def atomic_dir(path: str | os.PathLike[str], *, complete_with: str | None = None
                         # As `atomic_path` does: safetensors' own files can be read by their owner only.
                         file.chmod(0o644)
             temporary.chmod(0o755)
+            confirm()
             while not _renamed(temporary, final):
                 # The folder exists, possibly created by a concurrent writer a moment ago.
                 if complete_with and (final / complete_with).exists():

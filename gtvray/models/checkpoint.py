@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +36,18 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, confirm: Callable[[], None] = lambda: None) -> None:
         """Write the checkpoint to a folder, atomically.
+
+        Args:
+            folder: replaced if it exists.
+            confirm: called before the complete checkpoint appears; raises to have it removed instead.
 
         Raises:
             ResourceError: the disk is full.
             InputError: the folder cannot be written to.
         """
-        with atomic_dir(folder) as temporary:
+        with atomic_dir(folder, confirm=confirm) as temporary:
             with _disk_full_as_os_error():
                 save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary / _TENSORS)
             failpoint("checkpoint.write")

@@ -16,6 +16,7 @@ from .jobs import Jobs as Jobs
 from .jobs import JobState as JobState
 from .limits import usable_cpus as usable_cpus
 from .limits import usable_memory_bytes as usable_memory_bytes
+from .log_fields import log_fields as log_fields
 from .nodes import NodeAnswer as NodeAnswer
 from .nodes import ask_every_node as ask_every_node
 from .progress import SILENT as SILENT

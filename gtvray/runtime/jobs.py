@@ -19,6 +19,7 @@ from gtvray.failpoints import variables as failpoint_variables
 from gtvray.runtime.attempts import CONTINUED
 from gtvray.runtime.package import absolute, check_size, locate_words, package_code
 from gtvray.runtime.proxies import bypass_proxies, proxy_for, without_credentials
+from gtvray.runtime.reach import MODULE, Needed, needed_by, read_problems
 from gtvray.runtime.run_id import RUN_ID_VARIABLE
 from gtvray.runtime.tokens import TOKEN_ADVICE
 
@@ -30,7 +31,9 @@ VERSION_VARIABLE = "GTVRAY_SUBMITTED_VERSION"
 WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
 # The run that the job continues, and the person who records of the job name.
 _FORWARDED = (RUN_ID_VARIABLE, "GTVRAY_WHO")
-_POLL_S = 1.0
+_POLL_S, _CHECK_POLL_S = 1.0, 0.3
+# A check of paths that takes longer, such as on a busy head, does not hold up the command, which has its own checks.
+_CHECK_S = 90.0
 # Agents of a new cluster register within seconds.
 _AGENT_WAIT_S = 30.0
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -86,7 +89,7 @@ class Jobs:
             self._require_same_ray()
 
     def submit(self, command: Sequence[str], *, installed: bool, retries: int = 0) -> str:
-        """Submit a gtvray command; return the id of the job.
+        """Submit a gtvray command whose paths exist on the cluster; return the id of the job.
 
         Args:
             command: name and arguments; relative paths are those of this machine.
@@ -94,6 +97,7 @@ class Jobs:
             retries: maximum number of restarts after the process was killed, for commands that can be continued.
 
         Raises:
+            InputError: a node lacks a path of the command.
             TooLargeError: the code is too large.
             AuthError, ResourceError: as for the constructor.
         """
@@ -106,7 +110,9 @@ class Jobs:
                 check_size(folder)
             module = ["gtvray.runtime.attempts", str(retries)] if retries and words[0] in CONTINUED else ["gtvray"]
             with self._errors():
-                return self._submit([*module, *words], _runtime_env(folder), shlex.join(command))
+                environment = _runtime_env(folder)
+                self._require_paths(needed_by(words), environment)
+                return self._submit([*module, *words], environment, shlex.join(command))
 
     def state(self, job: str) -> JobState:
         """State of a job.
@@ -171,6 +177,32 @@ class Jobs:
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_S)
+
+    def _require_paths(self, needed: Needed, runtime_env: dict[str, object]) -> None:
+        """Refuse a command if a node lacks one of its paths; asked by a job of its own, which is then removed."""
+        if not (needed.read or needed.written):
+            return
+        job = self._submit([MODULE, needed.as_json()], runtime_env, "check of paths")
+        try:
+            deadline = time.monotonic() + _CHECK_S
+            while not self.state(job).is_over and time.monotonic() < deadline:
+                time.sleep(_CHECK_POLL_S)
+            found = read_problems(self.log(job))
+            if not self.state(job).is_over:
+                self.stop(job)
+        finally:
+            # The record of the job; one that is still being stopped keeps it.
+            with suppress(RuntimeError):
+                self._client.delete_job(job)
+        if found:
+            raise InputError(
+                "the cluster lacks a path of the command",
+                where=self._address,
+                expected="the same paths on the cluster as in the command",
+                found="; ".join(found),
+                do="put data and results on storage that every node has at the same path; for a workspace create its "
+                "parent folder",
+            )
 
     def _require_same_ray(self) -> None:
         import ray

@@ -19,7 +19,7 @@ _LARGEST_NAMED = 3
 _SHIPPED = ("deploy", "tune_configs")
 _SETTINGS = (".yaml", ".yml")
 # Options whose value is a path, whether it exists or not.
-_PATH_OPTIONS = (
+PATH_OPTIONS = (
     "--workspace",
     "--data",
     "--out",
@@ -32,10 +32,12 @@ _PATH_OPTIONS = (
     "--against",
     "--locator",
 )
+# Those of them that name output.
+NEW_PATHS = ("--workspace", "--out", "-o")
 # Commands with an argument that names a new folder, and its position among the arguments.
 _TARGETS = {("data", "import"): 1, ("data", "export"): 1, ("data", "phantom"): 0, ("models", "export"): 1}
 # Options of these commands that take no value.
-_FLAGS = ("--blind", "--overwrite", "--json", "--help", "--")
+FLAGS = ("--blind", "--overwrite", "--json", "--help", "--")
 
 
 def package_code(target: Path) -> None:
@@ -62,16 +64,16 @@ def locate_words(words: Sequence[str], target: Path | None) -> list[str]:
         target: folder that is uploaded as the working directory of the job; None if nothing is uploaded.
     """
     located: list[str] = []
-    written = _target(words)
+    written = target_of(words)
     for number, word in enumerate(words):
         option, separator, value = word.partition("=")
         if separator and option.startswith("-"):
-            is_path = option in _PATH_OPTIONS
+            is_path = option in PATH_OPTIONS
             located.append(f"{option}={_located(value, is_path, target, number)}")
         elif word.startswith("-"):
             located.append(word)
         else:
-            is_path = number == written or (bool(number) and words[number - 1] in _PATH_OPTIONS)
+            is_path = number == written or (bool(number) and words[number - 1] in PATH_OPTIONS)
             located.append(_located(word, is_path, target, number))
     return located
 
@@ -99,7 +101,7 @@ def check_size(target: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         )
 
 
-def _target(words: Sequence[str]) -> int | None:
+def target_of(words: Sequence[str]) -> int | None:
     """Return the number of the word that names the new folder of a command; None if there is none."""
     position = _TARGETS.get((words[0], words[1])) if len(words) > 1 else None
     if position is None:
@@ -108,7 +110,7 @@ def _target(words: Sequence[str]) -> int | None:
     is_value = False
     for number, word in enumerate(words[2:], 2):
         if word.startswith("-"):
-            is_value = "=" not in word and word not in _FLAGS
+            is_value = "=" not in word and word not in FLAGS
         elif is_value:
             is_value = False
         elif not is_setting(word):

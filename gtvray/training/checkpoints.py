@@ -15,7 +15,8 @@ from types import TracebackType
 from gtvray.errors import GtvrayError, InputError, ResourceError, TrainingError
 from gtvray.failpoints import failpoint
 from gtvray.models import Checkpoint
-from gtvray.training.fence import Fence
+from gtvray.runtime import log_fields
+from gtvray.training.fence import Attempt, begin_attempt, names_of, require_current
 
 _KEPT_NEWEST = 2
 # NFS clients look for new entries of a folder at least once a minute.
@@ -38,12 +39,14 @@ class Start:
     On shared storage workers may see different lists of files, and would start at different epochs.
 
     Attributes:
+        attempt: the run of the training that starts here, the only one that may write to its folder.
         checkpoint: folder to resume from; None to start from random weights.
         has_best: whether the checkpoint of the best epoch so far is in the training's folder.
         damaged: names of newer checkpoints that were skipped.
     """
 
-    checkpoint: Path | None
+    attempt: Attempt
+    checkpoint: Path | None = None
     has_best: bool = False
     damaged: tuple[str, ...] = ()
 
@@ -62,10 +65,10 @@ class Start:
 
 
 def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Checkpoint | None]:
-    """Decide where a training begins.
+    """Decide where a training begins, and take over its folder from earlier attempts.
 
     Args:
-        folder: of its checkpoints.
+        folder: of its checkpoints; created if needed.
         resume: a checkpoint to start from; by default the newest intact one in `folder`, if any.
 
     Returns:
@@ -73,13 +76,19 @@ def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Check
 
     Raises:
         TrainingError: `resume`, or every checkpoint of the folder, is damaged.
+        InputError: the folder cannot be written to.
+        ResourceError: the disk is full.
     """
-    found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
+    _require_writable(folder)
+    # First, so that an earlier attempt neither adds nor removes a checkpoint after the decision.
+    attempt = begin_attempt(folder)
+    with log_fields(**names_of(folder, attempt)):
+        found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
     if found is None:
-        return Start(None), None
+        return Start(attempt), None
     path = resume if resume is not None else checkpoint_path(folder, int(found.meta["epoch"]))
     has_best = checkpoint_path(folder, int(found.meta["best_epoch"])).is_dir()
-    return Start(path, has_best, tuple(damaged)), found
+    return Start(attempt, path, has_best, tuple(damaged)), found
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -114,21 +123,21 @@ class CheckpointWriter:
 
     Args:
         folder: for the checkpoints; created if needed, and leftovers of a killed writer are removed.
-        active: False on all workers but the first; these write nothing.
+        attempt: the attempt that writes; None on all workers but the first, which write nothing.
 
     Raises:
         InputError: the folder cannot be written to.
         ResourceError: the disk is full.
     """
 
-    def __init__(self, folder: Path, *, active: bool) -> None:
+    def __init__(self, folder: Path, attempt: Attempt | None) -> None:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._fence: Fence | None = None
-        if active:
+        self._attempt = attempt
+        if attempt is not None:
+            # The driver that decided the start may be on another machine.
             _require_writable(folder)
-            self._fence = Fence(folder)
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -155,25 +164,32 @@ class CheckpointWriter:
             best: the epoch whose checkpoint is kept beside the newest.
         """
         self.wait()
-        if self._fence is not None:
-            self._pending = self._thread.submit(self._write, self._fence, checkpoint, epoch, best)
+        if self._attempt is not None:
+            self._pending = self._thread.submit(self._write, self._attempt, checkpoint, epoch, best)
 
     def wait(self) -> None:
         """Wait until the checkpoint is on disk.
 
         Raises:
             ResourceError, InputError: it could not be written.
-            TrainingError: a writer that was created later for the same folder has taken it over.
+            TrainingError: a later attempt has taken over the folder.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
-    def _write(self, fence: Fence, checkpoint: Checkpoint, epoch: int, best: int) -> None:
-        fence.require_mine()
+    def _write(self, attempt: Attempt, checkpoint: Checkpoint, epoch: int, best: int) -> None:
+        def confirm() -> None:
+            require_current(self._folder, attempt)
+
+        confirm()
         try:
-            checkpoint.save(checkpoint_path(self._folder, epoch))
-        except ResourceError as error:
+            checkpoint.save(checkpoint_path(self._folder, epoch), confirm)
+        except Exception as error:
+            # A later attempt removes the unfinished files of this one.
+            confirm()
+            if not isinstance(error, ResourceError):
+                raise
             kept = max(_epochs(self._folder), default=None)
             raise ResourceError(
                 error.what,
@@ -182,7 +198,7 @@ class CheckpointWriter:
                 do="free some space and run it again: it resumes from that checkpoint",
             ) from error
         failpoint("checkpoint.written")
-        fence.require_mine()
+        confirm()
         _keep(self._folder, best)
 
 
@@ -197,7 +213,8 @@ def _require_writable(folder: Path) -> None:
         ) from error
     for pattern in _LEFTOVERS:
         for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover)
+            # The writer of an earlier attempt may still add files; it then removes them itself.
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _keep(folder: Path, best: int) -> None:

@@ -19,12 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from gtvray.config import Config
-from gtvray.data import CachedCase, PatchSampler
+from gtvray.data import CachedCase, PatchSampler, nearest_copies
 from gtvray.failpoints import failpoint
+from gtvray.models import Checkpoint
+from gtvray.runtime import log_fields
 from gtvray.training.checkpoints import CheckpointWriter, Start, checkpoint_path, decide_start
 from gtvray.training.compilation import compile_mode, prefers_channels_last
 from gtvray.training.cpu import freed_memory_kept
 from gtvray.training.execution import mean_over_workers, numeric_settings, rank, training_device, training_precision
+from gtvray.training.fence import names_of
 from gtvray.training.loop import EpochResult, Loop
 from gtvray.training.memory import check_memory, device_bytes
 from gtvray.training.plan import check_plan
@@ -125,16 +128,19 @@ def fit(
     torch.set_num_threads(config.training.cpus_per_worker)
     device = training_device(config)
     with ExitStack() as stack:
-        writer = stack.enter_context(CheckpointWriter(folder, active=rank() == 0))
+        start, checkpoint = decide_start(folder, resume) if start is None else (start, start.load())
+        stack.enter_context(log_fields(**names_of(folder, start.attempt), rank=rank()))
+        writer = stack.enter_context(CheckpointWriter(folder, start.attempt if rank() == 0 else None))
         stack.enter_context(memory_errors(config))
         stack.enter_context(numeric_settings(config, device))
         state = TrainingState.build(config)
-        notes = _restore(state, folder, resume, start)
+        notes = _restore(state, start, checkpoint)
         for entry in state.history[state.epoch if known_epoch is None else known_epoch :]:
             yield _report(entry, folder, state.best_epoch)
         if device.type == "cuda":
             _log_gpu(config, device)
-        scored = selection[: config.training.selection_cases]
+        train = nearest_copies(train, config.cache)
+        scored = nearest_copies(selection[: config.training.selection_cases], config.cache)
         patches_on = device if config.augmentation.on_gpu else "cpu"
         sampler = PatchSampler(train, config.training, config.preprocessing, config.augmentation, patches_on)
         reader = stack.enter_context(BatchReader(sampler, device, config.training.cpus_per_worker))
@@ -160,12 +166,8 @@ def fit(
             yield _report(entry, folder, state.best_epoch)
 
 
-def _restore(state: TrainingState, folder: Path, resume: Path | None, start: Start | None) -> list[str]:
+def _restore(state: TrainingState, start: Start, checkpoint: Checkpoint | None) -> list[str]:
     """Restore the state from a checkpoint, if there is one; returns notes for the next report."""
-    if start is None:
-        start, checkpoint = decide_start(folder, resume)
-    else:
-        checkpoint = start.load()
     if checkpoint is not None:
         state.restore(checkpoint)
         if not start.has_best:

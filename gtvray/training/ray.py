@@ -13,8 +13,9 @@ from pathlib import Path
 
 from gtvray.config import Config
 from gtvray.data import CachedCase
-from gtvray.runtime import remove_orphaned_groups
+from gtvray.runtime import log_fields, remove_orphaned_groups
 from gtvray.training.checkpoints import decide_start
+from gtvray.training.fence import names_of
 from gtvray.training.fit import EpochReport
 from gtvray.training.group import GroupLostError, Workers
 from gtvray.training.lost import lost_error
@@ -74,7 +75,8 @@ def fit_distributed(
                 if failures == config.training.max_failures or error.why.is_resources:
                     raise lost_error(error.why, config, last) from error
                 notes.append(f"workers restarted after epoch {last}: {error.why.reason}")
-                _log.warning("%s", notes[-1])
+                with log_fields(**names_of(folder, start.attempt)):
+                    _log.warning("%s", notes[-1])
     finally:
         if workers is None:
             kept.end()

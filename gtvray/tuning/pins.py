@@ -10,6 +10,7 @@ from pathlib import Path
 from gtvray.errors import TrainingError
 from gtvray.io import atomic_dir
 from gtvray.training.checkpoints import checkpoint_path
+from gtvray.training.fence import begin_attempt
 
 _PINS = "pinned"
 # Number of pinned checkpoints kept per trial; one is copied before its trial has pinned this many newer ones.
@@ -63,6 +64,8 @@ def take_over(source: Path, folder: Path, epoch: int) -> None:
             where=pinned,
             do="restore the folder of the sweep from a backup, or start a new sweep",
         )
+    # An earlier attempt, which may still run, must not add a checkpoint of its own weights.
+    begin_attempt(folder)
     for own in folder.glob("epoch-*"):
         shutil.rmtree(own)
     _link(pinned, checkpoint_path(folder, epoch))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from gtvray.failpoints import ONCE_VARIABLE, VARIABLE
 from gtvray.io import read_json_lines
@@ -49,6 +50,24 @@ def test_failed_job_is_reported(dashboard: str, phantoms: Path, tmp_path: Path) 
     assert done.stdout == "", "--json belongs to the job"
     assert "case has no mask" in done.stderr
     assert "\nerror: job did not succeed" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sweep", "data check"])
+def test_paths_that_the_cluster_lacks_are_named_before_the_job_is_accepted(
+    command: str, dashboard: str, tiny_sweep: Path, tmp_path: Path
+) -> None:
+    """A worker of every node looks for the paths of a sweep, the head for those of other commands."""
+    gone = tmp_path / "gone"
+    words = {
+        "sweep": ["sweep", tiny_sweep, "--data", tmp_path, "--workspace", gone / "runs"],
+        "data check": ["data", "check", gone],
+    }
+    before = run("submit", "list", "--address", dashboard, "--json").json()
+    error = run("submit", "--address", dashboard, "--no-wait", "--", *words[command]).error(code=2)
+    node = "the head" if command == "data check" else ray.util.get_node_ip_address()
+    assert f"found: {gone} on {node}" in error
+    assert run("submit", "list", "--address", dashboard, "--json").json() == before
 
 
 @pytest.mark.slow

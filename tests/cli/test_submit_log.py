@@ -14,7 +14,7 @@ import pytest
 
 from gtvray.cli.submit import submit
 from gtvray.errors import FailureError, InputError
-from gtvray.runtime import jobs
+from gtvray.runtime import Jobs, jobs
 
 from .command import call
 
@@ -28,16 +28,25 @@ class _Dashboard(BaseHTTPRequestHandler):
     polls: list[str]
     ray_version = "2.60.0"
     stopped = False
+    states = STATES
+    submitted: list[str]
+    deleted: list[str]
+
+    def do_DELETE(self) -> None:
+        self.deleted.append(self.path.rpartition("/")[2])
+        self._send({"deleted": True})
 
     def do_POST(self) -> None:
         if self.path.endswith("/stop"):
             type(self).stopped = True
             self._send({"stopped": True})
         else:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.submitted.append(body["entrypoint"])
             self._send({"job_id": "j", "submission_id": "j"})
 
     def do_GET(self) -> None:
-        status, log = STATES[min(len(self.polls), len(STATES) - 1)]
+        status, log = self.states[min(len(self.polls), len(self.states) - 1)]
         if self.path.endswith("/tail"):
             self.send_error(503)
         elif self.path.endswith("/logs"):
@@ -68,6 +77,7 @@ class _Dashboard(BaseHTTPRequestHandler):
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(jobs, "_POLL_S", 0.01)
     _Dashboard.polls, _Dashboard.stopped = [], False
+    _Dashboard.submitted, _Dashboard.deleted = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard) as server:
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -84,6 +94,29 @@ def test_log_is_polled_without_the_stream(dashboard: str, capsys: pytest.Capture
     assert caught.value.fields["found"] == "FAILED"
     assert capsys.readouterr().err.endswith("one\ntwo\nthree\n")
     assert _Dashboard.polls == ["RUNNING", "RUNNING", "FAILED"]
+
+
+def test_a_path_that_a_node_lacks_is_named_and_the_command_is_not_submitted(
+    dashboard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = 'a warning\ngtvray paths: ["/gone on 10.0.0.2 (worker)", "/gone on 10.0.0.3"]\n'
+    monkeypatch.setattr(_Dashboard, "states", [("SUCCEEDED", log)])
+    with pytest.raises(InputError, match="lacks a path") as caught:
+        Jobs(dashboard).submit(["sweep", "/gone/space.yaml", "--data", "/gone"], installed=True)
+    assert caught.value.fields["found"] == "/gone on 10.0.0.2 (worker); /gone on 10.0.0.3"
+    (check,) = _Dashboard.submitted
+    assert "gtvray.runtime.reach" in check
+    assert _Dashboard.deleted == ["j"], "the check leaves no job in the list"
+
+
+@pytest.mark.parametrize("log", ["gtvray paths: []\n", "Traceback (most recent call last):\n"])
+def test_the_command_is_submitted_if_nothing_is_missing_or_the_check_fails(
+    log: str, dashboard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command has checks of its own, so a check that cannot be made does not hold it up."""
+    monkeypatch.setattr(_Dashboard, "states", [("FAILED", log)])
+    assert Jobs(dashboard).submit(["data", "check", "/gone"], installed=True) == "j"
+    assert [" check /gone" in entrypoint for entrypoint in _Dashboard.submitted] == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")

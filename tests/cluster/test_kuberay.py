@@ -6,7 +6,7 @@ import copy
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ METADATA = {"name", "labels", "annotations"}
 
 
 @pytest.fixture(scope="module")
-def crds(shared_data: Path) -> dict[str, Any]:
+def crds(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Validators of KubeRay's custom resources, by kind."""
-    folder = Path(os.environ.get("GTVRAY_KUBERAY_CRDS", shared_data / "kuberay_crds"))
+    given = os.environ.get("GTVRAY_KUBERAY_CRDS")
+    folder = Path(given) if given else request.getfixturevalue("shared_data") / "kuberay_crds"
     if not folder.is_dir():
         pytest.skip(f"KubeRay's definitions are not here ({folder})")
     found = {}
@@ -74,7 +75,6 @@ def _documents(file: Path) -> list[dict[str, Any]]:
 def built(folder: Path) -> list[dict[str, Any]]:
     """Build a folder like `kubectl kustomize`, with the features used here: resources and JSON patches."""
     (kustomization,) = _documents(folder / "kustomization.yaml")
-    assert set(kustomization) <= {"apiVersion", "kind", "resources", "patches"}
     found: list[dict[str, Any]] = []
     for name in kustomization["resources"]:
         path = (folder / name).resolve()
@@ -102,7 +102,23 @@ def apply(document: Any, step: dict[str, Any]) -> None:
         document[key] = step["value"]
 
 
+def check_kustomization(document: dict[str, Any]) -> None:
+    """Check a kustomization, with its patches as lists, for unknown and missing fields."""
+    steps = [step for patch in document.get("patches", []) for step in patch.get("patch", [])]
+    expected = [
+        (document, {"apiVersion", "kind", "resources"}, {"patches"}),
+        *((patch, {"target", "patch"}, set()) for patch in document.get("patches", [])),
+        *((patch["target"], {"kind", "name"}, set()) for patch in document.get("patches", []) if "target" in patch),
+        *((step, {"op", "path"} if step.get("op") == "remove" else {"op", "path", "value"}, set()) for step in steps),
+    ]
+    for part, needed, others in expected:
+        if not needed <= set(part) <= needed | others:
+            raise jsonschema.ValidationError(f"fields {sorted(part)} instead of {sorted(needed)}")
+
+
 def check(document: dict[str, Any], crds: dict[str, Any]) -> None:
+    if not {"apiVersion", "kind", "metadata"} <= set(document):
+        raise jsonschema.ValidationError("apiVersion, kind or metadata is missing")
     if document["apiVersion"] == "ray.io/v1":
         crds[document["kind"]].validate(document)
         # CRDs accept any metadata; the API server checks it.
@@ -133,40 +149,69 @@ def test_every_manifest_is_in_a_folder_s_list() -> None:
     assert files == {path for path in listed if path.is_file()}
 
 
-def misspelt(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of all fields with a name defined by the schema."""
+def keys_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all keys of a document, except those of maps with arbitrary keys."""
     if isinstance(value, list):
         for number, each in enumerate(value):
-            yield from misspelt(each, (*path, number))
+            yield from keys_of(each, (*path, number))
     elif isinstance(value, dict) and not (path and path[-1] in FREE):
         for key, each in value.items():
-            # Selectors of services are labels.
-            if path and "/" not in key:
-                yield (*path, key)
-            if key != "metadata" or path:
-                yield from misspelt(each, (*path, key))
+            yield (*path, key)
+            yield from keys_of(each, (*path, key))
+
+
+def misspelt(document: Any, path: Sequence[Any]) -> Any:
+    """Return a copy of a document with another name of one key."""
+    wrong = copy.deepcopy(document)
+    inner = wrong
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1] + "x"] = inner.pop(path[-1])
+    return wrong
+
+
+def is_accepted(check_one: Callable[[], None]) -> bool:
+    try:
+        check_one()
+    except (jsonschema.ValidationError, kubernetes_validate.ValidationError):
+        return False
+    return True
 
 
 def test_a_misspelt_field_anywhere_fails(crds: dict[str, Any]) -> None:
-    """Each field of every kind is misspelt once, even if it occurs in several places."""
-    seen: set[tuple[str, ...]] = set()
-    for document in [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]:
-        for path in misspelt(document):
-            names = (document["kind"], *(str(part) for part in path if not isinstance(part, int)))
-            # The pod templates of RayJob and RayService are those of RayCluster.
-            shared = document["apiVersion"] == "ray.io/v1" and "template" in names
-            short = names[names.index("template") :] if shared else names
-            if short in seen:
-                continue
-            seen.add(short)
-            wrong = copy.deepcopy(document)
-            inner = wrong
-            for part in path[:-1]:
-                inner = inner[part]
-            inner[path[-1] + "x"] = inner.pop(path[-1])
-            with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-                check(wrong, crds)
-    assert len(seen) > 100
+    """Every key of every document, one at a time; a document of several folders counts once."""
+    documents = {
+        (each["kind"], each["metadata"]["name"], *path): each
+        for folder in OVERLAYS
+        for each in built(folder)
+        for path in keys_of(each)
+    }
+    undetected = [
+        (kind, name, *path)
+        for (kind, name, *path), document in documents.items()
+        # The selector of a service is a map of labels.
+        if not (kind == "Service" and path[:2] == ["spec", "selector"] and len(path) > 2)
+        and is_accepted(lambda: check(misspelt(document, path), crds))  # noqa: B023  # called at once
+    ]
+    assert undetected == []
+    assert len(documents) > 800
+
+
+def test_a_misspelt_field_of_a_kustomization_fails() -> None:
+    paths = 0
+    for folder in OVERLAYS:
+        (kustomization,) = _documents(folder / "kustomization.yaml")
+        readable = copy.deepcopy(kustomization)
+        for patch in readable.get("patches", []):
+            patch["patch"] = yaml.safe_load(patch["patch"])
+        check_kustomization(readable)
+        for path in keys_of(readable):
+            # The value that a patch sets is checked with the document.
+            if "value" not in path[:-1]:
+                paths += 1
+                wrong = misspelt(readable, path)
+                assert not is_accepted(lambda: check_kustomization(wrong)), path  # noqa: B023  # called at once
+    assert paths > 50
 
 
 def under(name: str, value: Any) -> Iterator[Any]:

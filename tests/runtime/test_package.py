@@ -13,7 +13,7 @@ from gtvray import __version__
 from gtvray.cli.main import app
 from gtvray.errors import TooLargeError
 from gtvray.runtime.jobs import WORKSPACE_VARIABLE, _runtime_env
-from gtvray.runtime.package import _FLAGS, _TARGETS, check_size, locate_words, package_code
+from gtvray.runtime.package import _TARGETS, FLAGS, check_size, locate_words, package_code
 
 
 def test_packaged_code_runs_without_the_repository(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_options_without_a_value_are_known() -> None:
         options = [param for param in command.params if param.param_type_name == "option"]
         flags = {name for param in options if getattr(param, "is_flag", False) for name in param.opts}
         values = {name for param in options if not getattr(param, "is_flag", False) for name in param.opts}
-        assert flags <= set(_FLAGS), names
-        assert not values & set(_FLAGS), names
+        assert flags <= set(FLAGS), names
+        assert not values & set(FLAGS), names
 
 
 def test_run_id_and_person_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,3 +159,16 @@ def test_the_bundle_holds_the_averaged_network(
         raw = state.averaged_network()(patch)
     torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(answer, raw, rtol=1e-5, atol=1e-6), "it must be the average, not the last weights"
+
+
+def test_training_reads_the_copies_on_the_node_s_own_disk(
+    config: Config, train: list[CachedCase], selection: list[CachedCase], tmp_path: Path
+) -> None:
+    """The same losses; the cases that are scored are copied as well."""
+    short = with_dotted(config, {"training.epochs": 1})
+    local = with_dotted(short, {"cache.local": str(tmp_path / "own")})
+    losses = [[report.train_loss for report in fit(each, train, selection, tmp_path / name)]
+              for name, each in (("shared", short), ("local", local))]  # fmt: skip
+    assert losses[0] == losses[1]
+    copied = {path.name for path in (tmp_path / "own").iterdir() if not path.name.startswith(".")}
+    assert copied == {case.folder.name for case in (*train, *selection)}

@@ -82,8 +82,11 @@ class EntryStore:
                 return self.find(key)
         return None
 
-    def make_space(self) -> int:
+    def make_space(self, incoming_bytes: int = 0) -> int:
         """Evict the least recently used entries until the rest is within the limit; also what killed writers left.
+
+        Args:
+            incoming_bytes: size of an entry that is about to be added.
 
         Returns:
             number of evicted entries.
@@ -96,7 +99,7 @@ class EntryStore:
         retired: list[Path] = []
         with self._locked(fcntl.LOCK_EX):
             entries = {entry.name: _size(entry) for entry in self._entries()}
-            total = sum(entries.values())
+            total = sum(entries.values()) + incoming_bytes
             leased = self._leased() if total > self._max_bytes else set()
             for entry in sorted(map(self.path, entries), key=lambda entry: entry.stat().st_mtime_ns):
                 if total > self._max_bytes and entry.name not in leased:
