@@ -139,6 +139,12 @@ class Table:
         """Return every second row after the default's, which both halves have."""
         return Table(self.space, self.settings, [self.rows[0], *self.rows[1 + which :: 2]])
 
+    def sample(self, seed: int, share: float) -> Table:
+        """Return the default's row and a random share of the others."""
+        count = round((len(self.rows) - 1) * share)
+        drawn = np.random.default_rng([seed, 2]).choice(np.arange(1, len(self.rows)), count, replace=False)
+        return Table(self.space, self.settings, [self.rows[0], *(self.rows[row] for row in sorted(drawn))])
+
     def without_default(self, seed: int) -> Table:
         """Return all rows but the default's in random order, for searches that do not know the default settings."""
         order = np.random.default_rng([seed, 1]).permutation(np.arange(1, len(self.rows)))
