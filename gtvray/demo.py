@@ -133,7 +133,8 @@ class Demo:
                 with self._timed("sweep"):
                     outcome = job.run(project, cluster)
                 self._record_sweep(job, outcome)
-                gathered = self._evaluate(outcome, project, registry.fetch(champion) if champion is not None else None)
+                earlier = registry.fetch(champion) if champion is not None else None
+                gathered = self._evaluate(outcome, project, log, earlier)
                 version = self._promote(registry, log, outcome, gathered.evidence)
                 served = gathered.candidate if version.digest == outcome.bundle.digest else gathered.champion
                 self._serve(registry, version, served)
@@ -169,15 +170,16 @@ class Demo:
         }
         self.result.tracking = {"uri": job.record.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
 
-    def _evaluate(self, outcome: SweepOutcome, project: Project, champion: Bundle | None) -> Gathered:
-        from gtvray.promotion import gather_evidence
+    def _evaluate(self, outcome: SweepOutcome, project: Project, log: DecisionLog, champion: Bundle | None) -> Gathered:
+        from gtvray.promotion import Looks, gather_evidence
 
+        rate = self._config.promotion.false_promotion_rate
         with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their original grids"):
             gathered = gather_evidence(
                 outcome.bundle,
                 project,
                 masks=self._reports / "masks",
-                ledger=Ledger(self._workspace.ledger),
+                looks=Looks(Ledger(self._workspace.ledger), log, project, rate),
                 threads=self._threads(),
                 champion=champion,
                 golden=self._workspace.golden_of(outcome.bundle.digest),

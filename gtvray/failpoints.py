@@ -42,6 +42,7 @@ POINTS: dict[str, str] = {
     "tuning.before_result": "all trials have ended; the bundle of the best is not yet written",
     "tuning.after_report": "the driver has recorded an epoch of a trial; Ray Tune has not yet continued",
     "registry.uploaded": "the files of a bundle are in MLflow; no version is registered with them",
+    "promotion.scored": "a candidate's look is in MLflow and the held-out cases are scored; no decision is recorded",
     "promotion.registered": "a candidate is registered with its golden cases; no decision is recorded",
     "decision.recorded": "a decision is in the log without its record; the champion has not changed",
     "promotion.recorded": "a decision is complete in the log; the champion has not changed",
