@@ -40,6 +40,8 @@ POINTS: dict[str, str] = {
     "tuning.after_exploit": "the driver has recorded that a trial takes over weights; its process has not done so",
     "tuning.after_end": "the driver has recorded the end of a trial; the searcher has not proposed the next",
     "tuning.before_result": "all trials have ended; the bundle of the best is not yet written",
+    "tuning.after_export": "the bundle of the best trial is written; the sweep has no result yet",
+    "tuning.after_result": "the result of a sweep is written; other checkpoints and the run in MLflow are as before",
     "tuning.after_report": "the driver has recorded an epoch of a trial; Ray Tune has not yet continued",
     "registry.uploaded": "the files of a bundle are in MLflow; no version is registered with them",
     "promotion.scored": "a candidate's look is in MLflow and the held-out cases are scored; no decision is recorded",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,6 @@ def gather_evidence(
     folders = [masks] if champion is None else [masks, of_champion]
     check_masks(cases, folders, closed=[bundle.folder])
     digest = project.fingerprint.digest
-    scans = [case.image for case in cases]
     look = looks.begin(bundle.digest)
     trained_on = project.dataset.subset(project.split.train)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in trained_on)
@@ -90,11 +89,7 @@ def gather_evidence(
         other.warm()
         reference = score_cases(other, cases, of_champion, None, lambda done, _: report(len(cases) + done, total))
     failpoint("promotion.scored")
-    largest = max(scans, key=lambda scan: scan.stat().st_size)
-    timeout_s = TIMEOUT_S + sum(entry.milliseconds for entry in (*scored, *reference)) / 100
-    device = "cuda" if gpus else "cpu"
-    measured = largest if device == "cpu" or torch.cuda.is_available() else None
-    timing: dict[str, Any] = {"scan": measured, "device": device, "timeout_s": timeout_s}
+    timing = _timing([*scored, *reference], [case.image for case in cases], gpus)
     fresh = run_fresh(bundle, threads, golden=golden, **timing)
     other_run = None if champion is None else run_fresh(champion, threads, **timing)
     evidence = Evidence(
@@ -114,6 +109,15 @@ def gather_evidence(
         champion_cost=None if other_run is None else other_run.cost,
     )
     return Gathered(evidence, scored, reference)
+
+
+def _timing(scored: Sequence[ScoredCase], scans: Sequence[Path], gpus: float) -> dict[str, Any]:
+    """Return the arguments with which a fresh process measures time and memory, on the largest scan."""
+    largest = max(scans, key=lambda scan: scan.stat().st_size)
+    timeout_s = TIMEOUT_S + sum(entry.milliseconds for entry in scored) / 100
+    device = "cuda" if gpus else "cpu"
+    measured = largest if device == "cpu" or torch.cuda.is_available() else None
+    return {"scan": measured, "device": device, "timeout_s": timeout_s}
 
 
 def require_untouched(candidate: Bundle, champion: Bundle | None, project: Project) -> None:

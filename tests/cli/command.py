@@ -74,6 +74,7 @@ class Running:
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        self._shared = _shared_memory()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gtvray", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -127,6 +128,18 @@ class Running:
         while (found := self._descendants()) and time.monotonic() < deadline:
             time.sleep(0.2)
         return list(found.values())
+
+    def left_files(self, temporary: Path, within_s: float = 30) -> list[str]:
+        """Files in its folder for temporary files, and new ones in shared memory, after a grace period.
+
+        Shared memory is that of the machine, where other processes may own segments for a moment.
+        """
+        deadline = time.monotonic() + within_s
+        while found := [*temporary.rglob("*"), *(_shared_memory() - self._shared)]:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.2)
+        return sorted(map(str, found))
 
     def kill_all(self) -> None:
         """Kill the process and all its descendants at once, as in a power failure."""
@@ -196,6 +209,10 @@ def call(*arguments: object) -> Finished:
 def partial_files(workspace: Path) -> list[Path]:
     """Temporary files and folders that an interrupted writer left in a workspace."""
     return [*workspace.rglob(".partial-*"), *workspace.rglob(".retired-*")]
+
+
+def _shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
 
 
 def _environment() -> dict[str, str]:
