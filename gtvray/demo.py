@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gtvray import NOTICE
-from gtvray.config import Config, load_sweep
+from gtvray.config import Config, SweepConfig
 from gtvray.data import Project
 from gtvray.datasets import Case, Ledger, read_binary, read_label, write_phantoms
 from gtvray.errors import FailureError, GateRefusedError
@@ -62,17 +61,17 @@ class DemoOptions:
 
     Attributes:
         workspace: workspace for all output.
+        sweep: the sweep to run.
         data: a folder in StructSeg's layout; None to generate phantoms.
         address: address of a running Ray cluster; None to start one on this machine.
-        sweep: sweep file; None for the shipped `demo.yaml`, or `demo_data.yaml` with `data`.
-        config: all other settings.
+        config: settings that neither the base nor the space of the sweep sets.
         hold: keeps the endpoint running at the end.
     """
 
     workspace: Workspace
+    sweep: SweepConfig
     data: Path | None = None
     address: str | None = None
-    sweep: Path | None = None
     config: Config = field(default_factory=Config)
     hold: Hold | None = None
 
@@ -116,13 +115,10 @@ class Demo:
             GateRefusedError: the model is no better than the baseline, and there is no earlier champion.
             FailureError: a stage failed.
         """
-        name = "demo.yaml" if self._options.data is None else "demo_data.yaml"
-        shipped = Path(str(resources.files("gtvray.tune_configs") / name))
-        sweep = load_sweep(self._options.sweep or shipped)
         serving = self._config.serving
         # Check first what would otherwise fail at the end.
         require_port(serving.host, serving.port, "--port")
-        job = SweepJob(sweep, self._config, self._workspace, self._name, self._show)
+        job = SweepJob(self._options.sweep, self._config, self._workspace, self._name, self._show)
         written = [job.folder, self._workspace.decisions, *([] if self._options.data else [self._workspace.phantoms])]
         with self._workspace.lock(*written, need_bytes=_NEED_BYTES):
             project = self._data(job)
@@ -133,7 +129,8 @@ class Demo:
                 with self._timed("sweep"):
                     outcome = job.run(project, cluster)
                 self._record_sweep(job, outcome)
-                gathered = self._evaluate(outcome, project, registry.fetch(champion) if champion is not None else None)
+                earlier = registry.fetch(champion) if champion is not None else None
+                gathered = self._evaluate(outcome, project, log, earlier)
                 version = self._promote(registry, log, outcome, gathered.evidence)
                 served = gathered.candidate if version.digest == outcome.bundle.digest else gathered.champion
                 self._serve(registry, version, served)
@@ -169,15 +166,16 @@ class Demo:
         }
         self.result.tracking = {"uri": job.record.uri, "sweep_run": outcome.sweep_run_id, "best_run": outcome.run_id}
 
-    def _evaluate(self, outcome: SweepOutcome, project: Project, champion: Bundle | None) -> Gathered:
-        from gtvray.promotion import gather_evidence
+    def _evaluate(self, outcome: SweepOutcome, project: Project, log: DecisionLog, champion: Bundle | None) -> Gathered:
+        from gtvray.promotion import Looks, gather_evidence
 
+        rate = self._config.promotion.false_promotion_rate
         with self._stage("evaluate", f"{len(project.held_out)} held-out cases, on their original grids"):
             gathered = gather_evidence(
                 outcome.bundle,
                 project,
                 masks=self._reports / "masks",
-                ledger=Ledger(self._workspace.ledger),
+                looks=Looks(Ledger(self._workspace.ledger), log, project, rate),
                 threads=self._threads(),
                 champion=champion,
                 golden=self._workspace.golden_of(outcome.bundle.digest),

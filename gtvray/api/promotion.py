@@ -226,7 +226,7 @@ class _Candidacy:
         from gtvray.data import open_project
         from gtvray.datasets import Ledger, index_dataset
         from gtvray.models import Bundle
-        from gtvray.promotion import require_champion, require_untouched, with_inference
+        from gtvray.promotion import Looks, require_champion, require_untouched, with_inference
 
         require_path(model)
         self._folders, self._settings = folders, settings
@@ -258,34 +258,24 @@ class _Candidacy:
         self._project: Project = open_project(
             dataset, trained_with, cache=folders.cache, splits=folders.splits, report=show.advance
         )
-        self._ledger = Ledger(folders.ledger)
+        rate = settings.promotion.false_promotion_rate
+        self._looks = Looks(Ledger(folders.ledger), self.log, self._project, rate)
         _require_training_data(self.bundle, self._project, data)
         require_untouched(self.bundle, self._champion, self._project)
-
-    @property
-    def _known(self) -> set[str]:
-        """Digests of the models that any workspace on this MLflow has scored on these cases."""
-        from gtvray.promotion import cases_digest
-
-        cases = cases_digest(self._project)
-        return {decision.digest for decision in self.log.decisions() if decision.cases == cases}
 
     def plan(self) -> PromotionPlan:
         """State what the gate will test."""
         from gtvray.promotion import expected_detectable, level_at
 
-        config, project = self._settings.promotion, self._project
-        scans = [case.image for case in project.held_out]
-        looks = self._ledger.count(
-            self.bundle.digest, project.split.held_out, project.fingerprint.digest, scans, known=self._known
-        )
+        config, cases = self._settings.promotion, len(self._project.held_out)
+        looks = self._looks.count(self.bundle.digest).number
         return PromotionPlan(
             champion=None if self._version is None else self._version.version,
-            cases=len(scans),
+            cases=cases,
             min_cases=config.min_cases,
             looks=looks,
             level=level_at(looks, config.false_promotion_rate),
-            detectable=expected_detectable(max(2, len(scans)), looks, config, champion=self._version is not None),
+            detectable=expected_detectable(max(2, cases), looks, config, champion=self._version is not None),
         )
 
     def decide(
@@ -305,10 +295,9 @@ class _Candidacy:
             self.bundle,
             self._project,
             masks=folders.reports / f"promote-{digest[:12]}" / "masks",
-            ledger=self._ledger,
+            looks=self._looks,
             threads=_replica_threads(self._settings),
             champion=self._champion,
-            known=self._known,
             golden=golden,
             gpus=self._settings.serving.gpus_per_replica,
             report=show.advance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ from gtvray.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from gtvray.config import SweepConfig
     from gtvray.demo import DemoResult
 
 _COLUMNS = {
@@ -47,21 +49,21 @@ def demo(
 ) -> None:
     """Run the full pipeline, from scans to masks over HTTP.
 
-    The stages: data, preparation, sweep, evaluation, promotion, serving, and requests for the held-out scans.
+    The stages: data, preparation, sweep, evaluation, promotion, serving, and requests for the held-out scans. KEY=VALUE
+    replaces a setting in `base` of the sweep file.
 
     Example: gtvray demo --data Naso_GTV --json
     """
-    from gtvray.config import load_config, load_sweep
+    from gtvray.config import load_config
 
     # Validate files and options against the schema before importing large libraries.
     base = load_config(config, [*(override or []), *([f"serving.port={port}"] if port is not None else [])])
-    if sweep is not None:
-        load_sweep(sweep)
+    search = demo_sweep(sweep, data, override or [])
     from gtvray.demo import STAGES, Demo, DemoOptions
     from gtvray.errors import GateRefusedError
     from gtvray.io import Workspace
 
-    options = DemoOptions(Workspace(workspace), data, address, sweep, base, _hold if keep_serving else None)
+    options = DemoOptions(Workspace(workspace), search, data, address, base, _hold if keep_serving else None)
     progress = Progress(STAGES, as_json)
     run = Demo(options, progress)
     try:
@@ -72,6 +74,22 @@ def demo(
             typer.echo(_evidence(run.result), err=True)
         raise
     emit({"ok": True, **asdict(result)}, as_json, _text(result, workspace))
+
+
+def demo_sweep(file: Path | None, data: Path | None, override: Sequence[str]) -> SweepConfig:
+    """Load the sweep of a demo, without the settings of its base that `key=value` settings replace.
+
+    Args:
+        file: a sweep file; None for the shipped one.
+        data: dataset of the demo; None for phantoms, which have a sweep file of their own.
+        override: the `key=value` settings.
+    """
+    from importlib import resources
+
+    from gtvray.config import load_sweep
+
+    shipped = resources.files("gtvray.tune_configs") / ("demo.yaml" if data is None else "demo_data.yaml")
+    return load_sweep(file or Path(str(shipped))).without_base(override)
 
 
 def _hold(url: str, token: str) -> None:

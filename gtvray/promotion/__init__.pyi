@@ -2,7 +2,6 @@ from .champion import require_champion as require_champion
 from .champion import settle_unfinished as settle_unfinished
 from .commit import code_commit as code_commit
 from .evidence import Gathered as Gathered
-from .evidence import cases_digest as cases_digest
 from .evidence import gather_evidence as gather_evidence
 from .evidence import require_untouched as require_untouched
 from .fresh import FreshRun as FreshRun
@@ -16,6 +15,7 @@ from .gate import Request as Request
 from .gate import expected_detectable as expected_detectable
 from .gate import judge as judge
 from .gate import level_at as level_at
+from .looks import Looks as Looks
 from .reversal import adopt as adopt
 from .reversal import restore as restore
 from .reversal import rollback as rollback

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ from typing import Any
 import torch
 
 from gtvray.data import Project
-from gtvray.datasets import Ledger, read_label
+from gtvray.datasets import read_label
 from gtvray.errors import InputError
 from gtvray.evaluation import MeanPositionBaseline, ScoredCase, check_masks, score_cases, write_golden
+from gtvray.failpoints import failpoint
 from gtvray.inference import Predictor
 from gtvray.io import read_volume
 from gtvray.models import Bundle
 from gtvray.promotion.fresh import TIMEOUT_S, run_fresh
 from gtvray.promotion.gate import Evidence
+from gtvray.promotion.looks import Looks, cases_digest
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,22 @@ def gather_evidence(
     project: Project,
     *,
     masks: Path,
-    ledger: Ledger,
+    looks: Looks,
     threads: int,
     champion: Bundle | None = None,
-    known: Collection[str] = (),
     golden: Path | None = None,
     gpus: float = 0.0,
     report: Callable[[int, int], None] | None = None,
 ) -> Gathered:
-    """Score a bundle on the held-out cases; the ledger counts the scoring.
+    """Score a bundle on the held-out cases, after its look was recorded.
 
     Args:
         bundle: the candidate.
         project: the data it was trained on.
         masks: folder for the predicted masks; those of the champion go to `champion` in it.
-        ledger: counts the models scored on held-out cases.
+        looks: records the look and counts the models scored on held-out cases.
         threads: CPU threads, as many as a serving replica has.
         champion: the promoted bundle, scored on the same cases.
-        known: digests of models that other workspaces are known to have scored on these cases.
         golden: folder for golden cases, which are cut from the held-out cases.
         gpus: GPUs of a serving replica. If there are any, time and memory are measured on a GPU, or not at all if this
             host has none.
@@ -73,8 +72,7 @@ def gather_evidence(
     folders = [masks] if champion is None else [masks, of_champion]
     check_masks(cases, folders, closed=[bundle.folder])
     digest = project.fingerprint.digest
-    scans = [case.image for case in cases]
-    looks = ledger.record("promotion", bundle.digest, project.split.held_out, digest, scans, known=known)
+    look = looks.begin(bundle.digest)
     trained_on = project.dataset.subset(project.split.train)
     baseline = MeanPositionBaseline.fit(read_label(case, read_volume(case.image)) for case in trained_on)
     total = len(cases) * len(folders)
@@ -90,11 +88,8 @@ def gather_evidence(
         other = Predictor(champion, threads=threads)
         other.warm()
         reference = score_cases(other, cases, of_champion, None, lambda done, _: report(len(cases) + done, total))
-    largest = max(scans, key=lambda scan: scan.stat().st_size)
-    timeout_s = TIMEOUT_S + sum(entry.milliseconds for entry in (*scored, *reference)) / 100
-    device = "cuda" if gpus else "cpu"
-    measured = largest if device == "cpu" or torch.cuda.is_available() else None
-    timing: dict[str, Any] = {"scan": measured, "device": device, "timeout_s": timeout_s}
+    failpoint("promotion.scored")
+    timing = _timing([*scored, *reference], [case.image for case in cases], gpus)
     fresh = run_fresh(bundle, threads, golden=golden, **timing)
     other_run = None if champion is None else run_fresh(champion, threads, **timing)
     evidence = Evidence(
@@ -103,7 +98,9 @@ def gather_evidence(
         candidate=tuple(entry.score for entry in scored),
         baseline=tuple(entry.baseline for entry in scored if entry.baseline is not None),
         loads_fresh=fresh.same,
-        looks=looks,
+        looks=look.number,
+        undecided_looks=look.undecided,
+        look=look.run_id,
         cases=cases_digest(project),
         champion_digest=champion.digest if champion is not None else "",
         champion=tuple(entry.score for entry in reference),
@@ -114,10 +111,13 @@ def gather_evidence(
     return Gathered(evidence, scored, reference)
 
 
-def cases_digest(project: Project) -> str:
-    """Digest of the held-out scans by their content: the same for the same files in any folder."""
-    scans = sorted(project.scans[case_id] for case_id in project.split.held_out)
-    return hashlib.sha256("\n".join(scans).encode()).hexdigest()
+def _timing(scored: Sequence[ScoredCase], scans: Sequence[Path], gpus: float) -> dict[str, Any]:
+    """Return the arguments with which a fresh process measures time and memory, on the largest scan."""
+    largest = max(scans, key=lambda scan: scan.stat().st_size)
+    timeout_s = TIMEOUT_S + sum(entry.milliseconds for entry in scored) / 100
+    device = "cuda" if gpus else "cpu"
+    measured = largest if device == "cpu" or torch.cuda.is_available() else None
+    return {"scan": measured, "device": device, "timeout_s": timeout_s}
 
 
 def require_untouched(candidate: Bundle, champion: Bundle | None, project: Project) -> None:

@@ -76,6 +76,8 @@ class Evidence:
         golden: whether the fresh process reproduced the golden cases; None if none were written.
         cost: of the candidate; None if not measured, as for replicas with a GPU on a host without one.
         champion_cost: of the champion, in the same way; None if not measured.
+        undecided_looks: how many of `looks` were scored by the gate without a decision, such as by a killed process.
+        look: MLflow run that recorded this look; empty if none did.
 
     Raises:
         InputError: the models have scores of different cases.
@@ -93,6 +95,8 @@ class Evidence:
     golden: bool | None = None
     cost: Cost | None = None
     champion_cost: Cost | None = None
+    undecided_looks: int = 0
+    look: str = ""
 
     def __post_init__(self) -> None:
         expected = _ids(self.candidate)

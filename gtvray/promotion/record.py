@@ -49,6 +49,7 @@ def write_record(
     judgement: Judgement,
     request: Request,
     config: PromotionConfig,
+    commit: str,
 ) -> None:
     """Write the record of a decision of the gate, and the model card of a promoted model.
 
@@ -60,9 +61,10 @@ def write_record(
         judgement: decision of the gate.
         request: request of the promotion.
         config: thresholds of the gate.
+        commit: git commit of gtvray's code; empty if unknown.
     """
     record = {
-        **_head(decision),
+        **_head(decision, commit),
         "request": asdict(request),
         "cases_role": _ROLE,
         "thresholds": config.model_dump(mode="json"),
@@ -84,7 +86,7 @@ def write_change(folder: Path, decision: Decision) -> None:
         folder: existing folder; gets `decision.json`, `.md` and `.html`.
         decision: a rollback, restoration or adoption, signed but not yet in the log.
     """
-    write_json(folder / RECORD, {**_head(decision), "evidence": None, "judgement": None})
+    write_json(folder / RECORD, {**_head(decision, code_commit()), "evidence": None, "judgement": None})
     Document(
         title=f"{_OUTCOMES[decision.kind]}: model {decision.digest[:12]}",
         lead=[
@@ -102,14 +104,14 @@ def write_change(folder: Path, decision: Decision) -> None:
     ).write(folder, "decision")
 
 
-def _head(decision: Decision) -> dict[str, Any]:
+def _head(decision: Decision, commit: str) -> dict[str, Any]:
     """Return the entries that all records have."""
     names = ("number", "at", "kind", "digest", "version", "previous", "by", "reason")
     return {
         "schema": SCHEMA_VERSION,
         **{name: getattr(decision, name) for name in names},
         "gtvray": __version__,
-        "commit": code_commit(),
+        "commit": commit,
         "stack": stack(),
         "notice": NOTICE,
     }
@@ -189,7 +191,8 @@ def _facts(bundle: Bundle, evidence: Evidence, judgement: Judgement, request: Re
     yield "named gain", request.gain or "none"
     yield "training data", f"fingerprint {evidence.data}; licence: {data.get('licence', 'not stated')}"
     yield "held-out cases", f"{len(evidence.candidate)}, digest {evidence.cases[:16]}"
-    yield "models scored on them", f"{evidence.looks}, this one included"
+    undecided = f"; {evidence.undecided_looks} without a decision" if evidence.undecided_looks else ""
+    yield "models scored on them", f"{evidence.looks}, this one included{undecided}"
     yield "inference", f"{inference.backend}, {inference.precision}, {inference.mode}"
 
 

@@ -59,10 +59,10 @@ def promote(
         settle_unfinished(registry, log)
         champion = require_champion(registry, log)
         _require_same_champion(champion, evidence)
-        reason = request.override if judgement.overridden else ""
-        version = (
-            _register(bundle, run_id, registry, golden, judgement, override=reason) if judgement.accepted else None
-        )
+        reason, commit = request.override if judgement.overridden else "", code_commit()
+        version = None
+        if judgement.accepted:
+            version = _register(bundle, run_id, registry, golden, judgement, override=reason, commit=commit)
         decision = Decision(
             "promoted" if judgement.accepted else "refused",
             bundle.digest,
@@ -82,9 +82,11 @@ def promote(
                 judgement=judgement,
                 request=request,
                 config=config,
+                commit=commit,
             )
         if version is None:
             log.settle(log.add(decision, lease, record), "completed")
+            log.looks.complete(evidence.look)
             raise GateRefusedError(
                 "the promotion gate refused the candidate",
                 where=bundle.digest[:16],
@@ -92,6 +94,7 @@ def promote(
                 do=f"train longer or on more cases; the champion is unchanged; record: {record}",
             )
         change_champion(registry, log, lease, version, decision=decision, record=record)
+        log.looks.complete(evidence.look)
     return version, judgement, record
 
 
@@ -120,7 +123,14 @@ def change_champion(
 
 
 def _register(
-    bundle: Bundle, run_id: str, registry: Registry, golden: Path | None, judgement: Judgement, *, override: str
+    bundle: Bundle,
+    run_id: str,
+    registry: Registry,
+    golden: Path | None,
+    judgement: Judgement,
+    *,
+    override: str,
+    commit: str,
 ) -> ModelVersion:
     version = registry.register(bundle, run_id)
     if golden is not None:
@@ -128,7 +138,7 @@ def _register(
     data = bundle.info.get("training_data", {})
     tags = {
         "gtvray.version": __version__,
-        "gtvray.commit": code_commit(),
+        "gtvray.commit": commit,
         "gtvray.data": str(data.get("digest", "")),
         LICENCE_TAG: str(data.get("licence", "not stated")),
         "gtvray.sweep_run": str(bundle.info.get("sweep_run", "")),

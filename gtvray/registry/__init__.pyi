@@ -6,6 +6,7 @@ from .decisions import champions_of as champions_of
 from .lease import Holder as Holder
 from .lease import Lease as Lease
 from .lease import hold_lease as hold_lease
+from .looks import Look as Look
 from .registry import CHAMPION as CHAMPION
 from .registry import LICENCE_TAG as LICENCE_TAG
 from .registry import OVERRIDE_TAG as OVERRIDE_TAG

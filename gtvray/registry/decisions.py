@@ -22,7 +22,8 @@ from gtvray.errors import ResourceError
 from gtvray.failpoints import failpoint
 from gtvray.io import sha256_of
 from gtvray.registry.lease import Holder, Lease, hold_lease
-from gtvray.tracking import artifact_errors, experiment_id, mlflow_faults, require_experiment
+from gtvray.registry.looks import LookLog
+from gtvray.tracking import all_runs, artifact_errors, experiment_id, mlflow_faults
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,7 +35,6 @@ RECORD = "decision.json"
 _PREFIX = "gtvray.decision."
 # MLflow truncates longer values.
 _MAX_TEXT = 4000
-_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class DecisionLog:
         """Name of the MLflow experiment that holds the decisions."""
         return f"{self._model}-decisions"
 
+    @property
+    def looks(self) -> LookLog:
+        """Looks of the gate at held-out scans, in the same experiment."""
+        return LookLog(self._client, self.experiment, self._artifacts, self.by)
+
     def lease(self) -> AbstractContextManager[Lease]:
         """Hold the exclusive right to change the champion; processes on other hosts wait as well."""
         # Even if the lease was deleted in MLflow, the next decision must have a higher number than the last one.
@@ -157,22 +162,8 @@ class DecisionLog:
         Raises:
             InputError: the experiment was deleted; the error gives the command that restores it.
         """
-        from mlflow.entities import ViewType
-
-        require_experiment(self._client, self.experiment)
-        found = self._client.get_experiment_by_name(self.experiment)
-        if found is None:
-            return []
-        decisions: list[Decision] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_runs(
-                [found.experiment_id], run_view_type=ViewType.ALL, max_results=_PAGE, page_token=token
-            )
-            decisions += [decision for decision in map(_parse, page) if decision is not None]
-            token = page.token
-            if not token:
-                return sorted(decisions, key=lambda decision: decision.number)
+        found = map(_parse, all_runs(self._client, self.experiment))
+        return sorted((each for each in found if each is not None), key=lambda decision: decision.number)
 
     def champions(self) -> list[Decision]:
         """Return the decisions that made the current champion and its predecessors, the current one last.

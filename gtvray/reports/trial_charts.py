@@ -1,4 +1,4 @@
-"""Charts of a sweep: learning curves, settings in parallel coordinates, and score against cost."""
+"""Charts of a sweep: learning curves, settings in parallel coordinates, score against time and other objectives."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def parallel_chart(settings: Mapping[str, Sequence[str]], best: Sequence[float])
 
 
 def front_chart(seconds: Sequence[float], best: Sequence[float]) -> Picture:
-    """Draw best DSC against training time, with the Pareto front of the trials that are not dominated."""
+    """Draw best DSC against training time, with a line through the trials that no other beats in both."""
     front: list[tuple[float, float]] = []
     for cost, dsc in sorted(zip(seconds, best, strict=True), key=lambda trial: (trial[0], -trial[1])):
         if not front or dsc > front[-1][1]:
@@ -80,7 +80,32 @@ def front_chart(seconds: Sequence[float], best: Sequence[float]) -> Picture:
     axes.step([cost for cost, _ in front], [dsc for _, dsc in front], where="post", color=COLOURS[1], marker="D")
     axes.set(xlabel="seconds of training and selection", ylabel="best selection DSC")
     points = "; ".join(f"{dsc:.3f} in {cost:.0f} s" for cost, dsc in front)
-    return encode_chart(figure, "Score against cost, with the Pareto front", points, len(best))
+    return encode_chart(figure, "Score against training time", points, len(best))
+
+
+def objective_chart(
+    name: str, front: Mapping[str, tuple[float, float]], others: Mapping[str, tuple[float, float]]
+) -> Picture:
+    """Draw the DSC of the completed trials against another objective, and mark those on the Pareto front.
+
+    Args:
+        name: name of the other objective.
+        front: trial -> its value of that objective and its DSC, for the trials that none beats in all objectives.
+        others: the same of the other trials.
+    """
+    figure, axes = new_axes()
+    axes.plot(*_columns(others), linestyle="none", marker="o", color=COLOURS[0], markersize=4, label="dominated")
+    axes.plot(*_columns(front), linestyle="none", marker="D", color=COLOURS[1], markersize=6, label="Pareto front")
+    for trial, at in front.items():
+        axes.annotate(trial, at, xytext=(4, 4), textcoords="offset points", fontsize=7, parse_math=False)
+    axes.set(xlabel=name, ylabel="best selection DSC")
+    axes.legend(loc="lower right")
+    points = "; ".join(f"{trial}: DSC {dsc:.3f} at {cost:.4g}" for trial, (cost, dsc) in front.items())
+    return encode_chart(figure, f"DSC against {name}, with the Pareto front", points, len(front) + len(others))
+
+
+def _columns(points: Mapping[str, tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [cost for cost, _ in points.values()], [dsc for _, dsc in points.values()]
 
 
 def _add_colours(axes: Axes, best: Sequence[float]) -> list[tuple[float, ...]]:

@@ -11,12 +11,14 @@ from typing import Any
 from gtvray import NOTICE
 from gtvray.config import Config, flatten
 from gtvray.io import Picture, Table, atomic_path, read_json, render_page
-from gtvray.reports.trial_charts import curve_chart, front_chart, parallel_chart
+from gtvray.reports.trial_charts import curve_chart, front_chart, objective_chart, parallel_chart
 from gtvray.tracking import QUEUE_FILE, Refused, Trial, read_rejections, read_trials, summarise_rejections
 from gtvray.tracking.trials import COMPLETED, FAILED, OUT_OF_BUDGET, PLANNED, RUNNING, STOPPED
 
 PAGE = "trials.html"
 WORST_CASES = "worst.json"
+# The fewest pairs with which a one-sided signed-rank test can reach 5 %: 1 / 2^5.
+FEWEST_FOLD_CASES = 5
 STATES = (COMPLETED, STOPPED, OUT_OF_BUDGET, FAILED, RUNNING, PLANNED)
 
 
@@ -67,8 +69,12 @@ def trials_page(name: str, trials: Sequence[Trial], refused: Sequence[Refused] =
         refused=Table(("trial", "entries", "reason"), [(each.trial, each.entries, each.reason) for each in refused]),
         confirmation=_read(folder, "confirmation.json"),
         front=_front_table(_read(folder, "front.json")),
+        objectives=list(_objective_charts(_read(folder, "front.json"))),
+        folds=_folds_text(trials, _read(folder, "sweep.json")),
         worst=list(_worst_pictures(folder)),
-        importances=_importance_table(_read(folder, "importances.json")),
+        importances=_importance_table(
+            _read(folder, "importances.json"), sum(each.state in (STOPPED, OUT_OF_BUDGET) for each in trials)
+        ),
         command=_command(trained[0], _read(folder, "sweep.json")) if trained else "",
     )
 
@@ -85,8 +91,13 @@ def _worst_pictures(folder: Path | None) -> Iterator[Picture]:
         yield Picture(path.read_bytes(), "png", caption, caption)
 
 
-def _importance_table(stored: Mapping[str, Any]) -> Table:
+def _importance_table(stored: Mapping[str, Any], stopped: int) -> Table:
     caption = f"PED-ANOVA over {stored.get('trials', 0)} completed trials; interpret with caution if fewer than 30."
+    if stopped:
+        caption += (
+            f" {stopped} trials that ended early are left out, since their DSC is that of an earlier epoch. The "
+            "importances are therefore those among the settings that were promising enough to be trained to the end."
+        )
     rows = [(key, f"{value:.2f}") for key, value in stored.get("importances", {}).items()]
     return Table(("setting", "importance"), rows, caption)
 
@@ -95,6 +106,37 @@ def _front_table(stored: Mapping[str, Any]) -> Table:
     caption = f"Hypervolume {stored.get('hypervolume', 0):.3f}: share of the box between the worst and the ideal point."
     rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in stored.get("trials", {}).items()]
     return Table(("trial", *stored.get("objectives", {})), rows, caption)
+
+
+def _objective_charts(stored: Mapping[str, Any]) -> Iterator[Picture]:
+    """Yield a chart of the DSC against each other objective; nothing for a sweep with one objective."""
+    for at, name in enumerate(stored.get("objectives", {})):
+        if at:
+            front, others = (
+                {trial: (values[at], values[0]) for trial, values in stored.get(part, {}).items()}
+                for part in ("trials", "others")
+            )
+            yield objective_chart(name, front, others)
+
+
+def _folds_text(trials: Sequence[Trial], request: Mapping[str, Any]) -> str:
+    """State what the DSC of a trial means in a sweep with folds; empty for one without."""
+    if request.get("sweep", {}).get("folds", 1) == 1:
+        return ""
+    counts = [len(cases) for trial in trials for cases in trial.cases.values()]
+    if not counts:
+        return ""
+    text = (
+        f"Each trial is scored on the cases of its fold, which its network was not trained on: {min(counts)} to "
+        f"{max(counts)} cases. DSC of different folds cannot be compared; a point is ranked by its number of folds and "
+        "then by the mean over them."
+    )
+    if min(counts) < FEWEST_FOLD_CASES:
+        text += (
+            f" With fewer than {FEWEST_FOLD_CASES} cases in a fold, its DSC does not show whether a point is better or "
+            "worse than another: undecided."
+        )
+    return text
 
 
 def _command(best: Trial, request: Mapping[str, Any]) -> str:

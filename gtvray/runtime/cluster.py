@@ -131,6 +131,10 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             ray._private.utils.write_ray_address(gcs, options["_temp_dir"])
         yield Cluster(gcs, address is None, read_nodes(ray.nodes()), read_growth())
         is_clean = True
+    except KeyboardInterrupt:
+        # Ctrl-C or SIGTERM is no fault that needs logs.
+        is_clean = True
+        raise
     finally:
         if before is None:
             os.environ.pop("RAY_ADDRESS", None)

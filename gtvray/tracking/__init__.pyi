@@ -2,6 +2,7 @@ from .artifacts import artifact_errors as artifact_errors
 from .artifacts import require_artifact_client as require_artifact_client
 from .faults import mlflow_errors as mlflow_errors
 from .faults import mlflow_faults as mlflow_faults
+from .lookup import all_runs as all_runs
 from .lookup import filter_text as filter_text
 from .lookup import require_experiment as require_experiment
 from .lookup import require_recordable as require_recordable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
@@ -65,6 +65,26 @@ def trials_of(client: MlflowClient, experiment: str, parent: str) -> set[str]:
         token = page.token
         if not token:
             return trials
+
+
+def all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    """Yield all runs of an experiment by its name, deleted ones too; none if it does not exist.
+
+    Raises:
+        InputError: the experiment was deleted; the error gives the command that restores it.
+    """
+    from mlflow.entities import ViewType
+
+    require_experiment(client, experiment)
+    found, token = client.get_experiment_by_name(experiment), None
+    while found is not None:
+        page = client.search_runs(
+            [found.experiment_id], run_view_type=ViewType.ALL, max_results=_MAX_RESULTS, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def require_experiment(client: MlflowClient, name: str) -> None:

@@ -65,7 +65,13 @@ class RunRecorder:
                 self._open.add(entry["trial"])
             if "status" in entry:
                 self._open.discard(entry["trial"])
+        self._ended = earlier[-1].get("status") if earlier and earlier[-1]["trial"] is None else None
         self._queue = MetricQueue(queue_file, self._deliver, again)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last entry ends the parent run, so that nothing is missing but perhaps deliveries."""
+        return self._ended is not None
 
     @property
     def rejections(self) -> list[Rejection]:
@@ -74,7 +80,7 @@ class RunRecorder:
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str], trial: str | None = None) -> None:
         """Set params and tags of a trial's run; by default of the parent run."""
-        self._queue.put({"trial": trial, "params": _texts(params), "tags": dict(tags)})
+        self._put({"trial": trial, "params": _texts(params), "tags": dict(tags)})
 
     def start(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Set params and tags of a trial; its run is created, or continued if it exists."""
@@ -94,7 +100,7 @@ class RunRecorder:
         entry = {"trial": trial, "metrics": dict(metrics), "step": step, "at_ms": now}
         if _identity(entry) not in self._logged:
             self._logged.add(_identity(entry))
-            self._queue.put(entry)
+            self._put(entry)
 
     def note(self, trial: str, text: str) -> None:
         """Set the tag `gtvray.notes` of a trial's run to an incident and its handling; replaces an earlier one."""
@@ -106,7 +112,7 @@ class RunRecorder:
         The path is stored relative to the queue's folder, so it stays valid if the workspace is moved.
         """
         relative = os.path.relpath(path.resolve(), self._folder)
-        self._queue.put({"trial": trial, "artifact": relative, "into": into})
+        self._put({"trial": trial, "artifact": relative, "into": into})
 
     def finish(self, trial: str, status: str) -> None:
         """End a trial's run as FINISHED, FAILED or KILLED."""
@@ -114,13 +120,19 @@ class RunRecorder:
         self._end(trial, status)
 
     def finish_run(self, status: str) -> None:
-        """End the parent run and the runs of trials that are still open."""
+        """End the parent run and the runs of trials that are still open; without effect if it has that status."""
         for trial in sorted(self._open):
             self.finish(trial, status)
-        self._end(None, status)
+        if self._ended != status:
+            self._end(None, status)
+            self._ended = status
 
     def _end(self, trial: str | None, status: str) -> None:
-        self._queue.put({"trial": trial, "status": status, "at_ms": int(time.time() * 1000)})
+        self._put({"trial": trial, "status": status, "at_ms": int(time.time() * 1000)})
+
+    def _put(self, entry: Entry) -> None:
+        self._ended = None
+        self._queue.put(entry)
 
     def trial_run_id(self, trial: str) -> str:
         """Return the id of a trial's MLflow run; that of the parent run if MLflow does not answer or has no such run.

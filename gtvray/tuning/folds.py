@@ -6,7 +6,7 @@ point and the seed identify it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gtvray.config import Config, SweepConfig
@@ -51,24 +51,30 @@ def fold_cases(project: Project, sweep: SweepConfig, config: Config) -> tuple[Fo
     )
 
 
-def check_folds(space: Space, config: Config, folds: Sequence[FoldCases], memory_bytes: int | None = None) -> Point:
+def check_folds(
+    space: Space, config: Config, folds: Sequence[FoldCases], memory_of: Callable[[Config], int] | None = None
+) -> Point:
     """Check the training of every corner of the space on every fold; return the point of the first trial.
 
     Args:
         space: the search space.
         config: settings of all trials.
         folds: prepared cases by fold.
-        memory_bytes: memory of the device of a worker; None to check none.
+        memory_of: returns the memory of the device of a worker; called once, with the settings of a corner, since
+            none that it depends on can be searched. None to check no memory.
 
     Raises:
         ConfigError, DataError: the settings are inconsistent with each other or with the data, or do not fit into the
             memory.
     """
+    memory_bytes: int | None = None
 
     def check(settings: Config) -> None:
+        nonlocal memory_bytes
         for fold in folds:
             check_plan(settings, fold.train, fold.selection)
-        if memory_bytes is not None:
+        if memory_of is not None:
+            memory_bytes = memory_of(settings) if memory_bytes is None else memory_bytes
             check_memory(settings, memory_bytes)
 
     return check_corners(space, config, check)

@@ -13,6 +13,7 @@ from gtvray.data import Project
 from gtvray.datasets import Finding
 from gtvray.errors import ConfigError, NotFoundError
 from gtvray.experiments import ExperimentRecord, open_data, require_storage, versions
+from gtvray.failpoints import failpoint
 from gtvray.io import Workspace
 from gtvray.runtime import Cluster, ProgressReporter
 
@@ -163,10 +164,12 @@ class SweepJob:
     def finished(self, project: Project) -> SweepOutcome | None:
         """Return the stored outcome if running the sweep again would not change it; None otherwise.
 
-        The request of the sweep is stored in its folder first, or compared with the stored one.
+        The request of the sweep is stored in its folder first, or compared with the stored one. MLflow gets what it
+        does not have yet of a sweep that has ended.
 
         Raises:
             InputError: the folder contains another sweep.
+            ResourceError: the sweep has ended, and MLflow does not answer.
         """
         from gtvray.models import Bundle
         from gtvray.tracking import TrialRecord
@@ -186,7 +189,13 @@ class SweepJob:
         # Repeated here, since an interruption may have come before it.
         remove_losers(result, self.trials_folder, self._continued(result))
         bundle = Bundle.load(self.workspace.bundles / stored.bundle)
-        return self._outcome(result, bundle, (stored.run_id, stored.sweep_run_id))
+        with self.record.open() as opened:
+            # Sends what an interruption or an outage of MLflow left in the queue.
+            if not opened.recorder.has_ended:
+                self._attach_page(opened.recorder)
+            opened.status = "FINISHED"
+        runs = (stored.run_id, stored.sweep_run_id)
+        return self._outcome(result, bundle, runs, delivered=opened.delivered, refused=opened.refused)
 
     def run(self, project: Project, cluster: Cluster) -> SweepOutcome:
         """Run the trials, or resume them, and write the bundle of the best trial.
@@ -196,7 +205,6 @@ class SweepJob:
             GtvrayError: an error of `run_sweep`.
         """
         # Ray and torch take seconds to import; invalid data are reported before that.
-        from gtvray.reports import write_trials_page
         from gtvray.tuning.confirm import FEWEST_CASES
         from gtvray.tuning.folds import fold_cases
         from gtvray.tuning.sweep import run_sweep
@@ -231,11 +239,16 @@ class SweepJob:
                 record.status = "FINISHED"
             finally:
                 # An unfinished sweep has a page too, with the reasons of failed trials.
-                page = write_trials_page(self.folder, self.name)
-                if page is not None:
-                    record.recorder.attach(None, page, "report")
+                self._attach_page(record.recorder)
         runs = (run_id, record.recorder.run_id)
         return self._outcome(result, bundle, runs, delivered=record.delivered, refused=record.refused)
+
+    def _attach_page(self, recorder: RunRecorder) -> None:
+        from gtvray.reports import write_trials_page
+
+        page = write_trials_page(self.folder, self.name)
+        if page is not None:
+            recorder.attach(None, page, "report")
 
     def _outcome(
         self,
@@ -243,8 +256,8 @@ class SweepJob:
         bundle: Bundle,
         runs: tuple[str, str],
         *,
-        delivered: bool = True,
-        refused: Sequence[Refused] = (),
+        delivered: bool,
+        refused: Sequence[Refused],
     ) -> SweepOutcome:
         from gtvray.reports import write_trials_page
         from gtvray.tracking import TrialRecord
@@ -288,6 +301,7 @@ class SweepJob:
         end = SweepEnd(self.workspace, self.name, project, folds, result, recorder, self.show)
         unfinished = self._continued(result)
         bundle, run_id = end.export()
+        failpoint("tuning.after_export")
         end.confirm(bundle, self._default_bundle)
         end.draw_worst(bundle)
         end.export_front(self.sweep)
@@ -304,6 +318,7 @@ class SweepJob:
                 complete=not unfinished and not self._spent,
             ),
         )
+        failpoint("tuning.after_result")
         end.remove_losers(self.trials_folder, unfinished)
         return bundle, run_id
 

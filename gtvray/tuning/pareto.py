@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ class Front:
         trials: id -> value of each objective, the highest DSC first.
         hypervolume: share of the box from the worst to the ideal point that the front dominates. The ideal is a DSC of
             1 at no cost; the worst a DSC of 0 at the highest costs of a completed trial.
+        others: the completed trials that are dominated, and their values.
     """
 
     objectives: dict[str, str]
     trials: dict[str, list[float]]
     hypervolume: float
+    others: dict[str, list[float]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write it into the folder of the sweep."""
@@ -53,7 +55,8 @@ def pareto_front(objectives: Mapping[Any, str], trials: Sequence[Trial]) -> Fron
     front = [name for name in gains if not any(_beats(gains[other], gains[name]) for other in gains)]
     front.sort(key=lambda name: -values[name][0])
     shares = [_shares(values[name], values.values()) for name in front]
-    return Front(dict(objectives), {name: values[name] for name in front}, round(_volume(shares), 6))
+    others = {name: value for name, value in values.items() if name not in front}
+    return Front(dict(objectives), {name: values[name] for name in front}, round(_volume(shares), 6), others)
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

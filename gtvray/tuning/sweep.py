@@ -101,10 +101,7 @@ def _plan(
 ) -> tuple[Point, ResourcePlan]:
     """Check plan and memory of the trainings; return the point of the first trial and the resources of the trials."""
     base = space.config
-    # Settings that no trial has, such as a default outside the space, must not count.
-    first = check_folds(space, base, folds)
-    memory = worker_memory_bytes(with_dotted(base, first, "space"), cluster, show)
-    default = check_folds(space, base, folds, memory)
+    default = check_folds(space, base, folds, lambda settings: worker_memory_bytes(settings, cluster, show))
     largest = largest_host_bytes(with_dotted(base, default, "space"), sweep.space)
     return default, plan_on(cluster, base, sweep.max_concurrent, largest)
 

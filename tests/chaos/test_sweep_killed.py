@@ -12,7 +12,7 @@ from gtvray.models import Checkpoint
 from gtvray.runtime import Cluster
 from gtvray.tracking import read_trials
 
-from ..cli.command import KILLED_GONE_S, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
+from ..cli.command import KILLED_GONE_S, ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, Running, partial_files, run
 from ..stores import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -74,6 +74,49 @@ def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path, local_
     assert again.json()["trials"] == finished.json()["trials"]
     assert tree(workspace / "bundles") == before
     assert len(client.search_runs([experiment.experiment_id])) == logged
+
+
+@pytest.mark.parametrize("point", ["tuning.after_export", "tuning.after_result"])
+def test_sweep_killed_at_its_end_has_one_bundle_and_one_record(
+    point: str, phantoms: Path, tmp_path: Path, local_ray: Cluster
+) -> None:
+    """The bundle is the one that was written before the kill, and MLflow gets what it lacks, once."""
+    space, workspace = tmp_path / "one.yaml", tmp_path / "workspace"
+    space.write_text(ONE_TRIAL_SWEEP)
+    command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json", "--address", local_ray.address]
+    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
+    assert killed.end(within_s=400).code == -signal.SIGKILL
+    (folder,) = (workspace / "sweeps").iterdir()
+    assert (folder / "result.json").exists() is (point == "tuning.after_result")
+    bundles = tree(workspace / "bundles")
+    assert bundles
+
+    finished = run(*command, "--resume", folder.name, within_s=400)
+    assert finished.code == 0, finished
+    found = finished.json()
+    assert found["mlflow_has_everything"] is True
+    assert tree(workspace / "bundles") == bundles
+    client = open_store(workspace / "mlflow.db", workspace / "mlartifacts")
+    experiment = client.get_experiment_by_name("gtvray")
+    assert experiment is not None
+    runs = {each.info.run_id: each for each in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {found["run"], found["sweep_run"]}
+    assert {each.info.status for each in runs.values()} == {"FINISHED"}
+    parent = runs[found["sweep_run"]]
+    assert parent.data.tags["gtvray.best_run"] == found["run"]
+    assert runs[found["run"]].data.tags["gtvray.digest"] == found["digest"]
+    for each in runs.values():
+        for name in each.data.metrics:
+            assert len(client.get_metric_history(each.info.run_id, name)) == 1, name
+    assert [file.path for file in client.list_artifacts(found["sweep_run"])] == ["report"]
+    assert [file.path for file in client.list_artifacts(found["run"])] == ["bundle"]
+    assert partial_files(workspace) == []
+
+    before = tree(folder)
+    again = run(*command, "--resume", folder.name, within_s=400)
+    assert (again.code, again.json()) == (0, found)
+    assert tree(folder) == before, "nothing is added to the queue"
+    assert client.get_run(found["sweep_run"]).info.end_time == parent.info.end_time
 
 
 # The default settings learn and the others hardly do, so they take over its weights after the second epoch.

@@ -77,6 +77,7 @@ class Running:
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        self._shared = _shared_memory()
         self._process = _start(
             [*map(str, arguments)], {**_environment(), **environment, _MARK: self._mark.partition("=")[2]}
         )
@@ -123,6 +124,18 @@ class Running:
         while (found := self._descendants()) and time.monotonic() < deadline:
             time.sleep(0.2)
         return list(found.values())
+
+    def left_files(self, temporary: Path, within_s: float = 30) -> list[str]:
+        """Files in its folder for temporary files, and new ones in shared memory, after a grace period.
+
+        Shared memory is that of the machine, where other processes may own segments for a moment.
+        """
+        deadline = time.monotonic() + within_s
+        while found := [*temporary.rglob("*"), *(_shared_memory() - self._shared)]:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.2)
+        return sorted(map(str, found))
 
     def kill_all(self) -> None:
         """Kill the process and all its descendants at once, as in a power failure."""
@@ -214,6 +227,10 @@ def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Pope
         env=environment,
         start_new_session=True,
     )
+
+
+def _shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
 
 
 def _environment() -> dict[str, str]:

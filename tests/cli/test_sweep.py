@@ -13,9 +13,10 @@ from mlflow.exceptions import MlflowException
 
 from gtvray.api import SweepRun
 from gtvray.cli.common import Progress
+from gtvray.cli.demo import demo_sweep
 from gtvray.cli.sweep import _promote, seconds_of
 from gtvray.cli.sweep_result import sweep_result, sweep_text
-from gtvray.config import Config
+from gtvray.config import Config, load_config, with_dotted
 from gtvray.errors import InputError
 from gtvray.runtime import Cluster
 from gtvray.tracking import Trial
@@ -212,3 +213,16 @@ def test_failing_trials_are_reported_everywhere_and_the_sweep_resumes(phantoms: 
     assert parent.data.tags["gtvray.best_run"] == found["run"]
     kept = [path.name for path in (folder / "trials").iterdir() if list(path.glob("epoch-*"))]
     assert kept == [found["best"]], "the checkpoints of the others are removed"
+
+
+@pytest.mark.parametrize("data", [None, Path("scans")])
+def test_settings_of_the_command_replace_those_of_the_file_of_a_demo(data: Path | None, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY_SWEEP)
+    given = ["training.epochs=1", "optimizer.lr=0.002"]
+    for name in (file, None):
+        sweep, plain = demo_sweep(name, data, given), demo_sweep(name, data, [])
+        assert plain.base["training.epochs"] > 1
+        assert plain.base.keys() - sweep.base.keys() == {"training.epochs"}
+        settings = with_dotted(load_config(overrides=given), sweep.base, "base")
+        assert (settings.training.epochs, settings.optimizer.lr) == (1, 0.002)

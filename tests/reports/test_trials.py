@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from gtvray.config import Config, flatten
-from gtvray.io import write_json
+from gtvray.io import Picture, write_json
 from gtvray.reports import write_trials_page
-from gtvray.reports.trial_charts import front_chart, parallel_chart
+from gtvray.reports.trial_charts import front_chart, objective_chart, parallel_chart
 from gtvray.reports.trials import best_dsc, searched_keys
 from gtvray.tracking import TrialRecord, read_trials
 
@@ -73,7 +74,7 @@ def test_page_has_every_trial_with_the_best_first(folder: Path) -> None:
     titles = [str(alt).partition(":")[0] for alt in page.attributes("img", "alt")]
     assert titles == [
         *["selection DSC by epoch", "training loss by epoch", "Settings of all trials"],
-        "Score against cost, with the Pareto front",
+        "Score against training time",
     ]
 
 
@@ -123,6 +124,65 @@ def test_what_trials_took_over_is_counted_and_listed(tmp_path: Path) -> None:
 def test_sweep_without_a_trial_has_no_page(tmp_path: Path) -> None:
     assert write_trials_page(tmp_path, NAME) is None
     assert not (tmp_path / "trials.html").exists()
+
+
+def test_page_has_a_chart_of_each_objective_with_the_front_marked(folder: Path) -> None:
+    front = {
+        "objectives": {"dsc": "max", "latency_ms": "min", "peak_mb": "min"},
+        "trials": {"b2": [0.7, 80.0, 300.0], "a1": [0.4, 20.0, 310.0]},
+        "others": {"d4": [0.3, 90.0, 320.0]},
+        "hypervolume": 0.5,
+    }
+    write_json(folder / "front.json", front)
+    page = assert_self_contained(_page(folder))
+    assert [alt for alt in page.attributes("img", "alt") if "Pareto" in str(alt)] == [
+        "DSC against latency_ms, with the Pareto front: b2: DSC 0.700 at 80; a1: DSC 0.400 at 20.",
+        "DSC against peak_mb, with the Pareto front: b2: DSC 0.700 at 300; a1: DSC 0.400 at 310.",
+    ]
+    assert ["b2", "0.7", "80", "300"] in page.rows
+    assert ["d4", "0.3", "90", "320"] not in page.rows
+    del front["others"]
+    write_json(folder / "front.json", front)
+    assert len(assert_self_contained(_page(folder)).attributes("img", "alt")) == 6, "a front of an earlier version"
+
+
+def test_marks_of_the_front_are_those_of_the_trials_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, list[tuple[float, float]]] = {}
+
+    def keep(figure: Figure, *_: object) -> Picture:
+        for line in figure.axes[0].lines:
+            drawn[str(line.get_label())] = list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        return Picture(b"", "png", "", "")
+
+    monkeypatch.setattr("gtvray.reports.trial_charts.encode_chart", keep)
+    objective_chart("latency_ms", {"t1": (20.0, 0.4), "t0": (80.0, 0.7)}, {"t2": (90.0, 0.3)})
+    assert drawn == {"dominated": [(90.0, 0.3)], "Pareto front": [(20.0, 0.4), (80.0, 0.7)]}
+
+
+@pytest.mark.parametrize(("cases", "decided"), [(5, True), (4, False)])
+def test_page_of_folds_states_how_few_cases_they_have(cases: int, decided: bool, tmp_path: Path) -> None:
+    record = TrialRecord(tmp_path)
+    for fold in range(2):
+        record.plan(f"t{fold}", {"training.seed": fold}, "default")
+        record.epoch(f"t{fold}", 1, {"selection_dsc": 0.5, "train_loss": 0.5, "seconds": 1.0}, [0.5] * (cases + fold))
+        record.end(f"t{fold}", "completed")
+    write_json(tmp_path / "sweep.json", {"config": flatten(Config()), "sweep": {"base": {}, "folds": 2}})
+    text = _page(tmp_path)
+    assert f"which its network was not trained on: {cases} to {cases + 1} cases." in text
+    assert ("With fewer than 5 cases in a fold" in text) is not decided
+    write_json(tmp_path / "sweep.json", {"config": flatten(Config()), "sweep": {"base": {}, "folds": 1}})
+    assert "its fold" not in _page(tmp_path)
+
+
+def test_importances_of_a_sweep_with_stopped_trials_state_what_they_leave_out(folder: Path) -> None:
+    write_json(folder / "importances.json", {"trials": 12, "importances": {"optimizer.lr": 0.9}})
+    assert "left out" not in _page(folder)
+    record = TrialRecord(folder)
+    record.plan("d4", {"optimizer.lr": 0.1}, "informed")
+    record.end("d4", "stopped", "rung 1")
+    assert "over 12 completed trials; interpret with caution if fewer than 30. 1 trials that ended early" in _page(
+        folder
+    )
 
 
 def test_front_holds_the_trials_that_no_other_beats_in_both() -> None:

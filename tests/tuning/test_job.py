@@ -16,7 +16,7 @@ from gtvray.errors import InputError, NotFoundError
 from gtvray.io import Workspace, read_json
 from gtvray.models import Bundle
 from gtvray.runtime import SILENT, Cluster
-from gtvray.tracking import TrialRecord, read_trials
+from gtvray.tracking import QUEUE_FILE, RunRecorder, TrialRecord, read_trials
 from gtvray.tracking.trials import COMPLETED
 from gtvray.training.checkpoints import checkpoint_path
 from gtvray.tuning import SweepJob
@@ -136,9 +136,17 @@ def test_a_corner_that_no_training_can_have_is_refused_with_the_data(
 
 @pytest.mark.parametrize(("verdict", "offered"), [("better", False), ("worse", True), ("not better", True)])
 def test_a_finished_sweep_removes_what_an_interruption_left(
-    verdict: Verdict, offered: bool, config: Config, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    verdict: Verdict,
+    offered: bool,
+    config: Config,
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bundle of the default settings may be that of an earlier session, when the best was not better."""
+    """The bundle of the default settings may be that of an earlier session, when the best was not better.
+
+    MLflow gets the end of the sweep and its page if they were not sent, once.
+    """
     finished = job(config, workspace)
     project: Any = SimpleNamespace(fingerprint=SimpleNamespace(digest="d1"))
     remember_sweep(finished.folder, SWEEP, config, "d1")
@@ -159,6 +167,18 @@ def test_a_finished_sweep_removes_what_an_interruption_left(
     assert outcome.result.best.trial_id == "t2"
     assert (outcome.default_bundle is not None) is offered
     assert sorted(path.name for path in finished.trials_folder.iterdir()) == ["t0", "t2"]
+    assert (outcome.delivered, outcome.refused) == (True, [])
+    mlflow, parent = (
+        finished.record.client,
+        RunRecorder(finished.record.client, config.tracking.experiment, "one", tmp_path / "queue.jsonl").run_id,
+    )
+    ended = mlflow.get_run(parent)
+    assert ended.info.status == "FINISHED"
+    assert [file.path for file in mlflow.list_artifacts(parent)] == ["report"]
+    queue = (finished.folder / QUEUE_FILE).read_bytes()
+    assert finished.finished(project) is not None
+    assert (finished.folder / QUEUE_FILE).read_bytes() == queue
+    assert mlflow.get_run(parent).info.end_time == ended.info.end_time
 
 
 @pytest.mark.ray

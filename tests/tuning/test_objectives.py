@@ -65,6 +65,7 @@ def test_front_has_the_completed_trials_that_none_beats(tmp_path: Path) -> None:
     ]
     front = pareto_front(OBJECTIVES, trials)
     assert front.trials == {"t0": [0.8, 100, 50], "t1": [0.7, 50, 50], "t3": [0.6, 40, 20]}
+    assert front.others == {"t2": [0.7, 60, 60]}
     front.save(tmp_path)
     assert Front.load(tmp_path) == front
     assert Front.load(tmp_path / "none") is None

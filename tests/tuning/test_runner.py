@@ -37,12 +37,14 @@ def test_default_settings_that_do_not_fit_into_memory_are_replaced(
     """The memory that is planned for a trial is that of the point which the first one has."""
     base = with_dotted(config, {"training.patch_ijk": LARGE})
     memory = training_bytes(with_dotted(config, {"training.patch_ijk": memory_of}))
-    monkeypatch.setattr(module, "worker_memory_bytes", lambda *_: memory)
+    asked: list[Config] = []
+    monkeypatch.setattr(module, "worker_memory_bytes", lambda settings, *_: asked.append(settings) or memory)
     node = Node(cpus=8, gpus=0, memory_bytes=1 << 40)
     sweep = SweepConfig.model_validate({"space": PATCHES})
     folds = [FoldCases(cases[:4], cases[4:])]
     default, plan = _plan(sweep, Space(sweep.space, base), folds, Cluster("local", True, (node,)), SILENT)
     assert list(default["training.patch_ijk"]) == patch
+    assert [list(settings.training.patch_ijk) for settings in asked] == [SMALL], "once, for a point of the space"
     assert plan.needs.memory_bytes == host_bytes(with_dotted(config, {"training.patch_ijk": patch}))
 
 
