@@ -15,6 +15,7 @@ from gtvray import NOTICE
 from gtvray.cli.common import (
     WORKSPACE,
     AddressOption,
+    CaFileOption,
     ConfigOption,
     JsonOption,
     ModelOption,
@@ -183,6 +184,7 @@ def status(
         str | None, typer.Option(help="Address of the endpoint; by default that in the background, or port 8000 here.")
     ] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    ca_file: CaFileOption = None,
     port: _WhichOption = None,
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
@@ -208,7 +210,7 @@ def status(
         found |= {"ready": False, "reason": f"it has ended: {background.last_words}", "models": None}
         emit({**found, "notice": NOTICE}, as_json, _status_text(found))
         raise typer.Exit(1)
-    with Client(url, token, retry=Retry(attempts=1)) as client:
+    with Client(url, token, retry=Retry(attempts=1), ca_file=ca_file) as client:
         try:
             found["golden"] = client.ready()
         except (NotReadyError, NotReproducedError) as error:

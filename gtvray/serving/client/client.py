@@ -32,6 +32,7 @@ class Client:
         model: name of one of the endpoint's models, for all scans; None for its default model.
         timeouts: time limits by phase.
         retry: retry policy.
+        ca_file: PEM file of the certificate authorities that are trusted, in place of the public ones.
 
     Raises:
         as `AsyncClient`, at the first call.
@@ -45,9 +46,10 @@ class Client:
         model: str | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        ca_file: str | PathLike[str] | None = None,
     ) -> None:
         self._open: Callable[[], AsyncClient] = lambda: AsyncClient(
-            url, token, model=model, timeouts=timeouts, retry=retry
+            url, token, model=model, timeouts=timeouts, retry=retry, ca_file=ca_file
         )
         self._client: AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
