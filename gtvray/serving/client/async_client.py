@@ -211,10 +211,10 @@ class AsyncClient:
         priority: Priority = "normal",
         idempotency_key: str | None = None,
     ) -> JobDocument:
-        """Submit scans that the server reads from its own storage, below the folders of `serving.jobs.roots`.
+        """Submit scans that the server reads itself, below the folders of `serving.jobs.roots` or `serving.jobs.uris`.
 
         Args:
-            paths: absolute paths on the server.
+            paths: absolute paths on the server, or URIs of objects, as strings.
             priority: as in `submit`.
             idempotency_key: as in `submit`.
 

@@ -86,7 +86,9 @@ class Api:
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
-            self._jobs = AuditedJobs(self._audit, args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
+            self._jobs = AuditedJobs(
+                self._audit, args.jobs_dir, serving.jobs, self._limits, self.segment_for_job, spool
+            )
 
     def build_app(self) -> FastAPI:
         """Build the ASGI application."""

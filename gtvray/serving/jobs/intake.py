@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from starlette.requests import Request
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -15,7 +14,7 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 from gtvray.errors import BusyError, InputError, TooLargeError
 from gtvray.serving.jobs.files import JobFiles, NewInput
 from gtvray.serving.jobs.records import NewVolume
-from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, parse_references, pin_reference
+from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, Allowed, parse_references, pin_reference
 from gtvray.serving.transfer.uploads import UploadLimits, body_chunks, check_headers
 
 PART = "scan"
@@ -33,13 +32,13 @@ class IntakeLimits:
         upload: limits of the size of a volume and of the rate of the body.
         volumes: maximum number of volumes.
         free_bytes: remaining capacity of the job store.
-        roots: folders whose files may be referenced.
+        references: what may be referenced.
     """
 
     upload: UploadLimits
     volumes: int
     free_bytes: int
-    roots: tuple[Path, ...]
+    references: Allowed
 
 
 class Intake:
@@ -121,7 +120,7 @@ class Intake:
                 raise TooLargeError("too many references", expected=f"at most {MOST_REFERENCES_BYTES} bytes of JSON")
         limits = self._limits
         for reference in parse_references(bytes(body)):
-            pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.upload.most_bytes)
+            pinned = await asyncio.to_thread(pin_reference, reference, limits.references)
             self._require_space(len(pinned))
             self._inputs.append(self._files.new_reference(self._job_id, self._next_number(), pinned))
 

@@ -30,12 +30,14 @@ from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_docume
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
 from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, VolumeStatus
+from gtvray.serving.jobs.references import Allowed
 from gtvray.serving.jobs.sealing import load_key, unseal
 from gtvray.serving.jobs.store import JobStore, new_job_id
 from gtvray.serving.jobs.table import DATABASE_VARIABLE, open_database
 from gtvray.serving.jobs.worker import Segment, StoredResult, Worker, result_purpose
 from gtvray.serving.problems import error_of
 from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.transfer.spool import Spool
 from gtvray.serving.transfer.uploads import UploadLimits
 
 _CLEAN_EVERY_S = 600.0
@@ -52,13 +54,17 @@ class Jobs:
         settings: limits and retention.
         upload: limits of the size of a volume and of the rate of a body.
         segment: segments one volume.
+        spool: where referenced objects are copied to; None if jobs cannot reference any.
 
     Attributes:
         stopping: set when the endpoint stops.
     """
 
-    def __init__(self, folder: Path, settings: JobsConfig, upload: UploadLimits, segment: Segment) -> None:
+    def __init__(
+        self, folder: Path, settings: JobsConfig, upload: UploadLimits, segment: Segment, spool: Spool | None = None
+    ) -> None:
         self._folder, self._settings, self._upload, self._segment = folder, settings, upload, segment
+        self._references = Allowed(settings.roots, settings.uris, upload.most_bytes, spool)
         # Client -> its open event streams.
         self._watchers: Counter[str] = Counter()
         self.stopping = False
@@ -79,9 +85,13 @@ class Jobs:
         self._files = JobFiles(self._folder, self._key)
         engine = open_database(os.environ.get(DATABASE_VARIABLE), self._folder)
         self._store = JobStore(engine, self._keep_s)
-        settings = self._settings
         self._worker = Worker(
-            self._store, self._files, self._key, self._segment, at_once=settings.at_once, roots=settings.roots
+            self._store,
+            self._files,
+            self._key,
+            self._segment,
+            at_once=self._settings.at_once,
+            references=self._references,
         )
         tasks = [asyncio.create_task(self._worker.run()), asyncio.create_task(self._clean())]
         try:
@@ -116,7 +126,7 @@ class Jobs:
         """
         key_digest = sha256(key.encode()).hexdigest() if key is not None else None
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
-        limits = IntakeLimits(self._upload, self._settings.max_volumes, free, self._settings.roots)
+        limits = IntakeLimits(self._upload, self._settings.max_volumes, free, self._references)
         job_id = new_job_id()
         with self._files.new_job(job_id):
             inputs = await Intake(self._files, job_id, limits).read(request)
