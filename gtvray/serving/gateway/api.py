@@ -102,7 +102,7 @@ class Api:
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
         )
-        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing)
+        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing, audit=self._audit)
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)

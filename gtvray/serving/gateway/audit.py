@@ -1,6 +1,6 @@
 """The audit log: client, input digest, model, time and outcome of each segmentation. It contains no patient data.
 
-The results of jobs that clients read, and the jobs that they delete, are recorded as well.
+The results of jobs that clients read, the jobs that they delete, and refused requests are recorded as well.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class AuditLog:
             # Files of earlier versions were readable by everyone; one of another user stays as it is, a new one has it.
             with suppress(OSError):
                 self._path.chmod(_MODE)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether entries are written."""
+        return self._path is not None
 
     async def write(self, request_id: str, **values: Any) -> None:
         """Append an entry with the current time.
