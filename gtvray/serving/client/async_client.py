@@ -233,9 +233,10 @@ class AsyncClient:
         """
         return parse_document(JobDocument, await self._send("GET", f"/v1/jobs/{job_id}"), self._url)
 
-    async def jobs(self, limit: int = 100) -> list[JobDocument]:
-        """Return this client's jobs, newest first, at most 1000."""
-        response = await self._send("GET", "/v1/jobs", lambda _: {"params": {"limit": limit}})
+    async def jobs(self, limit: int = 100, *, of_all: bool = False) -> list[JobDocument]:
+        """Return this client's jobs, or those of all clients for the role admin, newest first, at most 1000."""
+        asked = {"limit": limit, **({"all": True} if of_all else {})}
+        response = await self._send("GET", "/v1/jobs", lambda _: {"params": asked})
         return parse_document(JobList, response, self._url).jobs
 
     async def wait(

@@ -108,9 +108,9 @@ class Client:
         """Return a job; see `AsyncClient.job`."""
         return self._call(lambda client: client.job(job_id))
 
-    def jobs(self, limit: int = 100) -> list[JobDocument]:
-        """Return this client's jobs; see `AsyncClient.jobs`."""
-        return self._call(lambda client: client.jobs(limit))
+    def jobs(self, limit: int = 100, *, of_all: bool = False) -> list[JobDocument]:
+        """Return this client's jobs, or those of all clients; see `AsyncClient.jobs`."""
+        return self._call(lambda client: client.jobs(limit, of_all=of_all))
 
     def wait(
         self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[JobDocument], None] | None = None

@@ -29,7 +29,7 @@ from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
-from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, VolumeStatus
+from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, Requester, VolumeStatus
 from gtvray.serving.jobs.references import Allowed
 from gtvray.serving.jobs.sealing import load_key, unseal
 from gtvray.serving.jobs.store import JobStore, new_job_id
@@ -154,30 +154,30 @@ class Jobs:
         self._worker.wake()
         return job_id, False
 
-    async def document(self, owner: str, job_id: str) -> JobDocument:
+    async def document(self, who: Requester, job_id: str) -> JobDocument:
         """Return a job.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job that the client may read.
         """
-        return self._document(await asyncio.to_thread(self._store.status, owner, job_id))
+        return self._document(await asyncio.to_thread(self._store.status, who.owner, job_id))
 
-    async def listing(self, owner: str, limit: int, before: str | None) -> list[JobDocument]:
-        """Return an owner's jobs, newest first; raises as `JobStore.listing`."""
+    async def listing(self, owner: str | None, limit: int, before: str | None) -> list[JobDocument]:
+        """Return the jobs of an owner, or of all owners if None, newest first; raises as `JobStore.listing`."""
         return [self._document(job) for job in await asyncio.to_thread(self._store.listing, owner, limit, before)]
 
-    async def cancel(self, owner: str, job_id: str) -> JobDocument:
+    async def cancel(self, who: Requester, job_id: str) -> JobDocument:
         """Cancel the volumes of a job that have not ended, and delete its inputs and results.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job that the client may cancel.
         """
-        job = await asyncio.to_thread(self._store.cancel, owner, job_id)
+        job = await asyncio.to_thread(self._store.cancel, who.owner, job_id)
         self._worker.cancel(job_id)
         await asyncio.to_thread(self._files.remove_job, job_id)
         return self._document(job)
 
-    async def result(self, owner: str, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
+    async def result(self, who: Requester, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
         """Return the document and the mask of a volume.
 
         Raises:
@@ -185,7 +185,7 @@ class Jobs:
             ConflictError: the volume has not ended.
             GtvrayError: the error with which the volume failed.
         """
-        job = await asyncio.to_thread(self._store.status, owner, job_id)
+        job = await asyncio.to_thread(self._store.status, who.owner, job_id)
         volume = next((each for each in job.volumes if each.number == number), None)
         if volume is None:
             raise NotFoundError("the job has no such volume", expected=f"0 to {len(job.volumes) - 1}", found=number)
@@ -221,17 +221,17 @@ class Jobs:
         """Count an event stream of a client within a `with` block."""
         return counted(self._watchers, owner)
 
-    async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
+    async def changes(self, who: Requester, job_id: str) -> AsyncIterator[JobDocument | None]:
         """Yield a job after each change until it has ended; yield None while it is unchanged.
 
         Ends early when the endpoint stops, which would otherwise wait for clients that watch jobs.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job that the client may read.
         """
         shown: JobDocument | None = None
         while (shown is None or shown.ended_at is None) and not self.stopping:
-            job = await self.document(owner, job_id)
+            job = await self.document(who, job_id)
             yield job if job != shown else None
             shown = job
             await asyncio.sleep(_WATCH_EVERY_S if job.ended_at is None else 0)

@@ -490,6 +490,28 @@ def test_full_disk_is_a_507(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(run())
 
 
+def test_admin_lists_reads_and_cancels_the_jobs_of_other_clients(tmp_path: Path) -> None:
+    admin, station, other = {"X-Client": "admin"}, {"X-Client": "station"}, {"X-Client": "other"}
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            accepted = await client.post("/v1/jobs", content=SCAN, headers=station)
+            job = (await ended(client, accepted, **station))["id"]
+            paths = [f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", f"/v1/jobs/{job}/results/0"]
+            for path in paths:
+                assert (await client.get(path, headers=admin)).status_code == 200
+                check_problem(await client.get(path, headers=other), 404, "NotFoundError")
+            check_problem(await client.delete(paths[0], headers=other), 404, "NotFoundError")
+            check_problem(await client.get("/v1/jobs?all=true", headers=other), 403, "ForbiddenError")
+            for query, who, listed in (("", admin, []), ("?all=true", admin, ["station"]), ("", station, ["station"])):
+                found = (await client.get(f"/v1/jobs{query}", headers=who)).json()["jobs"]
+                assert [each["client"] for each in found] == listed
+            assert (await client.delete(paths[0], headers=admin)).status_code == 200
+            check_problem(await client.get(paths[2], headers=station), 404, "NotFoundError")
+
+    asyncio.run(run())
+
+
 def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
     data, outside = tmp_path / "data", tmp_path / "outside"
     for folder in (data / "sub", outside):
