@@ -128,10 +128,13 @@ def start(
         words += ["--config", config.resolve()] if config is not None else []
         words += [word for setting in override or [] for word in ("--set", setting)]
         started = start_background([str(word) for word in words], token, base.serving, workspace=folder, show=progress)
+    # If the champion is rejected, the version that was served last is served.
+    served = endpoint.served()
     found = {
         **started.as_dict(),
-        "version": endpoint.version,
+        "version": served.current.version if served.current is not None else endpoint.version,
         "golden": endpoint.golden is not None,
+        "rejected": [{"version": each.version, "reason": each.reason} for each in served.rejected],
         # The token is shown here only.
         "token": token if generated else None,
         "stop": shell_command("gtvray", "serve", "stop", "--workspace", folder, "--port", started.port),
@@ -246,6 +249,7 @@ def _start_text(found: dict[str, Any], follows: bool) -> str:
         _serving_text(found["version"], follows, found["url"]),
         f"process {found['pid']}, log {found['log']}",
     ]
+    lines += [f"version {each['version']} is rejected: {each['reason']}" for each in found["rejected"]]
     if not found["golden"]:
         lines.append(_UNCHECKED)
     if found["token"]:

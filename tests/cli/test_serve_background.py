@@ -17,11 +17,15 @@ import httpx
 import numpy as np
 import pytest
 
-from gtvray.api import background_endpoints
+from gtvray.api import Endpoint, background_endpoints
+from gtvray.cli.serve import _start_text
 from gtvray.client import Client, Retry
+from gtvray.config import Config
 from gtvray.inference import Predictor
+from gtvray.io import Workspace
 from gtvray.models import Bundle
 from gtvray.runtime import Process, port_is_free, start_service
+from gtvray.serving.versions.pointer import Pointer, RejectedVersion, ServedVersion, Versions
 
 from ..bundles import random_bundle
 from ..ports import free_port
@@ -114,6 +118,20 @@ def test_missing_model_is_reported_before_a_process_is_started(tmp_path: Path) -
     found = call("serve", "start", "--workspace", tmp_path / "w", "--port", free_port())
     assert "promoted" in found.error(code=1)
     assert background_endpoints(tmp_path / "w") == []
+
+
+def test_start_reports_the_version_that_is_served_in_place_of_a_rejected_champion(tmp_path: Path) -> None:
+    endpoint = object.__new__(Endpoint)  # without a registry
+    endpoint.follows, endpoint._workspace, endpoint._config = True, Workspace(tmp_path), Config()
+    (tmp_path / "serving").mkdir()
+    rejected = RejectedVersion("4", "d", "a golden case is not reproduced", "2026-01-31T09:12:33+00:00")
+    Pointer(tmp_path / "serving" / "8000.json").write(Versions(ServedVersion("app", "3", "c"), rejected=(rejected,)))
+    served = endpoint.served()
+    assert served.current is not None
+    shown = {"version": served.current.version, "rejected": [{"version": "4", "reason": rejected.reason}]}
+    text = _start_text({"url": "u", "pid": 1, "log": "l", "golden": True, "token": None, "stop": "s", **shown}, True)
+    assert text.startswith("serving version 3 and every later champion")
+    assert "version 4 is rejected: a golden case is not reproduced" in text
 
 
 def metrics(url: str) -> str:
