@@ -88,6 +88,7 @@ class Endpoint:
             "jobs_dir": folder,
             "tokens": tokens,
             "audit": audit,
+            "logs": audit,
             "model_name": self._config.tracking.model_name,
             "further": {name: self._follow(name) for name in settings.further_models},
         }

@@ -89,6 +89,7 @@ class Guard:
                 route=route,
                 status=status,
                 ms=round(1000 * (time.monotonic() - began)),
+                version=response.version or "none",
             )
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, response: _Response) -> None:
@@ -130,7 +131,7 @@ class _Response:
         self._method, self._request, self._origins = method, request, origins
         self._request_id, self._send = request_id, send
         self._without_body = method == "HEAD"
-        self.status = 0
+        self.status, self.version = 0, ""
 
     async def send(self, message: Message) -> None:
         """Forward a message of the application."""
@@ -150,7 +151,7 @@ class _Response:
                 del headers["content-type"], headers["content-length"]
         headers[REQUEST_ID_HEADER] = self._request_id
         add_cors_headers(headers, self._request, self._origins)
-        self.status = status
+        self.status, self.version = status, headers.get("X-Gtvray-Model-Version", "")
         return {**message, "status": status, "headers": headers.raw}
 
 
