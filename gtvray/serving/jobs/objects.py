@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, closing
 
 from gtvray.errors import ConflictError, NotFoundError, TooLargeError
 from gtvray.io import HEAD_BYTES, ObjectReader, ObjectState
-from gtvray.serving.transfer.spool import Body, Spool
+from gtvray.serving.transfer.spool import Body, Spool, completed
 from gtvray.serving.transfer.uploads import check_body
 
 _BLOCK_BYTES = 1 << 20
@@ -63,7 +63,7 @@ async def copied_object(
         await _require(reader, expected)
         async with spool.create(client) as file:
             received = 0
-            while block := await _read(reader):
+            while block := await completed(asyncio.to_thread(reader.read, _BLOCK_BYTES)):
                 received += len(block)
                 if received > limit_bytes:
                     raise _too_large(limit_bytes)
@@ -99,16 +99,6 @@ def _state(reader: ObjectReader) -> ObjectState:
 async def _require(reader: ObjectReader, expected: ObjectState) -> None:
     if await asyncio.to_thread(_state, reader) != expected:
         raise ConflictError("a referenced object was changed after the job was accepted", do="send the job again")
-
-
-async def _read(reader: ObjectReader) -> bytes:
-    """Read a block in a thread, which has ended when a cancelled caller closes the reader."""
-    task = asyncio.ensure_future(asyncio.to_thread(reader.read, _BLOCK_BYTES))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 def _too_large(limit_bytes: int) -> TooLargeError:

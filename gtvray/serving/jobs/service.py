@@ -128,7 +128,7 @@ class Jobs:
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
         limits = IntakeLimits(self._upload, self._settings.max_volumes, free, self._references)
         job_id = new_job_id()
-        with self._files.new_job(job_id):
+        async with self._files.new_job(job_id):
             inputs = await Intake(self._files, job_id, limits).read(request)
         failpoint("jobs.durable")
         digest = input_digest(priority, inputs, model)
@@ -139,11 +139,11 @@ class Jobs:
             # Not after a cancellation or a lost database: the job may be in the table already, and its client may
             # repeat the request. If it is not, `_clean` deletes the files.
             if not isinstance(error, ResourceError) or isinstance(error, StorageFullError):
-                self._files.remove_job(job_id)
+                await asyncio.to_thread(self._files.remove_job, job_id)
             raise
         failpoint("jobs.accepted")
         if accepted.id != job_id:
-            self._files.remove_job(job_id)
+            await asyncio.to_thread(self._files.remove_job, job_id)
             if accepted.input_digest != digest:
                 raise InputError(
                     "this Idempotency-Key was used for another request",
