@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,8 +79,15 @@ class BackgroundEndpoint:
         lines = (error if marked else text).strip().splitlines()
         return "; ".join(line.strip() for line in (lines[:5] if marked else lines[-1:])) or "its log is empty"
 
+    @property
+    def request_log(self) -> Path:
+        """The log of its gateway on this machine, with a line for each request."""
+        from gtvray.serving.request_log import gateway_log
+
+        return gateway_log(self.log.parent, self.port)
+
     def lines(self, follow: bool = False) -> Iterator[str]:
-        """Yield the log, piece by piece.
+        """Yield the log and that of the requests, piece by piece.
 
         Args:
             follow: continue until the endpoint has ended.
@@ -87,17 +95,16 @@ class BackgroundEndpoint:
         Raises:
             NotFoundError: there is no log.
         """
-        try:
-            with self.log.open(encoding="utf-8", errors="replace") as file:
-                while True:
-                    ended = not (follow and self.is_running)
-                    while piece := file.read(1 << 16):
-                        yield piece
-                    if ended:
-                        return
-                    time.sleep(_POLL_S)
-        except FileNotFoundError:
-            raise NotFoundError("this endpoint has no log", where=self.log) from None
+        if not self.log.exists():
+            raise NotFoundError("this endpoint has no log", where=self.log)
+        tails = [_Tail(self.log), _Tail(self.request_log)]
+        while True:
+            ended = not (follow and self.is_running)
+            for tail in tails:
+                yield from tail.read()
+            if ended:
+                return
+            time.sleep(_POLL_S)
 
     def stop(self) -> int:
         """Stop the endpoint once its requests in progress have finished; return how many processes had to be killed.
@@ -144,8 +151,9 @@ def start_background(
             # Stop the remaining processes of an endpoint that was killed.
             before.stop()
         endpoint = _new(folder, settings)
-        if endpoint.log.exists():
-            endpoint.log.replace(endpoint.log.with_suffix(".log.1"))
+        for log in (endpoint.log, endpoint.request_log):
+            if log.exists():
+                log.replace(log.with_suffix(".log.1"))
         # Written before there is a process: one that is started and not yet recorded is found by the mark.
         _write(state, endpoint)
         try:
@@ -256,6 +264,23 @@ def _wait_ready(endpoint: BackgroundEndpoint) -> None:
                 do="see its log; the endpoint was stopped again",
             )
         time.sleep(_POLL_S)
+
+
+class _Tail:
+    """Reads what was added to a file since the last call, from its start if a shorter file has replaced it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._position = file, 0
+
+    def read(self) -> Iterator[str]:
+        """Yield the new lines; none if there is no file yet."""
+        with suppress(FileNotFoundError), self._file.open("rb") as opened:
+            if self._position > os.fstat(opened.fileno()).st_size:
+                self._position = 0
+            opened.seek(self._position)
+            for line in opened:
+                self._position += len(line)
+                yield line.decode(errors="replace")
 
 
 def _state_file(folder: Path, port: int) -> Path:

@@ -15,6 +15,7 @@ from gtvray.io import Workspace
 if TYPE_CHECKING:
     from gtvray.registry import DecisionLog, Registry
     from gtvray.serving import Candidate, Follow, Server
+    from gtvray.serving.versions.pointer import Versions
 
 
 class Endpoint:
@@ -87,6 +88,7 @@ class Endpoint:
             "jobs_dir": folder,
             "tokens": tokens,
             "audit": audit,
+            "logs": audit,
             "model_name": self._config.tracking.model_name,
             "further": {name: self._follow(name) for name in settings.further_models},
         }
@@ -106,6 +108,19 @@ class Endpoint:
             golden=self.golden,
             **shared,
         )
+
+    def served(self) -> Versions:
+        """Return the served version of a running endpoint, which may be another one, and those that were rejected."""
+        from gtvray.serving.versions.pointer import Pointer, ServedVersion, Versions
+
+        if self.follows:
+            return Pointer(self._pointer()).read()
+        return Versions(ServedVersion("", self.version, self._bundle.digest))
+
+    def _pointer(self, name: str | None = None) -> Path:
+        """The file that names the served version of a registered model; None means the default model."""
+        suffix = f"-{name}" if name is not None else ""
+        return self._workspace.serving / f"{self._config.serving.port}{suffix}.json"
 
     def _require_names(self) -> None:
         further, default = self._config.serving.further_models, self._config.tracking.model_name
@@ -152,9 +167,7 @@ class Endpoint:
             files = bundle.folder.resolve(), golden.resolve()
             return Candidate(champion.version, bundle.digest, *files, champion.override)
 
-        suffix = f"-{name}" if name is not None else ""
-        versions = folders.serving / f"{self._config.serving.port}{suffix}.json"
-        return Follow(find, versions, self._rejecter(registry))
+        return Follow(find, self._pointer(name), self._rejecter(registry))
 
     @staticmethod
     def _rejecter(registry: Registry) -> Callable[[Candidate, str], None]:

@@ -56,6 +56,10 @@ JsonOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Running Ray cluster, host:port or auto; by default one is started.")
 ]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option("--ca-file", help="PEM file of the private authority that signed the endpoint's certificate."),
+]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder of a bundle, a version, or champion.")]
 OverwriteOption = Annotated[
     bool,

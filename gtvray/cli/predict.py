@@ -12,6 +12,7 @@ import typer
 from gtvray import NOTICE
 from gtvray.cli.common import (
     WORKSPACE,
+    CaFileOption,
     ConfigOption,
     JsonOption,
     ModelOption,
@@ -62,6 +63,7 @@ def predict(
     ] = False,
     server: Annotated[str | None, typer.Option(help="URL of an endpoint, such as http://127.0.0.1:8000.")] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    ca_file: CaFileOption = None,
     model_name: Annotated[
         str | None, typer.Option(help="Name of one of the endpoint's models; by default its default model.")
     ] = None,
@@ -102,12 +104,20 @@ def predict(
     from gtvray.io import Workspace
 
     local: dict[str, object] = {"--exhaustive": exhaustive, "--uncertainty": uncertainty, "--address": address}
-    _check_options(server, jobs, model_name, local)
-    folders, read, kept = Workspace(workspace), [config] if config is not None else [], 0
+    _check_options(server, jobs, {"--model-name": model_name, "--ca-file": ca_file}, local)
+    folders, kept = Workspace(workspace), 0
+    read = [file for file in (config, ca_file) if file is not None]
     if server:
         files = _plan_remote(inputs, out, model, folders, read, report=report, overwrite=overwrite)
         outcomes = predict_remotely(
-            files.masks, server, token, model=model_name, at_once=at_once, as_job=jobs, overwrite=overwrite
+            files.masks,
+            server,
+            token,
+            ca_file=ca_file,
+            model=model_name,
+            at_once=at_once,
+            as_job=jobs,
+            overwrite=overwrite,
         )
         rows = _remote_rows(files, outcomes, as_json)
     else:
@@ -144,15 +154,17 @@ def predict(
         raise typer.Exit(1)
 
 
-def _check_options(server: str | None, jobs: bool, model_name: str | None, local: dict[str, object]) -> None:
-    """Reject options that contradict each other; `local` are those that do not apply to an endpoint."""
+def _check_options(server: str | None, jobs: bool, remote: dict[str, object], local: dict[str, object]) -> None:
+    """Reject options that contradict each other; `remote` need an endpoint, and `local` do not apply to one."""
     from gtvray.errors import InputError
 
     if not server and jobs:
         raise InputError("--jobs requires an endpoint", found="--jobs without --server", do="add --server")
-    if not server and model_name is not None:
-        do = "use --model, or name the registered model with tracking.model_name=NAME"
-        raise InputError("--model-name requires an endpoint", found="--model-name without --server", do=do)
+    for option, given in remote.items() if not server else ():
+        if given is not None:
+            named = "use --model, or name the registered model with tracking.model_name=NAME"
+            do = named if option == "--model-name" else "add --server"
+            raise InputError(f"{option} requires an endpoint", found=f"{option} without --server", do=do)
     for option, given in local.items() if server else ():
         if given:
             raise InputError(

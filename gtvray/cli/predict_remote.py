@@ -21,6 +21,7 @@ def predict_remotely(
     server: str,
     token: str,
     *,
+    ca_file: Path | None = None,
     model: str | None = None,
     at_once: int,
     as_job: bool,
@@ -32,6 +33,7 @@ def predict_remotely(
         targets: scan -> file of its mask.
         server: address of the endpoint.
         token: the bearer token.
+        ca_file: PEM file of the certificate authorities that are trusted; None trusts the public ones.
         model: name of one of the endpoint's models; None for its default.
         at_once: scans that are sent at the same time.
         as_job: send all scans as one job. If this is interrupted, the job is cancelled.
@@ -41,7 +43,7 @@ def predict_remotely(
         each scan with its case, or with its error, in order.
     """
     scans, began = list(targets), time.perf_counter()
-    with Client(server, token, model=model) as client:
+    with Client(server, token, model=model, ca_file=ca_file) as client:
         answers: Iterable[tuple[object, RemoteResult | GtvrayError]]
         answers = _as_job(client, scans) if as_job else client.segment_many(scans, at_once=at_once)
         for scan, (_, outcome) in zip(scans, answers, strict=True):

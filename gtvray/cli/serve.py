@@ -15,6 +15,7 @@ from gtvray import NOTICE
 from gtvray.cli.common import (
     WORKSPACE,
     AddressOption,
+    CaFileOption,
     ConfigOption,
     JsonOption,
     ModelOption,
@@ -127,10 +128,13 @@ def start(
         words += ["--config", config.resolve()] if config is not None else []
         words += [word for setting in override or [] for word in ("--set", setting)]
         started = start_background([str(word) for word in words], token, base.serving, workspace=folder, show=progress)
+    # If the champion is rejected, the version that was served last is served.
+    served = endpoint.served()
     found = {
         **started.as_dict(),
-        "version": endpoint.version,
+        "version": served.current.version if served.current is not None else endpoint.version,
         "golden": endpoint.golden is not None,
+        "rejected": [{"version": each.version, "reason": each.reason} for each in served.rejected],
         # The token is shown here only.
         "token": token if generated else None,
         "stop": shell_command("gtvray", "serve", "stop", "--workspace", folder, "--port", started.port),
@@ -183,6 +187,7 @@ def status(
         str | None, typer.Option(help="Address of the endpoint; by default that in the background, or port 8000 here.")
     ] = None,
     token: Annotated[str, typer.Option(envvar="GTVRAY_TOKEN", help="Its bearer token.")] = "",
+    ca_file: CaFileOption = None,
     port: _WhichOption = None,
     workspace: WorkspaceOption = WORKSPACE,
     as_json: JsonOption = False,
@@ -208,7 +213,7 @@ def status(
         found |= {"ready": False, "reason": f"it has ended: {background.last_words}", "models": None}
         emit({**found, "notice": NOTICE}, as_json, _status_text(found))
         raise typer.Exit(1)
-    with Client(url, token, retry=Retry(attempts=1)) as client:
+    with Client(url, token, retry=Retry(attempts=1), ca_file=ca_file) as client:
         try:
             found["golden"] = client.ready()
         except (NotReadyError, NotReproducedError) as error:
@@ -244,6 +249,7 @@ def _start_text(found: dict[str, Any], follows: bool) -> str:
         _serving_text(found["version"], follows, found["url"]),
         f"process {found['pid']}, log {found['log']}",
     ]
+    lines += [f"version {each['version']} is rejected: {each['reason']}" for each in found["rejected"]]
     if not found["golden"]:
         lines.append(_UNCHECKED)
     if found["token"]:

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from gtvray.config.section import Section
 
 _MODEL_NAME = r"""^[^/:.%"']+$"""
+# Without options, which would select another store, and without escapes.
+_OBJECT_FOLDER = r"^(s3|gs)://[^/?#%@\\]+(/[^/?#%@\\]+)*/?$"
 # As browsers send it: no path, no slash at the end, no pattern.
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -61,6 +63,9 @@ class JobsConfig(Section):
     max_gb: float = Field(20.0, gt=0, description="size of all stored inputs and results above which jobs are refused")
     max_volumes: int = Field(200, ge=1, le=10_000, description="maximum number of volumes of a job")
     roots: tuple[Path, ...] = Field((), description="folders whose files a job may name instead of sending them")
+    uris: tuple[Annotated[str, Field(pattern=_OBJECT_FOLDER)], ...] = Field(
+        (), description="folders in object stores whose objects a job may name by URI, such as s3://BUCKET/FOLDER"
+    )
 
     @field_validator("roots")
     @classmethod

@@ -26,5 +26,6 @@ from .request import run_patches as run_patches
 from .schedule import PatchGrid as PatchGrid
 from .schedule import gaussian_weights as gaussian_weights
 from .schedule import patch_starts as patch_starts
+from .uncertainty import MaskUncertainty as MaskUncertainty
 from .uncertainty import Uncertainty as Uncertainty
 from .uncertainty import estimate_uncertainty as estimate_uncertainty

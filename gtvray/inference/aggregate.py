@@ -45,6 +45,10 @@ class LogitAccumulator:
         threshold: a voxel whose probability exceeds it is marked.
         mask_only: free the blocks that the mask does not depend on.
         known: logits (i, j, k) of some of `numbers`; they are added by themselves when their turn comes.
+        inner: the box of the grid that belongs to the scan; by default the full grid.
+
+    Attributes:
+        highest: the largest probability in `inner` so far, of freed blocks too; None until a block is complete.
     """
 
     def __init__(
@@ -56,9 +60,11 @@ class LogitAccumulator:
         *,
         mask_only: bool = False,
         known: Mapping[int, NDArray[np.float32]] = _NONE_KNOWN,
+        inner: Box | None = None,
     ) -> None:
         self._grid, self._weights, self._threshold, self._mask_only = grid, weights, threshold, mask_only
-        self._known = known
+        self._known, self._inner = known, inner
+        self.highest: float | None = None
         self._expected = deque(numbers)
         self._sums: dict[Block, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._means: dict[Block, NDArray[np.float32]] = {}
@@ -95,6 +101,13 @@ class LogitAccumulator:
         marked[near.slices] = self.read(near) > self._threshold
         return marked
 
+    def kept(self) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+        """Yield the probabilities (i, j, k) of the blocks that were not freed, in `inner`, each with its box."""
+        for block in sorted(self._means):
+            box = self._within(block)
+            if box is not None:
+                yield box, self._means[block][box.moved(_corner(block)).slices]
+
     def read(self, box: Box) -> NDArray[np.float32]:
         """Probabilities (i, j, k) in a box of the grid; 0 where no patch was added or the block was freed."""
         result = np.zeros(box.shape, np.float32)
@@ -128,6 +141,9 @@ class LogitAccumulator:
         # Outside all patches the logit is unknown; 0 would mean a probability of one half.
         total = np.where(seen, expit(total), np.float32(0))
         self._means[block] = total
+        inside = self._within(block)
+        if inside is not None:
+            self.highest = max(self.highest or 0.0, float(total[inside.moved(_corner(block)).slices].max()))
         if bool((total > self._threshold).any()):
             self._marked.add(block)
         if not self._mask_only:
@@ -135,6 +151,16 @@ class LogitAccumulator:
         for near in _around(block):
             if near in self._means and not any(b in self._last or b in self._marked for b in _around(near)):
                 del self._means[near]
+
+    def _within(self, block: Block) -> Box | None:
+        """The part of a block in `inner`."""
+        corner = _corner(block)
+        box = Box(corner, (corner[0] + BLOCK, corner[1] + BLOCK, corner[2] + BLOCK))
+        return box if self._inner is None else box.overlap(self._inner)
+
+
+def _corner(block: Block) -> Block:
+    return block[0] * BLOCK, block[1] * BLOCK, block[2] * BLOCK
 
 
 def _blocks(slices: Slices) -> Iterator[tuple[Block, Slices, Slices]]:

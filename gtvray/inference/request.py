@@ -16,6 +16,7 @@ from gtvray.inference.localise import Suspicion
 from gtvray.inference.patches import Patch, PatchIterator, ScanPatches
 from gtvray.inference.schedule import PatchGrid
 from gtvray.inference.selection import Stage, select_patches
+from gtvray.inference.uncertainty import MaskUncertainty, uncertainty_of_mask
 from gtvray.preprocessing import Prepared, restore_mask
 
 Forward = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
@@ -131,6 +132,23 @@ class SegmentationRequest:
             mask = mask.with_array(largest_component(mask.array > 0).view(np.uint8))
         return mask
 
+    def uncertainty(self, mask: Volume) -> MaskUncertainty:
+        """Estimate the uncertainty of `mask()`, which is given, from the probabilities that made it.
+
+        No patch runs again, and a block is read at a time, so that memory and time are small beside those of the mask.
+        """
+        assert self.done, "every patch is answered first"
+        start_ijk, only_largest = self._patches.inner.start_ijk, self._inference.keep_largest
+        blocks = ((box.moved(start_ijk), p) for box, p in self._accumulator.kept())
+        return uncertainty_of_mask(
+            blocks,
+            self._accumulator.highest,
+            self._inference.threshold,
+            mask,
+            # A component that was dropped is not part of the mask.
+            among=self.prepared.hu.affine if only_largest else None,
+        )
+
     def coverage(self) -> Coverage:
         """How much of the scan was run."""
         patches, numbers = self._patches, self._stage.numbers
@@ -159,6 +177,7 @@ class SegmentationRequest:
             self._inference.threshold,
             mask_only=self._mask_only,
             known=stage.known,
+            inner=self._patches.inner,
         )
 
 

@@ -51,6 +51,8 @@ from .tables import Table as Table
 from .tables import format_value as format_value
 from .text import decode_text as decode_text
 from .text import read_text as read_text
+from .uris import ObjectReader as ObjectReader
+from .uris import ObjectState as ObjectState
 from .uris import download_folder as download_folder
 from .uris import is_uri as is_uri
 from .uris import require_path as require_path

@@ -1,4 +1,4 @@
-"""URIs: folders are copied to and from object stores by URI; everything else needs a path.
+"""URIs: folders are copied to and from object stores by URI, and objects are read; everything else needs a path.
 
 Commands write to a workspace with file locks, atomic renames and SQLite, and read volumes by memory map; an object
 store has none of these. See docs/decisions/0026-uris.md.
@@ -11,18 +11,24 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from gtvray.errors import GtvrayError, InputError, NotFoundError, ResourceError
+from gtvray.errors import ForbiddenError, GtvrayError, InputError, NotFoundError, ResourceError
 
 if TYPE_CHECKING:
+    from pyarrow import NativeFile
     from pyarrow.fs import FileSystem
 
 _BLOCK_BYTES = 8 * 2**20
 # `Path` collapses the slashes. A scheme of one letter is a Windows drive.
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+")
+
+# What pyarrow reports of an S3 store.
+_DENIED = re.compile(r"AWS Error ACCESS_DENIED|AccessDenied|HTTP status 403")
+_REASON = re.compile(r"AWS Error (\w+)")
 
 
 def is_uri(location: str | os.PathLike[str]) -> bool:
@@ -103,6 +109,85 @@ def download_folder(uri: str, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with store.open_input_stream(path) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy, _BLOCK_BYTES)
+
+
+@dataclass(frozen=True)
+class ObjectState:
+    """Size and time of the last change of an object, as the store reports them."""
+
+    size: int
+    modified_ns: int | None
+
+
+class ObjectReader:
+    """Reads one object of a store. Errors contain neither its name nor the store's text, which contains the name.
+
+    Args:
+        folder: URI of a folder that contains the object.
+        name: name of the object in that folder, taken as it is.
+
+    Raises:
+        InputError: the URI is not supported.
+        ResourceError: the store does not answer, or refuses.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self._folder = folder
+        with _object_errors(folder):
+            self._store, root = _open(folder)
+        self._path = f"{root}/{name}"
+        self._stream: NativeFile | None = None
+
+    def state(self) -> ObjectState:
+        """Return its state.
+
+        Raises:
+            NotFoundError: there is no such object.
+            ForbiddenError: the store does not permit to read it.
+            ResourceError: the store does not answer, or refuses.
+        """
+        from pyarrow.fs import FileType
+
+        with _object_errors(self._folder):
+            found = self._store.get_file_info(self._path)
+        if found.type != FileType.File:
+            raise NotFoundError("no such object", where=self._folder)
+        return ObjectState(found.size, found.mtime_ns)
+
+    def read(self, count: int) -> bytes:
+        """Read the next bytes, at most `count`; empty at the end. Raises as `state`."""
+        with _object_errors(self._folder):
+            if self._stream is None:
+                # By default pyarrow decompresses an object whose name ends with .gz.
+                self._stream = self._store.open_input_stream(self._path, compression=None)
+            return bytes(self._stream.read(count))
+
+    def close(self) -> None:
+        """Close it."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+@contextmanager
+def _object_errors(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except GtvrayError:
+        raise
+    except FileNotFoundError:
+        raise NotFoundError("no such object", where=folder) from None
+    except OSError as error:
+        text = str(error)
+        if isinstance(error, PermissionError) or _DENIED.search(text):
+            raise ForbiddenError(
+                "the object store does not permit this object to be read",
+                where=folder,
+                do="ask the operator to permit the endpoint to read it",
+            ) from None
+        reason = _REASON.search(text)
+        found = reason[1] if reason else type(error).__name__
+        do = "check the store and its variables, such as AWS_ENDPOINT_URL, and retry"
+        raise ResourceError("the object store failed", where=folder, found=found, do=do) from None
 
 
 def _open(uri: str) -> tuple[FileSystem, str]:

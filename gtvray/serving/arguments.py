@@ -45,6 +45,9 @@ class AppArguments(Section):
         None, description="file of the clients' tokens, written by `gtvray token`, readable from every node"
     )
     audit: Path | None = Field(None, description="folder of the audit log; default: no audit log")
+    logs: Path | None = Field(
+        None, description="folder of the gateways' logs; default: only the log files of Ray's session"
+    )
     spool_dir: Path | None = Field(
         None,
         description="folder of the upload spool; default: the system's temporary folder, or /var/tmp if that is in "

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import uuid
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
 # A child of Serve's own logger, so that lines are written to the replica's log file.
 LOGGER = logging.getLogger("ray.serve.gtvray")
 REQUEST_ID_HEADER = "X-Request-ID"
 REQUEST_ID_FORM = "a UUID, or 32 hexadecimal digits"
+_LOG_BYTES = 50 << 20
 _FORM = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -41,3 +45,16 @@ def log_event(
     """
     pairs = {"event": event, "request": request_id, **values}
     LOGGER.log(level, " ".join(f"{key}={value}" for key, value in pairs.items()), exc_info=trace)
+
+
+def gateway_log(folder: Path, port: int) -> Path:
+    """The log file of the gateway on this host."""
+    return folder / f"gateway-{port}-{socket.gethostname()}.log"
+
+
+def log_to_file(file: Path) -> None:
+    """Write the lines of this process to a file too; its predecessor of 50 MiB has the suffix `.1`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(file, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOGGER.addHandler(handler)

@@ -153,6 +153,7 @@ def start_server(
     jobs_dir: Path | None = None,
     tokens: Path | None = None,
     audit: Path | None = None,
+    logs: Path | None = None,
     shadow: ShadowPlan | None = None,
 ) -> Server:
     """Deploy the shipped Serve config with a bundle; returns before the model is ready.
@@ -174,6 +175,7 @@ def start_server(
             without which none are accepted; see `Server.without_jobs`.
         tokens: file of the clients' tokens, readable from every node.
         audit: folder of the audit log.
+        logs: folder of the gateways' logs.
         shadow: version of the default model that is compared with the served one on a share of the requests.
 
     Raises:
@@ -204,6 +206,7 @@ def start_server(
             "jobs_dir": jobs_dir if without_jobs is None else None,
             "tokens": tokens,
             "audit": audit,
+            "logs": logs,
             "serving": settings.model_dump(),
         }
         _clear_pointers([*followed.values(), *([shadow] if shadow is not None else [])])

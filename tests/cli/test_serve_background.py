@@ -17,11 +17,16 @@ import httpx
 import numpy as np
 import pytest
 
-from gtvray.api import background_endpoints
+from gtvray.api import Endpoint, background_endpoints
+from gtvray.cli.serve import _start_text
 from gtvray.client import Client, Retry
+from gtvray.config import Config
 from gtvray.inference import Predictor
+from gtvray.io import Workspace
 from gtvray.models import Bundle
 from gtvray.runtime import Process, port_is_free, start_service
+from gtvray.serving.request_log import LOGGER, gateway_log, log_event, log_to_file
+from gtvray.serving.versions.pointer import Pointer, RejectedVersion, ServedVersion, Versions
 
 from ..bundles import random_bundle
 from ..ports import free_port
@@ -116,6 +121,36 @@ def test_missing_model_is_reported_before_a_process_is_started(tmp_path: Path) -
     assert background_endpoints(tmp_path / "w") == []
 
 
+def test_start_reports_the_version_that_is_served_in_place_of_a_rejected_champion(tmp_path: Path) -> None:
+    endpoint = object.__new__(Endpoint)  # without a registry
+    endpoint.follows, endpoint._workspace, endpoint._config = True, Workspace(tmp_path), Config()
+    (tmp_path / "serving").mkdir()
+    rejected = RejectedVersion("4", "d", "a golden case is not reproduced", "2026-01-31T09:12:33+00:00")
+    Pointer(tmp_path / "serving" / "8000.json").write(Versions(ServedVersion("app", "3", "c"), rejected=(rejected,)))
+    served = endpoint.served()
+    assert served.current is not None
+    shown = {"version": served.current.version, "rejected": [{"version": "4", "reason": rejected.reason}]}
+    text = _start_text({"url": "u", "pid": 1, "log": "l", "golden": True, "token": None, "stop": "s", **shown}, True)
+    assert text.startswith("serving version 3 and every later champion")
+    assert "version 4 is rejected: a golden case is not reproduced" in text
+
+
+def test_logs_have_the_lines_of_requests(tmp_path: Path, sleeping: Process) -> None:
+    recorded(tmp_path, sleeping)
+    folder = tmp_path / "serving"
+    assert "has no log" in call("serve", "logs", "--workspace", tmp_path).error(code=2)
+    (folder / "background-8123.log").write_text("serving version 3\n")
+    handlers = list(LOGGER.handlers)
+    log_to_file(gateway_log(folder, 8123))
+    log_event("request", "0" * 32, method="POST", route="/v1/segment", status=200, ms=12, version="3")
+    for added in set(LOGGER.handlers) - set(handlers):
+        LOGGER.removeHandler(added)
+        added.close()
+    first, second = call("serve", "logs", "--workspace", tmp_path).stdout.splitlines()
+    assert first == "serving version 3"
+    assert second.endswith(f"event=request request={'0' * 32} method=POST route=/v1/segment status=200 ms=12 version=3")
+
+
 def metrics(url: str) -> str:
     headers = {"Authorization": f"Bearer {TOKEN['GTVRAY_TOKEN']}"}
     return httpx.get(f"{url}/metrics", headers=headers, trust_env=False).text
@@ -136,7 +171,9 @@ def test_start_status_logs_stop(bundle: Bundle, tmp_path: Path) -> None:
         second = call("serve", "start", "-m", bundle.folder, *words).error(code=1)
         assert f"process {found['pid']}" in second
         assert f"in the background: process {found['pid']}" in run("serve", "status", *words[:2], **TOKEN).stdout
-        assert f"at http://127.0.0.1:{port} until" in run("serve", "logs", *words[:2]).stdout
+        shown = run("serve", "logs", *words[:2]).stdout
+        assert f"at http://127.0.0.1:{port} until" in shown
+        assert "route=/readyz status=200" in shown
 
         # A request in progress gets its mask.
         scan, masks = make_scan((160, 160, 120)), []
@@ -151,7 +188,7 @@ def test_start_status_logs_stop(bundle: Bundle, tmp_path: Path) -> None:
         assert np.array_equal(masks[0], Predictor(bundle, threads=1).predict(scan).array)
     finally:
         run("serve", "stop", *words[:2])
-    left = {path.name for path in (workspace / "serving").iterdir() if not path.name.startswith("audit-")}
+    left = {path.name for path in (workspace / "serving").iterdir() if not path.name.startswith(("audit-", "gateway-"))}
     assert left == {f"background-{port}.log", "jobs"}
     assert port_is_free("127.0.0.1", port)
 

@@ -87,6 +87,51 @@ def test_single_view_has_entropy_but_no_agreement() -> None:
     assert empty.expected_dice_loss == pytest.approx(1 / (1 + np.exp(2.0)), abs=1e-3), "the largest probability"
 
 
+def _request(views: Any, scan: Volume, *, mask_only: bool = True, **inference: Any) -> SegmentationRequest:
+    settings = views.bundle.inference.model_copy(update={"mode": "body", **inference})
+    request = SegmentationRequest(prepare(scan, PREPROCESSING), PREPROCESSING, settings, PATCH, mask_only=mask_only)
+    run_patches(request, lambda channels: mean_of_views(views.views(channels)), 2)
+    return request
+
+
+@pytest.mark.parametrize("mask_only", [True, False])
+def test_uncertainty_by_the_probabilities_of_the_mask_is_that_of_one_view_run_again(mask_only: bool) -> None:
+    views = _Views([0.75], sharpness=20.0)
+    request = _request(views, _scan(), mask_only=mask_only)
+    found, again = request.uncertainty(request.mask()), _estimate(views, _scan())[0]
+    # Patches about the mask are placed otherwise when they run again, which changes probabilities a little.
+    assert found.expected_dice_loss == pytest.approx(again.expected_dice_loss, abs=0.02)
+    assert found.mean_entropy_bits == pytest.approx(again.mean_entropy_bits, abs=0.02)
+
+
+def test_uncertainty_of_an_empty_mask_is_the_largest_probability() -> None:
+    """The blocks are freed, as no mask depends on them, and padding with air does not count."""
+    request = _request(_Views([0.9], sharpness=20.0), _scan())
+    found = request.uncertainty(request.mask())
+    assert found.mean_entropy_bits == 0.0
+    assert found.expected_dice_loss == pytest.approx(1 / (1 + np.exp(2.0)), abs=1e-3)
+
+
+def test_component_that_was_dropped_is_not_part_of_the_mask() -> None:
+    """The larger of two cubes is certain, and the smaller one is not."""
+    hu = np.full((40, 40, 40), 0, np.int16)
+    hu[:2] = -1000
+    hu[6:14, 6:14, 6:14], hu[28:33, 28:33, 28:33] = 600, 420
+    scan, views = Volume(hu, np.diag([-4.0, -4, 4, 1])), _Views([0.7], sharpness=100.0)
+    p = {hu: 1 / (1 + np.exp(-100 * ((hu + 1000) / 2000 - 0.7))) for hu in (600, 420)}
+    certain, doubtful = 8**3, 5**3
+    for only_largest, marked, count in (
+        (False, certain * p[600] + doubtful * p[420], certain + doubtful),
+        (True, certain * p[600], certain),
+    ):
+        request = _request(views, scan, keep_largest=only_largest)
+        mask = request.mask()
+        assert np.count_nonzero(mask.array) == count
+        total = certain * p[600] + doubtful * p[420]
+        expected = 1 - 2 * marked / (total + count)
+        assert request.uncertainty(mask).expected_dice_loss == pytest.approx(expected, abs=2e-3)
+
+
 def test_expected_loss_rises_where_dice_falls() -> None:
     """With less contrast to the noise, Dice of the cube falls and the expected loss rises."""
     truth = np.zeros((32, 32, 32), bool)

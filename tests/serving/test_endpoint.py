@@ -84,6 +84,7 @@ def test_segment_answers_with_the_mask_or_with_json(http: httpx.Client, bundle: 
     assert document["model"] == {"name": "gtvray-gtv", "version": "7", "digest": bundle.digest}
     assert document["request_id"] == answered.headers["X-Request-ID"]
     assert f"{document['volume_ml']:.3f}" == mask.headers["X-Gtvray-Volume-Ml"]
+    assert set(document["uncertainty"]) == {"expected_dice_loss", "mean_entropy_bits"}
     assert set(document["timings_s"]) == {"wait", "prepare", "locate", "patches", "mask", "total"}
     refused = http.post("/v1/segment", content=content, headers={"Accept": "text/html"})
     check_problem(refused, 406, "urn:gtvray:NotAcceptableError")

@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
 from gtvray.errors import BusyError, DeadlineError, GtvrayError, InputError
 from gtvray.serving.client.transport import (
@@ -26,6 +25,7 @@ from gtvray.serving.client.transport import (
     is_repeatable,
     is_repeatable_status,
     open_async_client,
+    parse_document,
     require_address,
     require_token,
     response_error,
@@ -45,7 +45,6 @@ from gtvray.serving.jobs.documents import JobDocument, JobList, QueueDocument
 from gtvray.serving.jobs.records import Priority
 from gtvray.serving.request_log import REQUEST_ID_FORM, REQUEST_ID_HEADER, is_request_id
 
-Document = TypeVar("Document", bound=BaseModel)
 Body = Callable[[ExitStack], dict[str, Any]]
 Failed = tuple[GtvrayError, float | None]  # an error, and the pause before the next attempt if one may succeed
 
@@ -65,10 +64,11 @@ class AsyncClient:
         model: name of one of the endpoint's models, for all scans; None for its default model.
         timeouts: time limits by phase.
         retry: retry policy.
+        ca_file: PEM file of the certificate authorities that are trusted, in place of the public ones.
 
     Raises:
         AuthError: the token is empty or cannot be a header's value.
-        InputError: the environment sets a proxy that cannot be used.
+        InputError: the environment sets a proxy that cannot be used, or `ca_file` has no certificate that can be read.
         ResourceError: the address is invalid.
     """
 
@@ -80,13 +80,14 @@ class AsyncClient:
         model: str | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        ca_file: str | PathLike[str] | None = None,
     ) -> None:
         self._url, self._timeouts, self._retry = url.rstrip("/"), timeouts or Timeouts(), retry or Retry()
         self._authorization = {"Authorization": f"Bearer {token}"}
         self._reached, self._model = False, {"model": model} if model is not None else {}
         require_address(url, self._timeouts)
         require_token(token)
-        self._http = open_async_client(url, self._timeouts)
+        self._http = open_async_client(url, self._timeouts, ca_file)
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,10 +211,10 @@ class AsyncClient:
         priority: Priority = "normal",
         idempotency_key: str | None = None,
     ) -> JobDocument:
-        """Submit scans that the server reads from its own storage, below the folders of `serving.jobs.roots`.
+        """Submit scans that the server reads itself, below the folders of `serving.jobs.roots` or `serving.jobs.uris`.
 
         Args:
-            paths: absolute paths on the server.
+            paths: absolute paths on the server, or URIs of objects, as strings.
             priority: as in `submit`.
             idempotency_key: as in `submit`.
 
@@ -230,12 +231,13 @@ class AsyncClient:
         Raises:
             NotFoundError: no such job of this client.
         """
-        return _parsed(JobDocument, await self._send("GET", f"/v1/jobs/{job_id}"), self._url)
+        return parse_document(JobDocument, await self._send("GET", f"/v1/jobs/{job_id}"), self._url)
 
-    async def jobs(self, limit: int = 100) -> list[JobDocument]:
-        """Return this client's jobs, newest first, at most 1000."""
-        response = await self._send("GET", "/v1/jobs", lambda _: {"params": {"limit": limit}})
-        return _parsed(JobList, response, self._url).jobs
+    async def jobs(self, limit: int = 100, *, of_all: bool = False) -> list[JobDocument]:
+        """Return this client's jobs, or those of all clients for the role admin, newest first, at most 1000."""
+        asked = {"limit": limit, **({"all": True} if of_all else {})}
+        response = await self._send("GET", "/v1/jobs", lambda _: {"params": asked})
+        return parse_document(JobList, response, self._url).jobs
 
     async def wait(
         self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[JobDocument], None] | None = None
@@ -348,11 +350,11 @@ class AsyncClient:
         Raises:
             NotFoundError: no such job of this client.
         """
-        return _parsed(JobDocument, await self._send("DELETE", f"/v1/jobs/{job_id}"), self._url)
+        return parse_document(JobDocument, await self._send("DELETE", f"/v1/jobs/{job_id}"), self._url)
 
     async def queue(self) -> QueueDocument:
         """Return the length of the queue of all clients' jobs, and the expected wait."""
-        return _parsed(QueueDocument, await self._send("GET", "/v1/queue"), self._url)
+        return parse_document(QueueDocument, await self._send("GET", "/v1/queue"), self._url)
 
     async def ready(self) -> str:
         """Return the outcome of the golden cases, `identical`, `reproduced` or `none`, if the endpoint is ready.
@@ -374,7 +376,9 @@ class AsyncClient:
         def with_priority(stack: ExitStack) -> dict[str, Any]:
             return {**body(stack), "params": {"priority": priority, **self._model}}
 
-        return _parsed(JobDocument, await self._send("POST", "/v1/jobs", with_priority, headers=headers), self._url)
+        return parse_document(
+            JobDocument, await self._send("POST", "/v1/jobs", with_priority, headers=headers), self._url
+        )
 
     async def _send(
         self,
@@ -441,10 +445,3 @@ class _Unanswered(Exception):  # noqa: N818  # not an error of its own
     def __init__(self, response: httpx.Response) -> None:
         super().__init__()
         self.response = response
-
-
-def _parsed(kind: type[Document], response: httpx.Response, url: str) -> Document:
-    try:
-        return kind.model_validate_json(response.content)
-    except ValidationError:
-        raise response_error(response, url) from None

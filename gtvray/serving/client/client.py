@@ -32,6 +32,7 @@ class Client:
         model: name of one of the endpoint's models, for all scans; None for its default model.
         timeouts: time limits by phase.
         retry: retry policy.
+        ca_file: PEM file of the certificate authorities that are trusted, in place of the public ones.
 
     Raises:
         as `AsyncClient`, at the first call.
@@ -45,9 +46,10 @@ class Client:
         model: str | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        ca_file: str | PathLike[str] | None = None,
     ) -> None:
         self._open: Callable[[], AsyncClient] = lambda: AsyncClient(
-            url, token, model=model, timeouts=timeouts, retry=retry
+            url, token, model=model, timeouts=timeouts, retry=retry, ca_file=ca_file
         )
         self._client: AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,9 +108,9 @@ class Client:
         """Return a job; see `AsyncClient.job`."""
         return self._call(lambda client: client.job(job_id))
 
-    def jobs(self, limit: int = 100) -> list[JobDocument]:
-        """Return this client's jobs; see `AsyncClient.jobs`."""
-        return self._call(lambda client: client.jobs(limit))
+    def jobs(self, limit: int = 100, *, of_all: bool = False) -> list[JobDocument]:
+        """Return this client's jobs, or those of all clients; see `AsyncClient.jobs`."""
+        return self._call(lambda client: client.jobs(limit, of_all=of_all))
 
     def wait(
         self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[JobDocument], None] | None = None

@@ -6,17 +6,31 @@ Requests to this machine bypass proxies, and a proxy's response is reported as s
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from os import PathLike
+from typing import TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
-from gtvray.errors import AuthError, DeadlineError, GtvrayError, InputError, NotReproducedError, ResourceError
+from gtvray.errors import (
+    AuthError,
+    DeadlineError,
+    GtvrayError,
+    InputError,
+    NotFoundError,
+    NotReproducedError,
+    ResourceError,
+)
 from gtvray.runtime import proxy_for, without_credentials
 from gtvray.serving.problems import MEDIA_TYPE, error_of
+
+Document = TypeVar("Document", bound=BaseModel)
 
 _PROXY_ADVICE = "name the endpoint's host in NO_PROXY, or correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
 _HIGHEST_PORT = 65535
@@ -120,13 +134,20 @@ class Failures:
         return self._retry.pause_s(self._count, now - self._first_at, after_s, reached=reached)
 
 
-def open_async_client(url: str, timeouts: Timeouts) -> httpx.AsyncClient:
+def open_async_client(url: str, timeouts: Timeouts, ca_file: str | PathLike[str] | None = None) -> httpx.AsyncClient:
     """Open an asynchronous HTTP client for one endpoint; the caller closes it.
 
+    Args:
+        url: address of the endpoint.
+        timeouts: time limits by phase.
+        ca_file: PEM file of the certificate authorities that are trusted; None trusts the public ones.
+
     Raises:
-        InputError: the environment sets a proxy that cannot be used.
+        InputError: the environment sets a proxy that cannot be used, or `ca_file` has no certificate that can be read.
+        NotFoundError: there is no such file.
     """
-    return httpx.AsyncClient(transport=_transport(url), timeout=as_httpx(timeouts))
+    trusted = None if ca_file is None else _trusting(ca_file, url)
+    return httpx.AsyncClient(transport=_transport(url, trusted), timeout=as_httpx(timeouts))
 
 
 def as_httpx(timeouts: Timeouts) -> httpx.Timeout:
@@ -163,10 +184,27 @@ def require_token(token: str) -> None:
     )
 
 
-def _transport(url: str) -> httpx.AsyncHTTPTransport:
+def _trusting(ca_file: str | PathLike[str], url: str) -> ssl.SSLContext:
+    """The TLS settings that trust only the certificate authorities of a file."""
+    expected = "a PEM file of the certificate authority that has signed the endpoint's certificate"
+    if not url.startswith("https://"):
+        do = "use the https:// address of the endpoint, or omit the file"
+        raise InputError("a CA file requires an endpoint with TLS", where=url, expected="https://", do=do)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except FileNotFoundError as error:
+        raise NotFoundError("no such CA file", where=ca_file, expected=expected) from error
+    except ssl.SSLError as error:
+        raise InputError("the CA file has no certificate", where=ca_file, expected=expected) from error
+    except OSError as error:
+        found = error.strerror
+        raise InputError("the CA file cannot be read", where=ca_file, expected=expected, found=found) from error
+
+
+def _transport(url: str, trusted: ssl.SSLContext | None) -> httpx.AsyncHTTPTransport:
     proxy = proxy_for(url)
     # Loading the trusted certificates takes 30 ms, which is wasted where TLS is not used.
-    verify = not url.startswith("http://") or (proxy or "").startswith("https://")
+    verify = trusted or not url.startswith("http://") or (proxy or "").startswith("https://")
     try:
         # An explicit transport keeps httpx from applying the environment's proxies under its own NO_PROXY rules.
         return httpx.AsyncHTTPTransport(verify=verify, proxy=proxy)
@@ -182,7 +220,8 @@ def _transport(url: str) -> httpx.AsyncHTTPTransport:
 def is_repeatable(error: httpx.TransportError | httpx.InvalidURL) -> bool:
     """Whether a request without a response may succeed if it is sent again."""
     wrong = httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.ProxyError | httpx.LocalProtocolError
-    return not isinstance(error, wrong | httpx.ReadTimeout | httpx.PoolTimeout)
+    distrusted = isinstance(_reason(error), ssl.SSLCertVerificationError)
+    return not (distrusted or isinstance(error, wrong | httpx.ReadTimeout | httpx.PoolTimeout))
 
 
 def has_connected(error: httpx.TransportError | httpx.InvalidURL) -> bool:
@@ -206,6 +245,14 @@ def retry_after_s(response: httpx.Response) -> float:
     except ValueError:
         return 0.0
     return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def parse_document(kind: type[Document], response: httpx.Response, url: str) -> Document:
+    """Parse the JSON of a response; raises as `response_error` states if it is another document."""
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError:
+        raise response_error(response, url) from None
 
 
 def response_error(response: httpx.Response, url: str) -> GtvrayError:
@@ -240,6 +287,15 @@ def response_error(response: httpx.Response, url: str) -> GtvrayError:
 
 def transport_error(error: httpx.TransportError | httpx.InvalidURL, url: str, timeouts: Timeouts) -> GtvrayError:
     """The error of a request without a response."""
+    reason = _reason(error)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return ResourceError(
+            "the certificate of the endpoint is not trusted",
+            where=url,
+            found=reason.verify_message,
+            do="check the address; if a private authority signed the certificate, name its PEM file (--ca-file, or "
+            "ca_file in Python)",
+        )
     proxy = proxy_for(url) if not isinstance(error, httpx.InvalidURL) else None
     shown = without_credentials(proxy or "")
     if isinstance(error, httpx.TimeoutException):
@@ -259,11 +315,11 @@ def transport_error(error: httpx.TransportError | httpx.InvalidURL, url: str, ti
             else "the proxy to the endpoint does not respond",
             where=shown,
             expected=url,
-            found=_reason(error),
+            found=reason,
             do=_PROXY_ADVICE,
         )
     do = "start a server with `gtvray serve`, or correct the address"
-    return ResourceError("no server responds at this address", where=url, found=_reason(error), do=do)
+    return ResourceError("no server responds at this address", where=url, found=reason, do=do)
 
 
 def _reason(error: BaseException) -> BaseException:

@@ -25,8 +25,10 @@ from gtvray.serving.gateway.guard import KUBERAY_PATH, OPEN_PATHS, Guard
 from gtvray.serving.gateway.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors, install_openapi
 from gtvray.serving.gateway.results import negotiate, result_document, result_response
 from gtvray.serving.gateway.segmenter import Report, Segmenter
+from gtvray.serving.gateway.tokens import Role
 from gtvray.serving.jobs import JobRoutes, Jobs, ReplicasDocument
 from gtvray.serving.jobs.documents import QueueDocument
+from gtvray.serving.jobs.records import Requester
 from gtvray.serving.metrics import (
     BODY_BYTES,
     OUT_OF_DOMAIN,
@@ -86,7 +88,9 @@ class Api:
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
-            self._jobs = AuditedJobs(self._audit, args.jobs_dir, serving.jobs, self._limits, self.segment_for_job)
+            self._jobs = AuditedJobs(
+                self._audit, args.jobs_dir, serving.jobs, self._limits, self.segment_for_job, spool
+            )
 
     def build_app(self) -> FastAPI:
         """Build the ASGI application."""
@@ -100,7 +104,7 @@ class Api:
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
         )
-        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing)
+        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing, audit=self._audit)
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)
@@ -124,8 +128,7 @@ class Api:
                 openapi_extra={"requestBody": VOLUME_BODY},
                 deprecated=path == "/v1/predict",
             )
-        owner_of = lambda request: str(request.state.client.name)  # noqa: E731
-        app.include_router(JobRoutes(self._jobs, owner_of, self._choose, self._load).router())
+        app.include_router(JobRoutes(self._jobs, _requester, self._choose, self._load).router())
         return app
 
     def stop(self) -> None:
@@ -297,6 +300,11 @@ class Api:
             with self._tracing.span("receive"):
                 body = await spool_upload(request, file, self._limits)
             yield body
+
+
+def _requester(request: Request) -> Requester:
+    client = request.state.client
+    return Requester(client.name, sees_all=client.role >= Role.ADMIN)
 
 
 async def _versions(served: Served) -> dict[str, Any]:

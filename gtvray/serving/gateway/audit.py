@@ -1,6 +1,6 @@
 """The audit log: client, input digest, model, time and outcome of each segmentation. It contains no patient data.
 
-The results of jobs that clients read, and the jobs that they delete, are recorded as well.
+The results of jobs that clients read, the jobs that they delete, and refused requests are recorded as well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gtvray.io import append_json_line
 from gtvray.serving.gateway.results import SegmentationResult
 from gtvray.serving.jobs import Jobs
 from gtvray.serving.jobs.documents import JobDocument
+from gtvray.serving.jobs.records import Requester
 from gtvray.serving.request_log import log_event
 
 _MODE = 0o600
@@ -36,6 +37,11 @@ class AuditLog:
             # Files of earlier versions were readable by everyone; one of another user stays as it is, a new one has it.
             with suppress(OSError):
                 self._path.chmod(_MODE)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether entries are written."""
+        return self._path is not None
 
     async def write(self, request_id: str, **values: Any) -> None:
         """Append an entry with the current time.
@@ -63,15 +69,15 @@ class AuditedJobs(Jobs):
         super().__init__(*arguments)
         self._audit = audit
 
-    async def cancel(self, owner: str, job_id: str) -> JobDocument:
+    async def cancel(self, who: Requester, job_id: str) -> JobDocument:
         """Cancel and delete a job, as `Jobs.cancel`."""
-        document = await super().cancel(owner, job_id)
-        await self._audit.write(job_id, client=owner, outcome="deleted")
+        document = await super().cancel(who, job_id)
+        await self._audit.write(job_id, client=who.name, outcome="deleted")
         return document
 
-    async def result(self, owner: str, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
+    async def result(self, who: Requester, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
         """Return the result of a volume, as `Jobs.result`."""
-        document, mask = await super().result(owner, job_id, number)
+        document, mask = await super().result(who, job_id, number)
         known = {"model": document.model.digest, "version": document.model.version}
-        await self._audit.write(job_id, client=owner, outcome="read", volume=number, **known)
+        await self._audit.write(job_id, client=who.name, outcome="read", volume=number, **known)
         return document, mask

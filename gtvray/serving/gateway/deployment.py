@@ -24,7 +24,7 @@ from gtvray.serving.arguments import AppArguments
 from gtvray.serving.gateway.api import Api
 from gtvray.serving.gateway.connection import Connection
 from gtvray.serving.gateway.segmenter import Segmenter
-from gtvray.serving.request_log import log_event
+from gtvray.serving.request_log import gateway_log, log_event, log_to_file
 from gtvray.serving.routing import serve_models
 from gtvray.serving.shadow import make_shadow
 from gtvray.serving.tracing import Tracing
@@ -53,6 +53,8 @@ class Gateway:
     def __init__(self, args: AppArguments, model: Any) -> None:
         serving = args.serving
         self._limit_s = serving.timeout_s
+        if args.logs is not None:
+            log_to_file(gateway_log(args.logs, serving.port))
         sockets = [listen(serving.host, serving.port)]
         self._stream = BodyStream()
         self._models = serve_models(args, model, serve.get_replica_context().app_name)

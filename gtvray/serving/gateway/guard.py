@@ -15,7 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gtvray.serving.gateway.access import Access, Client
+from gtvray.serving.gateway.access import Access
+from gtvray.serving.gateway.audit import AuditLog
+from gtvray.serving.gateway.refusals import Refusals
 from gtvray.serving.gateway.tokens import Role
 from gtvray.serving.metrics import REQUESTS
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
@@ -44,10 +46,19 @@ class Guard:
         access: checks the token, required outside OPEN_PATHS except for OPTIONS, which browsers send without one.
         origins: origins whose pages may call the endpoint from a browser.
         tracing: receives a span for each request.
+        audit: records refused requests.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, origins: Sequence[str] = (), tracing: Tracing = NO_TRACES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        origins: Sequence[str] = (),
+        tracing: Tracing = NO_TRACES,
+        audit: AuditLog | None = None,
+    ) -> None:
         self._app, self._access, self._origins, self._tracing = app, access, origins, tracing
+        self._refusals = Refusals(audit or AuditLog(None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Process one request."""
@@ -78,16 +89,18 @@ class Guard:
                 route=route,
                 status=status,
                 ms=round(1000 * (time.monotonic() - began)),
+                version=response.version or "none",
             )
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, response: _Response) -> None:
         """Run the application; respond to an error with a problem document."""
         try:
-            scope["state"]["client"] = self._admit(scope, headers)
+            self._admit(scope, headers)
             await self._app(scope, receive, response.send)
         except ClientDisconnect:
             pass
         except Exception as error:
+            await self._refusals.record(scope, error)
             if response.status:
                 raise
             await problem_response(error, scope["state"]["request_id"])(scope, receive, response.send)
@@ -98,17 +111,17 @@ class Guard:
         known = {"http.request.method": scope["method"], "gtvray.request_id": scope["state"]["request_id"]}
         return tracing.span(scope["method"], headers, SpanKind.SERVER, known)
 
-    def _admit(self, scope: Scope, headers: Headers) -> Client | None:
-        """Authenticate and authorize a request; return its client, or None where no token is required."""
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Authenticate and authorize a request, and set its client, which is None where no token is required."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        scope["state"]["client"] = None
         if path in OPEN_PATHS or scope["method"] == "OPTIONS":
-            return None
-        client = self._access.identify(headers.get("authorization"))
+            return
+        client = scope["state"]["client"] = self._access.identify(headers.get("authorization"))
         self._access.count(client)
         for above, role in _ROLES.items():
             if path == above or path.startswith(f"{above}/"):
                 client.require(role)
-        return client
 
 
 class _Response:
@@ -118,7 +131,7 @@ class _Response:
         self._method, self._request, self._origins = method, request, origins
         self._request_id, self._send = request_id, send
         self._without_body = method == "HEAD"
-        self.status = 0
+        self.status, self.version = 0, ""
 
     async def send(self, message: Message) -> None:
         """Forward a message of the application."""
@@ -138,7 +151,7 @@ class _Response:
                 del headers["content-type"], headers["content-length"]
         headers[REQUEST_ID_HEADER] = self._request_id
         add_cors_headers(headers, self._request, self._origins)
-        self.status = status
+        self.status, self.version = status, headers.get("X-Gtvray-Model-Version", "")
         return {**message, "status": status, "headers": headers.raw}
 
 

@@ -7,7 +7,8 @@ so there is no URL to fetch the mask from. The result of a job is stored, and it
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 from starlette.responses import Response
@@ -41,6 +42,19 @@ class Flags(BaseModel):
     fallback: str | None = Field(description="why another inference mode than the model's was used; null if it was not")
 
 
+class UncertaintyDocument(BaseModel):
+    """Uncertainty of the mask by the probabilities that made it.
+
+    Across 42 real cases it did not rank cases by Dice (Spearman -0.05): do not sort masks by it.
+    """
+
+    expected_dice_loss: float | None = Field(
+        description="0 to 1: one minus the Dice that is expected if the probabilities are calibrated; for an empty "
+        "mask, the largest probability; null if no patch shaped the mask"
+    )
+    mean_entropy_bits: float = Field(description="mean entropy of the marked voxels, 0 to 1; 0 for an empty mask")
+
+
 class Mask(BaseModel):
     """The mask: gzipped NIfTI, uint8, 0 and 1, on the grid of the scan; either its bytes or its address."""
 
@@ -57,6 +71,9 @@ class SegmentationResult(BaseModel):
     volume_ml: float = Field(description="volume of the mask in ml")
     mode: str = Field(description="inference mode that was used")
     flags: Flags
+    uncertainty: UncertaintyDocument | None = Field(
+        None, description="uncertainty of the mask; null in results of jobs of earlier releases"
+    )
     patches: int = Field(description="patches that the network was run on")
     patches_skipped: int = Field(description="further patches that mode `exhaustive` would have run")
     volume_skipped_share: float = Field(description="share of the scan's volume that no patch covered")
@@ -76,19 +93,24 @@ def result_document(
         seconds: time on the server.
         href: address of the mask; None puts the mask into the document.
     """
-    coverage = prediction.coverage
+    coverage, uncertainty = prediction.coverage, prediction.uncertainty
     return SegmentationResult(
         request_id=request_id,
         model=ModelVersion(version=prediction.version, digest=prediction.digest, name=prediction.model),
         volume_ml=round(prediction.volume_ml, 3),
         mode=coverage.mode,
         flags=Flags(out_of_domain=list(prediction.out_of_domain), fallback=coverage.fallback),
+        uncertainty=UncertaintyDocument(**_rounded(asdict(uncertainty))) if uncertainty is not None else None,
         patches=coverage.patches,
         patches_skipped=coverage.patches_skipped,
         volume_skipped_share=round(coverage.volume_skipped_share, 6),
         timings_s={stage: round(value, 4) for stage, value in {**prediction.seconds, "total": seconds}.items()},
         mask=Mask(base64=base64.b64encode(prediction.mask_gz).decode() if href is None else None, href=href),
     )
+
+
+def _rounded(values: dict[str, float | None]) -> dict[str, Any]:
+    return {name: round(value, 4) if value is not None else None for name, value in values.items()}
 
 
 def negotiate(accept: str | None) -> str:

@@ -30,6 +30,7 @@ class JobDocument(BaseModel):
     """A job."""
 
     id: str
+    client: str = Field("", description="client that submitted it")
     state: JobState = Field(
         description="queued: no volume was started; running: some have not ended; done: all have ended, at least one "
         "with a mask; failed: all have ended without a mask; cancelled: the client cancelled it"
@@ -44,7 +45,7 @@ class JobDocument(BaseModel):
 
 
 class JobList(BaseModel):
-    """Jobs of one client, newest first."""
+    """Jobs of one client, or of all for the role admin, newest first."""
 
     jobs: list[JobDocument]
 
@@ -95,6 +96,7 @@ def job_document(job: JobStatus, keep_s: float, live: Mapping[tuple[str, int], f
     ]
     return JobDocument(
         id=job.id,
+        client=job.owner,
         state=_state(job),
         priority=job.priority,
         percent=round(sum(percents) / len(percents), 1),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from gtvray.io import HEAD_BYTES
 from gtvray.serving.jobs.records import OPEN, Claim, NewVolume, StoredVolume
 from gtvray.serving.jobs.sealing import seal, unseal
 from gtvray.serving.transfer.sealed import SealedWriter, new_key
-from gtvray.serving.transfer.spool import Body
+from gtvray.serving.transfer.spool import Body, completed
 from gtvray.serving.transfer.uploads import CURL, EXPECTED, check_body
 
 # Longer than any upload: an older folder that belongs to no job was left behind by a killed process.
@@ -49,8 +50,8 @@ class JobFiles:
         self._folder, self._key = folder.absolute() / "files", key
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
-    @contextmanager
-    def new_job(self, job_id: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def new_job(self, job_id: str) -> AsyncIterator[None]:
         """Create a job's folder for its inputs; it is removed if the block fails.
 
         Raises:
@@ -59,10 +60,10 @@ class JobFiles:
         folder = self._folder / job_id
         try:
             with disk_errors():
-                folder.mkdir(mode=0o700)
+                await completed(asyncio.to_thread(folder.mkdir, mode=0o700))
                 yield
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
 
     def new_input(self, job_id: str, number: int, limit_bytes: int) -> NewInput:

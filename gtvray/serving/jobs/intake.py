@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from starlette.requests import Request
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -13,9 +12,11 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from gtvray.errors import BusyError, InputError, TooLargeError
+from gtvray.io import HEAD_BYTES
 from gtvray.serving.jobs.files import JobFiles, NewInput
 from gtvray.serving.jobs.records import NewVolume
-from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, parse_references, pin_reference
+from gtvray.serving.jobs.references import MOST_REFERENCES_BYTES, Allowed, parse_references, pin_reference
+from gtvray.serving.transfer.spool import PIECE_BYTES, completed
 from gtvray.serving.transfer.uploads import UploadLimits, body_chunks, check_headers
 
 PART = "scan"
@@ -33,13 +34,13 @@ class IntakeLimits:
         upload: limits of the size of a volume and of the rate of the body.
         volumes: maximum number of volumes.
         free_bytes: remaining capacity of the job store.
-        roots: folders whose files may be referenced.
+        references: what may be referenced.
     """
 
     upload: UploadLimits
     volumes: int
     free_bytes: int
-    roots: tuple[Path, ...]
+    references: Allowed
 
 
 class Intake:
@@ -55,6 +56,7 @@ class Intake:
         self._files, self._job_id, self._limits = files, job_id, limits
         self._inputs: list[NewVolume] = []
         self._open: NewInput | None = None
+        self._piece, self._begun = bytearray(), False
         self._received = 0
 
     async def read(self, request: Request) -> list[NewVolume]:
@@ -74,9 +76,9 @@ class Intake:
                 await self._read_references(request)
             else:
                 check_headers(request.headers)
-                self._begin()
+                await self._begin()
                 async for chunk in body_chunks(request, self._limits.upload):
-                    self._write(chunk)
+                    await self._write(chunk)
                 await self._end()
             await asyncio.to_thread(self._files.make_durable, self._job_id)
         finally:
@@ -107,9 +109,9 @@ class Intake:
             if isinstance(event, File | Field):
                 if event.name != PART:
                     raise InputError("the form has an unknown field", expected=_FORM)
-                self._begin()
+                await self._begin()
             elif isinstance(event, Data):
-                self._write(event.data)
+                await self._write(event.data)
                 if not event.more_data:
                     await self._end()
 
@@ -121,12 +123,14 @@ class Intake:
                 raise TooLargeError("too many references", expected=f"at most {MOST_REFERENCES_BYTES} bytes of JSON")
         limits = self._limits
         for reference in parse_references(bytes(body)):
-            pinned = await asyncio.to_thread(pin_reference, reference, limits.roots, limits.upload.most_bytes)
+            pinned = await asyncio.to_thread(pin_reference, reference, limits.references)
             self._require_space(len(pinned))
             self._inputs.append(self._files.new_reference(self._job_id, self._next_number(), pinned))
 
-    def _begin(self) -> None:
-        self._open = self._files.new_input(self._job_id, self._next_number(), self._limits.upload.most_bytes)
+    async def _begin(self) -> None:
+        number, limit = self._next_number(), self._limits.upload.most_bytes
+        self._open = await completed(asyncio.to_thread(self._files.new_input, self._job_id, number, limit))
+        self._piece, self._begun = bytearray(), False
 
     def _next_number(self) -> int:
         if len(self._inputs) == self._limits.volumes:
@@ -135,10 +139,17 @@ class Intake:
             )
         return len(self._inputs)
 
-    def _write(self, content: bytes) -> None:
-        assert self._open is not None, "a part has begun"
+    async def _write(self, content: bytes) -> None:
+        """Append bytes; a thread encrypts and writes them in pieces, the first as soon as it can be checked."""
         self._require_space(len(content))
-        self._open.write(content)
+        self._piece += content
+        if len(self._piece) >= (PIECE_BYTES if self._begun else HEAD_BYTES):
+            await self._flush()
+
+    async def _flush(self) -> None:
+        assert self._open is not None, "a part has begun"
+        piece, self._piece, self._begun = bytes(self._piece), bytearray(), True
+        await completed(asyncio.to_thread(self._open.write, piece))
 
     def _require_space(self, count: int) -> None:
         self._received += count
@@ -146,8 +157,9 @@ class Intake:
             raise BusyError("the job store is full", do="retry later; delete jobs whose results were fetched")
 
     async def _end(self) -> None:
+        await self._flush()
         assert self._open is not None, "a part has begun"
-        self._inputs.append(await asyncio.to_thread(self._open.finish))
+        self._inputs.append(await completed(asyncio.to_thread(self._open.finish)))
         self._open = None
 
 

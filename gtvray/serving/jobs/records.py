@@ -11,6 +11,24 @@ OPEN = ("queued", "running")
 
 
 @dataclass(frozen=True)
+class Requester:
+    """The client of a request for jobs.
+
+    Attributes:
+        name: name of the client.
+        sees_all: whether it may list, read and cancel the jobs of other clients.
+    """
+
+    name: str
+    sees_all: bool = False
+
+    @property
+    def owner(self) -> str | None:
+        """The client whose jobs it may read and cancel; None for all clients."""
+        return None if self.sees_all else self.name
+
+
+@dataclass(frozen=True)
 class NewVolume:
     """A volume of a job to be accepted.
 
@@ -112,6 +130,7 @@ class JobStatus:
     """A job; times in seconds since 1970."""
 
     id: str
+    owner: str
     priority: Priority
     created_at: float
     ended_at: float | None

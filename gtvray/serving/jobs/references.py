@@ -1,11 +1,13 @@
-"""Volumes that a job references by path instead of sending them, below folders that the operator allows."""
+"""Volumes that a job references by path or URI instead of sending them, below folders that the operator allows."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from hashlib import file_digest
 from io import BufferedReader
 from pathlib import Path
@@ -14,19 +16,40 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gtvray.errors import ConflictError, InputError, NotFoundError, TooLargeError
-from gtvray.io import HEAD_BYTES
-from gtvray.serving.transfer.spool import Body, open_plain
+from gtvray.io import HEAD_BYTES, is_uri
+from gtvray.serving.jobs.objects import copied_object, pin_object
+from gtvray.serving.transfer.spool import Body, Spool, open_plain
 from gtvray.serving.transfer.uploads import check_body
 
 MOST_REFERENCES_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What jobs may reference.
+
+    Attributes:
+        roots: folders of the server's file system.
+        uris: folders in object stores.
+        limit_bytes: largest file or object.
+        spool: where objects are copied to; None allows none.
+    """
+
+    roots: Sequence[Path]
+    uris: Sequence[str]
+    limit_bytes: int
+    spool: Spool | None
+
+
 class Reference(BaseModel):
-    """A volume on the server's file system."""
+    """A volume on the server's file system, or in an object store."""
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="absolute path, below a folder of `serving.jobs.roots`", max_length=4096)
+    path: str = Field(
+        description="absolute path, below a folder of `serving.jobs.roots`; or URI, below one of `serving.jobs.uris`",
+        max_length=4096,
+    )
 
 
 class References(BaseModel):
@@ -59,39 +82,61 @@ def parse_references(body: bytes) -> list[Reference]:
         raise InputError("the references are invalid", where=where, expected=expected, found=first["msg"]) from None
 
 
-def pin_reference(reference: Reference, roots: Sequence[Path], limit_bytes: int) -> bytes:
-    """Check a reference and describe its file as it is now.
+def pin_reference(reference: Reference, allowed: Allowed) -> bytes:
+    """Check a reference and describe its file or object as it is now.
 
     Returns:
-        what `reference_body` and `require_unchanged` need.
+        what `opened_reference` needs.
 
     Raises:
         NotFoundError: there is no such file below an allowed folder; files elsewhere cause the same error.
+        ForbiddenError: the object store does not permit the endpoint to read the object.
         TooLargeError: the file exceeds the limit.
         ContentTypeError, VolumeError: the file is not a volume.
+        ResourceError: the object store does not answer.
     """
-    path, file = _open(Path(reference.path), roots)
+    if is_uri(reference.path):
+        return pin_object(reference.path, allowed.uris if allowed.spool is not None else (), allowed.limit_bytes)
+    path, file = _open(Path(reference.path), allowed.roots)
     with file:
         found = os.fstat(file.fileno())
-        if found.st_size > limit_bytes:
-            raise TooLargeError("a referenced file is too large", expected=f"at most {limit_bytes} bytes")
+        if found.st_size > allowed.limit_bytes:
+            raise TooLargeError("a referenced file is too large", expected=f"at most {allowed.limit_bytes} bytes")
         check_body(file.read(HEAD_BYTES))
     return json.dumps({"path": str(path), "size": found.st_size, "modified_ns": found.st_mtime_ns}).encode()
 
 
-def reference_body(pinned: bytes, roots: Sequence[Path]) -> Body:
-    """Return a referenced file as a body that replicas can read; reads the file once to compute its digest.
+@asynccontextmanager
+async def opened_reference(pinned: bytes, allowed: Allowed, client: str) -> AsyncIterator[Body]:
+    """Yield a referenced file or object as a body that replicas can read; check at the end that it has not changed.
+
+    A file is read once before, to compute its digest. An object is copied to the spool.
+
+    Args:
+        pinned: from `pin_reference`.
+        allowed: what jobs may reference.
+        client: client that a copy counts for.
 
     Raises:
         NotFoundError: it is no longer below an allowed folder.
         ConflictError: it was changed after the job was accepted.
+        GtvrayError: as `copied_object`.
     """
+    if "uri" in json.loads(pinned) and allowed.spool is not None:
+        async with copied_object(pinned, allowed.uris, allowed.limit_bytes, allowed.spool, client) as body:
+            yield body
+        return
+    yield await asyncio.to_thread(_body, pinned, allowed.roots)
+    # A replica has read the file itself, possibly after a change.
+    await asyncio.to_thread(_require_unchanged, pinned, allowed.roots)
+
+
+def _body(pinned: bytes, roots: Sequence[Path]) -> Body:
     with _unchanged(pinned, roots) as (path, file):
         return Body(path, os.fstat(file.fileno()).st_size, file_digest(file, "sha256").hexdigest())
 
 
-def require_unchanged(pinned: bytes, roots: Sequence[Path]) -> None:
-    """Check that a referenced file has not changed; raises as `reference_body`."""
+def _require_unchanged(pinned: bytes, roots: Sequence[Path]) -> None:
     with _unchanged(pinned, roots):
         pass
 

@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gtvray.errors import NotFoundError
+from gtvray.errors import ForbiddenError, NotFoundError
 from gtvray.serving.gateway.openapi import ACCEPTED_RESPONSE, RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors
 from gtvray.serving.gateway.results import negotiate, result_response
 from gtvray.serving.jobs.documents import JobDocument, JobList, QueueDocument
 from gtvray.serving.jobs.intake import PART
-from gtvray.serving.jobs.records import Priority
+from gtvray.serving.jobs.records import Priority, Requester
 from gtvray.serving.jobs.references import references_schema
 from gtvray.serving.jobs.service import Jobs
 
@@ -68,7 +68,7 @@ class JobRoutes:
 
     Args:
         jobs: the job service; None if jobs are disabled.
-        owner_of: returns the client of a request, which can access its own jobs only.
+        who: returns the client of a request.
         choose: checks that the client of a request may use a model, and returns its name; None is the default.
         load: returns the fields `scans` and `replicas` of the queue.
     """
@@ -76,11 +76,11 @@ class JobRoutes:
     def __init__(
         self,
         jobs: Jobs | None,
-        owner_of: Callable[[Request], str],
+        who: Callable[[Request], Requester],
         choose: Callable[[Request, str | None], str | None],
         load: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self._jobs, self._owner_of, self._choose, self._load = jobs, owner_of, choose, load
+        self._jobs, self._who, self._choose, self._load = jobs, who, choose, load
 
     def router(self) -> APIRouter:
         """Return the routes, which run the worker within the application's lifespan."""
@@ -140,10 +140,10 @@ class JobRoutes:
         ] = None,
     ) -> Response:
         """Accept a job; its encrypted inputs are on disk before the response is sent."""
-        jobs, owner = self._require(), self._owner_of(request)
+        jobs, who = self._require(), self._who(request)
         chosen = self._choose(request, model)
-        job_id, repeated = await jobs.accept(owner, request, priority, idempotency_key, chosen)
-        document = await jobs.document(owner, job_id)
+        job_id, repeated = await jobs.accept(who.name, request, priority, idempotency_key, chosen)
+        document = await jobs.document(who, job_id)
         headers = {"Location": f"/v1/jobs/{job_id}", **({"Idempotency-Replayed": "true"} if repeated else {})}
         return JSONResponse(document.model_dump(mode="json"), 202, headers)
 
@@ -152,32 +152,40 @@ class JobRoutes:
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Annotated[str | None, Query(pattern=_ID, description="list only jobs older than this id")] = None,
+        every_client: Annotated[
+            bool, Query(alias="all", description="list the jobs of all clients; requires the role admin")
+        ] = False,
     ) -> JobList:
-        """List the client's own jobs, newest first."""
-        return JobList(jobs=await self._require().listing(self._owner_of(request), limit, before))
+        """List the client's own jobs, newest first, or those of all clients."""
+        jobs, who = self._require(), self._who(request)
+        if every_client and not who.sees_all:
+            raise ForbiddenError(
+                "the token does not permit this request", expected="the role admin", do="list your own jobs: all=false"
+            )
+        return JobList(jobs=await jobs.listing(who.owner if every_client else who.name, limit, before))
 
     async def job(self, request: Request, job_id: _JobId) -> JobDocument:
         """Return the state and progress of a job."""
-        return await self._require().document(self._owner_of(request), job_id)
+        return await self._require().document(self._who(request), job_id)
 
     async def cancel(self, request: Request, job_id: _JobId) -> JobDocument:
         """Cancel a job, including volumes in progress, and delete its inputs and results."""
-        return await self._require().cancel(self._owner_of(request), job_id)
+        return await self._require().cancel(self._who(request), job_id)
 
     async def events(self, request: Request, job_id: _JobId) -> Response:
         """Stream the job as server-sent events: `progress` whenever it changes, then `end`."""
-        jobs, owner = self._require(), self._owner_of(request)
+        jobs, who = self._require(), self._who(request)
         # Errors raised before the stream starts become problem documents.
-        jobs.require_free_watch(owner)
-        await jobs.document(owner, job_id)
+        jobs.require_free_watch(who.name)
+        await jobs.document(who, job_id)
         # The middleware passes HEAD on as GET; its response must not wait for the end of the job.
-        stream = _events(jobs, owner, job_id) if request.state.method != "HEAD" else ()
+        stream = _events(jobs, who, job_id) if request.state.method != "HEAD" else ()
         return StreamingResponse(stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
     async def result(self, request: Request, job_id: _JobId, number: Annotated[int, Path(ge=0)]) -> Response:
         """Return the mask of a volume, or its metadata as JSON."""
         media_type = negotiate(request.headers.get("accept"))
-        document, mask = await self._require().result(self._owner_of(request), job_id, number)
+        document, mask = await self._require().result(self._who(request), job_id, number)
         return result_response(document, mask, media_type)
 
     async def queue(self) -> QueueDocument:
@@ -212,10 +220,10 @@ def _refuse(allowed: Sequence[str]) -> Callable[[], Coroutine[Any, Any, None]]:
     return refuse
 
 
-async def _events(jobs: Jobs, owner: str, job_id: str) -> AsyncIterator[str]:
+async def _events(jobs: Jobs, who: Requester, job_id: str) -> AsyncIterator[str]:
     unchanged = 0
-    with jobs.watching(owner):
-        async for job in jobs.changes(owner, job_id):
+    with jobs.watching(who.name):
+        async for job in jobs.changes(who, job_id):
             unchanged = unchanged + 1 if job is None else 0
             if job is not None:
                 name = "progress" if job.ended_at is None else "end"

@@ -29,13 +29,15 @@ from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.jobs.documents import JobDocument, QueueDocument, job_document, queue_document
 from gtvray.serving.jobs.files import JobFiles
 from gtvray.serving.jobs.intake import Intake, IntakeLimits, input_digest
-from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, VolumeStatus
+from gtvray.serving.jobs.records import JobStatus, NewJob, Priority, Requester, VolumeStatus
+from gtvray.serving.jobs.references import Allowed
 from gtvray.serving.jobs.sealing import load_key, unseal
 from gtvray.serving.jobs.store import JobStore, new_job_id
 from gtvray.serving.jobs.table import DATABASE_VARIABLE, open_database
 from gtvray.serving.jobs.worker import Segment, StoredResult, Worker, result_purpose
 from gtvray.serving.problems import error_of
 from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.transfer.spool import Spool
 from gtvray.serving.transfer.uploads import UploadLimits
 
 _CLEAN_EVERY_S = 600.0
@@ -52,13 +54,17 @@ class Jobs:
         settings: limits and retention.
         upload: limits of the size of a volume and of the rate of a body.
         segment: segments one volume.
+        spool: where referenced objects are copied to; None if jobs cannot reference any.
 
     Attributes:
         stopping: set when the endpoint stops.
     """
 
-    def __init__(self, folder: Path, settings: JobsConfig, upload: UploadLimits, segment: Segment) -> None:
+    def __init__(
+        self, folder: Path, settings: JobsConfig, upload: UploadLimits, segment: Segment, spool: Spool | None = None
+    ) -> None:
         self._folder, self._settings, self._upload, self._segment = folder, settings, upload, segment
+        self._references = Allowed(settings.roots, settings.uris, upload.most_bytes, spool)
         # Client -> its open event streams.
         self._watchers: Counter[str] = Counter()
         self.stopping = False
@@ -79,9 +85,13 @@ class Jobs:
         self._files = JobFiles(self._folder, self._key)
         engine = open_database(os.environ.get(DATABASE_VARIABLE), self._folder)
         self._store = JobStore(engine, self._keep_s)
-        settings = self._settings
         self._worker = Worker(
-            self._store, self._files, self._key, self._segment, at_once=settings.at_once, roots=settings.roots
+            self._store,
+            self._files,
+            self._key,
+            self._segment,
+            at_once=self._settings.at_once,
+            references=self._references,
         )
         tasks = [asyncio.create_task(self._worker.run()), asyncio.create_task(self._clean())]
         try:
@@ -116,9 +126,9 @@ class Jobs:
         """
         key_digest = sha256(key.encode()).hexdigest() if key is not None else None
         free = int(self._settings.max_gb * 1e9) - await asyncio.to_thread(self._store.stored_bytes)
-        limits = IntakeLimits(self._upload, self._settings.max_volumes, free, self._settings.roots)
+        limits = IntakeLimits(self._upload, self._settings.max_volumes, free, self._references)
         job_id = new_job_id()
-        with self._files.new_job(job_id):
+        async with self._files.new_job(job_id):
             inputs = await Intake(self._files, job_id, limits).read(request)
         failpoint("jobs.durable")
         digest = input_digest(priority, inputs, model)
@@ -129,11 +139,11 @@ class Jobs:
             # Not after a cancellation or a lost database: the job may be in the table already, and its client may
             # repeat the request. If it is not, `_clean` deletes the files.
             if not isinstance(error, ResourceError) or isinstance(error, StorageFullError):
-                self._files.remove_job(job_id)
+                await asyncio.to_thread(self._files.remove_job, job_id)
             raise
         failpoint("jobs.accepted")
         if accepted.id != job_id:
-            self._files.remove_job(job_id)
+            await asyncio.to_thread(self._files.remove_job, job_id)
             if accepted.input_digest != digest:
                 raise InputError(
                     "this Idempotency-Key was used for another request",
@@ -144,30 +154,30 @@ class Jobs:
         self._worker.wake()
         return job_id, False
 
-    async def document(self, owner: str, job_id: str) -> JobDocument:
+    async def document(self, who: Requester, job_id: str) -> JobDocument:
         """Return a job.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job that the client may read.
         """
-        return self._document(await asyncio.to_thread(self._store.status, owner, job_id))
+        return self._document(await asyncio.to_thread(self._store.status, who.owner, job_id))
 
-    async def listing(self, owner: str, limit: int, before: str | None) -> list[JobDocument]:
-        """Return an owner's jobs, newest first; raises as `JobStore.listing`."""
+    async def listing(self, owner: str | None, limit: int, before: str | None) -> list[JobDocument]:
+        """Return the jobs of an owner, or of all owners if None, newest first; raises as `JobStore.listing`."""
         return [self._document(job) for job in await asyncio.to_thread(self._store.listing, owner, limit, before)]
 
-    async def cancel(self, owner: str, job_id: str) -> JobDocument:
+    async def cancel(self, who: Requester, job_id: str) -> JobDocument:
         """Cancel the volumes of a job that have not ended, and delete its inputs and results.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job that the client may cancel.
         """
-        job = await asyncio.to_thread(self._store.cancel, owner, job_id)
+        job = await asyncio.to_thread(self._store.cancel, who.owner, job_id)
         self._worker.cancel(job_id)
         await asyncio.to_thread(self._files.remove_job, job_id)
         return self._document(job)
 
-    async def result(self, owner: str, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
+    async def result(self, who: Requester, job_id: str, number: int) -> tuple[SegmentationResult, bytes]:
         """Return the document and the mask of a volume.
 
         Raises:
@@ -175,7 +185,7 @@ class Jobs:
             ConflictError: the volume has not ended.
             GtvrayError: the error with which the volume failed.
         """
-        job = await asyncio.to_thread(self._store.status, owner, job_id)
+        job = await asyncio.to_thread(self._store.status, who.owner, job_id)
         volume = next((each for each in job.volumes if each.number == number), None)
         if volume is None:
             raise NotFoundError("the job has no such volume", expected=f"0 to {len(job.volumes) - 1}", found=number)
@@ -211,17 +221,17 @@ class Jobs:
         """Count an event stream of a client within a `with` block."""
         return counted(self._watchers, owner)
 
-    async def changes(self, owner: str, job_id: str) -> AsyncIterator[JobDocument | None]:
+    async def changes(self, who: Requester, job_id: str) -> AsyncIterator[JobDocument | None]:
         """Yield a job after each change until it has ended; yield None while it is unchanged.
 
         Ends early when the endpoint stops, which would otherwise wait for clients that watch jobs.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job that the client may read.
         """
         shown: JobDocument | None = None
         while (shown is None or shown.ended_at is None) and not self.stopping:
-            job = await self.document(owner, job_id)
+            job = await self.document(who, job_id)
             yield job if job != shown else None
             shown = job
             await asyncio.sleep(_WATCH_EVERY_S if job.ended_at is None else 0)

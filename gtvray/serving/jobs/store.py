@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, or_, select, true
 from sqlalchemy.exc import IntegrityError
 
 from gtvray.errors import FailureError, GtvrayError, NotFoundError
@@ -168,13 +168,13 @@ class JobStore:
                 {"state": "queued", "not_before": time.time() + delay_s, "percent": 0.0},
             )
 
-    def cancel(self, owner: str, job_id: str) -> JobStatus:
+    def cancel(self, owner: str | None, job_id: str) -> JobStatus:
         """Cancel the volumes of a job that have not ended, and remove all its results.
 
         The state of a job that has already ended does not change.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job of this owner; None stands for all owners.
         """
         with transaction(self._engine) as connection:
             self._require(connection, owner, job_id, lock=True)
@@ -189,20 +189,20 @@ class JobStore:
             connection.execute(volumes.update().where(volumes.c.job_id == job_id), {"result": None, "stored_bytes": 0})
             return _status(connection, [self._require(connection, owner, job_id)])[0]
 
-    def status(self, owner: str, job_id: str) -> JobStatus:
+    def status(self, owner: str | None, job_id: str) -> JobStatus:
         """Return a job.
 
         Raises:
-            NotFoundError: no such job of this owner.
+            NotFoundError: no such job of this owner; None stands for all owners.
         """
         with transaction(self._engine) as connection:
             return _status(connection, [self._require(connection, owner, job_id)])[0]
 
-    def listing(self, owner: str, limit: int, before: str | None = None) -> list[JobStatus]:
+    def listing(self, owner: str | None, limit: int, before: str | None = None) -> list[JobStatus]:
         """Return jobs of an owner, newest first.
 
         Args:
-            owner: the owner.
+            owner: the owner; None for all.
             limit: most jobs returned.
             before: only jobs older than this one.
 
@@ -210,7 +210,7 @@ class JobStore:
             NotFoundError: no job `before` of this owner.
         """
         with transaction(self._engine) as connection:
-            found = select(jobs).where(jobs.c.owner == owner, self._is_kept())
+            found = select(jobs).where(_is_of(owner), self._is_kept())
             if before is not None:
                 last = self._require(connection, owner, before)
                 found = found.where(
@@ -305,8 +305,8 @@ class JobStore:
         """Whether a job has not expired."""
         return or_(jobs.c.ended_at.is_(None), jobs.c.ended_at >= time.time() - self._keep_s)
 
-    def _require(self, connection: Connection, owner: str, job_id: str, *, lock: bool = False) -> Row[Any]:
-        found = select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner, self._is_kept())
+    def _require(self, connection: Connection, owner: str | None, job_id: str, *, lock: bool = False) -> Row[Any]:
+        found = select(jobs).where(jobs.c.id == job_id, _is_of(owner), self._is_kept())
         row = connection.execute(found.with_for_update() if lock else found).first()
         if row is None:
             raise NotFoundError(
@@ -344,6 +344,10 @@ def _remove(connection: Connection, condition: ColumnElement[bool]) -> None:
     connection.execute(jobs.delete().where(condition))
 
 
+def _is_of(owner: str | None) -> ColumnElement[bool]:
+    return true() if owner is None else jobs.c.owner == owner
+
+
 def _is(job_id: str, number: int) -> ColumnElement[bool]:
     return and_(volumes.c.job_id == job_id, volumes.c.number == number)
 
@@ -369,6 +373,6 @@ def _status(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobStatus]
         problem = json.loads(row.problem) if row.problem is not None else None
         of_job[row.job_id].append(VolumeStatus(row.number, row.state, row.attempt, row.percent, problem, row.result))
     return [
-        JobStatus(row.id, row.priority, row.created_at, row.ended_at, row.cancelled, tuple(of_job[row.id]))
+        JobStatus(row.id, row.owner, row.priority, row.created_at, row.ended_at, row.cancelled, tuple(of_job[row.id]))
         for row in rows
     ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel
@@ -19,7 +18,7 @@ from gtvray.serving.gateway.results import SegmentationResult, result_document
 from gtvray.serving.jobs.documents import result_path
 from gtvray.serving.jobs.files import JobFiles, StoredFile
 from gtvray.serving.jobs.records import Claim
-from gtvray.serving.jobs.references import reference_body, require_unchanged
+from gtvray.serving.jobs.references import Allowed, opened_reference
 from gtvray.serving.jobs.sealing import seal
 from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.problems import internal_error
@@ -76,14 +75,14 @@ class Worker:
         key: key of the job store.
         segment: segments one volume.
         at_once: maximum number of volumes in progress.
-        roots: folders whose files jobs may reference.
+        references: what jobs may reference.
     """
 
     def __init__(
-        self, store: JobStore, files: JobFiles, key: bytes, segment: Segment, *, at_once: int, roots: Sequence[Path]
+        self, store: JobStore, files: JobFiles, key: bytes, segment: Segment, *, at_once: int, references: Allowed
     ) -> None:
         self._store, self._files, self._key = store, files, key
-        self._segment, self._at_once, self._roots = segment, at_once, roots
+        self._segment, self._at_once, self._references = segment, at_once, references
         self._running: dict[Claim, asyncio.Task[None]] = {}
         self._percent: dict[Claim, float] = {}
         self._paused_until = 0.0
@@ -170,16 +169,13 @@ class Worker:
     async def _attempt(self, claim: Claim) -> None:
         began = time.monotonic()
         failpoint("jobs.claimed")
-        body = await asyncio.to_thread(self._body, claim)
 
         def report(processed: int, known: int) -> None:
             # More patches may become known, but the reported progress never decreases.
             self._percent[claim] = max(self._percent[claim], 100.0 * processed / max(known, 1))
 
-        prediction = await self._segment(body, claim.model, claim.owner, claim.job_id, report)
-        if claim.reference:
-            # The replica has read the file itself, possibly after a change.
-            await asyncio.to_thread(require_unchanged, self._files.read_reference(claim), self._roots)
+        async with self._body(claim) as body:
+            prediction = await self._segment(body, claim.model, claim.owner, claim.job_id, report)
         href = result_path(*claim.volume)
         document = result_document(prediction, claim.job_id, time.monotonic() - began, href)
         mask, size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
@@ -193,10 +189,13 @@ class Worker:
         else:
             await asyncio.to_thread(self._files.remove_mask, claim)
 
-    def _body(self, claim: Claim) -> Body:
-        if claim.reference:
-            return reference_body(self._files.read_reference(claim), self._roots)
-        return self._files.input_body(claim)
+    @asynccontextmanager
+    async def _body(self, claim: Claim) -> AsyncIterator[Body]:
+        if not claim.reference:
+            yield await asyncio.to_thread(self._files.input_body, claim)
+            return
+        async with opened_reference(self._files.read_reference(claim), self._references, claim.owner) as body:
+            yield body
 
     async def _give_back(self, claim: Claim, delay_s: float = 0.0) -> None:
         # If the database is unavailable, the volume returns to the queue when its lease expires.

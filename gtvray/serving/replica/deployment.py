@@ -255,6 +255,7 @@ class Model:
             version=self._args.version,
             model=self._args.model_name,
             out_of_domain=job.out_of_domain,
+            uncertainty=job.uncertainty(mask),
         )
         return Answer(prediction, len(mask_gz))
 

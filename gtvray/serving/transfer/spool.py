@@ -20,16 +20,17 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from gtvray.errors import BusyError, ClientLimitError, NotFoundError, ResourceError, StorageFullError
 from gtvray.io.locks import try_lock
 from gtvray.serving.request_log import new_request_id
 from gtvray.serving.transfer.sealed import SealedWriter, new_key, open_sealed
 
+_T = TypeVar("_T")
 _PREFIX, _UNLOCKED_PREFIX = "gtvray-spool-", ".gtvray-spool-"
 # Size of the pieces that a thread writes to disk; an upload buffers at most about one of them in memory.
-_PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOUNTS, _PERSISTENT, _IN_MEMORY = Path("/proc/self/mountinfo"), Path("/var/tmp"), ("tmpfs", "ramfs")  # noqa: S108
 
@@ -181,7 +182,7 @@ class SpoolFile:
         self._spool.count(self._client, len(chunk))
         self._counted += len(chunk)
         self._piece += chunk
-        if len(self._piece) >= _PIECE_BYTES:
+        if len(self._piece) >= PIECE_BYTES:
             await self._flush()
 
     async def finish(self) -> Body:
@@ -192,7 +193,7 @@ class SpoolFile:
     async def _flush(self, last: bool = False) -> None:
         piece, self._piece = self._piece, bytearray()
         try:
-            await _completed(asyncio.to_thread(self._write, piece, last))
+            await completed(asyncio.to_thread(self._write, piece, last))
         except OSError as error:
             if error.errno not in _FULL:
                 raise ResourceError("the upload spool cannot be written to", found=error.strerror) from error
@@ -277,11 +278,11 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
     return folder, lock
 
 
-async def _completed(work: Coroutine[None, None, None]) -> None:
+async def completed(work: Coroutine[None, None, _T]) -> _T:
     """Await work in a thread until it has ended, even if the caller is cancelled: it needs the file to stay open."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise

@@ -20,7 +20,7 @@ from gtvray.serving.transfer.sealed import FRAME_BYTES, SealedWriter, open_seale
 from gtvray.serving.transfer.spool import Body, Spool
 
 if TYPE_CHECKING:
-    from gtvray.inference import Coverage
+    from gtvray.inference import Coverage, MaskUncertainty
 
 _STREAM_TIMEOUT_S = 60.0
 
@@ -36,6 +36,7 @@ class Prediction:
         digest, version, model: the model's bundle, its version and its name in the registry.
         out_of_domain: how the scan differs from the model's intended input.
         seconds: time of each stage: waiting for memory, preparing, locating, running the patches, making the mask.
+        uncertainty: of the mask, by the probabilities that made it.
     """
 
     mask_gz: bytes = field(repr=False)
@@ -46,6 +47,7 @@ class Prediction:
     out_of_domain: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     model: str = ""
+    uncertainty: MaskUncertainty | None = None
 
 
 @dataclass(frozen=True)

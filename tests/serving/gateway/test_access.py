@@ -9,6 +9,8 @@ import os
 import time
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from gtvray.config import ServingConfig
 from gtvray.errors import AuthError, ClientLimitError, ConfigError, ForbiddenError, InputError
 from gtvray.io import encode_nifti
 from gtvray.serving.gateway.access import Access, Client
+from gtvray.serving.gateway.api import _requester
 from gtvray.serving.gateway.audit import AuditLog
 from gtvray.serving.gateway.tokens import Role, TokenFile
 from gtvray.serving.transfer.work import Work
@@ -206,3 +209,9 @@ def metric(folder: Path, name: str) -> float:
     assert answer.status_code == 200
     lines = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
     return float(lines.get(name, 0))
+
+
+def test_only_an_admin_sees_the_jobs_of_others() -> None:
+    for role in Role:
+        request: Any = SimpleNamespace(state=SimpleNamespace(client=Client("station", role)))
+        assert _requester(request).owner == (None if role is Role.ADMIN else "station")

@@ -14,7 +14,9 @@ import pytest
 from gtvray.config import ServingConfig
 from gtvray.errors import VolumeError
 from gtvray.io import encode_nifti
+from gtvray.serving.gateway import refusals
 from gtvray.serving.gateway.audit import AuditLog
+from gtvray.serving.gateway.tokens import Role, TokenFile
 from gtvray.serving.transfer.work import Work
 
 from ..conftest import TOKEN, make_scan
@@ -97,3 +99,61 @@ def test_cancelled_and_deleted_job(tmp_path: Path) -> None:
 
     job = asyncio.run(run())
     assert {(line["request"], line["outcome"]) for line in lines(tmp_path)} == {(job, "cancelled"), (job, "deleted")}
+
+
+def test_refused_requests_are_recorded_without_what_the_client_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refusals of one kind that follow at once share a line, so that nobody can fill the disk with them."""
+    monkeypatch.setattr(refusals, "_TOGETHER_S", 0.2)
+    tokens = TokenFile(tmp_path / "tokens.json")
+    station, busy = tokens.add("station", Role.SEGMENT), tokens.add("busy", Role.SEGMENT)
+
+    async def run() -> list[str]:
+        app = make_api(tmp_path, ServingConfig(client_requests_per_minute=2), Replica(fail))
+        ids = []
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+
+            async def ask(method: str, path: str, token: str, status: int) -> None:
+                answer = await client.request(method, path, headers={"Authorization": f"Bearer {token}"})
+                assert answer.status_code == status
+                ids.append(answer.headers["X-Request-ID"])
+
+            await ask("POST", "/v1/segment?Doe", "a-wrong-token", 401)
+            await ask("POST", "/v1/segment", "another", 401)
+            await ask("GET", "/Doe", "another", 401)
+            await ask("GET", f"/v1/jobs/{32 * 'd'}", station, 403)
+            for status in (200, 200, 429):
+                await ask("GET", "/v1/queue", busy, status)
+            while len(lines(tmp_path)) < 5:
+                await asyncio.sleep(0.02)
+        return ids
+
+    async def fail(work: Work, content: bytes) -> None: ...
+
+    ids = asyncio.run(run())
+    text = next((tmp_path / "audit").iterdir()).read_text()
+    found = [{name: value for name, value in line.items() if name != "at"} for line in lines(tmp_path)]
+    wrong = {"client": None, "outcome": "AuthError", "method": "POST", "route": "/v1/segment", "count": 1}
+    assert sorted(found, key=lambda line: ids.index(line["request"])) == [
+        {"request": ids[0], **wrong},
+        {"request": ids[1], **wrong},
+        {"request": ids[2], **wrong, "method": "GET", "route": "none"},
+        {
+            "request": ids[3],
+            "client": "station",
+            "outcome": "ForbiddenError",
+            "method": "GET",
+            "route": "/v1/jobs/{job_id}",
+            "count": 1,
+        },
+        {
+            "request": ids[6],
+            "client": "busy",
+            "outcome": "ClientLimitError",
+            "method": "GET",
+            "route": "/v1/queue",
+            "count": 1,
+        },
+    ]
+    assert not [word for word in ("Doe", "wrong", station) if word in text]

@@ -14,7 +14,7 @@ from gtvray import NOTICE
 from gtvray.config import ServingConfig
 from gtvray.errors import NotAcceptableError
 from gtvray.geometry import Volume
-from gtvray.inference import Coverage
+from gtvray.inference import Coverage, MaskUncertainty
 from gtvray.io import encode_nifti
 from gtvray.serving.gateway.openapi import RESULT_RESPONSE
 from gtvray.serving.gateway.results import negotiate, result_document, result_response
@@ -25,7 +25,15 @@ from ..local_api import make_api
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MASK = encode_nifti(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4)), compress=True)
 PREDICTION = Prediction(
-    MASK, 1.23456, Coverage("body", "no suspicion", 3, 1, 0.25), "d" * 64, "7", ("no skull",), {"wait": 0.5}, "nodes"
+    MASK,
+    1.23456,
+    Coverage("body", "no suspicion", 3, 1, 0.25),
+    "d" * 64,
+    "7",
+    ("no skull",),
+    {"wait": 0.5},
+    "nodes",
+    MaskUncertainty(0.123456, 0.5),
 )
 
 
@@ -64,6 +72,7 @@ def test_document_holds_the_mask_or_its_address() -> None:
         "volume_ml": 1.235,
         "mode": "body",
         "flags": {"out_of_domain": ["no skull"], "fallback": "no suspicion"},
+        "uncertainty": {"expected_dice_loss": 0.1235, "mean_entropy_bits": 0.5},
         "patches": 3,
         "patches_skipped": 1,
         "volume_skipped_share": 0.25,

@@ -20,7 +20,8 @@ from gtvray.io import decode_volume, encode_nifti
 from gtvray.serving.gateway.access import Access
 from gtvray.serving.gateway.guard import Guard
 from gtvray.serving.jobs import JobRoutes, Jobs, worker
-from gtvray.serving.transfer.spool import Body
+from gtvray.serving.jobs.records import Requester
+from gtvray.serving.transfer.spool import Body, Spool
 from gtvray.serving.transfer.uploads import UploadLimits
 from gtvray.serving.transfer.work import Prediction
 
@@ -51,17 +52,23 @@ def reading(segment: Segment) -> worker.Segment:
 
 
 def build_jobs_app(
-    folder: Path, segment: Segment = threshold, *, limit_bytes: int = 1 << 20, **settings: Any
+    folder: Path,
+    segment: Segment = threshold,
+    *,
+    limit_bytes: int = 1 << 20,
+    spool: Spool | None = None,
+    **settings: Any,
 ) -> FastAPI:
     """An application with its jobs in a folder; the X-Client header of a request names its client."""
 
-    def owner_of(request: Request) -> str:
-        return request.headers.get("x-client", "default")
+    def who(request: Request) -> Requester:
+        name = request.headers.get("x-client", "default")
+        return Requester(name, sees_all=name == "admin")
 
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(Guard, access=Access(TOKEN, None, 60_000))
-    jobs = Jobs(folder, JobsConfig(**settings), UploadLimits(limit_bytes, 16 << 10), reading(segment))
-    app.include_router(JobRoutes(jobs, owner_of, lambda _, name: name, no_load).router())
+    jobs = Jobs(folder, JobsConfig(**settings), UploadLimits(limit_bytes, 16 << 10), reading(segment), spool)
+    app.include_router(JobRoutes(jobs, who, lambda _, name: name, no_load).router())
     return app
 
 

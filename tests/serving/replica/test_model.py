@@ -61,6 +61,20 @@ def test_masks_of_concurrent_scans_equal_offline_ones(bundle: Bundle, tmp_path: 
     assert masks == [encode_nifti(offline.predict(scan), compress=True) for scan in scans]
 
 
+def test_answer_has_the_uncertainty_of_its_mask(bundle: Bundle, tmp_path: Path) -> None:
+    scan = make_scan((40, 44, 30))
+    work = work_of(tmp_path, encode_nifti(scan, compress=True))
+    found = asyncio.run(Model(AppArguments(bundle=bundle.folder)).predict(work, "r")).prediction.uncertainty
+    work.remove()
+    offline = Predictor(bundle, threads=1)
+    request = offline.begin(scan, mask_only=True)
+    offline.run(request)
+    assert found == request.uncertainty(request.mask())
+    assert found is not None
+    assert found.expected_dice_loss is not None
+    assert 0 < found.expected_dice_loss < 1
+
+
 def test_description_states_licence_and_an_overridden_gate(tmp_path: Path) -> None:
     info = {"training_data": {"licence": "CC BY-NC 4.0"}}
     bundle = random_bundle(tmp_path / "licensed", 1, info)
