@@ -77,7 +77,10 @@ def upload_folder(folder: Path, uri: str, last: str) -> None:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: (name == last, name)):
             store.create_dir(str(PurePosixPath(root, name).parent), recursive=True)
-            with (folder / name).open("rb") as source, store.open_output_stream(f"{root}/{name}") as target:
+            with (
+                (folder / name).open("rb") as source,
+                store.open_output_stream(f"{root}/{name}", compression=None) as target,
+            ):
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
 
 
@@ -107,7 +110,7 @@ def download_folder(uri: str, folder: Path) -> None:
             if ".." in target.parts:
                 raise InputError("a name in the object store leads out of the folder", where=uri, found=path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with store.open_input_stream(path) as source, target.open("wb") as copy:
+            with store.open_input_stream(path, compression=None) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy, _BLOCK_BYTES)
 
 

@@ -41,10 +41,13 @@ def test_folder_is_copied_to_an_empty_location_and_back(tmp_path: Path) -> None:
     (source / "a" / "b").mkdir(parents=True)
     (source / "a" / "b" / "manifest").write_bytes(b"1")
     (source / "z ü").write_bytes(b"")
+    (source / "scan.nii.gz").write_bytes(b"compressed already")
     uri = (tmp_path / "store").as_uri()
     upload_folder(source, uri, last="a/b/manifest")
+    assert (tmp_path / "store" / "scan.nii.gz").read_bytes() == b"compressed already", "stored byte for byte"
     (tmp_path / "back").mkdir()
     download_folder(uri, tmp_path / "back")
+    assert (tmp_path / "back" / "scan.nii.gz").read_bytes() == b"compressed already"
     assert (tmp_path / "back" / "a" / "b" / "manifest").read_bytes() == b"1"
     assert (tmp_path / "back" / "z ü").read_bytes() == b""
     with pytest.raises(InputError, match="not empty"):
