@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class Endpoint:
         version: version of the model in the registry, or `unregistered`.
         golden: folder of its golden cases; None if it has none.
         follows: whether later champions are served.
+        away: why the registry could not be reached; empty if it could. The version that was served last is served until
+            it can.
 
     Raises:
         NotReadyError: nothing has been promoted yet.
@@ -38,34 +41,52 @@ class Endpoint:
         InputError: the champion was changed outside the gate.
         BundleError: the bundle is damaged.
         ConfigError: a model is named twice in `serving.further_models`, or the shadow version is the served one.
+        ResourceError: MLflow does not answer, and nothing is known to have been served before.
     """
 
     def __init__(
         self, model: str = "champion", *, workspace: Workspace | PathLike = WORKSPACE, config: ConfigLike = None
     ) -> None:
-        from gtvray.promotion import require_champion
         from gtvray.registry import CHAMPION
 
         self._workspace, self._config = as_workspace(workspace), as_config(config)
         self._require_names()
+        self.follows, self.away = model == CHAMPION, ""
+        self.golden: Path | None = None
+        try:
+            self._find(model)
+        except ResourceError as error:
+            self._take_last(error)
+        self._shadow: ShadowVersion | None = None
+        if self._config.serving.shadow_version is not None:
+            self._shadow = ShadowVersion(self._workspace, self._config, self._bundle.digest, self.follows)
+
+    def _find(self, model: str) -> None:
+        from gtvray.promotion import require_champion
+
         self._bundle = load_bundle(model, self._workspace, self._config)
-        self.follows = model == CHAMPION
         if self.follows:
             require_champion(*self._registry())
-        registry = open_registry(self._workspace, self._config, writing=False)
-        registered = registry.find(self._bundle.digest)
+        registered = open_registry(self._workspace, self._config, writing=False).find(self._bundle.digest)
         self.version = registered.version if registered is not None else "unregistered"
         self._override = registered.override if registered is not None else ""
-        self.golden: Path | None = None
         try:
             self.golden = find_golden(self._bundle, self._workspace, self._config)
         except NotFoundError:
             # A registered model must reproduce its golden cases here; a bundle that was never promoted has none.
             if registered is not None:
                 raise
-        self._shadow: ShadowVersion | None = None
-        if self._config.serving.shadow_version is not None:
-            self._shadow = ShadowVersion(self._workspace, self._config, self._bundle.digest, self.follows)
+
+    def _take_last(self, error: ResourceError) -> None:
+        """Take the version that was served last, or raise the error for which the champion is unknown."""
+        from gtvray.models import Bundle
+        from gtvray.serving.versions import last_file, read_last
+
+        last = read_last(last_file(self._pointer())) if self.follows else None
+        if last is None:
+            raise error
+        self._bundle, self.golden, self.away = Bundle.load(last.bundle), last.golden, error.what
+        self.version, self._override = last.version, last.override
 
     def start(self, token: str, token_file: PathLike | None = None) -> Server:
         """Deploy it on the Ray cluster that this process is connected to; returns before it is ready.
@@ -95,7 +116,9 @@ class Endpoint:
         if self._shadow is not None:
             # No name of a further model has a dot.
             versions = self._workspace.serving / f"{settings.port}.shadow.json"
-            shared["shadow"] = self._shadow.plan(versions, self._rejecter(open_registry(self._workspace, self._config)))
+            shared["shadow"] = self._shadow.plan(
+                versions, self._rejecter(lambda: open_registry(self._workspace, self._config))
+            )
         if self.follows:
             return start_server(None, settings, token, follow=self._follow(), **shared)
         return start_server(
@@ -147,10 +170,13 @@ class Endpoint:
         from gtvray.promotion import require_champion
         from gtvray.serving import Candidate, Follow
 
-        folders, (registry, log) = self._workspace, self._registry(name)
+        folders = self._workspace
+        # Opened when it is needed, as it may be away when the endpoint starts.
+        opened = cache(lambda: self._registry(name))
 
         def find() -> Candidate | None:
             try:
+                registry, log = opened()
                 champion = require_champion(registry, log)
                 if champion is None:
                     return None
@@ -167,11 +193,12 @@ class Endpoint:
             files = bundle.folder.resolve(), golden.resolve()
             return Candidate(champion.version, bundle.digest, *files, champion.override)
 
-        return Follow(find, self._pointer(name), self._rejecter(registry))
+        return Follow(find, self._pointer(name), self._rejecter(lambda: opened()[0]))
 
     @staticmethod
-    def _rejecter(registry: Registry) -> Callable[[Candidate, str], None]:
+    def _rejecter(opened: Callable[[], Registry]) -> Callable[[Candidate, str], None]:
         def reject(candidate: Candidate, reason: str) -> None:
+            registry = opened()
             version = registry.find(candidate.digest)
             if version is not None:
                 registry.describe(version, {"gtvray.rejected": reason})

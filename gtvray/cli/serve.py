@@ -81,6 +81,8 @@ def serve(
                     typer.echo(f"no jobs are accepted: {server.without_jobs}", err=True)
                 for each in versions.rejected:
                     typer.echo(f"version {each.version} is rejected: {each.reason}", err=True)
+                if endpoint.away:
+                    typer.echo(_away_text(version, endpoint.away), err=True)
                 typer.echo(f"{serving} until Ctrl-C{unchecked}{shown}", err=True)
                 Event().wait()
             except KeyboardInterrupt:
@@ -135,6 +137,7 @@ def start(
         "version": served.current.version if served.current is not None else endpoint.version,
         "golden": endpoint.golden is not None,
         "rejected": [{"version": each.version, "reason": each.reason} for each in served.rejected],
+        "away": endpoint.away,
         # The token is shown here only.
         "token": token if generated else None,
         "stop": shell_command("gtvray", "serve", "stop", "--workspace", folder, "--port", started.port),
@@ -244,12 +247,18 @@ def _serving_text(version: str, follows: bool, url: str) -> str:
     return f"serving version {version}{' and every later champion' if follows else ''} at {url}"
 
 
+def _away_text(version: str, away: str) -> str:
+    return f"{away}: version {version}, which was served last, is served until it responds"
+
+
 def _start_text(found: dict[str, Any], follows: bool) -> str:
     lines = [
         _serving_text(found["version"], follows, found["url"]),
         f"process {found['pid']}, log {found['log']}",
     ]
     lines += [f"version {each['version']} is rejected: {each['reason']}" for each in found["rejected"]]
+    if found["away"]:
+        lines.append(_away_text(found["version"], found["away"]))
     if not found["golden"]:
         lines.append(_UNCHECKED)
     if found["token"]:

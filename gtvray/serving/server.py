@@ -29,7 +29,8 @@ from gtvray.serving.nodes import require_on_every_node, unshared_jobs
 from gtvray.serving.probe import endpoint_url, probe
 from gtvray.serving.problems import MEDIA_TYPE, error_of
 from gtvray.serving.shadow import RecordSender, ShadowManager, ShadowPlan
-from gtvray.serving.versions.manager import Candidate, VersionManager, status_text
+from gtvray.serving.versions.last import Candidate, last_file
+from gtvray.serving.versions.manager import VersionManager, status_text
 from gtvray.serving.versions.pointer import Pointer, Versions
 
 _ANSWER_TIMEOUT_S = 5.0
@@ -250,7 +251,7 @@ def _clear_pointers(plans: Iterable[Follow | ShadowPlan]) -> None:
 
 def _manage(args: AppArguments, name: str, model: str, follow: Follow) -> VersionManager:
     args = args.model_copy(update={"model_name": model})
-    last = follow.versions.with_suffix(".last.json")
+    last = last_file(follow.versions)
     manager = VersionManager(args, Pointer(follow.versions), _in_use(name), follow.on_reject, last)
     manager.follow(follow.find, args.serving.follow_s)
     return manager

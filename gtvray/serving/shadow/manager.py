@@ -11,7 +11,8 @@ from gtvray.errors import ResourceError
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.shadow.records import Deliver
-from gtvray.serving.versions.manager import Candidate, VersionManager, missing_resources
+from gtvray.serving.versions.last import Candidate
+from gtvray.serving.versions.manager import VersionManager, missing_resources
 from gtvray.serving.versions.pointer import Pointer
 
 

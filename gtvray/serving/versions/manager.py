@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,16 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from gtvray.errors import FailureError, GtvrayError, InputError, NotReadyError, ResourceError
-from gtvray.io import read_json, write_json
+from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceError
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.request_log import log_event
+from gtvray.serving.versions.last import Candidate, read_last, write_last
 from gtvray.serving.versions.pointer import Pointer, RejectedVersion, ServedVersion, Versions
 
 _START_TIMEOUT_S = 600.0
 _POLL_S = 0.2
 _DESCRIBE_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A version that may be served; its files are verified.
-
-    Attributes:
-        version: number in the registry.
-        digest: digest of the bundle.
-        bundle: folder of the bundle, readable from every node.
-        golden: folder of its golden cases; None if it has none.
-        override: reason given for overriding the promotion gate; empty if it was not overridden.
-    """
-
-    version: str
-    digest: str
-    bundle: Path
-    golden: Path | None
-    override: str = ""
 
 
 class VersionManager:
@@ -61,8 +42,8 @@ class VersionManager:
         pointer: pointer to the served version, read by the gateways.
         in_use: returns the number of requests in progress on a Serve application.
         on_reject: called with a version that could not be served, and the reason.
-        last: file that names the version served last. If the first champion is rejected, that version is served; None
-            serves nothing then.
+        last: file that names the version served last. That version is served if the first champion is rejected, and
+            until the registry responds; None serves nothing then.
 
     Attributes:
         prefix: prefix of the names of the Serve applications.
@@ -82,7 +63,7 @@ class VersionManager:
         self._args, self._pointer, self._in_use, self._on_reject = args, pointer, in_use, on_reject
         self._versions = pointer.read()
         self._started = 0
-        self._served = _read_last(last) if last is not None else None
+        self._served = read_last(last) if last is not None else None
         self._rejected: Candidate | None = None
         self._undeleted: list[str] = []
         self._stop = threading.Event()
@@ -152,8 +133,7 @@ class VersionManager:
         if old is not None and not interrupt:
             self._drain(old)
         if self._last is not None:
-            golden = str(candidate.golden) if candidate.golden is not None else None
-            write_json(self._last, {**asdict(candidate), "bundle": str(candidate.bundle), "golden": golden})
+            write_last(self._last, candidate)
 
     def _follow(self, find: Callable[[], Candidate | None], every_s: float) -> None:
         while True:
@@ -169,7 +149,12 @@ class VersionManager:
                 return
 
     def _step(self, find: Callable[[], Candidate | None]) -> None:
-        found = find()
+        try:
+            found = find()
+        except ResourceError:
+            # At a start while the registry is away, as after a power failure: the version served last was checked.
+            self._restore()
+            raise
         self._delete_leftovers()
         if self._versions.problem:
             self._update(problem="")
@@ -315,17 +300,6 @@ def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
 def status_text(status: ApplicationStatusOverview) -> str:
     """Return the end of Serve's status message of an application, on one line."""
     return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
-
-
-def _read_last(file: Path) -> Candidate | None:
-    """Return the version served last, whose digest and golden cases its replicas check; None if its files are gone."""
-    try:
-        stored = read_json(file)
-        golden = Path(stored["golden"]) if stored["golden"] is not None else None
-        last = Candidate(stored["version"], stored["digest"], Path(stored["bundle"]), golden, stored["override"])
-    except (OSError, InputError, KeyError, TypeError):
-        return None
-    return last if all(folder.is_dir() for folder in (last.bundle, last.golden) if folder is not None) else None
 
 
 def _require_reproduced(app: str) -> None:

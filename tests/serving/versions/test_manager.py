@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.schema import ApplicationStatus
 
 from gtvray.config import ServingConfig
-from gtvray.errors import FailureError
+from gtvray.errors import FailureError, ResourceError
 from gtvray.serving import Candidate
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.versions import manager as module
@@ -185,6 +185,23 @@ def test_after_a_restart_the_champion_comes_first(cluster: Serve, registry: Regi
     start_again(cluster, registry, tmp_path)._step(registry.find)
     assert served(tmp_path) == "2"
     assert cluster.started == ["1", "2"]
+
+
+def test_after_a_restart_without_the_registry_the_last_version_is_served_until_it_responds(
+    cluster: Serve, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "missing_resources", lambda _: {})
+    again = start_again(cluster, registry, tmp_path)
+
+    def find() -> Candidate | None:
+        raise ResourceError("cannot reach MLflow")
+
+    for _ in range(2):
+        with pytest.raises(ResourceError):
+            again._step(find)
+    assert (served(tmp_path), cluster.started) == ("1", ["1", "1"])
+    again._step(registry.find)
+    assert served(tmp_path) == "2"
 
 
 def test_after_a_restart_a_version_whose_files_are_gone_is_not_started(
