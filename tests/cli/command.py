@@ -132,11 +132,14 @@ class Running:
     def left_files(self, temporary: Path, within_s: float = 30) -> list[str]:
         """Files in its folder for temporary files, and new ones in shared memory, after a grace period.
 
-        Shared memory is that of the machine, where other processes may own segments for a moment.
+        Shared memory is that of the machine, where other processes may own segments for a moment. Torch's folder for
+        compiled code is one per user, which all runs share; files in it count.
         """
         deadline = time.monotonic() + within_s
-        while found := [*temporary.rglob("*"), *(_shared_memory() - self._shared)]:
-            if time.monotonic() >= deadline:
+        while True:
+            files = [path for path in temporary.rglob("*") if not path.name.startswith("torchinductor_")]
+            found = [*files, *(_shared_memory() - self._shared)]
+            if not found or time.monotonic() >= deadline:
                 break
             time.sleep(0.2)
         return sorted(map(str, found))
