@@ -128,11 +128,20 @@ class Running:
     def left_files(self, temporary: Path, within_s: float = 30) -> list[str]:
         """Files in its folder for temporary files, and new ones in shared memory, after a grace period.
 
-        Shared memory is that of the machine, where other processes may own segments for a moment.
+        Shared memory is that of the machine, where other processes may own segments for a moment. Not counted are
+        torch's folder for compiled code, one per user, which all runs share, and the folder `pymp-*` with the socket of
+        the fork server of Ray's dashboard, which Ray kills and which therefore cannot remove it.
         """
         deadline = time.monotonic() + within_s
-        while found := [*temporary.rglob("*"), *(_shared_memory() - self._shared)]:
-            if time.monotonic() >= deadline:
+        while True:
+            files = [
+                path
+                for path in temporary.rglob("*")
+                if not path.name.startswith("torchinductor_")
+                and not path.relative_to(temporary).parts[0].startswith("pymp-")
+            ]
+            found = [*files, *(_shared_memory() - self._shared)]
+            if not found or time.monotonic() >= deadline:
                 break
             time.sleep(0.2)
         return sorted(map(str, found))
