@@ -28,14 +28,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Before the hook of pytest-xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that start Ray in one process, one after the other, so that they share a cluster.
+    """Run all tests that use the session's cluster in one process, one after the other, so that there is one cluster.
 
-    They take up to 70 s beside the tests of the other process, and twice that on a slow machine; slow ones several
-    times as long, as they start commands with a Ray of their own.
+    Tests that start a Ray of their own are divided among both processes by file. With Ray, a test takes up to 70 s
+    beside those of the other process, and twice that on a slow machine; slow ones take several times as long.
     """
     for item in items:
         if item.get_closest_marker("ray") is not None:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            shared = "local_ray" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else f"ray-{item.path.stem}"))
             if item.get_closest_marker("timeout") is None:
                 slow = item.get_closest_marker("slow") is not None
                 item.add_marker(pytest.mark.timeout(600 if slow else 240))

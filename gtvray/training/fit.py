@@ -110,7 +110,7 @@ def fit(
         selection: prepared cases that compare epochs and trials.
         folder: for checkpoints; shared by all workers.
         resume: a checkpoint to resume from; by default the newest intact one in `folder`, if any.
-        start: starting point determined for all workers; replaces `resume`.
+        start: starting point decided once for all workers, which several workers need; replaces `resume`.
         known_epoch: last epoch whose report the caller has received; reports of later epochs in the checkpoint are
             yielded again. None means the epoch of the checkpoint, so that no report is repeated.
 

@@ -130,7 +130,9 @@ def test_start_reports_the_version_that_is_served_in_place_of_a_rejected_champio
     served = endpoint.served()
     assert served.current is not None
     shown = {"version": served.current.version, "rejected": [{"version": "4", "reason": rejected.reason}]}
-    text = _start_text({"url": "u", "pid": 1, "log": "l", "golden": True, "token": None, "stop": "s", **shown}, True)
+    text = _start_text(
+        {"url": "u", "pid": 1, "log": "l", "golden": True, "away": "", "token": None, "stop": "s", **shown}, True
+    )
     assert text.startswith("serving version 3 and every later champion")
     assert "version 4 is rejected: a golden case is not reproduced" in text
 

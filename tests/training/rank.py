@@ -11,6 +11,7 @@ import torch.distributed as dist
 from gtvray.config import Config, with_dotted
 from gtvray.data import CachedCase
 from gtvray.training import fit
+from gtvray.training.checkpoints import decide_start
 
 
 def main(folder: Path, rank: int) -> None:
@@ -21,13 +22,13 @@ def main(folder: Path, rank: int) -> None:
         for side in ("train", "selection")
     )
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    curves = {
-        name: [
-            [report.train_loss, report.selection_dsc]
-            for report in fit(with_dotted(config, changes), train, selection, folder / name)
-        ]
-        for name, changes in job["variants"].items()
-    }
+    curves = {}
+    for name, changes in job["variants"].items():
+        # Decided once for all workers, as the driver of a group does.
+        start = [decide_start(folder / name)[0] if rank == 0 else None]
+        dist.broadcast_object_list(start, src=0)
+        reports = fit(with_dotted(config, changes), train, selection, folder / name, start=start[0])
+        curves[name] = [[report.train_loss, report.selection_dsc] for report in reports]
     dist.destroy_process_group()
     (folder / f"rank-{rank}.json").write_text(json.dumps(curves))
 
