@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from gtvray import failpoints
 from gtvray.runtime import use_token
 from gtvray.runtime.environment import prepare_environment
 
@@ -183,8 +184,9 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str) -> None
     sys.path[0] = folder
     os.environ.clear()
     os.environ.update(environment)
-    # As when gtvray is imported.
+    # As when gtvray and its failpoints are imported.
     prepare_environment()
+    failpoints.arm(environment.get(failpoints.VARIABLE, ""))
     sys.argv = ["gtvray", *arguments]
     code: object = 1
     try:
