@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--scans", type=Path, nargs="+", help="scans to send, NIfTI; cubes of tissue by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=48, help="requests for each number of clients")
-    parser.add_argument("--monai-requests", type=int, default=4, help="the same for MONAI, which takes longer")
+    parser.add_argument("--monai-requests", type=int, default=6, help="the same for MONAI; a multiple of the scans")
     parser.add_argument("--servers", default=",".join(SERVERS))
     parser.add_argument("--be", choices=["endpoint", "offline"], help=argparse.SUPPRESS)
     given = parser.parse_args()
