@@ -28,18 +28,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Before the hook of pytest-xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that use the session's cluster in one process, one after the other, so that there is one cluster.
+    """Run the files whose tests all use the session's cluster in one process, so that there is one cluster.
 
-    Tests that start a Ray of their own are divided among both processes by file. With Ray, a test takes up to 70 s
-    beside those of the other process, and twice that on a slow machine; slow ones take several times as long.
+    Other files with Ray are divided among both processes; the tests of a file share fixtures that take long. With Ray,
+    a test takes up to 70 s beside those of the other process, and twice that on a slow machine; slow ones take several
+    times as long.
     """
-    for item in items:
-        if item.get_closest_marker("ray") is not None:
-            shared = "local_ray" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shared else f"ray-{item.path.stem}"))
-            if item.get_closest_marker("timeout") is None:
-                slow = item.get_closest_marker("slow") is not None
-                item.add_marker(pytest.mark.timeout(600 if slow else 240))
+    with_ray = [item for item in items if item.get_closest_marker("ray") is not None]
+    own = {item.path for item in with_ray if "local_ray" not in getattr(item, "fixturenames", ())}
+    for item in with_ray:
+        item.add_marker(pytest.mark.xdist_group(f"ray-{item.path.stem}" if item.path in own else "ray"))
+        if item.get_closest_marker("timeout") is None:
+            slow = item.get_closest_marker("slow") is not None
+            item.add_marker(pytest.mark.timeout(600 if slow else 240))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
