@@ -19,6 +19,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SWEEP = TINY_SWEEP.replace("epochs: 2", "epochs: 3").replace("trials: 2", "trials: 3\nmax_concurrent: 1")
 
 
+def kill_sweep(point: str, command: list[object], workspace: Path) -> Path:
+    """Run a sweep until its process is killed at a failpoint; return the folder of the sweep."""
+    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
+    assert killed.end(within_s=400).code == -signal.SIGKILL
+    (folder,) = (workspace / "sweeps").iterdir()
+    return folder
+
+
 @pytest.mark.parametrize(
     "point",
     [
@@ -38,9 +46,7 @@ def test_killed_sweep_resumes(point: str, phantoms: Path, tmp_path: Path, local_
     space, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
     space.write_text(SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json", "--address", local_ray.address]
-    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
-    assert killed.end(within_s=400).code == -signal.SIGKILL
-    (folder,) = (workspace / "sweeps").iterdir()
+    folder = kill_sweep(point, command, workspace)
     begun = {trial.trial_id: trial.settings for trial in read_trials(folder)}
     assert begun
 
@@ -84,9 +90,7 @@ def test_sweep_killed_at_its_end_has_one_bundle_and_one_record(
     space, workspace = tmp_path / "one.yaml", tmp_path / "workspace"
     space.write_text(ONE_TRIAL_SWEEP)
     command = ["sweep", space, "--data", phantoms, "--workspace", workspace, "--json", "--address", local_ray.address]
-    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
-    assert killed.end(within_s=400).code == -signal.SIGKILL
-    (folder,) = (workspace / "sweeps").iterdir()
+    folder = kill_sweep(point, command, workspace)
     assert (folder / "result.json").exists() is (point == "tuning.after_result")
     bundles = tree(workspace / "bundles")
     assert bundles
@@ -145,9 +149,7 @@ def test_killed_population_resumes_with_the_weights_that_it_took_over(
     space, workspace = tmp_path / "population.yaml", tmp_path / "workspace"
     space.write_text(POPULATION)
     command = ["sweep", space, "optimizer.lr=0.02", "--data", phantoms, "--workspace", workspace, "--json"]
-    killed = Running(*command, GTVRAY_FAILPOINT=f"{point}=kill")
-    assert killed.end(within_s=400).code == -signal.SIGKILL
-    (folder,) = (workspace / "sweeps").iterdir()
+    folder = kill_sweep(point, command, workspace)
     before = {trial.trial_id: trial for trial in read_trials(folder)}
     taken = {name: trial.exploits[0] for name, trial in before.items() if trial.exploits}
     assert taken
