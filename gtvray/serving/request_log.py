@@ -58,3 +58,5 @@ def log_to_file(file: Path) -> None:
     handler = RotatingFileHandler(file, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     LOGGER.addHandler(handler)
+    # Also where Serve has not configured the level of its own loggers.
+    LOGGER.setLevel(logging.INFO)

@@ -80,8 +80,10 @@ def decide_start(folder: Path, resume: Path | None = None) -> tuple[Start, Check
         ResourceError: the disk is full.
     """
     _require_writable(folder)
-    # First, so that an earlier attempt neither adds nor removes a checkpoint after the decision.
+    # First, so that an earlier attempt neither adds nor removes a checkpoint after the decision, and knows why its
+    # unfinished files disappear.
     attempt = begin_attempt(folder)
+    _remove_leftovers(folder)
     with log_fields(**names_of(folder, attempt)):
         found, damaged = (Checkpoint.load(resume), []) if resume is not None else newest_checkpoint(folder)
     if found is None:
@@ -138,6 +140,7 @@ class CheckpointWriter:
         if attempt is not None:
             # The driver that decided the start may be on another machine.
             _require_writable(folder)
+            _remove_leftovers(folder)
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -211,6 +214,9 @@ def _require_writable(folder: Path) -> None:
         raise InputError(
             "cannot write checkpoints here", where=folder, found=error.strerror, do="choose another folder"
         ) from error
+
+
+def _remove_leftovers(folder: Path) -> None:
     for pattern in _LEFTOVERS:
         for leftover in folder.glob(pattern):
             # The writer of an earlier attempt may still add files; it then removes them itself.

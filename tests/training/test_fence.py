@@ -13,9 +13,9 @@ from gtvray.config import Config
 from gtvray.data import CachedCase
 from gtvray.errors import TrainingError
 from gtvray.models import Checkpoint
-from gtvray.training import fit
+from gtvray.training import checkpoints, fit
 from gtvray.training.checkpoints import CheckpointWriter, Start, checkpoint_path, decide_start
-from gtvray.training.fence import begin_attempt
+from gtvray.training.fence import Attempt, begin_attempt
 from gtvray.tuning.pins import take_over
 
 
@@ -75,6 +75,22 @@ def test_weights_of_another_trial_are_not_mixed_with_those_of_an_earlier_attempt
         with pytest.raises(TrainingError, match="another process continues"):
             writer.wait()
     assert epochs(tmp_path / "trial") == ["epoch-00002"]
+
+
+def test_unfinished_files_of_an_earlier_attempt_are_removed_once_it_can_know_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = tmp_path / ".partial-abcdefgh-epoch-00001"
+    unfinished.mkdir()
+    begin = checkpoints.begin_attempt
+
+    def begin_before_removal(folder: Path) -> Attempt:
+        assert unfinished.exists()
+        return begin(folder)
+
+    monkeypatch.setattr(checkpoints, "begin_attempt", begin_before_removal)
+    decide_start(tmp_path)
+    assert not unfinished.exists()
 
 
 def test_an_attempt_ends_when_a_later_one_has_started(

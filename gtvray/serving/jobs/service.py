@@ -173,7 +173,8 @@ class Jobs:
             NotFoundError: no such job that the client may cancel.
         """
         job = await asyncio.to_thread(self._store.cancel, who.owner, job_id)
-        self._worker.cancel(job_id)
+        # First, so that no file is written after the removal.
+        await self._worker.cancel(job_id)
         await asyncio.to_thread(self._files.remove_job, job_id)
         return self._document(job)
 

@@ -23,6 +23,7 @@ from gtvray.serving.jobs.sealing import seal
 from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.problems import internal_error
 from gtvray.serving.request_log import LOGGER, log_event
+from gtvray.serving.transfer.spool import completed
 
 if TYPE_CHECKING:
     from gtvray.serving.transfer.spool import Body
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 1.0
 _WAIT_FOR_MODEL_S = 2.0
+_CANCELLED_S = 5.0
 
 
 class Segment(Protocol):
@@ -97,11 +99,13 @@ class Worker:
         """Claim volumes now instead of at the next poll, as a job was accepted."""
         self._wake.set()
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel the volumes of a job in progress on this gateway."""
-        for claim, task in self._running.items():
-            if claim.job_id == job_id:
-                task.cancel()
+    async def cancel(self, job_id: str) -> None:
+        """Cancel the volumes of a job in progress on this gateway, and wait for a short time until they have ended."""
+        ended = {task for claim, task in self._running.items() if claim.job_id == job_id}
+        for task in ended:
+            task.cancel()
+        if ended:
+            await asyncio.wait(ended, timeout=_CANCELLED_S)
 
     async def run(self) -> None:
         """Claim and process volumes, and renew their leases."""
@@ -178,16 +182,21 @@ class Worker:
             prediction = await self._segment(body, claim.model, claim.owner, claim.job_id, report)
         href = result_path(*claim.volume)
         document = result_document(prediction, claim.job_id, time.monotonic() - began, href)
-        mask, size = await asyncio.to_thread(self._files.write_mask, claim, prediction.mask_gz)
+        # To its end even if the job is cancelled: a thread that writes cannot be interrupted, and would leave its mask.
+        await completed(asyncio.to_thread(self._record, claim, document, prediction.mask_gz))
+
+    def _record(self, claim: Claim, document: SegmentationResult, mask_gz: bytes) -> None:
+        """Store the result of a volume; nothing stays if its claim is no longer valid."""
+        mask, size = self._files.write_mask(claim, mask_gz)
         result = StoredResult(document=document, mask=mask).model_dump_json().encode()
         sealed = seal(result, self._key, result_purpose(*claim.volume))
         failpoint("jobs.written")
-        if await asyncio.to_thread(self._store.finish, claim, sealed, size):
+        if self._store.finish(claim, sealed, size):
             failpoint("jobs.finished")
             log_event("job_volume_done", claim.job_id, volume=claim.number, attempt=claim.attempt)
-            await asyncio.to_thread(self._files.remove_leftovers, claim)
+            self._files.remove_leftovers(claim)
         else:
-            await asyncio.to_thread(self._files.remove_mask, claim)
+            self._files.remove_mask(claim)
 
     @asynccontextmanager
     async def _body(self, claim: Claim) -> AsyncIterator[Body]:

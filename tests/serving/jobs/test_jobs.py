@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -25,7 +26,8 @@ from gtvray.errors import BusyError, ClientLimitError, InputError, NotReadyError
 from gtvray.io import decode_nifti, encode_nifti, encode_nrrd
 from gtvray.serving.gateway.tokens import OPERATOR
 from gtvray.serving.jobs import Jobs
-from gtvray.serving.jobs.records import Accepted, NewJob
+from gtvray.serving.jobs.files import JobFiles, StoredFile
+from gtvray.serving.jobs.records import Accepted, Claim, JobStatus, NewJob
 from gtvray.serving.jobs.store import JobStore
 from gtvray.serving.jobs.table import DATABASE_VARIABLE
 from gtvray.serving.transfer.sealed import SealedWriter
@@ -142,6 +144,44 @@ def test_store_is_encrypted_private_and_emptied(tmp_path: Path) -> None:
             assert (deleted.status_code, deleted.json()["state"]) == (200, "done")
             assert stored_files(tmp_path / "jobs") == []
             check_problem(await client.get(f"/v1/jobs/{job['id']}/results/0"), 404, "NotFoundError")
+
+    asyncio.run(run())
+
+
+def test_a_mask_that_is_being_written_does_not_outlive_its_cancelled_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing a folder while a file is added to it would leave the file."""
+    writing, cancelled, order = threading.Event(), threading.Event(), []
+    write_mask, cancel, remove_job = JobFiles.write_mask, JobStore.cancel, JobFiles.remove_job
+
+    def write_after_cancellation(self: JobFiles, claim: Claim, mask_gz: bytes) -> tuple[StoredFile, int]:
+        writing.set()
+        assert cancelled.wait(30)
+        time.sleep(0.2)
+        order.append("written")
+        return write_mask(self, claim, mask_gz)
+
+    def cancel_and_signal(self: JobStore, owner: str | None, job_id: str) -> JobStatus:
+        try:
+            return cancel(self, owner, job_id)
+        finally:
+            cancelled.set()
+
+    def record_removal(self: JobFiles, job_id: str) -> None:
+        order.append("removed")
+        remove_job(self, job_id)
+
+    monkeypatch.setattr(JobFiles, "write_mask", write_after_cancellation)
+    monkeypatch.setattr(JobStore, "cancel", cancel_and_signal)
+    monkeypatch.setattr(JobFiles, "remove_job", record_removal)
+
+    async def run() -> None:
+        async with jobs_app(tmp_path / "jobs") as client:
+            accepted = await client.post("/v1/jobs", content=SCAN)
+            await asyncio.to_thread(writing.wait, 30)
+            assert (await client.delete(accepted.headers["Location"])).json()["state"] == "cancelled"
+            assert (order, stored_files(tmp_path / "jobs")) == (["written", "removed"], [])
 
     asyncio.run(run())
 
