@@ -1,6 +1,8 @@
 # Every target works on a fresh clone: the environment is made when it is missing or constraints change.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests start hundreds of processes, each of which would compile the package.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all test-gpu lint format bench docs sbom audit clean
 

@@ -80,6 +80,7 @@ def test_a_replay_trains_each_row_once_and_counts_its_epochs(bench: Any, tables:
     assert everything.best[-1] == max(max(row.curve) for row in table.half(0).rows[:48])
 
 
+@pytest.mark.slow
 def test_report_has_the_agreed_keys_and_the_same_result_for_the_same_seeds(bench: Any, tables: Path) -> None:
     table = table_of(bench, tables)
     efficiency: ModuleType = bench.sweep_efficiency

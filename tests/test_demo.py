@@ -237,7 +237,8 @@ def test_keep_serving_ends_cleanly_and_rollback_restores_the_previous_model(
     assert _champion(workspace)["version"] == "1"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_equals_offline_until_it_is_stopped(
     number: signal.Signals, first: dict[str, Any], workspace: Path, scan: Path, local_ray: Cluster, tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_an_unknown_version_is_named(first: dict[str, Any], workspace: Path, sca
     assert "77" in refused.error(code=2)
 
 
+@pytest.mark.slow
 def test_promote_refuses_other_data_than_the_bundle_was_trained_on(
     first: dict[str, Any], workspace: Path, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ def test_mlflow_sends_nothing(tmp_path: Path, use_mlflow: list[str]) -> None:
     assert packets_of(tmp_path, *use_mlflow) == []
 
 
+@pytest.mark.slow
 def test_mlflow_asks_a_proxy_for_nothing(tmp_path: Path, use_mlflow: list[str], proxy: RecordingProxy) -> None:
     subprocess.run(use_mlflow, env=environment(tmp_path, **behind(proxy)), cwd=tmp_path, check=True)
     assert proxy.asked == []
@@ -124,6 +125,7 @@ with connect(cpus=1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_asks_for_no_cloud(tmp_path: Path) -> None:
     assert packets_of(tmp_path, sys.executable, "-c", _START_RAY) == []

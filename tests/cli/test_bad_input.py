@@ -260,6 +260,7 @@ def test_full_disk_at_the_tracking_store(disk: Disk) -> None:
     assert run("models", "--workspace", disk.place).code == 0
 
 
+@pytest.mark.slow
 def test_full_disk_at_the_cache(disk: Disk, phantoms: Path, tmp_path: Path) -> None:
     disk.resize("4m")
     fine = tmp_path / "fine.yaml"

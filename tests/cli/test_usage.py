@@ -150,6 +150,7 @@ def test_doctor_reports_versions_and_failures(tmp_path: Path) -> None:
     assert checks["disk"]["free_gb"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_doctor_passes_on_a_working_machine(tmp_path: Path) -> None:
     result = run("doctor", "--workspace", tmp_path / "new", "--port", free_port())

@@ -70,6 +70,7 @@ def wait_until_gone(session: str, *names: str) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_only_a_started_cluster_ends_with_its_block() -> None:
     with holding() as (holder, (address, is_local, cpus, two, session)):

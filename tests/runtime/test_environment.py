@@ -35,6 +35,7 @@ def test_user_name_and_home_are_set_if_missing() -> None:
     assert Path(home).stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_monai_and_torch_import_for_a_nameless_user() -> None:
     without = dict.fromkeys(("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"))
     code = "import gtvray, monai.config, torch._dynamo.config, torch._inductor.runtime.cache_dir_utils as folders"

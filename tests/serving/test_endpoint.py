@@ -210,6 +210,7 @@ def test_disconnected_client_frees_the_model(server: Server, large_scan: bytes) 
     assert "status=disconnected" in wait_for_log("Gateway", f"event=request request={request_id}")
 
 
+@pytest.mark.slow
 def test_request_survives_the_loss_of_its_replica(server: Server, bundle: Bundle) -> None:
     scan = make_scan((100, 100, 80))
     killed = threading.Event()

@@ -25,6 +25,7 @@ def post_until_admitted(url: str, content: bytes) -> httpx.Response:
     return answer
 
 
+@pytest.mark.slow
 def test_requests_over_capacity_and_time_limit_are_rejected(
     start: Callable[..., Server], bundle: Bundle, large_scan: bytes
 ) -> None:

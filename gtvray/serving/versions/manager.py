@@ -298,8 +298,14 @@ def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
 
 
 def status_text(status: ApplicationStatusOverview) -> str:
-    """Return the end of Serve's status message of an application, on one line."""
-    return " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+    """Return the end of Serve's status message of an application on one line, or else the states of its replicas."""
+    message = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
+    deployments = (
+        f"{name} {each.status.value.lower()} ({', '.join(f'{n} {state.value.lower()}' for state, n in states)})"
+        for name, each in status.deployments.items()
+        if (states := [(state, n) for state, n in each.replica_states.items() if n])
+    )
+    return message or "; ".join(deployments) or status.status.value.lower()
 
 
 def _require_reproduced(app: str) -> None:

@@ -62,6 +62,7 @@ def test_replica_that_does_not_reproduce_golden_cases_stays_unready_and_reports_
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_replica_that_reproduces_golden_cases_is_ready(
     start: Callable[..., Server], bundle: Bundle, golden: Path

@@ -143,6 +143,7 @@ def write_golden(folder: Path, bundle: Bundle, wrong: bool = False) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_endpoint_is_not_ready_before_the_first_promotion(server: Server) -> None:
     while (answer := call(server, "/readyz")).status_code == httpx.codes.NOT_FOUND:
         time.sleep(0.1)
@@ -168,6 +169,7 @@ def swap_under_load(server: Server, champion: Champion, bundles: dict[str, Bundl
         assert masks == {encode_nifti(mask, compress=True)}, "every mask is that of the version it names"
 
 
+@pytest.mark.slow
 def test_swap_loses_no_request(server: Server, champion: Champion, bundles: dict[str, Bundle], tmp_path: Path) -> None:
     champion.set("1", bundles["1"], write_golden(tmp_path / "golden", bundles["1"]))
     wait_for(server, serves("1"))
