@@ -9,16 +9,14 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/run
 	$(BIN)/gtvray demo $(ARGS)
 
-# Two processes: tests that start Ray run in one of them, the others in both.
+# Tests that start Ray or take long begin first; the division among processes is in tests/conftest.py.
+DIVIDED := --dist loadgroup --no-loadscope-reorder
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 $(DIVIDED) $(ARGS)
 
-# Two processes again, with new random examples; each slow test file runs in one of them, with a Ray of its own.
+# All tests, with new random examples; three processes, as slow tests wait for other processes half of the time.
 test-all: .venv/dev
-	status=0; \
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup --hypothesis-profile=random $(ARGS) || status=1; \
-	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --hypothesis-profile=random $(ARGS) || status=1; \
-	exit $$status
+	$(BIN)/python -m pytest -m "not gpu" -n 3 $(DIVIDED) --hypothesis-profile=random $(ARGS)
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu tests/*/test_gpu.py $(ARGS)

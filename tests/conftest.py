@@ -27,20 +27,30 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Before the hook of pytest-xdist, which reads the marks.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files whose tests all use the session's cluster in one process, so that there is one cluster.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the tests among processes, the longest groups first.
 
-    Other files with Ray are divided among both processes; the tests of a file share fixtures that take long. With Ray,
-    a test takes up to 70 s beside those of the other process, and twice that on a slow machine; slow ones take several
-    times as long.
+    Without the slow tests, files whose tests all use the session's cluster run in one process, so that there is one
+    cluster; any other file with Ray runs in one process, as its tests share fixtures that take long. With the slow
+    tests, each file that has some, or Ray, runs in one process, which has a cluster of its own.
+
+    With Ray, a test takes up to 70 s beside those of the other process, and twice that on a slow machine; slow ones
+    take several times as long.
     """
-    with_ray = [item for item in items if item.get_closest_marker("ray") is not None]
-    own = {item.path for item in with_ray if "local_ray" not in getattr(item, "fixturenames", ())}
-    for item in with_ray:
-        item.add_marker(pytest.mark.xdist_group(f"ray-{item.path.stem}" if item.path in own else "ray"))
-        if item.get_closest_marker("timeout") is None:
-            slow = item.get_closest_marker("slow") is not None
-            item.add_marker(pytest.mark.timeout(600 if slow else 240))
+    without_slow = "not slow" in config.option.markexpr
+    grouped = {item.path for item in items if _has(item, "ray") or (_has(item, "slow") and not without_slow)}
+    own = {item.path for item in items if _has(item, "ray") and "local_ray" not in getattr(item, "fixturenames", ())}
+    for item in items:
+        if item.path in grouped and (_has(item, "ray") or not without_slow):
+            shared = without_slow and item.path not in own
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else f"{item.path.parent.name}-{item.path.stem}"))
+        if (_has(item, "ray") or _has(item, "slow")) and not _has(item, "timeout"):
+            item.add_marker(pytest.mark.timeout(600 if _has(item, "slow") else 240))
+    items.sort(key=lambda item: item.path not in grouped)
+
+
+def _has(item: pytest.Item, mark: str) -> bool:
+    return item.get_closest_marker(mark) is not None
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
