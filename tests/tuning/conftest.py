@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from mlflow.tracking import MlflowClient
 
 from gtvray.config import Config, load_config
-from gtvray.data import CachedCase, CaseCache
-from gtvray.datasets import index_dataset
 
 from ..stores import open_store
+from ..training.conftest import cases, selection, train  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -27,22 +24,6 @@ def config() -> Config:
             "inference.overlap=0",
         ]
     )
-
-
-@pytest.fixture(scope="session")
-def cases(phantoms: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
-    cache = CaseCache(tmp_path_factory.mktemp("tuning") / "cache", config.preprocessing, config.cache)
-    return cache.prepare_all(index_dataset(phantoms).cases[:6])
-
-
-@pytest.fixture(scope="session")
-def train(cases: list[CachedCase]) -> list[CachedCase]:
-    return cases[:4]
-
-
-@pytest.fixture(scope="session")
-def selection(cases: list[CachedCase]) -> list[CachedCase]:
-    return cases[4:]
 
 
 @pytest.fixture(scope="session")
