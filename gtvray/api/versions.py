@@ -237,11 +237,11 @@ def import_version(
     tags = {"mlflow.runName": f"import {bundle.digest[:12]}", "gtvray.digest": bundle.digest}
     run_id = find_or_create_run(client, experiment, f"import/{bundle.digest}", tags)
     client.set_terminated(run_id)
-    version = registry.register(bundle, run_id)
+    data: Mapping[str, Any] = bundle.info.get("training_data", {})
+    described = {"gtvray.imported": "true", LICENCE_TAG: str(data.get("licence", "not stated"))}
+    version = registry.register(bundle, run_id, described)
     if golden.exists():
         registry.add_golden(version, golden)
-    data: Mapping[str, Any] = bundle.info.get("training_data", {})
-    registry.describe(version, {"gtvray.imported": "true", LICENCE_TAG: str(data.get("licence", "not stated"))})
     return registry.get(version.version)
 
 

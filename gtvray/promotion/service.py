@@ -132,9 +132,6 @@ def _register(
     override: str,
     commit: str,
 ) -> ModelVersion:
-    version = registry.register(bundle, run_id)
-    if golden is not None:
-        registry.add_golden(version, golden)
     data = bundle.info.get("training_data", {})
     tags = {
         "gtvray.version": __version__,
@@ -146,7 +143,9 @@ def _register(
         "gtvray.overridden": str(judgement.overridden).lower(),
         OVERRIDE_TAG: override,
     }
-    registry.describe(version, tags)
+    version = registry.register(bundle, run_id, tags)
+    if golden is not None:
+        registry.add_golden(version, golden)
     failpoint("promotion.registered")
     return registry.get(version.version)
 

@@ -83,8 +83,13 @@ class Registry:
         """The workspace that bundles are downloaded to."""
         return self._bundles.parent
 
-    def register(self, bundle: Bundle, run_id: str) -> ModelVersion:
+    def register(self, bundle: Bundle, run_id: str, tags: Mapping[str, str] | None = None) -> ModelVersion:
         """Register a bundle as a new version, or return its version if it is registered already.
+
+        Args:
+            bundle: the bundle.
+            run_id: the run that trained it.
+            tags: of the version, such as the licence of its training data.
 
         Raises:
             ResourceError: its files cannot be written to MLflow's artifact store.
@@ -93,6 +98,7 @@ class Registry:
 
         known = self.find(bundle.digest)
         if known is not None:
+            self.describe(known, tags or {})
             return known
         # MLflow resolves `models:/` in its global store, which another client may have changed.
         mlflow.set_tracking_uri(self._client.tracking_uri)
@@ -110,7 +116,7 @@ class Registry:
             source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
-            tags={_DIGEST_TAG: bundle.digest},
+            tags={**(tags or {}), _DIGEST_TAG: bundle.digest},
         )
         return ModelVersion(str(created.version), bundle.digest, run_id, ())
 
@@ -151,7 +157,7 @@ class Registry:
         return next((version for version in self.versions() if version.digest == digest), None)
 
     def describe(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
-        """Add tags to a version, such as the licence of its training data."""
+        """Add tags to a version."""
         for name, value in tags.items():
             self._client.set_model_version_tag(self._name, version.version, name, value)
 
