@@ -265,13 +265,11 @@ def test_a_budget_is_spent_only_if_it_kept_trials_from_starting(
     record.begin_session()
     for number in range(trials):
         record.plan(f"t{number}", {}, "random")
-    lines = (limited.folder / "trials.jsonl").read_text().splitlines()
+    file = limited.folder / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     # The session lasted a minute.
-    last = {**json.loads(lines[-1]), "at": "2030-01-01T00:01:00+00:00"}
-    first = {**json.loads(lines[0]), "at": "2030-01-01T00:00:00+00:00"}
-    (limited.folder / "trials.jsonl").write_text(
-        "".join(json.dumps(each) + "\n" for each in (first, *map(json.loads, lines[1:-1]), last))
-    )
+    lines[0]["at"], lines[-1]["at"] = "2030-01-01T00:00:00+00:00", "2030-01-01T00:01:00+00:00"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert limited._spent is spent
 
 

@@ -110,13 +110,8 @@ def test_a_killed_exploit_is_completed_before_the_trials_continue(
     client: MlflowClient, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it, a trial would continue with its own weights and the settings of the other trial."""
-    sweep = SweepConfig.model_validate(
-        {
-            "trials": 2,
-            "space": {"optimizer.lr": {"low": 0.1, "high": 1}},
-            "scheduler": {"kind": "pbt", "grace_epochs": 1},
-        }
-    )
+    space, pbt = {"optimizer.lr": {"low": 0.1, "high": 1}}, {"kind": "pbt", "grace_epochs": 1}
+    sweep = SweepConfig.model_validate({"trials": 2, "space": space, "scheduler": pbt})
     record = TrialRecord(tmp_path)
     for name in ("t0", "t1"):
         record.plan(name, {"optimizer.lr": 0.5}, "random")
