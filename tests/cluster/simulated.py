@@ -92,7 +92,8 @@ def sweep(address: str, phantoms: Path) -> dict[str, Any]:
         words = ["sweep", f"{folder}/tiny.yaml", "--data", phantoms, "--workspace", f"{folder}/runs", "--json"]
         command = [sys.executable, "-m", "gtvray", *words, "--address", address, "training.cpus_per_worker=2"]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    actors = list_actors(address, filters=[("class_name", "=", "SegmentationTrial")])
+    # Tune gives the actors of all trials one class.
+    actors = [each for each in list_actors(address, limit=1000) if each.class_name.endswith("ResourceTrainable")]
     nodes, left = [actor.node_id for actor in actors], [actor.state for actor in actors if actor.state != "DEAD"]
     return {"code": done.returncode, "stdout": done.stdout, "stderr": done.stderr, "nodes": nodes, "left": left}
 
