@@ -25,7 +25,7 @@ from gtvray.runtime.limits import usable_cpus, usable_memory_bytes
 from gtvray.runtime.proxies import bypass_proxies
 from gtvray.runtime.resources import Node, read_growth, read_nodes
 from gtvray.runtime.temporary import ray_temp_folder
-from gtvray.runtime.tokens import TOKEN_ADVICE, ensure_token
+from gtvray.runtime.tokens import TOKEN_ADVICE, ensure_token, match_cluster
 from gtvray.runtime.usage import without_usage_module
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # Ray's object store, not a temporary file
@@ -88,7 +88,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         cpus: CPUs of a local cluster; None for all that this process may use.
 
     Raises:
-        AuthError: the cluster requires a token.
+        AuthError: the cluster requires a token; or it uses none, and Ray was imported with one.
         InputError: the address is that of Ray Client or of the dashboard, or this process is connected to another
             cluster.
         ResourceError: the cluster does not respond, or none can be started.
@@ -105,6 +105,8 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         yield joined
         return
     # Before the import of Ray, which reads the variables set here.
+    if address:
+        match_cluster(str(address))
     options = _remote_options(str(address)) if address else _local_options(cpus)
     import ray
     from ray.exceptions import AuthenticationError

@@ -8,11 +8,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from gtvray.errors import ResourceError
+from gtvray.errors import AuthError, ResourceError
 from gtvray.runtime.environment import can_write, create_private_file, private_folder
 
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (on the head: `ray get-auth-token`)"  # noqa: S105
 _OTHERS = 0o077
+# A call that changes nothing, and its time limit in seconds.
+_CALL, _CALL_S = "/ray.rpc.NodeInfoGcsService/CheckAlive", 10.0
 
 
 def use_token() -> None:
@@ -56,6 +58,52 @@ def ensure_token() -> None:
         _export_path(path)
     else:
         use_token()
+
+
+def match_cluster(address: str) -> None:
+    """Disable token authentication in this process if a cluster does not use it; call it before Ray is imported.
+
+    Calls are authenticated in both directions: a process with a token refuses the calls of a cluster without one. The
+    cluster then takes the process for dead, and ends its actors before they run.
+
+    Args:
+        address: host:port of its GCS, or "auto".
+
+    Raises:
+        AuthError: the cluster uses no token, and Ray, which reads the mode once, has been imported already.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return
+    found = _newest_cluster() if address == "auto" else address
+    if found is None or not _answers_without_token(found):
+        return
+    if "ray" in sys.modules:
+        raise AuthError(
+            "the Ray cluster uses no token, but this process requires one",
+            where=found,
+            do="set RAY_AUTH_MODE=disabled before Ray is imported, or start the cluster with RAY_AUTH_MODE=token",
+        )
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+def _answers_without_token(address: str) -> bool:
+    # Takes a third of a second to import, which only commands that connect to a cluster need.
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_CALL)(b"", timeout=_CALL_S)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def _newest_cluster() -> str | None:
+    """The address of the cluster that was last started on this machine, which Ray stores in a file."""
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  # Ray's default
+    with suppress(OSError):
+        return Path(temporary, "ray", "ray_current_cluster").read_text().strip() or None
+    return None
 
 
 def _export_path(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Planning and waiting on simulated nodes: `python simulated.py FILE` writes the results.
+"""Planning, waiting and a sweep on simulated nodes: `python simulated.py FILE PHANTOMS` writes the results.
 
 It runs in its own process, because the test session is connected to another cluster. The nodes are raylets of one
 machine, and their GPUs exist only as Ray resources.
@@ -7,13 +7,16 @@ machine, and their GPUs exist only as Ray resources.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster as Simulated
+from ray.util.state import list_actors
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -21,6 +24,7 @@ from gtvray.config import load_config
 from gtvray.errors import GtvrayError
 from gtvray.experiments.tasks import plan_on, worker_memory_bytes
 from gtvray.runtime import Needs, connect, reserved, shown_waiting
+from tests.cli.command import TINY_SWEEP
 from tests.ports import head_arguments
 
 GPU = load_config(overrides=["training.use_gpu=true"])
@@ -45,7 +49,7 @@ class Recorder:
             self.reasons.append((time.monotonic() - self.began, reason))
 
 
-def main(file: Path) -> None:
+def main(file: Path, phantoms: Path) -> None:
     simulated = Simulated(initialize_head=True, head_node_args=head_arguments())
     for _ in range(4):
         simulated.add_node(num_cpus=2, memory=8_000_000_000)
@@ -56,6 +60,7 @@ def main(file: Path) -> None:
         found["concurrent"] = plan_on(cluster, load_config()).concurrent
         found["six"] = failure(lambda: plan_on(cluster, SIX))
         found["no_gpu"] = failure(lambda: plan_on(cluster, GPU))
+    found["sweep"] = sweep(simulated.address, phantoms)
     autoscaled(simulated.address, 3)
     with connect(simulated.address) as cluster:
         plan = plan_on(cluster, WAITS)
@@ -78,6 +83,19 @@ def main(file: Path) -> None:
         found["asked"] = failure(lambda: worker_memory_bytes(GPU, cluster))
     simulated.shutdown()
     file.write_text(json.dumps(found))
+
+
+def sweep(address: str, phantoms: Path) -> dict[str, Any]:
+    """Run a sweep whose trials need a whole node each, and return its result and the nodes that they ran on."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tiny.yaml").write_text(TINY_SWEEP + "max_concurrent: 2\n")
+        words = ["sweep", f"{folder}/tiny.yaml", "--data", phantoms, "--workspace", f"{folder}/runs", "--json"]
+        command = [sys.executable, "-m", "gtvray", *words, "--address", address, "training.cpus_per_worker=2"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    # Tune gives the actors of all trials one class.
+    actors = [each for each in list_actors(address, limit=1000) if each.class_name.endswith("ResourceTrainable")]
+    nodes, left = [actor.node_id for actor in actors], [actor.state for actor in actors if actor.state != "DEAD"]
+    return {"code": done.returncode, "stdout": done.stdout, "stderr": done.stderr, "nodes": nodes, "left": left}
 
 
 def wait_for_node(needs: Needs, recorder: Recorder, came: threading.Event) -> None:
@@ -109,4 +127,4 @@ def autoscaled(address: str, nodes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

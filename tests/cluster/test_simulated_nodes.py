@@ -1,4 +1,4 @@
-"""Trainings are planned per node, refused if they fit on none, and report what they wait for."""
+"""Trainings are planned per node, refused if they fit on none, and report what they wait for; trials run on several."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def found(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     file = tmp_path_factory.mktemp("simulated") / "found.json"
     script = str(Path(__file__).with_name("simulated.py"))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    subprocess.run([sys.executable, script, str(file)], env=environment, timeout=280, check=True)
+    subprocess.run([sys.executable, script, str(file), str(phantoms)], env=environment, timeout=580, check=True)
     return json.loads(file.read_text())
 
 
@@ -46,3 +46,16 @@ def test_an_autoscaler_is_waited_for_with_a_limit(found: Any) -> None:
 def test_cuda_device_is_checked_on_a_worker(found: Any) -> None:
     """The driver's node has no CPU and no GPU."""
     assert found["asked"].startswith("torch sees no CUDA device")
+
+
+def test_trials_of_a_sweep_run_on_several_nodes(found: Any) -> None:
+    """Their node has no worker of the driver's, and no process of them is left."""
+    sweep = found["sweep"]
+    assert sweep["code"] == 0, sweep["stderr"]
+    trials = json.loads(sweep["stdout"])["trials"]
+    assert {trial["trial"]: (trial["epochs"], trial["ending"]) for trial in trials} == {
+        "t0": (2, "completed"),
+        "t1": (2, "completed"),
+    }
+    assert len(set(sweep["nodes"])) == 2, "each trial needs a node of its own"
+    assert sweep["left"] == []

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
+from gtvray.errors import AuthError
 from gtvray.runtime import tokens
-from gtvray.runtime.tokens import ensure_token, use_token
+from gtvray.runtime.tokens import ensure_token, match_cluster, use_token
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +87,59 @@ def test_settings_of_the_user_are_kept(home: Path, monkeypatch: pytest.MonkeyPat
     ensure_token()
     assert os.environ[name] == value
     assert not list(home.iterdir())
+
+
+class Gcs(grpc.GenericRpcHandler):  # type: ignore[misc]  # gRPC ships no types
+    """The call by which a cluster is asked whether it requires a token."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def service(self, call: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._answer) if call.method.endswith("/CheckAlive") else None
+
+    def _answer(self, request: bytes, context: Any) -> bytes:
+        if self._token is not None and ("authorization", self._token) not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is required")
+        return b""
+
+
+@contextmanager
+def gcs(token: str | None = None) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Gcs(token)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def test_token_is_used_only_on_a_cluster_that_requires_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, the process would refuse the calls of the cluster, which would end its actors before they run."""
+    ensure_token()
+    with gcs("Bearer secret") as address:
+        match_cluster(address)
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    match_cluster(address)
+    assert os.environ["RAY_AUTH_MODE"] == "token", "of a cluster that does not answer nothing is known"
+    with gcs() as address:
+        monkeypatch.setitem(sys.modules, "ray", sys)
+        with pytest.raises(AuthError, match="uses no token") as caught:
+            match_cluster(address)
+        assert caught.value.fields["where"] == address
+        monkeypatch.delitem(sys.modules, "ray")
+        match_cluster(address)
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_newest_cluster_of_this_machine_is_asked_for_its_token(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(home))
+    ensure_token()
+    match_cluster("auto")
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    (home / "ray").mkdir()
+    with gcs() as address:
+        (home / "ray" / "ray_current_cluster").write_text(f"{address}\n")
+        match_cluster("auto")
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"

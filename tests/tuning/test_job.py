@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from gtvray.cli.common import Progress
-from gtvray.config import Config, SweepConfig, load_config
+from gtvray.config import Config, SweepConfig, load_config, with_dotted
 from gtvray.datasets import Ledger, write_phantoms
-from gtvray.errors import InputError, NotFoundError
+from gtvray.errors import ConfigError, InputError, NotFoundError
 from gtvray.io import Workspace, read_json
 from gtvray.models import Bundle
 from gtvray.runtime import SILENT, Cluster
 from gtvray.tracking import QUEUE_FILE, RunRecorder, TrialRecord, read_trials
-from gtvray.tracking.trials import COMPLETED
+from gtvray.tracking.trials import COMPLETED, OUT_OF_BUDGET
 from gtvray.training.checkpoints import checkpoint_path
 from gtvray.tuning import SweepJob
 from gtvray.tuning.confirm import Confirmation, Verdict
@@ -238,3 +239,48 @@ def test_the_best_is_compared_with_the_default_settings_and_a_finished_sweep_sta
     assert extended.confirmation.verdict != "undecided", "compared again with the default settings"
     if extended.result.best.trial_id == outcome.result.best.trial_id:
         assert extended.bundle.digest == outcome.bundle.digest
+
+
+def test_a_time_budget_of_a_single_training_is_refused_before_the_data_are_read(config: Config, tmp_path: Path) -> None:
+    """Trials that end at different epochs cannot be compared."""
+    limited = with_dotted(config, {"training.time_budget_s": 60.0})
+    with pytest.raises(ConfigError, match="no time budget of their own") as caught:
+        job(limited, tmp_path / "runs").open(tmp_path / "no data")
+    assert caught.value.fields["where"] == "training.time_budget_s"
+    assert not (tmp_path / "runs").exists()
+    base = SWEEP.model_copy(update={"base": {"training.time_budget_s": 60.0}})
+    with pytest.raises(ConfigError, match="no time budget of their own"):
+        job(config, tmp_path / "runs", sweep=base).open(tmp_path / "no data")
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "trials", "spent"), [(None, 1, False), (1e9, 1, False), (1e-9, 1, True), (1e-9, 3, False)]
+)
+def test_a_budget_is_spent_only_if_it_kept_trials_from_starting(
+    budget_s: float | None, trials: int, spent: bool, config: Config, tmp_path: Path
+) -> None:
+    """A sweep whose last trial has started is complete: a larger budget would add none."""
+    limited = job(config, tmp_path, sweep=SWEEP.model_copy(update={"time_budget_s": budget_s}))
+    record = TrialRecord(limited.folder)
+    record.begin_session()
+    for number in range(trials):
+        record.plan(f"t{number}", {}, "random")
+    file = limited.folder / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    # The session lasted a minute.
+    lines[0]["at"], lines[-1]["at"] = "2030-01-01T00:00:00+00:00", "2030-01-01T00:01:00+00:00"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert limited._spent is spent
+
+
+def test_trials_that_a_budget_stopped_are_not_counted_as_done(config: Config, tmp_path: Path) -> None:
+    """A resume with a larger budget continues them, so their part of the work is still ahead."""
+    record = TrialRecord(tmp_path / "sweeps" / "one")
+    for number, state in enumerate((COMPLETED, OUT_OF_BUDGET)):
+        record.plan(f"t{number}", {}, "random")
+        record.end(f"t{number}", state, "a reason")
+    four = job(config, tmp_path, sweep=SWEEP.model_copy(update={"trials": 4}))
+    assert four._share_of_earlier_sessions() == 0.25
+    # Half of the time is a larger share than a quarter of the trials, and no share exceeds the whole.
+    limited = job(config, tmp_path, sweep=SWEEP.model_copy(update={"trials": 4, "time_budget_s": 100.0}))
+    assert [limited._share(1, elapsed_s) for elapsed_s in (10, 50, 500)] == [0.25, 0.5, 1.0]

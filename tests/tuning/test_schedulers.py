@@ -12,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from gtvray.config import Config, SchedulerConfig, SweepConfig
 from gtvray.tracking import TrialRecord
 from gtvray.tracking.trials import COMPLETED, STOPPED
+from gtvray.tuning.schedulers.pasha import PashaRule
 from gtvray.tuning.schedulers.registry import SCHEDULERS, Setting, build_scheduler
 from gtvray.tuning.space import Space
 
@@ -218,3 +219,30 @@ def test_no_scheduler_leaves_a_single_trial_unfinished(tmp_path: Path) -> None:
         run = Run(tmp_path / kind, kind=kind, grace_epochs=2)
         if kind != "pbt":
             assert run.run_all({"t0": flat(0.5)}) == {"t0": 9}
+
+
+@pytest.mark.parametrize(
+    ("differences", "highest"),
+    [
+        # The curves cross twice: the lead of 0.01 at the lower rung is less than their noise.
+        ([-0.05, 0.01, -0.02, -0.03], 1),
+        # They cross once, so the order has really changed.
+        ([0.01, 0.01, 0.01, -0.03], 2),
+        # They cross twice, but the lead was larger than the noise.
+        ([-0.05, 0.04, -0.02, -0.03], 2),
+    ],
+)
+def test_pasha_opens_no_rung_for_a_change_within_the_noise(differences: list[float], highest: int) -> None:
+    rule = PashaRule([2, 4, 8], 2)
+    for name, sign in (("t0", 1), ("t1", 0)):
+        for epoch, difference in enumerate(differences, 1):
+            rule.report(name, epoch, 0.5 + sign * difference)
+    assert rule.highest == highest
+
+
+def test_pasha_with_a_single_rung_trains_the_best_to_the_end() -> None:
+    rule = PashaRule([1], 3)
+    assert [rule.report(name, 1, value) for name, value in (("t0", 0.3), ("t1", 0.5))] == ["wait", "wait"]
+    assert rule.release(["t0", "t1"], last=False) == ([], []), "further trials may come"
+    assert rule.release(["t0", "t1"], last=True) == (["t1"], ["t0"])
+    assert rule.report("t1", 2, 0.1) == "continue"

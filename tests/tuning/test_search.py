@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import tune
+from ray.train._internal.storage import StorageContext
 from ray.tune import CheckpointConfig
 from ray.tune.experiment import Trial as TuneTrial
 
@@ -16,7 +18,7 @@ from gtvray import failpoints
 from gtvray.tracking import Trial, TrialRecord, read_trials
 from gtvray.tracking.trials import COMPLETED, PLANNED
 from gtvray.tuning.search import SweepSearch
-from gtvray.tuning.searchers.base import NoSearcher, Proposal
+from gtvray.tuning.searchers.base import NoSearcher, Proposal, WaitForTrial
 from gtvray.tuning.sweep import _pending_trials
 
 
@@ -140,3 +142,37 @@ def test_tune_gets_the_number_of_trials_that_start_at_once(monkeypatch: pytest.M
     with _pending_trials(7):
         assert os.environ[name] == "7"
     assert os.environ[name] == "3"
+
+
+def test_a_searcher_that_waits_for_a_trial_is_asked_again_later(record: TrialRecord, tmp_path: Path) -> None:
+    class Waiting(Counting):
+        ready = False
+
+        def propose(self, trials: Sequence[Trial]) -> Proposal | None:
+            if not self.ready:
+                raise WaitForTrial
+            return super().propose(trials)
+
+    searcher = Waiting()
+    found = search(record, searcher)
+    assert found.next_trial() is None
+    assert not found.is_finished(), "the sweep goes on"
+    assert read_trials(tmp_path) == [], "nothing is recorded"
+    searcher.ready = True
+    assert found.next_trial() is not None
+
+
+def test_trials_of_tune_have_the_recorded_id_and_settings(record: TrialRecord, tmp_path: Path) -> None:
+    """Tune makes up ids and merges settings by itself; a trial under another id would not find its checkpoints."""
+    tune.register_trainable("stub", lambda config: None)
+    found = SweepSearch(Counting(), record, unfinished=[], trials=3, concurrent=1, failures=1)
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="tune")
+    spec = {"run": "stub", "checkpoint_config": CheckpointConfig(), "storage": storage}
+    found.add_configurations([SimpleNamespace(spec=spec)])  # type: ignore[list-item]
+    trial = found.next_trial()
+    assert trial is not None
+    assert (trial.trial_id, trial.config, trial.max_failures) == ("t0", {"training.seed": 0}, 1)
+    trial.config["training.seed"] = 7
+    assert record.trials["t0"].settings == {"training.seed": 0}, "a scheduler changes its own copy"
+    assert found.next_trial() is None, "it counts as running"
+    assert found.total_samples == 3

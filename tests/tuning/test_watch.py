@@ -213,6 +213,20 @@ def test_reason_of_an_error_is_one_line_without_a_stack() -> None:
     assert error_reason(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
+def test_a_failure_without_its_error_says_where_to_look(watched: Watched, tmp_path: Path) -> None:
+    """Tune stores the error of a trial in its folder, which a full disk leaves empty."""
+    trial = watched.start("t0")
+    trial.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
+    trial.run_metadata.pickled_error_filename = "error.pkl"
+    watched.watcher.on_trial_recover(0, [], trial)
+    watched.watcher.on_trial_error(0, [], trial)
+    (stored,) = read_trials(tmp_path)
+    assert (stored.state, stored.failures) == ("failed", 1)
+    assert stored.reason == "unknown; see error.txt in the trial's folder"
+    assert stored.notes == [f"restarted after: {stored.reason}"]
+    watched.recorder.close(60)
+
+
 def test_reason_of_a_wrapped_error_is_the_worker_s_own() -> None:
     cause = TrainingError("the loss is not finite", found="nan", do="lower optimizer.lr")
     wrapped = RayTaskError("step", "Traceback (most recent call last): ...", cause, pid=1, ip="127.0.0.1")
