@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -43,6 +44,7 @@ from gtvray.serving.metrics import (
     set_replicas,
 )
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
+from gtvray.serving.replica.admission import admit_beginning
 from gtvray.serving.request_log import log_event
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
@@ -104,7 +106,14 @@ class Api:
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
         )
-        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing, audit=self._audit)
+        app.add_middleware(
+            Guard,
+            access=self._access,
+            limits=self._limits,
+            origins=self._origins,
+            tracing=self._tracing,
+            audit=self._audit,
+        )
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)
@@ -286,7 +295,8 @@ class Api:
     async def received(self, request: Request, served: Served) -> AsyncIterator[Body]:
         """Receive the body of a request into the spool; the file exists within the `async with` block.
 
-        Capacity, declared size and free space are checked before the first byte is read.
+        Capacity, declared size and free space are checked before the first byte is read, and the header of a large
+        body while the rest arrives.
 
         Raises:
             GtvrayError: the body cannot be accepted.
@@ -296,9 +306,15 @@ class Api:
             self._segmenter.require_capacity(client)
         declared = check_declared(request.headers, self._limits)
         self._spool.require_space(client, declared)
+        check = partial(
+            admit_beginning,
+            file_bytes=declared or self._limits.most_bytes,
+            serving=self._args.serving,
+            described=served.last_description,
+        )
         async with self._spool.create(client) as file:
             with self._tracing.span("receive"):
-                body = await spool_upload(request, file, self._limits)
+                body = await spool_upload(request, file, self._limits, check)
             yield body
 
 

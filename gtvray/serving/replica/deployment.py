@@ -145,6 +145,7 @@ class Model:
             "labels": bundle.labels,
             "preprocessing": bundle.preprocessing.model_dump(mode="json"),
             "inference": bundle.inference.model_dump(mode="json"),
+            "patch_ijk": bundle.patch_ijk,
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

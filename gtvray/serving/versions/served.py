@@ -115,6 +115,14 @@ class Served:
             raise self._state.answer
         return self._state.answer
 
+    @property
+    def last_description(self) -> dict[str, Any] | None:
+        """The description of the served version, if it is known without asking a replica."""
+        state = self._state
+        if state is None or isinstance(state.answer, GtvrayError) or state.app != self._current()[0]:
+            return None
+        return state.answer
+
     async def replicas(self) -> ReplicaCounts | None:
         """Return replica counts, at most a second old; None if there is no model, or Serve does not respond."""
         try:
