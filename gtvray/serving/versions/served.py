@@ -164,6 +164,8 @@ class Served:
         except RayTaskError as error:
             cause = cause_of(error)
             answer = cause if isinstance(cause, GtvrayError) else loading()
+        if not isinstance(answer, GtvrayError) and self._has_failed(app):
+            return
         self._state = _State(app, answer, time.monotonic())
 
     async def _is_asleep(self, app: str) -> bool:
@@ -176,6 +178,13 @@ class Served:
             return False
         self._state = replace(state, at=time.monotonic())
         return True
+
+    def _has_failed(self, app: str) -> bool:
+        """Whether a replica was not able to reproduce the golden cases a short time ago; each call asks any of them."""
+        state = self._state
+        if state is None or state.app != app or not isinstance(state.answer, NotReproducedError):
+            return False
+        return time.monotonic() - state.at < _VALID_S
 
     def _is_valid(self, app: str) -> bool:
         state = self._state
