@@ -7,7 +7,11 @@ All have the same model and threads, run one after the other, and get the same r
 `overhead`: median seconds of a scan of one patch over HTTP, less those of decoding, prediction and encoding in a
 process that does nothing else.
 
-Masks of gtvray and of FastAPI around its predictor must equal the offline masks byte by byte.
+Masks of gtvray and of FastAPI around its predictor must equal the offline masks byte by byte. MONAI's have other
+voxels, as it resamples and inverts in another way; their Dice with the offline masks shows whether it did the same
+work. It runs the network with torch in fp32, whatever backend and precision the bundle has, which `inference` states.
+Every server gets each scan equally often, so the numbers of requests are multiples of the number of scans. A number of
+clients above that of the requests is left out, as it would not be reached.
 
     python benchmarks/serving_peers.py --json [--model BUNDLE --scans SCAN ...]
 """
@@ -39,6 +43,7 @@ from _common import version
 from serving import ONE_PATCH, TOKEN, scan, write_random
 
 from gtvray.io import decode_nifti, encode_nifti
+from gtvray.models import Bundle
 
 PORT = 18_441
 CLIENTS = (1, 4, 16)
@@ -55,13 +60,16 @@ def main() -> None:
     parser.add_argument("--scans", type=Path, nargs="+", help="scans to send, NIfTI; cubes of tissue by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=48, help="requests for each number of clients")
-    parser.add_argument("--monai-requests", type=int, default=6, help="the same for MONAI; a multiple of the scans")
+    parser.add_argument("--monai-requests", type=int, default=6, help="the same for MONAI, which takes longer")
     parser.add_argument("--servers", default=",".join(SERVERS))
     parser.add_argument("--be", choices=["endpoint", "offline"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.be:
         {"endpoint": be_endpoint, "offline": be_offline}[given.be](given)
         return
+    scans = len(given.scans) if given.scans else len(cubes())
+    if given.requests % scans or given.monai_requests % scans:
+        parser.error(f"--requests and --monai-requests must be multiples of the number of scans, {scans}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = given.model or write_random(folder / "bundle")
@@ -84,6 +92,7 @@ def compare(folder: Path, model: Path, bodies: list[bytes], given: argparse.Name
         "load_before": os.getloadavg()[0],
         "versions": {name: version(name) for name in ("gtvray", "ray", "torch", "monai", "fastapi", "openvino")},
         "scan_kb": [len(body) // 1000 for body in bodies],
+        "inference": Bundle.load(model).inference.model_dump(mode="json"),
     }
     sent = {ONE_PATCH: None, **dict.fromkeys(bodies)}
     expected, alone_s = offline(folder, model, list(sent), given.threads)
@@ -95,7 +104,7 @@ def compare(folder: Path, model: Path, bodies: list[bytes], given: argparse.Name
             found: dict[str, Any] = {"equal_masks": [answers[body] == expected[body] for body in answers]}
             if name == "fastapi_monai":
                 found["dice"] = [dice(answers[body], expected[body]) for body in answers]
-            found["throughput"] = {str(n): throughput(client, bodies, n, count) for n in CLIENTS}
+            found["throughput"] = {str(n): throughput(client, bodies, n, count) for n in CLIENTS if n <= count}
             if name != "fastapi_monai":
                 found |= beside(client, max(bodies, key=len))
         result[name] = found
@@ -111,7 +120,8 @@ def ratios(result: dict[str, Any]) -> dict[str, Any]:
     found["overhead_ms"] = round(1000 * (ours["alone"]["p50_s"] - result["offline_one_patch_s"]), 1)
     for peer in ("fastapi", "fastapi_monai"):
         if peer in result:
-            rates = {n: (ours["throughput"][n], result[peer]["throughput"][n]) for n in ours["throughput"]}
+            theirs = result[peer]["throughput"]
+            rates = {n: (rate, theirs[n]) for n, rate in ours["throughput"].items() if n in theirs}
             found[f"throughput_vs_{peer}"] = {
                 n: round(one["scans_per_s"] / other["scans_per_s"], 2) for n, (one, other) in rates.items()
             }
@@ -221,7 +231,6 @@ def offline(folder: Path, model: Path, bodies: list[bytes], threads: int) -> tup
 def be_offline(given: argparse.Namespace) -> None:
     """Write the masks of scans beside them, and print the median seconds of the first."""
     from gtvray.inference import Predictor
-    from gtvray.models import Bundle
 
     predictor = Predictor(Bundle.load(given.model), threads=given.threads)
     predictor.warm()

@@ -3,6 +3,7 @@ from .aggregate import mean_of_views as mean_of_views
 from .backends.faults import is_of_gpu as is_of_gpu
 from .backends.faults import is_out_of_memory as is_out_of_memory
 from .backends.store import ConversionStore as ConversionStore
+from .cost import CostSettings as CostSettings
 from .cost import ScanCost as ScanCost
 from .cost import estimate_cost as estimate_cost
 from .domain import out_of_domain as out_of_domain

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from gtvray.config import InferenceConfig, PreprocessingConfig
 from gtvray.geometry import is_sheared, orthogonal_grid, spacing_from_affine
 from gtvray.inference.aggregate import BLOCK
 from gtvray.inference.schedule import PatchGrid
 from gtvray.io import VolumeHeader
-from gtvray.models import Bundle
 
 # A grid is placed about the body, so that the one that covers the scan may be a voxel longer at either end.
 _PLACEMENT = 2
@@ -20,6 +21,22 @@ _PLACEMENT = 2
 _CONSTANT_BYTES = 16 << 20
 _SLAB_BYTES = 48 << 20
 _MARGIN = 1.1
+
+
+class CostSettings(Protocol):
+    """The settings of a bundle on which the cost of a scan depends."""
+
+    @property
+    def preprocessing(self) -> PreprocessingConfig:
+        """As of the bundle."""
+
+    @property
+    def inference(self) -> InferenceConfig:
+        """As of the bundle."""
+
+    @property
+    def patch_ijk(self) -> tuple[int, int, int]:
+        """As of the bundle."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,12 @@ class ScanCost:
         return math.prod(self.prepared_ijk)
 
 
-def estimate_cost(header: VolumeHeader, bundle: Bundle) -> ScanCost:
+def estimate_cost(header: VolumeHeader, bundle: CostSettings) -> ScanCost:
     """Estimate what it costs to segment a scan with a bundle.
 
     Args:
         header: of the scan's file.
-        bundle: whose preprocessing and inference settings are used; a locator of coarser spacing adds nothing.
+        bundle: its settings; a locator of coarser spacing adds nothing.
     """
     shape = header.shape
     if is_sheared(header.affine):

@@ -61,6 +61,7 @@ from .volumes import decode_nifti as decode_nifti
 from .volumes import decode_volume as decode_volume
 from .volumes import read_open_header as read_open_header
 from .volumes import read_open_volume as read_open_volume
+from .volumes import read_partial_header as read_partial_header
 from .volumes import read_volume as read_volume
 from .volumes import read_volume_header as read_volume_header
 from .volumes import write_volume as write_volume

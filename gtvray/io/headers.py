@@ -19,6 +19,7 @@ class VolumeHeader:
         dtype: of the stored voxels.
         affine: from voxel indices to RAS millimetres.
         is_scaled: whether reading applies a linear scaling, and so returns float32.
+        slope: of that scaling, which is the difference of two consecutive integers after reading.
         data_file: the detached file that has the voxels; None if they follow the header.
     """
 
@@ -26,4 +27,5 @@ class VolumeHeader:
     dtype: np.dtype[Any]
     affine: NDArray[np.float64]
     is_scaled: bool
+    slope: float = 1.0
     data_file: Path | None = None

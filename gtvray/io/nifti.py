@@ -108,7 +108,8 @@ def _read_checked(source: Source, start: bytes, limit_bytes: int) -> tuple[Volum
     source.check_size(shape, dtype, limit_bytes)
     affine = check_affine(header_affine(header, source.where), source.where)
     scaling = _scaling(header, source.where)
-    return VolumeHeader(shape, dtype, affine, scaling is not None), scaling
+    slope = scaling.slope if scaling is not None else 1.0
+    return VolumeHeader(shape, dtype, affine, scaling is not None, slope), scaling
 
 
 def _read_header(source: Source, start: bytes) -> Nifti1Header:

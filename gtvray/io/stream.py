@@ -29,7 +29,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 DO_EXPORT = "export the volume again from its source"
 
 # Maximum expansion of deflate: its longest match, 258 bytes, takes two bits.
-_MOST_EXPANSION = 1032
+MOST_EXPANSION = 1032
 _PIECE_BYTES = 1 << 20
 # isal's stub declares its error class as an instance.
 _DAMAGED: tuple[type[BaseException], ...] = (
@@ -50,9 +50,10 @@ class Source:
         file: seekable, at its beginning.
         where: source of the bytes, for errors.
         sniff: decompress the file if it starts with the magic bytes of gzip.
+        length: size of the file if `file` has only its beginning; None for a complete file.
     """
 
-    def __init__(self, file: BinaryIO, where: object, *, sniff: bool = True) -> None:
+    def __init__(self, file: BinaryIO, where: object, *, sniff: bool = True, length: int | None = None) -> None:
         self.where = where
         self._file: Any = file
         self._gzipped = False
@@ -61,6 +62,8 @@ class Source:
             file.seek(0)
             magic = file.read(2) if sniff else b""
             file.seek(0)
+        if length is not None:
+            self._length = length
         if magic == GZIP_MAGIC:
             self.inflate()
 
@@ -107,7 +110,7 @@ class Source:
             raise TooLargeError(
                 "volume is too large", where=self.where, expected=f"<= {limit_bytes} bytes", found=expected
             )
-        most = self._length * _MOST_EXPANSION if self._gzipped else self._length - self._file.tell()
+        most = self._length * MOST_EXPANSION if self._gzipped else self._length - self._file.tell()
         if expected > most:
             raise self._truncated(expected, f"at most {most}")
         return expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,10 @@ from gtvray.io.content import HEAD_BYTES, identify
 from gtvray.io.headers import VolumeHeader
 from gtvray.io.nifti import Scaling, encode_nifti, is_nifti, read_nifti, read_nifti_header, read_scaled_nifti
 from gtvray.io.nrrd import encode_nrrd, is_nrrd, read_nrrd, read_nrrd_header
-from gtvray.io.stream import MAX_VOLUME_BYTES, Source, open_regular_file
+from gtvray.io.stream import GZIP_MAGIC, MAX_VOLUME_BYTES, MOST_EXPANSION, Source, open_regular_file
+
+# zlib's code of the gzip format, and how much is decompressed to find the end of a header.
+_GZIP_FORMAT, _MOST_BEGINNING_BYTES = 31, 1 << 20
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
@@ -99,6 +103,41 @@ def read_open_header(file: BinaryIO, where: object, limit_bytes: int = MAX_VOLUM
     return _read_header(file, where, limit_bytes, None)
 
 
+def read_partial_header(beginning: bytes, file_bytes: int, where: object, limit_bytes: int) -> VolumeHeader | None:
+    """Read the header of a volume of which only the beginning has arrived.
+
+    Args:
+        beginning: first bytes of the file.
+        file_bytes: size of the complete file, or an upper bound of it.
+        where: source of the bytes, for errors.
+        limit_bytes: maximum decompressed size of the voxels.
+
+    Returns:
+        the header; None if these bytes do not contain all of it, or are damaged.
+
+    Raises:
+        as `read_open_header` for the complete file, which is refused too whatever its further bytes are.
+    """
+    if beginning.startswith(GZIP_MAGIC):
+        try:
+            beginning = zlib.decompressobj(_GZIP_FORMAT).decompress(beginning, _MOST_BEGINNING_BYTES)
+        except zlib.error:
+            return None
+        file_bytes *= MOST_EXPANSION
+    file = _Beginning(beginning)
+    source = Source(file, where, sniff=False, length=file_bytes)
+    try:
+        start = source.read(4)
+        if is_nifti(start):
+            return read_nifti_header(source, start, limit_bytes)
+        if is_nrrd(start):
+            return read_nrrd_header(source, start, limit_bytes, None)
+    except InputError:
+        if not file.exceeded:
+            raise
+    return None
+
+
 def decode_nifti(content: bytes, where: object = "upload", limit_bytes: int = MAX_VOLUME_BYTES) -> Volume:
     """Decode as `decode_volume`, but only NIfTI.
 
@@ -128,6 +167,26 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
         raise InputError("unsupported file extension", where=path, expected=".nii, .nii.gz or .nrrd")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+class _Beginning(io.BytesIO):
+    """The first bytes of a file.
+
+    Attributes:
+        exceeded: whether a caller tried to read more than these.
+    """
+
+    exceeded = False
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        content = super().read(count)
+        self.exceeded = self.exceeded or count is None or not 0 <= count <= len(content)
+        return content
+
+    def readline(self, count: int | None = -1, /) -> bytes:
+        line = super().readline(count)
+        self.exceeded = self.exceeded or (len(line) != count and not line.endswith(b"\n"))
+        return line
 
 
 def _head(file: BinaryIO) -> bytes:

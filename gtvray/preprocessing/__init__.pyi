@@ -4,6 +4,7 @@ from .channels import to_channels as to_channels
 from .path import AIR_HU as AIR_HU
 from .path import PREPROCESSING_VERSION as PREPROCESSING_VERSION
 from .path import Prepared as Prepared
+from .path import check_header_hu as check_header_hu
 from .path import check_hu as check_hu
 from .path import cut_off_share as cut_off_share
 from .path import prepare as prepare

@@ -20,7 +20,7 @@ from gtvray.config import PreprocessingConfig
 from gtvray.errors import DataError
 from gtvray.geometry import Box, Volume, is_sheared, orthogonal_grid, resample_to_grid, resampled_grid
 from gtvray.geometry.affine import Affine
-from gtvray.io import as_labels
+from gtvray.io import VolumeHeader, as_labels
 from gtvray.preprocessing.channels import mirror_sum, mirrored_hu
 
 # Increment it whenever the same scan and settings give other voxels: caches and bundles store it.
@@ -31,6 +31,7 @@ SHEARED = "the scan's axes are not at right angles (gantry tilt); it was resampl
 _HU_RANGE = (AIR_HU, 3071)
 # Scanners store 12 bits, 16 with an extended scale for metal.
 _FURTHEST_HU = 100_000
+_DO_SCALING = "export the CT again, or correct the slope and intercept of its header (scl_slope, scl_inter)"
 _BODY_SEARCH_MM = 4.0
 # A separate part of at least this share of the largest, e.g. a second leg, is reported when it is cropped. A couch or
 # a cushion is smaller.
@@ -206,7 +207,7 @@ def check_hu(scan: Volume, where: object = None) -> None:
             where=where,
             expected=f"Hounsfield units, at most {_FURTHEST_HU:,} from 0",
             found=f"{low:.4g} to {high:.4g}",
-            do="export the CT again, or correct the slope and intercept of its header (scl_slope, scl_inter)",
+            do=_DO_SCALING,
         )
     if low > -500 or high < -100:
         raise DataError(
@@ -215,6 +216,24 @@ def check_hu(scan: Volume, where: object = None) -> None:
             expected="air below -500 and tissue above -100",
             found=f"{low:.4g} to {high:.4g}",
             do="export the CT with its rescale slope and intercept applied",
+        )
+
+
+def check_header_hu(header: VolumeHeader, where: object = None) -> None:
+    """Check that the values of a scan can be Hounsfield units, as far as its header shows it.
+
+    Integers with a large slope are either all equal or far apart, and `check_hu` accepts neither.
+
+    Raises:
+        DataError: they cannot.
+    """
+    if header.dtype.kind in "iu" and abs(header.slope) > 2 * _FURTHEST_HU:
+        raise DataError(
+            "values are far beyond those of a CT",
+            where=where,
+            expected=f"Hounsfield units, at most {_FURTHEST_HU:,} from 0",
+            found=f"integers with a slope of {header.slope:.4g}",
+            do=_DO_SCALING,
         )
 
 

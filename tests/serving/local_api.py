@@ -42,12 +42,15 @@ class Response:
 
 
 class Description:
-    """Stands in for a replica's `describe` method."""
+    """Stands in for a replica's `describe` method; `answer` is the description."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = {"version": "1", "digest": "digest", "golden": "none"}
 
     def remote(self) -> Any:
-        """Return a description immediately."""
-        answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        answer.set_result({"version": "1", "digest": "digest", "golden": "none"})
+        """Return the description immediately."""
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        answer.set_result(self.answer)
         return answer
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -23,12 +24,13 @@ from gtvray.serving.gateway.access import Access
 from gtvray.serving.gateway.audit import AuditedJobs, AuditLog
 from gtvray.serving.gateway.guard import KUBERAY_PATH, OPEN_PATHS, Guard
 from gtvray.serving.gateway.openapi import RESULT_RESPONSE, VOLUME_BODY, ModelQuery, errors, install_openapi
-from gtvray.serving.gateway.results import negotiate, result_document, result_response
+from gtvray.serving.gateway.results import JSON, negotiate, result_document, result_response
 from gtvray.serving.gateway.segmenter import Report, Segmenter
 from gtvray.serving.gateway.tokens import Role
 from gtvray.serving.jobs import JobRoutes, Jobs, ReplicasDocument
 from gtvray.serving.jobs.documents import QueueDocument
 from gtvray.serving.jobs.records import Requester
+from gtvray.serving.jobs.references import Allowed, Reference, opened_reference, pin_reference, read_reference
 from gtvray.serving.metrics import (
     BODY_BYTES,
     OUT_OF_DOMAIN,
@@ -43,6 +45,7 @@ from gtvray.serving.metrics import (
     set_replicas,
 )
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
+from gtvray.serving.replica.admission import admit_beginning
 from gtvray.serving.request_log import log_event
 from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
@@ -53,6 +56,12 @@ from gtvray.serving.transfer.work import Prediction
 from gtvray.serving.versions.served import Served
 
 _Result = TypeVar("_Result")
+_SEGMENT_BODY = {
+    **VOLUME_BODY,
+    "description": f"{VOLUME_BODY['description']}; or a path below a folder that the operator allows, which requires "
+    "the role jobs",
+    "content": {**VOLUME_BODY["content"], JSON: {"schema": Reference.model_json_schema()}},
+}
 
 
 class Api:
@@ -86,6 +95,7 @@ class Api:
         self._access = Access(read_token(args.token_file), args.tokens, serving.client_requests_per_minute)
         self._audit, self._origins = AuditLog(args.audit), serving.cors_origins
         self._limits = UploadLimits(serving.max_upload_mb << 20, serving.min_upload_kb_per_s << 10)
+        self._references = Allowed(serving.jobs.roots, serving.jobs.uris, self._limits.most_bytes, spool)
         self._jobs: Jobs | None = None
         if args.jobs_dir is not None:
             self._jobs = AuditedJobs(
@@ -104,7 +114,14 @@ class Api:
             redirect_slashes=False,
             generate_unique_id_function=lambda route: route.name,
         )
-        app.add_middleware(Guard, access=self._access, origins=self._origins, tracing=self._tracing, audit=self._audit)
+        app.add_middleware(
+            Guard,
+            access=self._access,
+            limits=self._limits,
+            origins=self._origins,
+            tracing=self._tracing,
+            audit=self._audit,
+        )
         app.add_exception_handler(HTTPException, _http_error_response)
         app.add_exception_handler(RequestValidationError, _invalid_request_response)
         install_openapi(app, OPEN_PATHS)
@@ -124,8 +141,8 @@ class Api:
                 name=path.rpartition("/")[2],
                 methods=["POST"],
                 response_class=Response,
-                responses=RESULT_RESPONSE | errors(404, 406, 408, 413, 415, 422, 504, 507),
-                openapi_extra={"requestBody": VOLUME_BODY},
+                responses=RESULT_RESPONSE | errors(404, 406, 408, 409, 413, 415, 422, 504, 507),
+                openapi_extra={"requestBody": _SEGMENT_BODY},
                 deprecated=path == "/v1/predict",
             )
         app.include_router(JobRoutes(self._jobs, _requester, self._choose, self._load).router())
@@ -191,7 +208,7 @@ class Api:
         return {**default, "models": each, "shadow": shadow, "intended_use": NOTICE}
 
     async def segment(self, request: Request, model: ModelQuery = None) -> Response:
-        """Segment a NIfTI or NRRD body; the response is the mask on the scan's own grid, or its metadata as JSON."""
+        """Segment a NIfTI or NRRD body, or a referenced file; the response is the mask on its grid, or JSON."""
         began, media_type = time.monotonic(), negotiate(request.headers.get("accept"))
         served = self._chosen(request, model)
         async with self.received(request, served) as body:
@@ -200,7 +217,7 @@ class Api:
             prediction = await self._audited(
                 request.state.request_id, client, served, body, unless_disconnected(request, work)
             )
-            compare = self._offer(served, body, prediction, request.state.request_id)
+            compare = self._offer(request, served, body, prediction)
         document = result_document(prediction, request.state.request_id, time.monotonic() - began)
         response = result_response(document, prediction.mask_gz, media_type)
         response.background = compare
@@ -214,11 +231,11 @@ class Api:
         work = self._segmenter.segment(served, body, request_id, report, client=client)
         return await self._audited(request_id, client, served, body, work)
 
-    def _offer(self, served: Served, body: Body, prediction: Prediction, request_id: str) -> BackgroundTask | None:
-        """Offer an answered request to the shadow version."""
-        if self._shadow is None or served is not self._models.default:
+    def _offer(self, request: Request, served: Served, body: Body, prediction: Prediction) -> BackgroundTask | None:
+        """Offer an answered request, unless it referenced a file that is not the endpoint's, to the shadow version."""
+        if self._shadow is None or served is not self._models.default or _is_reference(request):
             return None
-        return self._shadow.offer(body, prediction, request_id)
+        return self._shadow.offer(body, prediction, request.state.request_id)
 
     def _chosen(self, request: Request, name: str | None) -> Served:
         """The model that a request names.
@@ -284,9 +301,10 @@ class Api:
 
     @asynccontextmanager
     async def received(self, request: Request, served: Served) -> AsyncIterator[Body]:
-        """Receive the body of a request into the spool; the file exists within the `async with` block.
+        """Receive the body of a request, or the file that it references; the file exists within the `async with` block.
 
-        Capacity, declared size and free space are checked before the first byte is read.
+        Capacity, declared size and free space are checked before the first byte is read, and the header of a large
+        body while the rest arrives.
 
         Raises:
             GtvrayError: the body cannot be accepted.
@@ -294,12 +312,30 @@ class Api:
         client = request.state.client.name
         with served.pinned():
             self._segmenter.require_capacity(client)
+        if _is_reference(request):
+            # The roles of jobs: whoever may not submit one reads nothing of the server's disks and stores.
+            request.state.client.require(Role.JOBS)
+            reference = await read_reference(request, self._limits)
+            pinned = await asyncio.to_thread(pin_reference, reference, self._references)
+            async with opened_reference(pinned, self._references, client) as body:
+                yield body
+            return
         declared = check_declared(request.headers, self._limits)
         self._spool.require_space(client, declared)
+        check = partial(
+            admit_beginning,
+            file_bytes=declared or self._limits.most_bytes,
+            serving=self._args.serving,
+            described=served.last_description,
+        )
         async with self._spool.create(client) as file:
             with self._tracing.span("receive"):
-                body = await spool_upload(request, file, self._limits)
+                body = await spool_upload(request, file, self._limits, check)
             yield body
+
+
+def _is_reference(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON
 
 
 def _requester(request: Request) -> Requester:

@@ -18,11 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gtvray.serving.gateway.access import Access
 from gtvray.serving.gateway.audit import AuditLog
 from gtvray.serving.gateway.refusals import Refusals
+from gtvray.serving.gateway.remainder import Remainder
 from gtvray.serving.gateway.tokens import Role
 from gtvray.serving.metrics import REQUESTS
 from gtvray.serving.problems import MEDIA_TYPE, http_problem, problem_response
 from gtvray.serving.request_log import REQUEST_ID_HEADER, log_event, request_id_of
 from gtvray.serving.tracing import NO_TRACES, Tracing
+from gtvray.serving.transfer.uploads import UploadLimits
 
 KUBERAY_PATH = "/-/healthz"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", KUBERAY_PATH})
@@ -44,6 +46,7 @@ class Guard:
     Args:
         app: the application.
         access: checks the token, required outside OPEN_PATHS except for OPTIONS, which browsers send without one.
+        limits: limits of the part of a body that is discarded after an early response.
         origins: origins whose pages may call the endpoint from a browser.
         tracing: receives a span for each request.
         audit: records refused requests.
@@ -53,11 +56,14 @@ class Guard:
         self,
         app: ASGIApp,
         access: Access,
+        limits: UploadLimits,
+        *,
         origins: Sequence[str] = (),
         tracing: Tracing = NO_TRACES,
         audit: AuditLog | None = None,
     ) -> None:
         self._app, self._access, self._origins, self._tracing = app, access, origins, tracing
+        self._limits = limits
         self._refusals = Refusals(audit or AuditLog(None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,10 +79,11 @@ class Guard:
         began, headers = time.monotonic(), Headers(scope=scope)
         request_id = request_id_of(headers.getlist(REQUEST_ID_HEADER))
         inner = _normalised(scope, request_id)
-        response = _Response(scope["method"], headers, self._origins, request_id, send)
+        remainder = Remainder(scope, headers, receive, self._limits)
+        response = _Response(scope["method"], headers, self._origins, request_id, send, remainder=remainder)
         try:
             with self._request_span(inner, headers) as span:
-                await self._answer(inner, headers, receive, response)
+                await self._answer(inner, headers, remainder.receive, response)
                 span.update_name(f"{inner['method']} {_route(inner)}")
                 span.set_attributes({"http.route": _route(inner), "http.response.status_code": response.status})
         finally:
@@ -127,10 +134,20 @@ class Guard:
 class _Response:
     """Sends a response with request id and CORS headers, without a body to HEAD, and with status 204 to OPTIONS."""
 
-    def __init__(self, method: str, request: Headers, origins: Sequence[str], request_id: str, send: Send) -> None:
+    def __init__(
+        self,
+        method: str,
+        request: Headers,
+        origins: Sequence[str],
+        request_id: str,
+        send: Send,
+        *,
+        remainder: Remainder,
+    ) -> None:
         self._method, self._request, self._origins = method, request, origins
-        self._request_id, self._send = request_id, send
+        self._request_id, self._send, self._remainder = request_id, send, remainder
         self._without_body = method == "HEAD"
+        self._closes_at_once = self._closes = False
         self.status, self.version = 0, ""
 
     async def send(self, message: Message) -> None:
@@ -139,6 +156,14 @@ class _Response:
             message = self._start(message)
         elif message["type"] == "http.response.body" and self._without_body:
             message = {**message, "body": b""}
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and self._remainder.unread and not self._closes_at_once:
+            # The client has the complete response before the server reads on.
+            await self._send({**message, "more_body": True})
+            if not await self._remainder.discard() and not self._closes:
+                # The server closes the connection of a response that does not end.
+                return
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     def _start(self, message: Message) -> Message:
@@ -151,6 +176,11 @@ class _Response:
                 del headers["content-type"], headers["content-length"]
         headers[REQUEST_ID_HEADER] = self._request_id
         add_cors_headers(headers, self._request, self._origins)
+        # After a body that arrives too slowly the rest is not awaited.
+        self._closes_at_once = headers.get("connection") == "close"
+        self._closes = self._closes_at_once or self._remainder.large
+        if self._closes:
+            headers["Connection"] = "close"
         self.status, self.version = status, headers.get("X-Gtvray-Model-Version", "")
         return {**message, "status": status, "headers": headers.raw}
 

@@ -52,7 +52,7 @@ async def copied_object(
         client: client that the copy counts for.
 
     Raises:
-        ConflictError: it was changed after the job was accepted.
+        ConflictError: it was changed after it was accepted.
         BusyError, StorageFullError: the spool has no space.
         GtvrayError: as `pin_object`.
     """
@@ -98,7 +98,7 @@ def _state(reader: ObjectReader) -> ObjectState:
 
 async def _require(reader: ObjectReader, expected: ObjectState) -> None:
     if await asyncio.to_thread(_state, reader) != expected:
-        raise ConflictError("a referenced object was changed after the job was accepted", do="send the job again")
+        raise ConflictError("a referenced object was changed after it was accepted", do="send the request again")
 
 
 def _too_large(limit_bytes: int) -> TooLargeError:

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from gtvray.errors import ConflictError, InputError, NotFoundError, TooLargeError
 from gtvray.io import HEAD_BYTES, is_uri
 from gtvray.serving.jobs.objects import copied_object, pin_object
 from gtvray.serving.transfer.spool import Body, Spool, open_plain
-from gtvray.serving.transfer.uploads import check_body
+from gtvray.serving.transfer.uploads import UploadLimits, body_chunks, check_body
 
 MOST_REFERENCES_BYTES = 1 << 20
+_MOST_REFERENCE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What jobs may reference.
+    """What requests and jobs may reference.
 
     Attributes:
         roots: folders of the server's file system.
@@ -82,6 +84,31 @@ def parse_references(body: bytes) -> list[Reference]:
         raise InputError("the references are invalid", where=where, expected=expected, found=first["msg"]) from None
 
 
+async def read_reference(request: Request, limits: UploadLimits) -> Reference:
+    """Read the body of a request that references one volume.
+
+    Raises:
+        InputError: not the JSON of `Reference`.
+        ContentTypeError: other JSON, such as a volume as base64.
+        SlowBodyError: the body arrives too slowly.
+    """
+    body = bytearray()
+    async for chunk in body_chunks(request, limits):
+        body += chunk
+        if len(body) > _MOST_REFERENCE_BYTES:
+            check_body(bytes(body[:HEAD_BYTES]))
+            raise TooLargeError("the reference is too large", expected=f"at most {_MOST_REFERENCE_BYTES} bytes of JSON")
+    try:
+        return Reference.model_validate_json(bytes(body))
+    except ValidationError as error:
+        if b'"path"' not in body:
+            check_body(bytes(body))
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        expected = '{"path": "/data/scan.nii.gz"}'
+        raise InputError("the reference is invalid", where=where, expected=expected, found=first["msg"]) from None
+
+
 def pin_reference(reference: Reference, allowed: Allowed) -> bytes:
     """Check a reference and describe its file or object as it is now.
 
@@ -114,12 +141,12 @@ async def opened_reference(pinned: bytes, allowed: Allowed, client: str) -> Asyn
 
     Args:
         pinned: from `pin_reference`.
-        allowed: what jobs may reference.
+        allowed: what may be referenced.
         client: client that a copy counts for.
 
     Raises:
         NotFoundError: it is no longer below an allowed folder.
-        ConflictError: it was changed after the job was accepted.
+        ConflictError: it was changed after it was accepted.
         GtvrayError: as `copied_object`.
     """
     if "uri" in json.loads(pinned) and allowed.spool is not None:
@@ -148,7 +175,7 @@ def _unchanged(pinned: bytes, roots: Sequence[Path]) -> Iterator[tuple[Path, Buf
     with file:
         found = os.fstat(file.fileno())
         if (found.st_size, found.st_mtime_ns) != (stored["size"], stored["modified_ns"]):
-            raise ConflictError("a referenced file was changed after the job was accepted", do="send the job again")
+            raise ConflictError("a referenced file was changed after it was accepted", do="send the request again")
         yield path, file
 
 

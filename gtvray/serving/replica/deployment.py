@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 from opentelemetry.trace import SpanKind
+from ray import serve
 
 from gtvray.errors import BundleError, NotReadyError, ResourceError
 from gtvray.failpoints import failpoint
@@ -28,7 +29,7 @@ from gtvray.serving.arguments import AppArguments
 from gtvray.serving.metrics import ReplicaMetrics
 from gtvray.serving.replica.admission import admit
 from gtvray.serving.replica.budget import MemoryBudget
-from gtvray.serving.replica.golden import check_golden
+from gtvray.serving.replica.golden import check_golden, require_beside_others
 from gtvray.serving.replica.quarantine import Journal
 from gtvray.serving.replica.scheduler import Network, PatchJob, PatchScheduler
 from gtvray.serving.request_log import log_event
@@ -64,8 +65,10 @@ class Model:
     def __init__(self, args: AppArguments) -> None:
         self._args = args
         self._predictor = _warm_predictor(args)
-        # A failed check does not raise: Serve would restart the replica forever, and the reason would be lost.
+        # A failed check raises only beside replicas that serve: if none did, Serve would restart this one forever, and
+        # the reason would be lost.
         self._golden = check_golden(args.golden, self._predictor)
+        require_beside_others(self._golden, args.versions)
         self._network = Network(self._predictor.forward, self._predictor.batch_size)
         locator = self._predictor.locator
         self._locating = Network(locator.forward, locator.batch_size) if locator is not None else None
@@ -145,7 +148,17 @@ class Model:
             "labels": bundle.labels,
             "preprocessing": bundle.preprocessing.model_dump(mode="json"),
             "inference": bundle.inference.model_dump(mode="json"),
+            "patch_ijk": bundle.patch_ijk,
         }
+
+    async def reproduced(self) -> str:
+        """Return the id of this replica, which has reproduced the golden cases if the model has any.
+
+        Raises:
+            NotReproducedError: this replica failed the golden cases.
+        """
+        self._golden.require()
+        return str(serve.get_replica_context().replica_id.unique_id)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Report to the autoscaling policy; Serve calls this periodically if the number of replicas may change."""

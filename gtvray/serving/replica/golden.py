@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
 from gtvray.errors import GtvrayError, NotReproducedError
 from gtvray.serving.request_log import log_event
+from gtvray.serving.scaling import count_replicas
+from gtvray.serving.versions.pointer import Pointer
 
 if TYPE_CHECKING:
     from gtvray.inference import Predictor
@@ -52,6 +57,33 @@ def check_golden(folder: Path | None, predictor: Predictor) -> GoldenCheck:
     check = GoldenCheck("none") if folder is None else _run_golden(folder, predictor)
     log_event("golden", "start", logging.ERROR if check.outcome == "failed" else logging.INFO, result=check.outcome)
     return check
+
+
+def require_beside_others(check: GoldenCheck, versions: Path | None) -> None:
+    """Keep a replica that failed the check out of a model that other replicas serve, as when one is added or replaced.
+
+    Serve sends no request to a replica whose constructor raises, and starts it again later.
+
+    Args:
+        check: of this replica.
+        versions: the pointer to the served version; None if the version is fixed. A version that is not served yet is
+            rejected by the version manager, which needs the reason.
+
+    Raises:
+        NotReproducedError: it failed, and other replicas serve the model.
+    """
+    if check.outcome != "failed":
+        return
+    try:
+        app = serve.get_replica_context().app_name
+    except RayServeException:
+        # Not in a replica, but in a process of its own.
+        return
+    current = Pointer(versions).read().current if versions is not None else None
+    counts = count_replicas(app)
+    in_service = versions is None or (current is not None and current.app == app)
+    if in_service and counts is not None and counts.running:
+        check.require()
 
 
 def _run_golden(folder: Path, predictor: Predictor) -> GoldenCheck:

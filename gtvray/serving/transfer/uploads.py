@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers
@@ -32,6 +32,8 @@ _SUPPORTED_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 _VOLUME_STARTS = (b"\x1f\x8b", b"\x5c\x01", b"\x01\x5c", b"NRRD")
 _REMOVED_BY_CURL = re.compile(rb"[\0\r\n]")
 
+# From these first bytes of a larger body the header is checked while the rest arrives.
+BEGINNING_BYTES = 64 << 10
 # Seconds that a client may pause without sending a byte.
 PATIENCE_S = 10.0
 
@@ -65,10 +67,19 @@ def check_declared(headers: Headers, limits: UploadLimits) -> int:
     return int(declared)
 
 
-async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) -> Body:
+async def spool_upload(
+    request: Request, file: SpoolFile, limits: UploadLimits, check: Callable[[bytes], None] = lambda _: None
+) -> Body:
     """Write a request's body to a file of the upload spool as it arrives, checking first bytes, size and rate.
 
+    Args:
+        request: the request.
+        file: the file.
+        limits: limits of the body.
+        check: called in a thread with the first BEGINNING_BYTES of a body that has so many; raises to refuse it.
+
     Raises:
+        GtvrayError: as `check`.
         TooLargeError: the body exceeds the limit.
         SlowBodyError: the body arrives too slowly.
         ContentTypeError: the first bytes are those of another known format.
@@ -82,10 +93,12 @@ async def spool_upload(request: Request, file: SpoolFile, limits: UploadLimits) 
         size += len(chunk)
         if size > limits.most_bytes:
             raise _too_large(limits)
-        if len(head) < HEAD_BYTES:
-            head += chunk[: HEAD_BYTES - len(head)]
-            if len(head) == HEAD_BYTES:
+        if (known := len(head)) < BEGINNING_BYTES:
+            head += chunk[: BEGINNING_BYTES - known]
+            if known < HEAD_BYTES <= len(head):
                 check_body(head)
+            if len(head) == BEGINNING_BYTES:
+                await asyncio.to_thread(check, head)
         await file.write(chunk)
     if not size:
         raise InputError("the request has no body", expected=EXPECTED, do=CURL)

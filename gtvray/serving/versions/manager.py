@@ -26,12 +26,15 @@ from gtvray.errors import FailureError, GtvrayError, NotReadyError, ResourceErro
 from gtvray.serving.app import build_model_app
 from gtvray.serving.arguments import AppArguments
 from gtvray.serving.request_log import log_event
+from gtvray.serving.scaling import count_replicas
 from gtvray.serving.versions.last import Candidate, read_last, write_last
 from gtvray.serving.versions.pointer import Pointer, RejectedVersion, ServedVersion, Versions
 
 _START_TIMEOUT_S = 600.0
 _POLL_S = 0.2
 _DESCRIBE_TIMEOUT_S = 30.0
+# Serve chooses at random among idle replicas: the chance that one of them is not reached is negligible.
+_CALLS_PER_REPLICA = 40
 
 
 class VersionManager:
@@ -213,7 +216,7 @@ class VersionManager:
         while not self._stop.is_set():
             status = serve.status().applications.get(new.app)
             if status is not None and status.status == ApplicationStatus.RUNNING:
-                _require_reproduced(new.app)
+                require_reproduced(new.app)
                 return
             if status is not None and status.status == ApplicationStatus.DEPLOY_FAILED:
                 raise FailureError("the model could not be started", found=status_text(status))
@@ -308,13 +311,28 @@ def status_text(status: ApplicationStatusOverview) -> str:
     return message or "; ".join(deployments) or status.status.value.lower()
 
 
-def _require_reproduced(app: str) -> None:
-    """Check that a version responds and has reproduced its golden cases."""
+def require_reproduced(app: str) -> None:
+    """Check that every replica of a version responds and has reproduced its golden cases.
+
+    Serve routes a call to any replica, so calls are repeated until all have answered.
+
+    Raises:
+        NotReproducedError: a replica has not reproduced them, possibly on other hardware than the others.
+        FailureError: a replica failed, or not all of them were reached.
+        NotReadyError: a replica does not answer.
+    """
+    counts = count_replicas(app)
+    running = counts.running if counts is not None else 1
+    model, reached = serve.get_app_handle(app), set[str]()
     try:
-        serve.get_app_handle(app).describe.remote().result(timeout_s=_DESCRIBE_TIMEOUT_S)
+        for _ in range(_CALLS_PER_REPLICA * running):
+            reached.add(model.reproduced.remote().result(timeout_s=_DESCRIBE_TIMEOUT_S))
+            if len(reached) >= running:
+                return
     except RayTaskError as error:
         if isinstance(error.cause, GtvrayError):
             raise error.cause from None
         raise FailureError("the model could not be started", found=type(error.cause).__name__) from error
     except TimeoutError as error:
         raise NotReadyError("the model does not answer", expected=f"within {_DESCRIBE_TIMEOUT_S:g} s") from error
+    raise FailureError("not every replica of the model answers", expected=f"{running}", found=f"{len(reached)}")

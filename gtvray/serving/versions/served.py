@@ -115,6 +115,14 @@ class Served:
             raise self._state.answer
         return self._state.answer
 
+    @property
+    def last_description(self) -> dict[str, Any] | None:
+        """The description of the served version, if it is known without asking a replica."""
+        state = self._state
+        if state is None or isinstance(state.answer, GtvrayError) or state.app != self._current()[0]:
+            return None
+        return state.answer
+
     async def replicas(self) -> ReplicaCounts | None:
         """Return replica counts, at most a second old; None if there is no model, or Serve does not respond."""
         try:
@@ -156,6 +164,8 @@ class Served:
         except RayTaskError as error:
             cause = cause_of(error)
             answer = cause if isinstance(cause, GtvrayError) else loading()
+        if not isinstance(answer, GtvrayError) and self._has_failed(app):
+            return
         self._state = _State(app, answer, time.monotonic())
 
     async def _is_asleep(self, app: str) -> bool:
@@ -168,6 +178,13 @@ class Served:
             return False
         self._state = replace(state, at=time.monotonic())
         return True
+
+    def _has_failed(self, app: str) -> bool:
+        """Whether a replica was not able to reproduce the golden cases a short time ago; each call asks any of them."""
+        state = self._state
+        if state is None or state.app != app or not isinstance(state.answer, NotReproducedError):
+            return False
+        return time.monotonic() - state.at < _VALID_S
 
     def _is_valid(self, app: str) -> bool:
         state = self._state

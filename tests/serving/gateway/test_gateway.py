@@ -10,8 +10,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,7 +17,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from starlette.types import ASGIApp
 
 from gtvray.config import ServingConfig
 from gtvray.errors import ConfigError, ResourceError
@@ -32,30 +29,10 @@ from gtvray.serving.transfer.work import Work
 
 from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api
+from .live import at_once, serving, start_upload, until
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 SCAN = encode_nifti(make_scan((20, 20, 20)), compress=True)
-
-
-@contextmanager
-def serving(app: ASGIApp, certificate: Path | None = None, key: Path | None = None) -> Iterator[int]:
-    """Serve an application in a thread; yields the port."""
-    server, listening = _server(app, 1, certificate, key), listen("127.0.0.1", 0)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield int(listening.getsockname()[1])
-    server.should_exit = True
-    thread.join(20)
-
-
-def start_upload(port: int, size: int, path: str = "/v1/predict", media_type: str = "") -> socket.socket:
-    """A connection that has sent the head of a request with a body of this size."""
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {size}\r\n"
-    client.sendall(f"{head}Content-Type: {media_type}\r\n\r\n".encode())
-    return client
 
 
 def require_slow(client: socket.socket) -> None:
@@ -66,16 +43,6 @@ def require_slow(client: socket.socket) -> None:
     client.close()
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"urn:gtvray:SlowBodyError" in answer
-
-
-def until(over: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not over():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-async def at_once(work: Work, content: bytes) -> None: ...
 
 
 def test_body_is_read_only_as_fast_as_it_is_written_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -609,7 +609,7 @@ def test_references_stay_below_the_allowed_folders(tmp_path: Path) -> None:
             gate.open.set()
             job = await ended(client, accepted)
             assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
-            assert "changed after the job was accepted" in job["volumes"][1]["problem"]["title"]
+            assert "changed after it was accepted" in job["volumes"][1]["problem"]["title"]
 
     asyncio.run(run())
 
@@ -626,7 +626,7 @@ def test_reference_that_changes_while_it_is_read_has_no_mask(tmp_path: Path) -> 
             scan.write_bytes(SCAN)
             gate.open.set()
             job = await ended(client, accepted)
-            assert "changed after the job was accepted" in job["volumes"][0]["problem"]["title"]
+            assert "changed after it was accepted" in job["volumes"][0]["problem"]["title"]
             assert stored_files(tmp_path / "jobs") == []
 
     asyncio.run(run())

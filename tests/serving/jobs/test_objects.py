@@ -168,7 +168,7 @@ def test_object_that_changes_after_the_job_was_accepted_has_no_mask(store: Objec
             gate.open.set()
             job = await ended(client, accepted)
             assert [each["state"] for each in job["volumes"]] == ["done", "failed"]
-            assert "changed after the job was accepted" in job["volumes"][1]["problem"]["title"]
+            assert "changed after it was accepted" in job["volumes"][1]["problem"]["title"]
 
     asyncio.run(run())
 

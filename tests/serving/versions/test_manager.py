@@ -73,7 +73,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Serve:
     fake = Serve()
     monkeypatch.setattr(module, "serve", fake)
     monkeypatch.setattr(module, "build_model_app", lambda args: args)
-    monkeypatch.setattr(module, "_require_reproduced", lambda app: None)
+    monkeypatch.setattr(module, "require_reproduced", lambda app: None)
     monkeypatch.setattr(module, "missing_resources", lambda needed: {"expected": "1 CPU", "found": "0 CPU free"})
     monkeypatch.setattr(module, "_POLL_S", 0.0)
     return fake
@@ -121,7 +121,7 @@ def test_error_of_ray_restores_the_stopped_version(
         if "-222222222222-" in app:
             raise RayActorError
 
-    monkeypatch.setattr(module, "_require_reproduced", fail_second)
+    monkeypatch.setattr(module, "require_reproduced", fail_second)
     with pytest.raises(RayActorError):
         manager._step(registry.find)
     assert (served(tmp_path), registry.rejected, len(cluster.applications)) == ("1", [], 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from gtvray.errors import NotReadyError, NotReproducedError
 from gtvray.serving.arguments import AppArguments
@@ -66,6 +66,26 @@ def test_busy_or_replaced_model_stays_ready_for_a_while(outage: Any, monkeypatch
         await served.refresh()
         with pytest.raises(NotReadyError, match="still loading"):
             await served.describe()
+        await served.refresh()
+        assert await served.describe() == READY
+
+    asyncio.run(run())
+
+
+def test_one_replica_that_does_not_reproduce_golden_cases_makes_the_model_unready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        failed = RayTaskError("describe", "", NotReproducedError("other masks"))
+        served = Served(AppArguments(), Model(READY, failed, *[READY] * 5))
+        for _ in range(2):
+            await served.refresh()
+        for _ in range(3):
+            await served.refresh()
+            with pytest.raises(NotReproducedError, match="other masks"):
+                await served.describe()
+        # Until no replica has failed for a while.
+        monkeypatch.setattr(module, "_VALID_S", 0.0)
         await served.refresh()
         assert await served.describe() == READY
 
