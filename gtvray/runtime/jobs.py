@@ -19,7 +19,7 @@ from gtvray.failpoints import variables as failpoint_variables
 from gtvray.runtime.attempts import CONTINUED
 from gtvray.runtime.package import absolute, check_size, locate_words, package_code
 from gtvray.runtime.proxies import bypass_proxies, proxy_for, without_credentials
-from gtvray.runtime.reach import MODULE, Needed, needed_by, read_problems
+from gtvray.runtime.reach import MODULE, Looked, Needed, needed_by, read_result
 from gtvray.runtime.run_id import RUN_ID_VARIABLE
 from gtvray.runtime.tokens import TOKEN_ADVICE
 
@@ -32,8 +32,11 @@ WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
 # The run that the job continues, and the person who records of the job name.
 _FORWARDED = (RUN_ID_VARIABLE, "GTVRAY_WHO")
 _POLL_S, _CHECK_POLL_S = 1.0, 0.3
-# A check of paths that takes longer, such as on a busy head, does not hold up the command, which has its own checks.
-_CHECK_S = 90.0
+# A check of paths that takes longer does not hold up the command, which has checks of its own. On a busy head with two
+# CPUs it took up to SECONDS s.
+_CHECK_S = 300.0
+# The user is told what is being waited for.
+_PATIENCE_S = 20.0
 # Agents of a new cluster register within seconds.
 _AGENT_WAIT_S = 30.0
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -88,12 +91,13 @@ class Jobs:
             self._client: JobSubmissionClient = JobSubmissionClient(address)
             self._require_same_ray()
 
-    def submit(self, command: Sequence[str], *, installed: bool, retries: int = 0) -> str:
+    def submit(self, command: Sequence[str], *, installed: bool, tell: Callable[[str], None], retries: int = 0) -> str:
         """Submit a gtvray command whose paths exist on the cluster; return the id of the job.
 
         Args:
             command: name and arguments; relative paths are those of this machine.
             installed: run the gtvray that is installed on the cluster; otherwise the code of this one is uploaded.
+            tell: gets a line if the check of the paths takes long, and why it could not be done on a node or at all.
             retries: maximum number of restarts after the process was killed, for commands that can be continued.
 
         Raises:
@@ -111,7 +115,7 @@ class Jobs:
             module = ["gtvray.runtime.attempts", str(retries)] if retries and words[0] in CONTINUED else ["gtvray"]
             with self._errors():
                 environment = _runtime_env(folder)
-                self._require_paths(needed_by(words), environment)
+                self._require_paths(needed_by(words), environment, tell)
                 return self._submit([*module, *words], environment, shlex.join(command))
 
     def state(self, job: str) -> JobState:
@@ -178,31 +182,50 @@ class Jobs:
                     raise
             time.sleep(_POLL_S)
 
-    def _require_paths(self, needed: Needed, runtime_env: dict[str, object]) -> None:
+    def _require_paths(self, needed: Needed, runtime_env: dict[str, object], tell: Callable[[str], None]) -> None:
         """Refuse a command if a node lacks one of its paths; asked by a job of its own, which is then removed."""
         if not (needed.read or needed.written):
             return
         job = self._submit([MODULE, needed.as_json()], runtime_env, "check of paths")
+        is_over = False
         try:
-            deadline = time.monotonic() + _CHECK_S
-            while not self.state(job).is_over and time.monotonic() < deadline:
-                time.sleep(_CHECK_POLL_S)
-            found = read_problems(self.log(job))
-            if not self.state(job).is_over:
-                self.stop(job)
+            looked, is_over = self._look(job, tell)
         finally:
-            # The record of the job; one that is still being stopped keeps it.
+            # One that is still being stopped stays in the list of jobs.
             with suppress(RuntimeError):
+                if not is_over:
+                    self._client.stop_job(job)
                 self._client.delete_job(job)
-        if found:
+        if looked.lacking:
             raise InputError(
                 "the cluster lacks a path of the command",
                 where=self._address,
                 expected="the same paths on the cluster as in the command",
-                found="; ".join(found),
+                found="; ".join(looked.lacking),
                 do="put data and results on storage that every node has at the same path; for a workspace create its "
                 "parent folder",
             )
+        if looked.unchecked:
+            tell(f"warning: the paths of the command were not checked on {'; '.join(looked.unchecked)}")
+
+    def _look(self, job: str, tell: Callable[[str], None]) -> tuple[Looked, bool]:
+        """Wait for a check of paths; return its result, or the reason that there is none, and whether it has ended."""
+        began, told = time.monotonic(), False
+        while not (state := self.state(job)).is_over and (waited_s := time.monotonic() - began) < _CHECK_S:
+            if not told and waited_s > _PATIENCE_S:
+                tell(f"waiting for the cluster to check the paths of the command, at most {_CHECK_S:g} s")
+                told = True
+            time.sleep(_CHECK_POLL_S)
+        log = self.log(job)
+        looked = read_result(log)
+        if looked is not None:
+            return looked, state.is_over
+        if state.is_over:
+            lines = [line.strip() for line in log.splitlines() if line.strip()]
+            why = f"ended as {state.status} without a result" + (f": {lines[-1]}" if lines else "")
+        else:
+            why = f"is {state.status} after {_CHECK_S:g} s"
+        return Looked((), (f"the cluster: the job that checks them {why}",)), state.is_over
 
     def _require_same_ray(self) -> None:
         import ray
