@@ -40,6 +40,7 @@ _POLL_S = 2.0
 _ORPHANS_S = 10.0
 _STOP_DEADLINE_S = 60.0
 _CONTROLLER_S = 15.0
+_HEALTH_CHECK_S = "1"
 # Ray's default is unlimited. A group that fails to start is restarted by `fit_distributed`, which limits restarts.
 _CONTROLLER_FAILURES = 0
 
@@ -172,6 +173,8 @@ def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threa
     training = job.config.training
     # Read by Ray Train's controller. After its default of 60 s it would retry indefinitely, without giving a reason.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(training.resources_wait_s)
+    # The death of a worker and the end of the group are noticed at the next of these.
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = _HEALTH_CHECK_S
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"mailbox": mailbox},
