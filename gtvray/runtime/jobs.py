@@ -32,8 +32,8 @@ WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
 # The run that the job continues, and the person who records of the job name.
 _FORWARDED = (RUN_ID_VARIABLE, "GTVRAY_WHO")
 _POLL_S, _CHECK_POLL_S = 1.0, 0.3
-# A check of paths that takes longer does not hold up the command, which has checks of its own. Ray starts the processes of
-# a job with niceness 15, which takes minutes on a busy head.
+# A check of paths that takes longer does not hold up the command, which has checks of its own. Ray starts a job with
+# niceness 15, which takes minutes on a busy head.
 _CHECK_S = 300.0
 # The user is told what is being waited for.
 _PATIENCE_S = 20.0
