@@ -32,9 +32,11 @@ WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
 # The run that the job continues, and the person who records of the job name.
 _FORWARDED = (RUN_ID_VARIABLE, "GTVRAY_WHO")
 _POLL_S, _CHECK_POLL_S = 1.0, 0.3
-# A check of paths that takes longer does not hold up the command, which has checks of its own. Ray starts a job with
-# niceness 15, which takes minutes on a busy head.
+# A check of paths that takes longer, such as on a busy head, does not hold up the command, which has checks of its own.
 _CHECK_S = 300.0
+# The command that `JobState.command` shows for such a check, and how long its record is kept: Ray's job manager writes
+# a record anew, as that of a failed job, if it is removed before the manager has noticed the end of the job.
+_CHECK, _CHECK_KEPT_S = "check of paths", 60.0
 # The user is told what is being waited for.
 _PATIENCE_S = 20.0
 # Agents of a new cluster register within seconds.
@@ -128,9 +130,9 @@ class Jobs:
             return _state(self._client.get_job_info(job))
 
     def states(self) -> list[JobState]:
-        """All submitted jobs, the newest first."""
+        """All submitted jobs but checks of paths, the newest first."""
         with self._errors():
-            found = [_state(job) for job in self._client.list_jobs() if job.submission_id]
+            found = [job for job in self._states() if job.command != _CHECK]
         return sorted(found, key=lambda job: -(job.began_s or 0))
 
     def stop(self, job: str) -> None:
@@ -182,20 +184,30 @@ class Jobs:
                     raise
             time.sleep(_POLL_S)
 
+    def _states(self) -> list[JobState]:
+        return [_state(job) for job in self._client.list_jobs() if job.submission_id]
+
+    def _remove_checks(self) -> None:
+        """Remove the records of checks of paths that ended some time ago."""
+        for job in self._states():
+            if job.command == _CHECK and job.is_over and time.time() - (job.ended_s or 0) > _CHECK_KEPT_S:
+                # Another command may have removed it.
+                with suppress(RuntimeError):
+                    self._client.delete_job(job.job)
+
     def _require_paths(self, needed: Needed, runtime_env: dict[str, object], tell: Callable[[str], None]) -> None:
-        """Refuse a command if a node lacks one of its paths; asked by a job of its own, which is then removed."""
+        """Refuse a command if a node lacks one of its paths; asked by a job of its own."""
         if not (needed.read or needed.written):
             return
-        job = self._submit([MODULE, needed.as_json()], runtime_env, "check of paths")
+        self._remove_checks()
+        job = self._submit([MODULE, needed.as_json()], runtime_env, _CHECK)
         is_over = False
         try:
             looked, is_over = self._look(job, tell)
         finally:
-            # One that is still being stopped stays in the list of jobs.
-            with suppress(RuntimeError):
-                if not is_over:
+            if not is_over:
+                with suppress(RuntimeError):
                     self._client.stop_job(job)
-                self._client.delete_job(job)
         if looked.lacking:
             raise InputError(
                 "the cluster lacks a path of the command",
