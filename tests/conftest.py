@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 # A job that a shell put into the background ignores Ctrl-C, and so would every process the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Ray starts its workers with niceness 15: they would get 3 % of a CPU that another process of the tests keeps busy, and
+# take minutes to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # No deadline, because the duration of an example depends on the machine. `make test` draws the same examples every
 # time, so that failures are caused by the change under test; `make test-all` draws new ones.

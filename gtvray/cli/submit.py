@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,7 +50,7 @@ def submit(
     from gtvray.runtime import Jobs
 
     jobs = Jobs(address)
-    job = jobs.submit(command, installed=installed, retries=retries)
+    job = jobs.submit(command, installed=installed, tell=partial(typer.echo, err=True), retries=retries)
     _conclude(jobs, job, _follow(jobs, job, address) if wait else None, as_json)
 
 

@@ -19,7 +19,7 @@ from gtvray.failpoints import variables as failpoint_variables
 from gtvray.runtime.attempts import CONTINUED
 from gtvray.runtime.package import absolute, check_size, locate_words, package_code
 from gtvray.runtime.proxies import bypass_proxies, proxy_for, without_credentials
-from gtvray.runtime.reach import MODULE, Needed, needed_by, read_problems
+from gtvray.runtime.reach import MODULE, Looked, Needed, needed_by, read_result
 from gtvray.runtime.run_id import RUN_ID_VARIABLE
 from gtvray.runtime.tokens import TOKEN_ADVICE
 
@@ -32,8 +32,13 @@ WORKSPACE_VARIABLE = "GTVRAY_WORKSPACE"
 # The run that the job continues, and the person who records of the job name.
 _FORWARDED = (RUN_ID_VARIABLE, "GTVRAY_WHO")
 _POLL_S, _CHECK_POLL_S = 1.0, 0.3
-# A check of paths that takes longer, such as on a busy head, does not hold up the command, which has its own checks.
-_CHECK_S = 90.0
+# A check of paths that takes longer, such as on a busy head, does not hold up the command, which has checks of its own.
+_CHECK_S = 300.0
+# The command that `JobState.command` shows for such a check, and how long its record is kept: Ray's job manager writes
+# a record anew, as that of a failed job, if it is removed before the manager has noticed the end of the job.
+_CHECK, _CHECK_KEPT_S = "check of paths", 60.0
+# The user is told what is being waited for.
+_PATIENCE_S = 20.0
 # Agents of a new cluster register within seconds.
 _AGENT_WAIT_S = 30.0
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -88,12 +93,13 @@ class Jobs:
             self._client: JobSubmissionClient = JobSubmissionClient(address)
             self._require_same_ray()
 
-    def submit(self, command: Sequence[str], *, installed: bool, retries: int = 0) -> str:
+    def submit(self, command: Sequence[str], *, installed: bool, tell: Callable[[str], None], retries: int = 0) -> str:
         """Submit a gtvray command whose paths exist on the cluster; return the id of the job.
 
         Args:
             command: name and arguments; relative paths are those of this machine.
             installed: run the gtvray that is installed on the cluster; otherwise the code of this one is uploaded.
+            tell: gets a line if the check of the paths takes long, and why it could not be done on a node or at all.
             retries: maximum number of restarts after the process was killed, for commands that can be continued.
 
         Raises:
@@ -111,7 +117,7 @@ class Jobs:
             module = ["gtvray.runtime.attempts", str(retries)] if retries and words[0] in CONTINUED else ["gtvray"]
             with self._errors():
                 environment = _runtime_env(folder)
-                self._require_paths(needed_by(words), environment)
+                self._require_paths(needed_by(words), environment, tell)
                 return self._submit([*module, *words], environment, shlex.join(command))
 
     def state(self, job: str) -> JobState:
@@ -124,9 +130,9 @@ class Jobs:
             return _state(self._client.get_job_info(job))
 
     def states(self) -> list[JobState]:
-        """All submitted jobs, the newest first."""
+        """All submitted jobs but checks of paths, the newest first."""
         with self._errors():
-            found = [_state(job) for job in self._client.list_jobs() if job.submission_id]
+            found = [job for job in self._states() if job.command != _CHECK]
         return sorted(found, key=lambda job: -(job.began_s or 0))
 
     def stop(self, job: str) -> None:
@@ -178,31 +184,60 @@ class Jobs:
                     raise
             time.sleep(_POLL_S)
 
-    def _require_paths(self, needed: Needed, runtime_env: dict[str, object]) -> None:
-        """Refuse a command if a node lacks one of its paths; asked by a job of its own, which is then removed."""
+    def _states(self) -> list[JobState]:
+        return [_state(job) for job in self._client.list_jobs() if job.submission_id]
+
+    def _remove_checks(self) -> None:
+        """Remove the records of checks of paths that ended some time ago."""
+        for job in self._states():
+            if job.command == _CHECK and job.is_over and time.time() - (job.ended_s or 0) > _CHECK_KEPT_S:
+                # Another command may have removed it.
+                with suppress(RuntimeError):
+                    self._client.delete_job(job.job)
+
+    def _require_paths(self, needed: Needed, runtime_env: dict[str, object], tell: Callable[[str], None]) -> None:
+        """Refuse a command if a node lacks one of its paths; asked by a job of its own."""
         if not (needed.read or needed.written):
             return
-        job = self._submit([MODULE, needed.as_json()], runtime_env, "check of paths")
+        self._remove_checks()
+        job = self._submit([MODULE, needed.as_json()], runtime_env, _CHECK)
+        is_over = False
         try:
-            deadline = time.monotonic() + _CHECK_S
-            while not self.state(job).is_over and time.monotonic() < deadline:
-                time.sleep(_CHECK_POLL_S)
-            found = read_problems(self.log(job))
-            if not self.state(job).is_over:
-                self.stop(job)
+            looked, is_over = self._look(job, tell)
         finally:
-            # The record of the job; one that is still being stopped keeps it.
-            with suppress(RuntimeError):
-                self._client.delete_job(job)
-        if found:
+            if not is_over:
+                with suppress(RuntimeError):
+                    self._client.stop_job(job)
+        if looked.lacking:
             raise InputError(
                 "the cluster lacks a path of the command",
                 where=self._address,
                 expected="the same paths on the cluster as in the command",
-                found="; ".join(found),
+                found="; ".join(looked.lacking),
                 do="put data and results on storage that every node has at the same path; for a workspace create its "
                 "parent folder",
             )
+        if looked.unchecked:
+            tell(f"warning: the paths of the command were not checked on {'; '.join(looked.unchecked)}")
+
+    def _look(self, job: str, tell: Callable[[str], None]) -> tuple[Looked, bool]:
+        """Wait for a check of paths; return its result, or the reason that there is none, and whether it has ended."""
+        began, told = time.monotonic(), False
+        while not (state := self.state(job)).is_over and (waited_s := time.monotonic() - began) < _CHECK_S:
+            if not told and waited_s > _PATIENCE_S:
+                tell(f"waiting for the cluster to check the paths of the command, at most {_CHECK_S:g} s")
+                told = True
+            time.sleep(_CHECK_POLL_S)
+        log = self.log(job)
+        looked = read_result(log)
+        if looked is not None:
+            return looked, state.is_over
+        if state.is_over:
+            lines = [line.strip() for line in log.splitlines() if line.strip()]
+            why = f"ended as {state.status} without a result" + (f": {lines[-1]}" if lines else "")
+        else:
+            why = f"is {state.status} after {_CHECK_S:g} s"
+        return Looked((), (f"the cluster: the job that checks them {why}",)), state.is_over
 
     def _require_same_ray(self) -> None:
         import ray

@@ -2,7 +2,7 @@
 
     python -m gtvray.runtime.reach NEEDED
 
-NEEDED is the JSON object of `Needed`. The result is the last line of the output: a mark, and a JSON list of problems.
+NEEDED is the JSON object of `Needed`. The last line of the output is a mark and the JSON object of `Looked`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from gtvray.runtime.package import FLAGS, NEW_PATHS, PATH_OPTIONS, target_of
 
 MODULE = "gtvray.runtime.reach"
 _MARK = "gtvray paths: "
-_ANSWER_S = 30.0
+# A node may have to start a process first, which takes tens of seconds on a busy one.
+_ANSWER_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,23 @@ class Needed:
     def as_json(self) -> str:
         """The argument of this module."""
         return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Result of the check.
+
+    Attributes:
+        lacking: one text for each node that lacks paths.
+        unchecked: one text for each node that did not answer.
+    """
+
+    lacking: tuple[str, ...]
+    unchecked: tuple[str, ...] = ()
+
+    def as_line(self) -> str:
+        """The line of the output that `read_result` finds."""
+        return f"{_MARK}{json.dumps(asdict(self))}\n"
 
 
 def needed_by(words: Sequence[str]) -> Needed:
@@ -68,31 +86,35 @@ def missing(read: Sequence[str], written: Sequence[str]) -> list[str]:
     return [path for path in (*read, *parents) if not Path(path).exists()]
 
 
-def problems(needed: Needed) -> list[str]:
-    """Check paths on this node, or on every node of the cluster; return one text for each node that lacks some."""
+def look(needed: Needed) -> Looked:
+    """Look for paths on this node, or on every node of the cluster."""
     if not needed.everywhere:
-        return _named("the head", missing(needed.read, needed.written))
+        return Looked(_named("the head", missing(needed.read, needed.written)))
     # Ray is imported in the job only.
     from gtvray.runtime.cluster import connect
     from gtvray.runtime.nodes import ask_every_node
 
     with connect("auto"):
         answers = ask_every_node(missing, needed.read, needed.written, timeout_s=_ANSWER_S)
-    # A node that does not answer is a matter for the command's own checks.
-    return [text for answer in answers for text in _named(answer.node, answer.value or [])]
+    return Looked(
+        tuple(text for answer in answers for text in _named(answer.node, answer.value or [])),
+        tuple(f"{answer.node}: {answer.failure}" for answer in answers if answer.failure is not None),
+    )
 
 
-def read_problems(log: str) -> list[str] | None:
-    """Return the problems that a job's log reports; None if it reports no result."""
+def read_result(log: str) -> Looked | None:
+    """Return the result that a job's log reports; None if it reports none."""
     lines = [line for line in log.splitlines() if line.startswith(_MARK)]
-    return list(json.loads(lines[-1].removeprefix(_MARK))) if lines else None
+    if not lines:
+        return None
+    found = json.loads(lines[-1].removeprefix(_MARK))
+    return Looked(tuple(found["lacking"]), tuple(found["unchecked"]))
 
 
-def _named(node: str, paths: Sequence[str]) -> list[str]:
-    return [f"{', '.join(paths)} on {node}"] if paths else []
+def _named(node: str, paths: Sequence[str]) -> tuple[str, ...]:
+    return (f"{', '.join(paths)} on {node}",) if paths else ()
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    found = problems(Needed(tuple(given["read"]), tuple(given["written"]), given["everywhere"]))
-    sys.stdout.write(f"{_MARK}{json.dumps(found)}\n")
+    sys.stdout.write(look(Needed(tuple(given["read"]), tuple(given["written"]), given["everywhere"])).as_line())

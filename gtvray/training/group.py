@@ -22,16 +22,16 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback
 
 from gtvray.config import Config
 from gtvray.errors import GtvrayError
 from gtvray.failpoints import variables
-from gtvray.runtime import bind_to_interface, remove_groups_of, remove_orphaned_groups, worker_needs
+from gtvray.runtime import remove_groups_of, remove_orphaned_groups, worker_needs
+from gtvray.training.callbacks import Binding, Registration
 from gtvray.training.execution import gpus_per_worker
 from gtvray.training.fit import EpochReport, fit
 from gtvray.training.lost import Lost, lost
-from gtvray.training.mailbox import Job, start_mailbox
+from gtvray.training.mailbox import Job, pack_report, start_mailbox, unpacked
 from gtvray.training.memory import host_bytes
 
 # The mailbox answers as soon as there is a report; without one, the driver asks again after this time.
@@ -40,6 +40,7 @@ _POLL_S = 2.0
 _ORPHANS_S = 10.0
 _STOP_DEADLINE_S = 60.0
 _CONTROLLER_S = 15.0
+_HEALTH_CHECK_S = "1"
 # Ray's default is unlimited. A group that fails to start is restarted by `fit_distributed`, which limits restarts.
 _CONTROLLER_FAILURES = 0
 
@@ -88,7 +89,8 @@ class _Group:
     def __init__(self, job: Job) -> None:
         self._resources, self._bytes = _resources(job.config), host_bytes(job.config)
         self._mailbox = start_mailbox()
-        ray.get(self._mailbox.give.remote(job))
+        # Not awaited: the controller starts at the same time as the mailbox.
+        self._mailbox.give.remote(job.packed())
         self._outcome: dict[str, BaseException] = {}
         self._ended = threading.Event()
         self._done = self._failed = False
@@ -102,7 +104,7 @@ class _Group:
         if self._ended.is_set() or not fits or variables():
             return False
         self._done = False
-        return bool(ray.get(self._mailbox.give.remote(job)))
+        return bool(ray.get(self._mailbox.give.remote(job.packed())))
 
     def reports(self) -> Iterator[EpochReport]:
         """Yield every report of the current job; raises as `Workers.train`."""
@@ -111,7 +113,7 @@ class _Group:
             ended = self._ended.is_set()
             news = ray.get(self._mailbox.take.remote(0.0 if ended else _POLL_S))
             self._done, self._failed = news.is_done, news.failure is not None
-            yield from news.reports
+            yield from map(unpacked, news.reports)
             if news.failure is not None:
                 raise news.failure
             if news.is_done:
@@ -167,27 +169,12 @@ def _resources(config: Config) -> tuple[Any, ...]:
     return training.num_workers, training.cpus_per_worker, gpus_per_worker(config), training.collective_timeout_s
 
 
-class _Registration(ControllerCallback):  # type: ignore[misc]  # Ray ships no types
-    """Registers with the mailbox the actor that creates the placement group of the workers."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        ray.get(self._mailbox.set_controller.remote(ray.get_runtime_context().current_actor))
-
-
-class _Binding(WorkerCallback):  # type: ignore[misc]
-    """Binds each worker to the network interface of its Ray node, before the workers connect to each other."""
-
-    def after_init_train_context(self) -> None:
-        bind_to_interface(ray.util.get_node_ip_address())
-
-
 def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threading.Event) -> None:
     training = job.config.training
     # Read by Ray Train's controller. After its default of 60 s it would retry indefinitely, without giving a reason.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(training.resources_wait_s)
+    # The death of a worker and the end of the group are noticed at the next of these.
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = _HEALTH_CHECK_S
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"mailbox": mailbox},
@@ -205,7 +192,7 @@ def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threa
             storage_path=str(job.folder / "ray-train"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=_CONTROLLER_FAILURES),
             worker_runtime_env={"env_vars": variables()} if variables() else None,
-            callbacks=[_Registration(mailbox), _Binding()],
+            callbacks=[Registration(mailbox), Binding()],
         ),
     )
     try:
@@ -220,9 +207,9 @@ def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threa
 def _worker(loop: dict[str, Any]) -> None:
     """Train one job after another on one worker."""
     mailbox, number = loop["mailbox"], 0
-    while (job := ray.get(mailbox.job.remote(number))) is not None:
+    while (packed := ray.get(mailbox.job.remote(number))) is not None:
         try:
-            _train(job, mailbox)
+            _train(unpacked(packed), mailbox)
         except GtvrayError as error:
             ray.get(mailbox.fail.remote(error))
             raise
@@ -240,7 +227,7 @@ def _train(job: Job, mailbox: Any) -> None:
         for report in epochs:
             stop = torch.zeros(1)
             if dist.get_rank() == 0:
-                stop += float(ray.get(mailbox.put.remote(report)))
+                stop += float(ray.get(mailbox.put.remote(pack_report(report))))
             dist.broadcast(stop, src=0)
             if stop.item():
                 return

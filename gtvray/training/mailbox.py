@@ -1,4 +1,8 @@
-"""The actor between the workers of one group and the driver: jobs to the workers, reports to the driver."""
+"""The actor between the workers of one group and the driver: jobs to the workers, reports to the driver.
+
+It passes both on as bytes, and this module imports neither torch nor MONAI: the start of a group, and of the one that
+replaces a lost group, does not wait for another process to import them.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gtvray.config import Config
-from gtvray.data import CachedCase
 from gtvray.errors import GtvrayError
-from gtvray.training.checkpoints import Start
-from gtvray.training.fit import EpochReport
+
+if TYPE_CHECKING:
+    from gtvray.config import Config
+    from gtvray.data import CachedCase
+    from gtvray.training.checkpoints import Start
+    from gtvray.training.fit import EpochReport
 
 # A group that has no job for this time ends and frees its resources.
 IDLE_S = 60.0
@@ -33,18 +40,22 @@ class Job:
     start: Start
     known_epoch: int
 
+    def packed(self) -> bytes:
+        """The job for `Mailbox.give`; `unpacked` returns it."""
+        return bytes(cloudpickle.dumps(self))
+
 
 @dataclass(frozen=True)
 class News:
     """New reports and state of the current job, returned by one call of `take`.
 
     Attributes:
-        reports: of the current job, in order.
+        reports: of the current job, in order; packed as the workers put them.
         failure: the error that ended a worker.
         is_done: whether the workers have completed the current job.
     """
 
-    reports: list[EpochReport]
+    reports: list[bytes]
     failure: GtvrayError | None
     is_done: bool
 
@@ -57,11 +68,11 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._controller: Any = None
-        self._job: Job | None = None
+        self._job: bytes | None = None
         self._jobs = 0
         self._closed = False
         self._changed = asyncio.Condition()
-        self._reports: list[EpochReport] = []
+        self._reports: list[bytes] = []
         self._failure: GtvrayError | None = None
         self._done = self._stop = False
         self._news = asyncio.Event()
@@ -74,7 +85,7 @@ class Mailbox:
         """The controller; None before it has started."""
         return self._controller
 
-    async def give(self, job: Job) -> bool:
+    async def give(self, job: bytes) -> bool:
         """Pass the next job to the workers; return False if the group accepts no more jobs."""
         async with self._changed:
             if self._closed:
@@ -84,7 +95,7 @@ class Mailbox:
             self._changed.notify_all()
             return True
 
-    async def job(self, number: int) -> Job | None:
+    async def job(self, number: int) -> bytes | None:
         """Wait for the job with a number, counted from 0, and return it; None if the worker must end.
 
         After some time without a job all workers end, and no further job is accepted.
@@ -105,7 +116,7 @@ class Mailbox:
             self._closed = True
             self._changed.notify_all()
 
-    async def put(self, report: EpochReport) -> bool:
+    async def put(self, report: bytes) -> bool:
         """Store a report; return whether to stop."""
         self._reports.append(report)
         self._news.set()
@@ -136,6 +147,16 @@ class Mailbox:
     async def stop(self) -> None:
         """Ask the workers to stop the current job at the end of their epoch."""
         self._stop = True
+
+
+def pack_report(report: EpochReport) -> bytes:
+    """Return a report for `Mailbox.put`."""
+    return bytes(cloudpickle.dumps(report))
+
+
+def unpacked(data: bytes) -> Any:
+    """Return the job or report that was packed; imports what it consists of."""
+    return cloudpickle.loads(data)
 
 
 def start_mailbox() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 from gtvray.cli.submit import submit
 from gtvray.errors import FailureError, InputError
 from gtvray.runtime import Jobs, jobs
+from gtvray.runtime.reach import Looked
 
 from .command import call
 
@@ -54,7 +56,12 @@ class _Dashboard(BaseHTTPRequestHandler):
             self._send({"logs": log})
         elif self.path.endswith("/jobs/"):
             known = {"type": "SUBMISSION", "submission_id": "j", "status": "RUNNING", "entrypoint": "x"}
-            self._send([{**known, "start_time": 1, "metadata": {"gtvray.command": "data check here"}}])
+            own = {"start_time": 1, "metadata": {"gtvray.command": "data check here"}}
+            check = {"status": "SUCCEEDED", "metadata": {"gtvray.command": "check of paths"}}
+            ended = {"old": 1000, "new": int(time.time() * 1000)}
+            checks = [{**known, **check, "submission_id": name, "end_time": end} for name, end in ended.items()]
+            stopping = {**known, **check, "submission_id": "stopping", "status": "RUNNING"}
+            self._send([{**known, **own}, *checks, stopping])
         elif self.path.endswith("/gone"):
             self.send_error(404)
         elif self.path.endswith("/version"):
@@ -99,24 +106,57 @@ def test_log_is_polled_without_the_stream(dashboard: str, capsys: pytest.Capture
 def test_a_path_that_a_node_lacks_is_named_and_the_command_is_not_submitted(
     dashboard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = 'a warning\ngtvray paths: ["/gone on 10.0.0.2 (worker)", "/gone on 10.0.0.3"]\n'
-    monkeypatch.setattr(_Dashboard, "states", [("SUCCEEDED", log)])
+    line = Looked(("/gone on 10.0.0.2 (worker)", "/gone on 10.0.0.3"), ("10.0.0.4: no answer within 120 s",)).as_line()
+    monkeypatch.setattr(_Dashboard, "states", [("SUCCEEDED", f"a warning\n{line}")])
     with pytest.raises(InputError, match="lacks a path") as caught:
-        Jobs(dashboard).submit(["sweep", "/gone/space.yaml", "--data", "/gone"], installed=True)
+        Jobs(dashboard).submit(["sweep", "/gone/space.yaml", "--data", "/gone"], installed=True, tell=pytest.fail)
     assert caught.value.fields["found"] == "/gone on 10.0.0.2 (worker); /gone on 10.0.0.3"
     (check,) = _Dashboard.submitted
     assert "gtvray.runtime.reach" in check
-    assert _Dashboard.deleted == ["j"], "the check leaves no job in the list"
+    assert _Dashboard.deleted == ["old"], "Ray's job manager may not have noticed the end of the others"
 
 
-@pytest.mark.parametrize("log", ["gtvray paths: []\n", "Traceback (most recent call last):\n"])
-def test_the_command_is_submitted_if_nothing_is_missing_or_the_check_fails(
-    log: str, dashboard: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("status", "log", "told"),
+    [
+        ("SUCCEEDED", Looked(()).as_line(), []),
+        (
+            "SUCCEEDED",
+            Looked((), ("10.0.0.2: no answer within 120 s",)).as_line(),
+            ["warning: the paths of the command were not checked on 10.0.0.2: no answer within 120 s"],
+        ),
+        (
+            "FAILED",
+            "Traceback (most recent call last):\nOSError: no\n",
+            [
+                "warning: the paths of the command were not checked on the cluster: the job that checks them ended as "
+                "FAILED without a result: OSError: no"
+            ],
+        ),
+        (
+            "PENDING",
+            "",
+            [
+                "waiting for the cluster to check the paths of the command, at most 0.1 s",
+                "warning: the paths of the command were not checked on the cluster: the job that checks them is "
+                "PENDING after 0.1 s",
+            ],
+        ),
+    ],
+)
+def test_the_user_is_told_if_the_paths_could_not_be_checked(
+    status: str, log: str, told: list[str], dashboard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command has checks of its own, so a check that cannot be made does not hold it up."""
-    monkeypatch.setattr(_Dashboard, "states", [("FAILED", log)])
-    assert Jobs(dashboard).submit(["data", "check", "/gone"], installed=True) == "j"
+    monkeypatch.setattr(_Dashboard, "states", [(status, log)])
+    monkeypatch.setattr(jobs, "_CHECK_S", 0.1)
+    monkeypatch.setattr(jobs, "_CHECK_POLL_S", 0.01)
+    monkeypatch.setattr(jobs, "_PATIENCE_S", 0.0)
+    lines: list[str] = []
+    assert Jobs(dashboard).submit(["data", "check", "/gone"], installed=True, tell=lines.append) == "j"
+    assert lines == told
     assert [" check /gone" in entrypoint for entrypoint in _Dashboard.submitted] == [False, True]
+    assert _Dashboard.stopped == (status == "PENDING"), "the check does not keep running"
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")

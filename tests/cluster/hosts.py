@@ -83,7 +83,7 @@ class Host:
     space: str
     address: str
     link: str
-    _ray: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _first: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start_ray(self, head: str, cpus: int, environment: dict[str, str], log: Path) -> None:
         """Run `ray start --block` on this host.
@@ -101,14 +101,34 @@ class Host:
         )
         ray = [str(Path(sys.executable).with_name("ray")), "start", *role, "--node-ip-address", self.address]
         ray += ["--num-cpus", str(cpus), "--object-store-memory", str(_STORE_BYTES), "--block"]
-        mounts = "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm"
+        self.start_first(*ray, environment=environment, log=log)
+
+    def start_first(
+        self,
+        *command: str,
+        environment: dict[str, str],
+        log: Path,
+        own: tuple[str, ...] = ("/tmp/ray",),  # of this host only
+        name: str | None = None,
+    ) -> None:
+        """Start the command that lasts as long as this host.
+
+        Args:
+            command: program and arguments.
+            environment: its environment variables.
+            log: file for its output.
+            own: folders that this host does not share with others, in addition to /dev/shm.
+            name: host name; None keeps that of this machine.
+        """
+        mounts = " && ".join(f"mkdir -p {folder} && mount -t tmpfs tmpfs {folder}" for folder in (*own, "/dev/shm"))
+        named = f"hostname {name} && " if name else ""
         # The shell is process 1 of the host and reaps orphans.
-        inside = ["unshare", "-m", "-p", "--fork", "--mount-proc", "--kill-child", "sh", "-c"]
-        inside += [f'{mounts} && "$@" & wait', "sh", *ray]
+        inside = ["unshare", "-u", "-m", "-p", "--fork", "--mount-proc", "--kill-child", "sh", "-c"]
+        inside += [f'{named}{mounts} && "$@" & wait', "sh", *command]
         with log.open("wb") as file:
-            self._ray = subprocess.Popen(
-                ["ip", "netns", "exec", self.space, *inside], env=environment, stdout=file, stderr=subprocess.STDOUT
-            )
+            # Unlike `ip netns exec`, this keeps /sys/fs/cgroup, which Slurm needs.
+            enter = ("nsenter", f"--net=/run/netns/{self.space}")
+            self._first = subprocess.Popen([*enter, *inside], env=environment, stdout=file, stderr=subprocess.STDOUT)
 
     def run(self, *command: object, environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Run a command on this host, where Ray has been started."""
@@ -122,8 +142,8 @@ class Host:
         return subprocess.Popen(self._inside(*command), env=environment, stdout=output, stderr=output, text=True)
 
     def _inside(self, *command: object) -> list[str]:
-        assert self._ray is not None
-        children = Path(f"/proc/{self._ray.pid}/task/{self._ray.pid}/children")
+        assert self._first is not None
+        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children")
         deadline = time.monotonic() + _JOIN_S
         while not children.read_text():
             assert time.monotonic() < deadline, "the first process of the host has not started"
@@ -153,8 +173,8 @@ class Host:
             if not pids:
                 break
             time.sleep(0.1)
-        if self._ray is not None:
-            self._ray.wait()
+        if self._first is not None:
+            self._first.wait()
 
 
 @contextmanager

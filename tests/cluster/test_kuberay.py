@@ -242,6 +242,12 @@ def volumes_of(pod: dict[str, Any]) -> set[str]:
     return {volume["name"] for volume in pod.get("volumes", [])}
 
 
+def named(pod: dict[str, Any]) -> set[str]:
+    """Return the names of the volume claims of a pod."""
+    volumes = pod.get("volumes", [])
+    return {each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each}
+
+
 def groups(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yield the groups of Ray nodes of a document, and whether it is the head's."""
     yield from ((group, True) for group in under("headGroupSpec", document))
@@ -295,6 +301,30 @@ def test_selectors_find_pods() -> None:
     assert ports == [[8000, 8080, 8000]]
 
 
+def test_addresses_are_those_of_services_whose_pods_listen_and_admit_clients() -> None:
+    documents = [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]
+    services = {each["metadata"]["name"]: each["spec"] for each in documents if each["kind"] == "Service"}
+    policies = {each["metadata"]["name"]: each["spec"] for each in documents if each["kind"] == "NetworkPolicy"}
+    for name, service in services.items():
+        (port,) = [each["port"] for each in service["ports"]]
+        (pod,) = [each for each in pods(documents) if service["selector"].items() <= each["metadata"]["labels"].items()]
+        assert [each["containerPort"] for each in pod["spec"]["containers"][0]["ports"]] == [port]
+        policy = policies[name]
+        assert policy["podSelector"]["matchLabels"] == service["selector"]
+        assert [each["port"] for rule in policy["ingress"] for each in rule["ports"]] == [port]
+        used = set(re.findall(rf"\b{name}:(\d{{4,}})", str(documents) + (MANIFESTS / "README.md").read_text()))
+        assert used == {str(port)}
+
+
+def test_the_autoscaler_can_write_where_the_head_can() -> None:
+    for document in built(MANIFESTS / "base") + built(MANIFESTS / "sweep"):
+        for options, head in zip(under("autoscalerOptions", document), under("headGroupSpec", document), strict=True):
+            mounts = head["template"]["spec"]["containers"][0]["volumeMounts"]
+            assert [each for each in mounts if each["mountPath"] == "/tmp"] == options["volumeMounts"]
+            (home,) = [each["value"] for each in options["env"] if each["name"] == "HOME"]
+            assert home.startswith("/tmp/")
+
+
 def test_pods_are_confined_and_name_what_exists() -> None:
     documents = [each for folder in ("overlays/fleet", "sweep") for each in built(MANIFESTS / folder)]
     claims = {each["metadata"]["name"] for each in documents if each["kind"] == "PersistentVolumeClaim"}
@@ -303,6 +333,10 @@ def test_pods_are_confined_and_name_what_exists() -> None:
     assert len(found) > 8
     for pod in found:
         assert pod["securityContext"]["runAsNonRoot"]
+        # Otherwise each start of a pod sets the owner of every file of the volume.
+        assert pod["securityContext"].get("fsGroupChangePolicy") == "OnRootMismatch" or not named(pod)
+        # Otherwise a service named `mlflow` sets MLFLOW_PORT to a URL, and so on, in every pod.
+        assert pod["enableServiceLinks"] is False
         for container in pod["containers"]:
             mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
             assert set(mounted) <= volumes_of(pod)
@@ -311,12 +345,7 @@ def test_pods_are_confined_and_name_what_exists() -> None:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert set(container["resources"]) == {"requests", "limits"}
             assert not container["image"].endswith(":latest")
-        named = {
-            each["persistentVolumeClaim"]["claimName"]
-            for each in pod.get("volumes", [])
-            if "persistentVolumeClaim" in each
-        }
-        assert named <= claims
+        assert named(pod) <= claims
     secrets = set(re.findall(r"gtvray-secrets', 'key': '([\w-]+)'", str(documents)))
     assert secrets
     assert all(f"--from-literal={key}=" in text for key in secrets), secrets

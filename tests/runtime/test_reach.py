@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gtvray.runtime.reach import MODULE, Needed, missing, needed_by, read_problems
+from gtvray.runtime.reach import MODULE, Looked, Needed, missing, needed_by, read_result
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_the_job_reports_the_path_and_the_node(tmp_path: Path) -> None:
         check=True,
         timeout=100,
     )
-    assert read_problems(f"before\n{done.stdout}") == [f"{gone} on the head"]
-    assert read_problems(f"before\n{json.dumps([gone])}\n") is None, "other lines are no result"
+    assert read_result(f"before\n{done.stdout}") == Looked((f"{gone} on the head",))
+    assert read_result(f"before\n{json.dumps([gone])}\n") is None, "other lines are no result"
