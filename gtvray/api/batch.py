@@ -72,7 +72,6 @@ def predict_folder(
     """
     from gtvray.batch import (
         BatchJob,
-        ClusterPredictor,
         Making,
         PredictorOpener,
         find_files,
@@ -99,6 +98,9 @@ def predict_folder(
         read_there = [*given, opener.bundle, *([opener.golden] if opener.golden else [])]
         show.begin("ray", "connecting to Ray")
         with connect(address) as cluster:
+            # Imports Ray, which must not happen before.
+            from gtvray.batch import ClusterPredictor
+
             execute = ClusterPredictor(
                 cluster,
                 opener,

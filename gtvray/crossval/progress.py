@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gtvray.config import flatten
-from gtvray.experiments.folds import Fold
+from gtvray.experiments.fold_plan import Fold
 from gtvray.failpoints import failpoint
 from gtvray.io import append_json_line, read_json_lines
 from gtvray.tracking import RunRecorder

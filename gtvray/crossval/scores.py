@@ -22,7 +22,7 @@ from gtvray.evaluation import (
     score_cases,
     summarise,
 )
-from gtvray.experiments.folds import Fold
+from gtvray.experiments.fold_plan import Fold
 from gtvray.experiments.tasks import keep, on_cluster, predictor_on_worker
 from gtvray.io import atomic_path, read_volume, write_json
 from gtvray.models import write_bundle

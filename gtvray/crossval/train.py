@@ -20,7 +20,7 @@ from gtvray.tracking import Refused, RunRecorder
 if TYPE_CHECKING:
     from gtvray.crossval.progress import FoldProgress, FoldStatus
     from gtvray.crossval.scores import CrossValidation
-    from gtvray.experiments.folds import Fold
+    from gtvray.experiments.fold_plan import Fold
     from gtvray.models import Bundle
     from gtvray.training import Plan
 
@@ -243,7 +243,7 @@ class TrainJob:
                 do="restore them, or start a new training",
             )
         # These import torch, so they run after the data check, and before a cluster is connected.
-        from gtvray.experiments.folds import plan_folds
+        from gtvray.experiments.fold_plan import plan_folds
         from gtvray.training import check_plan
 
         chosen = request.fold if isinstance(request.fold, int) else None

@@ -1,7 +1,7 @@
 from .data import open_data as open_data
 from .data import versions as versions
-from .folds import Fold as Fold
-from .folds import plan_folds as plan_folds
+from .fold_plan import Fold as Fold
+from .fold_plan import plan_folds as plan_folds
 from .folds import train_folds as train_folds
 from .record import ExperimentRecord as ExperimentRecord
 from .record import OpenRecord as OpenRecord

@@ -6,10 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from gtvray.errors import GtvrayError
 
 
@@ -36,6 +32,10 @@ def ask_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: flo
         arguments: its arguments.
         timeout_s: time limit in seconds; nodes that have not responded by then are reported as failed.
     """
+    # Not with the module, which commands import before they connect: see `match_cluster`.
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     asked = []
     for row in ray.nodes():
         if row["Alive"]:
@@ -50,6 +50,9 @@ def ask_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: flo
 
 
 def _answer(name: str, reference: Any, is_ready: bool, timeout_s: float) -> NodeAnswer:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     if not is_ready:
         return NodeAnswer(name, None, f"no answer within {timeout_s:g} s")
     try:

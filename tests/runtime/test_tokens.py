@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,3 +144,23 @@ def test_newest_cluster_of_this_machine_is_asked_for_its_token(home: Path, monke
         (home / "ray" / "ray_current_cluster").write_text(f"{address}\n")
         match_cluster("auto")
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_no_command_imports_ray_before_it_has_asked_the_cluster_for_its_token(tmp_path: Path) -> None:
+    """Ray reads the mode when it is imported. These modules are used before `connect`."""
+    modules = [
+        "gtvray.api.experiments",
+        "gtvray.api.batch",
+        "gtvray.api.serving",
+        "gtvray.crossval",
+        "gtvray.batch.job",
+        "gtvray.experiments.fold_plan",
+        "gtvray.experiments.storage",
+        "gtvray.tuning.folds",
+        "gtvray.tuning.job",
+        "gtvray.tuning.result",
+        "gtvray.tuning.resume",
+        "gtvray.tuning.warm_start",
+    ]
+    code = f"import sys, {', '.join(modules)}\nassert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
