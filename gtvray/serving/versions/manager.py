@@ -322,7 +322,8 @@ def require_reproduced(app: str) -> None:
         NotReadyError: a replica does not answer.
     """
     counts = count_replicas(app)
-    running = counts.running if counts is not None else 1
+    # A model that scales to zero may have no replica; a call starts one.
+    running = max(counts.running, 1) if counts is not None else 1
     model, reached = serve.get_app_handle(app), set[str]()
     try:
         for _ in range(_CALLS_PER_REPLICA * running):
