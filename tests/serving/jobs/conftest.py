@@ -66,8 +66,9 @@ def build_jobs_app(
         return Requester(name, sees_all=name == "admin")
 
     app = FastAPI(redirect_slashes=False)
-    app.add_middleware(Guard, access=Access(TOKEN, None, 60_000))
-    jobs = Jobs(folder, JobsConfig(**settings), UploadLimits(limit_bytes, 16 << 10), reading(segment), spool)
+    limits = UploadLimits(limit_bytes, 16 << 10)
+    app.add_middleware(Guard, access=Access(TOKEN, None, 60_000), limits=limits)
+    jobs = Jobs(folder, JobsConfig(**settings), limits, reading(segment), spool)
     app.include_router(JobRoutes(jobs, who, lambda _, name: name, no_load).router())
     return app
 

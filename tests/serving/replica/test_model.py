@@ -124,13 +124,13 @@ PLAIN = encode_nifti(make_scan((20, 20, 20)), compress=False)
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "what", "reads_voxels"),
+    ("content", "kind", "what"),
     [
-        (scan_of((110, 110, 110), 20.0), TooLargeError, "more memory than one scan may", False),
-        (PLAIN[:42] + np.array([30_000] * 3, "<i2").tobytes() + PLAIN[48:], TooLargeError, "too large", False),
-        (PLAIN[:42] + np.array([400] * 3, "<i2").tobytes() + PLAIN[48:], VolumeError, "truncated", False),
-        (with_slope(PLAIN, 1e30), DataError, "far beyond those of a CT", True),
-        (with_slope(PLAIN, np.inf), VolumeError, "not finite", False),
+        (scan_of((110, 110, 110), 20.0), TooLargeError, "more memory than one scan may"),
+        (PLAIN[:42] + np.array([30_000] * 3, "<i2").tobytes() + PLAIN[48:], TooLargeError, "too large"),
+        (PLAIN[:42] + np.array([400] * 3, "<i2").tobytes() + PLAIN[48:], VolumeError, "truncated"),
+        (with_slope(PLAIN, 1e30), DataError, "far beyond those of a CT"),
+        (with_slope(PLAIN, np.inf), VolumeError, "not finite"),
     ],
 )
 def test_scan_is_refused_by_its_header(
@@ -140,7 +140,6 @@ def test_scan_is_refused_by_its_header(
     content: bytes,
     kind: type[GtvrayError],
     what: str,
-    reads_voxels: bool,
 ) -> None:
     read, reads = Source.read_voxels, []
 
@@ -158,7 +157,7 @@ def test_scan_is_refused_by_its_header(
         assert model._budget.held_bytes == 0
 
     asyncio.run(run())
-    assert bool(reads) == reads_voxels
+    assert reads == []
 
 
 def test_refusal_names_what_the_scan_becomes(bundle: Bundle, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from gtvray.config import ServingConfig
 from gtvray.errors import FailureError, ResourceError
@@ -40,7 +40,7 @@ class Serve:
         self._require_alive()
         self.started.append(digest[0])
         status = ApplicationStatus.DEPLOY_FAILED if digest[0] in self.fails else ApplicationStatus.RUNNING
-        self.applications[names[0]] = type("Status", (), {"status": status, "message": "it fails"})()
+        self.applications[names[0]] = ApplicationStatusOverview(status, "it fails", 0.0)
 
     def status(self) -> Serve:
         self._require_alive()
