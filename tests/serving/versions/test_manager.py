@@ -40,7 +40,7 @@ class Serve:
         self._require_alive()
         self.started.append(digest[0])
         status = ApplicationStatus.DEPLOY_FAILED if digest[0] in self.fails else ApplicationStatus.RUNNING
-        self.applications[names[0]] = ApplicationStatusOverview(status, "it fails", 0.0)
+        self.applications[names[0]] = ApplicationStatusOverview(status, "it fails", 0.0, {})
 
     def status(self) -> Serve:
         self._require_alive()
