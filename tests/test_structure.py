@@ -76,6 +76,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert _loaded(run) == []
 
 
+@pytest.mark.slow
 def test_packages_list_their_public_names() -> None:
     stubs = [stub.parent.relative_to(PACKAGE).parts for stub in PACKAGE.rglob("*/__init__.pyi")]
     packages = [".".join(parts) for parts in stubs]

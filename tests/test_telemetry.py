@@ -99,6 +99,7 @@ def use_mlflow() -> list[str]:
     return [sys.executable, "-c", _USE_MLFLOW]
 
 
+@pytest.mark.slow
 def test_mlflow_sends_nothing(tmp_path: Path, use_mlflow: list[str]) -> None:
     assert packets_of(tmp_path, *use_mlflow) == []
 

@@ -243,6 +243,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_demo_requires_disk_space(disk: Disk, phantoms: Path) -> None:
     disk.resize("1g")
     refused = run("demo", "--data", phantoms, "--workspace", disk.place, "--port", free_port())

@@ -26,6 +26,7 @@ def few(phantoms: Path, tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
+@pytest.mark.slow
 def test_evaluation_survives_an_unreachable_mlflow(few: Path, tmp_path: Path) -> None:
     bundle = random_bundle(tmp_path / "model", 1)
     nowhere = f"tracking.uri=http://127.0.0.1:{free_port()}"

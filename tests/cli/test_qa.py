@@ -36,6 +36,7 @@ def golden(bundle: Bundle, tmp_path: Path) -> Path:
     return made_golden(tmp_path / "golden" / bundle.digest[:16], bundle, scans)
 
 
+@pytest.mark.slow
 def test_qa_exit_code_reports_whether_golden_cases_are_reproduced(golden: Path, bundle: Bundle, tmp_path: Path) -> None:
     arguments = ("qa", "--model", bundle.folder, "--workspace", tmp_path, "--json")
     done = run(*arguments)

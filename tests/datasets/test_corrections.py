@@ -140,6 +140,7 @@ def config() -> Config:
     return load_config(overrides=["preprocessing.spacing_mm=[8, 8, 8]", "split.corrections=true"])
 
 
+@pytest.mark.slow
 def test_a_training_uses_corrections_and_its_split_stays_the_same(
     phantoms: Path, dataset: Dataset, config: Config, tmp_path: Path
 ) -> None:

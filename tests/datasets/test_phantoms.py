@@ -51,6 +51,7 @@ def tilt_degrees(volume: Volume) -> float:
     return float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max())
 
 
+@pytest.mark.slow
 def test_same_index_and_seed_give_the_same_case(cases: list[Case]) -> None:
     for first, second in zip(cases[6], make_phantom(7, SEED), strict=True):
         np.testing.assert_array_equal(first.array, second.array)

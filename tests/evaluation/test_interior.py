@@ -96,7 +96,8 @@ def test_no_surface_of_a_real_head_is_kept(shared_data: Path) -> None:
     assert shows_face(scan, kept_in(scan, crop), directions=1) > 1000
 
 
-@pytest.mark.parametrize("case", ["pt_1", pytest.param("pt_100", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["pt_1", "pt_100"])
 def test_no_surface_of_a_planning_scan_is_kept(real_cases: Path, case: str) -> None:
     scan, label = (read_volume(real_cases / case / f"{name}.nii.gz") for name in ("data", "label"))
     part = keep_interior(scan, label.array)

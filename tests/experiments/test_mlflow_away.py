@@ -141,6 +141,7 @@ def test_training_ends_with_scores_and_bundle_although_the_database_is_locked(
     assert stored(job.record.client, outcome.run_id) == {"bundle", "scores"}
 
 
+@pytest.mark.slow
 def test_report_is_kept_although_the_database_is_locked(
     workspace: Workspace, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

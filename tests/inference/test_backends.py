@@ -96,6 +96,7 @@ def _plain(ov: Any, network: torch.nn.Module) -> Converted:
         return Converted((Path(scratch) / "model.xml").read_bytes(), (Path(scratch) / "model.bin").read_bytes())
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_sends_no_telemetry(tmp_path: Path) -> None:
     """The telemetry package is never imported, and no connection is opened."""
@@ -113,6 +114,7 @@ def test_openvino_sends_no_telemetry(tmp_path: Path) -> None:
     assert done.stdout.strip() == "quiet", done.stderr
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_cached_conversion_runs_without_importing_monai(make: Any, tmp_path: Path) -> None:
     """Importing MONAI takes seconds and 250 MB, which only building a network in torch requires."""

@@ -116,7 +116,7 @@ def _status(name: str) -> int:
     [
         ((20, 20, 20), 4.0, np.int16, "body"),
         ((36, 36, 36), 20.0, np.int16, "body"),
-        ((36, 36, 36), 20.0, np.int16, "localised"),
+        pytest.param((36, 36, 36), 20.0, np.int16, "localised", marks=pytest.mark.slow),
         ((200, 200, 100), 1.5, np.float64, "exhaustive"),
     ],
 )

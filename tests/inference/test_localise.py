@@ -75,6 +75,7 @@ def test_localised_mask_equals_body_mode_voxel_for_voxel(tumours: list[Box]) -> 
     assert body.patches == all_of_it.patches
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(*[st.tuples(*[st.integers(1, 40)] * 3)] * 4, st.floats(0, 0.85), st.sampled_from(["monai", "nnunet"]))
 def test_patches_of_a_part_coincide_with_those_of_the_full_extent(

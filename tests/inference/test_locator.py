@@ -163,6 +163,7 @@ def test_predictor_with_a_locator_returns_mask_and_coverage(tmp_path: Path) -> N
     assert request.coverage().mode in {"localised", "body"}
 
 
+@pytest.mark.slow
 def test_patches_of_a_locator_can_be_scheduled_like_those_of_any_request(tmp_path: Path) -> None:
     """Patch by patch, between those of another scan, they give the suspicion and the mask of `predict`."""
     predictor = Predictor(_with_locator(tmp_path), threads=1)

@@ -37,6 +37,7 @@ def exported(ensemble: Bundle, phantoms: Path, tmp_path_factory: pytest.TempPath
     return root
 
 
+@pytest.mark.slow
 def test_workflow_writes_the_masks_of_the_predictor(exported: Path, ensemble: Bundle, tmp_path: Path) -> None:
     workflow = ConfigWorkflow(
         config_file=str(exported / "configs" / "inference.json"),

@@ -181,6 +181,7 @@ def _relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 # In one process, so that the shared workers are started once.
+@pytest.mark.slow
 @pytest.mark.xdist_group("loss_workers")
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

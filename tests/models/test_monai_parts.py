@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
 import json, pkgutil, sys
 walk = pkgutil.walk_packages
@@ -23,6 +25,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_rest_of_monai_can_be_imported_later() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -78,6 +78,7 @@ def test_version_is_shown_and_compared(site: Promotions) -> None:
         call(site, "show", "77")
 
 
+@pytest.mark.slow
 def test_exported_version_is_served_and_imported_at_another_site(site: Promotions, tmp_path: Path) -> None:
     exported, elsewhere = tmp_path / "exported", tmp_path / "elsewhere"
     call(site, "export", "champion", exported)

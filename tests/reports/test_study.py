@@ -90,6 +90,7 @@ def test_interrupted_report_keeps_the_previous_one_and_a_complete_one_replaces_i
     assert {file for file in before if file.parent.name == "pictures" and file.exists()} == set()
 
 
+@pytest.mark.slow
 def test_recording_a_report_again_changes_nothing(client: MlflowClient, report: Path, artifacts: Path) -> None:
     first = record_report(client, "once", report, artifacts)
     assert record_report(client, "once", report, artifacts) == first
@@ -111,6 +112,7 @@ def test_recording_a_report_again_changes_nothing(client: MlflowClient, report: 
     assert {"evaluation/report.html", "evaluation/scores.json", "evaluation/cases.csv"} <= sent
 
 
+@pytest.mark.slow
 def test_run_is_nested_below_the_training_of_its_model(
     balls: Dataset, tmp_path: Path, client: MlflowClient, artifacts: Path
 ) -> None:

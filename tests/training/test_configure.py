@@ -33,6 +33,7 @@ def test_plan_for_a_cpu() -> None:
     assert plan.needed_bytes == training_bytes(plan.config) <= 8 * GB
 
 
+@pytest.mark.slow
 def test_plan_for_a_gpu_follows_spacing_and_memory() -> None:
     def planned(gb: int) -> Plan:
         # In fp32, because the precisions of a GPU cannot be queried without one.

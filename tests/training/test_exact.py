@@ -90,7 +90,7 @@ def test_two_workers_train_the_same_network_as_one_bit_for_bit(
 @pytest.mark.parametrize(
     ("precision", "changes"),
     [
-        ("bf16", {}),
+        pytest.param("bf16", {}, marks=pytest.mark.slow),
         ("fp32", {"optimizer.kind": "sgd", "optimizer.schedule": "cosine", "network.dropout": 0.3}),
     ],
     ids=["bf16", "sgd"],

@@ -60,7 +60,15 @@ def test_training_lowers_the_loss(run: Fit, tmp_path: Path) -> None:
     assert all(isinstance(reports[0].as_dict()[name], float | int) for name in EPOCH_METRICS)
 
 
-@pytest.mark.parametrize("changes", [{}, {"network.dropout": 0.3}, {"optimizer.kind": "sgd"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network.dropout": 0.3},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"optimizer.kind": "sgd"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_killed_training_resumes_with_the_same_results(run: Fit, tmp_path: Path, changes: dict[str, Any]) -> None:
     whole = run(tmp_path / "whole", changes)
     started = run(tmp_path / "parts", changes, epochs=2)

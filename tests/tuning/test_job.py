@@ -135,7 +135,14 @@ def test_a_corner_that_no_training_can_have_is_refused_with_the_data(
     assert caught.value.fields["where"] == "a trial with training.patch_ijk=[256,256,256]"
 
 
-@pytest.mark.parametrize(("verdict", "offered"), [("better", False), ("worse", True), ("not better", True)])
+@pytest.mark.parametrize(
+    ("verdict", "offered"),
+    [
+        ("worse", True),
+        pytest.param("better", False, marks=pytest.mark.slow),
+        pytest.param("not better", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_finished_sweep_removes_what_an_interruption_left(
     verdict: Verdict,
     offered: bool,
