@@ -14,9 +14,9 @@ DIVIDED := --dist loadgroup --no-loadscope-reorder
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 $(DIVIDED) $(ARGS)
 
-# All tests, with new random examples; three processes, as slow tests wait for other processes half of the time.
+# All tests, with new random examples.
 test-all: .venv/dev
-	$(BIN)/python -m pytest -m "not gpu" -n 3 $(DIVIDED) --hypothesis-profile=random $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" -n 2 $(DIVIDED) --hypothesis-profile=random $(ARGS)
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu tests/*/test_gpu.py $(ARGS)

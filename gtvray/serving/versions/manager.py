@@ -303,12 +303,12 @@ def missing_resources(needed: Mapping[str, float]) -> dict[str, str]:
 def status_text(status: ApplicationStatusOverview) -> str:
     """Return the end of Serve's status message of an application on one line, or else the states of its replicas."""
     message = " ".join(line for line in status.message.splitlines() if line.strip())[-250:]
-    deployments = (
-        f"{name} {each.status.value.lower()} ({', '.join(f'{n} {state.value.lower()}' for state, n in states)})"
-        for name, each in status.deployments.items()
-        if (states := [(state, n) for state, n in each.replica_states.items() if n])
-    )
-    return message or "; ".join(deployments) or status.status.value.lower()
+    deployments = []
+    for name, deployment in status.deployments.items():
+        replicas = [f"{count} {state.lower()}" for state, count in deployment.replica_states.items() if count]
+        if replicas:
+            deployments.append(f"{name} {deployment.status.lower()} ({', '.join(replicas)})")
+    return message or "; ".join(deployments) or status.status.lower()
 
 
 def require_reproduced(app: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from gtvray.config import ServingConfig
 from gtvray.errors import FailureError, ResourceError
@@ -217,3 +218,20 @@ def test_after_a_restart_a_version_whose_files_are_gone_is_not_started(
     assert served(tmp_path) is None
     with pytest.raises(FailureError, match="could not be started"):
         again.require_hopeful()
+
+
+@pytest.mark.parametrize(
+    ("message", "states", "text"),
+    [
+        ("a replica\n\nfailed", {}, "a replica failed"),
+        ("", {ReplicaState.STARTING: 2, "RUNNING": 0}, "Model updating (2 starting)"),
+        ("", {"RUNNING": 1, "STARTING": 1}, "Model updating (1 running, 1 starting)"),
+        ("", {}, "deploying"),
+    ],
+)
+def test_status_without_a_message_names_the_states_of_replicas(message: str, states: Any, text: str) -> None:
+    """Serve reports states as text, and declares them as an enumeration."""
+    trigger = DeploymentStatusTrigger.CONFIG_UPDATE_STARTED
+    model = DeploymentStatusOverview(DeploymentStatus.UPDATING, trigger, states, "")
+    overview = ApplicationStatusOverview(ApplicationStatus.DEPLOYING, message, 0.0, {"Model": model})
+    assert module.status_text(overview) == text
