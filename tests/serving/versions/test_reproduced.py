@@ -50,7 +50,8 @@ def start(folder: Path, replicas: int, good: int, versions: Path | None = None, 
 def folder(tmp_path: Path, local_ray: Cluster) -> Iterator[Path]:
     (tmp_path / "started").mkdir()
     yield tmp_path / "started"
-    serve.delete(APP)
+    # Other tests of this process start an endpoint of their own.
+    serve.shutdown()
 
 
 @pytest.mark.parametrize("good", [3, 2])
@@ -64,6 +65,7 @@ def test_every_replica_is_asked_before_a_version_is_served(folder: Path, tmp_pat
         require_reproduced(APP)
 
 
+@pytest.mark.slow
 def test_replica_that_is_added_to_a_served_version_and_fails_takes_no_request(folder: Path, tmp_path: Path) -> None:
     pointer = Pointer(tmp_path / "versions.json")
     pointer.write(Versions(current=ServedVersion(APP, "1", "digest")))
