@@ -22,7 +22,8 @@ from .stores import open_store
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-pytestmark = pytest.mark.ray
+# Longer than any test of `make test` may take; `make demo` is the same.
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TRIALS, EPOCHS = 2, 2
 
 
@@ -143,7 +144,6 @@ def test_the_champion_is_the_bundle_of_the_best_trial(first: dict[str, Any], mlf
     assert mlflow.get_run(champion.run_id).data.tags["ray.trial_id"] == best["trial_id"]
 
 
-@pytest.mark.slow
 def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
     base: list[object], one_trial: list[object], local_ray: Cluster, tmp_path: Path
 ) -> None:
@@ -158,7 +158,6 @@ def test_a_model_no_better_than_the_baseline_is_refused_with_its_evidence(
     assert len(evidence["candidate"]) == len(evidence["baseline"]) == 3
 
 
-@pytest.mark.slow
 def test_the_champion_stays_when_the_model_of_a_second_demo_is_not_better(second: Endpoint, workspace: Path) -> None:
     (version,) = run("models", "--workspace", workspace, "--json").json()
     assert (version["version"], version["aliases"]) == ("1", ["champion"])
@@ -166,7 +165,6 @@ def test_the_champion_stays_when_the_model_of_a_second_demo_is_not_better(second
     assert json.loads(record.read_text())["evidence"]["champion_digest"] == version["digest"]
 
 
-@pytest.mark.slow
 def test_the_endpoint_and_the_command_line_give_the_same_mask(
     second: Endpoint, workspace: Path, scan: Path, tmp_path: Path
 ) -> None:
@@ -179,7 +177,6 @@ def test_the_endpoint_and_the_command_line_give_the_same_mask(
     assert mine["mask"] == str(here)
 
 
-@pytest.mark.slow
 def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) -> None:
     mask = tmp_path / "mask.nii.gz"
     refused = run("predict", scan, "-o", mask, "--server", second.url, GTVRAY_TOKEN="wrong")
@@ -187,7 +184,6 @@ def test_a_wrong_token_is_refused(second: Endpoint, scan: Path, tmp_path: Path) 
     assert not mask.exists()
 
 
-@pytest.mark.slow
 def test_evaluate_ranks_models_and_the_baseline(
     second: Endpoint, workspace: Path, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -216,7 +212,6 @@ def test_evaluate_ranks_models_and_the_baseline(
     assert set(found["mlflow"]) == {"champion", name}
 
 
-@pytest.mark.slow
 def test_keep_serving_ends_cleanly_and_rollback_restores_the_previous_model(
     second: Endpoint, workspace: Path, phantoms: Path
 ) -> None:
@@ -237,7 +232,6 @@ def test_keep_serving_ends_cleanly_and_rollback_restores_the_previous_model(
     assert _champion(workspace)["version"] == "1"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_equals_offline_until_it_is_stopped(
     number: signal.Signals, first: dict[str, Any], workspace: Path, scan: Path, local_ray: Cluster, tmp_path: Path
@@ -265,7 +259,6 @@ def test_an_unknown_version_is_named(first: dict[str, Any], workspace: Path, sca
     assert "77" in refused.error(code=2)
 
 
-@pytest.mark.slow
 def test_promote_refuses_other_data_than_the_bundle_was_trained_on(
     first: dict[str, Any], workspace: Path, phantoms: Path, tmp_path: Path
 ) -> None:

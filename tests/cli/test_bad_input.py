@@ -99,6 +99,7 @@ def test_check_reports_invalid_data(faulty: tuple[Path, str]) -> None:
         assert file in messages[0]
 
 
+@pytest.mark.slow
 def test_too_few_cases_are_refused(phantoms: Path, tmp_path: Path) -> None:
     for name in ("1", "2"):
         shutil.copytree(phantoms / name, tmp_path / "data" / name)
@@ -206,6 +207,7 @@ def test_missing_champion_is_reported(words: str, new_workspace: Path, phantoms:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_unreachable_endpoint_is_reported(phantoms: Path, tmp_path: Path) -> None:
     url, mask = f"http://127.0.0.1:{free_port()}", tmp_path / "mask.nii.gz"
     words = ["predict", phantoms / "1" / "data.nii.gz", "-o", mask, "--server", url]
@@ -274,6 +276,7 @@ def test_full_disk_at_the_cache(disk: Disk, phantoms: Path, tmp_path: Path) -> N
     assert partial_files(disk.place) == []
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_full_disk_during_a_sweep(disk: Disk, phantoms: Path, tiny_sweep: Path, local_ray: Cluster) -> None:
     disk.resize("64m")

@@ -50,7 +50,7 @@ def temporary() -> Iterator[Path]:
     ("stage", "number"),
     [
         ("data", signal.SIGINT),
-        ("ray", signal.SIGINT),
+        pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("prepare", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("mlflow", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("sweep", signal.SIGINT, marks=pytest.mark.slow),

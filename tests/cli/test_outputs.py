@@ -104,6 +104,7 @@ def test_names_of_folders(scans: Path, tmp_path: Path, out: str) -> None:
     assert files.reports == (tmp_path / out / "report.json", tmp_path / out / "report.html")
 
 
+@pytest.mark.slow
 def test_an_ending_in_capitals_is_the_same_format(scans: Path, tmp_path: Path, bundle: Bundle) -> None:
     shutil.copyfile(scans / "ct_1.nii.gz", tmp_path / "SCAN.NII.GZ")
     mask = tmp_path / "MASK.NII.GZ"
@@ -244,7 +245,7 @@ def test_description_and_plan_do_not_replace_foreign_files(ball: tuple[Volume, V
     assert settings.read_text() == "training: {epochs: 3}\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_any_name_works(ball: tuple[Volume, Volume], tmp_path: Path, bundle: Bundle, name: str) -> None:
     home, place = tmp_path / name, tmp_path / f"w{name}"[:220]
     write_volume(home / name / "data.nii.gz", ball[0])

@@ -71,6 +71,7 @@ def test_invalid_scan_does_not_stop_the_others(bundle: Bundle, phantoms: Path, t
     assert report["notice"] in page
 
 
+@pytest.mark.slow
 def test_exhaustive_runs_every_patch(bundle: Bundle, phantoms: Path, tmp_path: Path) -> None:
     mask = tmp_path / "mask.nii.gz"
     scan = phantoms / "1" / "data.nii.gz"

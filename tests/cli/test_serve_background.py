@@ -115,6 +115,7 @@ def test_one_of_several_endpoints_must_be_selected(tmp_path: Path) -> None:
     assert (first.exists(), second.exists()) == (True, False)
 
 
+@pytest.mark.slow
 def test_missing_model_is_reported_before_a_process_is_started(tmp_path: Path) -> None:
     found = call("serve", "start", "--workspace", tmp_path / "w", "--port", free_port())
     assert "promoted" in found.error(code=1)

@@ -123,6 +123,7 @@ def test_no_case_calibrates_its_own_mask(config: Config) -> None:
     assert round(own.threshold, 2) == 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_damaged_checkpoint_is_reported(local_ray: Cluster, project: Project, config: Config, tmp_path: Path) -> None:
     (fold,) = plan_folds(project, config, None, None, tmp_path)

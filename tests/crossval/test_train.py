@@ -34,6 +34,7 @@ def make_job(config: Config, data: Path, folder: Path, **request: Any) -> TrainJ
     return TrainJob(asked, Workspace(folder), "train-test", show, show.folds)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_folds_are_scored_like_an_evaluation_and_bundled(
     local_ray: Cluster, phantoms: Path, config: Config, tmp_path: Path

@@ -58,6 +58,7 @@ def test_same_index_and_seed_give_the_same_case(cases: list[Case]) -> None:
         np.testing.assert_array_equal(first.affine, second.affine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "seed"), [(8, SEED), (7, SEED + 1)])
 def test_another_index_or_seed_gives_another_case(cases: list[Case], index: int, seed: int) -> None:
     other, _ = make_phantom(index, seed)

@@ -87,7 +87,9 @@ def test_logits_of_a_patch_do_not_depend_on_its_batch(
         assert predictor.forward([patches[0], patch])[1].tobytes() == together[position].tobytes()
 
 
-@pytest.mark.parametrize("patch_ijk", [(16, 16, 16), (24, 16, 12), (32, 16, 20)], ids=str)
+@pytest.mark.parametrize(
+    "patch_ijk", [(32, 16, 20), pytest.param((16, 16, 16), marks=pytest.mark.slow), (24, 16, 12)], ids=str
+)
 @every_backend
 def test_every_patch_size_runs(make: Make, store: ConversionStore, name: str, patch_ijk: Any) -> None:
     patches = _patches(2, patch_ijk)

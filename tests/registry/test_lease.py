@@ -81,6 +81,7 @@ def test_lease_that_was_deleted_and_created_again_by_another_is_noticed(client: 
                 lease.require_held()
 
 
+@pytest.mark.slow
 def test_renewed_lease_is_waited_for(client: MlflowClient) -> None:
     waited: list[str] = []
     order: list[str] = []

@@ -70,6 +70,7 @@ def test_one_bundle_under_two_names_is_refused_before_scoring(balls: Dataset, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_report_keeps_the_previous_one_and_a_complete_one_replaces_it(
     balls: Dataset, tmp_path: Path, report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

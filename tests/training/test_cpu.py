@@ -58,6 +58,7 @@ def test_only_fp32_trainings_are_routed_to_onednn(config: Config, precision: str
     assert any(hooked) is routed
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_until_the_block_ends() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("the C library is not glibc")

@@ -54,7 +54,7 @@ def folder(tmp_path: Path, local_ray: Cluster) -> Iterator[Path]:
     serve.shutdown()
 
 
-@pytest.mark.parametrize("good", [3, 2])
+@pytest.mark.parametrize("good", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_replica_is_asked_before_a_version_is_served(folder: Path, tmp_path: Path, good: int) -> None:
     Pointer(tmp_path / "versions.json").write(Versions(loading=ServedVersion(APP, "1", "digest")))
     start(folder, 3, good, tmp_path / "versions.json")
