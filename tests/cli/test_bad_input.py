@@ -255,6 +255,7 @@ def test_demo_requires_disk_space(disk: Disk, phantoms: Path) -> None:
     assert refused.stderr.startswith("error: "), "no stage was started"
 
 
+@pytest.mark.slow
 def test_full_disk_at_the_tracking_store(disk: Disk) -> None:
     error = run("models", "--workspace", disk.place).error(code=1)
     assert "disk is full" in error

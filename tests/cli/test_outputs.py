@@ -114,6 +114,7 @@ def test_an_ending_in_capitals_is_the_same_format(scans: Path, tmp_path: Path, b
     assert list(files.masks.values()) == [tmp_path / "m" / "SCAN.nii.gz"]
 
 
+@pytest.mark.slow
 def test_folder_of_scans_is_predicted_and_other_files_are_listed(
     scans: Path, tmp_path: Path, bundle: Bundle, ball: tuple[Volume, Volume]
 ) -> None:
