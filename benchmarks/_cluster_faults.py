@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -182,7 +183,7 @@ def _driver_fault(data: Path, root: Path) -> dict[str, Any]:
         (root / "space.yaml").write_text(f"{_SWEEP}base:\n{base}{_SPACE}")
         jobs, workspace = Jobs(f"http://{get_dashboard_url()}"), root / "runs"
         command = ["sweep", str(root / "space.yaml"), "--data", str(data), "--workspace", str(workspace)]
-        job = jobs.submit(command, installed=False, retries=1)
+        job = jobs.submit(command, installed=False, notify=partial(print, file=sys.stderr), retries=1)
         deadline = time.monotonic() + _MOST_S
         while not jobs.state(job).is_over and time.monotonic() < deadline:
             time.sleep(1)

@@ -31,6 +31,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def submit_to_first_step(root: Path) -> float | None:
         jobs, workspace = Jobs(f"http://{get_dashboard_url()}"), root / "runs"
         command = ["train", *TRAINING, "--data", str(phantoms(root, 10)), "--workspace", str(workspace)]
         began = time.perf_counter()
-        job = jobs.submit(command, installed=False)
+        job = jobs.submit(command, installed=False, notify=partial(print, file=sys.stderr))
         while time.perf_counter() - began < _MOST_S and not jobs.state(job).is_over:
             if list(workspace.glob("trainings/*/*/epoch-*")):
                 taken = time.perf_counter() - began

@@ -50,7 +50,7 @@ def submit(
     from gtvray.runtime import Jobs
 
     jobs = Jobs(address)
-    job = jobs.submit(command, installed=installed, tell=partial(typer.echo, err=True), retries=retries)
+    job = jobs.submit(command, installed=installed, notify=partial(typer.echo, err=True), retries=retries)
     _conclude(jobs, job, _follow(jobs, job, address) if wait else None, as_json)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
@@ -83,7 +84,7 @@ class Registry:
         """The workspace that bundles are downloaded to."""
         return self._bundles.parent
 
-    def register(self, bundle: Bundle, run_id: str, tags: Mapping[str, str] | None = None) -> ModelVersion:
+    def register(self, bundle: Bundle, run_id: str, tags: Mapping[str, str] = MappingProxyType({})) -> ModelVersion:
         """Register a bundle as a new version, or return its version if it is registered already.
 
         Args:
@@ -98,7 +99,7 @@ class Registry:
 
         known = self.find(bundle.digest)
         if known is not None:
-            self.describe(known, tags or {})
+            self.describe(known, tags)
             return known
         # MLflow resolves `models:/` in its global store, which another client may have changed.
         mlflow.set_tracking_uri(self._client.tracking_uri)
@@ -116,7 +117,7 @@ class Registry:
             source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
-            tags={**(tags or {}), _DIGEST_TAG: bundle.digest},
+            tags={**tags, _DIGEST_TAG: bundle.digest},
         )
         return ModelVersion(str(created.version), bundle.digest, run_id, ())
 

@@ -37,7 +37,7 @@ _CHECK_S = 300.0
 # The command that `JobState.command` shows for such a check, and how long its record is kept: Ray's job manager writes
 # a record anew, as that of a failed job, if it is removed before the manager has noticed the end of the job.
 _CHECK, _CHECK_KEPT_S = "check of paths", 60.0
-# The user is told what is being waited for.
+# After this time the user is notified of what is being waited for.
 _PATIENCE_S = 20.0
 # Agents of a new cluster register within seconds.
 _AGENT_WAIT_S = 30.0
@@ -93,13 +93,15 @@ class Jobs:
             self._client: JobSubmissionClient = JobSubmissionClient(address)
             self._require_same_ray()
 
-    def submit(self, command: Sequence[str], *, installed: bool, tell: Callable[[str], None], retries: int = 0) -> str:
+    def submit(
+        self, command: Sequence[str], *, installed: bool, notify: Callable[[str], None], retries: int = 0
+    ) -> str:
         """Submit a gtvray command whose paths exist on the cluster; return the id of the job.
 
         Args:
             command: name and arguments; relative paths are those of this machine.
             installed: run the gtvray that is installed on the cluster; otherwise the code of this one is uploaded.
-            tell: gets a line if the check of the paths takes long, and why it could not be done on a node or at all.
+            notify: gets a line if the check of the paths takes long, and why it could not be done on a node or at all.
             retries: maximum number of restarts after the process was killed, for commands that can be continued.
 
         Raises:
@@ -117,7 +119,7 @@ class Jobs:
             module = ["gtvray.runtime.attempts", str(retries)] if retries and words[0] in CONTINUED else ["gtvray"]
             with self._errors():
                 environment = _runtime_env(folder)
-                self._require_paths(needed_by(words), environment, tell)
+                self._require_paths(needed_by(words), environment, notify)
                 return self._submit([*module, *words], environment, shlex.join(command))
 
     def state(self, job: str) -> JobState:
@@ -195,7 +197,7 @@ class Jobs:
                 with suppress(RuntimeError):
                     self._client.delete_job(job.job)
 
-    def _require_paths(self, needed: Needed, runtime_env: dict[str, object], tell: Callable[[str], None]) -> None:
+    def _require_paths(self, needed: Needed, runtime_env: dict[str, object], notify: Callable[[str], None]) -> None:
         """Refuse a command if a node lacks one of its paths; asked by a job of its own."""
         if not (needed.read or needed.written):
             return
@@ -203,7 +205,7 @@ class Jobs:
         job = self._submit([MODULE, needed.as_json()], runtime_env, _CHECK)
         is_over = False
         try:
-            looked, is_over = self._look(job, tell)
+            looked, is_over = self._look(job, notify)
         finally:
             if not is_over:
                 with suppress(RuntimeError):
@@ -218,15 +220,15 @@ class Jobs:
                 "parent folder",
             )
         if looked.unchecked:
-            tell(f"warning: the paths of the command were not checked on {'; '.join(looked.unchecked)}")
+            notify(f"warning: the paths of the command were not checked on {'; '.join(looked.unchecked)}")
 
-    def _look(self, job: str, tell: Callable[[str], None]) -> tuple[Looked, bool]:
+    def _look(self, job: str, notify: Callable[[str], None]) -> tuple[Looked, bool]:
         """Wait for a check of paths; return its result, or the reason that there is none, and whether it has ended."""
-        began, told = time.monotonic(), False
+        began, notified = time.monotonic(), False
         while not (state := self.state(job)).is_over and (waited_s := time.monotonic() - began) < _CHECK_S:
-            if not told and waited_s > _PATIENCE_S:
-                tell(f"waiting for the cluster to check the paths of the command, at most {_CHECK_S:g} s")
-                told = True
+            if not notified and waited_s > _PATIENCE_S:
+                notify(f"waiting for the cluster to check the paths of the command, at most {_CHECK_S:g} s")
+                notified = True
             time.sleep(_CHECK_POLL_S)
         log = self.log(job)
         looked = read_result(log)

@@ -31,7 +31,7 @@ from gtvray.training.callbacks import Binding, Registration
 from gtvray.training.execution import gpus_per_worker
 from gtvray.training.fit import EpochReport, fit
 from gtvray.training.lost import Lost, lost
-from gtvray.training.mailbox import Job, pack_report, start_mailbox, unpacked
+from gtvray.training.mailbox import Job, packed, start_mailbox, unpacked
 from gtvray.training.memory import host_bytes
 
 # The mailbox answers as soon as there is a report; without one, the driver asks again after this time.
@@ -90,7 +90,7 @@ class _Group:
         self._resources, self._bytes = _resources(job.config), host_bytes(job.config)
         self._mailbox = start_mailbox()
         # Not awaited: the controller starts at the same time as the mailbox.
-        self._mailbox.give.remote(job.packed())
+        self._mailbox.give.remote(packed(job))
         self._outcome: dict[str, BaseException] = {}
         self._ended = threading.Event()
         self._done = self._failed = False
@@ -104,7 +104,7 @@ class _Group:
         if self._ended.is_set() or not fits or variables():
             return False
         self._done = False
-        return bool(ray.get(self._mailbox.give.remote(job.packed())))
+        return bool(ray.get(self._mailbox.give.remote(packed(job))))
 
     def reports(self) -> Iterator[EpochReport]:
         """Yield every report of the current job; raises as `Workers.train`."""
@@ -207,9 +207,9 @@ def _run(job: Job, mailbox: Any, outcome: dict[str, BaseException], ended: threa
 def _worker(loop: dict[str, Any]) -> None:
     """Train one job after another on one worker."""
     mailbox, number = loop["mailbox"], 0
-    while (packed := ray.get(mailbox.job.remote(number))) is not None:
+    while (content := ray.get(mailbox.job.remote(number))) is not None:
         try:
-            _train(unpacked(packed), mailbox)
+            _train(unpacked(content), mailbox)
         except GtvrayError as error:
             ray.get(mailbox.fail.remote(error))
             raise
@@ -227,7 +227,7 @@ def _train(job: Job, mailbox: Any) -> None:
         for report in epochs:
             stop = torch.zeros(1)
             if dist.get_rank() == 0:
-                stop += float(ray.get(mailbox.put.remote(pack_report(report))))
+                stop += float(ray.get(mailbox.put.remote(packed(report))))
             dist.broadcast(stop, src=0)
             if stop.item():
                 return

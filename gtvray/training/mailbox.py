@@ -40,10 +40,6 @@ class Job:
     start: Start
     known_epoch: int
 
-    def packed(self) -> bytes:
-        """The job for `Mailbox.give`; `unpacked` returns it."""
-        return bytes(cloudpickle.dumps(self))
-
 
 @dataclass(frozen=True)
 class News:
@@ -149,9 +145,9 @@ class Mailbox:
         self._stop = True
 
 
-def pack_report(report: EpochReport) -> bytes:
-    """Return a report for `Mailbox.put`."""
-    return bytes(cloudpickle.dumps(report))
+def packed(content: Job | EpochReport) -> bytes:
+    """Return a job for `Mailbox.give`, or a report for `Mailbox.put`."""
+    return bytes(cloudpickle.dumps(content))
 
 
 def unpacked(data: bytes) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,12 @@ from gtvray.runtime.groups import placement_groups
 from gtvray.tracking import read_trials
 
 from ..bundles import random_bundle
+from ..polling import wait_until
 from ..stores import open_store
 from .command import KILLED_GONE_S, ONE_TRIAL_SWEEP, OPEN_GATE, TINY_SWEEP, Running, run
 from .test_train import SETTINGS
+
+_LIMIT_S = 220
 
 
 @pytest.mark.slow
@@ -68,21 +69,21 @@ def test_two_sweeps_share_a_cluster_and_a_workspace(local_ray: Cluster, phantoms
         shown = re.search(r"^sweep (\S+)$", first.wait_for("\nresume it: "), re.MULTILINE)
         assert shown is not None
         name = shown[1]
-        wait_until(lambda: any(trial.epochs for trial in read_trials(workspace / "sweeps" / name)))
+        wait_until(lambda: any(trial.epochs for trial in read_trials(workspace / "sweeps" / name)), _LIMIT_S)
         held, trials = groups(), actors(local_ray)
         assert held
         assert trials
 
         second = run("sweep", space, *place, "optimizer.lr=0.004", within_s=400).json()
         # The first keeps its placement group, and the second leaves none.
-        wait_until(lambda: groups() == held)
+        wait_until(lambda: groups() == held, _LIMIT_S)
         assert actors(local_ray) == trials
         first.interrupt()
         assert first.end(KILLED_GONE_S).code != 0
         assert first.strays() == []
     finally:
         first.kill_all()
-    wait_until(lambda: not groups() and not actors(local_ray))
+    wait_until(lambda: not groups() and not actors(local_ray), _LIMIT_S)
 
     resumed = run("sweep", space, *place, "optimizer.lr=0.002", "--resume", name, within_s=400).json()
     for result, rate in ((resumed, 0.002), (second, 0.004)):
@@ -105,10 +106,3 @@ def actors(cluster: Cluster) -> set[str]:
     """Ids of the running trials; Tune gives all of them one class."""
     found = list_actors(cluster.address, filters=[("state", "=", "ALIVE")], limit=1000)
     return {actor.actor_id for actor in found if actor.class_name.endswith("ResourceTrainable")}
-
-
-def wait_until(over: Callable[[], bool], limit_s: float = 220) -> None:
-    deadline = time.monotonic() + limit_s
-    while not over():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

@@ -109,7 +109,7 @@ def test_a_path_that_a_node_lacks_is_named_and_the_command_is_not_submitted(
     line = Looked(("/gone on 10.0.0.2 (worker)", "/gone on 10.0.0.3"), ("10.0.0.4: no answer within 120 s",)).as_line()
     monkeypatch.setattr(_Dashboard, "states", [("SUCCEEDED", f"a warning\n{line}")])
     with pytest.raises(InputError, match="lacks a path") as caught:
-        Jobs(dashboard).submit(["sweep", "/gone/space.yaml", "--data", "/gone"], installed=True, tell=pytest.fail)
+        Jobs(dashboard).submit(["sweep", "/gone/space.yaml", "--data", "/gone"], installed=True, notify=pytest.fail)
     assert caught.value.fields["found"] == "/gone on 10.0.0.2 (worker); /gone on 10.0.0.3"
     (check,) = _Dashboard.submitted
     assert "gtvray.runtime.reach" in check
@@ -117,7 +117,7 @@ def test_a_path_that_a_node_lacks_is_named_and_the_command_is_not_submitted(
 
 
 @pytest.mark.parametrize(
-    ("status", "log", "told"),
+    ("status", "log", "notices"),
     [
         ("SUCCEEDED", Looked(()).as_line(), []),
         (
@@ -145,7 +145,7 @@ def test_a_path_that_a_node_lacks_is_named_and_the_command_is_not_submitted(
     ],
 )
 def test_the_user_is_told_if_the_paths_could_not_be_checked(
-    status: str, log: str, told: list[str], dashboard: str, monkeypatch: pytest.MonkeyPatch
+    status: str, log: str, notices: list[str], dashboard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command has checks of its own, so a check that cannot be made does not hold it up."""
     monkeypatch.setattr(_Dashboard, "states", [(status, log)])
@@ -153,8 +153,8 @@ def test_the_user_is_told_if_the_paths_could_not_be_checked(
     monkeypatch.setattr(jobs, "_CHECK_POLL_S", 0.01)
     monkeypatch.setattr(jobs, "_PATIENCE_S", 0.0)
     lines: list[str] = []
-    assert Jobs(dashboard).submit(["data", "check", "/gone"], installed=True, tell=lines.append) == "j"
-    assert lines == told
+    assert Jobs(dashboard).submit(["data", "check", "/gone"], installed=True, notify=lines.append) == "j"
+    assert lines == notices
     assert [" check /gone" in entrypoint for entrypoint in _Dashboard.submitted] == [False, True]
     assert _Dashboard.stopped == (status == "PENDING"), "the check does not keep running"
 

@@ -51,7 +51,7 @@ from gtvray.serving.routing import ServedModels
 from gtvray.serving.shadow import Shadow
 from gtvray.serving.tracing import NO_TRACES, Tracing
 from gtvray.serving.transfer.spool import Body, Spool
-from gtvray.serving.transfer.uploads import UploadLimits, check_declared, spool_upload
+from gtvray.serving.transfer.uploads import UploadLimits, check_declared, media_type_of, spool_upload
 from gtvray.serving.transfer.work import Prediction
 from gtvray.serving.versions.served import Served
 
@@ -335,7 +335,7 @@ class Api:
 
 
 def _is_reference(request: Request) -> bool:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON
+    return media_type_of(request.headers) == JSON
 
 
 def _requester(request: Request) -> Requester:

@@ -78,10 +78,7 @@ def parse_references(body: bytes) -> list[Reference]:
     try:
         return References.model_validate_json(body).volumes
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        expected = '{"volumes": [{"path": "/data/scan.nii.gz"}]}'
-        raise InputError("the references are invalid", where=where, expected=expected, found=first["msg"]) from None
+        raise _invalid("the references are invalid", '{"volumes": [{"path": "/data/scan.nii.gz"}]}', error) from None
 
 
 async def read_reference(request: Request, limits: UploadLimits) -> Reference:
@@ -103,10 +100,7 @@ async def read_reference(request: Request, limits: UploadLimits) -> Reference:
     except ValidationError as error:
         if b'"path"' not in body:
             check_body(bytes(body))
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        expected = '{"path": "/data/scan.nii.gz"}'
-        raise InputError("the reference is invalid", where=where, expected=expected, found=first["msg"]) from None
+        raise _invalid("the reference is invalid", '{"path": "/data/scan.nii.gz"}', error) from None
 
 
 def pin_reference(reference: Reference, allowed: Allowed) -> bytes:
@@ -193,3 +187,9 @@ def _open(path: Path, roots: Sequence[Path]) -> tuple[Path, BufferedReader]:
         return real, open_plain(real)
     except (OSError, ValueError, RuntimeError):
         raise unknown from None
+
+
+def _invalid(what: str, expected: str, error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "body"
+    return InputError(what, where=where, expected=expected, found=first["msg"])

@@ -136,14 +136,18 @@ def _too_large(limits: UploadLimits) -> TooLargeError:
     return TooLargeError("the upload is too large", expected=f"at most {limits.most_bytes} bytes", do="crop the scan")
 
 
+def media_type_of(headers: Headers) -> str:
+    """The media type of a body, without parameters; empty if its headers state none."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def check_headers(headers: Headers) -> None:
     """Reject a body by its headers, before any of it is read.
 
     Raises:
         ContentTypeError: a multipart form, or an unsupported Content-Encoding.
     """
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type.startswith("multipart/"):
+    if media_type_of(headers).startswith("multipart/"):
         raise ContentTypeError(
             "the body is a form, not a volume file", expected=EXPECTED, found="a multipart form (curl -F)", do=CURL
         )

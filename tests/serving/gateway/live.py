@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,13 +37,6 @@ def start_upload(port: int, size: int, path: str = "/v1/predict", media_type: st
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {size}\r\n"
     client.sendall(f"{head}Content-Type: {media_type}\r\n\r\n".encode())
     return client
-
-
-def until(over: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not over():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 async def at_once(work: Work, content: bytes) -> None: ...

@@ -24,9 +24,10 @@ from gtvray.serving import Client, Retry
 from gtvray.serving.transfer import uploads
 
 from ...io.headers import DIM, SLOPE, patched
+from ...polling import wait_until
 from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api
-from .live import at_once, serving, start_upload, until
+from .live import at_once, serving, start_upload
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 DESCRIBED = {
@@ -90,7 +91,7 @@ def test_large_body_is_refused_by_its_header_before_it_has_arrived(case: str, re
         assert head.startswith(f"http/1.1 {status}")
         assert "connection: close" in head
         folder = next(tmp_path.glob("gtvray-spool-*"))
-        until(lambda: [path.name for path in folder.iterdir()] == ["lock"])
+        wait_until(lambda: [path.name for path in folder.iterdir()] == ["lock"])
         # The rest is read, and only then is the connection closed, in order.
         client.sendall(body[100 << 10 :])
         assert client.recv(10) == b""

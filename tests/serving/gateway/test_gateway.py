@@ -27,9 +27,10 @@ from gtvray.serving.transfer import uploads
 from gtvray.serving.transfer.sealed import SealedWriter
 from gtvray.serving.transfer.work import Work
 
+from ...polling import wait_until
 from ..conftest import TOKEN, make_scan
 from ..local_api import Replica, make_api
-from .live import at_once, serving, start_upload, until
+from .live import at_once, serving, start_upload
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 SCAN = encode_nifti(make_scan((20, 20, 20)), compress=True)
@@ -124,11 +125,11 @@ def test_client_that_disconnects_cancels_its_scan(tmp_path: Path) -> None:
     with serving(make_api(tmp_path, ServingConfig(), replica)) as port:
         client = start_upload(port, len(SCAN))
         client.sendall(SCAN)
-        until(lambda: replica.calls == 1)
+        wait_until(lambda: replica.calls == 1)
         client.close()
         assert cancelled.wait(20)
         folder = next(tmp_path.glob("gtvray-spool-*"))
-        until(lambda: [path.name for path in folder.iterdir()] == ["lock"])
+        wait_until(lambda: [path.name for path in folder.iterdir()] == ["lock"])
 
 
 def certificate_of(folder: Path) -> tuple[Path, Path]:
